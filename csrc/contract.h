@@ -1,0 +1,177 @@
+// What each op accepts. Every backend calls check_<op> first, so nothing is written on bad input, and the
+// message names the op and the argument. Only shapes, dtypes, devices and layouts are looked at: reading a
+// value would make a GPU wait.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+
+#include "tensor.h"
+
+namespace xbn {
+
+template <typename... Parts>
+void check(bool ok, const Parts&... parts) {
+  if (ok) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+inline std::string shape_of(const Tensor& t) {
+  std::ostringstream s;
+  s << '[';
+  for (int64_t d = 0; d < t.dim(); ++d) s << (d ? ", " : "") << t.size(d);
+  s << ']';
+  return s.str();
+}
+
+// Checks the tensors of one call of one op, all on the device of the first.
+class Contract {
+ public:
+  Contract(const char* op, const Tensor& first) : op_(op), device_(first.device()) {}
+
+  // `shape` as words for the message, `sizes` as numbers; -1 takes any size.
+  void shape(const char* name, const Tensor& t, const char* words, std::vector<int64_t> sizes) const {
+    bool same = t.dim() == static_cast<int64_t>(sizes.size());
+    for (size_t d = 0; same && d < sizes.size(); ++d) same = sizes[d] < 0 || t.size(d) == sizes[d];
+    check(same, op_, ": ", name, " must be ", words, describe(sizes), ", got ", shape_of(t));
+    check(t.device() == device_, op_, ": ", name, " is on another device than the other arguments");
+  }
+  void floating(const char* name, const Tensor& t) const {
+    const ScalarType dtype = t.scalar_type();
+    check(dtype == ScalarType::Float || dtype == ScalarType::Double, op_, ": ", name,
+          " must be float32 or float64, got ", dtype);
+  }
+  void dtype(const char* name, const Tensor& t, ScalarType expected, const char* word) const {
+    check(t.scalar_type() == expected, op_, ": ", name, " must be ", word, ", got ", t.scalar_type());
+  }
+  void contiguous(const char* name, const Tensor& t) const {
+    check(t.is_contiguous(), op_, ": ", name, " must be contiguous");
+  }
+  // A matrix of embeddings.
+  void matrix(const char* name, const Tensor& t, const char* words, std::vector<int64_t> sizes) const {
+    shape(name, t, words, std::move(sizes));
+    check(t.size(1) > 0, op_, ": ", name, " must have at least one column");
+    floating(name, t);
+  }
+  void labels(const char* name, const Tensor& t, const char* words, int64_t n) const {
+    shape(name, t, words, {n});
+    dtype(name, t, ScalarType::Long, "int64");
+  }
+  void rows_mask(const char* name, const OptionalTensor& t, int64_t B) const {
+    if (!t) return;
+    shape(name, *t, "[B]", {B});
+    dtype(name, *t, ScalarType::Bool, "bool");
+  }
+  // State of the memory: float64 or int64, written in place.
+  void statistic(const char* name, const Tensor& t, const char* words, std::vector<int64_t> sizes) const {
+    shape(name, t, words, std::move(sizes));
+    dtype(name, t, ScalarType::Double, "float64");
+    contiguous(name, t);
+  }
+  void counter(const char* name, const Tensor& t) const {
+    shape(name, t, "a scalar", {});
+    dtype(name, t, ScalarType::Long, "int64");
+  }
+
+ private:
+  static std::string describe(const std::vector<int64_t>& sizes) {
+    std::ostringstream s;
+    s << " (";
+    for (size_t d = 0; d < sizes.size(); ++d) {
+      s << (d ? ", " : "");
+      sizes[d] < 0 ? s << "any" : s << sizes[d];
+    }
+    s << ')';
+    return sizes.empty() ? "" : s.str();
+  }
+
+  const char* op_;
+  torch::stable::Device device_;
+};
+
+inline void check_moments(const Tensor& x, const OptionalTensor& mask) {
+  const Contract c("moments", x);
+  c.matrix("x", x, "[B, D]", {-1, -1});
+  c.rows_mask("mask", mask, x.size(0));
+}
+
+inline void check_track(const Tensor& target_mean, const Tensor& target_std, const Tensor& variance,
+                        const Tensor& scale, const Tensor& shift, const Tensor& x, const OptionalTensor& mask,
+                        const Tensor& sums, const Tensor& count, double process_noise, double measurement_noise,
+                        std::optional<double> fixed_gain, double eps) {
+  const Contract c("track_", x);
+  c.matrix("x", x, "[B, D]", {-1, -1});
+  const int64_t D = x.size(1);
+  c.rows_mask("mask", mask, x.size(0));
+  c.statistic("target_mean", target_mean, "[D]", {D});
+  c.statistic("target_std", target_std, "[D]", {D});
+  c.statistic("variance", variance, "a scalar", {});
+  c.statistic("scale", scale, "[D]", {D});
+  c.statistic("shift", shift, "[D]", {D});
+  c.statistic("sums", sums, "[2, D]", {2, D});
+  c.counter("count", count);
+  check(process_noise >= 0, "track_: process_noise must not be negative, got ", process_noise);
+  check(measurement_noise > 0, "track_: measurement_noise must be positive, got ", measurement_noise);
+  check(!fixed_gain || (*fixed_gain >= 0 && *fixed_gain <= 1), "track_: fixed_gain must be within [0, 1]");
+  check(eps > 0, "track_: eps must be positive, got ", eps);
+}
+
+inline void check_transform(const Tensor& bank, const Tensor& sums, const Tensor& scale, const Tensor& shift,
+                            const Tensor& count) {
+  const Contract c("transform_", bank);
+  c.matrix("bank", bank, "[M, D]", {-1, -1});
+  c.contiguous("bank", bank);
+  const int64_t D = bank.size(1);
+  c.statistic("sums", sums, "[2, D]", {2, D});
+  c.statistic("scale", scale, "[D]", {D});
+  c.statistic("shift", shift, "[D]", {D});
+  c.counter("count", count);
+}
+
+inline void check_enqueue(const Tensor& bank, const Tensor& bank_labels, const Tensor& sums, const Tensor& head,
+                          const Tensor& count, const Tensor& z, const Tensor& labels, const OptionalTensor& mask,
+                          const Tensor& scale, const Tensor& shift) {
+  const Contract c("enqueue_", bank);
+  c.matrix("bank", bank, "[M, D]", {-1, -1});
+  c.contiguous("bank", bank);
+  const int64_t M = bank.size(0), D = bank.size(1);
+  check(M > 0, "enqueue_: bank must have at least one row");
+  c.labels("bank_labels", bank_labels, "[M]", M);
+  c.contiguous("bank_labels", bank_labels);
+  c.statistic("sums", sums, "[2, D]", {2, D});
+  c.counter("head", head);
+  c.counter("count", count);
+  c.matrix("z", z, "[B, D]", {-1, D});
+  c.labels("labels", labels, "[B]", z.size(0));
+  c.rows_mask("mask", mask, z.size(0));
+  c.statistic("scale", scale, "[D]", {D});
+  c.statistic("shift", shift, "[D]", {D});
+}
+
+inline void check_memory_loss(const Tensor& z, const Tensor& labels, const Tensor& bank, const Tensor& bank_labels,
+                              const OptionalTensor& count, const OptionalTensor& scale,
+                              const OptionalTensor& shift, const OptionalTensor& exclude,
+                              const OptionalTensor& anchors, const std::string& loss,
+                              const std::vector<double>& parameters, const std::string& reduction, double eps) {
+  const Contract c("memory_loss", z);
+  c.matrix("z", z, "[B, D]", {-1, -1});
+  const int64_t B = z.size(0), D = z.size(1);
+  c.labels("labels", labels, "[B]", B);
+  c.matrix("bank", bank, "[M, D]", {-1, D});
+  c.contiguous("bank", bank);
+  c.labels("bank_labels", bank_labels, "[M]", bank.size(0));
+  if (count) c.counter("count", *count);
+  check(scale.has_value() == shift.has_value(), "memory_loss: scale and shift go together");
+  if (scale) c.statistic("scale", *scale, "[D]", {D});
+  if (shift) c.statistic("shift", *shift, "[D]", {D});
+  if (exclude) c.labels("exclude", *exclude, "[B]", B);
+  c.rows_mask("anchors", anchors, B);
+  check(loss == "contrastive", "memory_loss: unknown loss '", loss, "'");
+  check(parameters.size() == 2, "memory_loss: contrastive takes pos_margin and neg_margin");
+  check(reduction == "mean" || reduction == "avg_nonzero", "memory_loss: unknown reduction '", reduction, "'");
+  check(eps > 0, "memory_loss: eps must be positive, got ", eps);
+}
+
+}  // namespace xbn

@@ -1,0 +1,75 @@
+// enqueue_: the rows of z that are in the mask and finite enter the ring, oldest rows leave.
+//
+//   in       z [B, D], labels [B], mask [B] or null; scale, shift [D] of the pending map
+//   in, out  bank [M, D], bank_labels [M], sums [2, D], head [1], count [1]
+//   out      slots [B]: where each row went, -1 where it was not stored
+//   math     stored as u = (z - shift) / scale, rounded to the bank's dtype: scale * u + shift is z again.
+//            A row whose u is not finite (z was not, or it overflows the bank's dtype) is left out.
+//            More rows than the ring holds: the last M of them stay.
+//   split    stripes of columns, rows in order: the same bits on any number of threads
+#include "enqueue.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace xbn {
+namespace {
+
+constexpr int64_t kStripe = 64;
+
+template <typename T, typename S>
+S pull_back(const EnqueueParams<T, S>& p, int64_t i, int64_t d) {
+  return static_cast<S>((static_cast<double>(p.z[i * p.D + d]) - p.shift[d]) / p.scale[d]);
+}
+
+// Fills `slots` and returns the rows to store, in ring order.
+template <typename T, typename S>
+std::vector<int64_t> assign_slots(const EnqueueParams<T, S>& p) {
+  std::vector<int64_t> rows;
+  rows.reserve(p.B);
+  for (int64_t i = 0; i < p.B; ++i) {
+    if (p.mask != nullptr && !p.mask[i]) continue;
+    S zero = 0;  // stays 0 as long as every value is finite
+    for (int64_t d = 0; d < p.D; ++d) zero += S(0) * pull_back(p, i, d);
+    if (zero == S(0)) rows.push_back(i);
+  }
+  const int64_t surplus = static_cast<int64_t>(rows.size()) - p.M;
+  if (surplus > 0) rows.erase(rows.begin(), rows.begin() + surplus);
+  std::fill(p.slots, p.slots + p.B, int64_t{-1});
+  for (size_t k = 0; k < rows.size(); ++k) p.slots[rows[k]] = (*p.head + static_cast<int64_t>(k)) % p.M;
+  return rows;
+}
+
+}  // namespace
+
+template <typename T, typename S>
+void enqueue(const EnqueueParams<T, S>& p, ParallelFor parallel) {
+  const std::vector<int64_t> rows = assign_slots(p);
+  const int64_t filled = *p.count;
+  parallel(ceil_div(p.D, kStripe), [&](int64_t stripe) {
+    const int64_t begin = stripe * kStripe, end = std::min(begin + kStripe, p.D);
+    for (const int64_t i : rows) {
+      S* stored = p.bank + p.slots[i] * p.D;
+      const bool evicts = p.slots[i] < filled;
+      for (int64_t d = begin; d < end; ++d) {
+        const S u = pull_back(p, i, d);
+        const double in = u, out = evicts ? static_cast<double>(stored[d]) : 0.0;
+        p.sums[d] += in - out;
+        p.sums[p.D + d] += in * in - out * out;
+        stored[d] = u;
+      }
+    }
+  });
+  for (const int64_t i : rows) p.bank_labels[p.slots[i]] = p.labels[i];
+  const int64_t n = static_cast<int64_t>(rows.size());
+  *p.head = (*p.head + n) % p.M;
+  *p.count = std::min(filled + n, p.M);
+}
+
+template void enqueue(const EnqueueParams<float, float>&, ParallelFor);
+template void enqueue(const EnqueueParams<float, double>&, ParallelFor);
+template void enqueue(const EnqueueParams<double, float>&, ParallelFor);
+template void enqueue(const EnqueueParams<double, double>&, ParallelFor);
+
+}  // namespace xbn

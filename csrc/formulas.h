@@ -1,0 +1,92 @@
+// The scalar formulas of the method, written once and called by every kernel on every device.
+// xbn_ext/reference.py states the same formulas in PyTorch; the tests hold the two side by side.
+#pragma once
+
+#include <cmath>
+
+#if defined(__CUDACC__)
+#define XBN_FORMULA __host__ __device__ __forceinline__
+#else
+#define XBN_FORMULA inline __attribute__((always_inline))
+#endif
+
+namespace xbn {
+
+// --- Kalman filter -------------------------------------------------------------------------------
+// A scalar random walk observed with noise. Infinite variance means "nothing is known yet": the gain is
+// then exactly 1 and the first measurement is taken over as it is, without a special case.
+
+struct KalmanGain {
+  double gain;      // share of the innovation that enters the state
+  double variance;  // posterior variance of the state
+};
+
+// variance: prior, process noise already added. fixed_gain < 0: the Kalman gain; otherwise a constant gain.
+XBN_FORMULA KalmanGain kalman_gain(double variance, double measurement_noise, double fixed_gain) {
+  double gain = 1.0 / (1.0 + measurement_noise / variance);
+  if (fixed_gain >= 0.0 && std::isfinite(variance)) gain = fixed_gain;
+  return {gain, gain * measurement_noise};  // (1 - K) P = K r, and it stays finite when P is infinite
+}
+
+XBN_FORMULA double kalman_state(double state, double measured, double gain) {
+  return state + gain * (measured - state);
+}
+
+// --- Moments and moment matching --------------------------------------------------------------------
+
+struct Moments {
+  double mean;
+  double std;
+};
+
+// Biased moments from a sum and a sum of squares of n values, n > 0.
+XBN_FORMULA Moments moments_from_sums(double sum, double sum_squares, double n) {
+  const double mean = sum / n;
+  const double variance = sum_squares / n - mean * mean;
+  return {mean, std::sqrt(variance > 0.0 ? variance : 0.0)};
+}
+
+struct Affine {
+  double scale;
+  double shift;
+};
+
+// The map that gives values with moments `from` the moments `to`. A dimension that is dead on either side
+// (standard deviation below eps) keeps its scale, so the map can always be inverted.
+XBN_FORMULA Affine match_moments(Moments from, Moments to, double eps) {
+  const bool dead = from.std < eps || to.std < eps;
+  const double scale = dead ? 1.0 : to.std / from.std;
+  return {scale, to.mean - scale * from.mean};
+}
+
+// --- Pair losses --------------------------------------------------------------------------------------
+// A loss says, for a positive and for a negative pair of similarity s, what the pair adds to its anchor's
+// row (`value`) and that addend's derivative by s (`weight`). `row_scale` then turns an anchor's row sums
+// into its share of the loss. Comparisons are written so that a NaN similarity counts as active: it
+// reaches the loss, as it does in PyTorch.
+
+template <typename T>
+struct Pair {
+  T value;
+  T weight;
+};
+
+template <typename T>
+struct Contrastive {
+  T pos_margin;
+  T neg_margin;
+
+  XBN_FORMULA Pair<T> positive(T s) const {
+    const T slack = pos_margin - s;
+    const bool inactive = slack <= T(0);
+    return {inactive ? T(0) : slack, inactive ? T(0) : T(-1)};
+  }
+
+  XBN_FORMULA Pair<T> negative(T s) const {
+    const T excess = s - neg_margin;
+    const bool inactive = excess <= T(0);
+    return {inactive ? T(0) : excess, inactive ? T(0) : T(1)};
+  }
+};
+
+}  // namespace xbn

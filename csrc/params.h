@@ -1,0 +1,98 @@
+// One plain struct per op: the whole interface between the torch glue and the kernels.
+// Letters: B batch rows, M bank rows (capacity), D dimension, count filled bank rows.
+// Every matrix is row-major and dense. Statistics (moments, sums, the affine map) are always double.
+#pragma once
+
+#include <cstdint>
+
+namespace xbn {
+
+template <typename T>
+struct MomentsParams {
+  const T* x;        // [B, D]
+  const bool* mask;  // [B] rows to measure, or null for all of them
+  int64_t B, D;      //
+  double* mean;      // [D] out
+  double* std;       // [D] out, biased
+  int64_t* rows;     // [1] out, rows measured: in the mask and finite
+};
+
+struct TrackParams {
+  const double* mean;        // [D] measured on the batch
+  const double* std;         // [D]
+  const int64_t* rows;       // [1] rows they were measured on; fewer than two measure nothing
+  double* target_mean;       // [D] filter state, in and out
+  double* target_std;        // [D] filter state, in and out
+  double* variance;          // [1] filter variance, in and out; infinite before the first measurement
+  double* scale;             // [D] pending map, in and out: a stored row u stands for scale * u + shift
+  double* shift;             // [D]
+  const double* sums;        // [2, D] sum and sum of squares of the stored rows
+  const int64_t* count;      // [1] stored rows; an empty bank counts as standardised (mean 0, std 1)
+  int64_t D;                 //
+  double process_noise;      // q, added to the variance every step; infinite: take over each measurement
+  double measurement_noise;  // r
+  double fixed_gain;         // < 0: the Kalman gain; else this gain after the first measurement
+  double eps;                // standard deviations below it mark a dead dimension
+};
+
+template <typename S>
+struct TransformParams {
+  S* bank;              // [M, D] rows [0, count) become scale * row + shift
+  const double* scale;  // [D]
+  const double* shift;  // [D]
+  int64_t count, D;     //
+};
+
+template <typename T, typename S>
+struct EnqueueParams {
+  S* bank;                // [M, D] ring
+  int64_t* bank_labels;   // [M]
+  double* sums;           // [2, D] kept equal to the sums of the stored rows
+  int64_t* head;          // [1] next slot to write
+  int64_t* count;         // [1] filled slots
+  const T* z;             // [B, D]
+  const int64_t* labels;  // [B]
+  const bool* mask;       // [B] rows to store, or null for all of them
+  const double* scale;    // [D] pending map: z is stored as (z - shift) / scale
+  const double* shift;    // [D]
+  int64_t* slots;         // [B] out: the slot each row went to, -1 where it was not stored
+  int64_t B, M, D;        //
+};
+
+// How a sweep over the bank is cut up. It depends on the shapes alone, never on the number of threads, so the
+// same input gives the same bits on any number of threads.
+struct SweepPlan {
+  int64_t blocks;        // anchors come in blocks of kAnchorBlock, the last one padded with zeros
+  int64_t group_blocks;  // anchor blocks that share one reading of a bank tile
+  int64_t groups;        // ceil(blocks / group_blocks)
+  int64_t tile_rows;     // bank rows held in cache at a time
+  int64_t split_rows;    // bank rows of one split, a multiple of tile_rows
+  int64_t splits;        // ceil(count / split_rows), at least 1
+  int64_t padded_dim;    // D rounded up to whole vectors
+};
+
+// An anchor's sums over its pairs of one kind.
+struct RowSums {
+  double value;   // pair values
+  double active;  // pairs with a non-zero weight
+};
+
+template <typename T, typename S>
+struct MemoryLossParams {
+  const T* z;                  // [B, D] anchors
+  const int64_t* labels;       // [B]
+  const S* bank;               // [M, D]
+  const int64_t* bank_labels;  // [M]
+  int64_t B, D, count;         //
+  const double* scale;         // [D] pending map of the bank, or null: a row u stands for scale * u + shift
+  const double* shift;         // [D] null exactly when scale is
+  const int64_t* exclude;      // [B] the bank row an anchor must not be paired with (-1: none), or null
+  const bool* anchors;         // [B] rows that rank, or null for all of them
+  bool renormalize;            // divide a bank row by max(norm, eps) as it is read
+  double eps;                  //
+  bool mean;                   // reduction: true, sums / number of anchors; false, average over active pairs
+  T* loss;                     // [1] out
+  T* grad_z;                   // [B, D] out, or null: then the gradient product is skipped
+};
+
+}  // namespace xbn

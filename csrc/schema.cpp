@@ -1,0 +1,44 @@
+// Every op of xbn_ext. Letters: B batch rows, M bank rows (capacity), D dimension.
+//
+//   moments      x [B, D] -> mean [D], std [D], rows []              of the rows in the mask and finite
+//   track_       measure x, filter, and compose the map that moves the bank to the filtered moments
+//   transform_   write the pending map into the bank; scale, shift become 1, 0
+//   enqueue_     rows of z enter the ring -> slots [B], -1 where a row was not stored
+//   memory_loss  z against the bank -> loss [], dLoss/dz [B, D] ([0, D] unless need_grad)
+//
+// A bank row u stands for scale * u + shift. Statistics are float64, counters int64 scalars, all on the device
+// of the bank. xbn_ext/ops.py documents the arguments; xbn_ext/reference.py says what they compute.
+#include <Python.h>
+
+#include "cpu/isa.h"
+#include "tensor.h"
+
+STABLE_TORCH_LIBRARY(xbn_ext, m) {
+  m.def("moments(Tensor x, Tensor? mask=None) -> (Tensor mean, Tensor std, Tensor rows)");
+  m.def(
+      "track_(Tensor(a!) target_mean, Tensor(b!) target_std, Tensor(c!) variance, Tensor(d!) scale, "
+      "Tensor(e!) shift, Tensor x, Tensor? mask, Tensor sums, Tensor count, float process_noise, "
+      "float measurement_noise, float? fixed_gain, float eps) -> ()");
+  m.def("transform_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count) -> ()");
+  m.def(
+      "enqueue_(Tensor(a!) bank, Tensor(b!) bank_labels, Tensor(c!) sums, Tensor(d!) head, Tensor(e!) count, "
+      "Tensor z, Tensor labels, Tensor? mask, Tensor scale, Tensor shift) -> Tensor slots");
+  m.def(
+      "memory_loss(Tensor z, Tensor labels, Tensor bank, Tensor bank_labels, Tensor? count, Tensor? scale, "
+      "Tensor? shift, Tensor? exclude, Tensor? anchors, str loss, float[] parameters, str reduction, "
+      "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_z)");
+  m.def("cpu_isa() -> str");
+}
+
+namespace {
+std::string cpu_isa() { return xbn::isa_name(xbn::cpu_isa()); }
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(xbn_ext, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&cpu_isa)); }
+
+// Importing this module loads the library, which is what registers the ops.
+PyMODINIT_FUNC PyInit__C(void) {
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&definition);
+}

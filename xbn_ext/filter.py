@@ -1,0 +1,44 @@
+"""The drift models: each is the same scalar filter on the moments of the embeddings, with another gain."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+Drift = Literal["none", "xbn", "axbn", "ema"]
+
+
+class Filter(NamedTuple):
+    """Arguments of `ops.track_`."""
+
+    process_noise: float
+    measurement_noise: float
+    fixed_gain: float | None
+
+
+def make_filter(
+    drift: Drift, process_noise: float, measurement_noise: float, ema_momentum: float
+) -> Filter | None:
+    """The filter of a drift model; None for `"none"`, which leaves the bank alone.
+
+    `"xbn"`: the moments of the last batch are the truth (infinite process noise). `"axbn"`: Kalman filter.
+    `"ema"`: exponential moving average with a constant gain, the control for it.
+
+    Raises:
+        ValueError: unknown drift model, or a noise or momentum out of range.
+    """
+    if drift not in ("none", "xbn", "axbn", "ema"):
+        raise ValueError(f"drift must be 'none', 'xbn', 'axbn' or 'ema', got {drift!r}")
+    if not 0 <= process_noise < math.inf:
+        raise ValueError(f"process_noise must be finite and not negative, got {process_noise}")
+    if not 0 < measurement_noise < math.inf:
+        raise ValueError(f"measurement_noise must be finite and positive, got {measurement_noise}")
+    if not 0 < ema_momentum <= 1:
+        raise ValueError(f"ema_momentum must be within (0, 1], got {ema_momentum}")
+    if drift == "xbn":
+        return Filter(math.inf, measurement_noise, None)
+    if drift == "axbn":
+        return Filter(process_noise, measurement_noise, None)
+    if drift == "ema":
+        return Filter(0.0, measurement_noise, ema_momentum)
+    return None

@@ -1,0 +1,304 @@
+"""`CrossBatchMemory`: a loss over a ring of past embeddings that is kept current by moment matching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import ops
+from .filter import Drift, make_filter
+from .losses import Contrastive
+from .reference import batch_loss
+
+
+class CrossBatchMemory(nn.Module):
+    """Ranks each batch against itself and against a memory of past batches.
+
+    Drop-in for pytorch-metric-learning's `CrossBatchMemory`: `loss = criterion(embeddings, labels)`. Each call in
+    training mode (1) measures how the embeddings have drifted and moves the stored ones along, (2) computes
+    `batch_weight * L(batch, batch) + memory_weight * L(batch, memory)`, (3) stores the batch. In `eval()` mode
+    the memory is only read. `xbn_ext.reference.step` is the same in plain PyTorch.
+
+    Args:
+        loss: the pair loss L.
+        embedding_size: D.
+        memory_size: M, rows of the ring.
+        drift: how stored embeddings follow the network. `"none"`: not at all (plain XBM). `"xbn"`: each step they
+            get the mean and standard deviation of the batch. `"axbn"`: those moments go through a Kalman filter
+            first. `"ema"`: through a moving average.
+        process_noise, measurement_noise: of the Kalman filter; only their ratio matters.
+        ema_momentum: gain of `"ema"`.
+        update: `"inplace"` rewrites the memory every step; `"deferred"` keeps one pending affine map for all rows
+            and applies it while reading: the same numbers with no pass over the memory.
+        normalize_embeddings: L2-normalise the embeddings first.
+        renormalize: L2-normalise memory rows as they are read (the stored rows keep their exact moments).
+        batch_weight, memory_weight: weights of the two losses; 0 skips one.
+        warmup_steps: for so many steps the memory fills up but does not count.
+        enqueue: store the batch `"after"` the loss or `"before"`; before, a row is never paired with itself.
+        bank_dtype: dtype of the stored rows, float32 or float64. Batches never change it.
+        eps: lower bound of norms, and the standard deviation below which a dimension counts as dead.
+
+    Rows with a NaN or an Inf are kept out of the moments and of the memory, without a host sync. The loss of
+    their batch is NaN, as PyTorch's losses are, so a gradient scaler skips the step.
+
+    All state is tensors in `state_dict()`; `head`, `count` and the filter live on the device and nothing waits for
+    them.
+
+    Raises:
+        ValueError, TypeError: naming the argument, here or when called, before anything is written.
+    """
+
+    bank: Tensor
+    bank_labels: Tensor
+    sums: Tensor
+    head: Tensor
+    count: Tensor
+    scale: Tensor
+    shift: Tensor
+    target_mean: Tensor
+    target_std: Tensor
+    variance: Tensor
+    step: Tensor
+
+    def __init__(
+        self,
+        loss: Contrastive,
+        embedding_size: int,
+        memory_size: int = 1024,
+        *,
+        drift: Drift = "axbn",
+        process_noise: float = 1e-2,
+        measurement_noise: float = 1.0,
+        ema_momentum: float = 0.1,
+        update: Literal["inplace", "deferred"] = "inplace",
+        normalize_embeddings: bool = True,
+        renormalize: bool = True,
+        batch_weight: float = 1.0,
+        memory_weight: float = 1.0,
+        warmup_steps: int = 0,
+        enqueue: Literal["after", "before"] = "after",
+        bank_dtype: torch.dtype = torch.float32,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        if not isinstance(loss, Contrastive):
+            raise TypeError(f"loss must be an xbn_ext loss such as Contrastive(), got {type(loss).__name__}")
+        for name, value, least in (
+            ("embedding_size", embedding_size, 1),
+            ("memory_size", memory_size, 1),
+            ("warmup_steps", warmup_steps, 0),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+        if update not in ("inplace", "deferred"):
+            raise ValueError(f"update must be 'inplace' or 'deferred', got {update!r}")
+        if enqueue not in ("after", "before"):
+            raise ValueError(f"enqueue must be 'after' or 'before', got {enqueue!r}")
+        if bank_dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"bank_dtype must be torch.float32 or torch.float64, got {bank_dtype}")
+        if not eps > 0:
+            raise ValueError(f"eps must be positive, got {eps}")
+        self.filter = make_filter(drift, process_noise, measurement_noise, ema_momentum)
+        self.loss = loss
+        self.embedding_size = embedding_size
+        self.memory_size = memory_size
+        self.drift = drift
+        self.update = update
+        self.normalize_embeddings = normalize_embeddings
+        self.renormalize = renormalize
+        self.batch_weight = batch_weight
+        self.memory_weight = memory_weight
+        self.warmup_steps = warmup_steps
+        self.enqueue = enqueue
+        self.eps = eps
+
+        D, M, f64, i64 = embedding_size, memory_size, torch.float64, torch.int64
+        self.register_buffer("bank", torch.zeros(M, D, dtype=bank_dtype))
+        self.register_buffer("bank_labels", torch.zeros(M, dtype=i64))
+        self.register_buffer("sums", torch.zeros(2, D, dtype=f64))
+        self.register_buffer("head", torch.zeros((), dtype=i64))
+        self.register_buffer("count", torch.zeros((), dtype=i64))
+        self.register_buffer("scale", torch.ones(D, dtype=f64))
+        self.register_buffer("shift", torch.zeros(D, dtype=f64))
+        self.register_buffer("target_mean", torch.zeros(D, dtype=f64))
+        self.register_buffer("target_std", torch.zeros(D, dtype=f64))
+        self.register_buffer("variance", torch.full((), torch.inf, dtype=f64))
+        self.register_buffer("step", torch.zeros((), dtype=i64))
+
+    def forward(self, embeddings: Tensor, labels: Tensor, *, enqueue_mask: Tensor | None = None) -> Tensor:
+        """Loss of a batch; in training mode the memory moves on by one step.
+
+        Args:
+            embeddings: `[B, D]`, any floating dtype (16-bit ones are computed in float32), on the module's device.
+            labels: `[B]` integers, any values.
+            enqueue_mask: `[B]` bool. Rows marked True enter the memory and are not anchors; the others are
+                anchors and stay out (pytorch-metric-learning's meaning). None: every row is and does both.
+
+        Returns:
+            A scalar.
+        """
+        labels = self._check(embeddings, labels, enqueue_mask)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+            if self.normalize_embeddings:
+                z = F.normalize(z, dim=1, eps=self.eps)
+            own_slots = None
+            if self.training:
+                self._follow_drift(z.detach(), enqueue_mask)
+                if self.enqueue == "before":
+                    own_slots = self._store(z.detach(), labels, enqueue_mask)
+            value = self._loss(z, labels, enqueue_mask, own_slots)
+            if self.training:
+                if self.enqueue == "after":
+                    self._store(z.detach(), labels, enqueue_mask)
+                self.step += 1
+        return value
+
+    def _follow_drift(self, z: Tensor, mask: Tensor | None) -> None:
+        if self.filter is None:
+            return
+        ops.track_(
+            self.target_mean, self.target_std, self.variance, self.scale, self.shift, z, mask,
+            self.sums, self.count, *self.filter, eps=self.eps,
+        )  # fmt: skip
+        if self.update == "inplace":
+            ops.transform_(self.bank, self.sums, self.scale, self.shift, self.count)
+
+    def _store(self, z: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+        return ops.enqueue_(
+            self.bank,
+            self.bank_labels,
+            self.sums,
+            self.head,
+            self.count,
+            z,
+            labels,
+            mask,
+            self.scale,
+            self.shift,
+        )
+
+    def _loss(self, z: Tensor, labels: Tensor, mask: Tensor | None, own_slots: Tensor | None) -> Tensor:
+        anchors = None if mask is None else ~mask
+        value = z.sum() * 0  # keeps the graph, and a NaN, when both weights are 0
+        if self.batch_weight != 0:
+            value = value + self.batch_weight * batch_loss(
+                z, labels, self.loss, anchors=anchors, renormalize=self.renormalize, eps=self.eps
+            )
+        if self.memory_weight != 0:
+            pending = self.update == "deferred"
+            value = value + self.memory_weight * ops.memory_loss(
+                z,
+                labels,
+                self.bank,
+                self.bank_labels,
+                self.loss,
+                # No rows are visible while warming up: decided on the device, so nothing waits.
+                count=torch.where(self.step < self.warmup_steps, 0, self.count)
+                if self.warmup_steps
+                else self.count,
+                scale=self.scale if pending else None,
+                shift=self.shift if pending else None,
+                exclude=own_slots,
+                anchors=anchors,
+                renormalize=self.renormalize,
+                eps=self.eps,
+            )
+        return value
+
+    @property
+    def embedding_memory(self) -> Tensor:
+        """`[count, D]` the stored rows as they stand now, in slot order, in the bank's dtype (a copy)."""
+        rows = self.bank[: int(self.count)]
+        return (rows.double() * self.scale + self.shift).to(self.bank.dtype)
+
+    @property
+    def label_memory(self) -> Tensor:
+        """`[count]` labels of `embedding_memory` (a copy)."""
+        return self.bank_labels[: int(self.count)].clone()
+
+    @property
+    def target_moments(self) -> tuple[Tensor, Tensor]:
+        """`(mean [D], std [D])` that the memory is kept at; zeros before the first batch."""
+        return self.target_mean, self.target_std
+
+    @torch.no_grad()
+    def reset_queue(self) -> None:
+        """Empties the memory and forgets the drift and the warm-up: the state of a new module."""
+        for t in (
+            self.bank, self.bank_labels, self.sums, self.head, self.count, self.shift,
+            self.target_mean, self.target_std, self.step,
+        ):  # fmt: skip
+            t.zero_()
+        self.scale.fill_(1)
+        self.variance.fill_(torch.inf)
+
+    @torch.no_grad()
+    def fill_from(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Replaces the memory with embeddings of the present network.
+
+        `batches` yields `(embeddings [B, D], labels [B])`. The moments of what was stored become the target of the
+        filter, taken as exact.
+        """
+        self.reset_queue()
+        for embeddings, labels in batches:
+            labels = self._check(embeddings, labels, None)
+            z = embeddings.to(self.bank.dtype)
+            self._store(F.normalize(z, dim=1, eps=self.eps) if self.normalize_embeddings else z, labels, None)
+        if int(self.count) >= 2:
+            mean, std, _ = ops.moments(self.bank[: int(self.count)])
+            self.target_mean.copy_(mean)
+            self.target_std.copy_(std)
+            self.variance.zero_()
+
+    def _check(self, embeddings: Tensor, labels: Tensor, enqueue_mask: Tensor | None) -> Tensor:
+        """Raises on bad input, naming the argument; returns the labels as int64."""
+        if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
+            raise TypeError(f"embeddings must be a floating-point tensor, got {_kind(embeddings)}")
+        if embeddings.dim() != 2 or embeddings.shape[1] != self.embedding_size:
+            raise ValueError(
+                f"embeddings must be [B, embedding_size={self.embedding_size}], got {list(embeddings.shape)}"
+            )
+        B = embeddings.shape[0]
+        if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+            raise TypeError(f"labels must be an integer tensor, got {_kind(labels)}")
+        if labels.dtype == torch.bool:
+            raise TypeError("labels must be an integer tensor, got torch.bool")
+        if labels.shape != (B,):
+            raise ValueError(f"labels must be [B={B}], got {list(labels.shape)}")
+        if enqueue_mask is not None:
+            if not isinstance(enqueue_mask, Tensor) or enqueue_mask.dtype != torch.bool:
+                raise TypeError(f"enqueue_mask must be a bool tensor, got {_kind(enqueue_mask)}")
+            if enqueue_mask.shape != (B,):
+                raise ValueError(f"enqueue_mask must be [B={B}], got {list(enqueue_mask.shape)}")
+        for name, t in (("embeddings", embeddings), ("labels", labels), ("enqueue_mask", enqueue_mask)):
+            if t is not None and t.device != self.bank.device:
+                raise ValueError(
+                    f"{name} is on {t.device}, the memory on {self.bank.device}: move one of them"
+                )
+        return labels.long()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossBatchMemory:
+        """Moves the state between devices but keeps its dtypes: `.half()` must not round statistics or bank."""
+
+        def move(t: Tensor) -> Tensor:
+            moved = fn(t)
+            return moved if moved.dtype == t.dtype else t.to(moved.device)
+
+        super()._apply(move, recurse)
+        return self
+
+    def extra_repr(self) -> str:
+        """What `print(criterion)` shows."""
+        return (
+            f"{self.loss}, embedding_size={self.embedding_size}, memory_size={self.memory_size}, "
+            f"drift={self.drift!r}, update={self.update!r}, enqueue={self.enqueue!r}, bank_dtype={self.bank.dtype}"
+        )
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,209 @@
+"""The ops, one screen each: typed wrapper, fake kernel, autograd. Kernels are in `csrc/`, their meaning in
+`xbn_ext.reference`, which has the same names and signatures.
+
+Letters: B batch rows, M bank rows (capacity), D dimension. Embeddings are float32 or float64, the bank may have
+the other of the two; statistics are float64, counters int64 scalars. Bad shapes, dtypes and devices raise
+RuntimeError naming the op and the argument before anything is written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _C  # type: ignore[attr-defined]  # noqa: F401  registers torch.ops.xbn_ext
+from .losses import Contrastive
+
+_ops = torch.ops.xbn_ext
+
+
+def moments(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased std per dimension of the finite rows of `x [B, D]` in `mask [B]` (bool; None: all).
+
+    Returns `mean [D]`, `std [D]` (float64) and `rows []` (int64), how many rows counted; with none, zeros.
+    """
+    return _ops.moments(x, mask)  # type: ignore[no-any-return]
+
+
+@torch.library.register_fake("xbn_ext::moments")
+def _(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    D = x.shape[1]
+    return (
+        x.new_empty(D, dtype=torch.float64),
+        x.new_empty(D, dtype=torch.float64),
+        x.new_empty((), dtype=torch.int64),
+    )
+
+
+def track_(
+    target_mean: Tensor,
+    target_std: Tensor,
+    variance: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    x: Tensor,
+    mask: Tensor | None,
+    sums: Tensor,
+    count: Tensor,
+    process_noise: float,
+    measurement_noise: float,
+    fixed_gain: float | None = None,
+    eps: float = 1e-6,
+) -> None:
+    """Measures the moments of `x [B, D]`, filters them, and composes the map that moves the bank there.
+
+    Args:
+        target_mean, target_std: `[D]` filter state, written.
+        variance: scalar, filter variance, written; infinite before the first measurement.
+        scale, shift: `[D]` pending map of the bank, written: a stored row u stands for `scale * u + shift`.
+        x: embeddings of the batch; rows that are not finite or not in `mask [B]` are left out, and with fewer
+            than two rows nothing is measured.
+        sums, count: `[2, D]` sum and sum of squares of the stored rows, and their number.
+        process_noise, measurement_noise: q >= 0 (may be infinite) and r > 0; only q / r matters.
+        fixed_gain: use this gain in [0, 1] after the first measurement instead of the Kalman gain.
+        eps: a dimension with a standard deviation below it keeps its scale.
+    """
+    _ops.track_(
+        target_mean, target_std, variance, scale, shift, x, mask, sums, count,
+        process_noise, measurement_noise, fixed_gain, eps,
+    )  # fmt: skip
+
+
+@torch.library.register_fake("xbn_ext::track_")
+def _(*args: Any) -> None:
+    return None
+
+
+def transform_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor) -> None:
+    """Writes the pending map into rows [0, count) of `bank [M, D]`: they become `scale * row + shift`.
+
+    `sums [2, D]` is recounted from the rows as written; `scale`, `shift` `[D]` become 1 and 0.
+    """
+    _ops.transform_(bank, sums, scale, shift, count)
+
+
+@torch.library.register_fake("xbn_ext::transform_")
+def _(*args: Any) -> None:
+    return None
+
+
+def enqueue_(
+    bank: Tensor,
+    bank_labels: Tensor,
+    sums: Tensor,
+    head: Tensor,
+    count: Tensor,
+    z: Tensor,
+    labels: Tensor,
+    mask: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+) -> Tensor:
+    """Writes the finite rows of `z [B, D]` in `mask [B]` into the ring as `(z - shift) / scale`.
+
+    `bank [M, D]`, `bank_labels [M]`, `sums [2, D]`, `head`, `count` are updated. Returns `slots [B]` (int64), where
+    each row went, -1 where it was not stored. Of more rows than the ring holds, the last M stay.
+    """
+    return _ops.enqueue_(bank, bank_labels, sums, head, count, z, labels, mask, scale, shift)  # type: ignore[no-any-return]
+
+
+@torch.library.register_fake("xbn_ext::enqueue_")
+def _(
+    bank: Tensor,
+    bank_labels: Tensor,
+    sums: Tensor,
+    head: Tensor,
+    count: Tensor,
+    z: Tensor,
+    labels: Tensor,
+    *_: Any,
+) -> Tensor:
+    return labels.new_empty(z.shape[0])
+
+
+def memory_loss(
+    z: Tensor,
+    labels: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    loss: Contrastive,
+    *,
+    count: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    exclude: Tensor | None = None,
+    anchors: Tensor | None = None,
+    renormalize: bool = True,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Loss of a batch against a bank of embeddings, differentiable in `z`, in one sweep over the bank.
+
+    The similarity is `z_i · r_j / max(|r_j|, eps)`; neither the B×M similarities nor a second bank is ever stored.
+
+    Args:
+        z: `[B, D]` embeddings, usually of unit length.
+        labels: `[B]` int64.
+        bank: `[M, D]` contiguous; carries no gradient.
+        bank_labels: `[M]` int64.
+        loss: which loss, with its margins and reduction.
+        count: int64 scalar on the same device: only the first `count` rows of the bank exist.
+        scale, shift: `[D]` a bank row u stands for `scale * u + shift`.
+        exclude: `[B]` int64, the bank row that an anchor must not be paired with (-1: none).
+        anchors: `[B]` bool, the rows of z that rank; None: all.
+        renormalize: False takes `s_ij = z_i · r_j`.
+        eps: lower bound of a row's norm.
+
+    Returns:
+        A scalar of z's dtype. A NaN in a row of z makes it NaN. It can be differentiated once; a second
+        backward through the gradient raises RuntimeError.
+    """
+    need_grad = torch.is_grad_enabled() and z.requires_grad
+    value, _ = _ops.memory_loss(
+        z, labels, bank, bank_labels, count, _f64(scale), _f64(shift), exclude, anchors,
+        loss.kind, loss.parameters, loss.reduction, renormalize, eps, need_grad,
+    )  # fmt: skip
+    return value  # type: ignore[no-any-return]
+
+
+def _f64(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.double()
+
+
+@torch.library.register_fake("xbn_ext::memory_loss")
+def _(z: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    need_grad = args[-1]
+    return z.new_empty(()), z.new_empty(z.shape if need_grad else (0, z.shape[1]))
+
+
+class _DifferentiableOnce(torch.autograd.Function):
+    """Passes `grad` on and raises in the second backward. The kernel's gradient does not know how it depends on z;
+    without this node a second backward would take it for a constant and return a wrong number."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, z: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError("xbn_ext.memory_loss can be differentiated only once")
+
+
+def _memory_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    grad_z = output[1]
+    ctx.mark_non_differentiable(grad_z)
+    ctx.save_for_backward(inputs[0], grad_z)
+
+
+def _memory_loss_backward(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    z, grad_z = ctx.saved_tensors
+    grad = grad_loss * grad_z
+    if torch.is_grad_enabled():  # create_graph=True
+        grad = _DifferentiableOnce.apply(grad, z)
+    return grad, *[None] * 14
+
+
+torch.library.register_autograd(
+    "xbn_ext::memory_loss", _memory_loss_backward, setup_context=_memory_loss_setup
+)

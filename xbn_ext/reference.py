@@ -1,0 +1,336 @@
+"""The specification: one training step of adaptive cross batch normalization in plain PyTorch.
+
+Every op of `xbn_ext.ops` has its twin here under the same name and signature, and `step` puts them together as
+`xbn_ext.CrossBatchMemory` does. Nothing is fused and the whole similarity matrix is built: this is for reading
+and for testing. Run it in float64 and it is the truth that every kernel is measured against.
+
+Letters: B batch rows, M bank rows (capacity), D dimension, `count` filled bank rows. `z [B, D]` are the
+embeddings of the batch, `bank [M, D]` those of past batches. Whatever the dtype of the embeddings, statistics
+(moments, sums, the affine map) are float64.
+
+The method is our reconstruction of "Adaptive Cross Batch Normalization for Metric Learning" (arXiv 2303.17127)
+from its abstract; the cross-batch memory is that of "Cross-Batch Memory for Embedding Learning" (arXiv
+1912.06798).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .losses import Contrastive
+
+# --- The embeddings drift: where are their moments now? -------------------------------------------------
+
+
+def moments(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased standard deviation per dimension of the finite rows of `x [B, D]` that are in `mask [B]`.
+
+    Returns `mean [D]`, `std [D]` in float64 and `rows []`, how many rows counted; with none, zeros.
+    """
+    rows = x.isfinite().all(dim=1)
+    if mask is not None:
+        rows = rows & mask
+    x = x[rows].double()
+    n = rows.sum()
+    if n == 0:
+        return x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1]), n
+    return x.mean(dim=0), x.var(dim=0, correction=0).sqrt(), n
+
+
+def kalman_(
+    state: list[Tensor],
+    variance: Tensor,
+    measured: list[Tensor],
+    process_noise: float,
+    measurement_noise: float,
+    fixed_gain: float | None = None,
+) -> None:
+    """One step of a scalar random-walk Kalman filter shared by all dimensions of all `state` tensors.
+
+        P⁻ = P + q      K = P⁻ / (P⁻ + r)      state += K (measured - state)      P = (1 - K) P⁻
+
+    `variance` starts infinite: nothing is known, K is 1, and the first measurement is the state (P = r).
+    An infinite q keeps it so: the state is the last measurement. `fixed_gain` replaces K after the first.
+    """
+    prior = variance + process_noise
+    gain = 1 / (1 + measurement_noise / prior)
+    if fixed_gain is not None and prior.isfinite():
+        gain = torch.full_like(gain, fixed_gain)
+    for s, m in zip(state, measured, strict=True):
+        s += gain * (m - s)
+    variance.copy_(gain * measurement_noise)  # (1 - K) P⁻ = K r
+
+
+def bank_moments(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and std of the stored rows from their sums `[2, D]`; an empty bank counts as standardised."""
+    if count == 0:
+        return torch.zeros_like(sums[0]), torch.ones_like(sums[0])
+    mean = sums[0] / count
+    return mean, (sums[1] / count - mean**2).clamp(min=0).sqrt()
+
+
+def match_moments(
+    mean: Tensor, std: Tensor, to_mean: Tensor, to_std: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`scale, shift` that take values with moments (mean, std) to (to_mean, to_std), per dimension.
+
+    A dimension that is dead on either side (std below `eps`) keeps its scale: the map stays invertible.
+    """
+    scale = torch.where((std < eps) | (to_std < eps), 1.0, to_std / std)
+    return scale, to_mean - scale * mean
+
+
+def track_(
+    target_mean: Tensor,
+    target_std: Tensor,
+    variance: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    x: Tensor,
+    mask: Tensor | None,
+    sums: Tensor,
+    count: Tensor,
+    process_noise: float,
+    measurement_noise: float,
+    fixed_gain: float | None = None,
+    eps: float = 1e-6,
+) -> None:
+    """Measures the batch `x`, filters, and composes into (scale, shift) the map that moves the bank to the target.
+
+    A stored row u stands for `scale * u + shift`. A batch with fewer than two usable rows measures nothing.
+    """
+    mean, std, rows = moments(x, mask)
+    if rows >= 2:
+        kalman_(
+            [target_mean, target_std], variance, [mean, std], process_noise, measurement_noise, fixed_gain
+        )
+    else:
+        variance += process_noise
+    if variance.isinf():
+        return
+    stored_mean, stored_std = bank_moments(sums, count)
+    a, b = match_moments(scale * stored_mean + shift, scale.abs() * stored_std, target_mean, target_std, eps)
+    scale.copy_(a * scale)
+    shift.copy_(a * shift + b)
+
+
+# --- The bank: a ring of past embeddings ------------------------------------------------------------------
+
+
+def transform_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor) -> None:
+    """Writes the pending map into the filled rows of `bank`, recounts `sums`, and resets the map to identity."""
+    rows = bank[: int(count)]
+    rows.copy_(rows.double() * scale + shift)
+    sums.copy_(sums_of(rows))
+    scale.fill_(1)
+    shift.fill_(0)
+
+
+def sums_of(rows: Tensor) -> Tensor:
+    """Sum and sum of squares over the rows `[n, D]`, as float64 `[2, D]`."""
+    return torch.stack([rows.double().sum(dim=0), rows.double().square().sum(dim=0)])
+
+
+def enqueue_(
+    bank: Tensor,
+    bank_labels: Tensor,
+    sums: Tensor,
+    head: Tensor,
+    count: Tensor,
+    z: Tensor,
+    labels: Tensor,
+    mask: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+) -> Tensor:
+    """Writes the rows of `z [B, D]` that are in `mask [B]` into the ring and returns their slots `[B]`, else -1.
+
+    Stored as `u = (z - shift) / scale`. Rows that are not finite, before or after rounding to the bank's dtype,
+    stay out. Of more rows than the ring holds, the last M stay.
+    """
+    M = bank.shape[0]
+    u = ((z.double() - shift) / scale).to(bank.dtype)
+    store = u.isfinite().all(dim=1)
+    if mask is not None:
+        store = store & mask
+    rows = store.nonzero()[:, 0][-M:]
+    slots = torch.full_like(labels, -1)
+    slots[rows] = (head + torch.arange(len(rows), device=head.device)) % M
+    bank[slots[rows]] = u[rows]
+    bank_labels[slots[rows]] = labels[rows]
+    head.copy_((head + len(rows)) % M)
+    count.copy_((count + len(rows)).clamp(max=M))
+    sums.copy_(sums_of(bank[: int(count)]))
+    return slots
+
+
+# --- The loss: a batch against a set of rows --------------------------------------------------------------
+
+
+def similarity(z: Tensor, rows: Tensor, renormalize: bool = True, eps: float = 1e-6) -> Tensor:
+    """`s_ij = z_i · r_j`, with r_j divided by `max(|r_j|, eps)` if `renormalize`. Returns `[B, n]`."""
+    if renormalize:
+        rows = F.normalize(rows, dim=1, eps=eps)
+    return z @ rows.T
+
+
+def contrastive(
+    loss: Contrastive, s: Tensor, positive: Tensor, pair: Tensor, anchors: Tensor | None = None
+) -> Tensor:
+    """Contrastive loss of the similarities `s [B, n]` over the pairs in `pair [B, n]`, for the rows in `anchors [B]`.
+
+    A NaN similarity is an active pair: it makes the loss NaN, as PyTorch's losses do.
+    """
+    if anchors is not None:
+        pair = pair & anchors[:, None]
+    zero = s.new_zeros(())
+    positives = torch.where(pair & positive, loss.pos_margin - s, zero).relu()
+    negatives = torch.where(pair & ~positive, s - loss.neg_margin, zero).relu()
+    if loss.reduction == "mean":
+        n = s.shape[0] if anchors is None else anchors.sum()
+        n_positive = n_negative = torch.as_tensor(n, device=s.device)
+    else:
+        n_positive, n_negative = (positives > 0).sum(), (negatives > 0).sum()
+    return positives.sum() / n_positive.clamp(min=1) + negatives.sum() / n_negative.clamp(min=1)
+
+
+def memory_loss(
+    z: Tensor,
+    labels: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    loss: Contrastive,
+    *,
+    count: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    exclude: Tensor | None = None,
+    anchors: Tensor | None = None,
+    renormalize: bool = True,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Loss of the anchors `z [B, D]` against the first `count` bank rows, each standing for `scale * u + shift`.
+
+    `exclude [B]` is the bank row an anchor must not be paired with (-1: none): its own copy. The bank carries
+    no gradient.
+    """
+    n = len(bank) if count is None else int(count)
+    rows = bank[:n].detach().to(z.dtype)
+    if scale is not None and shift is not None:
+        rows = rows * scale.to(z.dtype) + shift.to(z.dtype)
+    positive = labels[:, None] == bank_labels[None, :n]
+    pair = torch.ones_like(positive)
+    if exclude is not None:
+        pair = exclude[:, None] != torch.arange(n, device=z.device)
+    return contrastive(loss, similarity(z, rows, renormalize, eps), positive, pair, anchors)
+
+
+def batch_loss(
+    z: Tensor,
+    labels: Tensor,
+    loss: Contrastive,
+    *,
+    anchors: Tensor | None = None,
+    renormalize: bool = True,
+    eps: float = 1e-6,
+) -> Tensor:
+    """The same loss of the batch against itself, every row but the anchor's own; gradients flow to both sides."""
+    positive = labels[:, None] == labels[None, :]
+    pair = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+    return contrastive(loss, similarity(z, z, renormalize, eps), positive, pair, anchors)
+
+
+# --- One step -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Memory:
+    """The state of a memory, tensor by tensor what `xbn_ext.CrossBatchMemory` keeps in its `state_dict`."""
+
+    bank: Tensor  # [M, D] ring; a row u stands for scale * u + shift
+    bank_labels: Tensor  # [M] int64
+    sums: Tensor  # [2, D] sum and sum of squares of the stored rows
+    head: Tensor  # [] int64, next slot to write
+    count: Tensor  # [] int64, filled slots
+    scale: Tensor  # [D]
+    shift: Tensor  # [D]
+    target_mean: Tensor  # [D] filtered moments of the embeddings
+    target_std: Tensor  # [D]
+    variance: Tensor  # [] of the filter, infinite before the first measurement
+    step: Tensor  # [] int64, training steps taken
+
+    @classmethod
+    def empty(cls, memory_size: int, embedding_size: int, dtype: torch.dtype = torch.float64) -> Memory:
+        f64 = torch.float64
+        return cls(
+            bank=torch.zeros(memory_size, embedding_size, dtype=dtype),
+            bank_labels=torch.zeros(memory_size, dtype=torch.int64),
+            sums=torch.zeros(2, embedding_size, dtype=f64),
+            head=torch.zeros((), dtype=torch.int64),
+            count=torch.zeros((), dtype=torch.int64),
+            scale=torch.ones(embedding_size, dtype=f64),
+            shift=torch.zeros(embedding_size, dtype=f64),
+            target_mean=torch.zeros(embedding_size, dtype=f64),
+            target_std=torch.zeros(embedding_size, dtype=f64),
+            variance=torch.tensor(torch.inf, dtype=f64),
+            step=torch.zeros((), dtype=torch.int64),
+        )
+
+
+def step(
+    m: Memory,
+    embeddings: Tensor,
+    labels: Tensor,
+    loss: Contrastive,
+    *,
+    drift: str = "axbn",
+    process_noise: float = 1e-2,
+    measurement_noise: float = 1.0,
+    ema_momentum: float = 0.1,
+    update: str = "inplace",
+    normalize_embeddings: bool = True,
+    renormalize: bool = True,
+    batch_weight: float = 1.0,
+    memory_weight: float = 1.0,
+    warmup_steps: int = 0,
+    enqueue: str = "after",
+    enqueue_mask: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """One training step: returns the loss and leaves `m` as the next step finds it."""
+    z = F.normalize(embeddings, dim=1, eps=eps) if normalize_embeddings else embeddings
+    stored = z.detach()
+
+    # The embeddings have drifted since the bank's rows were computed: move the bank to where they are now.
+    if drift != "none":
+        q = {"xbn": torch.inf, "axbn": process_noise, "ema": 0.0}[drift]
+        gain = ema_momentum if drift == "ema" else None
+        track_(
+            m.target_mean, m.target_std, m.variance, m.scale, m.shift, stored, enqueue_mask, m.sums, m.count,
+            q, measurement_noise, gain, eps,
+        )  # fmt: skip
+        if update == "inplace":
+            transform_(m.bank, m.sums, m.scale, m.shift, m.count)
+
+    def put() -> Tensor:
+        return enqueue_(
+            m.bank, m.bank_labels, m.sums, m.head, m.count, stored, labels, enqueue_mask, m.scale, m.shift
+        )
+
+    # Rank the batch against itself and against the memory. Rows that only feed the memory are not anchors.
+    own_slots = put() if enqueue == "before" else None
+    anchors = None if enqueue_mask is None else ~enqueue_mask
+    total = batch_weight * batch_loss(z, labels, loss, anchors=anchors, renormalize=renormalize, eps=eps)
+    if m.step >= warmup_steps:
+        total = total + memory_weight * memory_loss(
+            z, labels, m.bank, m.bank_labels, loss, count=m.count, scale=m.scale, shift=m.shift,
+            exclude=own_slots, anchors=anchors, renormalize=renormalize, eps=eps,
+        )  # fmt: skip
+    if enqueue == "after":
+        put()
+    m.step += 1
+    return total
