@@ -10,7 +10,7 @@
 // of the bank. xbn_ext/ops.py documents the arguments; xbn_ext/reference.py says what they compute.
 #include <Python.h>
 
-#include "cpu/isa.h"
+#include "cpu/cpu.h"
 #include "tensor.h"
 
 STABLE_TORCH_LIBRARY(xbn_ext, m) {

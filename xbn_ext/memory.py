@@ -277,9 +277,7 @@ class CrossBatchMemory(nn.Module):
                 raise ValueError(f"enqueue_mask must be [B={B}], got {list(enqueue_mask.shape)}")
         for name, t in (("embeddings", embeddings), ("labels", labels), ("enqueue_mask", enqueue_mask)):
             if t is not None and t.device != self.bank.device:
-                raise ValueError(
-                    f"{name} is on {t.device}, the memory on {self.bank.device}: move one of them"
-                )
+                raise ValueError(f"{name} is on {t.device}, the memory on {self.bank.device}: move one of them")
         return labels.long()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossBatchMemory:

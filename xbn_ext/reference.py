@@ -73,9 +73,7 @@ def bank_moments(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (sums[1] / count - mean**2).clamp(min=0).sqrt()
 
 
-def match_moments(
-    mean: Tensor, std: Tensor, to_mean: Tensor, to_std: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
+def match_moments(mean: Tensor, std: Tensor, to_mean: Tensor, to_std: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """`scale, shift` that take values with moments (mean, std) to (to_mean, to_std), per dimension.
 
     A dimension that is dead on either side (std below `eps`) keeps its scale: the map stays invertible.
@@ -105,9 +103,7 @@ def track_(
     """
     mean, std, rows = moments(x, mask)
     if rows >= 2:
-        kalman_(
-            [target_mean, target_std], variance, [mean, std], process_noise, measurement_noise, fixed_gain
-        )
+        kalman_([target_mean, target_std], variance, [mean, std], process_noise, measurement_noise, fixed_gain)
     else:
         variance += process_noise
     if variance.isinf():
@@ -181,7 +177,7 @@ def similarity(z: Tensor, rows: Tensor, renormalize: bool = True, eps: float = 1
 def contrastive(
     loss: Contrastive, s: Tensor, positive: Tensor, pair: Tensor, anchors: Tensor | None = None
 ) -> Tensor:
-    """Contrastive loss of the similarities `s [B, n]` over the pairs in `pair [B, n]`, for the rows in `anchors [B]`.
+    """Contrastive loss of the similarities `s [B, n]` over the pairs `pair [B, n]` of the rows `anchors [B]`.
 
     A NaN similarity is an active pair: it makes the loss NaN, as PyTorch's losses do.
     """

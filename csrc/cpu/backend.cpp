@@ -17,6 +17,9 @@ void parallel(int64_t units, const std::function<void(int64_t)>& unit) {
   });
 }
 
+// Where an op runs. Resolved once, before any thread starts, so that a bad XBN_CPU_ISA is reported as what it is.
+Cpu this_cpu() { return {cpu_isa(), parallel}; }
+
 template <typename T>
 struct Type {
   using type = T;
@@ -67,7 +70,7 @@ MeasuredMoments measure(const Tensor& x, const OptionalTensor& mask) {
     moments(MomentsParams<T>{dense.const_data_ptr<T>(), rows_mask.data<bool>(), B, D,
                              m.mean.mutable_data_ptr<double>(), m.std.mutable_data_ptr<double>(),
                              m.rows.mutable_data_ptr<int64_t>()},
-            parallel);
+            this_cpu());
   });
   return m;
 }
@@ -111,7 +114,7 @@ void transform_cpu(Tensor bank, Tensor sums, Tensor scale, Tensor shift, const T
   dispatch(bank, [&](auto type) {
     using S = typename decltype(type)::type;
     transform(TransformParams<S>{bank.mutable_data_ptr<S>(), scale_data, shift_data, rows, D},
-              sums.mutable_data_ptr<double>(), parallel);
+              sums.mutable_data_ptr<double>(), this_cpu());
   });
   std::fill(scale_data, scale_data + D, 1.0);
   std::fill(shift_data, shift_data + D, 0.0);
@@ -144,7 +147,7 @@ Tensor enqueue_cpu(Tensor bank, Tensor bank_labels, Tensor sums, Tensor head, Te
       p.B = z.size(0);
       p.M = bank.size(0);
       p.D = bank.size(1);
-      enqueue(p, parallel);
+      enqueue(p, this_cpu());
     });
   });
   return slots;
@@ -186,7 +189,7 @@ std::tuple<Tensor, Tensor> memory_loss_cpu(const Tensor& z, const Tensor& labels
       p.mean = reduction == "mean";
       p.loss = value.mutable_data_ptr<T>();
       p.grad_z = need_grad ? grad_z.mutable_data_ptr<T>() : nullptr;
-      memory_loss(p, Contrastive<T>{static_cast<T>(parameters[0]), static_cast<T>(parameters[1])}, parallel);
+      memory_loss(p, Contrastive<T>{static_cast<T>(parameters[0]), static_cast<T>(parameters[1])}, this_cpu());
     });
   });
   return {value, grad_z};

@@ -44,10 +44,10 @@ std::vector<int64_t> assign_slots(const EnqueueParams<T, S>& p) {
 }  // namespace
 
 template <typename T, typename S>
-void enqueue(const EnqueueParams<T, S>& p, ParallelFor parallel) {
+void enqueue(const EnqueueParams<T, S>& p, const Cpu& cpu) {
   const std::vector<int64_t> rows = assign_slots(p);
   const int64_t filled = *p.count;
-  parallel(ceil_div(p.D, kStripe), [&](int64_t stripe) {
+  cpu.parallel(ceil_div(p.D, kStripe), [&](int64_t stripe) {
     const int64_t begin = stripe * kStripe, end = std::min(begin + kStripe, p.D);
     for (const int64_t i : rows) {
       S* stored = p.bank + p.slots[i] * p.D;
@@ -67,9 +67,9 @@ void enqueue(const EnqueueParams<T, S>& p, ParallelFor parallel) {
   *p.count = std::min(filled + n, p.M);
 }
 
-template void enqueue(const EnqueueParams<float, float>&, ParallelFor);
-template void enqueue(const EnqueueParams<float, double>&, ParallelFor);
-template void enqueue(const EnqueueParams<double, float>&, ParallelFor);
-template void enqueue(const EnqueueParams<double, double>&, ParallelFor);
+template void enqueue(const EnqueueParams<float, float>&, const Cpu&);
+template void enqueue(const EnqueueParams<float, double>&, const Cpu&);
+template void enqueue(const EnqueueParams<double, float>&, const Cpu&);
+template void enqueue(const EnqueueParams<double, double>&, const Cpu&);
 
 }  // namespace xbn

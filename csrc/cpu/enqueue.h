@@ -2,11 +2,11 @@
 #pragma once
 
 #include "../params.h"
-#include "parallel.h"
+#include "cpu.h"
 
 namespace xbn {
 
 template <typename T, typename S>
-void enqueue(const EnqueueParams<T, S>& p, ParallelFor parallel);
+void enqueue(const EnqueueParams<T, S>& p, const Cpu& cpu);
 
 }  // namespace xbn

@@ -4,7 +4,7 @@
 //     #define XBN_ISA_SOURCE "transform_kernel.h"
 //     #include "for_each_isa.h"
 //
-// then XBN_CALL_ISA(f(x)) of isa.h calls the right copy. The source may include nothing: what it needs is
+// then XBN_CALL_ISA(isa, f(x)) of cpu.h calls the right copy. The source may include nothing: what it needs is
 // included before, outside the pragmas. An inline function of a standard header compiled for AVX-512 could
 // otherwise be the copy that the linker keeps for everybody, and crash an older processor.
 //

@@ -18,8 +18,6 @@
 #include <memory>
 #include <vector>
 
-#include "isa.h"
-
 namespace xbn {
 namespace {
 
@@ -104,7 +102,7 @@ SweepPlan plan_sweep(int64_t B, int64_t count, int64_t D, int64_t element_size) 
 }
 
 template <typename T, typename S>
-void memory_loss(const MemoryLossParams<T, S>& p, const Contrastive<T>& loss, ParallelFor parallel) {
+void memory_loss(const MemoryLossParams<T, S>& p, const Contrastive<T>& loss, const Cpu& cpu) {
   Sweep<T> sweep;
   sweep.plan = plan_sweep(p.B, p.count, p.D, static_cast<int64_t>(sizeof(T)));
   const SweepPlan& plan = sweep.plan;
@@ -131,9 +129,9 @@ void memory_loss(const MemoryLossParams<T, S>& p, const Contrastive<T>& loss, Pa
   sweep.grad = grad.data();
   sweep.touched = touched.data();
 
-  parallel(plan.blocks, [&](int64_t block) { XBN_CALL_ISA(pack_anchors(p, sweep, block)); });
-  parallel(plan.groups * plan.splits, [&](int64_t unit) {
-    XBN_CALL_ISA(sweep_unit(p, sweep, loss, unit / plan.splits, unit % plan.splits));
+  cpu.parallel(plan.blocks, [&](int64_t block) { XBN_CALL_ISA(cpu.isa, pack_anchors(p, sweep, block)); });
+  cpu.parallel(plan.groups * plan.splits, [&](int64_t unit) {
+    XBN_CALL_ISA(cpu.isa, sweep_unit(p, sweep, loss, unit / plan.splits, unit % plan.splits));
   });
 
   // Every reduction is a factor per kind: loss = sum over kinds of factor * sum of values.
@@ -155,11 +153,11 @@ void memory_loss(const MemoryLossParams<T, S>& p, const Contrastive<T>& loss, Pa
   *p.loss = static_cast<T>(total);
   if (p.grad_z == nullptr) return;
   const T weight[kKinds] = {static_cast<T>(factor[kNegative]), static_cast<T>(factor[kPositive])};
-  parallel(p.B, [&](int64_t i) { XBN_CALL_ISA(reduce_gradient(p, sweep, weight, i)); });
+  cpu.parallel(p.B, [&](int64_t i) { XBN_CALL_ISA(cpu.isa, reduce_gradient(p, sweep, weight, i)); });
 }
 
 #define XBN_INSTANTIATE(T, S) \
-  template void memory_loss(const MemoryLossParams<T, S>&, const Contrastive<T>&, ParallelFor);
+  template void memory_loss(const MemoryLossParams<T, S>&, const Contrastive<T>&, const Cpu&);
 XBN_INSTANTIATE(float, float)
 XBN_INSTANTIATE(float, double)
 XBN_INSTANTIATE(double, float)

@@ -3,7 +3,7 @@
 
 #include "../formulas.h"
 #include "../params.h"
-#include "parallel.h"
+#include "cpu.h"
 
 namespace xbn {
 
@@ -11,6 +11,6 @@ namespace xbn {
 SweepPlan plan_sweep(int64_t B, int64_t count, int64_t D, int64_t element_size);
 
 template <typename T, typename S>
-void memory_loss(const MemoryLossParams<T, S>& p, const Contrastive<T>& loss, ParallelFor parallel);
+void memory_loss(const MemoryLossParams<T, S>& p, const Contrastive<T>& loss, const Cpu& cpu);
 
 }  // namespace xbn

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "../formulas.h"
-#include "isa.h"
 
 namespace xbn {
 namespace {
@@ -21,13 +20,13 @@ constexpr int64_t kStripe = 64;  // columns a unit sums, 512 bytes of each accum
 #include "for_each_isa.h"
 
 template <typename T>
-void moments(const MomentsParams<T>& p, ParallelFor parallel) {
+void moments(const MomentsParams<T>& p, const Cpu& cpu) {
   std::vector<int64_t> rows;
   rows.reserve(p.B);
   for (int64_t i = 0; i < p.B; ++i) {
     if (p.mask != nullptr && !p.mask[i]) continue;
     bool finite = false;
-    XBN_CALL_ISA(row_is_finite(p.x + i * p.D, p.D, &finite));
+    XBN_CALL_ISA(cpu.isa, row_is_finite(p.x + i * p.D, p.D, &finite));
     if (finite) rows.push_back(i);
   }
   *p.rows = static_cast<int64_t>(rows.size());
@@ -36,13 +35,13 @@ void moments(const MomentsParams<T>& p, ParallelFor parallel) {
     std::fill(p.std, p.std + p.D, 0.0);
     return;
   }
-  parallel(ceil_div(p.D, kStripe), [&](int64_t stripe) {
+  cpu.parallel(ceil_div(p.D, kStripe), [&](int64_t stripe) {
     const int64_t begin = stripe * kStripe, end = std::min(begin + kStripe, p.D);
-    XBN_CALL_ISA(moments_stripe(p, rows.data(), static_cast<int64_t>(rows.size()), begin, end));
+    XBN_CALL_ISA(cpu.isa, moments_stripe(p, rows.data(), static_cast<int64_t>(rows.size()), begin, end));
   });
 }
 
-template void moments(const MomentsParams<float>&, ParallelFor);
-template void moments(const MomentsParams<double>&, ParallelFor);
+template void moments(const MomentsParams<float>&, const Cpu&);
+template void moments(const MomentsParams<double>&, const Cpu&);
 
 }  // namespace xbn

@@ -2,11 +2,11 @@
 #pragma once
 
 #include "../params.h"
-#include "parallel.h"
+#include "cpu.h"
 
 namespace xbn {
 
 template <typename T>
-void moments(const MomentsParams<T>& p, ParallelFor parallel);
+void moments(const MomentsParams<T>& p, const Cpu& cpu);
 
 }  // namespace xbn

@@ -11,8 +11,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "isa.h"
-
 namespace xbn {
 namespace {
 constexpr int64_t kSplits = 32;
@@ -23,7 +21,7 @@ constexpr int64_t kMinRows = 64;  // shorter runs are not worth a thread
 #include "for_each_isa.h"
 
 template <typename S>
-void transform(const TransformParams<S>& p, double* sums, ParallelFor parallel) {
+void transform(const TransformParams<S>& p, double* sums, const Cpu& cpu) {
   const int64_t run = std::max(kMinRows, ceil_div(p.count, kSplits));
   const int64_t runs = ceil_div(p.count, run);
   std::vector<S> scale(p.D), shift(p.D);
@@ -32,18 +30,18 @@ void transform(const TransformParams<S>& p, double* sums, ParallelFor parallel) 
     shift[d] = static_cast<S>(p.shift[d]);
   }
   std::vector<double> partial(runs * 2 * p.D, 0.0);
-  parallel(runs, [&](int64_t r) {
+  cpu.parallel(runs, [&](int64_t r) {
     const int64_t begin = r * run, end = std::min(begin + run, p.count);
     double* sum = partial.data() + r * 2 * p.D;
-    XBN_CALL_ISA(
-        transform_rows(p.bank + begin * p.D, end - begin, p.D, scale.data(), shift.data(), sum, sum + p.D));
+    XBN_CALL_ISA(cpu.isa, transform_rows(p.bank + begin * p.D, end - begin, p.D, scale.data(), shift.data(), sum,
+                                         sum + p.D));
   });
   std::fill(sums, sums + 2 * p.D, 0.0);
   for (int64_t r = 0; r < runs; ++r)
     for (int64_t d = 0; d < 2 * p.D; ++d) sums[d] += partial[r * 2 * p.D + d];
 }
 
-template void transform(const TransformParams<float>&, double*, ParallelFor);
-template void transform(const TransformParams<double>&, double*, ParallelFor);
+template void transform(const TransformParams<float>&, double*, const Cpu&);
+template void transform(const TransformParams<double>&, double*, const Cpu&);
 
 }  // namespace xbn

@@ -1,4 +1,4 @@
-#include "isa.h"
+#include "cpu.h"
 
 #include <cstdlib>
 #include <stdexcept>

@@ -1,0 +1,43 @@
+// The processor as the kernels see it: its threads and its instruction set. The kernels know nothing of torch.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace xbn {
+
+enum class Isa { baseline, avx2, avx512 };
+
+// The best instruction set this processor has, or the one that the environment variable XBN_CPU_ISA names.
+// Throws std::runtime_error if that is unknown or the processor lacks it.
+Isa cpu_isa();
+
+std::string isa_name(Isa isa);
+
+// Calls unit(0) … unit(units - 1), each exactly once, on any threads, and returns when all are done.
+using ParallelFor = void (*)(int64_t units, const std::function<void(int64_t)>& unit);
+
+struct Cpu {
+  Isa isa;
+  ParallelFor parallel;
+};
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+}  // namespace xbn
+
+// Calls the copy of a function that for_each_isa.h made for the instruction set `isa`.
+#if defined(__x86_64__)
+#define XBN_CALL_ISA(isa, call)                                \
+  do {                                                         \
+    switch (isa) {                                             \
+      case ::xbn::Isa::avx512: ::xbn::avx512::call; break;     \
+      case ::xbn::Isa::avx2: ::xbn::avx2::call; break;         \
+      case ::xbn::Isa::baseline: ::xbn::baseline::call; break; \
+    }                                                          \
+  } while (false)
+#else
+#define XBN_CALL_ISA(isa, call) ::xbn::baseline::call
+#endif

@@ -1,0 +1,40 @@
+"""Memories for tests: `reference.Memory` objects filled with something, and copies of them."""
+
+import dataclasses
+
+import torch
+
+from xbn_ext import reference
+
+
+def clone(m, bank_dtype=None):
+    copy = reference.Memory(**{f.name: getattr(m, f.name).clone() for f in dataclasses.fields(m)})
+    if bank_dtype is not None:
+        copy.bank = copy.bank.to(bank_dtype)
+    return copy
+
+
+def to(m, device):
+    return reference.Memory(**{f.name: getattr(m, f.name).to(device) for f in dataclasses.fields(m)})
+
+
+def filled(M, D, count, dtype=torch.float32, pending=False):
+    """A ring with `count` rows (head where a ring that wrapped would have it), perhaps with a pending map."""
+    m = reference.Memory.empty(M, D, dtype)
+    m.bank[:count] = torch.randn(count, D, dtype=dtype) * (0.5 + torch.rand(D, dtype=dtype)) + torch.randn(
+        D, dtype=dtype
+    )
+    m.bank_labels[:count] = torch.randint(-3, 8, (count,))
+    m.count.fill_(count)
+    m.head.fill_(count % M if count < M else M // 3)
+    m.sums.copy_(reference.sums_of(m.bank[:count]))
+    if pending:
+        m.scale.copy_(0.5 + torch.rand(D))
+        m.shift.copy_(torch.randn(D))
+    return m
+
+
+def assert_same_state(a, b, rtol=1e-12, atol=1e-12):
+    for f in dataclasses.fields(a):
+        x, y = getattr(a, f.name), getattr(b, f.name)
+        torch.testing.assert_close(x, y, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, n=f.name: f"{n}: {m}")

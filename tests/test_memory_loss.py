@@ -1,0 +1,240 @@
+"""ops.memory_loss, value and gradient, against the float64 reference."""
+
+import dataclasses
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import xbn_ext
+from xbn_ext import Contrastive, ops, reference
+
+SIZES = [1, 7, 63, 64, 65, 257, 1000]
+REDUCTIONS = ["mean", "avg_nonzero"]
+
+
+def problem(B, M, D, dtype, device="cpu", classes=20, first_label=-2):
+    """Anchors and bank rows around shared centres: positives and negatives lie on both sides of the margins."""
+    centres = torch.randn(classes, D, dtype=torch.float64)
+    labels, bank_labels = torch.randint(classes, (B,)), torch.randint(classes, (M,))
+    z = F.normalize(centres[labels] + torch.randn(B, D), dim=1)
+    bank = (centres[bank_labels] + torch.randn(M, D)) * (0.1 + torch.rand(M, 1))
+    tensors = (z.to(dtype), labels + first_label, bank.to(dtype), bank_labels + first_label)
+    return [t.to(device) for t in tensors]
+
+
+def run(function, z, *args, upstream=1.0, **options):
+    z = z.detach().clone().requires_grad_()
+    value = function(z, *args, **options)
+    (grad,) = torch.autograd.grad(value * upstream, z)
+    return value.detach(), grad
+
+
+def truth_of(z, labels, bank, bank_labels, loss, **options):
+    return run(reference.memory_loss, z.double(), labels, bank.double(), bank_labels, loss, **options)
+
+
+def pairs_at_a_margin(z, bank, loss, options, width):
+    """Per anchor, how many similarities lie so close to a margin that rounding decides whether they are active."""
+    rows = bank.double()
+    if options.get("scale") is not None:
+        rows = rows * options["scale"] + options["shift"]
+    s = reference.similarity(z.double(), rows, options.get("renormalize", True))
+    return (((s - loss.pos_margin).abs() < width) | ((s - loss.neg_margin).abs() < width)).sum(1)
+
+
+def assert_right(z, labels, bank, bank_labels, loss, **options):
+    """Value and gradient within a small multiple of what PyTorch loses in the same dtype."""
+    value, grad = run(ops.memory_loss, z, labels, bank, bank_labels, loss, **options)
+    true_value, true_grad = truth_of(z, labels, bank, bank_labels, loss, **options)
+    torch_value, torch_grad = run(reference.memory_loss, z, labels, bank, bank_labels, loss, **options)
+    assert value.dtype == grad.dtype == z.dtype and value.shape == () and grad.shape == z.shape
+
+    # A pair within rounding of a margin may count or not: the truth with the margins moved a little shows how much
+    # hangs on that. The gradient jumps there by the pair's whole share.
+    eps = torch.finfo(z.dtype).eps
+    width = 64 * eps
+    spread = 0.0
+    for dp, dn in ((width, 0), (-width, 0), (0, width), (0, -width)):
+        moved = dataclasses.replace(loss, pos_margin=loss.pos_margin + dp, neg_margin=loss.neg_margin + dn)
+        spread += float((truth_of(z, labels, bank, bank_labels, moved, **options)[0] - true_value).abs())
+    torch_error = float((torch_value - true_value).abs())
+    assert (value - true_value).abs() <= 4 * torch_error + 64 * eps * true_value.abs() + spread
+    ambiguous = pairs_at_a_margin(z, bank, loss, options, width)
+    if loss.reduction == "mean":
+        share = 1 / len(z)
+    else:  # a pair on the margin also changes the number of pairs that the others are averaged over
+        share = 4 * float(true_grad.norm(dim=1).max()) if ambiguous.any() else 0.0
+        ambiguous = ambiguous.sum().clamp(max=1).expand(len(z))
+    largest = bank.double().norm(dim=1).max() if options.get("renormalize") is False else 1.0
+    scale = float(true_grad.abs().max())
+    torch_error = float((torch_grad - true_grad).abs().max()) if not ambiguous.any() else 0.0
+    budget = 4 * torch_error + 64 * eps * scale + ambiguous * share * largest
+    excess = (grad - true_grad).abs().amax(1) - budget
+    assert excess.max() <= 0, f"gradient off by {float((grad - true_grad).abs().max()):.2e}, scale {scale:.2e}"
+
+
+@pytest.mark.parametrize("B", SIZES)
+@pytest.mark.parametrize("M", SIZES)
+@pytest.mark.parametrize("D", SIZES)
+def test_ragged_shapes(B, M, D, device, dtype):
+    reduction = REDUCTIONS[(B + M + D) % 2]
+    loss = Contrastive(pos_margin=0.9, neg_margin=0.2, reduction=reduction)  # at D = 1 all s are -1 or 1
+    assert_right(*problem(B, M, D, dtype, device), loss)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("renormalize", [True, False])
+@pytest.mark.parametrize("pending", [True, False], ids=["deferred", "plain"])
+@pytest.mark.parametrize("chosen", [True, False], ids=["anchors", "all"])
+@pytest.mark.parametrize("excluding", [True, False], ids=["exclude", "all-pairs"])
+@pytest.mark.parametrize("count", [0, 1, 300, 777])
+def test_options(reduction, renormalize, pending, chosen, excluding, count, device, dtype):
+    B, M, D = 130, 777, 33
+    z, labels, bank, bank_labels = problem(B, M, D, dtype, device)
+    options = {"renormalize": renormalize, "count": torch.tensor(count, device=device)}
+    if pending:
+        options |= {
+            "scale": (0.5 + torch.rand(D, dtype=torch.float64)).to(device),
+            "shift": (0.1 * torch.randn(D, dtype=torch.float64)).to(device),
+        }
+    if chosen:
+        options["anchors"] = torch.rand(B, device=device) < 0.6
+    if excluding:
+        options["exclude"] = torch.randint(-1, M, (B,), device=device)
+    assert_right(z, labels, bank, bank_labels, Contrastive(neg_margin=0.2, reduction=reduction), **options)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("margins", [(1.0, 0.5), (0.8, 0.0), (0.3, -0.2), (1.5, -2.0), (-2.0, 2.0)])
+def test_margins(margins, reduction, device, dtype):
+    loss = Contrastive(*margins, reduction=reduction)
+    assert_right(*problem(70, 500, 48, dtype, device), loss)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(
+    "case", ["one class", "no positives", "all zero labels", "huge labels", "duplicates", "zero vectors"]
+)
+def test_edge_cases(case, reduction, device, dtype):
+    z, labels, bank, bank_labels = problem(70, 500, 48, dtype, device)
+    if case == "one class":
+        labels.fill_(3), bank_labels.fill_(3)
+    if case == "no positives":
+        labels += 1000
+    if case == "all zero labels":
+        labels.zero_(), bank_labels.zero_()
+    if case == "huge labels":  # equal in the low 32 bits
+        labels, bank_labels = labels * 2**32 + 7, bank_labels * 2**32 + 7
+        labels[0], bank_labels[0] = -(2**63), 2**63 - 1
+    if case == "duplicates":
+        z[:] = z[0]
+        bank[:250] = bank[250:]
+    if case == "zero vectors":
+        z[::3] = 0
+        bank[::4] = 0
+    assert_right(z, labels, bank, bank_labels, Contrastive(neg_margin=0.2, reduction=reduction))
+
+
+@pytest.mark.parametrize("bank_dtype", [torch.float32, torch.float64])
+def test_the_bank_has_its_own_dtype(bank_dtype, device, dtype):
+    z, labels, bank, bank_labels = problem(70, 500, 48, dtype, device)
+    assert_right(z, labels, bank.to(bank_dtype), bank_labels, Contrastive(neg_margin=0.2))
+
+
+def test_non_contiguous(device, dtype):
+    z, labels, bank, bank_labels = problem(70, 500, 48, dtype, device)
+    wide, stretched = (
+        torch.zeros(48, 140, dtype=dtype, device=device),
+        torch.zeros(1000, dtype=torch.int64, device=device),
+    )
+    wide[:, ::2], stretched[::2] = z.T, bank_labels
+    assert_right(wide[:, ::2].T, labels.flip(0).flip(0), bank, stretched[::2], Contrastive(neg_margin=0.2))
+
+
+def test_empty_batch_and_empty_bank(device, dtype):
+    loss = Contrastive(neg_margin=0.2)
+    for B, M in ((0, 10), (10, 0), (0, 0)):
+        value, grad = run(ops.memory_loss, *problem(B, M, 5, dtype, device), loss)
+        assert value == 0 and grad.shape == (B, 5) and not grad.any()
+
+
+def test_upstream_gradient_and_a_second_use_of_the_graph(device, dtype):
+    z, *rest = problem(70, 500, 48, dtype, device)
+    loss = Contrastive(neg_margin=0.2)
+    _, grad = run(ops.memory_loss, z, *rest, loss)
+    _, scaled = run(ops.memory_loss, z, *rest, loss, upstream=-2.0)
+    assert torch.equal(scaled, -2 * grad)
+    z.requires_grad_()
+    value = ops.memory_loss(z, *rest, loss)
+    value.backward(retain_graph=True)
+    value.backward()
+    assert torch.equal(z.grad, 2 * grad)
+
+
+def test_gradcheck(device):
+    z, *rest = problem(5, 40, 6, torch.float64, device)
+    for reduction in REDUCTIONS:
+        loss = Contrastive(0.9, 0.1, reduction)
+        assert pairs_at_a_margin(z, rest[1], loss, {}, 1e-5).sum() == 0
+        assert torch.autograd.gradcheck(
+            lambda z, loss=loss: ops.memory_loss(z, *rest, loss), z.detach().requires_grad_()
+        )
+
+
+def test_a_second_derivative_raises(device):
+    z, *rest = problem(5, 40, 6, torch.float64, device)
+    z.requires_grad_()
+    (grad,) = torch.autograd.grad(ops.memory_loss(z, *rest, Contrastive()), z, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated only once"):
+        (grad.square().sum() + z.square().sum()).backward()  # a gradient penalty
+
+
+def test_without_grad_the_value_is_the_same(device, dtype):
+    z, *rest = problem(70, 500, 48, dtype, device)
+    loss = Contrastive(neg_margin=0.2)
+    value, _ = run(ops.memory_loss, z, *rest, loss)
+    with torch.no_grad():
+        assert torch.equal(ops.memory_loss(z, *rest, loss), value)
+    assert not ops.memory_loss(z, *rest, loss).requires_grad
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_makes_the_loss_nan(bad, device, dtype):
+    z, *rest = problem(70, 500, 48, dtype, device)
+    z[3, 2] = bad
+    z = F.normalize(z, dim=1)
+    for reduction in REDUCTIONS:
+        loss = Contrastive(neg_margin=0.2, reduction=reduction)
+        assert ops.memory_loss(z, *rest, loss).isnan()
+        assert reference.memory_loss(z, *rest, loss).isnan()
+
+
+def test_same_bits_on_any_number_of_threads_and_every_time():
+    results = []
+    for threads in (1, 1, 2, 3):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        results.append(run(ops.memory_loss, *problem(300, 5000, 65, torch.float32), Contrastive(neg_margin=0.2)))
+    torch.set_num_threads(1)
+    for value, grad in results[1:]:
+        assert torch.equal(value, results[0][0]) and torch.equal(grad, results[0][1])
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
+def test_every_instruction_set(isa, dtype, monkeypatch):
+    monkeypatch.setenv("XBN_CPU_ISA", isa)
+    try:
+        assert xbn_ext.build_info()["cpu_isa"] == isa
+    except RuntimeError as lacking:
+        pytest.skip(str(lacking))
+    for B, M, D in ((1, 1, 1), (65, 257, 63), (300, 1000, 130)):
+        assert_right(*problem(B, M, D, dtype), Contrastive(neg_margin=0.2))
+
+
+def test_unknown_instruction_set(monkeypatch):
+    monkeypatch.setenv("XBN_CPU_ISA", "mmx")
+    with pytest.raises(RuntimeError, match="XBN_CPU_ISA must be"):
+        ops.memory_loss(*problem(2, 2, 2, torch.float32), Contrastive())
+    assert os.environ["XBN_CPU_ISA"] == "mmx"

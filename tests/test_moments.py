@@ -1,0 +1,67 @@
+"""ops.moments against the float64 reference."""
+
+import pytest
+import torch
+
+from xbn_ext import ops, reference
+from xbn_ext.testing import assert_within_budget
+
+SIZES = [1, 7, 63, 64, 65, 257, 1000]
+
+
+def same(x, mask=None):
+    mean, std, rows = ops.moments(x, mask)
+    true_mean, true_std, true_rows = reference.moments(x.double(), mask)
+    assert mean.dtype == std.dtype == torch.float64 and rows.dtype == torch.int64
+    assert rows == true_rows
+    # Sums are float64 whatever the dtype of x, so the budget is float64's, in units of the values summed.
+    largest = x[x.isfinite().all(1)].double().abs().max() if rows else 1
+    assert (mean - true_mean).abs().max() <= 1e-13 * largest
+    assert (std - true_std).abs().max() <= 1e-13 * largest
+    return mean, std, rows
+
+
+@pytest.mark.parametrize("B", SIZES)
+@pytest.mark.parametrize("D", SIZES)
+def test_ragged_shapes(B, D, device, dtype):
+    same(torch.randn(B, D, dtype=dtype, device=device))
+
+
+def test_mean_far_from_zero(device):
+    x = torch.randn(257, 65, dtype=torch.float64, device=device) + 1e8
+    _, std, _ = ops.moments(x)
+    assert_within_budget(std, x.var(0, correction=0).sqrt(), floor=1e9)  # 1e8 of 1e16 digits are spent on the mean
+    assert (std - 1).abs().max() < 0.3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_rows_that_are_not_finite_do_not_count(bad, device, dtype):
+    x = torch.randn(10, 7, dtype=dtype, device=device)
+    expected = ops.moments(x[1:])
+    x[0, 3] = bad
+    for got, want in zip(ops.moments(x), expected, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_mask(device, dtype):
+    x = torch.randn(65, 63, dtype=dtype, device=device)
+    mask = torch.rand(65, device=device) < 0.5
+    _, _, rows = same(x, mask)
+    assert rows == mask.sum()
+
+
+def test_no_rows(device, dtype):
+    for x, mask in [
+        (torch.empty(0, 5, dtype=dtype, device=device), None),
+        (torch.full((3, 5), torch.nan, dtype=dtype, device=device), None),
+        (torch.randn(3, 5, dtype=dtype, device=device), torch.zeros(3, dtype=torch.bool, device=device)),
+    ]:
+        mean, std, rows = ops.moments(x, mask)
+        assert rows == 0 and not mean.any() and not std.any()
+
+
+def test_non_contiguous(device, dtype):
+    x = torch.randn(63, 130, dtype=dtype, device=device)
+    same(x[:, ::2])
+    same(x.T)
+    same(x, (torch.rand(126, device=device) < 0.5)[::2])

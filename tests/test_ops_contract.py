@@ -1,0 +1,166 @@
+"""What torch asks of an op (opcheck), and what an op asks of its arguments."""
+
+import math
+
+import pytest
+import state
+import torch
+
+from xbn_ext import Contrastive, ops
+
+B, M, D = 5, 11, 7
+
+
+def loss_arguments(**changes):
+    arguments = {
+        "z": torch.randn(B, D, requires_grad=True),
+        "labels": torch.arange(B),
+        "bank": torch.randn(M, D),
+        "bank_labels": torch.arange(M) % 3,
+        "count": torch.tensor(9),
+        "scale": torch.ones(D, dtype=torch.float64),
+        "shift": torch.zeros(D, dtype=torch.float64),
+        "exclude": torch.arange(B),
+        "anchors": torch.ones(B, dtype=torch.bool),
+        "loss": "contrastive",
+        "parameters": [1.0, 0.5],
+        "reduction": "mean",
+        "renormalize": True,
+        "eps": 1e-6,
+        "need_grad": True,
+    }
+    return arguments | changes
+
+
+def track_arguments(**changes):
+    m = state.filled(M, D, 9)
+    arguments = {
+        "target_mean": m.target_mean,
+        "target_std": m.target_std,
+        "variance": m.variance,
+        "scale": m.scale,
+        "shift": m.shift,
+        "x": torch.randn(B, D),
+        "mask": torch.ones(B, dtype=torch.bool),
+        "sums": m.sums,
+        "count": m.count,
+        "process_noise": 0.01,
+        "measurement_noise": 1.0,
+        "fixed_gain": None,
+        "eps": 1e-6,
+    }
+    return arguments | changes
+
+
+def transform_arguments(**changes):
+    m = state.filled(M, D, 9, pending=True)
+    return {"bank": m.bank, "sums": m.sums, "scale": m.scale, "shift": m.shift, "count": m.count} | changes
+
+
+def enqueue_arguments(**changes):
+    m = state.filled(M, D, 9, pending=True)
+    arguments = {
+        "bank": m.bank,
+        "bank_labels": m.bank_labels,
+        "sums": m.sums,
+        "head": m.head,
+        "count": m.count,
+        "z": torch.randn(B, D),
+        "labels": torch.arange(B),
+        "mask": torch.ones(B, dtype=torch.bool),
+        "scale": m.scale,
+        "shift": m.shift,
+    }
+    return arguments | changes
+
+
+def moments_arguments(**changes):
+    return {"x": torch.randn(B, D), "mask": torch.ones(B, dtype=torch.bool)} | changes
+
+
+ARGUMENTS = {
+    "moments": moments_arguments,
+    "track_": track_arguments,
+    "transform_": transform_arguments,
+    "enqueue_": enqueue_arguments,
+    "memory_loss": loss_arguments,
+}
+
+
+@pytest.mark.parametrize("op", ARGUMENTS)
+def test_opcheck(op):
+    overload = getattr(torch.ops.xbn_ext, op).default
+    torch.library.opcheck(overload, tuple(ARGUMENTS[op]().values()))
+    optional = {"count": None, "scale": None, "shift": None, "exclude": None, "anchors": None}
+    if op == "memory_loss":
+        torch.library.opcheck(overload, tuple(loss_arguments(**optional).values()))
+        no_grad = loss_arguments(z=torch.randn(B, D), need_grad=False)
+        torch.library.opcheck(overload, tuple(no_grad.values()))
+
+
+f32, f64, i32 = torch.float32, torch.float64, torch.int32
+BAD = [
+    ("moments", {"x": torch.randn(B)}, r"x must be \[B, D\]"),
+    ("moments", {"x": torch.randn(B, 0)}, "x must have at least one column"),
+    ("moments", {"x": torch.ones(B, D, dtype=i32)}, "x must be float32 or float64"),
+    ("moments", {"mask": torch.ones(B + 1, dtype=torch.bool)}, r"mask must be \[B\]"),
+    ("moments", {"mask": torch.ones(B)}, "mask must be bool"),
+    ("track_", {"target_mean": torch.zeros(D)}, "target_mean must be float64"),
+    ("track_", {"target_std": torch.zeros(D + 1, dtype=f64)}, r"target_std must be \[D\]"),
+    ("track_", {"variance": torch.zeros(1, dtype=f64)}, "variance must be a scalar"),
+    ("track_", {"sums": torch.zeros(D, dtype=f64)}, r"sums must be \[2, D\]"),
+    ("track_", {"count": torch.tensor(1.0)}, "count must be int64"),
+    ("track_", {"process_noise": -1.0}, "process_noise must not be negative"),
+    ("track_", {"process_noise": math.nan}, "process_noise must not be negative"),
+    ("track_", {"measurement_noise": 0.0}, "measurement_noise must be positive"),
+    ("track_", {"fixed_gain": 1.5}, "fixed_gain must be within"),
+    ("track_", {"eps": 0.0}, "eps must be positive"),
+    ("transform_", {"bank": torch.randn(D, M).T}, "bank must be contiguous"),
+    ("transform_", {"bank": torch.randn(M, D, dtype=torch.float16)}, "bank must be float32 or float64"),
+    ("transform_", {"count": torch.tensor(M + 1)}, r"count must be within \[0, 11\]"),
+    ("enqueue_", {"z": torch.randn(B, D + 1)}, r"z must be \[B, D\] \(any, 7\), got \[5, 8\]"),
+    ("enqueue_", {"labels": torch.arange(B, dtype=i32)}, "labels must be int64"),
+    ("enqueue_", {"labels": torch.arange(B + 1)}, r"labels must be \[B\]"),
+    ("enqueue_", {"head": torch.tensor(-1)}, r"head must be within \[0, 10\]"),
+    ("enqueue_", {"head": torch.tensor(M)}, r"head must be within \[0, 10\]"),
+    ("enqueue_", {"count": torch.tensor(M + 1)}, r"count must be within \[0, 11\]"),
+    ("enqueue_", {"bank_labels": torch.arange(M - 1)}, r"bank_labels must be \[M\]"),
+    ("memory_loss", {"z": torch.randn(B, D + 1)}, r"bank must be \[M, D\]"),
+    ("memory_loss", {"z": torch.randn(B, D, dtype=torch.bfloat16)}, "z must be float32 or float64"),
+    ("memory_loss", {"labels": torch.zeros(B)}, "labels must be int64"),
+    ("memory_loss", {"bank_labels": torch.arange(M + 1)}, r"bank_labels must be \[M\]"),
+    ("memory_loss", {"count": torch.tensor(M + 1)}, "count must be within"),
+    ("memory_loss", {"scale": None}, "scale and shift go together"),
+    ("memory_loss", {"exclude": torch.arange(B + 1)}, r"exclude must be \[B\]"),
+    ("memory_loss", {"anchors": torch.ones(B)}, "anchors must be bool"),
+    ("memory_loss", {"loss": "hinge"}, "unknown loss 'hinge'"),
+    ("memory_loss", {"parameters": [1.0]}, "contrastive takes pos_margin and neg_margin"),
+    ("memory_loss", {"reduction": "sum"}, "unknown reduction 'sum'"),
+    ("memory_loss", {"eps": -1.0}, "eps must be positive"),
+]
+
+
+@pytest.mark.parametrize(
+    "op, change, message", BAD, ids=[f"{op}-{next(iter(c))}-{i}" for i, (op, c, _) in enumerate(BAD)]
+)
+def test_bad_arguments_are_named_and_nothing_is_written(op, change, message):
+    arguments = ARGUMENTS[op](**change)
+    before = {k: v.detach().clone() for k, v in arguments.items() if isinstance(v, torch.Tensor)}
+    with pytest.raises(RuntimeError, match=f"{op}: .*{message}|{op}: {message}"):
+        getattr(torch.ops.xbn_ext, op)(*arguments.values())
+    for name, value in before.items():
+        assert torch.equal(arguments[name], value), f"{name} was written"
+
+
+@pytest.mark.parametrize("change", [{"pos_margin": math.nan}, {"neg_margin": math.inf}, {"reduction": "sum"}])
+def test_bad_loss(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Contrastive(**change)
+
+
+def test_the_wrapper_takes_float32_maps():
+    a = loss_arguments()
+    scale, shift = torch.rand(D) + 0.5, torch.randn(D)
+    args = (a["z"], a["labels"], a["bank"], a["bank_labels"], Contrastive())
+    narrow = ops.memory_loss(*args, scale=scale, shift=shift)
+    assert torch.equal(narrow, ops.memory_loss(*args, scale=scale.double(), shift=shift.double()))

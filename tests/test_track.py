@@ -1,0 +1,87 @@
+"""ops.track_ against the reference, and what the filters must do whatever the reference says."""
+
+import math
+
+import pytest
+import state
+import torch
+
+from xbn_ext import ops, reference
+
+FILTERS = {
+    "xbn": (math.inf, 1.0, None),
+    "axbn": (1e-2, 1.0, None),
+    "exact": (0.0, 1.0, None),
+    "ema": (0.0, 1.0, 0.1),
+}
+
+
+def track(module, m, x, filter, mask=None):
+    module.track_(
+        m.target_mean, m.target_std, m.variance, m.scale, m.shift, x, mask, m.sums, m.count, *filter, 1e-6
+    )
+
+
+@pytest.mark.parametrize("filter", FILTERS.values(), ids=FILTERS.keys())
+@pytest.mark.parametrize("count", [0, 1, 5, 40])
+@pytest.mark.parametrize("D", [1, 7, 65])
+def test_against_reference(filter, count, D, device, dtype):
+    ours = state.to(state.filled(40, D, count, dtype, pending=True), device)
+    truth = state.clone(ours)
+    for B in (16, 2, 1, 16, 0, 64):
+        x = torch.randn(B, D, dtype=dtype, device=device)
+        mask = torch.rand(B, device=device) < 0.8 if B == 64 else None
+        track(ops, ours, x, filter, mask)
+        track(reference, truth, x, filter, mask)
+        state.assert_same_state(ours, truth, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("filter", FILTERS.values(), ids=FILTERS.keys())
+def test_first_batch_is_taken_over(filter, device):
+    m = state.to(state.filled(40, 7, 40), device)
+    x = torch.randn(64, 7, device=device)
+    track(ops, m, x, filter)
+    mean, std, _ = ops.moments(x)
+    torch.testing.assert_close(m.target_mean, mean)
+    torch.testing.assert_close(m.target_std, std)
+
+
+def test_bank_gets_the_moments_of_the_batch(device):
+    m = state.to(state.filled(100, 65, 100, torch.float64, pending=True), device)
+    x = torch.randn(64, 65, device=device) * 3 + 1
+    track(ops, m, x, FILTERS["xbn"])
+    rows = m.bank * m.scale + m.shift
+    mean, std, _ = ops.moments(x)
+    torch.testing.assert_close(rows.mean(0), mean)
+    torch.testing.assert_close(rows.std(0, correction=0), std)
+
+
+@pytest.mark.parametrize("ratio, steady", [(1e-3, 0.031), (1e-2, 0.095), (0.1, 0.27), (1.0, 0.62)])
+def test_steady_gain(ratio, steady, device):
+    m = state.to(state.filled(10, 3, 10), device)
+    for _ in range(500):
+        track(ops, m, torch.randn(8, 3, device=device), (ratio, 1.0, None))
+    before = m.target_mean.clone()
+    x = torch.randn(8, 3, device=device)
+    track(ops, m, x, (ratio, 1.0, None))
+    gain = (m.target_mean - before) / (x.double().mean(0) - before)
+    assert gain.tolist() == pytest.approx([steady] * 3, abs=0.005)
+
+
+def test_a_batch_that_measures_nothing_changes_nothing(device):
+    m = state.to(state.filled(10, 3, 10), device)
+    before = state.clone(m)
+    for x in (torch.randn(1, 3, device=device), torch.full((8, 3), torch.nan, device=device)):
+        track(ops, m, x, FILTERS["axbn"])
+    state.assert_same_state(m, before)  # the variance is infinite before and after
+
+
+def test_dead_dimensions_keep_their_scale(device):
+    m = state.to(state.filled(10, 3, 10), device)
+    m.bank[:, 0] = 0.25
+    m.sums.copy_(reference.sums_of(m.bank))
+    x = torch.randn(8, 3, device=device)
+    x[:, 1] = 0.5
+    track(ops, m, x, FILTERS["xbn"])
+    assert m.scale[0] == 1 and m.scale[1] == 1 and m.scale[2] != 1
+    torch.testing.assert_close((m.bank * m.scale + m.shift).mean(0), x.double().mean(0), check_dtype=False)
