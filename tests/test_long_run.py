@@ -1,0 +1,61 @@
+"""Thousands of steps: rounding must not add up. float32, in place and deferred, against a float64 run."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from xbn_ext import Contrastive, CrossBatchMemory, reference
+
+B, M, D, STEPS = 16, 512, 24, 3000
+
+
+def drifting_embeddings(steps):
+    generator = torch.Generator().manual_seed(3)
+    mean, log_std = torch.randn(D, generator=generator), torch.zeros(D)
+    centres = torch.randn(40, D, generator=generator)
+    for _ in range(steps):
+        mean = mean + 0.02 * torch.randn(D, generator=generator)
+        log_std = log_std + 0.01 * torch.randn(D, generator=generator)
+        labels = torch.randint(40, (B,), generator=generator)
+        x = mean + log_std.exp() * (centres[labels] + torch.randn(B, D, generator=generator))
+        yield x, labels
+
+
+def distance(rows, true_rows):
+    """Largest distance between a stored direction and where it should be."""
+    a, b = F.normalize(rows.double(), dim=1), F.normalize(true_rows.double(), dim=1)
+    return float((a - b).norm(dim=1).max())
+
+
+@pytest.mark.parametrize("drift", ["xbn", "axbn"])
+def test_float32_follows_float64(drift):
+    loss = Contrastive(neg_margin=0.4)
+    options = {"drift": drift, "batch_weight": 0.0}
+    truth = CrossBatchMemory(loss, D, M, bank_dtype=torch.float64, **options)
+    runs = {update: CrossBatchMemory(loss, D, M, update=update, **options) for update in ("inplace", "deferred")}
+    in_torch = reference.Memory.empty(M, D, torch.float32)
+    value_error, row_error = (dict.fromkeys([*runs, "torch"], 0.0) for _ in range(2))
+
+    with torch.no_grad():
+        for t, (x, labels) in enumerate(drifting_embeddings(STEPS)):
+            true_value = truth(x.double(), labels)
+            values = {update: criterion(x, labels) for update, criterion in runs.items()}
+            values["torch"] = reference.step(in_torch, x, labels, loss, **options)
+            for name, value in values.items():
+                value_error[name] = max(value_error[name], float((value - true_value).abs() / (1 + true_value)))
+            if t % 100 < 99:
+                continue
+            true_rows = truth.embedding_memory
+            row_error["torch"] = max(row_error["torch"], distance(in_torch.bank, true_rows))
+            for update, criterion in runs.items():
+                rows = criterion.embedding_memory
+                row_error[update] = max(row_error[update], distance(rows, true_rows))
+                mean, std = rows.double().mean(0), rows.double().std(0, correction=0)
+                torch.testing.assert_close(mean, true_rows.mean(0), rtol=0, atol=5e-7)
+                torch.testing.assert_close(std, true_rows.std(0, correction=0), rtol=2e-6, atol=0)
+
+    for update in runs:
+        assert value_error[update] <= 2 * value_error["torch"] + 2e-7, value_error
+        assert row_error[update] <= 2 * row_error["torch"] + 2e-7, row_error
+    # In place, a row is rounded again at every step of its life; deferred, only once.
+    assert row_error["deferred"] <= row_error["inplace"], row_error

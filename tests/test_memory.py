@@ -1,0 +1,335 @@
+"""CrossBatchMemory against reference.step, and what a training loop expects of it."""
+
+import copy
+import dataclasses
+import itertools
+import pickle
+
+import pytest
+import state
+import torch
+import torch.nn.functional as F
+
+from xbn_ext import Contrastive, CrossBatchMemory, reference
+
+B, M, D = 24, 100, 16
+STATE = [f.name for f in dataclasses.fields(reference.Memory)]
+
+
+def batches(n, dtype=torch.float32, size=B, device="cpu"):
+    """Embeddings of a network that drifts."""
+    generator = torch.Generator().manual_seed(7)
+    centres = torch.randn(6, D, generator=generator)
+    for t in range(n):
+        labels = torch.randint(6, (size,), generator=generator)
+        x = centres[labels] + torch.randn(size, D, generator=generator)
+        x = x * (1 + 0.02 * t) + 0.05 * t
+        yield x.to(dtype).to(device), labels.to(device)
+
+
+def memory_of(criterion):
+    return reference.Memory(**{name: getattr(criterion, name) for name in STATE})
+
+
+def train(criterion, data, **call):
+    losses = []
+    for x, labels in data:
+        x = x.clone().requires_grad_()
+        loss = criterion(x, labels, **call)
+        loss.backward()
+        losses.append((loss.detach(), x.grad))
+    return losses
+
+
+OPTIONS = [
+    {"drift": drift, "update": update, "enqueue": enqueue}
+    for drift, update, enqueue in itertools.product(
+        ("none", "xbn", "axbn", "ema"), ("inplace", "deferred"), ("after", "before")
+    )
+]
+OPTIONS += [
+    {"normalize_embeddings": False},
+    {"renormalize": False},
+    {"batch_weight": 0.0, "memory_weight": 0.3},
+    {"batch_weight": 0.7, "memory_weight": 0.0},
+    {"warmup_steps": 3},
+    {"process_noise": 0.5, "measurement_noise": 2.0},
+]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "avg_nonzero"])
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(f"{v}" for v in o.values()))
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+def test_step_is_the_reference_step(options, reduction, masked, device):
+    loss = Contrastive(pos_margin=0.95, neg_margin=0.3, reduction=reduction)
+    criterion = CrossBatchMemory(loss, D, M, bank_dtype=torch.float64, **options).to(device)
+    memory = state.to(reference.Memory.empty(M, D), device)
+    for x, labels in batches(12, torch.float64, device=device):
+        mask = labels % 2 == 0 if masked else None
+        ours, truth = x.clone().requires_grad_(), x.clone().requires_grad_()
+        value = criterion(ours, labels, enqueue_mask=mask)
+        true_value = reference.step(memory, truth, labels, loss, enqueue_mask=mask, **options)
+        value.backward(), true_value.backward()
+        torch.testing.assert_close(value, true_value, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(ours.grad, truth.grad, rtol=1e-8, atol=1e-11)
+        state.assert_same_state(memory_of(criterion), memory, rtol=1e-8, atol=1e-10)
+
+
+def test_numbers_of_pytorch_metric_learning(device):
+    """`batch_weight=0, enqueue="before", drift="none"` is its CrossBatchMemory."""
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    from pytorch_metric_learning.distances import CosineSimilarity
+
+    theirs = losses.CrossBatchMemory(
+        losses.ContrastiveLoss(pos_margin=0.95, neg_margin=0.3, distance=CosineSimilarity()), D, M
+    )
+    loss = Contrastive(pos_margin=0.95, neg_margin=0.3, reduction="avg_nonzero")
+    ours = CrossBatchMemory(loss, D, M, drift="none", batch_weight=0.0, enqueue="before").to(device)
+    for t, (x, labels) in enumerate(batches(12, device=device)):
+        mask = labels % 2 == 0 if t >= 8 else None
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        value, their_value = ours(a, labels, enqueue_mask=mask), theirs(b, labels, enqueue_mask=mask)
+        value.backward(), their_value.backward()
+        torch.testing.assert_close(value, their_value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("update", ["inplace", "deferred"])
+def test_a_resumed_run_continues_bit_for_bit(update, device):
+    options = {"drift": "axbn", "update": update, "warmup_steps": 2}
+    data = list(batches(20, device=device))
+    straight = CrossBatchMemory(Contrastive(), D, M, **options).to(device)
+    expected = train(straight, data)
+    for stop in (1, 7, 13):
+        first = CrossBatchMemory(Contrastive(), D, M, **options).to(device)
+        train(first, data[:stop])
+        second = CrossBatchMemory(Contrastive(), D, M, **options).to(device)
+        second.load_state_dict(first.state_dict())
+        for (value, grad), (want, want_grad) in zip(train(second, data[stop:]), expected[stop:], strict=True):
+            assert torch.equal(value, want) and torch.equal(grad, want_grad)
+        for name, tensor in straight.state_dict().items():
+            assert torch.equal(second.state_dict()[name], tensor), name
+
+
+def test_all_state_is_in_the_state_dict():
+    assert set(CrossBatchMemory(Contrastive(), D, M).state_dict()) == set(STATE)
+
+
+def test_copies_are_independent(device):
+    data = list(batches(6, device=device))
+    original = CrossBatchMemory(Contrastive(), D, M).to(device)
+    train(original, data[:3])
+    copies = [copy.deepcopy(original), pickle.loads(pickle.dumps(original))]
+    expected = train(original, data[3:])
+    for other in copies:
+        assert int(other.step) == 3
+        for (value, grad), (want, want_grad) in zip(train(other, data[3:]), expected, strict=True):
+            assert torch.equal(value, want) and torch.equal(grad, want_grad)
+
+
+def test_half_keeps_the_state_exact(device):
+    criterion = CrossBatchMemory(Contrastive(), D, M).to(device)
+    train(criterion, batches(5, device=device))
+    before = {k: v.clone() for k, v in criterion.state_dict().items()}
+    criterion.half().double().bfloat16()
+    for name, tensor in criterion.state_dict().items():
+        assert tensor.dtype == before[name].dtype and torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_batches_of_another_dtype_do_not_change_the_bank(dtype, device):
+    criterion = CrossBatchMemory(Contrastive(), D, M).to(device)
+    for x, labels in batches(3, dtype, device=device):
+        x.requires_grad_()
+        loss = criterion(x, labels)
+        loss.backward()
+        assert x.grad.dtype == dtype and loss.isfinite()
+    assert criterion.bank.dtype == torch.float32
+
+
+def test_autocast_changes_nothing(device):
+    plain, cast = (CrossBatchMemory(Contrastive(), D, M).to(device) for _ in range(2))
+    for x, labels in batches(4, device=device):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            value = cast(x, labels)
+        assert torch.equal(value, plain(x, labels))
+
+
+def test_eval_mode_only_reads(device):
+    criterion = CrossBatchMemory(Contrastive(neg_margin=0.1), D, M, enqueue="before").to(device)
+    train(criterion, batches(5, device=device))
+    criterion.eval()
+    before = {k: v.clone() for k, v in criterion.state_dict().items()}
+    x, labels = next(batches(1, device=device))
+    assert criterion(x, labels) > 0
+    assert all(torch.equal(v, before[k]) for k, v in criterion.state_dict().items())
+
+
+def test_warm_up_fills_but_does_not_count(device):
+    data = list(batches(6, device=device))
+    batch_only = train(CrossBatchMemory(Contrastive(), D, M, memory_weight=0.0).to(device), data)
+    criterion = CrossBatchMemory(Contrastive(), D, M, warmup_steps=4).to(device)
+    warming = train(criterion, data)
+    for t, ((value, _), (want, _)) in enumerate(zip(warming, batch_only, strict=True)):
+        assert torch.equal(value, want) == (t < 4)
+    assert criterion.count == M
+
+
+def test_reset_queue_is_a_new_start(device):
+    data = list(batches(6, device=device))
+    criterion = CrossBatchMemory(Contrastive(), D, M, update="deferred").to(device)
+    first = train(criterion, data)
+    criterion.reset_queue()
+    assert criterion.embedding_memory.shape == (0, D) and criterion.label_memory.shape == (0,)
+    for (value, grad), (want, want_grad) in zip(train(criterion, data), first, strict=True):
+        assert torch.equal(value, want) and torch.equal(grad, want_grad)
+
+
+@pytest.mark.parametrize("update", ["inplace", "deferred"])
+def test_fill_from(update, device):
+    data = list(batches(3, device=device))
+    criterion = CrossBatchMemory(Contrastive(), D, M, update=update).to(device)
+    train(criterion, data)
+    criterion.fill_from(data)
+    rows = F.normalize(torch.cat([x for x, _ in data]), dim=1)
+    torch.testing.assert_close(criterion.embedding_memory, rows)
+    assert torch.equal(criterion.label_memory, torch.cat([y for _, y in data]))
+    mean, std = criterion.target_moments
+    torch.testing.assert_close(mean.float(), rows.mean(0))
+    torch.testing.assert_close(std.float(), rows.std(0, correction=0))
+    train(criterion, data)
+    assert criterion.count == M
+
+
+@pytest.mark.parametrize("drift", ["xbn", "axbn", "ema"])
+@pytest.mark.parametrize("update", ["inplace", "deferred"])
+def test_the_memory_has_the_target_moments(drift, update, device):
+    criterion = CrossBatchMemory(
+        Contrastive(), D, M, drift=drift, update=update, normalize_embeddings=False, bank_dtype=torch.float64
+    ).to(device)
+    train(criterion, batches(20, device=device))
+    x, _ = next(batches(1, device=device))
+    criterion._follow_drift(x + 1, None)
+    mean, std = criterion.target_moments
+    rows = criterion.embedding_memory
+    torch.testing.assert_close(rows.mean(0), mean)
+    torch.testing.assert_close(rows.std(0, correction=0), std)
+    if drift == "xbn":
+        torch.testing.assert_close(mean, (x + 1).double().mean(0))
+
+
+@pytest.mark.parametrize("update", ["inplace", "deferred"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_rows_that_are_not_finite_never_count(bad, update, device):
+    clean, dirty = (
+        CrossBatchMemory(Contrastive(neg_margin=0.2), D, M, update=update).to(device) for _ in range(2)
+    )
+    for x, labels in batches(10, device=device):
+        value = clean(x, labels)
+        spoilt, spoilt_labels = torch.cat([x, x[:2]]), torch.cat([labels, labels[:2]])
+        spoilt[B:, 3] = bad
+        assert value.isfinite() and dirty(spoilt, spoilt_labels).isnan()
+        state.assert_same_state(memory_of(dirty), memory_of(clean), rtol=0, atol=0)
+    x, labels = next(batches(1, device=device))
+    assert torch.equal(clean(x, labels), dirty(x, labels))
+
+
+def test_a_gradient_scaler_skips_the_step(device):
+    network = torch.nn.Linear(D, D).to(device)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler(device.type)
+    criterion = CrossBatchMemory(Contrastive(neg_margin=0.2), D, M).to(device)
+    weights = network.weight.detach().clone()
+    x, labels = next(batches(1, device=device))
+    x[0, 0] = torch.inf
+    scaler.scale(criterion(network(x), labels)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(network.weight, weights) and scaler.get_scale() < 65536
+    assert criterion.bank.isfinite().all() and criterion.count == B - 1
+
+
+def test_batches_of_any_size(device):
+    criterion = CrossBatchMemory(Contrastive(), D, 10).to(device)
+    for size in (1, 10, 11, 37, 0, 3):
+        ((x, labels),) = batches(1, size=size, device=device)
+        x.requires_grad_()
+        criterion(x, labels).backward()
+        assert x.grad.isfinite().all()
+    assert criterion.count == 10
+
+
+@pytest.mark.parametrize("integer", [torch.int32, torch.uint8, torch.int16])
+def test_labels_of_any_integer_type(integer, device):
+    a, b = (CrossBatchMemory(Contrastive(), D, M).to(device) for _ in range(2))
+    for x, labels in batches(3, device=device):
+        assert torch.equal(a(x, labels), b(x, labels.to(integer)))
+
+
+def test_fullgraph_compile(device):
+    plain, compiled = (
+        CrossBatchMemory(Contrastive(neg_margin=0.2), D, M, warmup_steps=2).to(device) for _ in range(2)
+    )
+    fast = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    for x, labels in batches(5, device=device):
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        value, want = fast(a, labels), plain(b, labels)
+        value.backward(), want.backward()
+        torch.testing.assert_close(value, want)
+        torch.testing.assert_close(a.grad, b.grad)
+    state.assert_same_state(memory_of(compiled), memory_of(plain), rtol=1e-6, atol=1e-6)
+
+
+X, Y = torch.randn(B, D), torch.arange(B)
+BAD_CALLS = [
+    ((X[0], Y), {}, ValueError, "embeddings must be"),
+    ((X[:, 1:], Y), {}, ValueError, "embeddings must be .*embedding_size=16"),
+    ((X.long(), Y), {}, TypeError, "embeddings must be a floating-point tensor, got torch.int64"),
+    (([[1.0]], Y), {}, TypeError, "embeddings must be .*list"),
+    ((X, Y.float()), {}, TypeError, "labels must be an integer tensor"),
+    ((X, Y > 3), {}, TypeError, "labels must be an integer tensor"),
+    ((X, Y[1:]), {}, ValueError, r"labels must be \[B=24\]"),
+    ((X, Y[:, None]), {}, ValueError, "labels must be"),
+    ((X, Y), {"enqueue_mask": Y}, TypeError, "enqueue_mask must be a bool tensor"),
+    ((X, Y), {"enqueue_mask": Y[1:] > 3}, ValueError, "enqueue_mask must be"),
+    ((X.to("meta"), Y), {}, ValueError, "embeddings is on meta, the memory on cpu"),
+    ((X, Y.to("meta")), {}, ValueError, "labels is on meta"),
+]
+
+
+@pytest.mark.parametrize("args, kwargs, error, message", BAD_CALLS, ids=[m for *_, m in BAD_CALLS])
+def test_bad_calls_change_nothing(args, kwargs, error, message):
+    criterion = CrossBatchMemory(Contrastive(), D, M)
+    train(criterion, batches(3))
+    before = {k: v.clone() for k, v in criterion.state_dict().items()}
+    with pytest.raises(error, match=message):
+        criterion(*args, **kwargs)
+    assert all(torch.equal(v, before[k]) for k, v in criterion.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        ({"loss": torch.nn.MSELoss()}, TypeError),
+        ({"embedding_size": 0}, ValueError),
+        ({"memory_size": 0}, ValueError),
+        ({"memory_size": 2.5}, ValueError),
+        ({"drift": "kalman"}, ValueError),
+        ({"update": "lazy"}, ValueError),
+        ({"enqueue": "never"}, ValueError),
+        ({"process_noise": -1.0}, ValueError),
+        ({"measurement_noise": 0.0}, ValueError),
+        ({"ema_momentum": 0.0}, ValueError),
+        ({"warmup_steps": -1}, ValueError),
+        ({"bank_dtype": torch.float16}, ValueError),
+        ({"eps": 0.0}, ValueError),
+    ],
+)
+def test_bad_options_are_named(options, error):
+    arguments = {"loss": Contrastive(), "embedding_size": D, "memory_size": M} | options
+    with pytest.raises(error, match=next(iter(options))):
+        CrossBatchMemory(**arguments)
+
+
+def test_repr():
+    assert "drift='axbn'" in repr(CrossBatchMemory(Contrastive(), D, M))
