@@ -103,8 +103,8 @@ def enqueue_(
 ) -> Tensor:
     """Writes the finite rows of `z [B, D]` in `mask [B]` into the ring as `(z - shift) / scale`.
 
-    `bank [M, D]`, `bank_labels [M]`, `sums [2, D]`, `head`, `count` are updated. Returns `slots [B]` (int64): where
-    each row went, -1 where it was not stored. Of more rows than the ring holds, the last M stay.
+    `bank [M, D]`, `bank_labels [M]`, `sums [2, D]`, `head`, `count` are updated. Returns `slots [B]` (int64):
+    where each row went, -1 where it was not stored. Of more rows than the ring holds, the last M stay.
     """
     return _ops.enqueue_(bank, bank_labels, sums, head, count, z, labels, mask, scale, shift)  # type: ignore[no-any-return]
 

@@ -1,4 +1,4 @@
-"""How far a result may be from the truth: no further than a small multiple of what PyTorch loses in the same dtype."""
+"""How far a result may be from the truth: a small multiple of what PyTorch itself loses in the same dtype."""
 
 from __future__ import annotations
 
