@@ -151,9 +151,8 @@ inline void check_enqueue(const Tensor& bank, const Tensor& bank_labels, const T
 }
 
 inline void check_memory_loss(const Tensor& z, const Tensor& labels, const Tensor& bank, const Tensor& bank_labels,
-                              const OptionalTensor& count, const OptionalTensor& scale,
-                              const OptionalTensor& shift, const OptionalTensor& exclude,
-                              const OptionalTensor& anchors, const std::string& loss,
+                              const OptionalTensor& count, const OptionalTensor& scale, const OptionalTensor& shift,
+                              const OptionalTensor& exclude, const OptionalTensor& anchors, const std::string& loss,
                               const std::vector<double>& parameters, const std::string& reduction, double eps) {
   const Contract c("memory_loss", z);
   c.matrix("z", z, "[B, D]", {-1, -1});

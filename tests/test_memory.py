@@ -221,9 +221,7 @@ def test_the_memory_has_the_target_moments(drift, update, device):
 @pytest.mark.parametrize("update", ["inplace", "deferred"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_rows_that_are_not_finite_never_count(bad, update, device):
-    clean, dirty = (
-        CrossBatchMemory(Contrastive(neg_margin=0.2), D, M, update=update).to(device) for _ in range(2)
-    )
+    clean, dirty = (CrossBatchMemory(Contrastive(neg_margin=0.2), D, M, update=update).to(device) for _ in range(2))
     for x, labels in batches(10, device=device):
         value = clean(x, labels)
         spoilt, spoilt_labels = torch.cat([x, x[:2]]), torch.cat([labels, labels[:2]])
@@ -267,9 +265,7 @@ def test_labels_of_any_integer_type(integer, device):
 
 
 def test_fullgraph_compile(device):
-    plain, compiled = (
-        CrossBatchMemory(Contrastive(neg_margin=0.2), D, M, warmup_steps=2).to(device) for _ in range(2)
-    )
+    plain, compiled = (CrossBatchMemory(Contrastive(neg_margin=0.2), D, M, warmup_steps=2).to(device) for _ in range(2))
     fast = torch.compile(compiled, fullgraph=True, backend="aot_eager")
     for x, labels in batches(5, device=device):
         a, b = x.clone().requires_grad_(), x.clone().requires_grad_()

@@ -17,9 +17,7 @@ FILTERS = {
 
 
 def track(module, m, x, filter, mask=None):
-    module.track_(
-        m.target_mean, m.target_std, m.variance, m.scale, m.shift, x, mask, m.sums, m.count, *filter, 1e-6
-    )
+    module.track_(m.target_mean, m.target_std, m.variance, m.scale, m.shift, x, mask, m.sums, m.count, *filter, 1e-6)
 
 
 @pytest.mark.parametrize("filter", FILTERS.values(), ids=FILTERS.keys())

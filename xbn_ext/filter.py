@@ -16,9 +16,7 @@ class Filter(NamedTuple):
     fixed_gain: float | None
 
 
-def make_filter(
-    drift: Drift, process_noise: float, measurement_noise: float, ema_momentum: float
-) -> Filter | None:
+def make_filter(drift: Drift, process_noise: float, measurement_noise: float, ema_momentum: float) -> Filter | None:
     """The filter of a drift model; None for `"none"`, which leaves the bank alone.
 
     `"xbn"`: the moments of the last batch are the truth (infinite process noise). `"axbn"`: Kalman filter.

@@ -198,9 +198,7 @@ class CrossBatchMemory(nn.Module):
                 self.bank_labels,
                 self.loss,
                 # No rows are visible while warming up: decided on the device, so nothing waits.
-                count=torch.where(self.step < self.warmup_steps, 0, self.count)
-                if self.warmup_steps
-                else self.count,
+                count=torch.where(self.step < self.warmup_steps, 0, self.count) if self.warmup_steps else self.count,
                 scale=self.scale if pending else None,
                 shift=self.shift if pending else None,
                 exclude=own_slots,

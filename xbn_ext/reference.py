@@ -174,9 +174,7 @@ def similarity(z: Tensor, rows: Tensor, renormalize: bool = True, eps: float = 1
     return z @ rows.T
 
 
-def contrastive(
-    loss: Contrastive, s: Tensor, positive: Tensor, pair: Tensor, anchors: Tensor | None = None
-) -> Tensor:
+def contrastive(loss: Contrastive, s: Tensor, positive: Tensor, pair: Tensor, anchors: Tensor | None = None) -> Tensor:
     """Contrastive loss of the similarities `s [B, n]` over the pairs `pair [B, n]` of the rows `anchors [B]`.
 
     A NaN similarity is an active pair: it makes the loss NaN, as PyTorch's losses do.
@@ -313,9 +311,7 @@ def step(
             transform_(m.bank, m.sums, m.scale, m.shift, m.count)
 
     def put() -> Tensor:
-        return enqueue_(
-            m.bank, m.bank_labels, m.sums, m.head, m.count, stored, labels, enqueue_mask, m.scale, m.shift
-        )
+        return enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, stored, labels, enqueue_mask, m.scale, m.shift)
 
     # Rank the batch against itself and against the memory. Rows that only feed the memory are not anchors.
     own_slots = put() if enqueue == "before" else None

@@ -67,9 +67,8 @@ MeasuredMoments measure(const Tensor& x, const OptionalTensor& mask) {
                     torch::stable::new_empty(dense, {}, ScalarType::Long)};
   dispatch(x, [&](auto type) {
     using T = typename decltype(type)::type;
-    moments(MomentsParams<T>{dense.const_data_ptr<T>(), rows_mask.data<bool>(), B, D,
-                             m.mean.mutable_data_ptr<double>(), m.std.mutable_data_ptr<double>(),
-                             m.rows.mutable_data_ptr<int64_t>()},
+    moments(MomentsParams<T>{dense.const_data_ptr<T>(), rows_mask.data<bool>(), B, D, m.mean.mutable_data_ptr<double>(),
+                             m.std.mutable_data_ptr<double>(), m.rows.mutable_data_ptr<int64_t>()},
             this_cpu());
   });
   return m;
@@ -84,8 +83,8 @@ std::tuple<Tensor, Tensor, Tensor> moments_cpu(const Tensor& x, const OptionalTe
 void track_cpu(Tensor target_mean, Tensor target_std, Tensor variance, Tensor scale, Tensor shift, const Tensor& x,
                const OptionalTensor& mask, const Tensor& sums, const Tensor& count, double process_noise,
                double measurement_noise, std::optional<double> fixed_gain, double eps) {
-  check_track(target_mean, target_std, variance, scale, shift, x, mask, sums, count, process_noise,
-              measurement_noise, fixed_gain, eps);
+  check_track(target_mean, target_std, variance, scale, shift, x, mask, sums, count, process_noise, measurement_noise,
+              fixed_gain, eps);
   const MeasuredMoments m = measure(x, mask);
   TrackParams p;
   p.mean = m.mean.const_data_ptr<double>();
@@ -158,10 +157,9 @@ std::tuple<Tensor, Tensor> memory_loss_cpu(const Tensor& z, const Tensor& labels
                                            const OptionalTensor& scale, const OptionalTensor& shift,
                                            const OptionalTensor& exclude, const OptionalTensor& anchors,
                                            const std::string& loss, const std::vector<double>& parameters,
-                                           const std::string& reduction, bool renormalize, double eps,
-                                           bool need_grad) {
-  check_memory_loss(z, labels, bank, bank_labels, count, scale, shift, exclude, anchors, loss, parameters,
-                    reduction, eps);
+                                           const std::string& reduction, bool renormalize, double eps, bool need_grad) {
+  check_memory_loss(z, labels, bank, bank_labels, count, scale, shift, exclude, anchors, loss, parameters, reduction,
+                    eps);
   const int64_t B = z.size(0), D = z.size(1), M = bank.size(0);
   const int64_t rows = count ? read_counter("memory_loss", "count", *count, M) : M;
   const Tensor dense_z = as_dense(z), dense_labels = as_dense(labels), dense_bank_labels = as_dense(bank_labels);

@@ -17,8 +17,7 @@
   _Pragma(                                                                                                       \
       "clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,avx2,fma\"))), apply_to " \
       "= function)")
-#define XBN_ISA_BEGIN_AVX2 \
-  _Pragma("clang attribute push(__attribute__((target(\"avx2,fma\"))), apply_to = function)")
+#define XBN_ISA_BEGIN_AVX2 _Pragma("clang attribute push(__attribute__((target(\"avx2,fma\"))), apply_to = function)")
 #define XBN_ISA_END _Pragma("clang attribute pop")
 #else
 #define XBN_ISA_BEGIN_AVX512  \

@@ -35,8 +35,7 @@ template <typename T>
 class Workspace {
  public:
   explicit Workspace(int64_t n)
-      : data_(static_cast<T*>(::operator new(std::max<int64_t>(n, 1) * sizeof(T), std::align_val_t{kAlignment}))) {
-  }
+      : data_(static_cast<T*>(::operator new(std::max<int64_t>(n, 1) * sizeof(T), std::align_val_t{kAlignment}))) {}
   ~Workspace() { ::operator delete(data_, std::align_val_t{kAlignment}); }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;

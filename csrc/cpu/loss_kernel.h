@@ -241,8 +241,7 @@ void sweep_unit(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, const Lo
         char& touched = sweep.touched_of(split, kind, block);
         if (!touched) std::fill(grad, grad + kAnchorBlock * plan.padded_dim, T(0));
         touched = 1;
-        add_gradient(kind == kNegative ? s : positive_weight, tile.data(), plan.padded_dim, score.rows[kind],
-                     grad);
+        add_gradient(kind == kNegative ? s : positive_weight, tile.data(), plan.padded_dim, score.rows[kind], grad);
       }
     }
   }

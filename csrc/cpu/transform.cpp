@@ -33,8 +33,8 @@ void transform(const TransformParams<S>& p, double* sums, const Cpu& cpu) {
   cpu.parallel(runs, [&](int64_t r) {
     const int64_t begin = r * run, end = std::min(begin + run, p.count);
     double* sum = partial.data() + r * 2 * p.D;
-    XBN_CALL_ISA(cpu.isa, transform_rows(p.bank + begin * p.D, end - begin, p.D, scale.data(), shift.data(), sum,
-                                         sum + p.D));
+    XBN_CALL_ISA(cpu.isa,
+                 transform_rows(p.bank + begin * p.D, end - begin, p.D, scale.data(), shift.data(), sum, sum + p.D));
   });
   std::fill(sums, sums + 2 * p.D, 0.0);
   for (int64_t r = 0; r < runs; ++r)

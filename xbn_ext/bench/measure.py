@@ -45,8 +45,8 @@ def interleaved(steps: Mapping[str, Step], problem: Problem, repeats: int) -> di
 def peak_extra_megabytes(implementation: str, problem: Problem, threads: int) -> float:
     """Most memory one step holds beyond what was there before it, in MB, in a fresh process.
 
-    Libraries are warmed up on a tiny problem first (torch.compile on the real one, as it compiles for a shape). The
-    measured step is otherwise the first of its size, so nothing it needs is already cached.
+    Libraries are warmed up on a tiny problem first (torch.compile on the real one, as it compiles for a shape).
+    The measured step is otherwise the first of its size, so nothing it needs is already cached.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()

@@ -1,0 +1,150 @@
+// The CPU kernels without torch, on random shapes, for the sanitizers: compiled with ASan and UBSan, then with TSan,
+// by tests/test_sanitizers.py. Every buffer is a heap block of exactly its size, so one element too far is caught.
+// Numbers are checked by the Python tests; here only finiteness and the promise of the same bits on any threads.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "../../csrc/cpu/enqueue.h"
+#include "../../csrc/cpu/loss.h"
+#include "../../csrc/cpu/moments.h"
+#include "../../csrc/cpu/track.h"
+#include "../../csrc/cpu/transform.h"
+
+namespace {
+
+template <typename T>
+struct Exactly {
+  explicit Exactly(int64_t n) : size(n), data(new T[std::max<int64_t>(n, 1)]()) {}
+  operator T*() const { return size ? data.get() : nullptr; }
+  int64_t size;
+  std::unique_ptr<T[]> data;
+};
+
+std::mt19937_64 generator(1);
+
+int64_t up_to(int64_t n) { return static_cast<int64_t>(generator() % static_cast<uint64_t>(n + 1)); }
+
+template <typename T>
+Exactly<T> normal(int64_t n) {
+  Exactly<T> x(n);
+  std::normal_distribution<double> draw;
+  for (int64_t i = 0; i < n; ++i) x[i] = static_cast<T>(draw(generator));
+  return x;
+}
+
+Exactly<int64_t> labels(int64_t n, int64_t classes) {
+  Exactly<int64_t> x(n);
+  for (int64_t i = 0; i < n; ++i) x[i] = up_to(classes) - 2;
+  return x;
+}
+
+Exactly<bool> mask(int64_t n) {
+  Exactly<bool> x(n);
+  for (int64_t i = 0; i < n; ++i) x[i] = up_to(3) > 0;
+  return x;
+}
+
+template <typename T>
+const T* sometimes(const Exactly<T>& x) {
+  return up_to(1) ? x.data.get() : nullptr;
+}
+
+void serial(int64_t units, const std::function<void(int64_t)>& unit) {
+  for (int64_t i = 0; i < units; ++i) unit(i);
+}
+
+void threaded(int64_t units, const std::function<void(int64_t)>& unit) {
+  constexpr int64_t kThreads = 3;
+  std::vector<std::thread> threads;
+  for (int64_t t = 0; t < kThreads; ++t)
+    threads.emplace_back([&, t] {
+      for (int64_t i = t; i < units; i += kThreads) unit(i);
+    });
+  for (std::thread& thread : threads) thread.join();
+}
+
+void require(bool ok, const char* what, int64_t B, int64_t M, int64_t D) {
+  if (ok) return;
+  std::fprintf(stderr, "%s: B=%lld M=%lld D=%lld\n", what, static_cast<long long>(B), static_cast<long long>(M),
+               static_cast<long long>(D));
+  std::abort();
+}
+
+// One pass through all ops on a memory of random shape and fill.
+template <typename T, typename S>
+void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
+  const xbn::Cpu one{isa, serial}, many{isa, threaded};
+  Exactly<T> z = normal<T>(B * D);
+  Exactly<int64_t> y = labels(B, 5), bank_y = labels(M, 5), slots(B), head(1), count(1), rows(1);
+  Exactly<bool> chosen = mask(B);
+  Exactly<S> bank = normal<S>(M * D);
+  Exactly<double> sums(2 * D), mean(D), std(D), target_mean(D), target_std(D), variance(1), scale(D), shift(D);
+  *count = up_to(M);
+  *head = up_to(M - 1);
+  *variance = INFINITY;
+  std::fill(scale.data.get(), scale.data.get() + D, 1.0);
+  if (B > 1 && up_to(1)) z[D] = NAN;
+
+  xbn::moments(xbn::MomentsParams<T>{z, sometimes(chosen), B, D, mean, std, rows}, many);
+  xbn::track(xbn::TrackParams{mean, std, rows, target_mean, target_std, variance, scale, shift, sums, count, D, 0.01,
+                              1.0, up_to(1) ? -1.0 : 0.1, 1e-6});
+  xbn::transform(xbn::TransformParams<S>{bank, scale, shift, *count, D}, sums, many);
+  xbn::enqueue(
+      xbn::EnqueueParams<T, S>{bank, bank_y, sums, head, count, z, y, sometimes(chosen), scale, shift, slots, B, M, D},
+      many);
+  require(*count >= 0 && *count <= M && *head >= 0 && *head < M, "ring", B, M, D);
+  for (int64_t k = 0; k < *count * D; ++k) require(std::isfinite(bank[k]), "bank", B, M, D);
+
+  const bool pending = up_to(1), need_grad = up_to(3) > 0;
+  Exactly<T> value(1), grad(B * D), value_again(1), grad_again(B * D);
+  xbn::MemoryLossParams<T, S> p{z,
+                                y,
+                                bank,
+                                bank_y,
+                                B,
+                                D,
+                                *count,
+                                nullptr,
+                                nullptr,
+                                sometimes(slots),
+                                sometimes(chosen),
+                                up_to(1) == 1,
+                                1e-6,
+                                up_to(1) == 1,
+                                value,
+                                nullptr};
+  if (pending) p.scale = scale, p.shift = shift;
+  if (need_grad) p.grad_z = grad;
+  const xbn::Contrastive<T> loss{T(0.9), T(0.1)};
+  xbn::memory_loss(p, loss, many);
+  p.loss = value_again;
+  if (need_grad) p.grad_z = grad_again;
+  xbn::memory_loss(p, loss, one);
+  require(std::memcmp(value, value_again, sizeof(T)) == 0, "loss differs between thread counts", B, M, D);
+  if (need_grad && B > 0)
+    require(std::memcmp(grad, grad_again, B * D * sizeof(T)) == 0, "gradient differs between thread counts", B, M, D);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int rounds = argc > 1 ? std::atoi(argv[1]) : 20;
+  for (int round = 0; round < rounds; ++round) {
+    const int64_t B = up_to(round % 4 == 0 ? 300 : 70), M = 1 + up_to(300), D = 1 + up_to(round % 4 == 1 ? 300 : 70);
+    for (const xbn::Isa isa : {xbn::Isa::baseline, xbn::Isa::avx2, xbn::Isa::avx512}) {
+      if (isa > xbn::cpu_isa()) continue;  // ordered from least to best
+      one_round<float, float>(isa, B, M, D);
+      one_round<double, float>(isa, B, M, D);
+      one_round<float, double>(isa, B, M, D);
+      one_round<double, double>(isa, B, M, D);
+    }
+  }
+  std::printf("%d rounds\n", rounds);
+}
