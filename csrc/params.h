@@ -59,24 +59,6 @@ struct EnqueueParams {
   int64_t B, M, D;        //
 };
 
-// How a sweep over the bank is cut up. It depends on the shapes alone, never on the number of threads, so the
-// same input gives the same bits on any number of threads.
-struct SweepPlan {
-  int64_t blocks;        // anchors come in blocks of kAnchorBlock, the last one padded with zeros
-  int64_t group_blocks;  // anchor blocks that share one reading of a bank tile
-  int64_t groups;        // ceil(blocks / group_blocks)
-  int64_t tile_rows;     // bank rows held in cache at a time
-  int64_t split_rows;    // bank rows of one split, a multiple of tile_rows
-  int64_t splits;        // ceil(count / split_rows), at least 1
-  int64_t padded_dim;    // D rounded up to whole vectors
-};
-
-// An anchor's sums over its pairs of one kind.
-struct RowSums {
-  double value;   // pair values
-  double active;  // pairs with a non-zero weight
-};
-
 template <typename T, typename S>
 struct MemoryLossParams {
   const T* z;                  // [B, D] anchors

@@ -24,8 +24,8 @@ inline const Vector<T>& vector_at(const T* p) {
 constexpr int kColumns = kVectorRegisters == 32 ? 4 : 2;
 
 template <typename T, typename S>
-void pack_anchors(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int64_t block) {
-  T* packed = sweep.anchors + block * p.D * kAnchorBlock;
+void pack_anchors(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, int64_t block) {
+  T* packed = sweep.anchors(block);
   const int64_t rows = std::min(kAnchorBlock, p.B - block * kAnchorBlock);
   for (int64_t i = 0; i < kAnchorBlock; ++i) {
     const T* z = p.z + (block * kAnchorBlock + i) * p.D;
@@ -35,16 +35,18 @@ void pack_anchors(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int64_
 
 // Bank rows [begin, begin + rows) as they count: converted, mapped, normalised, padded with zeros.
 template <typename T, typename S>
-void load_tile(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int64_t begin, int64_t rows, T* tile) {
+void load_tile(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, int64_t begin, int64_t rows, T* tile) {
   const int64_t padded = sweep.plan.padded_dim;
   for (int64_t j = 0; j < rows; ++j) {
     const S* u = p.bank + (begin + j) * p.D;
     T* r = tile + j * padded;
     T square = 0;
-    if (sweep.scale != nullptr) {
+    if (!sweep.scale.empty()) {
+      const T* scale = sweep.scale.data();
+      const T* shift = sweep.shift.data();
 #pragma omp simd reduction(+ : square)
       for (int64_t d = 0; d < p.D; ++d) {
-        r[d] = sweep.scale[d] * static_cast<T>(u[d]) + sweep.shift[d];
+        r[d] = scale[d] * static_cast<T>(u[d]) + shift[d];
         square += r[d] * r[d];
       }
     } else {
@@ -103,6 +105,9 @@ struct TileScore {
   T value[kKinds][kAnchorBlock];
   T active[kKinds][kAnchorBlock];
   std::vector<int32_t> rows[kKinds];
+  std::vector<char> mixed;  // which rows are not just 64 negatives
+
+  explicit TileScore(int64_t tile_rows) : mixed(tile_rows) {}
 
   void clear() {
     for (int kind = 0; kind < kKinds; ++kind) {
@@ -131,15 +136,15 @@ void score_negatives(const Loss& loss, int32_t j, T* s, TileScore<T>& score) {
   if (any) score.rows[kNegative].push_back(j);
 }
 
-// A bank row that is some anchors' positive, or that some anchor must not be paired with.
+// A bank row that is some anchor's positive, or that some anchor must not be paired with.
 template <typename T, typename Loss>
-void score_mixed(const Loss& loss, int32_t j, int32_t group, const int32_t* anchor_group, const bool* skip, T* s,
-                 T* positive_weight, TileScore<T>& score) {
+void score_mixed(const Loss& loss, int32_t j, int64_t row, int32_t group, const int32_t* anchor_group,
+                 const int64_t* exclude, T* s, T* positive_weight, TileScore<T>& score) {
   int any[kKinds] = {0, 0};
   for (int64_t i = 0; i < kAnchorBlock; ++i) {
     const int kind = anchor_group[i] == group ? kPositive : kNegative;
     Pair<T> pair = kind == kPositive ? loss.positive(s[i]) : loss.negative(s[i]);
-    if (skip[i]) pair = {T(0), T(0)};
+    if (exclude[i] == row) pair = {T(0), T(0)};
     const bool on = pair.weight != T(0);
     score.value[kind][i] += pair.value;
     score.active[kind][i] += on ? T(1) : T(0);
@@ -149,6 +154,27 @@ void score_mixed(const Loss& loss, int32_t j, int32_t group, const int32_t* anch
   }
   for (int kind = 0; kind < kKinds; ++kind)
     if (any[kind]) score.rows[kind].push_back(j);
+}
+
+// Scores a block of anchors against bank rows [begin, begin + rows). The similarities s [rows][64] become the
+// weights of the negatives; those of the positives are written for the rows that have one.
+template <typename T, typename Loss>
+void score_tile(Sweep<T>& sweep, const Loss& loss, int64_t block, int64_t begin, int64_t rows, const int32_t* row_group,
+                T* s, T* positive_weight, TileScore<T>& score) {
+  const int32_t* anchor_group = sweep.anchor_group.data() + block * kAnchorBlock;
+  const int64_t* exclude = sweep.exclude.data() + block * kAnchorBlock;
+  score.clear();
+  for (int64_t j = 0; j < rows; ++j) score.mixed[j] = row_group[j] != kNoAnchor;
+  for (int64_t i = 0; i < kAnchorBlock; ++i)
+    if (begin <= exclude[i] && exclude[i] < begin + rows) score.mixed[exclude[i] - begin] = 1;
+  for (int64_t j = 0; j < rows; ++j) {
+    T* row = s + j * kAnchorBlock;
+    if (score.mixed[j])
+      score_mixed(loss, static_cast<int32_t>(j), begin + j, row_group[j], anchor_group, exclude, row,
+                  positive_weight + j * kAnchorBlock, score);
+    else
+      score_negatives(loss, static_cast<int32_t>(j), row, score);
+  }
 }
 
 // grad[R][.], C vectors wide, += weights [.][64] transposed times the listed rows of the tile.
@@ -193,8 +219,7 @@ void add_gradient(const T* weights, const T* tile, int64_t padded, const std::ve
 
 // The anchors of a group against the bank rows of a split.
 template <typename T, typename S, typename Loss>
-void sweep_unit(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, const Loss& loss, int64_t group,
-                int64_t split) {
+void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, const Loss& loss, int64_t group, int64_t split) {
   const SweepPlan& plan = sweep.plan;
   const int64_t first_block = group * plan.group_blocks;
   const int64_t last_block = std::min(first_block + plan.group_blocks, plan.blocks);
@@ -205,40 +230,25 @@ void sweep_unit(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, const Lo
   T* s = weights.data();
   T* positive_weight = s + plan.tile_rows * kAnchorBlock;
   std::vector<int32_t> row_group(plan.tile_rows);
-  TileScore<T> score;
+  TileScore<T> score(plan.tile_rows);
 
   for (int64_t begin = split * plan.split_rows; begin < end; begin += plan.tile_rows) {
     const int64_t rows = std::min(plan.tile_rows, end - begin);
     load_tile(p, sweep, begin, rows, tile.data());
-    for (int64_t j = 0; j < rows; ++j) row_group[j] = find_group(sweep.groups, p.bank_labels[begin + j]);
+    for (int64_t j = 0; j < rows; ++j) row_group[j] = sweep.find_group(p.bank_labels[begin + j]);
 
     for (int64_t block = first_block; block < last_block; ++block) {
-      const int32_t* anchor_group = sweep.anchor_group + block * kAnchorBlock;
-      similarities(tile.data(), round_up(rows, kTileUnit), plan.padded_dim, p.D,
-                   sweep.anchors + block * p.D * kAnchorBlock, s);
-      score.clear();
-      for (int64_t j = 0; j < rows; ++j) {
-        bool skip[kAnchorBlock] = {};
-        bool skips = false;
-        if (p.exclude != nullptr)
-          for (int64_t i = 0; i < std::min(kAnchorBlock, p.B - block * kAnchorBlock); ++i)
-            skips |= skip[i] = p.exclude[block * kAnchorBlock + i] == begin + j;
-        T* row = s + j * kAnchorBlock;
-        if (row_group[j] == kNoAnchor && !skips)
-          score_negatives(loss, static_cast<int32_t>(j), row, score);
-        else
-          score_mixed(loss, static_cast<int32_t>(j), row_group[j], anchor_group, skip, row,
-                      positive_weight + j * kAnchorBlock, score);
-      }
+      similarities(tile.data(), round_up(rows, kTileUnit), plan.padded_dim, p.D, sweep.anchors(block), s);
+      score_tile(sweep, loss, block, begin, rows, row_group.data(), s, positive_weight, score);
       for (int kind = 0; kind < kKinds; ++kind) {
-        RowSums* sums = sweep.sums_of(split, kind) + block * kAnchorBlock;
+        RowSums* sums = sweep.sums(split, kind, block);
         for (int64_t i = 0; i < kAnchorBlock; ++i) {
           sums[i].value += static_cast<double>(score.value[kind][i]);
           sums[i].active += static_cast<double>(score.active[kind][i]);
         }
         if (p.grad_z == nullptr || score.rows[kind].empty()) continue;
-        T* grad = sweep.grad_of(split, kind, block);
-        char& touched = sweep.touched_of(split, kind, block);
+        T* grad = sweep.grad(split, kind, block);
+        char& touched = sweep.touched(split, kind, block);
         if (!touched) std::fill(grad, grad + kAnchorBlock * plan.padded_dim, T(0));
         touched = 1;
         add_gradient(kind == kNegative ? s : positive_weight, tile.data(), plan.padded_dim, score.rows[kind], grad);
@@ -249,15 +259,15 @@ void sweep_unit(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, const Lo
 
 // grad_z of one anchor: the splits of each kind, in order, times the kind's factor.
 template <typename T, typename S>
-void reduce_gradient(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, const T* factor, int64_t i) {
+void reduce_gradient(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, const T* factor, int64_t i) {
   T* out = p.grad_z + i * p.D;
   std::fill(out, out + p.D, T(0));
   if (p.anchors != nullptr && !p.anchors[i]) return;
   const int64_t block = i / kAnchorBlock, row = i % kAnchorBlock;
   for (int kind = 0; kind < kKinds; ++kind)
     for (int64_t split = 0; split < sweep.plan.splits; ++split) {
-      if (!sweep.touched_of(split, kind, block)) continue;
-      const T* grad = sweep.grad_of(split, kind, block) + row * sweep.plan.padded_dim;
+      if (!sweep.touched(split, kind, block)) continue;
+      const T* grad = sweep.grad(split, kind, block) + row * sweep.plan.padded_dim;
 #pragma omp simd
       for (int64_t d = 0; d < p.D; ++d) out[d] += factor[kind] * grad[d];
     }

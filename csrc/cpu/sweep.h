@@ -1,0 +1,139 @@
+// A sweep over the bank: how it is cut up, and the memory it works in.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <new>
+#include <vector>
+
+#include "../params.h"
+#include "cpu.h"
+
+namespace xbn {
+
+constexpr int64_t kAnchorBlock = 64;   // anchors that are multiplied together
+constexpr int64_t kTileUnit = 6;       // bank rows that the similarity kernel takes at a time
+constexpr int64_t kPadding = 16;       // dimensions are padded to whole vectors of the widest instruction set
+constexpr int32_t kNoAnchor = -1;      // label group of a bank row that is nobody's positive
+constexpr int32_t kPaddedAnchor = -2;  // label group of the anchors that fill up the last block
+
+enum Kind { kNegative = 0, kPositive = 1, kKinds = 2 };
+
+// How a sweep is cut up. It depends on the shapes alone, never on the number of threads, so the same input gives the
+// same bits on any number of threads.
+struct SweepPlan {
+  int64_t blocks;        // anchors come in blocks of kAnchorBlock, the last one padded with zeros
+  int64_t group_blocks;  // anchor blocks that share one reading of a bank tile
+  int64_t groups;        // ceil(blocks / group_blocks)
+  int64_t tile_rows;     // bank rows held in cache at a time
+  int64_t split_rows;    // bank rows of one split, a multiple of tile_rows
+  int64_t splits;        // ceil(count / split_rows), at least 1
+  int64_t padded_dim;    // D rounded up to whole vectors
+
+  // For B anchors, `count` bank rows and dimension D of `element_size` bytes each.
+  static SweepPlan make(int64_t B, int64_t count, int64_t D, int64_t element_size) {
+    constexpr int64_t kTileBytes = 192 << 10;  // a tile, and the anchors beside it, in a second-level cache
+    constexpr int64_t kMaxTileRows = 96;
+    constexpr int64_t kGroupBlocks = 4;          // 256 anchors amortise the reading of a tile
+    constexpr int64_t kGradientBytes = 8 << 20;  // for the gradients of all splits of a group
+    constexpr int64_t kMinSplits = 4, kMaxSplits = 64;
+
+    SweepPlan plan;
+    plan.padded_dim = round_up(D, kPadding);
+    plan.blocks = ceil_div(B, kAnchorBlock);
+    plan.group_blocks = std::clamp<int64_t>(plan.blocks, 1, kGroupBlocks);
+    plan.groups = ceil_div(plan.blocks, plan.group_blocks);
+    const int64_t fitting = kTileBytes / (plan.padded_dim * element_size);
+    plan.tile_rows = std::clamp(fitting / kTileUnit * kTileUnit, kTileUnit, kMaxTileRows);
+    const int64_t split_bytes = kKinds * plan.group_blocks * kAnchorBlock * plan.padded_dim * element_size;
+    const int64_t wanted = std::clamp(kGradientBytes / split_bytes, kMinSplits, kMaxSplits);
+    plan.split_rows = round_up(std::max<int64_t>(ceil_div(count, wanted), 1), plan.tile_rows);
+    plan.splits = std::max<int64_t>(ceil_div(count, plan.split_rows), 1);
+    return plan;
+  }
+};
+
+// Uninitialised cache-aligned memory: the parts that nothing touches are never paged in.
+template <typename T>
+class Workspace {
+ public:
+  explicit Workspace(int64_t n) : data_(static_cast<T*>(::operator new(bytes(n), kAlignment))) {}
+  ~Workspace() { ::operator delete(data_, kAlignment); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  T* data() const { return data_; }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  static size_t bytes(int64_t n) { return static_cast<size_t>(std::max<int64_t>(n, 1)) * sizeof(T); }
+  T* data_;
+};
+
+// An anchor's sums over its pairs of one kind.
+struct RowSums {
+  double value = 0;   // pair values
+  double active = 0;  // pairs with a non-zero weight
+};
+
+// The plan of one sweep, its operands made ready, and a place for the results of every split.
+template <typename T>
+class Sweep {
+ public:
+  template <typename S>
+  explicit Sweep(const MemoryLossParams<T, S>& p)
+      : plan(SweepPlan::make(p.B, p.count, p.D, static_cast<int64_t>(sizeof(T)))),
+        anchor_group(rows(), kPaddedAnchor),
+        exclude(rows(), -1),
+        groups(p.labels, p.labels + p.B),
+        anchors_(plan.blocks * p.D * kAnchorBlock),
+        block_size_(p.D * kAnchorBlock),
+        grad_(p.grad_z != nullptr ? plan.splits * kKinds * rows() * plan.padded_dim : 0),
+        sums_(plan.splits * kKinds * rows()),
+        touched_(plan.splits * kKinds * plan.blocks, 0) {
+    std::sort(groups.begin(), groups.end());
+    groups.erase(std::unique(groups.begin(), groups.end()), groups.end());
+    for (int64_t i = 0; i < p.B; ++i) anchor_group[i] = find_group(p.labels[i]);
+    if (p.exclude != nullptr) std::copy(p.exclude, p.exclude + p.B, exclude.begin());
+    if (p.scale != nullptr) {
+      scale.assign(p.scale, p.scale + p.D);
+      shift.assign(p.shift, p.shift + p.D);
+    }
+  }
+
+  // The index of a label among the distinct labels of the anchors, or kNoAnchor.
+  int32_t find_group(int64_t label) const {
+    const auto it = std::lower_bound(groups.begin(), groups.end(), label);
+    return it != groups.end() && *it == label ? static_cast<int32_t>(it - groups.begin()) : kNoAnchor;
+  }
+
+  int64_t rows() const { return plan.blocks * kAnchorBlock; }
+
+  // [D][64] the anchors of a block side by side.
+  T* anchors(int64_t block) const { return anchors_.data() + block * block_size_; }
+  // [64] of a block
+  RowSums* sums(int64_t split, int kind, int64_t block) {
+    return sums_.data() + (split * kKinds + kind) * rows() + block * kAnchorBlock;
+  }
+  // [64][padded_dim] of a block: sum of weight * bank row. Holds garbage until `touched`.
+  T* grad(int64_t split, int kind, int64_t block) const {
+    return grad_.data() + ((split * kKinds + kind) * rows() + block * kAnchorBlock) * plan.padded_dim;
+  }
+  char& touched(int64_t split, int kind, int64_t block) {
+    return touched_[(split * kKinds + kind) * plan.blocks + block];
+  }
+
+  const SweepPlan plan;
+  std::vector<int32_t> anchor_group;  // [rows] index of the anchor's label in `groups`, or kPaddedAnchor
+  std::vector<int64_t> exclude;       // [rows] the bank row an anchor is not paired with, or -1
+  std::vector<int64_t> groups;        // the anchors' distinct labels, sorted
+  std::vector<T> scale, shift;        // [D] pending map of the bank; empty if there is none
+
+ private:
+  Workspace<T> anchors_;
+  int64_t block_size_;
+  Workspace<T> grad_;
+  std::vector<RowSums> sums_;
+  std::vector<char> touched_;
+};
+
+}  // namespace xbn
