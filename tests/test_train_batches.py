@@ -1,0 +1,109 @@
+"""Which images make up a step, and what they look like to the network."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from train.augment import EvaluationBatches, TrainingBatches, evaluation_view, to_tensor, training_view
+from train.data import Part
+from train.sampler import ClassBalancedSampler
+
+LABELS = np.repeat(np.arange(12), [2, 3, 4, 5, 6, 7, 8, 4, 4, 4, 4, 4]).astype(np.int64)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32), step=st.integers(0, 10**6), classes=st.integers(2, 12), per_class=st.integers(2, 6))
+def test_a_batch_has_p_classes_with_k_images_each(seed: int, step: int, classes: int, per_class: int) -> None:
+    batch = ClassBalancedSampler(LABELS, classes * per_class, per_class, seed)(step)
+    drawn, counts = np.unique(LABELS[batch], return_counts=True)
+    assert len(drawn) == classes and (counts == per_class).all()
+    for label in drawn:
+        images, times = np.unique(batch[LABELS[batch] == label], return_counts=True)
+        size = np.bincount(LABELS)[label]
+        assert len(images) == min(size, per_class), "an image comes twice only where there are too few"
+        assert times.max() == -(-per_class // size), "and then as seldom as possible"
+
+
+def test_batches_depend_on_seed_and_step_alone() -> None:
+    one, other = (ClassBalancedSampler(LABELS, 16, 4, seed=3) for _ in range(2))
+    for step in (5, 0, 5, 2):
+        one(step)
+    assert all(np.array_equal(one(step), other(step)) for step in range(5))
+    assert not np.array_equal(one(0), one(1))
+    assert not np.array_equal(one(0), ClassBalancedSampler(LABELS, 16, 4, seed=4)(0))
+
+
+def test_every_class_is_drawn_about_as_often() -> None:
+    sampler = ClassBalancedSampler(LABELS, 8, 2, seed=0)
+    drawn = np.bincount(np.concatenate([LABELS[sampler(step)] for step in range(600)]), minlength=12)
+    assert drawn.sum() == 600 * 8
+    assert drawn.min() > 0.8 * 400 and drawn.max() < 1.2 * 400
+
+
+@pytest.mark.parametrize("batch_size", [52, 64])
+def test_more_classes_than_there_are(batch_size: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf"--batch-size {batch_size} with --samples-per-class 4 needs 1[36] .* are 12"
+    ):
+        ClassBalancedSampler(LABELS, batch_size, 4, seed=0)
+
+
+# ---- views ----------------------------------------------------------------------------------------------------------
+
+
+def part(size: tuple[int, int] = (40, 30)) -> Part:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (len(LABELS), *size, 3), dtype=np.uint8)
+    return Part(list(images), LABELS, tuple(map(str, range(12))), ("",) * len(LABELS))
+
+
+def batches(seed: int = 0) -> TrainingBatches:
+    return TrainingBatches(part(), ClassBalancedSampler(LABELS, 16, 4, seed), training_view(24, mirror=True), seed)
+
+
+def test_a_training_batch_is_a_pure_function_of_seed_and_step() -> None:
+    torch.manual_seed(1)
+    images, labels = batches()[7]
+    assert images.shape == (16, 3, 24, 24) and images.dtype == torch.uint8
+    assert labels.shape == (16,) and labels.dtype == torch.int64
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    again, again_labels = batches()[7]
+    assert torch.equal(images, again) and torch.equal(labels, again_labels)
+    assert torch.equal(state, torch.get_rng_state()), "and leaves torch's generator alone"
+    assert not torch.equal(images, batches(seed=1)[7][0])
+
+
+def test_each_image_of_a_batch_gets_a_view_of_its_own() -> None:
+    same = Part([part().images[0]] * len(LABELS), LABELS, tuple(map(str, range(12))), ("",) * len(LABELS))
+    images, _ = TrainingBatches(same, ClassBalancedSampler(LABELS, 16, 4, 0), training_view(24, mirror=True), 0)[0]
+    assert len({image.numpy().tobytes() for image in images}) == 16
+
+
+def test_workers_prepare_the_same_batches_in_the_same_order() -> None:
+    alone = list(batches().loader(3, 7, workers=0, pin=False))
+    helped = list(batches().loader(3, 7, workers=2, pin=False))
+    assert len(alone) == len(helped) == 4
+    assert all(torch.equal(a, b) for pair in zip(alone, helped, strict=True) for a, b in zip(*pair, strict=True))
+
+
+def test_the_evaluation_view_is_the_middle_of_the_scaled_image() -> None:
+    pixels = np.zeros((64, 128, 3), np.uint8)
+    pixels[:, 32:96] = 200
+    seen = evaluation_view(32)(to_tensor(pixels))
+    assert seen.shape == (3, 32, 32)
+    assert (seen[:, :, 2:30] == 200).all()
+    square = part((24, 24)).images[0]
+    assert torch.equal(evaluation_view(24)(to_tensor(square)), to_tensor(square)), "untouched if of the right size"
+
+
+def test_evaluation_batches_cover_all_images_in_order() -> None:
+    data = part((24, 24))
+    data = Part(list(data.images) * 8, np.tile(LABELS, 8), data.classes, ("",) * len(LABELS) * 8)
+    chunks = list(EvaluationBatches(data, 24).batches())
+    assert [len(chunk) for chunk in chunks] == [256, 8 * len(LABELS) - 256]
+    assert torch.equal(torch.cat(chunks), torch.stack([to_tensor(image) for image in data.images]))

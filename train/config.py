@@ -1,0 +1,238 @@
+"""Every setting of a run, in one place: name, default, what it means, and what is not allowed."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .data import DataError, check_spec
+
+METHODS = {  # name: (drift model of the memory, what it is)
+    "batch": ("none", "no memory, pairs within the batch only"),
+    "xbm": ("none", "cross-batch memory, kept as it was stored"),
+    "xbn": ("xbn", "memory moved to each batch's moments"),
+    "axbn": ("axbn", "memory moved to Kalman-filtered moments"),
+    "ema": ("ema", "memory moved to exponentially averaged moments"),
+}
+
+
+DESCRIPTION = "Train an image embedding against a cross-batch memory and say how good it became."
+
+
+class ConfigError(ValueError):
+    """A setting is not allowed; the message names it."""
+
+
+def _about(text: str, *, group: str = "", run_only: bool = False, **argument: Any) -> dict[str, Any]:
+    """What there is to know of a setting, as metadata of its field.
+
+    Args:
+        text: what --help says of it.
+        group: starts a new section of --help with this title.
+        run_only: may change when a run is continued.
+        argument: further arguments for argparse.
+    """
+    return {"help": text, "group": group, "run_only": run_only, "argument": argument}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of one run; the command line has an argument for each."""
+
+    data: str = field(
+        default="emoji",
+        metadata=_about(
+            "'emoji' (fetched with npm on first use), or 'folder:PATH', one sub-folder per class", group="data"
+        ),
+    )
+    max_classes: int | None = field(
+        default=None, metadata=_about("use only this many classes, always the same ones", type=int, metavar="N")
+    )
+    image_size: int = field(default=64, metadata=_about("images are fed to the network at this width and height"))
+    cache: Path | None = field(
+        default=None,
+        metadata=_about(
+            "folder for fetched data (default: $XBN_CACHE, else ~/.cache/xbn_ext)",
+            type=Path,
+            metavar="DIR",
+            run_only=True,
+        ),
+    )
+
+    method: str = field(
+        default="axbn",
+        metadata=_about(
+            "; ".join(f"{name}: {text}" for name, (_, text) in METHODS.items()), group="loss", choices=tuple(METHODS)
+        ),
+    )
+    memory_size: int = field(default=4096, metadata=_about("embeddings kept in the memory"))
+    memory_weight: float = field(default=1.0, metadata=_about("weight of the loss against the memory"))
+    batch_weight: float = field(default=1.0, metadata=_about("weight of the loss within the batch"))
+    warmup_steps: int = field(default=0, metadata=_about("steps before the memory takes part in the loss"))
+    pos_margin: float = field(
+        default=1.0, metadata=_about("contrastive loss: pairs of one class are pulled up to this cosine similarity")
+    )
+    neg_margin: float = field(
+        default=0.5, metadata=_about("contrastive loss: pairs of two classes are pushed down to this cosine similarity")
+    )
+    reduction: str = field(
+        default="mean",
+        metadata=_about(
+            "mean: pairs summed per image, averaged over images; avg_nonzero: averaged over pairs not yet right",
+            choices=("mean", "avg_nonzero"),
+        ),
+    )
+    update: str = field(
+        default="inplace",
+        metadata=_about(
+            "move the memory's rows each step, or keep one pending transform", choices=("inplace", "deferred")
+        ),
+    )
+    process_noise: float = field(
+        default=1e-2, metadata=_about("axbn: how fast moments drift, relative to how noisily a batch measures them")
+    )
+    ema_momentum: float = field(default=0.1, metadata=_about("ema: weight of the newest batch's moments"))
+
+    backbone: str = field(
+        default="efficientnet-lite0",
+        metadata=_about("'efficientnet-lite0', or a torchvision classifier such as resnet50", group="network"),
+    )
+    weights: str = field(
+        default="auto",
+        metadata=_about("auto: pretrained if on this machine, else random; none: random; or a state dict's path"),
+    )
+    embedding_dim: int = field(default=128, metadata=_about("dimension of the embeddings"))
+    batchnorm: str = field(
+        default="auto",
+        metadata=_about(
+            "batch: normalise by each batch's statistics; frozen: by the pretrained ones; auto: frozen if pretrained",
+            choices=("auto", "batch", "frozen"),
+        ),
+    )
+
+    steps: int = field(default=600, metadata=_about("training steps", group="training"))
+    batch_size: int = field(default=64, metadata=_about("images per step"))
+    samples_per_class: int = field(default=4, metadata=_about("images of one class per step"))
+    lr: float = field(default=1e-3, metadata=_about("peak learning rate of the embedding head (AdamW)"))
+    backbone_lr: float = field(default=0.3, metadata=_about("the backbone's learning rate as a fraction of --lr"))
+    lr_warmup: int = field(
+        default=30, metadata=_about("steps over which learning rates rise; they fall to 0 along a cosine after that")
+    )
+    weight_decay: float = field(default=1e-4, metadata=_about("AdamW's weight decay"))
+    seed: int = field(
+        default=0,
+        metadata=_about("seed of initialisation, batches and augmentation; the test classes do not depend on it"),
+    )
+
+    eval_every: int = field(
+        default=200,
+        metadata=_about(
+            "steps between evaluations and checkpoints; 0: only at the end", group="running", run_only=True
+        ),
+    )
+    device: str = field(
+        default="auto", metadata=_about("auto: cuda if there is one, else cpu; or a torch device", run_only=True)
+    )
+    threads: int = field(default=0, metadata=_about("CPU threads; 0: torch's choice", run_only=True))
+    workers: int = field(
+        default=0, metadata=_about("processes that prepare batches; 0: the training process does", run_only=True)
+    )
+    out: Path | None = field(
+        default=None,
+        metadata=_about("folder for results (default: runs/DATA-METHOD-SEED)", type=Path, metavar="DIR", run_only=True),
+    )
+    resume: bool = field(
+        default=False,
+        metadata=_about(
+            "continue the run in --out exactly where it stopped, or start it", action="store_true", run_only=True
+        ),
+    )
+    overwrite: bool = field(
+        default=False, metadata=_about("start anew, replacing the run in --out", action="store_true", run_only=True)
+    )
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for the first setting that is not allowed."""
+        try:
+            check_spec(self.data)
+        except DataError as error:
+            raise ConfigError(str(error)) from None
+        for f in fields(self):
+            value, choices = getattr(self, f.name), f.metadata["argument"].get("choices")
+            _require(choices is None or value in choices, f.name, value, f"one of {', '.join(choices or ())}")
+            _require(not isinstance(value, float) or math.isfinite(value), f.name, value, "a finite number")
+        for name in ("image_size", "memory_size", "embedding_dim", "steps", "batch_size", "lr", "process_noise"):
+            self._check(name, lambda v: v > 0, "more than 0")
+        for name in ("memory_weight", "batch_weight", "warmup_steps", "backbone_lr", "lr_warmup", "weight_decay"):
+            self._check(name, lambda v: v >= 0, "0 or more")
+        for name in ("seed", "eval_every", "threads", "workers"):
+            self._check(name, lambda v: v >= 0, "0 or more")
+        self._check("max_classes", lambda v: v is None or v >= 4, "4 or more")
+        self._check("ema_momentum", lambda v: 0 < v <= 1, "more than 0 and at most 1")
+        self._check("samples_per_class", lambda v: v >= 2, "2 or more, or no image has a match in its batch")
+        for name in ("pos_margin", "neg_margin"):
+            self._check(name, lambda v: -1 <= v <= 1, "a cosine similarity, -1 to 1")
+        k = self.samples_per_class
+        self._check("batch_size", lambda v: v % k == 0 and v >= 2 * k, f"2 or more times --samples-per-class ({k})")
+        if self.method != "batch":
+            self._check("memory_size", lambda v: v >= self.batch_size, f"--batch-size ({self.batch_size}) or more")
+        if self.batch_weight == 0 and (self.method == "batch" or self.memory_weight == 0):
+            raise ConfigError("--batch-weight 0 leaves nothing to train on: the memory has no weight either")
+        if self.resume and self.overwrite:
+            raise ConfigError("--resume and --overwrite exclude each other")
+
+    def _check(self, name: str, allowed: Callable[[Any], bool], words: str) -> None:
+        _require(allowed(getattr(self, name)), name, getattr(self, name), words)
+
+    @property
+    def drift(self) -> str:
+        """The memory's drift model."""
+        return METHODS[self.method][0]
+
+    @property
+    def folder(self) -> Path:
+        """Where results go."""
+        data = self.data.partition(":")[2] or self.data
+        return self.out or Path("runs") / f"{Path(data).name}-{self.method}-{self.seed}"
+
+    def settings(self) -> dict[str, Any]:
+        """What decides a run's result: every field but those that may change when it is continued."""
+        run_only = {f.name for f in fields(self) if f.metadata["run_only"]}
+        return {name: value for name, value in asdict(self).items() if name not in run_only}
+
+
+def _require(allowed: bool, name: str, value: object, words: str) -> None:
+    if not allowed:
+        raise ConfigError(f"--{name.replace('_', '-')} {value}: must be {words}")
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Appends each argument's default, where the text does not already say it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        silent = "default" in text or any(action.default is none for none in (None, False, argparse.SUPPRESS))
+        return text if silent else f"{text} (default: %(default)s)"
+
+
+def parse(arguments: Sequence[str] | None = None) -> Config:
+    """The command line as a Config; exits with a usage message that names the argument at fault."""
+    parser = argparse.ArgumentParser("python -m train", description=DESCRIPTION, formatter_class=_Formatter)
+    group: argparse._ActionsContainer = parser
+    for f in fields(Config):
+        if f.metadata["group"]:
+            group = parser.add_argument_group(f.metadata["group"])
+        argument = dict(f.metadata["argument"])
+        if "action" not in argument:
+            argument.setdefault("type", type(f.default))
+        if argument.get("type") in (int, float) and "choices" not in argument:
+            argument.setdefault("metavar", "N" if argument["type"] is int else "X")
+        group.add_argument(f"--{f.name.replace('_', '-')}", default=f.default, help=f.metadata["help"], **argument)
+    try:
+        return Config(**vars(parser.parse_args(arguments)))
+    except ConfigError as error:
+        parser.error(str(error))

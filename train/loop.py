@@ -1,0 +1,234 @@
+"""The training loop: embed, loss against batch and memory, step; now and then measure, and write a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import xbn_ext
+
+from . import checkpoint, evaluate
+from .augment import EvaluationBatches, TrainingBatches, training_view
+from .config import Config
+from .data import Dataset
+from .drift import DriftMeter
+from .model import Embedder
+from .sampler import ClassBalancedSampler
+
+DRIFT_MEASUREMENTS = 24
+"""About so many over a whole run; each costs a few forward passes."""
+MEAN_LOSS_OVER = 10
+"""Steps per point of the loss curve."""
+MAX_BAD_STEPS = 10
+"""Steps in a row without a finite loss after which there is no hope."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says what to change."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and did so after writing a checkpoint."""
+
+
+def make_criterion(config: Config) -> xbn_ext.CrossBatchMemory:
+    """The loss and the memory of a run."""
+    return xbn_ext.CrossBatchMemory(
+        xbn_ext.Contrastive(config.pos_margin, config.neg_margin, config.reduction),  # type: ignore[arg-type]
+        config.embedding_dim,
+        config.memory_size,
+        drift=config.drift,  # type: ignore[arg-type]
+        process_noise=config.process_noise,
+        ema_momentum=config.ema_momentum,
+        update=config.update,  # type: ignore[arg-type]
+        batch_weight=config.batch_weight,
+        memory_weight=0.0 if config.method == "batch" else config.memory_weight,
+        warmup_steps=config.warmup_steps,
+    )
+
+
+def make_optimizer(config: Config, model: Embedder) -> torch.optim.Optimizer:
+    """AdamW; each group's ``peak`` is its highest learning rate."""
+    groups = [
+        {"params": list(model.head.parameters()), "peak": config.lr},
+        {"params": list(model.backbone.parameters()), "peak": config.lr * config.backbone_lr},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """The part of the peak rate used at a step: a linear rise, then a cosine to 0."""
+    if step < config.lr_warmup:
+        return (step + 1) / config.lr_warmup
+    progress = (step - config.lr_warmup) / max(1, config.steps - config.lr_warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class Trainer:
+    """One run. Everything that a continued run needs is in ``state_dict``."""
+
+    def __init__(self, config: Config, model: Embedder, data: Dataset, device: torch.device) -> None:
+        self.config, self.data, self.device = config, data, device
+        sampler = ClassBalancedSampler(data.train.labels, config.batch_size, config.samples_per_class, config.seed)
+        view = training_view(config.image_size, data.mirror)
+        self.batches = TrainingBatches(data.train, sampler, view, config.seed)
+        self.model = model.to(device)
+        self.criterion = make_criterion(config).to(device)
+        self.optimizer = make_optimizer(config, model)
+        self.drift = DriftMeter(config.memory_size, config.batch_size)
+        self.drift_every = self.drift.interval * max(1, config.steps // DRIFT_MEASUREMENTS // self.drift.interval)
+        self.step, self.seconds, self.bad_steps = 0, 0.0, 0
+        self.recent_losses: list[float] = []
+        self.before: dict[str, evaluate.Scores] = {}
+        self.history: dict[str, list[dict[str, float]]] = {"loss": [], "evaluation": [], "drift": []}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, strings, lists and dicts only."""
+        return {
+            "config": self.config.settings(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "recent_losses": list(self.recent_losses),
+            "before": self.before,
+            "history": self.history,
+            "model": self.model.state_dict(),
+            "criterion": self.criterion.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "drift": self.drift.state_dict(),
+            "rng": torch.get_rng_state(),  # dropout's; batches and augmentation depend on seed and step alone
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint was written."""
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.recent_losses, self.before, self.history = state["recent_losses"], state["before"], state["history"]
+        for name in ("model", "criterion", "optimizer", "drift"):
+            getattr(self, name).load_state_dict(state[name])
+        torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda" and state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        checkpoint.save(self.config.folder / checkpoint.CHECKPOINT, self.state_dict())
+
+    def run(self, asked_to_stop: Callable[[], bool] = lambda: False) -> Tensor:
+        """Train to the end and return the embeddings [N, D] of the test images.
+
+        Raises:
+            Interrupted: ``asked_to_stop`` said so after a step; a checkpoint has been written.
+            TrainingError: the loss stopped being a number.
+        """
+        config = self.config
+        started = time.perf_counter() - self.seconds
+        events = SummaryWriter(config.folder / checkpoint.EVENTS, purge_step=self.step)
+        if not self.before:
+            self.measure_before()
+            self.seconds = time.perf_counter() - started
+            self.save()
+        bar = tqdm(total=config.steps, initial=self.step, desc=config.method, unit=" steps", disable=None)
+        loader = self.batches.loader(self.step, config.steps, workers=config.workers, pin=self.device.type == "cuda")
+        embeddings: Tensor | None = None
+        with events, bar:
+            for images, labels in loader:
+                began = time.perf_counter()
+                loss = self.train_step(images, labels)
+                rate = config.batch_size / (time.perf_counter() - began)
+                bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} images/s", refresh=False)
+                bar.update()
+                self.seconds = time.perf_counter() - started
+                self.log(events, loss, rate)
+                last = self.step == config.steps
+                if last or (config.eval_every and self.step % config.eval_every == 0):
+                    embeddings = self.evaluate(events)
+                    self.seconds = time.perf_counter() - started
+                    self.save()
+                elif asked_to_stop():
+                    self.save()
+                    raise Interrupted
+        return self.test_embeddings()[1] if embeddings is None else embeddings
+
+    def train_step(self, images: Tensor, labels: Tensor) -> float:
+        """One step on images uint8 [B, 3, H, W] with labels int64 [B]; returns the loss."""
+        config = self.config
+        self.model.train()
+        scale = learning_rate(config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = scale * group["peak"]
+        images = images.to(self.device, non_blocking=True)
+        probe = self.drift.wants(self.step)
+        head = int(self.criterion.head) if probe else 0
+        embeddings = self.model(images)
+        loss = self.criterion(embeddings, labels.to(self.device, non_blocking=True))
+        self.optimizer.zero_grad()
+        loss.backward()
+        value = float(loss.detach())
+        if math.isfinite(value):  # the memory itself keeps rows that are not finite out
+            self.optimizer.step()
+            self.bad_steps = 0
+            if probe:
+                self.drift.record(self.step, head, images, embeddings)
+        else:
+            self.bad_steps += 1
+            if self.bad_steps == MAX_BAD_STEPS:
+                raise TrainingError(
+                    f"the loss was {value} in each of the {MAX_BAD_STEPS} steps up to step {self.step}: "
+                    "lower --lr or --backbone-lr, or lengthen --lr-warmup"
+                )
+        self.step += 1
+        return value
+
+    def log(self, events: SummaryWriter, loss: float, rate: float) -> None:
+        """Note the loss and, at times fixed by the number of steps alone, the memory's drift."""
+        events.add_scalar("train/loss", loss, self.step)
+        events.add_scalar("train/images_per_second", rate, self.step)
+        events.add_scalar("train/lr", self.optimizer.param_groups[0]["lr"], self.step)
+        self.recent_losses.append(loss)
+        if self.step % MEAN_LOSS_OVER == 0 or self.step == self.config.steps:
+            finite = [value for value in self.recent_losses if math.isfinite(value)]
+            if finite:
+                self.history["loss"].append({"step": self.step, "loss": sum(finite) / len(finite)})
+            self.recent_losses.clear()
+        if self.step % self.drift_every == 0:
+            for found in self.drift.measure(self.step, self.model, self.criterion.embedding_memory):
+                self.history["drift"].append(found._asdict())
+                events.add_scalars("drift", {"uncorrected": found.uncorrected, "in memory": found.in_memory}, self.step)
+
+    def evaluate(self, events: SummaryWriter) -> Tensor:
+        """Score the test images as they are embedded now; returns their embeddings [N, D]."""
+        _, embeddings = self.test_embeddings()
+        scores, _ = evaluate.evaluate(embeddings, self.data.test.labels)
+        self.history["evaluation"].append({"step": self.step, "seconds": self.seconds, **scores})
+        for name, value in scores.items():
+            events.add_scalar(f"test/{name}", value, self.step)
+        tqdm.write(f"step {self.step:5d}: " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items()))
+        return embeddings
+
+    def measure_before(self) -> None:
+        """Scores before training: of the backbone's own features, and of the untrained head on top of them."""
+        features, embeddings = self.test_embeddings()
+        labels = self.data.test.labels
+        self.before = {
+            "frozen": evaluate.evaluate(features, labels)[0],
+            "untrained_head": evaluate.evaluate(embeddings, labels)[0],
+        }
+
+    def test_embeddings(self) -> tuple[Tensor, Tensor]:
+        """The test images' features [N, F] and embeddings [N, D]."""
+        self.model.eval()
+
+        def network(images: Tensor) -> tuple[Tensor, Tensor]:
+            features = self.model.features(images)
+            return features, self.model.head(features)
+
+        batches = EvaluationBatches(self.data.test, self.config.image_size).batches(self.config.workers)
+        features, embeddings = evaluate.embed(network, batches, self.device)
+        return features, embeddings

