@@ -84,6 +84,13 @@ def test_ragged_shapes(B, M, D, device, dtype):
     assert_right(*problem(B, M, D, dtype, device), loss)
 
 
+@pytest.mark.parametrize("B, D", [(1, 5), (65, 7), (300, 5), (70, 600)])
+@pytest.mark.parametrize("M", [6145, 6144 + 96 + 3, 20011])
+def test_a_split_of_many_tiles(B, M, D, device, dtype):
+    """Splits hold one tile each at the sizes above; here several, the last one down to a few rows or a single one."""
+    assert_right(*problem(B, M, D, dtype, device), Contrastive(pos_margin=0.9, neg_margin=0.2))
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize("pending", [True, False], ids=["deferred", "plain"])
@@ -135,6 +142,40 @@ def test_edge_cases(case, reduction, device, dtype):
         z[::3] = 0
         bank[::4] = 0
     assert_right(z, labels, bank, bank_labels, Contrastive(neg_margin=0.2, reduction=reduction))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_excluded_rows_that_are_negatives(reduction, device, dtype):
+    z, labels, bank, bank_labels = problem(70, 500, 48, dtype, device)
+    loss = Contrastive(neg_margin=-0.5, reduction=reduction)
+    exclude = torch.arange(70, device=device) * 7
+    assert_right(z, labels + 1000, bank, bank_labels, loss, exclude=exclude)
+    kept, _ = run(ops.memory_loss, z, labels + 1000, bank, bank_labels, loss)
+    assert (kept - run(ops.memory_loss, z, labels + 1000, bank, bank_labels, loss, exclude=exclude)[0]).abs() > 1e-6
+
+
+def test_a_pair_exactly_at_the_margin_is_inactive(device, dtype):
+    one = torch.ones(3, 1, dtype=dtype, device=device)
+    labels = torch.zeros(3, dtype=torch.int64, device=device)
+    for bank_labels in (labels, labels + 1):  # s = 1: positives at pos_margin, negatives at neg_margin
+        loss = Contrastive(pos_margin=1.0, neg_margin=1.0)
+        value, grad = run(ops.memory_loss, one, labels, one, bank_labels, loss)
+        assert value == 0 and not grad.any()
+    # A pair at the margin is not counted among those that are averaged over.
+    z, bank = torch.tensor([[1.0], [1.0]], device=device), torch.tensor([[1.0], [-1.0]], device=device)
+    labels = torch.zeros(2, dtype=torch.int64, device=device)
+    value, _ = run(ops.memory_loss, z, labels, bank, labels, Contrastive(reduction="avg_nonzero"))
+    assert value == 2
+
+
+def test_short_rows_are_divided_by_eps(device, dtype):
+    z, labels, bank, bank_labels = problem(70, 500, 48, dtype, device)
+    bank /= bank.norm(dim=1).median()
+    loss = Contrastive(pos_margin=0.9, neg_margin=0.2)
+    value, grad = run(ops.memory_loss, z, labels, bank, bank_labels, loss, eps=1.0)
+    true_value, true_grad = truth_of(z, labels, bank, bank_labels, loss, eps=1.0)
+    torch.testing.assert_close(value, true_value, check_dtype=False, rtol=1e-5, atol=0)
+    torch.testing.assert_close(grad, true_grad, check_dtype=False, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("bank_dtype", [torch.float32, torch.float64])

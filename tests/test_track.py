@@ -83,3 +83,14 @@ def test_dead_dimensions_keep_their_scale(device):
     track(ops, m, x, FILTERS["xbn"])
     assert m.scale[0] == 1 and m.scale[1] == 1 and m.scale[2] != 1
     torch.testing.assert_close((m.bank * m.scale + m.shift).mean(0), x.double().mean(0), check_dtype=False)
+
+
+def test_a_map_that_mirrors(device):
+    ours = state.to(state.filled(40, 7, 40, pending=True), device)
+    ours.scale.neg_()
+    truth = state.clone(ours)
+    x = torch.randn(16, 7, device=device)
+    track(ops, ours, x, FILTERS["xbn"])
+    track(reference, truth, x, FILTERS["xbn"])
+    state.assert_same_state(ours, truth)
+    assert (ours.scale < 0).all()
