@@ -3,6 +3,7 @@
 // value would make a GPU wait.
 #pragma once
 
+#include <cmath>
 #include <sstream>
 #include <stdexcept>
 
@@ -91,6 +92,11 @@ class Contract {
   torch::stable::Device device_;
 };
 
+// Not below what float32 holds: a norm is divided by at least eps.
+inline void check_eps(const char* op, double eps) {
+  check(eps >= 1e-30 && std::isfinite(eps), op, ": eps must be positive (at least 1e-30) and finite, got ", eps);
+}
+
 inline void check_moments(const Tensor& x, const OptionalTensor& mask) {
   const Contract c("moments", x);
   c.matrix("x", x, "[B, D]", {-1, -1});
@@ -113,14 +119,15 @@ inline void check_track(const Tensor& target_mean, const Tensor& target_std, con
   c.statistic("sums", sums, "[2, D]", {2, D});
   c.counter("count", count);
   check(process_noise >= 0, "track_: process_noise must not be negative, got ", process_noise);
-  check(measurement_noise > 0, "track_: measurement_noise must be positive, got ", measurement_noise);
+  check(measurement_noise > 0 && std::isfinite(measurement_noise),
+        "track_: measurement_noise must be positive and finite, got ", measurement_noise);
   check(!fixed_gain || (*fixed_gain >= 0 && *fixed_gain <= 1), "track_: fixed_gain must be within [0, 1]");
-  check(eps > 0, "track_: eps must be positive, got ", eps);
+  check_eps("track_", eps);
 }
 
 inline void check_transform(const Tensor& bank, const Tensor& sums, const Tensor& scale, const Tensor& shift,
-                            const Tensor& count) {
-  const Contract c("transform_", bank);
+                            const Tensor& count, const char* op = "transform_") {
+  const Contract c(op, bank);
   c.matrix("bank", bank, "[M, D]", {-1, -1});
   c.contiguous("bank", bank);
   const int64_t D = bank.size(1);
@@ -128,6 +135,12 @@ inline void check_transform(const Tensor& bank, const Tensor& sums, const Tensor
   c.statistic("scale", scale, "[D]", {D});
   c.statistic("shift", shift, "[D]", {D});
   c.counter("count", count);
+}
+
+inline void check_standardize(const Tensor& bank, const Tensor& sums, const Tensor& scale, const Tensor& shift,
+                              const Tensor& count, double eps) {
+  check_transform(bank, sums, scale, shift, count, "standardize_");
+  check_eps("standardize_", eps);
 }
 
 inline void check_enqueue(const Tensor& bank, const Tensor& bank_labels, const Tensor& sums, const Tensor& head,
@@ -170,7 +183,7 @@ inline void check_memory_loss(const Tensor& z, const Tensor& labels, const Tenso
   check(loss == "contrastive", "memory_loss: unknown loss '", loss, "'");
   check(parameters.size() == 2, "memory_loss: contrastive takes pos_margin and neg_margin");
   check(reduction == "mean" || reduction == "avg_nonzero", "memory_loss: unknown reduction '", reduction, "'");
-  check(eps > 0, "memory_loss: eps must be positive, got ", eps);
+  check_eps("memory_loss", eps);
 }
 
 }  // namespace xbn

@@ -59,6 +59,11 @@ XBN_FORMULA Affine match_moments(Moments from, Moments to, double eps) {
   return {scale, to.mean - scale * from.mean};
 }
 
+// Whether stored coordinates are so far from mean 0 and standard deviation 1 that they should be standardised anew.
+XBN_FORMULA bool off_standard(Moments stored) {
+  return std::fabs(stored.mean) > 4.0 || stored.std > 4.0 || stored.std < 0.25;
+}
+
 // --- Pair losses --------------------------------------------------------------------------------------
 // A loss says, for a positive and for a negative pair of similarity s, what the pair adds to its anchor's
 // row (`value`) and that addend's derivative by s (`weight`). `row_scale` then turns an anchor's row sums

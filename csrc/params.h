@@ -43,6 +43,16 @@ struct TransformParams {
   int64_t count, D;     //
 };
 
+template <typename S>
+struct StandardizeParams {
+  S* bank;        // [M, D] rows [0, count) are rewritten if their coordinates are off standard
+  double* sums;   // [2, D] of the stored rows
+  double* scale;  // [D] pending map, changed so that the rows stand for what they did
+  double* shift;  // [D]
+  int64_t count, D;
+  double eps;  // dimensions with a standard deviation below it are left alone
+};
+
 template <typename T, typename S>
 struct EnqueueParams {
   S* bank;                // [M, D] ring

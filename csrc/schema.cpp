@@ -3,6 +3,7 @@
 //   moments      x [B, D] -> mean [D], std [D], rows []              of the rows in the mask and finite
 //   track_       measure x, filter, and compose the map that moves the bank to the filtered moments
 //   transform_   write the pending map into the bank; scale, shift become 1, 0
+//   standardize_ rewrite the bank in standardised coordinates, if it has left them; the pending map compensates
 //   enqueue_     rows of z enter the ring -> slots [B], -1 where a row was not stored
 //   memory_loss  z against the bank -> loss [], dLoss/dz [B, D] ([0, D] unless need_grad)
 //
@@ -20,6 +21,9 @@ STABLE_TORCH_LIBRARY(xbn_ext, m) {
       "Tensor(e!) shift, Tensor x, Tensor? mask, Tensor sums, Tensor count, float process_noise, "
       "float measurement_noise, float? fixed_gain, float eps) -> ()");
   m.def("transform_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count) -> ()");
+  m.def(
+      "standardize_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count, "
+      "float eps) -> ()");
   m.def(
       "enqueue_(Tensor(a!) bank, Tensor(b!) bank_labels, Tensor(c!) sums, Tensor(d!) head, Tensor(e!) count, "
       "Tensor z, Tensor labels, Tensor? mask, Tensor scale, Tensor shift) -> Tensor slots");

@@ -59,3 +59,26 @@ def test_float32_follows_float64(drift):
         assert row_error[update] <= 2 * row_error["torch"] + 2e-7, row_error
     # In place, a row is rounded again at every step of its life; deferred, only once.
     assert row_error["deferred"] <= row_error["inplace"], row_error
+
+
+@pytest.mark.parametrize("drift", ["axbn", "ema"])
+def test_a_small_deferred_memory_outlives_its_map(drift):
+    """Rows enter a little wider than the biased std of a small batch, so the map shrinks at every step: without
+    standardize_ the stored coordinates overflow and the memory stops taking rows."""
+    loss = Contrastive(neg_margin=0.4)
+    truth, deferred = (
+        CrossBatchMemory(loss, 4, 64, drift=drift, batch_weight=0.0, update=update, bank_dtype=dtype)
+        for update, dtype in (("inplace", torch.float64), ("deferred", torch.float32))
+    )
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.arange(16)
+    smallest = torch.inf
+    with torch.no_grad():
+        for t in range(12_000):
+            x = torch.randn(16, 4, generator=generator) + 0.5
+            deferred(x, labels)
+            truth(x.double(), labels)
+            assert deferred.head == truth.head, f"step {t}"
+            smallest = min(smallest, float(deferred.scale.min()))
+    assert distance(deferred.embedding_memory, truth.embedding_memory) < 1e-5
+    assert smallest > 1e-3

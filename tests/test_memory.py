@@ -54,6 +54,8 @@ OPTIONS += [
     {"batch_weight": 0.7, "memory_weight": 0.0},
     {"warmup_steps": 3},
     {"process_noise": 0.5, "measurement_noise": 2.0},
+    {"eps": 0.05, "normalize_embeddings": False},
+    {"eps": 0.2, "update": "deferred"},
 ]
 
 
@@ -127,6 +129,31 @@ def test_copies_are_independent(device):
             assert torch.equal(value, want) and torch.equal(grad, want_grad)
 
 
+def test_the_pending_map_counts_whatever_the_update(device):
+    deferred = CrossBatchMemory(Contrastive(neg_margin=0.2), D, M, update="deferred").to(device)
+    train(deferred, batches(9, device=device))
+    inplace = CrossBatchMemory(Contrastive(neg_margin=0.2), D, M).to(device)
+    inplace.load_state_dict(deferred.state_dict())
+    x, labels = next(batches(1, device=device))
+    assert torch.equal(deferred.eval()(x, labels), inplace.eval()(x, labels))
+    a, b = train(deferred.train(), batches(3, device=device)), train(inplace.train(), batches(3, device=device))
+    for (value, grad), (want, want_grad) in zip(a, b, strict=True):
+        torch.testing.assert_close(value, want)
+        torch.testing.assert_close(grad, want_grad)
+
+
+def test_a_state_that_does_not_fit_is_refused_whole(device):
+    trained, other = (CrossBatchMemory(Contrastive(), D, size).to(device) for size in (M, M + 1))
+    train(trained, batches(3, device=device))
+    before = {k: v.clone() for k, v in other.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"bank must be \[101, 16\].* memory_size=101"):
+        other.load_state_dict(trained.state_dict())
+    partial = {k: v for k, v in trained.state_dict().items() if k != "head"}
+    with pytest.raises(RuntimeError, match="head"):
+        other.load_state_dict(partial)
+    assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
+
+
 def test_half_keeps_the_state_exact(device):
     criterion = CrossBatchMemory(Contrastive(), D, M).to(device)
     train(criterion, batches(5, device=device))
@@ -197,6 +224,13 @@ def test_fill_from(update, device):
     mean, std = criterion.target_moments
     torch.testing.assert_close(mean.float(), rows.mean(0))
     torch.testing.assert_close(std.float(), rows.std(0, correction=0))
+    assert criterion.step == 3 and criterion.variance == 0
+    before = {k: v.clone() for k, v in criterion.state_dict().items()}
+    with pytest.raises(ValueError, match="embeddings must be"):
+        criterion.fill_from([data[0], (data[0][0][:, 1:], data[0][1])])
+    assert all(torch.equal(v, before[k]) for k, v in criterion.state_dict().items())
+    criterion.fill_from([(criterion.embedding_memory, criterion.label_memory)])
+    torch.testing.assert_close(criterion.embedding_memory, rows)
     train(criterion, data)
     assert criterion.count == M
 
@@ -245,6 +279,21 @@ def test_a_gradient_scaler_skips_the_step(device):
     scaler.update()
     assert torch.equal(network.weight, weights) and scaler.get_scale() < 65536
     assert criterion.bank.isfinite().all() and criterion.count == B - 1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_gradient_of_a_row_that_is_not_finite_is_nan(bad, device):
+    """A gradient scaler sees gradients only, also where neither normalisation nor the batch loss spreads the NaN."""
+    criterion = CrossBatchMemory(Contrastive(neg_margin=0.2), D, M, normalize_embeddings=False, batch_weight=0.0)
+    criterion.to(device)
+    train(criterion, batches(3, device=device))
+    x, labels = next(batches(1, device=device))
+    x[2, 3] = bad
+    x.requires_grad_()
+    value = criterion(x, labels)
+    value.backward()
+    finite = torch.arange(B, device=device) != 2
+    assert value.isnan() and x.grad[2].isnan().all() and x.grad[finite].isfinite().all()
 
 
 def test_batches_of_any_size(device):
@@ -319,6 +368,9 @@ def test_bad_calls_change_nothing(args, kwargs, error, message):
         ({"warmup_steps": -1}, ValueError),
         ({"bank_dtype": torch.float16}, ValueError),
         ({"eps": 0.0}, ValueError),
+        ({"eps": float("inf")}, ValueError),
+        ({"batch_weight": float("nan")}, ValueError),
+        ({"batch_weight": 0.0, "memory_weight": 0.0}, ValueError),
     ],
 )
 def test_bad_options_are_named(options, error):

@@ -57,6 +57,10 @@ def transform_arguments(**changes):
     return {"bank": m.bank, "sums": m.sums, "scale": m.scale, "shift": m.shift, "count": m.count} | changes
 
 
+def standardize_arguments(**changes):
+    return transform_arguments() | {"eps": 1e-6} | changes
+
+
 def enqueue_arguments(**changes):
     m = state.filled(M, D, 9, pending=True)
     arguments = {
@@ -82,6 +86,7 @@ ARGUMENTS = {
     "moments": moments_arguments,
     "track_": track_arguments,
     "transform_": transform_arguments,
+    "standardize_": standardize_arguments,
     "enqueue_": enqueue_arguments,
     "memory_loss": loss_arguments,
 }
@@ -118,6 +123,10 @@ BAD = [
     ("transform_", {"bank": torch.randn(D, M).T}, "bank must be contiguous"),
     ("transform_", {"bank": torch.randn(M, D, dtype=torch.float16)}, "bank must be float32 or float64"),
     ("transform_", {"count": torch.tensor(M + 1)}, r"count must be within \[0, 11\]"),
+    ("track_", {"measurement_noise": math.inf}, "measurement_noise must be positive and finite"),
+    ("standardize_", {"sums": torch.zeros(2, D)}, "sums must be float64"),
+    ("standardize_", {"eps": 0.0}, "eps must be positive"),
+    ("standardize_", {"count": torch.tensor(-1)}, "count must be within"),
     ("enqueue_", {"z": torch.randn(B, D + 1)}, r"z must be \[B, D\] \(any, 7\), got \[5, 8\]"),
     ("enqueue_", {"labels": torch.arange(B, dtype=i32)}, "labels must be int64"),
     ("enqueue_", {"labels": torch.arange(B + 1)}, r"labels must be \[B\]"),
@@ -164,3 +173,35 @@ def test_the_wrapper_takes_float32_maps():
     args = (a["z"], a["labels"], a["bank"], a["bank_labels"], Contrastive())
     narrow = ops.memory_loss(*args, scale=scale, shift=shift)
     assert torch.equal(narrow, ops.memory_loss(*args, scale=scale.double(), shift=shift.double()))
+
+
+def test_rows_of_the_bank_cannot_be_enqueued_into_it():
+    a = enqueue_arguments(mask=None)
+    a["z"] = a["bank"][2 : 2 + B]
+    before = a["bank"].clone()
+    with pytest.raises(RuntimeError, match="enqueue_: z must not share memory with bank"):
+        torch.ops.xbn_ext.enqueue_(*a.values())
+    assert torch.equal(a["bank"], before)
+
+
+def test_a_call_without_gradient_cannot_be_differentiated():
+    value, _ = torch.ops.xbn_ext.memory_loss(*loss_arguments(need_grad=False).values())
+    with pytest.raises(RuntimeError, match="need_grad=False"):
+        value.backward()
+
+
+def test_function_transforms():
+    a = loss_arguments()
+    rest = (a["labels"], a["bank"], a["bank_labels"], Contrastive(neg_margin=-1.0))
+    z = a["z"].detach()
+    (expected,) = torch.autograd.grad(ops.memory_loss(a["z"], *rest), a["z"])
+    assert torch.equal(torch.func.grad(lambda z: ops.memory_loss(z, *rest))(z), expected)
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda z: ops.memory_loss(z, *rest), (z,), (torch.ones_like(z),))
+
+
+def test_the_bank_carries_no_gradient():
+    a = loss_arguments()
+    bank = a["bank"].requires_grad_()
+    value = ops.memory_loss(a["z"].detach(), a["labels"], bank, a["bank_labels"], Contrastive())
+    assert not value.requires_grad

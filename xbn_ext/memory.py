@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -18,7 +21,7 @@ from .reference import batch_loss
 class CrossBatchMemory(nn.Module):
     """Ranks each batch against itself and against a memory of past batches.
 
-    Drop-in for pytorch-metric-learning's `CrossBatchMemory`: `loss = criterion(embeddings, labels)`. Each call in
+    Called as pytorch-metric-learning's `CrossBatchMemory` is: `loss = criterion(embeddings, labels)`. Each call in
     training mode (1) measures how the embeddings have drifted and moves the stored ones along, (2) computes
     `batch_weight * L(batch, batch) + memory_weight * L(batch, memory)`, (3) stores the batch. In `eval()` mode
     the memory is only read. `xbn_ext.reference.step` is the same in plain PyTorch.
@@ -33,7 +36,8 @@ class CrossBatchMemory(nn.Module):
         process_noise, measurement_noise: of the Kalman filter; only their ratio matters.
         ema_momentum: gain of `"ema"`.
         update: `"inplace"` rewrites the memory every step; `"deferred"` keeps one pending affine map for all rows
-            and applies it while reading: the same numbers with no pass over the memory.
+            and applies it while reading: the same numbers, and a pass over the memory only once in many steps, when
+            the map has grown so far that rounding would tell.
         normalize_embeddings: L2-normalise the embeddings first.
         renormalize: L2-normalise memory rows as they are read (the stored rows keep their exact moments).
         batch_weight, memory_weight: weights of the two losses; 0 skips one.
@@ -43,7 +47,7 @@ class CrossBatchMemory(nn.Module):
         eps: lower bound of norms, and the standard deviation below which a dimension counts as dead.
 
     Rows with a NaN or an Inf are kept out of the moments and of the memory, without a host sync. The loss of
-    their batch is NaN, as PyTorch's losses are, so a gradient scaler skips the step.
+    their batch is NaN, as PyTorch's losses are, and so is their gradient: a gradient scaler skips the step.
 
     All state is tensors in `state_dict()`; `head`, `count` and the filter live on the device and nothing waits for
     them.
@@ -87,21 +91,22 @@ class CrossBatchMemory(nn.Module):
         super().__init__()
         if not isinstance(loss, Contrastive):
             raise TypeError(f"loss must be an xbn_ext loss such as Contrastive(), got {type(loss).__name__}")
-        for name, value, least in (
-            ("embedding_size", embedding_size, 1),
-            ("memory_size", memory_size, 1),
-            ("warmup_steps", warmup_steps, 0),
-        ):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+        embedding_size = _whole("embedding_size", embedding_size, 1)
+        memory_size = _whole("memory_size", memory_size, 1)
+        warmup_steps = _whole("warmup_steps", warmup_steps, 0)
+        for name, weight in (("batch_weight", batch_weight), ("memory_weight", memory_weight)):
+            if not math.isfinite(weight):
+                raise ValueError(f"{name} must be finite, got {weight}")
+        if batch_weight == 0 and memory_weight == 0:
+            raise ValueError("batch_weight and memory_weight are both 0: there is nothing to learn from")
         if update not in ("inplace", "deferred"):
             raise ValueError(f"update must be 'inplace' or 'deferred', got {update!r}")
         if enqueue not in ("after", "before"):
             raise ValueError(f"enqueue must be 'after' or 'before', got {enqueue!r}")
         if bank_dtype not in (torch.float32, torch.float64):
             raise ValueError(f"bank_dtype must be torch.float32 or torch.float64, got {bank_dtype}")
-        if not eps > 0:
-            raise ValueError(f"eps must be positive, got {eps}")
+        if not 1e-30 <= eps < math.inf:
+            raise ValueError(f"eps must be positive (at least 1e-30) and finite, got {eps}")
         self.filter = make_filter(drift, process_noise, measurement_noise, ema_momentum)
         self.loss = loss
         self.embedding_size = embedding_size
@@ -167,6 +172,8 @@ class CrossBatchMemory(nn.Module):
         )  # fmt: skip
         if self.update == "inplace":
             ops.transform_(self.bank, self.sums, self.scale, self.shift, self.count)
+        else:
+            ops.standardize_(self.bank, self.sums, self.scale, self.shift, self.count, self.eps)
 
     def _store(self, z: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
         return ops.enqueue_(
@@ -184,13 +191,12 @@ class CrossBatchMemory(nn.Module):
 
     def _loss(self, z: Tensor, labels: Tensor, mask: Tensor | None, own_slots: Tensor | None) -> Tensor:
         anchors = None if mask is None else ~mask
-        value = z.sum() * 0  # keeps the graph, and a NaN, when both weights are 0
+        value = z.new_zeros(())
         if self.batch_weight != 0:
             value = value + self.batch_weight * batch_loss(
                 z, labels, self.loss, anchors=anchors, renormalize=self.renormalize, eps=self.eps
             )
         if self.memory_weight != 0:
-            pending = self.update == "deferred"
             value = value + self.memory_weight * ops.memory_loss(
                 z,
                 labels,
@@ -199,8 +205,8 @@ class CrossBatchMemory(nn.Module):
                 self.loss,
                 # No rows are visible while warming up: decided on the device, so nothing waits.
                 count=torch.where(self.step < self.warmup_steps, 0, self.count) if self.warmup_steps else self.count,
-                scale=self.scale if pending else None,
-                shift=self.shift if pending else None,
+                scale=self.scale,
+                shift=self.shift,
                 exclude=own_slots,
                 anchors=anchors,
                 renormalize=self.renormalize,
@@ -221,8 +227,8 @@ class CrossBatchMemory(nn.Module):
 
     @property
     def target_moments(self) -> tuple[Tensor, Tensor]:
-        """`(mean [D], std [D])` that the memory is kept at; zeros before the first batch."""
-        return self.target_mean, self.target_std
+        """`(mean [D], std [D])` that the memory is kept at (copies); zeros before the first batch."""
+        return self.target_mean.clone(), self.target_std.clone()
 
     @torch.no_grad()
     def reset_queue(self) -> None:
@@ -240,18 +246,22 @@ class CrossBatchMemory(nn.Module):
         """Replaces the memory with embeddings of the present network.
 
         `batches` yields `(embeddings [B, D], labels [B])`. The moments of what was stored become the target of the
-        filter, taken as exact.
+        filter, taken as exact. Warm-up goes on where it was. If anything raises, the memory stays as it was: it is
+        filled in a copy first, which takes the memory's size once more while it lasts.
         """
-        self.reset_queue()
+        filled = copy.deepcopy(self)
+        filled.reset_queue()
         for embeddings, labels in batches:
             labels = self._check(embeddings, labels, None)
             z = embeddings.to(self.bank.dtype)
-            self._store(F.normalize(z, dim=1, eps=self.eps) if self.normalize_embeddings else z, labels, None)
-        if int(self.count) >= 2:
-            mean, std, _ = ops.moments(self.bank[: int(self.count)])
-            self.target_mean.copy_(mean)
-            self.target_std.copy_(std)
-            self.variance.zero_()
+            filled._store(F.normalize(z, dim=1, eps=self.eps) if self.normalize_embeddings else z, labels, None)
+        if int(filled.count) >= 2:
+            mean, std, _ = ops.moments(filled.bank[: int(filled.count)])
+            filled.target_mean.copy_(mean)
+            filled.target_std.copy_(std)
+            filled.variance.zero_()
+        filled.step.copy_(self.step)
+        self.load_state_dict(filled.state_dict())
 
     def _check(self, embeddings: Tensor, labels: Tensor, enqueue_mask: Tensor | None) -> Tensor:
         """Raises on bad input, naming the argument; returns the labels as int64."""
@@ -290,12 +300,41 @@ class CrossBatchMemory(nn.Module):
         super()._apply(move, recurse)
         return self
 
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str],
+        unexpected: list[str], errors: list[str],
+    ) -> None:  # fmt: skip
+        """Takes all of a memory's state or, if a tensor is missing or of another shape, nothing of it."""
+        names = [name for name, _ in self.named_buffers(recurse=False)]
+        absent = [prefix + name for name in names if prefix + name not in state_dict]
+        wrong = [name for name in names if prefix + name in state_dict
+                 and state_dict[prefix + name].shape != getattr(self, name).shape]  # fmt: skip
+        if absent or wrong:
+            missing.extend(absent)
+            errors.extend(
+                f"{name} must be {list(getattr(self, name).shape)} for embedding_size={self.embedding_size} and "
+                f"memory_size={self.memory_size}, got {list(state_dict[prefix + name].shape)}; nothing was loaded"
+                for name in wrong
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+
     def extra_repr(self) -> str:
         """What `print(criterion)` shows."""
         return (
             f"{self.loss}, embedding_size={self.embedding_size}, memory_size={self.memory_size}, "
             f"drift={self.drift!r}, update={self.update!r}, enqueue={self.enqueue!r}, bank_dtype={self.bank.dtype}"
         )
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        whole = least - 1
+    if whole < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+    return whole
 
 
 def _kind(value: Any) -> str:

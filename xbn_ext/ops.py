@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _C  # type: ignore[attr-defined]  # noqa: F401  registers torch.ops.xbn_ext
 from .losses import Contrastive
@@ -89,6 +90,20 @@ def _(*args: Any) -> None:
     return None
 
 
+def standardize_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor, eps: float = 1e-6) -> None:
+    """Rewrites the rows of a bank with a pending map in standardised coordinates, if they have left them.
+
+    What the rows stand for does not change: `scale`, `shift` `[D]` compensate, `sums [2, D]` is recounted. A dimension
+    whose standard deviation is below `eps` is left alone. Costs a look at D numbers when there is nothing to do.
+    """
+    _ops.standardize_(bank, sums, scale, shift, count, eps)
+
+
+@torch.library.register_fake("xbn_ext::standardize_")
+def _(*args: Any) -> None:
+    return None
+
+
 def enqueue_(
     bank: Tensor,
     bank_labels: Tensor,
@@ -156,12 +171,17 @@ def memory_loss(
         eps: lower bound of a row's norm.
 
     Returns:
-        A scalar of z's dtype. A NaN in a row of z makes it NaN. It can be differentiated once; a second
-        backward through the gradient raises RuntimeError.
+        A scalar of z's dtype. An anchor with a NaN or an Inf makes it NaN (unless it has no pair), and its own
+        gradient in any case.
+
+    Raises:
+        RuntimeError: an argument is not as above; or a second derivative or a forward-mode one is asked for.
     """
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(z).tangent is not None:
+        raise RuntimeError("xbn_ext.memory_loss has no forward-mode derivative")
     need_grad = torch.is_grad_enabled() and z.requires_grad
     value, _ = _ops.memory_loss(
-        z, labels, bank, bank_labels, count, _f64(scale), _f64(shift), exclude, anchors,
+        z, labels, bank.detach(), bank_labels, count, _f64(scale), _f64(shift), exclude, anchors,
         loss.kind, loss.parameters, loss.reduction, renormalize, eps, need_grad,
     )  # fmt: skip
     return value  # type: ignore[no-any-return]
@@ -182,8 +202,12 @@ class _DifferentiableOnce(torch.autograd.Function):
     without this node a second backward would take it for a constant and return a wrong number."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, z: Tensor) -> Tensor:
+    def forward(grad: Tensor, z: Tensor) -> Tensor:
         return grad.view_as(grad)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
@@ -198,6 +222,8 @@ def _memory_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 def _memory_loss_backward(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     z, grad_z = ctx.saved_tensors
+    if grad_z.shape != z.shape:
+        raise RuntimeError("xbn_ext.memory_loss was called with need_grad=False and cannot be differentiated")
     grad = grad_loss * grad_z
     if torch.is_grad_enabled():  # create_graph=True
         grad = _DifferentiableOnce.apply(grad, z)

@@ -131,6 +131,27 @@ def sums_of(rows: Tensor) -> Tensor:
     return torch.stack([rows.double().sum(dim=0), rows.double().square().sum(dim=0)])
 
 
+def standardize_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor, eps: float = 1e-6) -> None:
+    """Rewrites the stored rows in standardised coordinates, if they have left them, without moving what they stand for.
+
+    A map that stays pending is composed at every step and may shrink or grow without end; the stored coordinates do
+    the opposite and would lose their digits or overflow. They are taken back to mean 0, std 1 when in some live
+    dimension |mean| > 4 or std is outside [1/4, 4].
+    """
+    mean, std = bank_moments(sums, count)
+    live = scale.abs() * std >= eps
+    off = live & ((mean.abs() > 4) | (std > 4) | (std < 0.25))
+    if count == 0 or not off.any():
+        return
+    a = torch.where(live, 1 / std, 1.0).to(bank.dtype).double()
+    b = torch.where(live, -mean * a, 0.0).to(bank.dtype).double()
+    rows = bank[: int(count)]
+    rows.copy_(rows.double() * a + b)
+    sums.copy_(sums_of(rows))
+    scale.div_(a)
+    shift.sub_(scale * b)
+
+
 def enqueue_(
     bank: Tensor,
     bank_labels: Tensor,
@@ -168,7 +189,11 @@ def enqueue_(
 
 
 def similarity(z: Tensor, rows: Tensor, renormalize: bool = True, eps: float = 1e-6) -> Tensor:
-    """`s_ij = z_i · r_j`, with r_j divided by `max(|r_j|, eps)` if `renormalize`. Returns `[B, n]`."""
+    """`s_ij = z_i · r_j`, with r_j divided by `max(|r_j|, eps)` if `renormalize`. Returns `[B, n]`.
+
+    An anchor with a NaN or an Inf has NaN similarities and a NaN gradient.
+    """
+    z = z * torch.where(z.isfinite().all(dim=1, keepdim=True), 1.0, torch.nan)
     if renormalize:
         rows = F.normalize(rows, dim=1, eps=eps)
     return z @ rows.T
@@ -309,6 +334,8 @@ def step(
         )  # fmt: skip
         if update == "inplace":
             transform_(m.bank, m.sums, m.scale, m.shift, m.count)
+        else:
+            standardize_(m.bank, m.sums, m.scale, m.shift, m.count, eps)
 
     def put() -> Tensor:
         return enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, stored, labels, enqueue_mask, m.scale, m.shift)

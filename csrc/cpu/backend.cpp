@@ -5,6 +5,7 @@
 #include "enqueue.h"
 #include "loss.h"
 #include "moments.h"
+#include "standardize.h"
 #include "track.h"
 #include "transform.h"
 
@@ -119,12 +120,31 @@ void transform_cpu(Tensor bank, Tensor sums, Tensor scale, Tensor shift, const T
   std::fill(shift_data, shift_data + D, 0.0);
 }
 
+void standardize_cpu(Tensor bank, Tensor sums, Tensor scale, Tensor shift, const Tensor& count, double eps) {
+  check_standardize(bank, sums, scale, shift, count, eps);
+  const int64_t D = bank.size(1), rows = read_counter("standardize_", "count", count, bank.size(0));
+  dispatch(bank, [&](auto type) {
+    using S = typename decltype(type)::type;
+    standardize(StandardizeParams<S>{bank.mutable_data_ptr<S>(), sums.mutable_data_ptr<double>(),
+                                     scale.mutable_data_ptr<double>(), shift.mutable_data_ptr<double>(), rows, D, eps},
+                this_cpu());
+  });
+}
+
+// Whether two dense tensors share memory. A row of z that is a row of the bank could be overwritten before it is read.
+bool overlap(const Tensor& a, const Tensor& b) {
+  const auto begin = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()); };
+  const auto end = [&](const Tensor& t) { return begin(t) + t.numel() * t.element_size(); };
+  return begin(a) < end(b) && begin(b) < end(a);
+}
+
 Tensor enqueue_cpu(Tensor bank, Tensor bank_labels, Tensor sums, Tensor head, Tensor count, const Tensor& z,
                    const Tensor& labels, const OptionalTensor& mask, const Tensor& scale, const Tensor& shift) {
   check_enqueue(bank, bank_labels, sums, head, count, z, labels, mask, scale, shift);
   read_counter("enqueue_", "head", head, bank.size(0) - 1);
   read_counter("enqueue_", "count", count, bank.size(0));
   const Tensor dense_z = as_dense(z), dense_labels = as_dense(labels);
+  check(!overlap(dense_z, bank), "enqueue_: z must not share memory with bank");
   const Dense rows_mask(mask);
   const Tensor slots = torch::stable::new_empty(dense_labels, {z.size(0)});
   dispatch(z, [&](auto z_type) {
@@ -200,6 +220,7 @@ STABLE_TORCH_LIBRARY_IMPL(xbn_ext, CPU, m) {
   m.impl("moments", TORCH_BOX(&xbn::moments_cpu));
   m.impl("track_", TORCH_BOX(&xbn::track_cpu));
   m.impl("transform_", TORCH_BOX(&xbn::transform_cpu));
+  m.impl("standardize_", TORCH_BOX(&xbn::standardize_cpu));
   m.impl("enqueue_", TORCH_BOX(&xbn::enqueue_cpu));
   m.impl("memory_loss", TORCH_BOX(&xbn::memory_loss_cpu));
 }

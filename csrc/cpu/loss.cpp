@@ -5,16 +5,18 @@
 //   math   r_j = scale * u_j + shift, divided by max(|r_j|, eps) if renormalize;  s_ij = z_i . r_j
 //          loss = sum_ij value(s_ij),  grad_z_i = sum_j weight(s_ij) r_j, positives and negatives apart, because
 //          some reductions scale them apart. The bank carries no gradient, so that is the whole derivative.
+//          An anchor with a NaN or an Inf has NaN similarities and a NaN gradient.
 //   sweep  the bank goes by in tiles that stay in cache. A tile is converted, mapped and normalised once, then
 //          each block of 64 anchors multiplies it (similarities), scores the pairs, and multiplies it again with
-//          the weights (gradient), skipping the rows in which no pair is active. Nothing of size B x M or M x D
-//          exists.
+//          the weights (gradient), skipping the rows in which no pair is active. The workspace is a few
+//          times B x D; nothing of size B x M or M x D exists.
 //   split  by shape alone (SweepPlan); every split has its own sums, added in order: the same bits on any
 //          number of threads
 #include "loss.h"
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "sweep.h"

@@ -29,7 +29,10 @@ void pack_anchors(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, int64_t bloc
   const int64_t rows = std::min(kAnchorBlock, p.B - block * kAnchorBlock);
   for (int64_t i = 0; i < kAnchorBlock; ++i) {
     const T* z = p.z + (block * kAnchorBlock + i) * p.D;
-    for (int64_t d = 0; d < p.D; ++d) packed[d * kAnchorBlock + i] = i < rows ? z[d] : T(0);
+    T zero = 0;  // stays 0 as long as every value is finite, else becomes NaN
+    for (int64_t d = 0; d < p.D; ++d) zero += i < rows ? T(0) * z[d] : T(0);
+    sweep.finite[block * kAnchorBlock + i] = zero == T(0);
+    for (int64_t d = 0; d < p.D; ++d) packed[d * kAnchorBlock + i] = (i < rows ? z[d] : T(0)) + zero;
   }
 }
 
@@ -257,11 +260,13 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, const Loss& lo
   }
 }
 
-// grad_z of one anchor: the splits of each kind, in order, times the kind's factor.
+// grad_z of one anchor: the splits of each kind, in order, times the kind's factor. NaN for an anchor that is not
+// finite, so that whoever looks at gradients only, as a gradient scaler does, sees it.
 template <typename T, typename S>
 void reduce_gradient(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, const T* factor, int64_t i) {
   T* out = p.grad_z + i * p.D;
-  std::fill(out, out + p.D, T(0));
+  std::fill(out, out + p.D, sweep.finite[i] ? T(0) : std::numeric_limits<T>::quiet_NaN());
+  if (!sweep.finite[i]) return;
   if (p.anchors != nullptr && !p.anchors[i]) return;
   const int64_t block = i / kAnchorBlock, row = i % kAnchorBlock;
   for (int kind = 0; kind < kKinds; ++kind)

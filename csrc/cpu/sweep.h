@@ -35,8 +35,9 @@ struct SweepPlan {
     constexpr int64_t kTileBytes = 192 << 10;  // a tile, and the anchors beside it, in a second-level cache
     constexpr int64_t kMaxTileRows = 96;
     constexpr int64_t kGroupBlocks = 4;          // 256 anchors amortise the reading of a tile
-    constexpr int64_t kGradientBytes = 8 << 20;  // for the gradients of all splits of a group
-    constexpr int64_t kMinSplits = 4, kMaxSplits = 64;
+    constexpr int64_t kGradientBytes = 8 << 20;  // for the gradients of all splits, unless that is too few units
+    constexpr int64_t kMinUnits = 4;             // groups * splits, for the threads
+    constexpr int64_t kMaxSplits = 64;
 
     SweepPlan plan;
     plan.padded_dim = round_up(D, kPadding);
@@ -45,8 +46,9 @@ struct SweepPlan {
     plan.groups = ceil_div(plan.blocks, plan.group_blocks);
     const int64_t fitting = kTileBytes / (plan.padded_dim * element_size);
     plan.tile_rows = std::clamp(fitting / kTileUnit * kTileUnit, kTileUnit, kMaxTileRows);
-    const int64_t split_bytes = kKinds * plan.group_blocks * kAnchorBlock * plan.padded_dim * element_size;
-    const int64_t wanted = std::clamp(kGradientBytes / split_bytes, kMinSplits, kMaxSplits);
+    const int64_t split_bytes = kKinds * plan.blocks * kAnchorBlock * plan.padded_dim * element_size;
+    const int64_t least = ceil_div(kMinUnits, std::max<int64_t>(plan.groups, 1));
+    const int64_t wanted = std::clamp(kGradientBytes / std::max<int64_t>(split_bytes, 1), least, kMaxSplits);
     plan.split_rows = round_up(std::max<int64_t>(ceil_div(count, wanted), 1), plan.tile_rows);
     plan.splits = std::max<int64_t>(ceil_div(count, plan.split_rows), 1);
     return plan;
@@ -84,6 +86,7 @@ class Sweep {
       : plan(SweepPlan::make(p.B, p.count, p.D, static_cast<int64_t>(sizeof(T)))),
         anchor_group(rows(), kPaddedAnchor),
         exclude(rows(), -1),
+        finite(rows(), 1),
         groups(p.labels, p.labels + p.B),
         anchors_(plan.blocks * p.D * kAnchorBlock),
         block_size_(p.D * kAnchorBlock),
@@ -125,6 +128,7 @@ class Sweep {
   const SweepPlan plan;
   std::vector<int32_t> anchor_group;  // [rows] index of the anchor's label in `groups`, or kPaddedAnchor
   std::vector<int64_t> exclude;       // [rows] the bank row an anchor is not paired with, or -1
+  std::vector<char> finite;           // [rows] whether every value of the anchor is
   std::vector<int64_t> groups;        // the anchors' distinct labels, sorted
   std::vector<T> scale, shift;        // [D] pending map of the bank; empty if there is none
 

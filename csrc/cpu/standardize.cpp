@@ -1,0 +1,42 @@
+// standardize_: if the stored coordinates have wandered off, the bank is rewritten in standardised ones and the pending
+// map compensates: what the rows stand for does not change.
+//
+//   in, out  bank [M, D], sums [2, D], scale [D], shift [D]
+//   math     u' = a u + b with a = 1 / std(u), b = -mean(u) a;  scale' = scale / a, shift' = shift - scale' b
+//   why      a pending map composed over thousands of steps is as long as it likes: a memory whose rows enter a little
+//            wider than the target shrinks the scale at every step until u = (z - shift) / scale overflows. Looked at
+//            every step (D numbers), needed once in thousands.
+#include "standardize.h"
+
+#include <cmath>
+#include <vector>
+
+#include "../formulas.h"
+#include "transform.h"
+
+namespace xbn {
+
+template <typename S>
+void standardize(const StandardizeParams<S>& p, const Cpu& cpu) {
+  if (p.count == 0) return;
+  std::vector<double> a(p.D, 1.0), b(p.D, 0.0);
+  bool needed = false;
+  for (int64_t d = 0; d < p.D; ++d) {
+    const Moments stored = moments_from_sums(p.sums[d], p.sums[p.D + d], static_cast<double>(p.count));
+    if (std::fabs(p.scale[d]) * stored.std < p.eps) continue;  // a dead dimension has no coordinate to standardise
+    needed |= off_standard(stored);
+    a[d] = static_cast<S>(1.0 / stored.std);  // rounded as the transform will round it, so the map undoes just that
+    b[d] = static_cast<S>(-stored.mean * a[d]);
+  }
+  if (!needed) return;
+  transform(TransformParams<S>{p.bank, a.data(), b.data(), p.count, p.D}, p.sums, cpu);
+  for (int64_t d = 0; d < p.D; ++d) {
+    p.scale[d] /= a[d];
+    p.shift[d] -= p.scale[d] * b[d];
+  }
+}
+
+template void standardize(const StandardizeParams<float>&, const Cpu&);
+template void standardize(const StandardizeParams<double>&, const Cpu&);
+
+}  // namespace xbn

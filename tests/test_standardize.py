@@ -1,0 +1,60 @@
+"""ops.standardize_ against the reference: other coordinates, same rows."""
+
+import pytest
+import state
+import torch
+
+from xbn_ext import ops, reference
+
+FAR = {"wide": (100.0, 0.0), "narrow": (0.01, 0.0), "shifted": (1.0, 9.0)}
+
+
+def standardize(module, m):
+    module.standardize_(m.bank, m.sums, m.scale, m.shift, m.count, 1e-6)
+
+
+def off_standard(M, D, count, dtype, factor, offset):
+    """A memory that stands for rows around 0.3 with std 0.1 in coordinates that are off by a factor and an offset."""
+    m = reference.Memory.empty(M, D, dtype)
+    m.bank[:count] = (torch.randn(count, D, dtype=torch.float64) * factor + offset).to(dtype)
+    m.scale.fill_(0.1 / factor)
+    m.shift.copy_(0.3 - m.scale * offset)
+    m.count.fill_(count)
+    m.sums.copy_(reference.sums_of(m.bank[:count]))
+    return m
+
+
+@pytest.mark.parametrize("far", FAR.values(), ids=FAR.keys())
+@pytest.mark.parametrize("D", [1, 7, 65])
+@pytest.mark.parametrize("count", [30, 257])
+def test_rows_stand_for_what_they_did(far, D, count, device, dtype):
+    m = state.to(off_standard(257, D, count, dtype, *far), device)
+    meant, beyond = m.bank.double() * m.scale + m.shift, m.bank[count:].clone()
+    truth = state.clone(m)
+    standardize(ops, m)
+    standardize(reference, truth)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close((m.bank.double() * m.scale + m.shift)[:count], meant[:count], rtol=0, atol=20 * eps)
+    state.assert_same_state(m, truth, rtol=20 * eps, atol=20 * eps * count)
+    mean, std = reference.bank_moments(m.sums, m.count)
+    assert mean.abs().max() < 1e-3 and (std - 1).abs().max() < 1e-3
+    assert torch.equal(m.bank[count:], beyond)
+
+
+def test_does_nothing_near_standard_coordinates(device, dtype):
+    m = state.to(off_standard(257, 7, 200, dtype, 2.0, 3.0), device)
+    before = state.clone(m)
+    standardize(ops, m)
+    state.assert_same_state(m, before, rtol=0, atol=0)
+
+
+def test_empty_bank_and_dead_dimensions(device, dtype):
+    m = state.to(reference.Memory.empty(10, 3, dtype), device)
+    standardize(ops, m)
+    assert torch.equal(m.scale, torch.ones_like(m.scale))
+    m = state.to(off_standard(10, 3, 10, dtype, 100.0, 0.0), device)
+    m.bank[:, 1] = 5.0  # dead: left as it is
+    m.sums.copy_(reference.sums_of(m.bank))
+    scale = m.scale.clone()
+    standardize(ops, m)
+    assert (m.bank[:, 1] == 5).all() and m.scale[1] == scale[1] and m.scale[0] != scale[0]

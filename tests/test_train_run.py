@@ -1,0 +1,333 @@
+"""Whole runs: settings, results, repetition, continuation. On drawn shapes, and once on real emoji."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from train import checkpoint, loop, report, run
+from train.config import METHODS, Config, ConfigError, parse
+from train.data import npm
+
+CLASSES, IMAGES = 8, 4
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder data set: polygons of 3 .. 10 corners, each class in four colours."""
+    path = tmp_path_factory.mktemp("shapes")
+    for corners in range(3, 3 + CLASSES):
+        (path / f"corners-{corners:02}").mkdir()
+        for i, colour in enumerate(("red", "green", "blue", "black")):
+            image = Image.new("RGB", (32, 32), "white")
+            ImageDraw.Draw(image).regular_polygon((16, 16, 13), corners, rotation=7 * i, fill=colour)
+            image.save(path / f"corners-{corners:02}" / f"{colour}.png")
+    return f"folder:{path}"
+
+
+class TinyBackbone(nn.Module):
+    """Convolution, batch normalisation and dropout: what a real backbone is made of, in a millisecond."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.dropout, self.fc = nn.Conv2d(3, 12, 3, 2), nn.BatchNorm2d(12), nn.Dropout(0.1), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.dropout(torch.relu(self.bn(self.conv(x)))).mean((2, 3))
+        return features
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes resnet18 tiny, and pictures, which take a second each, files of one byte."""
+    for picture in ("curves", "neighbours"):
+        monkeypatch.setattr(report.pictures, picture, lambda path, *_: path.write_bytes(b"."))
+    monkeypatch.setattr(
+        "train.model._torchvision",
+        lambda config: (TinyBackbone(), 12, run.model.Normalisation((0.0,) * 3, (255.0,) * 3), (False, "tiny")),
+    )
+
+
+def settings(shapes: str, out: Path, **changes: Any) -> Config:
+    small = {
+        "data": shapes, "out": out, "backbone": "resnet18", "image_size": 32, "embedding_dim": 8, "memory_size": 24,
+        "batch_size": 8, "samples_per_class": 2, "steps": 12, "eval_every": 5, "lr_warmup": 2, "threads": 1,
+    }  # fmt: skip
+    return Config(**small | changes)
+
+
+def command(*arguments: object) -> list[str]:
+    return [str(argument) for argument in arguments]
+
+
+def after(steps: int) -> Callable[[], bool]:
+    """Asks to stop after so many steps, those that end in an evaluation not counted."""
+    left: Iterator[bool] = iter([False] * (steps - 1) + [True])
+    return lambda: next(left)
+
+
+# ---- settings -------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse([]) == Config()
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    text = capsys.readouterr().out
+    for name in vars(Config()):
+        assert f"--{name.replace('_', '-')}" in text
+    assert "(default: 4096)" in text and "(default: 0)" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--data SOP", "--data SOP: expected 'emoji' or 'folder:PATH'"),
+        ("--method xbn2", "argument --method: invalid choice: 'xbn2'"),
+        ("--steps 0", "--steps 0: must be more than 0"),
+        ("--steps x", "argument --steps: invalid int value"),
+        ("--lr nan", "--lr nan: must be a finite number"),
+        ("--lr -1", "--lr -1.0: must be more than 0"),
+        ("--batch-size 62", r"--batch-size 62: must be 2 or more times --samples-per-class \(4\)"),
+        ("--batch-size 4", "--batch-size 4: must be"),
+        ("--samples-per-class 1", "--samples-per-class 1: must be 2 or more"),
+        ("--memory-size 32", r"--memory-size 32: must be --batch-size \(64\) or more"),
+        ("--memory-weight -1", "--memory-weight -1.0: must be 0 or more"),
+        ("--neg-margin 1.5", "--neg-margin 1.5: must be a cosine similarity"),
+        ("--max-classes 3", "--max-classes 3: must be 4 or more"),
+        ("--ema-momentum 0", "--ema-momentum 0.0: must be more than 0 and at most 1"),
+        ("--batch-weight 0 --method batch", "--batch-weight 0 leaves nothing to train on"),
+        ("--resume --overwrite", "--resume and --overwrite exclude each other"),
+    ],
+)
+def test_a_setting_that_is_not_allowed_is_named(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        parse(arguments.split())
+    assert exit.value.code == 2
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--data folder:/nowhere", "--data folder:/nowhere: no such folder"),
+        ("--backbone resnet19", "--backbone resnet19: must be"),
+        ("--device tpu7", "--device tpu7: "),
+        ("--device cuda:99", "--device cuda:99: "),
+        ("--out {file}", "exists and is not a folder"),
+    ],
+)
+def test_errors_come_before_any_work(
+    arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
+    assert run.main([*arguments.format(file=tmp_path / "file").split(), "--image-size", "32", *out]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("python -m train: error: ") and message in error
+    assert not (tmp_path / "out").exists(), "nothing was written"
+
+
+def test_more_classes_per_batch_than_there_are(shapes: str, tmp_path: Path, tiny: None) -> None:
+    with pytest.raises(ConfigError, match=r"--batch-size 16 with --samples-per-class 2 needs 8 training classes .* 4"):
+        run.run(settings(shapes, tmp_path / "out", batch_size=16))
+
+
+def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
+    config = Config(steps=100, lr_warmup=10)
+    rates = [loop.learning_rate(config, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == rates[10] == 1
+    assert rates[10:] == sorted(rates[10:], reverse=True) and 0 < rates[-1] < 1e-3
+    assert loop.learning_rate(Config(steps=1, lr_warmup=0), 0) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_differ_in_the_criterion_alone(method: str) -> None:
+    criterion = loop.make_criterion(Config(method=method, memory_weight=0.7))
+    assert criterion.drift == {"batch": "none", "xbm": "none"}.get(method, method)
+    assert criterion.memory_weight == (0 if method == "batch" else 0.7)
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_leaves_what_it_promises(
+    method: str, shapes: str, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = run.run(settings(shapes, tmp_path, method=method))
+    assert metrics == json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["method"] == method and metrics["steps"] == 12 and metrics["seed"] == 0 and metrics["seconds"] > 0
+    for scores in (metrics, metrics["before"], metrics["untrained_head"]):
+        assert all(0 <= scores[name] <= 100 for name in report.SCORES)
+    assert [entry["step"] for entry in metrics["history"]["evaluation"]] == [5, 10, 12]
+    assert metrics["history"]["evaluation"][-1]["map@r"] == metrics["map@r"]
+    assert [entry["step"] for entry in metrics["history"]["loss"]] == [10, 12]
+    assert {entry["age"] for entry in metrics["history"]["drift"]} == {1, 2, 3}
+    assert metrics["data"]["train_classes"] == metrics["data"]["test_classes"] == 4
+    assert metrics["config"]["memory_size"] == 24 and "out" not in metrics["config"]
+    assert (tmp_path / "curves.png").exists() and (tmp_path / "neighbours.png").exists()
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+    printed = capsys.readouterr().out
+    assert "frozen backbone" in printed and f"trained, {method}" in printed and str(tmp_path / "curves.png") in printed
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal bit for bit, through dicts and lists of tensors and numbers."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b) and a.dtype == b.dtype
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if "seconds" not in str(key))
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+@pytest.mark.parametrize(("method", "update"), [("axbn", "inplace"), ("axbn", "deferred"), ("xbm", "inplace")])
+@pytest.mark.parametrize("stop", [1, 6])
+def test_a_continued_run_ends_where_an_uninterrupted_one_does(
+    method: str, update: str, stop: int, shapes: str, tmp_path: Path, tiny: None
+) -> None:
+    straight = run.run(settings(shapes, tmp_path / "straight", method=method, update=update, eval_every=4))
+    part = settings(shapes, tmp_path / "parts", method=method, update=update, eval_every=4, resume=True)
+    with pytest.raises(loop.Interrupted):
+        run.run(part, asked_to_stop=after(stop - stop // 4))
+    assert checkpoint.load(tmp_path / "parts" / "checkpoint.pt")["step"] == stop
+    torch.manual_seed(100)  # whatever happened in between
+    continued = run.run(part)
+    ends = [checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("straight", "parts")]
+    assert ends[0]["step"] == 12
+    assert same(*ends)
+    for name in (*report.SCORES, "before", "history"):
+        assert same(straight[name], continued[name])
+
+
+def test_two_runs_of_the_same_settings_agree_and_another_seed_does_not(shapes: str, tmp_path: Path, tiny: None) -> None:
+    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
+        run.run(settings(shapes, tmp_path / name, seed=seed, eval_every=0))
+    one, two, other = (checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("one", "two", "other"))
+    assert same(one, two)
+    assert not same(one["model"], other["model"])
+
+
+def test_a_finished_run_is_not_repeated(
+    shapes: str, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run.run(settings(shapes, tmp_path))
+    monkeypatch.setattr(run.model, "build", lambda config: pytest.fail("did work"))
+    capsys.readouterr()
+    for changes in ({}, {"resume": True}, {"eval_every": 3, "threads": 0}):
+        assert run.run(settings(shapes, tmp_path, **changes)) == first
+        assert "finished" in (printed := capsys.readouterr().out) and "trained, axbn" in printed
+    with pytest.raises(ConfigError, match=r"a finished run with other settings \(--lr 0.001 there, 0.5 now\)"):
+        run.run(settings(shapes, tmp_path, lr=0.5))
+
+
+def test_an_unfinished_run_is_neither_lost_nor_mixed_up(shapes: str, tmp_path: Path, tiny: None) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(loop.Interrupted):
+        run.run(settings(shapes, tmp_path), asked_to_stop=after(3))
+    with pytest.raises(ConfigError, match="holds an unfinished run: continue it with --resume, or --overwrite it"):
+        run.run(settings(shapes, tmp_path))
+    with pytest.raises(ConfigError, match=r"an unfinished run with other settings .*--seed 0 there, 1 now"):
+        run.run(settings(shapes, tmp_path, seed=1, resume=True))
+    metrics = run.run(settings(shapes, tmp_path, seed=1, overwrite=True))
+    assert metrics["seed"] == 1
+    assert (tmp_path / "notes.txt").read_text() == "mine", "--overwrite removes what runs write and nothing else"
+
+
+def test_resume_without_a_run_starts_one(shapes: str, tmp_path: Path, tiny: None) -> None:
+    assert run.run(settings(shapes, tmp_path / "new", resume=True))["steps"] == 12
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "metrics.json"])
+def test_a_damaged_file_of_a_run_is_named(name: str, shapes: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"{ no")
+    with pytest.raises(ConfigError, match=rf"--out .*: cannot read {name} .* --overwrite starts anew"):
+        run.run(settings(shapes, tmp_path, resume=True))
+
+
+def test_a_loss_that_is_not_finite_changes_nothing_and_ends_the_run_after_a_while(
+    shapes: str, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, _ = run.model.build(settings(shapes, tmp_path))
+    trainer = loop.Trainer(
+        settings(shapes, tmp_path), network, run._load(settings(shapes, tmp_path)), torch.device("cpu")
+    )
+    images, labels = trainer.batches[0]
+    with torch.no_grad():
+        trainer.model.head.bias[0] = math.nan
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items() if "running" not in name}
+    for _ in range(loop.MAX_BAD_STEPS - 1):
+        assert not math.isfinite(trainer.train_step(images, labels))
+    assert all(np.array_equal(value, trainer.model.state_dict()[name], equal_nan=True) for name, value in before.items()
+               if "num_batches" not in name)  # fmt: skip
+    assert int(trainer.criterion.count) == 0 and not trainer.drift.probes
+    with pytest.raises(loop.TrainingError, match=r"the loss was nan in each of the 10 steps up to step 9: lower --lr"):
+        trainer.train_step(images, labels)
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_continued(shapes: str, tmp_path: Path) -> None:
+    small = command(
+        "--data", shapes, "--image-size", 32, "--batch-size", 8, "--samples-per-class", 2, "--memory-size", 16
+    )
+    arguments = [*small, "--steps", "100000", "--eval-every", "100000", "--threads", "1", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "results in" in line:
+            break
+    while not (tmp_path / "checkpoint.pt").exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "with --resume goes on" in error
+    assert 0 < checkpoint.load(tmp_path / "checkpoint.pt")["step"] < 100000
+
+
+def test_two_methods_on_real_emoji(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The whole program as a user runs it, with a pretrained network, on the smallest data that mean something."""
+    small = command("--max-classes", 40, "--batch-size", 24, "--memory-size", 96, "--steps", 12, "--eval-every", 6)
+    common = [*small, *command("--image-size", 32, "--threads", 1, "--cache", tmp_path / "cache", "--resume")]
+    try:
+        run.data.load("emoji", cache_dir=tmp_path / "cache", max_classes=40)
+    except npm.RegistryError as error:
+        pytest.skip(f"the npm registry cannot be reached: {error}")
+    metrics = {}
+    for method in ("xbm", "axbn"):
+        assert run.main([*common, "--method", method, "--out", str(tmp_path / method)]) == 0
+        metrics[method] = json.loads((tmp_path / method / "metrics.json").read_text())
+    assert metrics["xbm"]["before"] == metrics["axbn"]["before"]
+    assert metrics["xbm"]["history"]["loss"] != metrics["axbn"]["history"]["loss"]
+    assert len(metrics["axbn"]["data"]["credit"]) == 8
+    for picture in ("xbm/curves.png", "axbn/neighbours.png"):
+        with Image.open(tmp_path / picture) as image:
+            assert min(image.size) > 400 and np.asarray(image.convert("L")).std() > 5
+    stale = metrics["xbm"]["history"]["drift"]
+    assert stale and all(entry["in_memory"] == pytest.approx(entry["uncorrected"], abs=1e-6) for entry in stale)
