@@ -129,6 +129,20 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
     assert not build(weights="none").frozen_bn, "random weights have no statistics worth keeping"
 
 
+def test_the_first_layers_of_pretrained_weights_can_be_left_as_they_are(tmp_path: Path) -> None:
+    torch.save(EfficientNetLite0().state_dict(), tmp_path / "mine.pth")
+
+    def trained(**settings: object) -> list[str]:
+        return [name for name, value in build(**settings).backbone.named_parameters() if value.requires_grad]
+
+    weights = str(tmp_path / "mine.pth")
+    everything, most = trained(weights=weights, freeze=0.0), trained(weights=weights, freeze=0.2)
+    assert 0.7 * len(everything) < len(most) < 0.9 * len(everything)
+    assert most == everything[-len(most) :], "those nearest to the input are left out"
+    assert trained(weights=weights, freeze=1.0) == []
+    assert trained(weights="none", freeze=0.2) == everything, "random layers must be trained"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

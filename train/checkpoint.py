@@ -65,7 +65,7 @@ def load(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return state
     except Exception as error:
-        raise ConfigError(f"--out {path.parent}: cannot read {path.name} ({error}); --overwrite starts anew") from error
+        raise _unreadable(path, error) from error
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -85,7 +85,12 @@ def _read_json(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(path.read_text())
         return content
     except ValueError as error:
-        raise ConfigError(f"--out {path.parent}: cannot read {path.name} ({error}); --overwrite starts anew") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    why = str(error).splitlines()[0].split(". ")[0]
+    return ConfigError(f"--out {path.parent}: cannot read {path.name} ({why}); --overwrite starts anew")
 
 
 def _require_same(config: Config, stored: dict[str, Any], what: str) -> None:

@@ -80,7 +80,7 @@ class Config:
         default=0.5, metadata=_about("contrastive loss: pairs of two classes are pushed down to this cosine similarity")
     )
     reduction: str = field(
-        default="mean",
+        default="avg_nonzero",
         metadata=_about(
             "mean: pairs summed per image, averaged over images; avg_nonzero: averaged over pairs not yet right",
             choices=("mean", "avg_nonzero"),
@@ -113,12 +113,15 @@ class Config:
             choices=("auto", "batch", "frozen"),
         ),
     )
+    freeze: float = field(
+        default=0.2, metadata=_about("part of the pretrained backbone's layers, counted from the input, not trained")
+    )
 
-    steps: int = field(default=600, metadata=_about("training steps", group="training"))
+    steps: int = field(default=750, metadata=_about("training steps", group="training"))
     batch_size: int = field(default=64, metadata=_about("images per step"))
     samples_per_class: int = field(default=4, metadata=_about("images of one class per step"))
     lr: float = field(default=1e-3, metadata=_about("peak learning rate of the embedding head (AdamW)"))
-    backbone_lr: float = field(default=0.3, metadata=_about("the backbone's learning rate as a fraction of --lr"))
+    backbone_lr: float = field(default=0.4, metadata=_about("the backbone's learning rate as a fraction of --lr"))
     lr_warmup: int = field(
         default=30, metadata=_about("steps over which learning rates rise; they fall to 0 along a cosine after that")
     )
@@ -129,7 +132,7 @@ class Config:
     )
 
     eval_every: int = field(
-        default=200,
+        default=250,
         metadata=_about(
             "steps between evaluations and checkpoints; 0: only at the end", group="running", run_only=True
         ),
@@ -173,6 +176,7 @@ class Config:
             self._check(name, lambda v: v >= 0, "0 or more")
         self._check("max_classes", lambda v: v is None or v >= 4, "4 or more")
         self._check("ema_momentum", lambda v: 0 < v <= 1, "more than 0 and at most 1")
+        self._check("freeze", lambda v: 0 <= v <= 1, "between 0 and 1")
         self._check("samples_per_class", lambda v: v >= 2, "2 or more, or no image has a match in its batch")
         for name in ("pos_margin", "neg_margin"):
             self._check(name, lambda v: -1 <= v <= 1, "a cosine similarity, -1 to 1")

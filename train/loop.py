@@ -20,7 +20,7 @@ from .config import Config
 from .data import Dataset
 from .drift import DriftMeter
 from .model import Embedder
-from .sampler import ClassBalancedSampler
+from .sampler import ClassBalancedSampler, Stream, torch_seed
 
 DRIFT_MEASUREMENTS = 24
 """About so many over a whole run; each costs a few forward passes."""
@@ -58,9 +58,11 @@ def make_optimizer(config: Config, model: Embedder) -> torch.optim.Optimizer:
     """AdamW; each group's ``peak`` is its highest learning rate."""
     groups = [
         {"params": list(model.head.parameters()), "peak": config.lr},
-        {"params": list(model.backbone.parameters()), "peak": config.lr * config.backbone_lr},
+        {"params": [p for p in model.backbone.parameters() if p.requires_grad], "peak": config.lr * config.backbone_lr},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.lr, weight_decay=config.weight_decay
+    )
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -87,6 +89,7 @@ class Trainer:
         self.step, self.seconds, self.bad_steps = 0, 0.0, 0
         self.recent_losses: list[float] = []
         self.before: dict[str, evaluate.Scores] = {}
+        torch.manual_seed(torch_seed(config.seed, Stream.DROPOUT))  # nothing else draws from the global generators
         self.history: dict[str, list[dict[str, float]]] = {"loss": [], "evaluation": [], "drift": []}
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,7 +105,7 @@ class Trainer:
             "criterion": self.criterion.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "drift": self.drift.state_dict(),
-            "rng": torch.get_rng_state(),  # dropout's; batches and augmentation depend on seed and step alone
+            "rng": torch.get_rng_state(),  # dropout's; all else depends on seed and step alone
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 

@@ -50,7 +50,7 @@ class Embedder(nn.Module):
         """Training mode, in which frozen batch normalisation stays as it is."""
         super().train(mode)
         if self.frozen_bn:
-            for module in _batch_norms(self):
+            for module in _batch_norms(self.backbone):
                 module.eval()
         return self
 
@@ -70,6 +70,8 @@ def build(config: Config) -> tuple[Embedder, str]:
         backbone, width, norm, (pretrained, note) = make(config)
         frozen = config.batchnorm == "frozen" or (config.batchnorm == "auto" and pretrained)
         model = Embedder(backbone, width, config.embedding_dim, norm, frozen_bn=frozen)
+    if pretrained:
+        _freeze(backbone, config.freeze)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _try(model, width, config)
     return model, f"{config.backbone}: {note}"
@@ -148,6 +150,13 @@ def _load(backbone: nn.Module, weights: str, pretrained: Callable[[], Path | str
     except Exception as error:
         raise ConfigError(f"--weights {weights}: {source} does not fit --backbone: {error}") from error
     return True, f"weights of {source.name}"
+
+
+def _freeze(backbone: nn.Module, part: float) -> None:
+    """Exempt the first ``part`` of the layers that have parameters of their own from training."""
+    layers = [module for module in backbone.modules() if list(module.parameters(recurse=False))]
+    for layer in layers[: int(part * len(layers))]:
+        layer.requires_grad_(False)
 
 
 def _try(model: Embedder, width: int, config: Config) -> None:

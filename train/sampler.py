@@ -17,6 +17,7 @@ class Stream(IntEnum):
     INITIALISATION = 0
     BATCHES = 1
     AUGMENTATION = 2
+    DROPOUT = 3
 
 
 def random_stream(seed: int, stream: Stream, step: int = 0) -> np.random.SeedSequence:
