@@ -24,7 +24,7 @@ View = Callable[[Tensor], Tensor]
 
 
 def training_view(size: int, mirror: bool) -> View:
-    """A part of the image, slightly turned, moved and sheared, in slightly other light."""
+    """Most of the image, slightly turned, moved and sheared, in slightly other light."""
     bilinear = T.InterpolationMode.BILINEAR
     steps = [
         T.RandomResizedCrop(size, scale=(0.8, 1.0), ratio=(0.9, 1.1), antialias=True),

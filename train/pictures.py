@@ -91,12 +91,11 @@ def _staleness_by_age(axes: Axes, points: list[dict[str, float]]) -> None:
     late = [p for p in points if p["step"] > max(q["step"] for q in points) / 2]
     ages = sorted({p["age"] for p in late})
     for name, (_, colour) in STALENESS.items():
-        axes.plot(*_columns(late, "age", name), "o", ms=3, color=colour, alpha=0.35, mew=0)
         means = [np.mean([p[name] for p in late if p["age"] == age]) for age in ages]
-        axes.plot(ages, means, "-", color=colour, lw=1)
+        axes.plot(ages, means, "o-", ms=4, color=colour)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("steps since stored, second half of training")
+    axes.set_xlabel("steps since stored (mean over the second half of training)")
     axes.set_ylabel("cosine distance to a fresh embedding")
 
 
@@ -109,7 +108,7 @@ def neighbours(path: Path, data: Dataset, found: NDArray[np.int64], image_size: 
     part = data.test
     queries = pick_queries(part)
     columns = min(NEIGHBOURS, found.shape[1])
-    credit = _pairs(data.credit)
+    credit = ["Pictures:", *_pairs(data.credit)] if data.credit else []
     with matplotlib.rc_context({"font.size": 10, "savefig.dpi": 130}):
         figure = Figure(figsize=(3.1 + 0.92 * (columns + 1), 1.35 + 0.92 * len(queries) + 0.16 * len(credit)))
         width, height = figure.get_size_inches()
