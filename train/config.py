@@ -117,7 +117,7 @@ class Config:
         default=0.2, metadata=_about("part of the pretrained backbone's layers, counted from the input, not trained")
     )
 
-    steps: int = field(default=750, metadata=_about("training steps", group="training"))
+    steps: int = field(default=650, metadata=_about("training steps", group="training"))
     batch_size: int = field(default=64, metadata=_about("images per step"))
     samples_per_class: int = field(default=4, metadata=_about("images of one class per step"))
     lr: float = field(default=1e-3, metadata=_about("peak learning rate of the embedding head (AdamW)"))
