@@ -21,6 +21,14 @@ Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 PROCESS_NOISE, MEASUREMENT_NOISE, EPS = 1e-2, 1.0, 1e-6
 
 
+def kalman(z: Tensor, mean: Tensor, std: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Kalman step on the moments of the batch: filtered mean and std, variance."""
+    batch_std, batch_mean = torch.std_mean(z, 0, correction=0)
+    prior = variance + PROCESS_NOISE
+    gain = prior / (prior + MEASUREMENT_NOISE)
+    return mean + gain * (batch_mean - mean), std + gain * (batch_std - std), (1 - gain) * prior
+
+
 class TorchStep:
     """Shared state of the PyTorch baselines: bank, ring position, Kalman filter. All tensors, no host sync."""
 
@@ -32,13 +40,7 @@ class TorchStep:
         self.variance = torch.zeros(())
 
     def target(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Kalman step on the moments of the batch."""
-        std, mean = torch.std_mean(z, 0, correction=0)
-        prior = self.variance + PROCESS_NOISE
-        gain = prior / (prior + MEASUREMENT_NOISE)
-        self.mean = self.mean + gain * (mean - self.mean)
-        self.std = self.std + gain * (std - self.std)
-        self.variance = (1 - gain) * prior
+        self.mean, self.std, self.variance = kalman(z, self.mean, self.std, self.variance)
         return self.mean, self.std
 
     def pair_loss(self, s: Tensor, positive: Tensor) -> Tensor:
@@ -99,16 +101,13 @@ class Compiled(EagerTuned):
     def pure_loss(self, z: Tensor, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, mean: Tensor,
                   std: Tensor, variance: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
         """EagerTuned.loss without attributes, so that the compiler sees one graph."""
-        batch_std, batch_mean = torch.std_mean(x, 0, correction=0)
-        prior = variance + PROCESS_NOISE
-        gain = prior / (prior + MEASUREMENT_NOISE)
-        mean, std = mean + gain * (batch_mean - mean), std + gain * (batch_std - std)
+        mean, std, variance = kalman(x, mean, std, variance)
         bank_std, bank_mean = torch.std_mean(bank, 0, correction=0)
         scale = std / bank_std.clamp(min=EPS)
         bank.mul_(scale).add_(mean - scale * bank_mean)
         s = (z @ bank.T) / torch.linalg.vector_norm(bank, dim=1).clamp(min=EPS)
         positive = labels[:, None] == bank_labels[None, :]
-        return self.pair_loss(s, positive) + self.batch_loss(z, labels), mean, std, (1 - gain) * prior
+        return self.pair_loss(s, positive) + self.batch_loss(z, labels), mean, std, variance
 
     def loss(self, z: Tensor, x: Tensor, labels: Tensor) -> Tensor:
         value, self.mean, self.std, self.variance = self.compiled(

@@ -18,7 +18,6 @@ class Problem:
     dim: int = 512
     classes: int = 11318  # SOP's training classes
     neg_margin: float = 0.5
-    drift: str = "axbn"
 
     def embeddings(self, rows: int, seed: int) -> tuple[Tensor, Tensor]:
         """Unit rows `[rows, D]` and labels `[rows]`: 4 rows a class in a batch, as a P×K sampler gives."""
