@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #if defined(__CUDACC__)
 #define XBN_FORMULA __host__ __device__ __forceinline__
@@ -32,6 +33,14 @@ XBN_FORMULA double kalman_state(double state, double measured, double gain) {
   return state + gain * (measured - state);
 }
 
+// One step of the filter on a batch of `rows` usable rows. Fewer than two measure nothing: the gain is 0.
+XBN_FORMULA KalmanGain filter_step(double variance, int64_t rows, double process_noise, double measurement_noise,
+                                   double fixed_gain) {
+  variance += process_noise;
+  if (rows < 2) return {0.0, variance};
+  return kalman_gain(variance, measurement_noise, fixed_gain);
+}
+
 // --- Moments and moment matching --------------------------------------------------------------------
 
 struct Moments {
@@ -46,6 +55,12 @@ XBN_FORMULA Moments moments_from_sums(double sum, double sum_squares, double n) 
   return {mean, std::sqrt(variance > 0.0 ? variance : 0.0)};
 }
 
+// Moments of `count` stored rows; an empty bank counts as standardised.
+XBN_FORMULA Moments bank_moments(double sum, double sum_squares, int64_t count) {
+  if (count == 0) return {0.0, 1.0};
+  return moments_from_sums(sum, sum_squares, static_cast<double>(count));
+}
+
 struct Affine {
   double scale;
   double shift;
@@ -57,6 +72,13 @@ XBN_FORMULA Affine match_moments(Moments from, Moments to, double eps) {
   const bool dead = from.std < eps || to.std < eps;
   const double scale = dead ? 1.0 : to.std / from.std;
   return {scale, to.mean - scale * from.mean};
+}
+
+// The pending map, followed by the one that gives the stored rows the moments `target`.
+XBN_FORMULA Affine follow(Affine pending, Moments stored, Moments target, double eps) {
+  const Moments now = {pending.scale * stored.mean + pending.shift, std::fabs(pending.scale) * stored.std};
+  const Affine map = match_moments(now, target, eps);
+  return {map.scale * pending.scale, map.scale * pending.shift + map.shift};
 }
 
 // Whether stored coordinates are so far from mean 0 and standard deviation 1 that they should be standardised anew.

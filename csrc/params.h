@@ -1,4 +1,5 @@
-// One plain struct per op: the whole interface between the torch glue and the kernels.
+// One plain struct per op: the whole interface between the torch glue and the kernels, on the CPU and on a GPU. The
+// pointers are to memory of the device that runs the op; a count is read there, so that nobody waits for it.
 // Letters: B batch rows, M bank rows (capacity), D dimension, count filled bank rows.
 // Every matrix is row-major and dense. Statistics (moments, sums, the affine map) are always double.
 #pragma once
@@ -37,20 +38,23 @@ struct TrackParams {
 
 template <typename S>
 struct TransformParams {
-  S* bank;              // [M, D] rows [0, count) become scale * row + shift
-  const double* scale;  // [D]
-  const double* shift;  // [D]
-  int64_t count, D;     //
+  S* bank;               // [M, D] rows [0, count) become scale * row + shift
+  double* sums;          // [2, D] out, of the rows as written
+  double* scale;         // [D] in; becomes 1
+  double* shift;         // [D] in; becomes 0
+  const int64_t* count;  // [1]
+  int64_t M, D;          //
 };
 
 template <typename S>
 struct StandardizeParams {
-  S* bank;        // [M, D] rows [0, count) are rewritten if their coordinates are off standard
-  double* sums;   // [2, D] of the stored rows
-  double* scale;  // [D] pending map, changed so that the rows stand for what they did
-  double* shift;  // [D]
-  int64_t count, D;
-  double eps;  // dimensions with a standard deviation below it are left alone
+  S* bank;               // [M, D] rows [0, count) are rewritten if their coordinates are off standard
+  double* sums;          // [2, D] of the stored rows
+  double* scale;         // [D] pending map, changed so that the rows stand for what they did
+  double* shift;         // [D]
+  const int64_t* count;  // [1]
+  int64_t M, D;          //
+  double eps;            // dimensions with a standard deviation below it are left alone
 };
 
 template <typename T, typename S>
@@ -75,7 +79,8 @@ struct MemoryLossParams {
   const int64_t* labels;       // [B]
   const S* bank;               // [M, D]
   const int64_t* bank_labels;  // [M]
-  int64_t B, D, count;         //
+  const int64_t* count;        // [1] only rows [0, count) of the bank exist; null: all M
+  int64_t B, M, D;             //
   const double* scale;         // [D] pending map of the bank, or null: a row u stands for scale * u + shift
   const double* shift;         // [D] null exactly when scale is
   const int64_t* exclude;      // [B] the bank row an anchor must not be paired with (-1: none), or null

@@ -226,7 +226,7 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, const Loss& lo
   const SweepPlan& plan = sweep.plan;
   const int64_t first_block = group * plan.group_blocks;
   const int64_t last_block = std::min(first_block + plan.group_blocks, plan.blocks);
-  const int64_t end = std::min((split + 1) * plan.split_rows, p.count);
+  const int64_t end = std::min((split + 1) * plan.split_rows, sweep.count);
 
   Workspace<T> tile(plan.tile_rows * plan.padded_dim);
   Workspace<T> weights(kKinds * plan.tile_rows * kAnchorBlock);

@@ -18,18 +18,19 @@ namespace xbn {
 
 template <typename S>
 void standardize(const StandardizeParams<S>& p, const Cpu& cpu) {
-  if (p.count == 0) return;
+  const int64_t count = *p.count;
+  if (count == 0) return;
   std::vector<double> a(p.D, 1.0), b(p.D, 0.0);
   bool needed = false;
   for (int64_t d = 0; d < p.D; ++d) {
-    const Moments stored = moments_from_sums(p.sums[d], p.sums[p.D + d], static_cast<double>(p.count));
+    const Moments stored = bank_moments(p.sums[d], p.sums[p.D + d], count);
     if (std::fabs(p.scale[d]) * stored.std < p.eps) continue;  // a dead dimension has no coordinate to standardise
     needed |= off_standard(stored);
     a[d] = static_cast<S>(1.0 / stored.std);  // rounded as the transform will round it, so the map undoes just that
     b[d] = static_cast<S>(-stored.mean * a[d]);
   }
   if (!needed) return;
-  transform(TransformParams<S>{p.bank, a.data(), b.data(), p.count, p.D}, p.sums, cpu);
+  rewrite_rows(p.bank, count, p.D, a.data(), b.data(), p.sums, cpu);
   for (int64_t d = 0; d < p.D; ++d) {
     p.scale[d] /= a[d];
     p.shift[d] -= p.scale[d] * b[d];

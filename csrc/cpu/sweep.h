@@ -83,7 +83,8 @@ class Sweep {
  public:
   template <typename S>
   explicit Sweep(const MemoryLossParams<T, S>& p)
-      : plan(SweepPlan::make(p.B, p.count, p.D, static_cast<int64_t>(sizeof(T)))),
+      : count(p.count != nullptr ? *p.count : p.M),
+        plan(SweepPlan::make(p.B, count, p.D, static_cast<int64_t>(sizeof(T)))),
         anchor_group(rows(), kPaddedAnchor),
         exclude(rows(), -1),
         finite(rows(), 1),
@@ -125,6 +126,7 @@ class Sweep {
     return touched_[(split * kKinds + kind) * plan.blocks + block];
   }
 
+  const int64_t count;  // bank rows
   const SweepPlan plan;
   std::vector<int32_t> anchor_group;  // [rows] index of the anchor's label in `groups`, or kPaddedAnchor
   std::vector<int64_t> exclude;       // [rows] the bank row an anchor is not paired with, or -1

@@ -95,15 +95,15 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
 
   if (up_to(1))
     for (int64_t k = 0; k < M * D; ++k) bank[k] *= S(20);  // off standard
-  xbn::transform(xbn::TransformParams<S>{bank, scale, shift, *count, D}, sums, one);
+  xbn::transform(xbn::TransformParams<S>{bank, sums, scale, shift, count, M, D}, one);
 
   xbn::moments(xbn::MomentsParams<T>{z, sometimes(chosen), B, D, mean, std, rows}, many);
   xbn::track(xbn::TrackParams{mean, std, rows, target_mean, target_std, variance, scale, shift, sums, count, D, 0.01,
                               1.0, up_to(1) ? -1.0 : 0.1, 1e-6});
   if (up_to(1))
-    xbn::standardize(xbn::StandardizeParams<S>{bank, sums, scale, shift, *count, D, 1e-6}, many);
+    xbn::standardize(xbn::StandardizeParams<S>{bank, sums, scale, shift, count, M, D, 1e-6}, many);
   else
-    xbn::transform(xbn::TransformParams<S>{bank, scale, shift, *count, D}, sums, many);
+    xbn::transform(xbn::TransformParams<S>{bank, sums, scale, shift, count, M, D}, many);
   xbn::enqueue(
       xbn::EnqueueParams<T, S>{bank, bank_y, sums, head, count, z, y, sometimes(chosen), scale, shift, slots, B, M, D},
       many);
@@ -116,9 +116,10 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
                                 y,
                                 bank,
                                 bank_y,
+                                count,
                                 B,
+                                M,
                                 D,
-                                *count,
                                 nullptr,
                                 nullptr,
                                 sometimes(slots),

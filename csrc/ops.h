@@ -1,0 +1,222 @@
+// Every op between torch and the kernels, written once for all devices: check, allocate, fill in the params, call.
+// No arithmetic here. A Device (cpu/backend.cpp, cuda/backend.cpp) is made on entry and has one function per op that
+// takes the params.
+#pragma once
+
+#include "contract.h"
+#include "formulas.h"
+#include "params.h"
+
+namespace xbn {
+
+template <typename T>
+struct Type {
+  using type = T;
+};
+
+// Calls f with Type<float> or Type<double>; the contract has seen to it that there is no third.
+template <typename F>
+void dispatch(const Tensor& t, const F& f) {
+  if (t.scalar_type() == ScalarType::Float) return f(Type<float>{});
+  check(t.scalar_type() == ScalarType::Double, "unsupported dtype ", t.scalar_type());
+  f(Type<double>{});
+}
+
+inline Tensor as_dense(const Tensor& t) { return torch::stable::contiguous(t); }
+
+// An optional tensor as dense data: keeps the dense copy alive as long as its pointer is used.
+struct Dense {
+  explicit Dense(const OptionalTensor& t) {
+    if (t) tensor = as_dense(*t);
+  }
+  template <typename T>
+  const T* data() const {
+    return tensor ? tensor->const_data_ptr<T>() : nullptr;
+  }
+  OptionalTensor tensor;
+};
+
+// Whether two dense tensors share memory. A row of z that is a row of the bank could be overwritten before it is read.
+inline bool overlap(const Tensor& a, const Tensor& b) {
+  const auto begin = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()); };
+  const auto end = [&](const Tensor& t) { return begin(t) + t.numel() * t.element_size(); };
+  return begin(a) < end(b) && begin(b) < end(a);
+}
+
+// A batch to be measured, dense, and room for its moments.
+struct Measurement {
+  Measurement(const Tensor& batch, const OptionalTensor& rows_mask)
+      : x(as_dense(batch)),
+        mask(rows_mask),
+        mean(torch::stable::new_empty(x, {x.size(1)}, ScalarType::Double)),
+        std(torch::stable::new_empty(x, {x.size(1)}, ScalarType::Double)),
+        rows(torch::stable::new_empty(x, {}, ScalarType::Long)) {}
+
+  template <typename T>
+  MomentsParams<T> params() const {
+    return {x.const_data_ptr<T>(),
+            mask.data<bool>(),
+            x.size(0),
+            x.size(1),
+            mean.mutable_data_ptr<double>(),
+            std.mutable_data_ptr<double>(),
+            rows.mutable_data_ptr<int64_t>()};
+  }
+
+  Tensor x;
+  Dense mask;
+  Tensor mean, std, rows;
+};
+
+template <typename Device>
+struct Ops {
+  static std::tuple<Tensor, Tensor, Tensor> moments(const Tensor& x, const OptionalTensor& mask) {
+    check_moments(x, mask);
+    const Measurement m(x, mask);
+    const Device device("moments", m.x);
+    dispatch(x, [&](auto type) { device.moments(m.params<typename decltype(type)::type>()); });
+    return {m.mean, m.std, m.rows};
+  }
+
+  static void track(Tensor target_mean, Tensor target_std, Tensor variance, Tensor scale, Tensor shift, const Tensor& x,
+                    const OptionalTensor& mask, const Tensor& sums, const Tensor& count, double process_noise,
+                    double measurement_noise, std::optional<double> fixed_gain, double eps) {
+    check_track(target_mean, target_std, variance, scale, shift, x, mask, sums, count, process_noise, measurement_noise,
+                fixed_gain, eps);
+    const Measurement m(x, mask);
+    const Device device("track_", m.x);
+    TrackParams p;
+    p.mean = m.mean.const_data_ptr<double>();
+    p.std = m.std.const_data_ptr<double>();
+    p.rows = m.rows.const_data_ptr<int64_t>();
+    p.target_mean = target_mean.mutable_data_ptr<double>();
+    p.target_std = target_std.mutable_data_ptr<double>();
+    p.variance = variance.mutable_data_ptr<double>();
+    p.scale = scale.mutable_data_ptr<double>();
+    p.shift = shift.mutable_data_ptr<double>();
+    p.sums = sums.const_data_ptr<double>();
+    p.count = count.const_data_ptr<int64_t>();
+    p.D = x.size(1);
+    p.process_noise = process_noise;
+    p.measurement_noise = measurement_noise;
+    p.fixed_gain = fixed_gain.value_or(-1.0);
+    p.eps = eps;
+    dispatch(x, [&](auto type) { device.track(m.params<typename decltype(type)::type>(), p); });
+  }
+
+  static void transform(Tensor bank, Tensor sums, Tensor scale, Tensor shift, const Tensor& count) {
+    check_transform(bank, sums, scale, shift, count);
+    const Device device("transform_", bank);
+    device.check_counter("count", count, bank.size(0));
+    dispatch(bank, [&](auto type) {
+      using S = typename decltype(type)::type;
+      device.transform(TransformParams<S>{bank.mutable_data_ptr<S>(), sums.mutable_data_ptr<double>(),
+                                          scale.mutable_data_ptr<double>(), shift.mutable_data_ptr<double>(),
+                                          count.const_data_ptr<int64_t>(), bank.size(0), bank.size(1)});
+    });
+  }
+
+  static void standardize(Tensor bank, Tensor sums, Tensor scale, Tensor shift, const Tensor& count, double eps) {
+    check_standardize(bank, sums, scale, shift, count, eps);
+    const Device device("standardize_", bank);
+    device.check_counter("count", count, bank.size(0));
+    dispatch(bank, [&](auto type) {
+      using S = typename decltype(type)::type;
+      device.standardize(StandardizeParams<S>{bank.mutable_data_ptr<S>(), sums.mutable_data_ptr<double>(),
+                                              scale.mutable_data_ptr<double>(), shift.mutable_data_ptr<double>(),
+                                              count.const_data_ptr<int64_t>(), bank.size(0), bank.size(1), eps});
+    });
+  }
+
+  static Tensor enqueue(Tensor bank, Tensor bank_labels, Tensor sums, Tensor head, Tensor count, const Tensor& z,
+                        const Tensor& labels, const OptionalTensor& mask, const Tensor& scale, const Tensor& shift) {
+    check_enqueue(bank, bank_labels, sums, head, count, z, labels, mask, scale, shift);
+    const Tensor dense_z = as_dense(z), dense_labels = as_dense(labels);
+    check(!overlap(dense_z, bank), "enqueue_: z must not share memory with bank");
+    const Device device("enqueue_", bank);
+    device.check_counter("head", head, bank.size(0) - 1);
+    device.check_counter("count", count, bank.size(0));
+    const Dense rows_mask(mask);
+    const Tensor slots = torch::stable::new_empty(dense_labels, {z.size(0)});
+    dispatch(z, [&](auto z_type) {
+      using T = typename decltype(z_type)::type;
+      dispatch(bank, [&](auto bank_type) {
+        using S = typename decltype(bank_type)::type;
+        EnqueueParams<T, S> p;
+        p.bank = bank.mutable_data_ptr<S>();
+        p.bank_labels = bank_labels.mutable_data_ptr<int64_t>();
+        p.sums = sums.mutable_data_ptr<double>();
+        p.head = head.mutable_data_ptr<int64_t>();
+        p.count = count.mutable_data_ptr<int64_t>();
+        p.z = dense_z.const_data_ptr<T>();
+        p.labels = dense_labels.const_data_ptr<int64_t>();
+        p.mask = rows_mask.data<bool>();
+        p.scale = scale.const_data_ptr<double>();
+        p.shift = shift.const_data_ptr<double>();
+        p.slots = slots.mutable_data_ptr<int64_t>();
+        p.B = z.size(0);
+        p.M = bank.size(0);
+        p.D = bank.size(1);
+        device.enqueue(p);
+      });
+    });
+    return slots;
+  }
+
+  static std::tuple<Tensor, Tensor> memory_loss(const Tensor& z, const Tensor& labels, const Tensor& bank,
+                                                const Tensor& bank_labels, const OptionalTensor& count,
+                                                const OptionalTensor& scale, const OptionalTensor& shift,
+                                                const OptionalTensor& exclude, const OptionalTensor& anchors,
+                                                const std::string& loss, const std::vector<double>& parameters,
+                                                const std::string& reduction, bool renormalize, double eps,
+                                                bool need_grad) {
+    check_memory_loss(z, labels, bank, bank_labels, count, scale, shift, exclude, anchors, loss, parameters, reduction,
+                      eps);
+    const int64_t B = z.size(0), D = z.size(1);
+    const Tensor dense_z = as_dense(z), dense_labels = as_dense(labels), dense_bank_labels = as_dense(bank_labels);
+    const Device device("memory_loss", dense_z);
+    if (count) device.check_counter("count", *count, bank.size(0));
+    const Dense dense_exclude(exclude), dense_anchors(anchors);
+    const Tensor value = torch::stable::new_empty(dense_z, {});
+    const Tensor grad_z = torch::stable::new_empty(dense_z, {need_grad ? B : 0, D});
+    dispatch(z, [&](auto z_type) {
+      using T = typename decltype(z_type)::type;
+      dispatch(bank, [&](auto bank_type) {
+        using S = typename decltype(bank_type)::type;
+        MemoryLossParams<T, S> p;
+        p.z = dense_z.const_data_ptr<T>();
+        p.labels = dense_labels.const_data_ptr<int64_t>();
+        p.bank = bank.const_data_ptr<S>();
+        p.bank_labels = dense_bank_labels.const_data_ptr<int64_t>();
+        p.count = count ? count->const_data_ptr<int64_t>() : nullptr;
+        p.B = B;
+        p.M = bank.size(0);
+        p.D = D;
+        p.scale = scale ? scale->const_data_ptr<double>() : nullptr;
+        p.shift = shift ? shift->const_data_ptr<double>() : nullptr;
+        p.exclude = dense_exclude.data<int64_t>();
+        p.anchors = dense_anchors.data<bool>();
+        p.renormalize = renormalize;
+        p.eps = eps;
+        p.mean = reduction == "mean";
+        p.loss = value.mutable_data_ptr<T>();
+        p.grad_z = need_grad ? grad_z.mutable_data_ptr<T>() : nullptr;
+        device.memory_loss(p, Contrastive<T>{static_cast<T>(parameters[0]), static_cast<T>(parameters[1])}, dense_z);
+      });
+    });
+    return {value, grad_z};
+  }
+};
+
+// The body of a STABLE_TORCH_LIBRARY_IMPL(xbn_ext, …, m).
+#define XBN_REGISTER_OPS(m, Device)                                    \
+  do {                                                                 \
+    m.impl("moments", TORCH_BOX(&xbn::Ops<Device>::moments));          \
+    m.impl("track_", TORCH_BOX(&xbn::Ops<Device>::track));             \
+    m.impl("transform_", TORCH_BOX(&xbn::Ops<Device>::transform));     \
+    m.impl("standardize_", TORCH_BOX(&xbn::Ops<Device>::standardize)); \
+    m.impl("enqueue_", TORCH_BOX(&xbn::Ops<Device>::enqueue));         \
+    m.impl("memory_loss", TORCH_BOX(&xbn::Ops<Device>::memory_loss));  \
+  } while (false)
+
+}  // namespace xbn
