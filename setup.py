@@ -1,26 +1,126 @@
-"""Builds xbn_ext._C: one library for every torch >= 2.10 and Python >= 3.10 (stable ABI, abi3).
+"""Builds xbn_ext._C: one library for every torch >= 2.10 and Python >= 3.10 (stable ABI, abi3), with CPU kernels and,
+if the CUDA compiler is there, with CUDA kernels beside them. The torch it is built with may be a CPU-only one.
 
-XBN_CUDA=0|1|auto   whether to build CUDA kernels. This version has CPU kernels only: `auto` (the default) and
-                    `0` build those, `1` says so and stops.
+XBN_CUDA=0|1|auto   whether to build CUDA kernels; auto (the default): if nvcc is found
+XBN_CUDA_ARCHS      for which GPUs, as in "80;90a;120-ptx"; a number is machine code for that architecture, "-ptx" code
+                    that the driver compiles for any later one
+CUDA_HOME           the toolkit, if nvcc is not on PATH
+MAX_JOBS            how many compilers run at once
 """
 
 import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
+from pathlib import Path
 
 from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 TORCH_2_10 = "0x020a000000000000"
+ARCHITECTURES = "75;80;86;89;90a;100;120;75-ptx"
+CUDA_SOURCES = sorted(glob("csrc/cuda/*.cu"))
+CUDA_HEADERS = ["csrc/formulas.h", "csrc/params.h", *glob("csrc/cuda/*.cuh"), *glob("csrc/cuda/*.h")]
 
-cuda = os.environ.get("XBN_CUDA", "auto")
-if cuda not in ("0", "1", "auto"):
-    raise SystemExit(f"XBN_CUDA must be 0, 1 or auto, got {cuda!r}")
-if cuda == "1":
-    raise SystemExit("XBN_CUDA=1: this version of xbn_ext has no CUDA kernels yet; use XBN_CUDA=0 or auto")
+
+class Nvcc:
+    """The CUDA compiler and its static runtime library."""
+
+    def __init__(self, program: str, runtime: Path) -> None:
+        self.program = program
+        self.runtime = runtime
+
+    @classmethod
+    def find(cls) -> "Nvcc | None":
+        home = os.environ.get("CUDA_HOME")
+        program = os.path.join(home, "bin", "nvcc") if home else shutil.which("nvcc")
+        if program is None or not os.path.exists(program):
+            return None
+        # nvcc on PATH may be a script that calls the real one somewhere else: ask it where its toolkit is.
+        dry_run = subprocess.run([program, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+        top = re.search(r"^#\$ TOP=(.+)$", dry_run.stderr, re.MULTILINE)
+        if top is None:
+            return None
+        for folder in ("lib64", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib", "lib"):
+            runtime = Path(top[1].strip(), folder, "libcudart_static.a")
+            if runtime.exists():
+                return cls(program, runtime.resolve())
+        return None
+
+    def compile(self, source: str, architectures: list[str], folder: Path) -> str:
+        """The object of one source, compiled if it is older than what it is made of."""
+        target = folder / f"{Path(source).stem}.o"
+        made_of = [source, __file__, *CUDA_HEADERS]
+        if target.exists() and target.stat().st_mtime > max(os.path.getmtime(path) for path in made_of):
+            return str(target)
+        codes = []
+        for name in architectures:
+            number, ptx = name.removesuffix("-ptx"), name.endswith("-ptx")
+            codes.append(f"-gencode=arch=compute_{number},code={'compute' if ptx else 'sm'}_{number}")
+        command = [
+            self.program, "-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xfatbin=-compress-all", *codes,
+            f'-DXBN_CUDA_ARCHITECTURES="{";".join(architectures)}"', "-c", source, "-o", f"{target}.part",
+        ]  # fmt: skip
+        print(" ".join(command), flush=True)
+        subprocess.check_call(command)
+        os.replace(f"{target}.part", target)
+        return str(target)
+
+
+def find_nvcc() -> "Nvcc | None":
+    wanted = os.environ.get("XBN_CUDA", "auto")
+    if wanted not in ("0", "1", "auto"):
+        raise SystemExit(f"XBN_CUDA must be 0, 1 or auto, got {wanted!r}")
+    if wanted == "0" or sys.platform != "linux":
+        return None
+    nvcc = Nvcc.find()
+    if nvcc is None and wanted == "1":
+        raise SystemExit("XBN_CUDA=1, but nvcc and its libcudart_static.a were not found: set CUDA_HOME, or PATH")
+    return nvcc
+
+
+def read_architectures() -> list[str]:
+    names = [name for name in re.split(r"[;, ]+", os.environ.get("XBN_CUDA_ARCHS", ARCHITECTURES)) if name]
+    for name in names:
+        if not re.fullmatch(r"[0-9]+[af]?(-ptx)?", name):
+            raise SystemExit(f"XBN_CUDA_ARCHS: {name!r} is not an architecture such as 90a or 80-ptx")
+    return names
+
+
+nvcc = find_nvcc()
+sources = ["csrc/schema.cpp", "csrc/cuda/path.cpp", *glob("csrc/cpu/*.cpp")]
+if nvcc is not None:
+    sources += ["csrc/cuda/backend.cpp", "csrc/cuda/torch_cuda.cpp"]
+else:
+    print("xbn_ext: no CUDA compiler, or none wanted: building CPU kernels only", file=sys.stderr)
+    sources += ["csrc/cuda/missing.cpp"]
+
+
+class Build(BuildExtension):
+    """Compiles the CUDA kernels first: they include nothing of torch, so nvcc is all they need."""
+
+    def build_extensions(self) -> None:
+        if nvcc is not None:
+            architectures = read_architectures()
+            folder = Path("build", "cuda", "_".join(architectures))
+            folder.mkdir(parents=True, exist_ok=True)
+            jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
+            with ThreadPoolExecutor(jobs) as pool:
+                largest_first = sorted(CUDA_SOURCES, key=os.path.getsize, reverse=True)
+                objects = list(pool.map(lambda source: nvcc.compile(source, architectures, folder), largest_first))
+            for extension in self.extensions:
+                extension.extra_objects = [*objects, str(nvcc.runtime)]
+                extension.libraries += ["rt", "dl", "pthread"]
+                extension.extra_link_args = ["-Wl,--exclude-libs,ALL"]
+        super().build_extensions()
+
 
 extension = CppExtension(
     "xbn_ext._C",
-    sorted([*glob("csrc/*.cpp"), *glob("csrc/cpu/*.cpp")]),
+    sorted(sources),
     py_limited_api=True,
     extra_compile_args={
         "cxx": [
@@ -39,6 +139,6 @@ extension = CppExtension(
 
 setup(
     ext_modules=[extension],
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

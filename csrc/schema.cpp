@@ -12,9 +12,10 @@
 #include <Python.h>
 
 #include "cpu/cpu.h"
+#include "cuda/path.h"
 #include "tensor.h"
 
-STABLE_TORCH_LIBRARY(xbn_ext, m) {
+STABLE_TORCH_LIBRARY(XBN_LIBRARY, m) {
   m.def("moments(Tensor x, Tensor? mask=None) -> (Tensor mean, Tensor std, Tensor rows)");
   m.def(
       "track_(Tensor(a!) target_mean, Tensor(b!) target_std, Tensor(c!) variance, Tensor(d!) scale, "
@@ -32,13 +33,18 @@ STABLE_TORCH_LIBRARY(xbn_ext, m) {
       "Tensor? shift, Tensor? exclude, Tensor? anchors, str loss, float[] parameters, str reduction, "
       "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_z)");
   m.def("cpu_isa() -> str");
+  m.def("cuda_architectures() -> str");        // that the build has kernels for; "" without nvcc
+  m.def("set_cuda_backend(str name) -> str");  // auto, simt or composite; returns what was set before
 }
 
 namespace {
 std::string cpu_isa() { return xbn::isa_name(xbn::cpu_isa()); }
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(xbn_ext, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&cpu_isa)); }
+STABLE_TORCH_LIBRARY_IMPL(XBN_LIBRARY, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
+  m.impl("set_cuda_backend", TORCH_BOX(&xbn::set_loss_path));
+}
 
 // Importing this module loads the library, which is what registers the ops.
 PyMODINIT_FUNC PyInit__C(void) {

@@ -11,6 +11,12 @@
 #include <tuple>
 #include <vector>
 
+// The tests build the CUDA backend a second time, with kernels that run on the CPU, and register it under another name.
+#ifndef XBN_LIBRARY
+#define XBN_LIBRARY xbn_ext
+#define XBN_CUDA_KEY CUDA
+#endif
+
 namespace xbn {
 
 using torch::headeronly::ScalarType;

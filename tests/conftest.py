@@ -1,8 +1,16 @@
-"""One thread (two on busy cores can be ten times slower than one), and every test on every device with kernels."""
+"""One thread (two on busy cores can be ten times slower), and every test on every implementation of the ops.
+
+A test that takes `ops` and `device` runs on the CPU kernels, on the CUDA kernels executed on the CPU (`emu`), and on
+the CUDA kernels on a GPU where there is one; tests of the loss for both of its ways on a GPU. `dtype` goes with them.
+"""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import importlib
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,17 +19,58 @@ import xbn_ext
 
 torch.set_num_threads(1)
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() and xbn_ext.build_info()["cuda"] else [])]
+HAS_GPU = torch.cuda.is_available() and bool(xbn_ext.build_info()["cuda"])
+IMPLEMENTATIONS = ["cpu", *(["emu"] if shutil.which("g++") else []), *(["cuda"] if HAS_GPU else [])]
+DTYPES = {"f32": torch.float32, "f64": torch.float64}
 
 
-@pytest.fixture(params=DEVICES)
-def device(request):
-    return torch.device(request.param)
+def pytest_generate_tests(metafunc):
+    has_dtype = "dtype" in metafunc.fixturenames
+    if "implementation" not in metafunc.fixturenames:
+        if has_dtype:
+            metafunc.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+        return
+    both_ways = metafunc.module.__name__ == "test_memory_loss"
+    cases = {}
+    for name in IMPLEMENTATIONS:
+        if name == "emu" and metafunc.module.__name__ == "test_long_run":
+            continue  # minutes
+        for path in ["simt", "composite"] if both_ways and name != "cpu" else ["auto"]:
+            for dtype in DTYPES if has_dtype else ["f32"]:
+                if path == "simt" and dtype == "f64":
+                    continue  # float32 only
+                words = [name, *([path] if path != "auto" else []), *([dtype] if has_dtype else [])]
+                cases["-".join(words)] = ((name, path), DTYPES[dtype])
+    if has_dtype:
+        metafunc.parametrize("implementation, dtype", cases.values(), ids=cases, indirect=["implementation"])
+    else:
+        metafunc.parametrize("implementation", [case[0] for case in cases.values()], ids=cases, indirect=True)
 
 
-@pytest.fixture(params=[torch.float32, torch.float64], ids=["f32", "f64"])
-def dtype(request):
-    return request.param
+@pytest.fixture
+def implementation(request, monkeypatch):
+    name, path = request.param
+    library = "emulated" if name == "emu" else "xbn_ext.ops"
+    set_backend = torch.ops.xbn_ext.set_cuda_backend
+    module = importlib.import_module(library)  # builds the emulated kernels on first use
+    if name == "emu":
+        set_backend = torch.ops.xbn_emu.set_cuda_backend
+    monkeypatch.setattr("xbn_ext.memory.ops", module)  # the same for CrossBatchMemory
+    before = set_backend(path)
+    yield SimpleNamespace(ops=module, device=torch.device("cuda" if name == "cuda" else "cpu"), name=name, path=path)
+    set_backend(before)
+
+
+@pytest.fixture
+def ops(implementation):
+    """The functions of `xbn_ext.ops`."""
+    return implementation.ops
+
+
+@pytest.fixture
+def device(implementation):
+    """Where the tensors for `ops` must be."""
+    return implementation.device
 
 
 @pytest.fixture(autouse=True)

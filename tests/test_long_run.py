@@ -1,6 +1,7 @@
 """Thousands of steps: rounding must not add up. float32, in place and deferred, against a float64 run."""
 
 import pytest
+import state
 import torch
 import torch.nn.functional as F
 
@@ -28,16 +29,19 @@ def distance(rows, true_rows):
 
 
 @pytest.mark.parametrize("drift", ["xbn", "axbn"])
-def test_float32_follows_float64(drift):
+def test_float32_follows_float64(drift, device):
     loss = Contrastive(neg_margin=0.4)
     options = {"drift": drift, "batch_weight": 0.0}
-    truth = CrossBatchMemory(loss, D, M, bank_dtype=torch.float64, **options)
-    runs = {update: CrossBatchMemory(loss, D, M, update=update, **options) for update in ("inplace", "deferred")}
-    in_torch = reference.Memory.empty(M, D, torch.float32)
+    truth = CrossBatchMemory(loss, D, M, bank_dtype=torch.float64, **options).to(device)
+    runs = {
+        update: CrossBatchMemory(loss, D, M, update=update, **options).to(device) for update in ("inplace", "deferred")
+    }
+    in_torch = state.to(reference.Memory.empty(M, D, torch.float32), device)
     value_error, row_error = (dict.fromkeys([*runs, "torch"], 0.0) for _ in range(2))
 
     with torch.no_grad():
         for t, (x, labels) in enumerate(drifting_embeddings(STEPS)):
+            x, labels = x.to(device), labels.to(device)
             true_value = truth(x.double(), labels)
             values = {update: criterion(x, labels) for update, criterion in runs.items()}
             values["torch"] = reference.step(in_torch, x, labels, loss, **options)
@@ -62,20 +66,20 @@ def test_float32_follows_float64(drift):
 
 
 @pytest.mark.parametrize("drift", ["axbn", "ema"])
-def test_a_small_deferred_memory_outlives_its_map(drift):
+def test_a_small_deferred_memory_outlives_its_map(drift, device):
     """Rows enter a little wider than the biased std of a small batch, so the map shrinks at every step: without
     standardize_ the stored coordinates overflow and the memory stops taking rows."""
     loss = Contrastive(neg_margin=0.4)
     truth, deferred = (
-        CrossBatchMemory(loss, 4, 64, drift=drift, batch_weight=0.0, update=update, bank_dtype=dtype)
+        CrossBatchMemory(loss, 4, 64, drift=drift, batch_weight=0.0, update=update, bank_dtype=dtype).to(device)
         for update, dtype in (("inplace", torch.float64), ("deferred", torch.float32))
     )
     generator = torch.Generator().manual_seed(5)
-    labels = torch.arange(16)
+    labels = torch.arange(16, device=device)
     smallest = torch.inf
     with torch.no_grad():
         for t in range(12_000):
-            x = torch.randn(16, 4, generator=generator) + 0.5
+            x = torch.randn(16, 4, generator=generator).to(device) + 0.5
             deferred(x, labels)
             truth(x.double(), labels)
             assert deferred.head == truth.head, f"step {t}"

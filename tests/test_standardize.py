@@ -4,7 +4,7 @@ import pytest
 import state
 import torch
 
-from xbn_ext import ops, reference
+from xbn_ext import reference
 
 FAR = {"wide": (100.0, 0.0), "narrow": (0.01, 0.0), "shifted": (1.0, 9.0)}
 
@@ -27,7 +27,7 @@ def off_standard(M, D, count, dtype, factor, offset):
 @pytest.mark.parametrize("far", FAR.values(), ids=FAR.keys())
 @pytest.mark.parametrize("D", [1, 7, 65])
 @pytest.mark.parametrize("count", [30, 257])
-def test_rows_stand_for_what_they_did(far, D, count, device, dtype):
+def test_rows_stand_for_what_they_did(far, D, count, ops, device, dtype):
     m = state.to(off_standard(257, D, count, dtype, *far), device)
     meant, beyond = m.bank.double() * m.scale + m.shift, m.bank[count:].clone()
     truth = state.clone(m)
@@ -35,20 +35,20 @@ def test_rows_stand_for_what_they_did(far, D, count, device, dtype):
     standardize(reference, truth)
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close((m.bank.double() * m.scale + m.shift)[:count], meant[:count], rtol=0, atol=20 * eps)
-    state.assert_same_state(m, truth, rtol=20 * eps, atol=20 * eps * count)
+    state.assert_same_state(m, truth, rtol=20 * eps, atol=100 * eps * count)
     mean, std = reference.bank_moments(m.sums, m.count)
     assert mean.abs().max() < 1e-3 and (std - 1).abs().max() < 1e-3
     assert torch.equal(m.bank[count:], beyond)
 
 
-def test_does_nothing_near_standard_coordinates(device, dtype):
+def test_does_nothing_near_standard_coordinates(ops, device, dtype):
     m = state.to(off_standard(257, 7, 200, dtype, 2.0, 3.0), device)
     before = state.clone(m)
     standardize(ops, m)
     state.assert_same_state(m, before, rtol=0, atol=0)
 
 
-def test_empty_bank_and_dead_dimensions(device, dtype):
+def test_empty_bank_and_dead_dimensions(ops, device, dtype):
     m = state.to(reference.Memory.empty(10, 3, dtype), device)
     standardize(ops, m)
     assert torch.equal(m.scale, torch.ones_like(m.scale))

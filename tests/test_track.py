@@ -6,7 +6,7 @@ import pytest
 import state
 import torch
 
-from xbn_ext import ops, reference
+from xbn_ext import reference
 
 FILTERS = {
     "xbn": (math.inf, 1.0, None),
@@ -23,7 +23,7 @@ def track(module, m, x, filter, mask=None):
 @pytest.mark.parametrize("filter", FILTERS.values(), ids=FILTERS.keys())
 @pytest.mark.parametrize("count", [0, 1, 5, 40])
 @pytest.mark.parametrize("D", [1, 7, 65])
-def test_against_reference(filter, count, D, device, dtype):
+def test_against_reference(filter, count, D, ops, device, dtype):
     ours = state.to(state.filled(40, D, count, dtype, pending=True), device)
     truth = state.clone(ours)
     for B in (16, 2, 1, 16, 0, 64):
@@ -35,7 +35,7 @@ def test_against_reference(filter, count, D, device, dtype):
 
 
 @pytest.mark.parametrize("filter", FILTERS.values(), ids=FILTERS.keys())
-def test_first_batch_is_taken_over(filter, device):
+def test_first_batch_is_taken_over(filter, ops, device):
     m = state.to(state.filled(40, 7, 40), device)
     x = torch.randn(64, 7, device=device)
     track(ops, m, x, filter)
@@ -44,7 +44,7 @@ def test_first_batch_is_taken_over(filter, device):
     torch.testing.assert_close(m.target_std, std)
 
 
-def test_bank_gets_the_moments_of_the_batch(device):
+def test_bank_gets_the_moments_of_the_batch(ops, device):
     m = state.to(state.filled(100, 65, 100, torch.float64, pending=True), device)
     x = torch.randn(64, 65, device=device) * 3 + 1
     track(ops, m, x, FILTERS["xbn"])
@@ -55,7 +55,7 @@ def test_bank_gets_the_moments_of_the_batch(device):
 
 
 @pytest.mark.parametrize("ratio, steady", [(1e-3, 0.031), (1e-2, 0.095), (0.1, 0.27), (1.0, 0.62)])
-def test_steady_gain(ratio, steady, device):
+def test_steady_gain(ratio, steady, ops, device):
     m = state.to(state.filled(10, 3, 10), device)
     for _ in range(500):
         track(ops, m, torch.randn(8, 3, device=device), (ratio, 1.0, None))
@@ -66,7 +66,7 @@ def test_steady_gain(ratio, steady, device):
     assert gain.tolist() == pytest.approx([steady] * 3, abs=0.005)
 
 
-def test_a_batch_that_measures_nothing_changes_nothing(device):
+def test_a_batch_that_measures_nothing_changes_nothing(ops, device):
     m = state.to(state.filled(10, 3, 10), device)
     before = state.clone(m)
     for x in (torch.randn(1, 3, device=device), torch.full((8, 3), torch.nan, device=device)):
@@ -74,7 +74,7 @@ def test_a_batch_that_measures_nothing_changes_nothing(device):
     state.assert_same_state(m, before)  # the variance is infinite before and after
 
 
-def test_dead_dimensions_keep_their_scale(device):
+def test_dead_dimensions_keep_their_scale(ops, device):
     m = state.to(state.filled(10, 3, 10), device)
     m.bank[:, 0] = 0.25
     m.sums.copy_(reference.sums_of(m.bank))
@@ -85,7 +85,7 @@ def test_dead_dimensions_keep_their_scale(device):
     torch.testing.assert_close((m.bank * m.scale + m.shift).mean(0), x.double().mean(0), check_dtype=False)
 
 
-def test_a_map_that_mirrors(device):
+def test_a_map_that_mirrors(ops, device):
     ours = state.to(state.filled(40, 7, 40, pending=True), device)
     ours.scale.neg_()
     truth = state.clone(ours)

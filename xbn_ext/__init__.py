@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from . import ops, reference
+from .backend import backend
 from .losses import Contrastive
 from .memory import CrossBatchMemory
 from .ops import memory_loss
@@ -17,15 +18,19 @@ try:
 except PackageNotFoundError:  # built in place, not installed
     __version__ = "0+unknown"
 
-__all__ = ["Contrastive", "CrossBatchMemory", "build_info", "memory_loss", "ops", "reference"]
+__all__ = ["Contrastive", "CrossBatchMemory", "backend", "build_info", "memory_loss", "ops", "reference"]
 
 
 def build_info() -> dict[str, Any]:
-    """What was built and what it runs on: version, torch, `cuda` (kernels compiled in), `cpu_isa` in use."""
+    """What was built and what it runs on.
+
+    `version`, `torch`; `cuda`: the GPU architectures that this build has kernels for, as in `["80", "90a", "75-ptx"]`
+    (`-ptx`: and any later one), empty if it was built without a CUDA compiler; `cpu_isa` and `threads` in use.
+    """
     return {
         "version": __version__,
         "torch": torch.__version__,
-        "cuda": False,
+        "cuda": [name for name in torch.ops.xbn_ext.cuda_architectures().split(";") if name],
         "cpu_isa": torch.ops.xbn_ext.cpu_isa(),
         "threads": torch.get_num_threads(),
     }

@@ -286,8 +286,6 @@ class CrossBatchMemory(nn.Module):
         for name, t in (("embeddings", embeddings), ("labels", labels), ("enqueue_mask", enqueue_mask)):
             if t is not None and t.device != self.bank.device:
                 raise ValueError(f"{name} is on {t.device}, the memory on {self.bank.device}: move one of them")
-        if self.bank.device.type == "cuda":
-            raise RuntimeError("this build of xbn_ext has no CUDA kernels: keep embeddings and criterion on the CPU")
         return labels.long()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossBatchMemory:

@@ -1,0 +1,137 @@
+// The CUDA backend: gives each op the device it is to run on, its stream and temporary memory, and launches it. Nothing
+// here waits for the GPU, and nothing is linked to it: what torch's CUDA side offers is looked up when it is first
+// used, so that the library also loads beside a torch without CUDA.
+#include "../ops.h"
+#include "launch.h"
+#include "path.h"
+#include "torch_cuda.h"
+
+namespace xbn {
+namespace {
+
+using cuda::Composite;
+using cuda::Launch;
+
+// From here on two library products beat the sweep: a model's number (README), to be replaced by a measured one.
+constexpr int64_t kCompositeFrom = 512;  // anchors
+
+class CudaDevice {
+ public:
+  CudaDevice(const char* op, const Tensor& on) : op_(op), like_(on), guard_(on) {
+    succeed(cuda::use_device(guard_.index(), &info_));
+    stream_ = torch_cuda::current_stream(guard_.index());
+  }
+
+  // Reading a counter would make the host wait; the kernels keep a damaged one within the bank.
+  void check_counter(const char*, const Tensor&, int64_t) const {}
+
+  template <typename T>
+  void moments(const MomentsParams<T>& p) const {
+    const Tensor memory = bytes(cuda::moments_workspace(p.B, p.D));
+    succeed(cuda::launch_moments(p, launch(memory)));
+  }
+
+  template <typename T>
+  void track(const MomentsParams<T>& m, const TrackParams& p) const {
+    const Tensor memory = bytes(cuda::moments_workspace(m.B, m.D));
+    succeed(cuda::launch_track(m, p, launch(memory)));
+  }
+
+  template <typename S>
+  void transform(const TransformParams<S>& p) const {
+    const Tensor memory = bytes(cuda::rewrite_workspace(p.M, p.D));
+    succeed(cuda::launch_transform(p, launch(memory)));
+  }
+
+  template <typename S>
+  void standardize(const StandardizeParams<S>& p) const {
+    const Tensor memory = bytes(cuda::rewrite_workspace(p.M, p.D));
+    succeed(cuda::launch_standardize(p, launch(memory)));
+  }
+
+  template <typename T, typename S>
+  void enqueue(const EnqueueParams<T, S>& p) const {
+    const Tensor memory = bytes(cuda::enqueue_workspace(p.B));
+    succeed(cuda::launch_enqueue(p, launch(memory)));
+  }
+
+  template <typename T, typename S, typename Loss>
+  void memory_loss(const MemoryLossParams<T, S>& p, const Loss& loss, const Tensor& z) const {
+    constexpr bool kSinglePrecision = std::is_same_v<T, float> && std::is_same_v<S, float>;
+    const bool can_sweep = kSinglePrecision && p.D <= cuda::kSweepMaxDim;
+    const LossPath wanted = loss_path();
+    check(can_sweep || wanted != LossPath::simt, op_, ": backend 'simt' takes float32 embeddings and bank of at most ",
+          cuda::kSweepMaxDim, " dimensions");
+    if constexpr (kSinglePrecision) {
+      if (can_sweep && (wanted == LossPath::simt || (wanted == LossPath::automatic && p.B < kCompositeFrom)))
+        return sweep(p, loss);
+    }
+    composite(p, loss, z);
+  }
+
+ private:
+  template <typename Loss>
+  void sweep(const MemoryLossParams<float, float>& p, const Loss& loss) const {
+    const bool need_grad = p.grad_z != nullptr;
+    const Tensor memory = bytes(cuda::sweep_workspace(p.B, p.M, p.D, p.mean, need_grad, info_.multiprocessors));
+    succeed(cuda::launch_sweep(p, loss, launch(memory)));
+  }
+
+  template <typename T, typename S, typename Loss>
+  void composite(const MemoryLossParams<T, S>& p, const Loss& loss, const Tensor& z) const {
+    Composite<T> c = cuda::plan_composite<T>(p.B, p.M, p.D, p.mean);
+    const Tensor memory = bytes(cuda::composite_workspace(p.B, p.D, c.kinds));
+    const Launch at = launch(memory);
+    const Tensor rows = torch::stable::new_empty(z, {c.chunk, p.D});
+    const Tensor weights = torch::stable::new_empty(z, {c.kinds * p.B, c.chunk});
+    const bool need_grad = p.grad_z != nullptr;
+    Tensor grad = torch::stable::new_empty(z, {need_grad ? c.kinds * p.B : 0, p.D});
+    Tensor s = weights, rows_transposed = rows;  // narrow and transpose make views and do not write
+    s = torch::stable::narrow(s, 0, 0, p.B);
+    rows_transposed = torch::stable::transpose(rows_transposed, 0, 1);
+    c.rows = rows.mutable_data_ptr<T>();
+    c.s = weights.mutable_data_ptr<T>();
+    c.grad = need_grad ? grad.mutable_data_ptr<T>() : nullptr;
+
+    succeed(cuda::launch_composite_begin(p, c, at));
+    if (need_grad) torch::stable::zero_(grad);
+    for (int64_t chunk = 0; chunk < c.chunks && p.B > 0 && p.M > 0; ++chunk) {
+      succeed(cuda::launch_composite_rows(p, c, chunk * c.chunk, at));
+      torch_cuda::mm_out(s, z, rows_transposed);
+      succeed(cuda::launch_composite_score(p, loss, c, chunk * c.chunk, at));
+      if (need_grad) torch_cuda::add_mm(grad, weights, rows);
+    }
+    succeed(cuda::launch_composite_end(p, c, at));
+  }
+
+  Tensor bytes(int64_t n) const { return torch::stable::new_empty(like_, {n}, ScalarType::Byte); }
+
+  Launch launch(const Tensor& memory) const { return {stream_, info_.multiprocessors, memory.mutable_data_ptr()}; }
+
+  void succeed(int error) const {
+    if (error == 0) return;
+    check(!cuda::is_insufficient_driver(error), op_,
+          ": the NVIDIA driver is older than the CUDA toolkit that xbn_ext was built with: update the driver, or build "
+          "xbn_ext from source with the toolkit of your torch (XBN_CUDA=1)");
+    check(!cuda::is_missing_kernel(error), op_, ": this build of xbn_ext has kernels for ", cuda::architectures(),
+          " and none for this GPU (compute capability ", info_.capability / 10, ".", info_.capability % 10,
+          "): build it from source with XBN_CUDA=1 XBN_CUDA_ARCHS=", info_.capability);
+    check(false, op_, ": CUDA error ", error, ": ", cuda::error_string(error));
+  }
+
+  const char* op_;
+  Tensor like_;
+  torch_cuda::DeviceGuard guard_;
+  cuda::DeviceInfo info_ = {};
+  void* stream_ = nullptr;
+};
+
+std::string architectures() { return cuda::architectures(); }
+
+}  // namespace
+}  // namespace xbn
+
+STABLE_TORCH_LIBRARY_IMPL(XBN_LIBRARY, XBN_CUDA_KEY, m) { XBN_REGISTER_OPS(m, xbn::CudaDevice); }
+STABLE_TORCH_LIBRARY_IMPL(XBN_LIBRARY, CompositeExplicitAutograd, m) {
+  m.impl("cuda_architectures", TORCH_BOX(&xbn::architectures));
+}

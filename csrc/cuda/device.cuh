@@ -1,0 +1,76 @@
+// What the kernels share: launching, temporary memory, small reductions. Plain CUDA C++; kernels are launched with
+// cudaLaunchKernelEx, a template of <cuda_runtime.h>, so that a stand-in for that header can run the same text on a
+// CPU.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "launch.h"
+
+namespace xbn::cuda {
+
+constexpr int kWarp = 32;
+
+__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+__host__ __device__ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+template <typename... Parameters, typename... Arguments>
+int run(void (*kernel)(Parameters...), dim3 grid, int block, const Launch& launch, Arguments&&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(block);
+  config.stream = static_cast<cudaStream_t>(launch.stream);
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...);
+}
+
+// Cuts arrays out of a workspace. Without one it only counts the bytes.
+class Carver {
+ public:
+  explicit Carver(void* workspace) : begin_(static_cast<char*>(workspace)) {}
+
+  template <typename T>
+  T* take(int64_t n) {
+    T* array = begin_ == nullptr ? nullptr : reinterpret_cast<T*>(begin_ + used_);
+    used_ += ceil_div(n * static_cast<int64_t>(sizeof(T)), 256) * 256;
+    return array;
+  }
+  int64_t bytes() const { return used_; }
+
+ private:
+  char* begin_;
+  int64_t used_ = 0;
+};
+
+// Stored rows. A damaged counter must not become a wild access; nobody may wait to report it.
+__device__ __forceinline__ int64_t stored_rows(const int64_t* count, int64_t M) {
+  if (count == nullptr) return M;
+  return larger(0, smaller(*count, M));
+}
+
+// 0 * x is 0 for every finite x and NaN for the others.
+template <typename T>
+__device__ __forceinline__ bool is_finite(T x) {
+  return T(0) * x == T(0);
+}
+
+// Whether all lanes of a full warp agree that their part of a row is finite. The result is the same in every lane.
+template <typename T>
+__device__ __forceinline__ bool warp_row_is_finite(const T* row, int64_t D) {
+  bool finite = true;
+  for (int64_t d = threadIdx.x % kWarp; d < D; d += kWarp) finite = finite && is_finite(row[d]);
+  return __all_sync(0xffffffffu, finite);
+}
+
+// Announces that this block has written its part of a workspace; true in the block that comes last, which then sees the
+// parts of all. To be called by all threads of a block; `ticket` starts at 0, `flag` is shared memory.
+__device__ __forceinline__ bool is_last_block(unsigned* ticket, unsigned blocks, bool* flag) {
+  __threadfence();  // by every thread: what it wrote, before the ticket is taken
+  __syncthreads();
+  if (threadIdx.x == 0) *flag = atomicAdd(ticket, 1u) == blocks - 1;
+  __syncthreads();
+  __threadfence();
+  return *flag;
+}
+
+}  // namespace xbn::cuda

@@ -1,0 +1,108 @@
+// What the glue calls to run a kernel: no CUDA header needed, a stream is a void* and an error an int (0: none).
+//
+// Every launch_<op> puts its kernels on the stream and returns at once. It takes its temporary memory from the caller:
+// <op>_workspace says how many bytes, of any content, aligned to 256.
+#pragma once
+
+#include "../formulas.h"
+#include "../params.h"
+
+namespace xbn::cuda {
+
+struct Launch {
+  void* stream;         // cudaStream_t
+  int multiprocessors;  // of the device
+  void* workspace;      // <op>_workspace(…) bytes
+};
+
+// --- The device -------------------------------------------------------------------------------------------------
+
+struct DeviceInfo {
+  int multiprocessors;
+  int capability;  // major * 10 + minor
+};
+
+// Makes `device` current and describes it.
+int use_device(int device, DeviceInfo* info);
+
+const char* error_string(int error);
+bool is_missing_kernel(int error);       // the build has nothing for this GPU
+bool is_insufficient_driver(int error);  // the driver is older than the CUDA this was built with
+
+// What this build has machine code for, as in "75;80;90a;75-ptx".
+const char* architectures();
+
+// --- Moments ----------------------------------------------------------------------------------------------------
+
+int64_t moments_workspace(int64_t B, int64_t D);
+
+template <typename T>
+int launch_moments(const MomentsParams<T>& p, const Launch& launch);
+
+// moments, then the filter and the map, all in one launch.
+template <typename T>
+int launch_track(const MomentsParams<T>& moments, const TrackParams& p, const Launch& launch);
+
+// --- The bank ---------------------------------------------------------------------------------------------------
+
+int64_t rewrite_workspace(int64_t M, int64_t D);  // of transform and standardize
+
+template <typename S>
+int launch_transform(const TransformParams<S>& p, const Launch& launch);
+
+template <typename S>
+int launch_standardize(const StandardizeParams<S>& p, const Launch& launch);
+
+int64_t enqueue_workspace(int64_t B);
+
+template <typename T, typename S>
+int launch_enqueue(const EnqueueParams<T, S>& p, const Launch& launch);
+
+// --- The loss ---------------------------------------------------------------------------------------------------
+
+// One fused sweep over the bank: float32 for anchors and bank, D <= kSweepMaxDim.
+constexpr int64_t kSweepMaxDim = 1024;
+
+int64_t sweep_workspace(int64_t B, int64_t M, int64_t D, bool mean, bool need_grad, int multiprocessors);
+
+template <typename Loss>
+int launch_sweep(const MemoryLossParams<float, float>& p, const Loss& loss, const Launch& launch);
+
+// Two library products per chunk of the bank, which the caller does. The order of calls:
+//
+//     launch_composite_begin
+//     for every chunk:   launch_composite_rows     rows [chunk, D] = the bank rows as they count
+//                        s [B, chunk] = z @ rows.T
+//                        launch_composite_score    s becomes weights [kinds * B, chunk]
+//                        grad [kinds * B, D] += weights @ rows
+//     launch_composite_end
+template <typename T>
+struct Composite {
+  int64_t chunk;  // bank rows at a time; the last chunk is padded with rows that count for nothing
+  int64_t chunks;
+  int64_t kinds;  // 2: positives and negatives have weights and a gradient of their own; 1: shared
+  T* rows;        // [chunk, D]
+  T* s;           // [kinds * B, chunk]
+  T* grad;        // [kinds * B, D], or null
+};
+
+// Chunks that leave similarities and rows in a GPU's second-level cache.
+template <typename T>
+Composite<T> plan_composite(int64_t B, int64_t M, int64_t D, bool mean);
+
+int64_t composite_workspace(int64_t B, int64_t D, int64_t kinds);
+
+template <typename T, typename S>
+int launch_composite_begin(const MemoryLossParams<T, S>& p, const Composite<T>& c, const Launch& launch);
+
+template <typename T, typename S>
+int launch_composite_rows(const MemoryLossParams<T, S>& p, const Composite<T>& c, int64_t first, const Launch& launch);
+
+template <typename T, typename S, typename Loss>
+int launch_composite_score(const MemoryLossParams<T, S>& p, const Loss& loss, const Composite<T>& c, int64_t first,
+                           const Launch& launch);
+
+template <typename T, typename S>
+int launch_composite_end(const MemoryLossParams<T, S>& p, const Composite<T>& c, const Launch& launch);
+
+}  // namespace xbn::cuda

@@ -1,0 +1,37 @@
+// The CUDA backend of a build without nvcc: says what to do.
+#include "../ops.h"
+
+namespace xbn {
+namespace {
+
+struct MissingDevice {
+  MissingDevice(const char* op, const Tensor&) {
+    check(false, op,
+          ": this build of xbn_ext has no CUDA kernels: keep embeddings and criterion on the CPU, or install the CUDA "
+          "toolkit (nvcc) and build xbn_ext with XBN_CUDA=1");
+  }
+  template <typename... Arguments>
+  void check_counter(const Arguments&...) const {}
+  template <typename... Params>
+  void moments(const Params&...) const {}
+  template <typename... Params>
+  void track(const Params&...) const {}
+  template <typename... Params>
+  void transform(const Params&...) const {}
+  template <typename... Params>
+  void standardize(const Params&...) const {}
+  template <typename... Params>
+  void enqueue(const Params&...) const {}
+  template <typename... Params>
+  void memory_loss(const Params&...) const {}
+};
+
+std::string architectures() { return ""; }
+
+}  // namespace
+}  // namespace xbn
+
+STABLE_TORCH_LIBRARY_IMPL(xbn_ext, CUDA, m) { XBN_REGISTER_OPS(m, xbn::MissingDevice); }
+STABLE_TORCH_LIBRARY_IMPL(xbn_ext, CompositeExplicitAutograd, m) {
+  m.impl("cuda_architectures", TORCH_BOX(&xbn::architectures));
+}

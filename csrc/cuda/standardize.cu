@@ -1,0 +1,58 @@
+// standardize_: if the stored coordinates have wandered off, the bank is rewritten in standardised ones and the pending
+// map compensates. The device decides: nobody waits, and the pass ends at once where there is nothing to do.
+//
+//   in, out  bank [M, D], sums [2, D], scale [D], shift [D]
+//   in       count [1]
+//   math     u' = a u + b with a = 1 / std(u), b = -mean(u) a;  scale' = scale / a, shift' = shift - scale' b
+//   grid, keeps, needs, order: rewrite.cuh; every block looks at all D columns to decide
+#include "rewrite.cuh"
+
+namespace xbn::cuda {
+namespace {
+
+template <typename S>
+struct StandardMap {
+  const double* sums;
+  double* scale;
+  double* shift;
+  const int64_t* count;
+  int64_t D;
+  double eps;
+
+  __device__ bool is_live(Moments stored, int64_t d) const { return std::fabs(scale[d]) * stored.std >= eps; }
+
+  __device__ bool needed(int64_t rows) const {
+    bool off = false;
+    for (int64_t d = threadIdx.x; d < D && rows > 0; d += blockDim.x) {
+      const Moments stored = bank_moments(sums[d], sums[D + d], rows);
+      off = off || (is_live(stored, d) && off_standard(stored));
+    }
+    return __syncthreads_or(off);
+  }
+
+  __device__ Affine at(int64_t d, int64_t rows) const {
+    const Moments stored = bank_moments(sums[d], sums[D + d], rows);
+    if (!is_live(stored, d)) return {1, 0};  // a dead dimension has no coordinate to standardise
+    const double a = static_cast<double>(static_cast<S>(1.0 / stored.std));  // rounded as it is used, so the map
+    return {a, static_cast<double>(static_cast<S>(-stored.mean * a))};       // undoes just that
+  }
+
+  __device__ void finish(int64_t d, int64_t rows) const {
+    const Affine affine = at(d, rows);
+    scale[d] /= affine.scale;
+    shift[d] -= scale[d] * affine.shift;
+  }
+};
+
+}  // namespace
+
+template <typename S>
+int launch_standardize(const StandardizeParams<S>& p, const Launch& launch) {
+  const StandardMap<S> map = {p.sums, p.scale, p.shift, p.count, p.D, p.eps};
+  return launch_rewrite(p.bank, p.sums, map, p.M, p.D, launch);
+}
+
+template int launch_standardize(const StandardizeParams<float>&, const Launch&);
+template int launch_standardize(const StandardizeParams<double>&, const Launch&);
+
+}  // namespace xbn::cuda

@@ -1,0 +1,38 @@
+"""Which kernels `memory_loss` uses on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from . import _C  # type: ignore[attr-defined]  # noqa: F401  registers torch.ops.xbn_ext
+
+Backend = Literal["auto", "simt", "composite"]
+
+
+class backend:
+    """Forces one of the two ways in which `memory_loss` runs on a GPU. Without effect on a CPU.
+
+    - `"simt"`: one fused sweep over the bank, in float32; takes float32 embeddings and bank with D <= 1024.
+    - `"composite"`: two library products per chunk of the bank with a kernel between them; takes everything, and its
+      products follow `torch.backends.cuda.matmul` (TF32 or not).
+    - `"auto"`: the default, by the shapes.
+
+    A call sets it for the process; as a context manager it is set back at the end:
+
+        with xbn_ext.backend("composite"):
+            loss = criterion(embeddings, labels)
+
+    Raises:
+        RuntimeError: another name.
+    """
+
+    def __init__(self, name: Backend) -> None:
+        self.previous: str = torch.ops.xbn_ext.set_cuda_backend(name)
+
+    def __enter__(self) -> backend:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        torch.ops.xbn_ext.set_cuda_backend(self.previous)
