@@ -1,6 +1,7 @@
 # Two commands do everything from a bare checkout (Python >= 3.10 and a C++ compiler):
 #   make train   set up .venv, build, fetch the emoji, train with AXBN, show before and after
 #   make test    the same set-up, then the tests
+# If nvcc is found, CUDA kernels are built, too (XBN_CUDA=0 leaves them out).
 # Both are safe to repeat and quick the second time.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ ARGS   ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: train test bench lint format build clean
+.PHONY: train test bench lint format build wheel wheel-check gpu-check clean
 
 train: build
 	$(BIN)/python -m train --method axbn --out $(OUT) $(ARGS)
@@ -22,16 +23,29 @@ test: build
 bench: build
 	$(BIN)/python -m xbn_ext.bench $(ARGS)
 
+# One wheel for every torch >= 2.10 and Python >= 3.10, with CUDA kernels if nvcc is there.
+wheel: $(VENV)/.installed
+	rm -rf dist
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+# Imports and runs that wheel under the oldest and the newest torch and two Pythons: downloads gigabytes.
+wheel-check: wheel
+	$(BIN)/python tools/wheel_check.py dist/*.whl $(ARGS)
+
+# On a machine with a GPU, in whatever environment has its torch: truth and sanitizers, timings, counters.
+gpu-check:
+	python -m tools.gpu_check $(ARGS)
+
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 format: build
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp')
+	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 
 # A stamp per stage: the environment depends on what is asked of it, the library on its sources.
 build: $(VENV)/.built

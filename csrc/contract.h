@@ -52,9 +52,21 @@ class Contract {
   }
   // A matrix of embeddings.
   void matrix(const char* name, const Tensor& t, const char* words, std::vector<int64_t> sizes) const {
+    floating(name, t);
+    columns(name, t, words, std::move(sizes));
+  }
+  // A bank that is only rewritten.
+  void any_bank(const char* name, const Tensor& t) const {
+    const ScalarType dtype = t.scalar_type();
+    if (dtype != ScalarType::Half && dtype != ScalarType::BFloat16)
+      check(dtype == ScalarType::Float || dtype == ScalarType::Double, op_, ": ", name,
+            " must be float32, float64, float16 or bfloat16, got ", dtype);
+    columns(name, t, "[M, D]", {-1, -1});
+    contiguous(name, t);
+  }
+  void columns(const char* name, const Tensor& t, const char* words, std::vector<int64_t> sizes) const {
     shape(name, t, words, std::move(sizes));
     check(t.size(1) > 0, op_, ": ", name, " must have at least one column");
-    floating(name, t);
   }
   void labels(const char* name, const Tensor& t, const char* words, int64_t n) const {
     shape(name, t, words, {n});
@@ -128,8 +140,7 @@ inline void check_track(const Tensor& target_mean, const Tensor& target_std, con
 inline void check_transform(const Tensor& bank, const Tensor& sums, const Tensor& scale, const Tensor& shift,
                             const Tensor& count, const char* op = "transform_") {
   const Contract c(op, bank);
-  c.matrix("bank", bank, "[M, D]", {-1, -1});
-  c.contiguous("bank", bank);
+  c.any_bank("bank", bank);
   const int64_t D = bank.size(1);
   c.statistic("sums", sums, "[2, D]", {2, D});
   c.statistic("scale", scale, "[D]", {D});

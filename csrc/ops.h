@@ -5,6 +5,7 @@
 
 #include "contract.h"
 #include "formulas.h"
+#include "half.h"
 #include "params.h"
 
 namespace xbn {
@@ -20,6 +21,20 @@ void dispatch(const Tensor& t, const F& f) {
   if (t.scalar_type() == ScalarType::Float) return f(Type<float>{});
   check(t.scalar_type() == ScalarType::Double, "unsupported dtype ", t.scalar_type());
   f(Type<double>{});
+}
+
+// The same for a bank that is only rewritten: 16-bit ones, too.
+template <typename F>
+void dispatch_bank(const Tensor& bank, const F& f) {
+  if (bank.scalar_type() == ScalarType::Half) return f(Type<Float16>{});
+  if (bank.scalar_type() == ScalarType::BFloat16) return f(Type<BFloat16>{});
+  dispatch(bank, f);
+}
+
+// torch knows a 16-bit type by another name, so the pointer goes by way of void.
+template <typename S>
+S* data_of(const Tensor& bank) {
+  return static_cast<S*>(bank.mutable_data_ptr());
 }
 
 inline Tensor as_dense(const Tensor& t) { return torch::stable::contiguous(t); }
@@ -108,9 +123,9 @@ struct Ops {
     check_transform(bank, sums, scale, shift, count);
     const Device device("transform_", bank);
     device.check_counter("count", count, bank.size(0));
-    dispatch(bank, [&](auto type) {
+    dispatch_bank(bank, [&](auto type) {
       using S = typename decltype(type)::type;
-      device.transform(TransformParams<S>{bank.mutable_data_ptr<S>(), sums.mutable_data_ptr<double>(),
+      device.transform(TransformParams<S>{data_of<S>(bank), sums.mutable_data_ptr<double>(),
                                           scale.mutable_data_ptr<double>(), shift.mutable_data_ptr<double>(),
                                           count.const_data_ptr<int64_t>(), bank.size(0), bank.size(1)});
     });
@@ -120,9 +135,9 @@ struct Ops {
     check_standardize(bank, sums, scale, shift, count, eps);
     const Device device("standardize_", bank);
     device.check_counter("count", count, bank.size(0));
-    dispatch(bank, [&](auto type) {
+    dispatch_bank(bank, [&](auto type) {
       using S = typename decltype(type)::type;
-      device.standardize(StandardizeParams<S>{bank.mutable_data_ptr<S>(), sums.mutable_data_ptr<double>(),
+      device.standardize(StandardizeParams<S>{data_of<S>(bank), sums.mutable_data_ptr<double>(),
                                               scale.mutable_data_ptr<double>(), shift.mutable_data_ptr<double>(),
                                               count.const_data_ptr<int64_t>(), bank.size(0), bank.size(1), eps});
     });

@@ -1,7 +1,7 @@
 """One thread (two on busy cores can be ten times slower), and every test on every implementation of the ops.
 
-A test that takes `ops` and `device` runs on the CPU kernels, on the CUDA kernels executed on the CPU (`emu`), and on
-the CUDA kernels on a GPU where there is one; tests of the loss for both of its ways on a GPU. `dtype` goes with them.
+A test that takes `ops` and `device` runs on the CPU kernels and on the CUDA kernels: on a GPU where there is one, else
+executed on the CPU (`emu`). Tests of the loss do so for both of its ways on a GPU. `dtype` goes with them.
 """
 
 import os
@@ -20,7 +20,8 @@ import xbn_ext
 torch.set_num_threads(1)
 
 HAS_GPU = torch.cuda.is_available() and bool(xbn_ext.build_info()["cuda"])
-IMPLEMENTATIONS = ["cpu", *(["emu"] if shutil.which("g++") else []), *(["cuda"] if HAS_GPU else [])]
+HAS_EMULATOR = shutil.which("g++") is not None and not HAS_GPU  # no need for it beside the real thing
+IMPLEMENTATIONS = ["cpu", *(["emu"] if HAS_EMULATOR else []), *(["cuda"] if HAS_GPU else [])]
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 
 

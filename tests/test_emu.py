@@ -82,6 +82,8 @@ def test_two_translation_units(run, tmp_path):
         ("read_next_block", "read_next_block"),
         ("no_fence_every_thread", "sum_grid"),
         ("no_fence_one_thread", "sum_grid"),
+        ("no_writer_fence_every_thread", "sum_grid"),
+        ("no_writer_fence_one_thread", "sum_grid"),
         ("no_reader_fence_every_thread", "sum_grid"),
         ("no_reader_fence_one_thread", "sum_grid"),
     ],

@@ -1,25 +1,55 @@
-"""The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, then under ThreadSanitizer."""
+"""The CPU kernels, and the CUDA kernels executed on the CPU, fuzzed under AddressSanitizer with
+UndefinedBehaviorSanitizer, then under ThreadSanitizer: to that a CUDA thread is a thread, a missing barrier a race."""
 
+import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")
+FLAGS = ["-std=c++20", "-O1", "-g1", "-fopenmp-simd", "-pthread"]
+CPU_KERNELS = [s for s in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")) if s.name != "backend.cpp"]  # glue needs torch
+CUDA_KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+
+
+def build(program, sources, sanitizers, *flags):
+    flags = [*FLAGS, f"-fsanitize={sanitizers}", *flags]
+    if "undefined" in sanitizers:
+        flags += ["-fno-sanitize-recover=all", "-D_GLIBCXX_ASSERTIONS"]
+
+    def compile(source):
+        target = program.parent / f"{source.stem}_{source.suffix[1:]}.o"
+        run(COMPILER, *flags, "-x", "c++", "-c", str(source), "-o", str(target))
+        return str(target)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile, sources))
+    run(COMPILER, *flags, *objects, "-o", str(program))
+
+
+def run(*command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no g++ or clang++")
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
-def test_kernels(sanitizers, tmp_path):
-    sources = [*sorted((ROOT / "csrc" / "cpu").glob("*.cpp")), ROOT / "tests" / "native" / "fuzz.cpp"]
-    sources = [s for s in sources if s.name != "backend.cpp"]  # the glue needs torch
+def test_cpu_kernels(sanitizers, tmp_path):
     program = tmp_path / "fuzz"
-    command = [COMPILER, "-std=c++20", "-O1", "-g1", "-fopenmp-simd", "-pthread", f"-fsanitize={sanitizers}"]
-    if "undefined" in sanitizers:
-        command += ["-fno-sanitize-recover=all", "-D_GLIBCXX_ASSERTIONS"]
-    built = subprocess.run([*command, *map(str, sources), "-o", str(program)], capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    ran = subprocess.run([str(program), "25"], capture_output=True, text=True)
-    assert ran.returncode == 0 and "25 rounds" in ran.stdout, ran.stdout + ran.stderr
+    build(program, [*CPU_KERNELS, ROOT / "tests" / "native" / "fuzz.cpp"], sanitizers)
+    assert "25 rounds" in run(str(program), "25")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+@pytest.mark.parametrize("sanitizers, rounds", [("address,undefined", "80"), ("thread", "24")])
+def test_cuda_kernels(sanitizers, rounds, tmp_path):
+    program = tmp_path / "fuzz"
+    sources = [*CPU_KERNELS, *CUDA_KERNELS, ROOT / "tests" / "emu" / "fuzz.cpp"]
+    flags = ["-march=native", "-Wno-unknown-pragmas", "-I", str(ROOT / "tests" / "emu" / "include")]
+    build(program, sources, sanitizers, *flags)
+    assert f"{rounds} rounds" in run(str(program), rounds)

@@ -12,12 +12,14 @@
 #include <vector>
 
 #include "../formulas.h"
+#include "../half.h"
 #include "transform.h"
 
 namespace xbn {
 
 template <typename S>
 void standardize(const StandardizeParams<S>& p, const Cpu& cpu) {
+  using C = typename Compute<S>::type;
   const int64_t count = *p.count;
   if (count == 0) return;
   std::vector<double> a(p.D, 1.0), b(p.D, 0.0);
@@ -26,8 +28,8 @@ void standardize(const StandardizeParams<S>& p, const Cpu& cpu) {
     const Moments stored = bank_moments(p.sums[d], p.sums[p.D + d], count);
     if (std::fabs(p.scale[d]) * stored.std < p.eps) continue;  // a dead dimension has no coordinate to standardise
     needed |= off_standard(stored);
-    a[d] = static_cast<S>(1.0 / stored.std);  // rounded as the transform will round it, so the map undoes just that
-    b[d] = static_cast<S>(-stored.mean * a[d]);
+    a[d] = static_cast<C>(1.0 / stored.std);  // rounded as the transform will round it, so the map undoes just that
+    b[d] = static_cast<C>(-stored.mean * a[d]);
   }
   if (!needed) return;
   rewrite_rows(p.bank, count, p.D, a.data(), b.data(), p.sums, cpu);
@@ -39,5 +41,7 @@ void standardize(const StandardizeParams<S>& p, const Cpu& cpu) {
 
 template void standardize(const StandardizeParams<float>&, const Cpu&);
 template void standardize(const StandardizeParams<double>&, const Cpu&);
+template void standardize(const StandardizeParams<Float16>&, const Cpu&);
+template void standardize(const StandardizeParams<BFloat16>&, const Cpu&);
 
 }  // namespace xbn

@@ -11,6 +11,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "../half.h"
+
 namespace xbn {
 namespace {
 constexpr int64_t kSplits = 32;
@@ -24,7 +26,8 @@ template <typename S>
 void rewrite_rows(S* bank, int64_t count, int64_t D, const double* a, const double* b, double* sums, const Cpu& cpu) {
   const int64_t run = std::max(kMinRows, ceil_div(count, kSplits));
   const int64_t runs = ceil_div(count, run);
-  const std::vector<S> scale(a, a + D), shift(b, b + D);
+  using C = typename Compute<S>::type;
+  const std::vector<C> scale(a, a + D), shift(b, b + D);
   std::vector<double> partial(runs * 2 * D, 0.0);
   cpu.parallel(runs, [&](int64_t r) {
     const int64_t begin = r * run, end = std::min(begin + run, count);
@@ -43,9 +46,13 @@ void transform(const TransformParams<S>& p, const Cpu& cpu) {
   std::fill(p.shift, p.shift + p.D, 0.0);
 }
 
-template void transform(const TransformParams<float>&, const Cpu&);
-template void transform(const TransformParams<double>&, const Cpu&);
-template void rewrite_rows(float*, int64_t, int64_t, const double*, const double*, double*, const Cpu&);
-template void rewrite_rows(double*, int64_t, int64_t, const double*, const double*, double*, const Cpu&);
+#define XBN_INSTANTIATE(S)                                        \
+  template void transform(const TransformParams<S>&, const Cpu&); \
+  template void rewrite_rows(S*, int64_t, int64_t, const double*, const double*, double*, const Cpu&);
+XBN_INSTANTIATE(float)
+XBN_INSTANTIATE(double)
+XBN_INSTANTIATE(Float16)
+XBN_INSTANTIATE(BFloat16)
+#undef XBN_INSTANTIATE
 
 }  // namespace xbn

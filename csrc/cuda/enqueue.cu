@@ -17,6 +17,8 @@ namespace xbn::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kBlocks =
+    2;  // on a multiprocessor at least; asking for no more, the compiler spills for the sake of more
 constexpr int kWarps = kThreads / kWarp;
 constexpr int64_t kMaxBlocks = 64;
 constexpr int kColumns = 32;
@@ -67,26 +69,28 @@ __device__ void assign_slots(const EnqueueParams<T, S>& p, const Workspace& w) {
   for (int64_t i = begin; i < end; ++i) mine += __ldcg(w.storable + i);
   int64_t k = exclusive_sum(mine, &stored);
 
-  const int64_t head = ((*p.head % p.M) + p.M) % p.M, filled = stored_rows(p.count, p.M);
-  const int64_t surplus = larger(0, stored - p.M);  // the first of them would be overwritten at once
+  const int64_t filled = stored_rows(p.count, p.M);
+  const int64_t head = *p.head >= 0 && *p.head < p.M ? *p.head : 0;  // a damaged counter must not become a wild write
+  const int64_t surplus = larger(0, stored - p.M);                   // the first of them would be overwritten at once
   for (int64_t i = begin; i < end; ++i) {
     p.slots[i] = -1;
     if (!__ldcg(w.storable + i)) continue;
     const int64_t place = k++ - surplus;
     if (place < 0) continue;
-    p.slots[i] = (head + place) % p.M;
-    p.bank_labels[p.slots[i]] = p.labels[i];
+    const int64_t slot = head + place < p.M ? head + place : head + place - p.M;
+    p.slots[i] = slot;
+    p.bank_labels[slot] = p.labels[i];
   }
   __syncthreads();  // every thread has read the counters
   if (threadIdx.x != 0) return;
   const int64_t entered = stored - surplus;
   *w.filled = filled;
-  *p.head = (head + entered) % p.M;
+  *p.head = head + entered < p.M ? head + entered : head + entered - p.M;
   *p.count = smaller(filled + entered, p.M);
 }
 
 template <typename T, typename S>
-__global__ void __launch_bounds__(kThreads) assign_kernel(const EnqueueParams<T, S> p, const Workspace w) {
+__global__ void __launch_bounds__(kThreads, kBlocks) assign_kernel(const EnqueueParams<T, S> p, const Workspace w) {
   __shared__ bool last;
   const int lane = threadIdx.x % kWarp;
   for (int64_t i = blockIdx.x * kWarps + threadIdx.x / kWarp; i < p.B; i += gridDim.x * kWarps) {
@@ -99,7 +103,7 @@ __global__ void __launch_bounds__(kThreads) assign_kernel(const EnqueueParams<T,
 }
 
 template <typename T, typename S>
-__global__ void __launch_bounds__(kThreads) store_kernel(const EnqueueParams<T, S> p, const Workspace w) {
+__global__ void __launch_bounds__(kThreads, kBlocks) store_kernel(const EnqueueParams<T, S> p, const Workspace w) {
   __shared__ double partial[2][kLanes][kColumns];
   const int column = threadIdx.x % kColumns, lane = threadIdx.x / kColumns;
   const int64_t d = static_cast<int64_t>(blockIdx.x) * kColumns + column, filled = *w.filled;

@@ -4,8 +4,8 @@
 //   in     x [B, D], mask [B] or null; for track_ also sums [2, D] and count of the stored rows
 //   out    mean, std [D], rows [1] in double; for track_ also target_mean, target_std, variance, scale, shift
 //   math   per block: sums shifted by its first usable row, so that a mean far from zero costs no digits;
-//          blocks are merged by  mean' = mean + delta n_b / n',  M2' = M2 + M2_b + delta^2 n n_b / n'   (Chan et al.
-//          1979); filter and map: formulas.h
+//          blocks are merged by  mean = sum_b n_b mean_b / n,  var = sum_b (M2_b + n_b (mean_b - mean)^2) / n;
+//          filter and map: formulas.h
 //   grid   up to 64 blocks of 256 threads, each a run of rows; 32 to 256 threads side by side on the columns
 //   keeps  three doubles per column and block in the workspace
 //   order  fixed: threads in order within a block, blocks in order by the one that finishes last. Same bits every run.
@@ -15,6 +15,8 @@ namespace xbn::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kBlocks =
+    2;  // on a multiprocessor at least; asking for no more, the compiler spills for the sake of more
 constexpr int kMinRows = 8;  // a warp each
 constexpr int64_t kMaxBlocks = 64;
 
@@ -95,23 +97,29 @@ __device__ void measure_rows(const MomentsParams<T>& p, const Workspace& w, int6
   }
 }
 
-// Mean and deviation of one column over all blocks, in order.
-__device__ Moments merge_blocks(const Workspace& w, int64_t blocks, int64_t D, int64_t d) {
-  double n = 0, mean = 0, sum_squares = 0;
+// Moments of one column over all blocks, in order; n usable rows in all.
+__device__ Moments merge_blocks(const Workspace& w, int64_t blocks, int64_t n, int64_t D, int64_t d) {
+  if (n == 0) return {0.0, 0.0};
+  double sum = 0;
   for (int64_t b = 0; b < blocks; ++b) {
-    const double rows = static_cast<double>(__ldcg(w.rows + b));
-    if (rows == 0) continue;
-    const double delta = __ldcg(w.mean + b * D + d) - mean, share = rows / (n + rows);
-    mean += delta * share;
-    sum_squares += __ldcg(w.sum_squares + b * D + d) + delta * delta * n * share;
-    n += rows;
+    const int64_t rows = __ldcg(w.rows + b);
+    if (rows > 0) sum += static_cast<double>(rows) * __ldcg(w.mean + b * D + d);
   }
-  return {mean, n > 0 ? std::sqrt(sum_squares / n) : 0.0};
+  const double share = 1.0 / static_cast<double>(n), mean = sum * share;
+  double sum_squares = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t rows = __ldcg(w.rows + b);
+    if (rows == 0) continue;  // it has left no mean
+    const double off = __ldcg(w.mean + b * D + d) - mean;
+    sum_squares += __ldcg(w.sum_squares + b * D + d) + static_cast<double>(rows) * off * off;
+  }
+  return {mean, std::sqrt(sum_squares * share)};
 }
 
 template <typename T, bool kTrack>
-__global__ void __launch_bounds__(kThreads) moments_kernel(const MomentsParams<T> p, const TrackParams t,
-                                                           const Workspace w, int64_t rows_of_block, int columns) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    moments_kernel(const MomentsParams<T> p, const TrackParams t, const Workspace w, int64_t rows_of_block,
+                   int columns) {
   __shared__ bool last;
   const int64_t begin = blockIdx.x * rows_of_block;
   measure_rows(p, w, begin, smaller(begin + rows_of_block, p.B), columns);
@@ -127,7 +135,7 @@ __global__ void __launch_bounds__(kThreads) moments_kernel(const MomentsParams<T
     count = larger(0, *t.count);
   }
   for (int64_t d = threadIdx.x; d < p.D; d += kThreads) {
-    const Moments measured = merge_blocks(w, gridDim.x, p.D, d);
+    const Moments measured = merge_blocks(w, gridDim.x, rows, p.D, d);
     p.mean[d] = measured.mean;
     p.std[d] = measured.std;
     if constexpr (kTrack) {

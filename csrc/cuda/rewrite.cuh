@@ -13,6 +13,7 @@
 //            take longer than the pass.
 #pragma once
 
+#include "../half.h"
 #include "device.cuh"
 
 namespace xbn::cuda {
@@ -48,6 +49,7 @@ template <typename S, int kWidth, typename Map>
 __global__ void __launch_bounds__(kRewriteThreads)
     rewrite_kernel(S* bank, const Map map, int64_t M, int64_t D, int columns, const RewriteWorkspace w) {
   using Row = Vector<S, kWidth>;
+  using C = typename Compute<S>::type;
   __shared__ double partial[2][kRewriteThreads];
   const int64_t count = stored_rows(map.count, M);
   const bool needed = map.needed(count);  // by all threads, the same in all
@@ -60,11 +62,11 @@ __global__ void __launch_bounds__(kRewriteThreads)
   const int64_t begin = blockIdx.x * run, end = smaller(begin + run, count);
   double sum[kWidth] = {}, sum_squares[kWidth] = {};
   if (d < D) {
-    S a[kWidth], b[kWidth];
+    C a[kWidth], b[kWidth];
     for (int c = 0; c < kWidth; ++c) {
       const Affine affine = map.at(d + c, count);
-      a[c] = static_cast<S>(affine.scale);
-      b[c] = static_cast<S>(affine.shift);
+      a[c] = static_cast<C>(affine.scale);
+      b[c] = static_cast<C>(affine.shift);
     }
     // Rows are loaded some at a time: a store could be to any of the rows, so the compiler moves no load across it.
     for (int64_t j = begin + lane; j < end; j += kBatch * lanes) {
@@ -77,8 +79,8 @@ __global__ void __launch_bounds__(kRewriteThreads)
         if (j + q * lanes >= end) break;
 #pragma unroll
         for (int c = 0; c < kWidth; ++c) {
-          rows[q].value[c] = a[c] * rows[q].value[c] + b[c];
-          const double r = static_cast<double>(rows[q].value[c]);
+          rows[q].value[c] = static_cast<S>(a[c] * static_cast<C>(rows[q].value[c]) + b[c]);
+          const double r = static_cast<double>(static_cast<C>(rows[q].value[c]));
           sum[c] += r;
           sum_squares[c] += r * r;
         }

@@ -33,8 +33,9 @@ struct StandardMap {
   __device__ Affine at(int64_t d, int64_t rows) const {
     const Moments stored = bank_moments(sums[d], sums[D + d], rows);
     if (!is_live(stored, d)) return {1, 0};  // a dead dimension has no coordinate to standardise
-    const double a = static_cast<double>(static_cast<S>(1.0 / stored.std));  // rounded as it is used, so the map
-    return {a, static_cast<double>(static_cast<S>(-stored.mean * a))};       // undoes just that
+    using C = typename Compute<S>::type;     // rounded as it is used, so that the map undoes just that
+    const double a = static_cast<double>(static_cast<C>(1.0 / stored.std));
+    return {a, static_cast<double>(static_cast<C>(-stored.mean * a))};
   }
 
   __device__ void finish(int64_t d, int64_t rows) const {
@@ -54,5 +55,7 @@ int launch_standardize(const StandardizeParams<S>& p, const Launch& launch) {
 
 template int launch_standardize(const StandardizeParams<float>&, const Launch&);
 template int launch_standardize(const StandardizeParams<double>&, const Launch&);
+template int launch_standardize(const StandardizeParams<Float16>&, const Launch&);
+template int launch_standardize(const StandardizeParams<BFloat16>&, const Launch&);
 
 }  // namespace xbn::cuda

@@ -33,5 +33,7 @@ int launch_transform(const TransformParams<S>& p, const Launch& launch) {
 
 template int launch_transform(const TransformParams<float>&, const Launch&);
 template int launch_transform(const TransformParams<double>&, const Launch&);
+template int launch_transform(const TransformParams<Float16>&, const Launch&);
+template int launch_transform(const TransformParams<BFloat16>&, const Launch&);
 
 }  // namespace xbn::cuda

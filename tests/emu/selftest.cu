@@ -55,7 +55,7 @@ void indices() {
   for (int i = 0; i < 12 * 60; ++i) CHECK(out[i] == 1000 * (i / 60) + i % 60);
 }
 
-enum class Wrong { kNothing, kNoBarrier, kNoFence, kNoReaderFence };
+enum class Wrong { kNothing, kNoBarrier, kNoFence, kNoWriterFence, kNoReaderFence };
 
 template <Wrong kWrong>
 __device__ float block_sum(float value) {
@@ -88,19 +88,21 @@ void sums() {
 // thread between two barriers.
 template <bool kEveryThread, Wrong kWrong>
 __global__ void sum_grid(const float* in, float* partial, unsigned* ticket, float* out) {
+  constexpr bool kWriterFence = kWrong == Wrong::kNothing || kWrong == Wrong::kNoReaderFence;
+  constexpr bool kReaderFence = kWrong == Wrong::kNothing || kWrong == Wrong::kNoWriterFence;
   __shared__ bool last;
   const float mine = in[blockIdx.x * kThreads + threadIdx.x];
   partial[blockIdx.x * kThreads + threadIdx.x] = mine;
-  if (kEveryThread && kWrong != Wrong::kNoFence) __threadfence();
+  if (kEveryThread && kWriterFence) __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    if (!kEveryThread && kWrong != Wrong::kNoFence) __threadfence();
+    if (!kEveryThread && kWriterFence) __threadfence();
     last = atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;
-    if (!kEveryThread && kWrong == Wrong::kNothing) __threadfence();
+    if (!kEveryThread && kReaderFence) __threadfence();
   }
   __syncthreads();
   if (!last) return;
-  if (kEveryThread && kWrong == Wrong::kNothing) __threadfence();
+  if (kEveryThread && kReaderFence) __threadfence();
   float sum = 0;
   for (unsigned b = 0; b < gridDim.x; ++b) sum += partial[b * kThreads + kThreads - 1 - threadIdx.x];
   sum = block_sum<Wrong::kNothing>(sum);
@@ -435,6 +437,8 @@ const Case kWrong[] = {
     {"read_next_block", [] { launch(read_next_block, 2, 32, data); }},
     {"no_fence_every_thread", sum_of_grid<true, Wrong::kNoFence>},
     {"no_fence_one_thread", sum_of_grid<false, Wrong::kNoFence>},
+    {"no_writer_fence_every_thread", sum_of_grid<true, Wrong::kNoWriterFence>},
+    {"no_writer_fence_one_thread", sum_of_grid<false, Wrong::kNoWriterFence>},
     {"no_reader_fence_every_thread", sum_of_grid<true, Wrong::kNoReaderFence>},
     {"no_reader_fence_one_thread", sum_of_grid<false, Wrong::kNoReaderFence>},
     {"overrun", [] { launch(overrun, 1, kThreads, data); }},

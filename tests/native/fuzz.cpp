@@ -1,13 +1,10 @@
 // The CPU kernels without torch, on random shapes, for the sanitizers: compiled with ASan and UBSan, then with TSan,
-// by tests/test_sanitizers.py. Every buffer is a heap block of exactly its size, so one element too far is caught.
-// Numbers are checked by the Python tests; here only finiteness and the promise of the same bits on any threads.
+// by tests/test_sanitizers.py. Numbers are checked by the Python tests; here only finiteness and the promise of the
+// same bits on any threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <random>
 #include <thread>
 #include <vector>
 
@@ -17,45 +14,9 @@
 #include "../../csrc/cpu/standardize.h"
 #include "../../csrc/cpu/track.h"
 #include "../../csrc/cpu/transform.h"
+#include "random_data.h"
 
 namespace {
-
-template <typename T>
-struct Exactly {
-  explicit Exactly(int64_t n) : size(n), data(new T[std::max<int64_t>(n, 1)]()) {}
-  operator T*() const { return size ? data.get() : nullptr; }
-  int64_t size;
-  std::unique_ptr<T[]> data;
-};
-
-std::mt19937_64 generator(1);
-
-int64_t up_to(int64_t n) { return static_cast<int64_t>(generator() % static_cast<uint64_t>(n + 1)); }
-
-template <typename T>
-Exactly<T> normal(int64_t n) {
-  Exactly<T> x(n);
-  std::normal_distribution<double> draw;
-  for (int64_t i = 0; i < n; ++i) x[i] = static_cast<T>(draw(generator));
-  return x;
-}
-
-Exactly<int64_t> labels(int64_t n, int64_t classes) {
-  Exactly<int64_t> x(n);
-  for (int64_t i = 0; i < n; ++i) x[i] = up_to(classes) - 2;
-  return x;
-}
-
-Exactly<bool> mask(int64_t n) {
-  Exactly<bool> x(n);
-  for (int64_t i = 0; i < n; ++i) x[i] = up_to(3) > 0;
-  return x;
-}
-
-template <typename T>
-const T* sometimes(const Exactly<T>& x) {
-  return up_to(1) ? x.data.get() : nullptr;
-}
 
 void serial(int64_t units, const std::function<void(int64_t)>& unit) {
   for (int64_t i = 0; i < units; ++i) unit(i);
@@ -69,13 +30,6 @@ void threaded(int64_t units, const std::function<void(int64_t)>& unit) {
       for (int64_t i = t; i < units; i += kThreads) unit(i);
     });
   for (std::thread& thread : threads) thread.join();
-}
-
-void require(bool ok, const char* what, int64_t B, int64_t M, int64_t D) {
-  if (ok) return;
-  std::fprintf(stderr, "%s: B=%lld M=%lld D=%lld\n", what, static_cast<long long>(B), static_cast<long long>(M),
-               static_cast<long long>(D));
-  std::abort();
 }
 
 // One pass through all ops on a memory of random shape and fill.

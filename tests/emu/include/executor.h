@@ -177,18 +177,21 @@ class Executor {
     return self.answer;
   }
 
-  // A fence publishes all that its thread has done, or learned at barriers, to the later fences of other threads. Which
-  // fence came first can only be known from an atomic operation that saw another's, in the same thread or before a
-  // barrier: until its block has had one, a fence learns nothing.
+  // An atomic operation publishes what its thread has done, or learned at barriers, if its block has fenced before: a
+  // fence that comes after it is too late for whoever sees it. A fence learns what was published, once its block has
+  // had an atomic operation that may have seen another's.
   EMU_UNINSTRUMENTED void fence() {
     if (atomics_seen_) acquire(&fence_);
-    release(&fence_);
+    fenced_ = true;
   }
   EMU_UNINSTRUMENTED void fence_block() {
     if (atomics_seen_) acquire(&block_fence_);
     release(&block_fence_);
   }
-  EMU_UNINSTRUMENTED void note_atomic() { atomics_seen_ = true; }
+  EMU_UNINSTRUMENTED void note_atomic() {
+    if (fenced_) release(&fence_);
+    atomics_seen_ = true;
+  }
 
   EMU_UNINSTRUMENTED unsigned lane() const { return current_->lane; }
 
@@ -213,7 +216,7 @@ class Executor {
     forget(&block_fence_, sizeof(Order));
     const unsigned n = live_ = threads_in_block_;
     barrier_.arrived = 0;
-    atomics_seen_ = false;
+    atomics_seen_ = fenced_ = false;
     failure_ = Failure::kNone;
     ready_count_ = ready_head_ = 0;
     const std::unique_ptr<Fiber>* fibers = fibers_.data() + std::size_t{fiber_set} * n;
@@ -376,7 +379,7 @@ class Executor {
   Warp warps_[kMaxWarps]{};
   Barrier barrier_{};
   Order block_fence_{};
-  bool atomics_seen_ = false;
+  bool atomics_seen_ = false, fenced_ = false;
   std::uint16_t ready_[kMaxThreads]{};
   unsigned ready_head_ = 0, ready_count_ = 0;
   Failure failure_ = Failure::kNone;

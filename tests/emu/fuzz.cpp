@@ -1,0 +1,301 @@
+// The CUDA kernels, executed on the CPU, against the CPU kernels in float64, on random shapes, orders of threads and
+// numbers of multiprocessors. For the sanitizers: tests/test_sanitizers.py builds it with ASan and UBSan, then with
+// TSan.
+#include <executor.h>
+
+#include <limits>
+#include <vector>
+
+#include "../../csrc/cpu/enqueue.h"
+#include "../../csrc/cpu/loss.h"
+#include "../../csrc/cpu/moments.h"
+#include "../../csrc/cpu/standardize.h"
+#include "../../csrc/cpu/track.h"
+#include "../../csrc/cpu/transform.h"
+#include "../../csrc/cuda/launch.h"
+#include "../native/random_data.h"
+
+namespace {
+
+using namespace xbn;
+
+struct Sizes {
+  int64_t B, M, D;
+};
+
+const Cpu kCpu{Isa::baseline, [](int64_t units, const std::function<void(int64_t)>& unit) {
+                 for (int64_t i = 0; i < units; ++i) unit(i);
+               }};
+
+template <typename T>
+Exactly<T> copy(const Exactly<T>& from) {
+  Exactly<T> to(from.size);
+  std::copy(from.data.get(), from.data.get() + from.size, to.data.get());
+  return to;
+}
+
+template <typename To, typename From>
+Exactly<To> converted(const Exactly<From>& from) {
+  Exactly<To> to(from.size);
+  for (int64_t i = 0; i < from.size; ++i) to[i] = static_cast<To>(from[i]);
+  return to;
+}
+
+// Largest difference over the largest value; a NaN must be a NaN in both.
+template <typename A, typename B>
+double difference(const Exactly<A>& a, const Exactly<B>& b) {
+  double largest = 1e-300, off = 0;
+  for (int64_t i = 0; i < a.size; ++i) {
+    if (std::isnan(static_cast<double>(a[i])) != std::isnan(static_cast<double>(b[i]))) return INFINITY;
+    if (std::isnan(static_cast<double>(a[i]))) continue;
+    largest = std::max(largest, std::fabs(static_cast<double>(b[i])));
+    off = std::max(off, std::fabs(static_cast<double>(a[i]) - static_cast<double>(b[i])));
+  }
+  return off / largest;
+}
+
+void close(const char* what, double difference, double tolerance, const Sizes& n) {
+  if (!(difference <= tolerance)) std::fprintf(stderr, "off by %g: ", difference);
+  require(difference <= tolerance, what, n.B, n.M, n.D);
+}
+
+// A launch with temporary memory of exactly the size asked for, full of NaN.
+template <typename Run>
+void launch(int64_t bytes, const Run& run) {
+  const std::unique_ptr<char, decltype(&std::free)> memory(static_cast<char*>(std::aligned_alloc(256, bytes)),
+                                                           std::free);
+  std::fill(memory.get(), memory.get() + bytes, static_cast<char>(0xff));
+  const int error = run(cuda::Launch{nullptr, emu::settings().multiprocessors, memory.get()});
+  if (error != 0) std::fprintf(stderr, "%s\n", cuda::error_string(error));
+  require(error == 0, "launch", 0, 0, 0);
+}
+
+// The state of a memory, by both implementations.
+template <typename S>
+struct State {
+  Exactly<S> bank;
+  Exactly<int64_t> labels, head, count;
+  Exactly<double> sums, scale, shift, mean, std, variance;
+
+  static State random(const Sizes& n) {
+    const auto doubles = [](int64_t size) { return Exactly<double>(size); };
+    State s{normal<S>(n.M * n.D), ::labels(n.M, 5), Exactly<int64_t>(1), Exactly<int64_t>(1), doubles(2 * n.D),
+            doubles(n.D),         doubles(n.D),     doubles(n.D),        doubles(n.D),        doubles(1)};
+    *s.count = up_to(n.M);
+    *s.head = up_to(n.M - 1);
+    *s.variance = up_to(1) ? INFINITY : 0.5;
+    const bool off_standard = up_to(1) == 1;
+    for (int64_t k = 0; k < n.M * n.D; ++k) s.bank[k] *= S(off_standard ? 20 : 1);
+    for (int64_t d = 0; d < n.D; ++d) s.scale[d] = 0.5 + 0.1 * static_cast<double>(d % 7), s.shift[d] = 0.1;
+    for (int64_t j = 0; j < *s.count; ++j)
+      for (int64_t d = 0; d < n.D; ++d) {
+        s.sums[d] += static_cast<double>(s.bank[j * n.D + d]);
+        s.sums[n.D + d] += static_cast<double>(s.bank[j * n.D + d]) * static_cast<double>(s.bank[j * n.D + d]);
+      }
+    return s;
+  }
+
+  template <typename Other>
+  State<Other> as() const {
+    return {converted<Other>(bank),
+            copy(labels),
+            copy(head),
+            copy(count),
+            copy(sums),
+            copy(scale),
+            copy(shift),
+            copy(mean),
+            copy(std),
+            copy(variance)};
+  }
+};
+
+template <typename A, typename B>
+void same(const char* what, const State<A>& ours, const State<B>& truth, double tolerance, const Sizes& n) {
+  close(what, difference(ours.bank, truth.bank), tolerance, n);
+  close(what, difference(ours.sums, truth.sums), tolerance, n);
+  close(what, difference(ours.scale, truth.scale), tolerance, n);
+  close(what, difference(ours.shift, truth.shift), tolerance, n);
+  close(what, difference(ours.mean, truth.mean), 1e-11, n);
+  close(what, difference(ours.std, truth.std), 1e-11, n);
+  const auto equal = [](const Exactly<int64_t>& a, const Exactly<int64_t>& b) {
+    return std::equal(a.data.get(), a.data.get() + a.size, b.data.get());
+  };
+  require(*ours.variance == *truth.variance, what, n.B, n.M, n.D);
+  require(equal(ours.labels, truth.labels) && equal(ours.head, truth.head) && equal(ours.count, truth.count), what, n.B,
+          n.M, n.D);
+}
+
+template <typename T, typename S>
+TrackParams track_params(const MomentsParams<T>& m, State<S>& s) {
+  return {m.mean, m.std,   m.rows, s.mean, s.std, s.variance, s.scale, s.shift,
+          s.sums, s.count, m.D,    0.01,   1.0,   -1.0,       1e-6};
+}
+
+// Whether some similarity lies so near a margin that rounding decides if the pair is active.
+bool near_a_margin(const MemoryLossParams<double, double>& p, const Contrastive<double>& loss, double width) {
+  for (int64_t j = 0; j < *p.count; ++j) {
+    std::vector<double> r(p.D);
+    double square = 0;
+    for (int64_t d = 0; d < p.D; ++d) {
+      r[d] = p.scale != nullptr ? p.scale[d] * p.bank[j * p.D + d] + p.shift[d] : p.bank[j * p.D + d];
+      square += r[d] * r[d];
+    }
+    for (int64_t i = 0; i < p.B; ++i) {
+      double s = 0;
+      for (int64_t d = 0; d < p.D; ++d) s += p.z[i * p.D + d] * r[d];
+      if (p.renormalize) s /= std::sqrt(square);
+      if (std::fabs(s - loss.pos_margin) < width || std::fabs(s - loss.neg_margin) < width) return true;
+    }
+  }
+  return false;
+}
+
+template <typename T, typename S>
+MemoryLossParams<T, S> loss_params(const Exactly<T>& z, const Exactly<int64_t>& y, const State<S>& s, const Sizes& n,
+                                   const MemoryLossParams<T, S>& options, const Exactly<T>& value,
+                                   const Exactly<T>& grad) {
+  MemoryLossParams<T, S> p = options;
+  p.z = z, p.labels = y, p.bank = s.bank, p.bank_labels = s.labels, p.count = s.count;
+  p.B = n.B, p.M = n.M, p.D = n.D;
+  p.loss = value, p.grad_z = grad;
+  return p;
+}
+
+template <typename T, typename S>
+void composite(const MemoryLossParams<T, S>& p, const Contrastive<T>& loss) {
+  cuda::Composite<T> c = cuda::plan_composite<T>(p.B, p.M, p.D, p.mean);
+  if (p.M > 64) c.chunk = 64, c.chunks = (p.M + 63) / 64;  // a chunk holds all of these small banks
+  Exactly<T> rows(c.chunk * p.D), s(c.kinds * p.B * c.chunk), grad(c.kinds * p.B * p.D);
+  c.rows = rows, c.s = s, c.grad = grad;
+  launch(cuda::composite_workspace(p.B, p.D, c.kinds), [&](const cuda::Launch& at) {
+    int error = cuda::launch_composite_begin(p, c, at);
+    for (int64_t first = 0; first < c.chunks * c.chunk && p.B > 0; first += c.chunk) {
+      error |= cuda::launch_composite_rows(p, c, first, at);
+      for (int64_t i = 0; i < p.B; ++i)
+        for (int64_t j = 0; j < c.chunk; ++j) {
+          T sum = 0;
+          for (int64_t d = 0; d < p.D; ++d) sum += p.z[i * p.D + d] * rows[j * p.D + d];
+          s[i * c.chunk + j] = sum;
+        }
+      error |= cuda::launch_composite_score(p, loss, c, first, at);
+      for (int64_t i = 0; i < c.kinds * p.B; ++i)
+        for (int64_t j = 0; j < c.chunk; ++j)
+          for (int64_t d = 0; d < p.D; ++d) grad[i * p.D + d] += s[i * c.chunk + j] * rows[j * p.D + d];
+    }
+    return error | cuda::launch_composite_end(p, c, at);
+  });
+}
+
+// All ops in a row on a memory of random shape and fill.
+template <typename T, typename S>
+void one_round(const Sizes& n) {
+  const double unit = std::max<double>(std::numeric_limits<T>::epsilon(), std::numeric_limits<S>::epsilon());
+  Exactly<T> z = normal<T>(n.B * n.D);
+  for (int64_t k = 0; k < z.size; ++k) z[k] /= static_cast<T>(std::sqrt(static_cast<double>(n.D)));
+  if (n.B > 1 && up_to(3) == 0) z[n.D] = NAN;
+  const Exactly<double> z64 = converted<double>(z);
+  const Exactly<int64_t> y = labels(n.B, 5);
+  const Exactly<bool> chosen = mask(n.B);
+  const bool* maybe_chosen = sometimes(chosen);
+  State<S> ours = State<S>::random(n);
+  State<double> truth = ours.template as<double>();
+
+  Exactly<double> mean(n.D), std(n.D), mean64(n.D), std64(n.D);
+  Exactly<int64_t> rows(1), rows64(1);
+  const MomentsParams<T> m{z, maybe_chosen, n.B, n.D, mean, std, rows};
+  const MomentsParams<double> m64{z64, maybe_chosen, n.B, n.D, mean64, std64, rows64};
+  moments(m64, kCpu);
+  if (up_to(1)) {
+    launch(cuda::moments_workspace(n.B, n.D), [&](const cuda::Launch& at) { return cuda::launch_moments(m, at); });
+  } else {
+    track(track_params(m64, truth));
+    launch(cuda::moments_workspace(n.B, n.D),
+           [&](const cuda::Launch& at) { return cuda::launch_track(m, track_params(m, ours), at); });
+  }
+  close("mean", difference(mean, mean64), 1e-11, n);
+  close("std", difference(std, std64), 1e-11, n);
+  require(*rows == *rows64, "rows", n.B, n.M, n.D);
+  same("track", ours, truth, 1e-9, n);
+
+  if (up_to(1)) {
+    transform(TransformParams<double>{truth.bank, truth.sums, truth.scale, truth.shift, truth.count, n.M, n.D}, kCpu);
+    launch(cuda::rewrite_workspace(n.M, n.D), [&](const cuda::Launch& at) {
+      return cuda::launch_transform(
+          TransformParams<S>{ours.bank, ours.sums, ours.scale, ours.shift, ours.count, n.M, n.D}, at);
+    });
+    same("transform", ours, truth, 100 * unit, n);
+  } else {
+    standardize(
+        StandardizeParams<double>{truth.bank, truth.sums, truth.scale, truth.shift, truth.count, n.M, n.D, 1e-6}, kCpu);
+    launch(cuda::rewrite_workspace(n.M, n.D), [&](const cuda::Launch& at) {
+      return cuda::launch_standardize(
+          StandardizeParams<S>{ours.bank, ours.sums, ours.scale, ours.shift, ours.count, n.M, n.D, 1e-6}, at);
+    });
+    same("standardize", ours, truth, 10000 * unit, n);
+  }
+
+  Exactly<int64_t> slots(n.B), slots64(n.B);
+  enqueue(EnqueueParams<double, double>{truth.bank, truth.labels, truth.sums, truth.head, truth.count, z64, y,
+                                        maybe_chosen, truth.scale, truth.shift, slots64, n.B, n.M, n.D},
+          kCpu);
+  launch(cuda::enqueue_workspace(n.B), [&](const cuda::Launch& at) {
+    return cuda::launch_enqueue(EnqueueParams<T, S>{ours.bank, ours.labels, ours.sums, ours.head, ours.count, z, y,
+                                                    maybe_chosen, ours.scale, ours.shift, slots, n.B, n.M, n.D},
+                                at);
+  });
+  same("enqueue", ours, truth, 10000 * unit, n);
+  require(std::equal(slots.data.get(), slots.data.get() + n.B, slots64.data.get()), "slots", n.B, n.M, n.D);
+
+  // From here on the truth starts from the very numbers that the kernels see.
+  truth = ours.template as<double>();
+  const bool pending = up_to(1) == 1;
+  MemoryLossParams<T, S> options{};
+  options.anchors = sometimes(chosen);
+  options.exclude = sometimes(slots);
+  options.renormalize = up_to(1) == 1;
+  options.mean = up_to(1) == 1;
+  options.eps = 1e-6;
+  if (pending) options.scale = ours.scale, options.shift = ours.shift;
+  MemoryLossParams<double, double> options64{};
+  options64.anchors = options.anchors, options64.exclude = options.exclude, options64.renormalize = options.renormalize;
+  options64.mean = options.mean, options64.eps = options.eps, options64.scale = options.scale;
+  options64.shift = options.shift;
+  const Exactly<double> value64(1), grad64(n.B * n.D);
+  const Contrastive<double> loss64{0.9, 0.1};
+  const MemoryLossParams<double, double> p64 = loss_params(z64, y, truth, n, options64, value64, grad64);
+  memory_loss(p64, loss64, kCpu);
+  const bool ambiguous = near_a_margin(p64, loss64, 1000 * unit);
+  const auto check = [&](const char* what, const auto& run) {
+    const Exactly<T> value(1), grad(n.B * n.D);
+    std::fill(grad.data.get(), grad.data.get() + grad.size, static_cast<T>(7));
+    run(loss_params(z, y, ours, n, options, value, grad), Contrastive<T>{T(0.9), T(0.1)});
+    close(what, difference(value, value64), 1000 * unit, n);
+    if (!ambiguous) close(what, difference(grad, grad64), 1000 * unit, n);
+  };
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<S, float>)
+    check("sweep", [&](const auto& p, const auto& loss) {
+      launch(cuda::sweep_workspace(n.B, n.M, n.D, p.mean, true, emu::settings().multiprocessors),
+             [&](const cuda::Launch& at) { return cuda::launch_sweep(p, loss, at); });
+    });
+  check("composite", [&](const auto& p, const auto& loss) { composite(p, loss); });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int rounds = argc > 1 ? std::atoi(argv[1]) : 20;
+  for (int round = 0; round < rounds; ++round) {
+    emu::settings().seed = static_cast<std::uint64_t>(round);  // the first in order of index
+    emu::settings().multiprocessors = static_cast<int>(1 + up_to(5));
+    Sizes n{up_to(round % 3 == 0 ? 140 : 40), 1 + up_to(round % 3 == 1 ? 260 : 130),
+            1 + up_to(round % 3 == 2 ? 200 : 70)};
+    if (round % 8 == 7) n = {1 + up_to(6), 1 + up_to(70), 257 + up_to(767)};  // the wide kernels
+    if (up_to(2) == 0) n.D = (n.D + 3) / 4 * 4;                               // 16-byte accesses
+    one_round<float, float>(n);
+    if (round % 4 == 0) one_round<double, double>(n);
+    if (round % 4 == 1) one_round<float, double>(n);
+    if (round % 4 == 2) one_round<double, float>(n);
+  }
+  std::printf("%d rounds\n", rounds);
+}

@@ -1,0 +1,55 @@
+// Random inputs for the fuzzing programs. Every array is a heap block of exactly its size, so that a sanitizer sees one
+// element too far.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+
+template <typename T>
+struct Exactly {
+  explicit Exactly(int64_t n) : size(n), data(new T[std::max<int64_t>(n, 1)]()) {}
+  operator T*() const { return size ? data.get() : nullptr; }
+  int64_t size;
+  std::unique_ptr<T[]> data;
+};
+
+inline std::mt19937_64 generator(1);
+
+inline int64_t up_to(int64_t n) { return static_cast<int64_t>(generator() % static_cast<uint64_t>(n + 1)); }
+
+template <typename T>
+Exactly<T> normal(int64_t n) {
+  Exactly<T> x(n);
+  std::normal_distribution<double> draw;
+  for (int64_t i = 0; i < n; ++i) x[i] = static_cast<T>(draw(generator));
+  return x;
+}
+
+inline Exactly<int64_t> labels(int64_t n, int64_t classes) {
+  Exactly<int64_t> x(n);
+  for (int64_t i = 0; i < n; ++i) x[i] = up_to(classes) - 2;
+  return x;
+}
+
+inline Exactly<bool> mask(int64_t n) {
+  Exactly<bool> x(n);
+  for (int64_t i = 0; i < n; ++i) x[i] = up_to(3) > 0;
+  return x;
+}
+
+template <typename T>
+const T* sometimes(const Exactly<T>& x) {
+  return up_to(1) ? x.data.get() : nullptr;
+}
+
+inline void require(bool ok, const char* what, int64_t B, int64_t M, int64_t D) {
+  if (ok) return;
+  std::fprintf(stderr, "%s: B=%lld M=%lld D=%lld\n", what, static_cast<long long>(B), static_cast<long long>(M),
+               static_cast<long long>(D));
+  std::abort();
+}

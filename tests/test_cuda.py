@@ -1,0 +1,225 @@
+"""What is particular to CUDA: streams, devices, graphs, launches; and that the order of threads does not matter."""
+
+import functools
+
+import pytest
+import state
+import torch
+import torch.nn.functional as F
+from conftest import HAS_EMULATOR, HAS_GPU
+
+import xbn_ext
+from xbn_ext import Contrastive, CrossBatchMemory, ops
+
+if HAS_EMULATOR:
+    import emulated
+
+needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="no GPU")
+D, M = 48, 700
+
+
+@pytest.fixture
+def executor():
+    if not HAS_EMULATOR:
+        pytest.skip("there is a real GPU, or no g++")
+    yield emulated.executor
+    emulated.executor.set_seed(0)
+    emulated.executor.set_multiprocessors(4)
+
+
+def everything(module, path, set_backend):
+    """Results of all ops, one after the other, on fixed inputs."""
+    torch.manual_seed(1)
+    m = state.filled(M, D, 650, pending=True)
+    z, labels = F.normalize(torch.randn(130, D), dim=1), torch.randint(8, (130,))
+    module.track_(
+        m.target_mean, m.target_std, m.variance, m.scale, m.shift, z, None, m.sums, m.count, 0.01, 1.0, None, 1e-6
+    )
+    module.transform_(m.bank, m.sums, m.scale, m.shift, m.count)
+    slots = module.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, z, labels, None, m.scale, m.shift)
+    before = set_backend(path)
+    results = [m.bank, m.sums, m.target_mean, m.target_std, slots]
+    for reduction in ("mean", "avg_nonzero"):
+        anchors = z.clone().requires_grad_()
+        loss = Contrastive(0.9, 0.1, reduction)
+        value = module.memory_loss(anchors, labels, m.bank, m.bank_labels, loss, count=m.count)
+        results += [value.detach(), *torch.autograd.grad(value, anchors)]
+    set_backend(before)
+    return results
+
+
+@pytest.mark.parametrize("path", ["simt", "composite"])
+def test_the_order_of_threads_and_blocks_changes_no_bit(path, executor):
+    run = functools.partial(everything, emulated, path, torch.ops.xbn_emu.set_cuda_backend)
+    expected = run()
+    for seed in (1, 2, 3):
+        executor.set_seed(seed)
+        for got, want in zip(run(), expected, strict=True):
+            assert torch.equal(got, want)
+
+
+def test_another_number_of_multiprocessors_changes_rounding_only(executor):
+    run = functools.partial(everything, emulated, "simt", torch.ops.xbn_emu.set_cuda_backend)
+    expected = run()
+    for n in (1, 3, 132):
+        executor.set_multiprocessors(n)
+        for got, want in zip(run(), expected, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_how_many_kernels_an_op_launches(executor):
+    def launches(call, *args, **options):
+        before = executor.launches()
+        call(*args, **options)
+        return executor.launches() - before
+
+    m = state.filled(M, D, 650, pending=True)
+    z, labels = torch.randn(64, D), torch.randint(8, (64,))
+    track = (m.target_mean, m.target_std, m.variance, m.scale, m.shift, z, None, m.sums, m.count, 0.01, 1.0, None, 1e-6)
+    assert launches(emulated.moments, z) == 1
+    assert launches(emulated.track_, *track) == 1
+    assert launches(emulated.transform_, m.bank, m.sums, m.scale, m.shift, m.count) == 2
+    assert launches(emulated.standardize_, m.bank, m.sums, m.scale, m.shift, m.count) == 2
+    queue = (m.bank, m.bank_labels, m.sums, m.head, m.count, z, labels, None, m.scale, m.shift)
+    assert launches(emulated.enqueue_, *queue) == 2
+    z.requires_grad_()
+    assert launches(emulated.memory_loss, z, labels, m.bank, m.bank_labels, Contrastive(), count=m.count) == 3
+
+
+def test_a_damaged_counter_stays_within_the_bank(executor):
+    for count, head in ((M + 5, M + 7), (-3, -1), (2**62, -(2**62))):
+        m = state.filled(M, D, 650)
+        m.count.fill_(count), m.head.fill_(head)
+        z, labels = F.normalize(torch.randn(8, D), dim=1), torch.randint(8, (8,))
+        emulated.transform_(m.bank, m.sums, m.scale, m.shift, m.count)
+        assert emulated.memory_loss(z, labels, m.bank, m.bank_labels, Contrastive(), count=m.count).isfinite()
+        slots = emulated.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, z, labels, None, m.scale, m.shift)
+        assert (slots >= 0).all() and (slots < M).all() and 0 <= m.head < M and 0 <= m.count <= M
+
+
+def test_backend_is_set_back():
+    with xbn_ext.backend("composite"), xbn_ext.backend("simt"):
+        pass
+    assert xbn_ext.backend("auto").previous == "auto"
+    with pytest.raises(RuntimeError, match="backend must be 'auto', 'simt' or 'composite', got 'fast'"):
+        xbn_ext.backend("fast")
+
+
+def test_kernels_are_registered_for_cuda():
+    for op in ("moments", "track_", "transform_", "standardize_", "enqueue_", "memory_loss"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"xbn_ext::{op}", "CUDA")
+
+
+# --- On a GPU -------------------------------------------------------------------------------------------------
+
+
+def batches(n, device, size=64):
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(n):
+        x = torch.randn(size, D, generator=generator)
+        yield x.to(device), torch.randint(9, (size,), generator=generator).to(device)
+
+
+def train(criterion, data):
+    losses = []
+    for x, labels in data:
+        x = x.clone().requires_grad_()
+        loss = criterion(x, labels)
+        loss.backward()
+        losses += [loss.detach(), x.grad]
+    return losses
+
+
+def new_criterion(device, **options):
+    return CrossBatchMemory(Contrastive(0.9, 0.1), D, M, **options).to(device)
+
+
+@needs_gpu
+def test_another_stream():
+    """On the stream that is current: everything before it on that stream is seen, nothing waits for the default one."""
+    expected = train(new_criterion("cuda"), batches(15, "cuda"))
+    data, criterion = list(batches(15, "cuda")), new_criterion("cuda")
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        got = train(criterion, data)
+    stream.synchronize()
+    assert all(map(torch.equal, got, expected))
+
+
+@needs_gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_the_second_device():
+    expected = train(new_criterion("cuda:0"), batches(15, "cuda:0"))
+    got = train(new_criterion("cuda:1"), batches(15, "cuda:1"))  # cuda:0 is current
+    assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(got, expected, strict=True))
+    assert torch.cuda.current_device() == 0
+
+
+@needs_gpu
+@pytest.mark.parametrize("path", ["simt", "composite"])
+@pytest.mark.parametrize("options", [{}, {"update": "deferred"}, {"enqueue": "before"}], ids=str)
+def test_graph_capture(path, options):
+    """A captured step replays to the same numbers: no sync, no address or count that was fixed at capture."""
+    data = list(batches(20, "cuda"))
+    with xbn_ext.backend(path):
+        expected = train(new_criterion("cuda", **options), data)
+        criterion = new_criterion("cuda", **options)
+        got = train(criterion, data[:3])
+        x, labels = (t.clone() for t in data[3])
+        x.requires_grad_()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # warm up on the side, on a copy
+            copy = new_criterion("cuda", **options)
+            copy.load_state_dict(criterion.state_dict())
+            torch.autograd.grad(copy(x, labels), x)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = criterion(x, labels)
+            (grad,) = torch.autograd.grad(loss, x)
+        for batch, batch_labels in data[3:]:
+            x.data.copy_(batch), labels.copy_(batch_labels)
+            graph.replay()
+            got += [loss.clone(), grad.clone()]
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@needs_gpu
+def test_no_host_sync():
+    criterion, data = new_criterion("cuda"), list(batches(4, "cuda"))
+    train(criterion, data[:2])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train(criterion, data[2:])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+@pytest.mark.parametrize("path", ["simt", "composite"])
+def test_same_bits_every_run(path):
+    with xbn_ext.backend(path):
+        first = train(new_criterion("cuda"), batches(10, "cuda"))
+        again = train(new_criterion("cuda"), batches(10, "cuda"))
+    assert all(map(torch.equal, first, again))
+
+
+@needs_gpu
+def test_opcheck_on_the_gpu():
+    z, labels = torch.randn(5, 7, device="cuda", requires_grad=True), torch.arange(5, device="cuda")
+    bank, bank_labels = torch.randn(11, 7, device="cuda"), torch.arange(11, device="cuda") % 3
+    options = (None, None, None, None, None, "contrastive", [1.0, 0.5], "mean", True, 1e-6, True)
+    torch.library.opcheck(torch.ops.xbn_ext.memory_loss.default, (z, labels, bank, bank_labels, *options))
+
+
+@needs_gpu
+def test_autocast_and_tf32_leave_the_sweep_exact():
+    z, labels = F.normalize(torch.randn(64, D, device="cuda"), dim=1), torch.arange(64, device="cuda") % 8
+    bank, bank_labels = torch.randn(M, D, device="cuda"), torch.arange(M, device="cuda") % 8
+    expected = ops.memory_loss(z, labels, bank, bank_labels, Contrastive())
+    with torch.autocast("cuda", dtype=torch.float16):
+        assert torch.equal(ops.memory_loss(z, labels, bank, bank_labels, Contrastive()), expected)

@@ -1,0 +1,91 @@
+"""What nvcc made of the CUDA kernels, read from the library that is installed: nothing spills, accesses are wide."""
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import xbn_ext
+from xbn_ext import _C
+
+ARCHITECTURES = xbn_ext.build_info()["cuda"]
+
+
+def tool(name):
+    """A tool of the CUDA toolkit: on PATH, or from its package on PyPI."""
+    packaged = Path(sysconfig.get_paths()["purelib"]).glob(f"nvidia/**/bin/{name}")
+    return shutil.which(name) or next(map(str, packaged), None)
+
+
+CUOBJDUMP = tool("cuobjdump")
+pytestmark = [
+    pytest.mark.skipif(not ARCHITECTURES, reason="built without nvcc"),
+    pytest.mark.skipif(
+        CUOBJDUMP is None, reason="no cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
+    ),
+]
+
+
+def dump(*options):
+    path = str(Path(CUOBJDUMP).parent) + os.pathsep + os.environ["PATH"]  # it calls nvdisasm
+    command = [CUOBJDUMP, *options, _C.__file__]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def resources():
+    """(architecture, kernel, {"REG": …, "STACK": …, "SHARED": …}) of every kernel in the library."""
+    architecture = kernel = None
+    for line in dump("--dump-resource-usage").splitlines():
+        if found := re.search(r"arch = sm_(\w+)", line):
+            architecture = found[1]
+        elif found := re.search(r"Function (\S+):", line):
+            kernel = found[1]
+        elif "REG:" in line:
+            yield architecture, kernel, {name: int(n) for name, n in re.findall(r"\b([A-Z]+):(\d+)", line)}
+
+
+def test_every_architecture_is_there():
+    machine_code = {name for name in ARCHITECTURES if not name.endswith("-ptx")}
+    assert {architecture for architecture, _, _ in resources()} == machine_code
+    assert set(re.findall(r"\.sm_(\w+)\.ptx", dump("--list-ptx"))) == {
+        name.removesuffix("-ptx") for name in ARCHITECTURES if name.endswith("-ptx")
+    }
+
+
+def test_nothing_spills():
+    """A spilled register, or an array that is indexed at run time, would be a stack frame."""
+    found = list(resources())
+    names = {kernel for _, kernel, _ in found}
+    for kernel in ("moments_kernel", "rewrite_kernel", "sums_kernel", "assign_kernel", "store_kernel", "sweep_kernel",
+                   "factor_kernel", "gradient_kernel", "begin_kernel", "rows_kernel", "score_kernel"):  # fmt: skip
+        assert any(kernel in name for name in names), f"{kernel} is missing"
+    for architecture, kernel, use in found:
+        assert use["STACK"] == 0 and use["LOCAL"] == 0, f"{kernel} on sm_{architecture}: {use}"
+        assert use["SHARED"] <= 48 << 10, f"{kernel} on sm_{architecture}: {use}"  # what every GPU gives without asking
+
+
+@pytest.mark.parametrize("architecture", [name for name in ("75", "80", "90a", "120") if name in ARCHITECTURES])
+def test_accesses_are_as_wide_as_the_kernels_say(architecture):
+    sass = dump("--dump-sass", "--gpu-architecture", f"sm_{architecture}")
+    code = {}
+    for part in sass.split("Function : ")[1:]:
+        name, _, body = part.partition("\n")
+        code[name] = body
+    sweeps = [body for name, body in code.items() if "sweep_kernel" in name]
+    assert len(sweeps) == 5
+    for body in sweeps:
+        assert len(re.findall(r"LDG\.E\.128", body)) >= 6  # anchors and rows of the similarities, rows of the gradient
+        assert len(re.findall(r"LDS(?:\.U)?\.128", body)) >= 32
+        assert re.search(r"STG\.E\.128", body)
+        assert len(re.findall(r"\bFFMA\b", body)) >= 256
+    for width in ("IfLi4E", "IdLi2E", "7Float16ELi8E", "8BFloat16ELi8E"):
+        rewrites = [body for name, body in code.items() if "rewrite_kernel" in name and width in name]
+        assert len(rewrites) == 2  # transform_ and standardize_
+        for body in rewrites:
+            assert len(re.findall(r"LDG\.E\.128", body)) >= 4 and len(re.findall(r"STG\.E\.128", body)) >= 4
