@@ -21,9 +21,10 @@ from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 TORCH_2_10 = "0x020a000000000000"
-ARCHITECTURES = "75;80;86;89;90a;100;120;75-ptx"
+ARCHITECTURES = "75;80;86;89;90a;100;120;75-ptx"  # those of them that the nvcc at hand knows
+OLDEST_NVCC = (12, 0)  # of those that know C++20
 CUDA_SOURCES = sorted(glob("csrc/cuda/*.cu"))
-CUDA_HEADERS = ["csrc/formulas.h", "csrc/params.h", *glob("csrc/cuda/*.cuh"), *glob("csrc/cuda/*.h")]
+CUDA_HEADERS = ["csrc/formulas.h", "csrc/half.h", "csrc/params.h", *glob("csrc/cuda/*.cuh"), *glob("csrc/cuda/*.h")]
 
 
 class Nvcc:
@@ -32,6 +33,17 @@ class Nvcc:
     def __init__(self, program: str, runtime: Path) -> None:
         self.program = program
         self.runtime = runtime
+        release = re.search(r"release (\d+)\.(\d+)", self.ask("--version"))
+        self.version = (int(release[1]), int(release[2])) if release else (0, 0)
+
+    def ask(self, *options: str) -> str:
+        return subprocess.run([self.program, *options], capture_output=True, text=True).stdout
+
+    def knows(self, architecture: str) -> bool:
+        number = architecture.removesuffix("-ptx").rstrip("af")  # it lists 90 and not 90a
+        if architecture.endswith("-ptx"):
+            return f"compute_{number}" in self.ask("--list-gpu-arch").split()
+        return f"sm_{number}" in self.ask("--list-gpu-code").split()
 
     @classmethod
     def find(cls) -> "Nvcc | None":
@@ -60,13 +72,14 @@ class Nvcc:
         for name in architectures:
             number, ptx = name.removesuffix("-ptx"), name.endswith("-ptx")
             codes.append(f"-gencode=arch=compute_{number},code={'compute' if ptx else 'sm'}_{number}")
+        part = f"{target}.{os.getpid()}"
         command = [
             self.program, "-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xfatbin=-compress-all", *codes,
-            f'-DXBN_CUDA_ARCHITECTURES="{";".join(architectures)}"', "-c", source, "-o", f"{target}.part",
+            f'-DXBN_CUDA_ARCHITECTURES="{";".join(architectures)}"', "-c", source, "-o", part,
         ]  # fmt: skip
         print(" ".join(command), flush=True)
         subprocess.check_call(command)
-        os.replace(f"{target}.part", target)
+        os.replace(part, target)
         return str(target)
 
 
@@ -76,18 +89,33 @@ def find_nvcc() -> "Nvcc | None":
         raise SystemExit(f"XBN_CUDA must be 0, 1 or auto, got {wanted!r}")
     if wanted == "0" or sys.platform != "linux":
         return None
+    if not CUDA_SOURCES:
+        raise SystemExit("csrc/cuda has no kernels: this is not a whole copy of the sources")
     nvcc = Nvcc.find()
-    if nvcc is None and wanted == "1":
-        raise SystemExit("XBN_CUDA=1, but nvcc and its libcudart_static.a were not found: set CUDA_HOME, or PATH")
-    return nvcc
+    lacking = None
+    if nvcc is None:
+        lacking = "nvcc and its libcudart_static.a were not found: set CUDA_HOME, or PATH"
+    elif nvcc.version < OLDEST_NVCC:
+        lacking = (
+            f"nvcc is of CUDA {nvcc.version[0]}.{nvcc.version[1]}, at least {OLDEST_NVCC[0]}.{OLDEST_NVCC[1]} is needed"
+        )
+    if lacking is None:
+        return nvcc
+    if wanted == "1":
+        raise SystemExit(f"XBN_CUDA=1, but {lacking}")
+    print(f"xbn_ext: {lacking}", file=sys.stderr)
+    return None
 
 
-def read_architectures() -> list[str]:
-    names = [name for name in re.split(r"[;, ]+", os.environ.get("XBN_CUDA_ARCHS", ARCHITECTURES)) if name]
+def choose_architectures(nvcc: Nvcc) -> list[str]:
+    wanted = os.environ.get("XBN_CUDA_ARCHS")
+    names = [name for name in re.split(r"[;, ]+", wanted or ARCHITECTURES) if name]
     for name in names:
         if not re.fullmatch(r"[0-9]+[af]?(-ptx)?", name):
             raise SystemExit(f"XBN_CUDA_ARCHS: {name!r} is not an architecture such as 90a or 80-ptx")
-    return names
+        if wanted and not nvcc.knows(name):
+            raise SystemExit(f"XBN_CUDA_ARCHS: this nvcc does not know {name!r}")
+    return [name for name in names if nvcc.knows(name)]
 
 
 nvcc = find_nvcc()
@@ -95,7 +123,7 @@ sources = ["csrc/schema.cpp", "csrc/cuda/path.cpp", *glob("csrc/cpu/*.cpp")]
 if nvcc is not None:
     sources += ["csrc/cuda/backend.cpp", "csrc/cuda/torch_cuda.cpp"]
 else:
-    print("xbn_ext: no CUDA compiler, or none wanted: building CPU kernels only", file=sys.stderr)
+    print("xbn_ext: building CPU kernels only", file=sys.stderr)
     sources += ["csrc/cuda/missing.cpp"]
 
 
@@ -104,10 +132,11 @@ class Build(BuildExtension):
 
     def build_extensions(self) -> None:
         if nvcc is not None:
-            architectures = read_architectures()
-            folder = Path("build", "cuda", "_".join(architectures))
+            architectures = choose_architectures(nvcc)
+            version = ".".join(map(str, nvcc.version))
+            folder = Path("build", "cuda", f"{version}_{'_'.join(architectures)}")
             folder.mkdir(parents=True, exist_ok=True)
-            jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
+            jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
             with ThreadPoolExecutor(jobs) as pool:
                 largest_first = sorted(CUDA_SOURCES, key=os.path.getsize, reverse=True)
                 objects = list(pool.map(lambda source: nvcc.compile(source, architectures, folder), largest_first))
@@ -122,6 +151,7 @@ extension = CppExtension(
     "xbn_ext._C",
     sorted(sources),
     py_limited_api=True,
+    depends=[*CUDA_SOURCES, *CUDA_HEADERS],
     extra_compile_args={
         "cxx": [
             "-O3",

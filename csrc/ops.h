@@ -148,6 +148,7 @@ struct Ops {
     check_enqueue(bank, bank_labels, sums, head, count, z, labels, mask, scale, shift);
     const Tensor dense_z = as_dense(z), dense_labels = as_dense(labels);
     check(!overlap(dense_z, bank), "enqueue_: z must not share memory with bank");
+    check(!overlap(dense_labels, bank_labels), "enqueue_: labels must not share memory with bank_labels");
     const Device device("enqueue_", bank);
     device.check_counter("head", head, bank.size(0) - 1);
     device.check_counter("count", count, bank.size(0));

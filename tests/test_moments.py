@@ -34,6 +34,22 @@ def test_mean_far_from_zero(ops, device):
     assert (std - 1).abs().max() < 0.3
 
 
+@pytest.mark.parametrize("B", [1, 64, 105, 700])
+def test_a_constant_column_is_exact(B, ops, device, dtype):
+    x = torch.tensor([0.7, 1.25, 1e6 + 0.1, -3e-5], dtype=dtype, device=device).expand(B, 4)
+    mean, std, _ = ops.moments(x)
+    assert torch.equal(mean, x[0].double()) and not std.any()
+
+
+@pytest.mark.parametrize("far", [1e4, 1e8, 1e12])
+def test_spread_far_from_zero(far, ops, device):
+    """In float64 the numbers lie about 1e-16 * far apart; no more than that is lost."""
+    x = 1e-3 * torch.randn(700, 5, dtype=torch.float64, device=device) + far
+    _, std, _ = ops.moments(x)
+    exact = (x - x[0]).var(0, correction=0).sqrt()  # the differences are exact
+    torch.testing.assert_close(std, exact, rtol=1e-11, atol=0)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_rows_that_are_not_finite_do_not_count(bad, ops, device, dtype):
     x = torch.randn(10, 7, dtype=dtype, device=device)

@@ -185,6 +185,13 @@ def test_rows_of_the_bank_cannot_be_enqueued_into_it():
     assert torch.equal(a["bank"], before)
 
 
+def test_labels_of_the_bank_cannot_be_enqueued_into_it():
+    a = enqueue_arguments(mask=None)
+    a["labels"] = a["bank_labels"][:B]
+    with pytest.raises(RuntimeError, match="enqueue_: labels must not share memory with bank_labels"):
+        torch.ops.xbn_ext.enqueue_(*a.values())
+
+
 def test_a_call_without_gradient_cannot_be_differentiated():
     value, _ = torch.ops.xbn_ext.memory_loss(*loss_arguments(need_grad=False).values())
     with pytest.raises(RuntimeError, match="need_grad=False"):

@@ -143,8 +143,9 @@ def standardize_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count
     off = live & ((mean.abs() > 4) | (std > 4) | (std < 0.25))
     if count == 0 or not off.any():
         return
-    a = torch.where(live, 1 / std, 1.0).to(bank.dtype).double()
-    b = torch.where(live, -mean * a, 0.0).to(bank.dtype).double()
+    compute = torch.promote_types(bank.dtype, torch.float32)
+    a = torch.where(live, 1 / std, 1.0).to(compute).double()
+    b = torch.where(live, -mean * a, 0.0).to(compute).double()
     rows = bank[: int(count)]
     rows.copy_(rows.double() * a + b)
     sums.copy_(sums_of(rows))
@@ -210,10 +211,10 @@ def contrastive(loss: Contrastive, s: Tensor, positive: Tensor, pair: Tensor, an
     positives = torch.where(pair & positive, loss.pos_margin - s, zero).relu()
     negatives = torch.where(pair & ~positive, s - loss.neg_margin, zero).relu()
     if loss.reduction == "mean":
-        n = s.shape[0] if anchors is None else anchors.sum()
-        n_positive = n_negative = torch.as_tensor(n, device=s.device)
+        n = torch.full_like(zero, s.shape[0]) if anchors is None else anchors.sum()
+        n_positive = n_negative = n
     else:
-        n_positive, n_negative = (positives > 0).sum(), (negatives > 0).sum()
+        n_positive, n_negative = (positives != 0).sum(), (negatives != 0).sum()
     return positives.sum() / n_positive.clamp(min=1) + negatives.sum() / n_negative.clamp(min=1)
 
 

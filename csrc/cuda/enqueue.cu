@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) assign_kernel(const Enqueue
   const int lane = threadIdx.x % kWarp;
   for (int64_t i = blockIdx.x * kWarps + threadIdx.x / kWarp; i < p.B; i += gridDim.x * kWarps) {
     bool finite = true;
-    for (int64_t d = lane; d < p.D; d += kWarp) finite = finite && is_finite(pull_back(p, i, d));
+    for (int64_t d = lane; d < p.D; d += kWarp) finite &= is_finite(pull_back(p, i, d));
     finite = __all_sync(0xffffffffu, finite);
     if (lane == 0) w.storable[i] = finite && (p.mask == nullptr || p.mask[i]);
   }

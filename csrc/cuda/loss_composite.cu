@@ -1,4 +1,4 @@
-// memory_loss as two library products per chunk of the bank, for many anchors, for float64 and for D > 1024. These are
+// memory_loss as two library products per chunk of the bank: for many anchors, for float64 and for D > 1024. These are
 // the kernels around the products; launch.h says in which order the caller runs them.
 //
 //   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], of which rows [0, count) count
@@ -6,13 +6,11 @@
 //   math   as loss.cu, a chunk of the bank at a time: rows r_j, similarities s = z r^T, weights, grad += weights r
 //   grid   begin_kernel: a warp to an anchor;  rows_kernel: a warp to a bank row;  score_kernel: a block to an anchor
 //   keeps  one chunk of rows [chunk, D] and similarities [kinds * B, chunk], small enough for a second-level cache, and
-//   the
-//          gradient [kinds * B, D]. Never all of B x M.
+//          the gradient [kinds * B, D]. Never all of B x M.
 //   needs  all M rows are gone through whatever the count, since the number of products is decided before the count is
 //          known; rows beyond it count for nothing
 //   order  chunks one after the other; a block adds to the sums of its anchor alone: the same bits every run, as far as
-//   the
-//          library's products are
+//          the library's products are
 #include "loss_partial.cuh"
 
 namespace xbn::cuda {

@@ -4,8 +4,9 @@
 //   in     x [B, D], mask [B] or null; for track_ also sums [2, D] and count of the stored rows
 //   out    mean, std [D], rows [1] in double; for track_ also target_mean, target_std, variance, scale, shift
 //   math   per block: sums shifted by its first usable row, so that a mean far from zero costs no digits;
-//          blocks are merged by  mean = sum_b n_b mean_b / n,  var = sum_b (M2_b + n_b (mean_b - mean)^2) / n;
-//          filter and map: formulas.h
+//          a block's pivot is a value of x, and blocks are merged by what they are off the first pivot p0:
+//          off_b = (pivot_b - p0) + sum_b / n_b,  o = sum_b n_b off_b / n,  mean = p0 + o,
+//          var = sum_b (M2_b + n_b (off_b - o)^2) / n;  filter and map: formulas.h
 //   grid   up to 64 blocks of 256 threads, each a run of rows; 32 to 256 threads side by side on the columns
 //   keeps  three doubles per column and block in the workspace
 //   order  fixed: threads in order within a block, blocks in order by the one that finishes last. Same bits every run.
@@ -33,7 +34,8 @@ Plan plan_moments(int64_t B) {
 struct Workspace {
   unsigned* ticket;     // [1]
   int64_t* rows;        // [blocks] usable rows
-  double* mean;         // [blocks, D]
+  double* pivot;        // [blocks, D] a value of the column
+  double* mean;         // [blocks, D] off the pivot
   double* sum_squares;  // [blocks, D] of deviations from that mean
   bool* usable;         // [B]
   int64_t bytes;
@@ -43,6 +45,7 @@ struct Workspace {
     Carver carve(memory);
     ticket = carve.take<unsigned>(1);
     rows = carve.take<int64_t>(blocks);
+    pivot = carve.take<double>(blocks * D);
     mean = carve.take<double>(blocks * D);
     sum_squares = carve.take<double>(blocks * D);
     usable = carve.take<bool>(B);
@@ -89,31 +92,31 @@ __device__ void measure_rows(const MomentsParams<T>& p, const Workspace& w, int6
         sum += partial[0][k * columns + column];
         sum_squares += partial[1][k * columns + column];
       }
-      w.mean[blockIdx.x * p.D + d] = pivot + sum / static_cast<double>(n);
-      const double deviation = sum_squares - sum * (sum / static_cast<double>(n));
+      const double off = sum / static_cast<double>(n), deviation = sum_squares - sum * off;
+      w.pivot[blockIdx.x * p.D + d] = pivot;
+      w.mean[blockIdx.x * p.D + d] = off;
       w.sum_squares[blockIdx.x * p.D + d] = deviation > 0 ? deviation : 0;
     }
     __syncthreads();
   }
 }
 
-// Moments of one column over all blocks, in order; n usable rows in all.
-__device__ Moments merge_blocks(const Workspace& w, int64_t blocks, int64_t n, int64_t D, int64_t d) {
-  if (n == 0) return {0.0, 0.0};
+// Moments of one column over all blocks, in order. rows: of the blocks; first: the first that has any; n: in all.
+__device__ Moments merge_blocks(const Workspace& w, const double* rows, int64_t blocks, int64_t first, double n,
+                                int64_t D, int64_t d) {
+  if (first == blocks) return {0.0, 0.0};
+  const double pivot = __ldcg(w.pivot + first * D + d);
+  const auto off = [&](int64_t b) { return (__ldcg(w.pivot + b * D + d) - pivot) + __ldcg(w.mean + b * D + d); };
   double sum = 0;
-  for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t rows = __ldcg(w.rows + b);
-    if (rows > 0) sum += static_cast<double>(rows) * __ldcg(w.mean + b * D + d);
-  }
-  const double share = 1.0 / static_cast<double>(n), mean = sum * share;
+#pragma unroll 4
+  for (int64_t b = first; b < blocks; ++b)
+    if (rows[b] > 0) sum += rows[b] * off(b);  // a block without rows has left nothing
+  const double mean = sum / n;
   double sum_squares = 0;
-  for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t rows = __ldcg(w.rows + b);
-    if (rows == 0) continue;  // it has left no mean
-    const double off = __ldcg(w.mean + b * D + d) - mean;
-    sum_squares += __ldcg(w.sum_squares + b * D + d) + static_cast<double>(rows) * off * off;
-  }
-  return {mean, std::sqrt(sum_squares * share)};
+#pragma unroll 4
+  for (int64_t b = first; b < blocks; ++b)
+    if (rows[b] > 0) sum_squares += __ldcg(w.sum_squares + b * D + d) + rows[b] * (off(b) - mean) * (off(b) - mean);
+  return {pivot + mean, std::sqrt(sum_squares / n)};
 }
 
 template <typename T, bool kTrack>
@@ -125,8 +128,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   measure_rows(p, w, begin, smaller(begin + rows_of_block, p.B), columns);
   if (!is_last_block(w.ticket, gridDim.x, &last)) return;
 
-  int64_t rows = 0;
-  for (unsigned b = 0; b < gridDim.x; ++b) rows += __ldcg(w.rows + b);
+  __shared__ double rows_of[kMaxBlocks];
+  for (unsigned b = threadIdx.x; b < gridDim.x; b += kThreads) rows_of[b] = static_cast<double>(__ldcg(w.rows + b));
+  __syncthreads();
+  double n = 0;
+  int64_t first = gridDim.x;
+  for (int64_t b = gridDim.x - 1; b >= 0; --b) {
+    n += rows_of[b];
+    if (rows_of[b] > 0) first = b;
+  }
+  const int64_t rows = static_cast<int64_t>(n);
   if (threadIdx.x == 0) *p.rows = rows;
   KalmanGain k = {};
   int64_t count = 0;
@@ -135,7 +146,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     count = larger(0, *t.count);
   }
   for (int64_t d = threadIdx.x; d < p.D; d += kThreads) {
-    const Moments measured = merge_blocks(w, gridDim.x, rows, p.D, d);
+    const Moments measured = merge_blocks(w, rows_of, gridDim.x, first, n, p.D, d);
     p.mean[d] = measured.mean;
     p.std[d] = measured.std;
     if constexpr (kTrack) {

@@ -20,9 +20,9 @@ namespace xbn::cuda {
 namespace {
 
 constexpr int kRewriteThreads = 256;
-constexpr int64_t kMinRun = 64;  // rows
-constexpr int64_t kMaxRuns = 512;
-constexpr int kBatch = 4;  // rows of a thread in flight
+constexpr int kBatch = 4;          // rows of a thread in flight
+constexpr int64_t kMinRun = 64;    // rows
+constexpr int64_t kMaxRuns = 384;  // three blocks on each of 128 multiprocessors
 constexpr int kSumColumns = 32;
 constexpr int kSumLanes = 8;
 
@@ -46,7 +46,7 @@ struct alignas(kWidth * sizeof(S)) Vector {
 };
 
 template <typename S, int kWidth, typename Map>
-__global__ void __launch_bounds__(kRewriteThreads)
+__global__ void __launch_bounds__(kRewriteThreads, kWidth <= 4 ? 3 : 2)
     rewrite_kernel(S* bank, const Map map, int64_t M, int64_t D, int columns, const RewriteWorkspace w) {
   using Row = Vector<S, kWidth>;
   using C = typename Compute<S>::type;

@@ -1,0 +1,185 @@
+"""tools.gpu_check as far as it goes without a GPU: a dry run on the CPU, and its readers of other programs' output."""
+
+import dataclasses
+import json
+import textwrap
+import time
+
+import pytest
+import torch
+
+from tools.gpu_check import build, counters, report, sanitizers, truth
+from tools.gpu_check.__main__ import main
+from tools.gpu_check.run import Runner, Section, command
+from xbn_ext import ops
+
+
+def test_dry_run(tmp_path, capsys):
+    assert main(["--device", "cpu", "--out", str(tmp_path), "--part", "A"]) == 0
+    assert main(["--device", "cpu", "--out", str(tmp_path), "--part", "B"]) == 0
+    (file,) = tmp_path.iterdir()
+    data = json.loads(file.read_text())  # the parts of a day meet in one file
+    assert file.name == f"cpu-{data['date']}.json" and data["parts"].keys() == {"A", "B"}
+    assert data["machine"]["torch"] == torch.__version__
+    sections = {section["name"]: section for part in data["parts"].values() for section in part}
+    assert sections.keys() == {"ceilings", "truth", "loss", "step", "crossover", "bank"}
+    assert {row["name"] for row in sections["ceilings"]["rows"]} == {"copy", "fp32", "tf32", "bf16"}
+    for name, section in sections.items():
+        assert section["status"] == "ok", section["note"]
+        if name not in ("ceilings", "truth"):
+            for row in section["rows"]:
+                assert 0 < row["us_low"] <= row["us"] <= row["us_high"] and row["gb_s"] >= 0 and row["of_ceiling"] >= 0
+    table = capsys.readouterr().out
+    for words in (
+        "loss and gradient",
+        "whole step",
+        "passes over the bank",
+        "composite wins from B",
+        "nothing was found",
+    ):
+        assert words in table
+    assert table.index("=== Part B") < table.index("whole step") and len(table) < 24_000
+
+
+def test_no_time_left(tmp_path):
+    assert main(["--device", "cpu", "--out", str(tmp_path), "--part", "B", "--minutes", "0.01"]) == 0
+    (file,) = tmp_path.iterdir()
+    assert {section["status"] for section in json.loads(file.read_text())["parts"]["B"]} == {"skipped"}
+
+
+def moved_bank(bank, loss, options):
+    return bank * 1.01 + 0.01, loss, options
+
+
+def without_a_pair_rule(name):
+    return lambda bank, loss, options: (bank, loss, options | {name: None})
+
+
+def one_row_less(bank, loss, options):
+    count = options.get("count", torch.tensor(len(bank)))
+    return bank, loss, options | {"count": (count - 1).clamp(min=0)}
+
+
+def another_margin(bank, loss, options):
+    return bank, dataclasses.replace(loss, neg_margin=loss.neg_margin + 0.01), options
+
+
+def other_bits_each_time(bank, loss, options):
+    return bank * (1 + 1e-6 * torch.rand(())), loss, options
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [moved_bank, one_row_less, another_margin, other_bits_each_time,
+     without_a_pair_rule("exclude"), without_a_pair_rule("anchors")],
+)  # fmt: skip
+def test_truth_finds_mistakes(mistake, monkeypatch):
+    def memory_loss(z, labels, bank, bank_labels, loss, right=ops.memory_loss, **options):
+        bank, loss, options = mistake(bank, loss, options)
+        return right(z, labels, bank, bank_labels, loss, **options)
+
+    monkeypatch.setattr(truth.ops, "memory_loss", memory_loss)
+    cases = [case for case in truth.cases(small=True, n=60) if case["way"] != "composite tf32"]
+    assert not all(truth.check(case, "cpu")["ok"] for case in cases)
+
+
+@pytest.fixture
+def in_children(tmp_path, monkeypatch):
+    """Runs the worker of a module `fake` in children, as on a GPU."""
+
+    def run(statement, cases=4):
+        text = f"""
+            import os
+
+            def work(number):
+                {statement}
+                return {{"ok": True, "pid": os.getpid()}}
+
+            def worker(job):
+                job.each([{{"number": i}} for i in range({cases})], work)
+        """
+        (tmp_path / "fake.py").write_text(textwrap.dedent(text))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        return Runner("cuda", 1, lambda section: None).work("fake", "fake:worker", correctness=True)
+
+    return run
+
+
+def test_a_crash_costs_one_case(in_children):
+    section = in_children("if number == 1: os._exit(9)")
+    assert [row["ok"] for row in section.rows] == [True, False, True, True] and section.is_wrong
+    assert section.rows[0]["pid"] != section.rows[2]["pid"] == section.rows[3]["pid"]
+
+
+def test_after_a_cuda_error_comes_a_fresh_process(in_children):
+    section = in_children("if number == 0: raise RuntimeError('CUDA error: an illegal memory access')", cases=2)
+    assert [row["ok"] for row in section.rows] == [False, True] and "illegal" in section.rows[0]["error"]
+
+
+def test_a_worker_can_ask_for_a_fresh_process(in_children):
+    section = in_children("if number == 0: return {'fresh_process': True, 'pid': os.getpid()}", cases=2)
+    assert section.status == "ok" and section.rows[0]["pid"] != section.rows[1]["pid"]
+
+
+def test_a_hang_is_ended_with_its_children():
+    begin = time.time()
+    with pytest.raises(Exception, match="timed out") as ended:
+        command(["bash", "-c", "echo begun; sleep 60 & wait"], 1)
+    assert time.time() - begin < 10 and "begun" in ended.value.output
+
+
+def test_registers():
+    text = """
+ Function _ZN3xbn4cuda39_GLOBAL__N__901347df_7_loss_cu_107712sweep_kernelILi512ENS_11ContrastiveIfEEEEvNS_16M:
+  REG:248 STACK:0 SHARED:39552 LOCAL:0 CONSTANT[0]:545 TEXTURE:0 SURFACE:0 SAMPLER:0
+ Function _ZN3xbn4cuda43_GLOBAL__N__64701a5f_10_rewrite_kernelIdLb1EEEvNS_13MomentsParamsIT_EE:
+  REG:64 STACK:8 SHARED:5121 LOCAL:0 CONSTANT[0]:1132 TEXTURE:0 SURFACE:0 SAMPLER:0
+"""
+    sweep, rewrite = build.read_registers(text)
+    assert sweep["kernel"].startswith("sweep_kernel") and sweep["reg"] == 248 and sweep["ok"]
+    assert rewrite["stack"] == 8 and not rewrite["ok"]
+
+
+def test_closing_line():
+    text = "FAILED tests/a.py::b - in 3 failed\n====== 2 failed, 1040 passed, 7 deselected in 12.3s ======"
+    assert build.read_closing_line(text) == {"failed": 2, "passed": 1040, "deselected": 7}
+    assert build.read_closing_line("Killed") == {}
+    assert build.architecture("9.0") == "90a" and build.architecture("8.6") == "86"
+
+
+@pytest.mark.parametrize(
+    "text, code, status",
+    [
+        ("all cases ran\n========= ERROR SUMMARY: 0 errors", 0, "ok"),
+        ("all cases ran\n========= ERROR SUMMARY: 3 errors", 86, "failed"),
+        ("========= Error: Device not supported", 1, "skipped"),
+        ("Segmentation fault", 139, "failed"),
+    ],
+)
+def test_sanitizer_verdicts(text, code, status):
+    assert sanitizers.verdict(text, code)[0] == status
+
+
+def test_counters():
+    names = ["ID", "gpu__time_duration.sum", "dram__bytes_read.sum", "launch__registers_per_thread",
+             "smsp__average_warps_issue_stalled_barrier_per_issue_active.ratio",
+             "smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio",
+             "smsp__average_warps_issue_stalled_barrier_not_issued_per_issue_active.ratio"]  # fmt: skip
+    values = ["0", "250,000", "122880000", "248", "0.5", "3.25", "9"]
+    lines = [",".join(f'"{cell}"' for cell in line) for line in (names, [""] * len(names), values)]
+    row = counters.summary(counters.read_csv("==PROF== Connected\n" + "\n".join(lines)))
+    assert row == {"us": 250, "dram read MB": 122.88, "registers": 248, "stalls": "long_scoreboard:3.25 barrier:0.50"}
+    assert counters.read_csv("==ERROR== ERR_NVGPUCTRPERM") == {}
+
+
+def test_crossover():
+    us = {"simt": {64: 10, 128: 20, 256: 60}, "composite": {64: 9, 128: 30, 256: 40}, "composite tf32": {64: 99}}
+    rows = [{"way": way, "B": B, "us": value} for way, of in us.items() for B, value in of.items()]
+    assert report.composite_from(rows, "composite") == 256 and report.composite_from(rows, "composite tf32") is None
+    assert report.threshold() > 0
+
+
+def test_wrong_sections_decide():
+    assert Section("a", correctness=True, status="timeout").is_wrong
+    assert not Section("a", correctness=True, status="skipped").is_wrong
+    assert not Section("a", status="failed").is_wrong

@@ -1,0 +1,107 @@
+"""Part A, first half: build for this GPU, look at what the compiler made of the kernels, run the project's tests."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from .run import ROOT, Row, Runner, Section, command, tail
+
+TESTS = ["test_moments", "test_track", "test_transform", "test_standardize", "test_enqueue", "test_memory_loss",
+         "test_memory", "test_cuda"]  # fmt: skip
+LONG_TESTS = ["test_long_run"]
+
+
+def architecture(capability: str) -> str:
+    """The name under which setup.py knows the GPUs of a compute capability such as "9.0"."""
+    number = capability.replace(".", "")
+    return f"{number}a" if number == "90" else number
+
+
+def build(runner: Runner, capability: str) -> Section:
+    """Builds the library in place, with machine code for this GPU only."""
+
+    def function(section: Section) -> None:
+        done = command(
+            [sys.executable, "setup.py", "build_ext", "--inplace"], runner.left(),
+            XBN_CUDA="1", XBN_CUDA_ARCHS=architecture(capability),
+        )  # fmt: skip
+        warnings = [line for line in done.stdout.splitlines() if "warning" in line.lower() or "ptxas" in line]
+        section.rows.append({"ok": done.returncode == 0, "warnings": [tail(line, 300) for line in warnings[:20]]})
+        section.note = f"sm_{architecture(capability)}, {len(warnings)} lines with warnings"
+        if done.returncode != 0:
+            section.status, section.note = "failed", tail(done.stdout)
+        importlib.invalidate_caches()
+
+    return runner.section("build", function, correctness=True)
+
+
+def is_built(runner: Runner) -> bool:
+    """Whether there is a library with CUDA kernels."""
+    question = "import sys, xbn_ext; sys.exit(not xbn_ext.build_info()['cuda'])"
+    return command([sys.executable, "-c", question], runner.left()).returncode == 0
+
+
+def registers(runner: Runner) -> Section:
+    """Registers and stack of every kernel: nothing may spill."""
+
+    def function(section: Section) -> None:
+        program = shutil.which("cuobjdump")
+        if program is None:
+            section.status, section.note = "skipped", "cuobjdump is not on PATH"
+            return
+        libraries = [str(path) for path in Path(ROOT, "xbn_ext").glob("_C*.so")]
+        section.rows = read_registers(command([program, "--dump-resource-usage", *libraries], runner.left()).stdout)
+        spilling = [row["kernel"] for row in section.rows if not row["ok"]]
+        section.note = f"{len(section.rows)} kernels; spilling: {', '.join(spilling) or 'none'}"
+        if spilling or not section.rows:
+            section.status = "failed"
+
+    return runner.section("registers", function, correctness=True)
+
+
+def read_registers(text: str) -> list[Row]:
+    """The kernels in what `cuobjdump --dump-resource-usage` prints."""
+    rows: list[Row] = []
+    for name, usage in re.findall(r"Function (\S+?):\s*\n\s*(REG:.*)", text):
+        values = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+        kernel = re.search(r"\d([a-z_]+_kernel)(\w*?)EEv", name)
+        short = kernel[1] if kernel else name
+        row = {key.lower(): values.get(key, 0) for key in ("REG", "STACK", "SHARED", "LOCAL")}
+        ok = row["local"] == row["stack"] == 0
+        rows.append({"kernel": short + (kernel[2] if kernel else ""), **row, "ok": ok})
+    return rows
+
+
+def tests(runner: Runner, name: str, modules: list[str], limit: float) -> Section:
+    """The project's own tests, on the GPU."""
+
+    def function(section: Section) -> None:
+        files = [f"tests/{module}.py" for module in modules if Path(ROOT, "tests", f"{module}.py").exists()]
+        done = command(
+            [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=short", "-p", "no:cacheprovider", "-k", "cuda", *files],
+            min(limit, runner.left()), OMP_NUM_THREADS="1",
+        )  # fmt: skip
+        numbers = read_closing_line(done.stdout)
+        failures = [tail(line, 300) for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        good = done.returncode == 0 and numbers.get("passed", 0) > 0
+        section.rows.append({"ok": good, "files": files, **numbers, "failures": failures[:40]})
+        section.note = ", ".join(f"{n} {word}" for word, n in numbers.items())
+        if not good:
+            section.status = "failed"
+            section.note += "\n" + ("\n".join(failures[:10]) or tail(done.stdout))
+
+    return runner.section(name, function, correctness=True)
+
+
+def read_closing_line(text: str) -> dict[str, int]:
+    """`3 failed, 20 passed in 1.2s` as numbers."""
+    words = r"(\d+) (passed|failed|errors?|skipped|deselected|xfailed|xpassed)"
+    for line in reversed(text.splitlines()):
+        found = re.findall(words, line)
+        if found and " in " in line:
+            return {word.removesuffix("s") if word == "errors" else word: int(n) for n, word in found}
+    return {}
