@@ -138,7 +138,10 @@ class Config:
         ),
     )
     device: str = field(
-        default="auto", metadata=_about("auto: cuda if there is one, else cpu; or a torch device", run_only=True)
+        default="auto",
+        metadata=_about(
+            "auto: cuda if there is a GPU and xbn_ext has kernels for it, else cpu; or a torch device", run_only=True
+        ),
     )
     threads: int = field(default=0, metadata=_about("CPU threads; 0: torch's choice", run_only=True))
     workers: int = field(

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+import xbn_ext
+
 from . import checkpoint, data, loop, model, report
 from .checkpoint import Found
 from .config import Config, ConfigError, parse
@@ -66,7 +68,7 @@ def _load(config: Config) -> data.Dataset:
 def _device(config: Config) -> torch.device:
     name = config.device
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() and xbn_ext.build_info()["cuda"] else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
