@@ -30,7 +30,7 @@ wheel: $(VENV)/.installed
 
 # Imports and runs that wheel under the oldest and the newest torch and two Pythons: downloads gigabytes.
 wheel-check: wheel
-	$(BIN)/python tools/wheel_check.py dist/*.whl $(ARGS)
+	$(BIN)/python -m tools.wheel_check dist/*.whl $(ARGS)
 
 # On a machine with a GPU, in whatever environment has its torch: truth and sanitizers, timings, counters.
 gpu-check:

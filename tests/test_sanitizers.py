@@ -46,10 +46,16 @@ def test_cpu_kernels(sanitizers, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
-@pytest.mark.parametrize("sanitizers, rounds", [("address,undefined", "80"), ("thread", "24")])
-def test_cuda_kernels(sanitizers, rounds, tmp_path):
+@pytest.mark.parametrize(
+    "sanitizers, rounds, sizes",
+    [
+        ("address,undefined", 80, [1, 7, 63, 64, 65, 257]),
+        ("thread", 24, [1, 64, 65]),
+    ],  # so many at random, and all shapes of these
+)
+def test_cuda_kernels(sanitizers, rounds, sizes, tmp_path):
     program = tmp_path / "fuzz"
     sources = [*CPU_KERNELS, *CUDA_KERNELS, ROOT / "tests" / "emu" / "fuzz.cpp"]
     flags = ["-march=native", "-Wno-unknown-pragmas", "-I", str(ROOT / "tests" / "emu" / "include")]
     build(program, sources, sanitizers, *flags)
-    assert f"{rounds} rounds" in run(str(program), rounds)
+    assert f"{rounds + len(sizes) ** 3} rounds" in run(str(program), str(rounds), *map(str, sizes))

@@ -85,6 +85,20 @@ def test_dead_dimensions_keep_their_scale(ops, device):
     torch.testing.assert_close((m.bank * m.scale + m.shift).mean(0), x.double().mean(0), check_dtype=False)
 
 
+@pytest.mark.parametrize("count", [1, 3, 10, 1000])
+def test_a_constant_dimension_far_from_zero_is_dead(count, ops, device):
+    """The variance from its sums is rounding, in proportion to the mean: taken for a spread it would wreck the map."""
+    m = state.to(state.filled(1000, 7, count), device)
+    m.bank[:, 0], m.bank[:, 1] = 61.7, -1e4 / 3
+    m.sums.copy_(reference.sums_of(m.bank[:count]))
+    truth = state.clone(m)
+    x = torch.randn(16, 7, device=device)
+    track(ops, m, x, FILTERS["xbn"])
+    track(reference, truth, x, FILTERS["xbn"])
+    state.assert_same_state(m, truth)
+    assert m.scale[0] == 1 and m.scale[1] == 1 and (m.scale.abs() < 100).all()
+
+
 def test_a_map_that_mirrors(ops, device):
     ours = state.to(state.filled(40, 7, 40, pending=True), device)
     ours.scale.neg_()

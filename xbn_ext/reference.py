@@ -66,11 +66,15 @@ def kalman_(
 
 
 def bank_moments(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and std of the stored rows from their sums `[2, D]`; an empty bank counts as standardised."""
+    """Mean and std of the stored rows from their sums `[2, D]`; an empty bank counts as standardised.
+
+    A variance below 1e-12 of the mean square is what the rounding of the sums leaves, and counts as none.
+    """
     if count == 0:
         return torch.zeros_like(sums[0]), torch.ones_like(sums[0])
-    mean = sums[0] / count
-    return mean, (sums[1] / count - mean**2).clamp(min=0).sqrt()
+    mean, mean_square = sums / count
+    variance = mean_square - mean**2
+    return mean, torch.where(variance > 1e-12 * mean_square, variance, 0.0).sqrt()
 
 
 def match_moments(mean: Tensor, std: Tensor, to_mean: Tensor, to_std: Tensor, eps: float) -> tuple[Tensor, Tensor]:

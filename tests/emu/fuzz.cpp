@@ -41,10 +41,10 @@ Exactly<To> converted(const Exactly<From>& from) {
   return to;
 }
 
-// Largest difference over the largest value; a NaN must be a NaN in both.
+// Largest difference over the largest value, or over `unit` if that is more; a NaN must be a NaN in both.
 template <typename A, typename B>
-double difference(const Exactly<A>& a, const Exactly<B>& b) {
-  double largest = 1e-300, off = 0;
+double difference(const Exactly<A>& a, const Exactly<B>& b, double unit = 1e-300) {
+  double largest = unit, off = 0;
   for (int64_t i = 0; i < a.size; ++i) {
     if (std::isnan(static_cast<double>(a[i])) != std::isnan(static_cast<double>(b[i]))) return INFINITY;
     if (std::isnan(static_cast<double>(a[i]))) continue;
@@ -112,10 +112,10 @@ struct State {
 
 template <typename A, typename B>
 void same(const char* what, const State<A>& ours, const State<B>& truth, double tolerance, const Sizes& n) {
-  close(what, difference(ours.bank, truth.bank), tolerance, n);
-  close(what, difference(ours.sums, truth.sums), tolerance, n);
-  close(what, difference(ours.scale, truth.scale), tolerance, n);
-  close(what, difference(ours.shift, truth.shift), tolerance, n);
+  close(what, difference(ours.bank, truth.bank, 1), tolerance, n);
+  close(what, difference(ours.sums, truth.sums, 1), tolerance, n);
+  close(what, difference(ours.scale, truth.scale, 1), tolerance, n);
+  close(what, difference(ours.shift, truth.shift, 1), tolerance, n);
   close(what, difference(ours.mean, truth.mean), 1e-11, n);
   close(what, difference(ours.std, truth.std), 1e-11, n);
   const auto equal = [](const Exactly<int64_t>& a, const Exactly<int64_t>& b) {
@@ -283,19 +283,35 @@ void one_round(const Sizes& n) {
 
 }  // namespace
 
+// fuzz ROUNDS SIZE…: as many rounds of random shapes, then one of every shape that can be made of the sizes.
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 20;
-  for (int round = 0; round < rounds; ++round) {
-    emu::settings().seed = static_cast<std::uint64_t>(round);  // the first in order of index
+  const std::vector<int64_t> sizes = [&] {
+    std::vector<int64_t> list;
+    for (int k = 2; k < argc; ++k) list.push_back(std::atoi(argv[k]));
+    return list;
+  }();
+  int round = 0;
+  const auto vary = [&] {
+    emu::settings().seed = static_cast<std::uint64_t>(round++);  // the first in order of index
     emu::settings().multiprocessors = static_cast<int>(1 + up_to(5));
-    Sizes n{up_to(round % 3 == 0 ? 140 : 40), 1 + up_to(round % 3 == 1 ? 260 : 130),
-            1 + up_to(round % 3 == 2 ? 200 : 70)};
-    if (round % 8 == 7) n = {1 + up_to(6), 1 + up_to(70), 257 + up_to(767)};  // the wide kernels
-    if (up_to(2) == 0) n.D = (n.D + 3) / 4 * 4;                               // 16-byte accesses
+  };
+  while (round < rounds) {
+    const int kind = round;
+    vary();
+    Sizes n{up_to(kind % 3 == 0 ? 140 : 40), 1 + up_to(kind % 3 == 1 ? 260 : 130), 1 + up_to(kind % 3 == 2 ? 200 : 70)};
+    if (kind % 8 == 7) n = {1 + up_to(6), 1 + up_to(70), 257 + up_to(767)};  // the wide kernels
+    if (up_to(2) == 0) n.D = (n.D + 3) / 4 * 4;                              // 16-byte accesses
     one_round<float, float>(n);
-    if (round % 4 == 0) one_round<double, double>(n);
-    if (round % 4 == 1) one_round<float, double>(n);
-    if (round % 4 == 2) one_round<double, float>(n);
+    if (kind % 4 == 0) one_round<double, double>(n);
+    if (kind % 4 == 1) one_round<float, double>(n);
+    if (kind % 4 == 2) one_round<double, float>(n);
   }
-  std::printf("%d rounds\n", rounds);
+  for (const int64_t B : sizes)
+    for (const int64_t M : sizes)
+      for (const int64_t D : sizes) {
+        vary();
+        one_round<float, float>({B, M, D});
+      }
+  std::printf("%d rounds\n", round);
 }
