@@ -18,7 +18,7 @@ train: build
 	$(BIN)/python -m train --method axbn --out $(OUT) $(ARGS)
 
 test: build
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 bench: build
 	$(BIN)/python -m xbn_ext.bench $(ARGS)

@@ -1,6 +1,6 @@
 """The CUDA kernels executed on the CPU: the functions of `xbn_ext.ops`, over the very sources of `csrc/cuda`.
 
-Built on first use into `build/emu`, by g++ with the stand-in for <cuda_runtime.h> in `tests/emu/include`.
+Built on first use into `build/xbn_emu`, by g++ with the stand-in for <cuda_runtime.h> in `tests/emu/include`.
 """
 
 from pathlib import Path
@@ -9,41 +9,45 @@ import torch
 from torch.utils.cpp_extension import load
 
 ROOT = Path(__file__).parent.parent
-FOLDER = ROOT / "build" / "emu"
+FLAGS = [
+    *("-O3", "-std=c++20", "-march=native", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-unknown-pragmas"),
+    *("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DXBN_CUDA_KEY=CPU"),
+]  # fmt: skip
+SCHEMA = ["csrc/schema.cpp", "csrc/cpu/cpu.cpp", "csrc/cuda/path.cpp"]
 
 
-def build():
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    sources = ["csrc/schema.cpp", "csrc/cpu/cpu.cpp", "csrc/cuda/path.cpp", "csrc/cuda/backend.cpp"]
-    sources += ["tests/emu/module.cpp", "tests/emu/torch_cuda.cpp"]
-    sources = [str(ROOT / source) for source in sources]
-    for kernel in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):  # g++ takes a .cu for a linker script
-        wrapper = FOLDER / f"{kernel.stem}_cu.cpp"
-        text = f'#include "{kernel}"\n'
+def build(name, sources, **options):
+    """Loads a library that registers its ops as `torch.ops.<name>`, built if need be."""
+    folder = ROOT / "build" / name
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def compilable(source):
+        if not source.endswith(".cu"):
+            return str(ROOT / source)
+        wrapper = folder / f"{Path(source).stem}_cu.cpp"  # g++ takes a .cu for a linker script
+        text = f'#include "{ROOT / source}"\n'
         if not wrapper.exists() or wrapper.read_text() != text:
             wrapper.write_text(text)
-        sources.append(str(wrapper))
+        return str(wrapper)
+
     return load(
-        "xbn_emu",
-        sources,
-        extra_cflags=[
-            *(
-                "-O3",
-                "-std=c++20",
-                "-march=native",
-                "-Wno-unknown-pragmas",
-                "-ffp-contract=fast",
-                "-fvisibility=hidden",
-            ),
-            *("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DXBN_LIBRARY=xbn_emu", "-DXBN_CUDA_KEY=CPU"),
-        ],
+        name,
+        [compilable(source) for source in [*SCHEMA, *sources]],
+        extra_cflags=[*FLAGS, f"-DXBN_LIBRARY={name}"],
         extra_include_paths=[str(ROOT / "tests" / "emu" / "include")],
-        build_directory=str(FOLDER),
+        build_directory=str(folder),
         with_cuda=False,
+        **options,
     )
 
 
-executor = build()
+def build_without_nvcc():
+    """What a build without nvcc registers for CUDA tensors, as `torch.ops.xbn_missing` for CPU tensors."""
+    build("xbn_missing", ["csrc/cuda/missing.cpp"], is_python_module=False)
+
+
+KERNELS = sorted(str(kernel.relative_to(ROOT)) for kernel in (ROOT / "csrc" / "cuda").glob("*.cu"))
+executor = build("xbn_emu", ["csrc/cuda/backend.cpp", "tests/emu/module.cpp", "tests/emu/torch_cuda.cpp", *KERNELS])
 
 _ops = torch.ops.xbn_emu
 moments = _ops.moments

@@ -23,6 +23,7 @@ def executor():
     if not HAS_EMULATOR:
         pytest.skip("there is a real GPU, or no g++")
     yield emulated.executor
+    emulated.executor.set_launch_error(0)
     emulated.executor.set_seed(0)
     emulated.executor.set_multiprocessors(4)
 
@@ -95,6 +96,31 @@ def test_a_damaged_counter_stays_within_the_bank(executor):
         assert emulated.memory_loss(z, labels, m.bank, m.bank_labels, Contrastive(), count=m.count).isfinite()
         slots = emulated.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, z, labels, None, m.scale, m.shift)
         assert (slots >= 0).all() and (slots < M).all() and 0 <= m.head < M and 0 <= m.count <= M
+
+
+@pytest.mark.parametrize(
+    "error, advice",
+    [
+        (35, "the NVIDIA driver is older than the CUDA toolkit"),
+        (209, r"none for this GPU \(compute capability \d+\.\d+\): build it from source with .*XBN_CUDA_ARCHS=\d+"),
+        (222, "none for this GPU"),
+        (700, "CUDA error 700"),
+    ],
+)
+def test_a_launch_that_fails_says_what_to_do(error, advice, executor):
+    m = state.filled(M, D, 650)
+    before = m.bank.clone()
+    executor.set_launch_error(error)
+    with pytest.raises(RuntimeError, match=f"transform_: .*{advice}"):
+        emulated.transform_(m.bank, m.sums, m.scale, m.shift, m.count)
+    executor.set_launch_error(0)
+    assert torch.equal(m.bank, before)
+
+
+def test_a_build_without_nvcc_says_what_to_do(executor):
+    emulated.build_without_nvcc()
+    with pytest.raises(RuntimeError, match=r"moments: this build of xbn_ext has no CUDA kernels: .*XBN_CUDA=1"):
+        torch.ops.xbn_missing.moments(torch.randn(3, 4))
 
 
 def test_backend_is_set_back():

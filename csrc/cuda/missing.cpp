@@ -31,7 +31,7 @@ std::string architectures() { return ""; }
 }  // namespace
 }  // namespace xbn
 
-STABLE_TORCH_LIBRARY_IMPL(xbn_ext, CUDA, m) { XBN_REGISTER_OPS(m, xbn::MissingDevice); }
-STABLE_TORCH_LIBRARY_IMPL(xbn_ext, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(XBN_LIBRARY, XBN_CUDA_KEY, m) { XBN_REGISTER_OPS(m, xbn::MissingDevice); }
+STABLE_TORCH_LIBRARY_IMPL(XBN_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("cuda_architectures", TORCH_BOX(&xbn::architectures));
 }

@@ -10,5 +10,8 @@ PYBIND11_MODULE(xbn_emu, m) {
   m.def(
       "set_multiprocessors", [](int n) { emu::settings().multiprocessors = n; }, pybind11::arg("n"),
       "How many multiprocessors the device says it has.");
+  m.def(
+      "set_launch_error", [](int error) { emu::settings().launch_error = error; }, pybind11::arg("error"),
+      "The CUDA error that every launch fails with; 0: none.");
   m.def("launches", [] { return emu::settings().launches; }, "Kernels launched so far.");
 }

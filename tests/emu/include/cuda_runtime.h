@@ -115,6 +115,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     return emu::report(cudaErrorInvalidConfiguration);
   }
   if (config->dynamicSmemBytes != 0 || config->numAttrs != 0) return emu::report(cudaErrorInvalidValue);
+  if (emu::settings().launch_error != 0) return emu::report(static_cast<cudaError_t>(emu::settings().launch_error));
   struct Call {
     void (*kernel)(Parameters...);
     std::tuple<std::decay_t<Parameters>...> arguments;

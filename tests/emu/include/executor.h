@@ -24,6 +24,7 @@ struct Settings {
   std::uint64_t seed = 0;      // 0: blocks and threads in order of index; else the order is drawn from it
   int multiprocessors = 4;     // cudaDevAttrMultiProcessorCount
   std::uint64_t launches = 0;  // counts the launches of kernels
+  int launch_error = 0;        // a cudaError_t that every launch fails with; 0: none
 };
 inline Settings global_settings;
 inline Settings& settings() { return global_settings; }
