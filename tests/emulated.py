@@ -3,6 +3,7 @@
 Built on first use into `build/xbn_emu`, by g++ with the stand-in for <cuda_runtime.h> in `tests/emu/include`.
 """
 
+import fcntl
 from pathlib import Path
 
 import torch
@@ -30,15 +31,18 @@ def build(name, sources, **options):
             wrapper.write_text(text)
         return str(wrapper)
 
-    return load(
-        name,
-        [compilable(source) for source in [*SCHEMA, *sources]],
-        extra_cflags=[*FLAGS, f"-DXBN_LIBRARY={name}"],
-        extra_include_paths=[str(ROOT / "tests" / "emu" / "include")],
-        build_directory=str(folder),
-        with_cuda=False,
-        **options,
-    )
+    with open(folder / "building", "w") as building:
+        fcntl.flock(building, fcntl.LOCK_EX)  # tests run in several processes
+        (folder / "lock").unlink(missing_ok=True)  # torch's, of a process that was stopped: it would wait for ever
+        return load(
+            name,
+            [compilable(source) for source in [*SCHEMA, *sources]],
+            extra_cflags=[*FLAGS, f"-DXBN_LIBRARY={name}"],
+            extra_include_paths=[str(ROOT / "tests" / "emu" / "include")],
+            build_directory=str(folder),
+            with_cuda=False,
+            **options,
+        )
 
 
 def build_without_nvcc():

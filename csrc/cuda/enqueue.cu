@@ -6,9 +6,8 @@
 //   math     stored as u = (z - shift) / scale, rounded to the bank's dtype. A row whose u is not finite is left out.
 //            More rows than the ring holds: the last M of them stay.
 //   grid     assign_kernel: a warp to a row, to find the rows that can be stored; the block that finishes last gives
-//   out
-//            the slots and moves the ring on. store_kernel: a block to 32 columns, 8 threads deep; writes the rows and,
-//            in the same sweep, moves the sums by what enters and what leaves.
+//            out the slots and moves the ring on. store_kernel: a block to 32 columns, 8 threads deep; writes the rows
+//            and, in the same launch, moves the sums by what enters and what leaves.
 //   keeps    a flag per row in the workspace
 //   order    fixed: each of the 8 threads of a column takes every eighth row, their sums are added in order
 #include "device.cuh"
@@ -17,8 +16,7 @@ namespace xbn::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocks =
-    2;  // on a multiprocessor at least; asking for no more, the compiler spills for the sake of more
+constexpr int kBlocks = 2;  // per multiprocessor at least: left to itself the compiler spills to fit more in
 constexpr int kWarps = kThreads / kWarp;
 constexpr int64_t kMaxBlocks = 64;
 constexpr int kColumns = 32;

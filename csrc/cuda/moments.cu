@@ -16,8 +16,7 @@ namespace xbn::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocks =
-    2;  // on a multiprocessor at least; asking for no more, the compiler spills for the sake of more
+constexpr int kBlocks = 2;   // per multiprocessor at least: left to itself the compiler spills to fit more in
 constexpr int kMinRows = 8;  // a warp each
 constexpr int64_t kMaxBlocks = 64;
 

@@ -9,7 +9,7 @@
 //   keeps    two doubles per run and column in the workspace
 //   needs    16-byte accesses where D and the bank's address allow them, else one element at a time
 //   order    the number of runs depends on M alone; sums of a run, then of the runs, in order. Same bits every run.
-//   why two launches: all runs must have read the map before it changes, and the sums of 256 runs in one block would
+//   why two launches: all runs must have read the map before it changes, and adding up the runs in one block would
 //            take longer than the pass.
 #pragma once
 
