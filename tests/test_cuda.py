@@ -68,12 +68,30 @@ def test_another_number_of_multiprocessors_changes_rounding_only(executor):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
-def test_how_many_kernels_an_op_launches(executor):
-    def launches(call, *args, **options):
-        before = executor.launches()
-        call(*args, **options)
-        return executor.launches() - before
+def launches(call, *args, **options):
+    before = emulated.executor.launches()
+    call(*args, **options)
+    return emulated.executor.launches() - before
 
+
+@pytest.mark.parametrize(
+    "B, D, precision, way",
+    [
+        (511, 8, torch.float32, "sweep"),
+        (512, 8, torch.float32, "composite"),
+        (5, 1024, torch.float32, "sweep"),
+        (5, 1025, torch.float32, "composite"),
+        (5, 8, torch.float64, "composite"),
+    ],
+)
+def test_which_way_the_loss_goes(B, D, precision, way, executor):
+    z, labels = torch.randn(B, D, dtype=precision, requires_grad=True), torch.zeros(B, dtype=torch.int64)
+    bank, bank_labels = torch.randn(9, D, dtype=precision), torch.arange(9)
+    n = launches(emulated.memory_loss, z, labels, bank, bank_labels, Contrastive())
+    assert n == {"sweep": 3, "composite": 5}[way]  # the last two add up
+
+
+def test_how_many_kernels_an_op_launches(executor):
     m = state.filled(M, D, 650, pending=True)
     z, labels = torch.randn(64, D), torch.randint(8, (64,))
     track = (m.target_mean, m.target_std, m.variance, m.scale, m.shift, z, None, m.sums, m.count, 0.01, 1.0, None, 1e-6)
