@@ -4,12 +4,12 @@
 //   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], of which rows [0, count) count
 //   out    loss [1], grad_z [B, D]
 //   math   as loss.cu, a chunk of the bank at a time: rows r_j, similarities s = z r^T, weights, grad += weights r
-//   grid   begin_kernel: a warp to an anchor;  rows_kernel: a warp to a bank row;  score_kernel: a block to an anchor
+//   grid   begin_kernel: a warp to an anchor;  rows_kernel: a warp to a bank row;  score_kernel: a block to 4 anchors
 //   keeps  one chunk of rows [chunk, D] and similarities [kinds * B, chunk], small enough for a second-level cache, and
 //          the gradient [kinds * B, D]. Never all of B x M.
 //   needs  all M rows are gone through whatever the count, since the number of products is decided before the count is
 //          known; rows beyond it count for nothing
-//   order  chunks one after the other; a block adds to the sums of its anchor alone: the same bits every run, as far as
+//   order  chunks one after the other; a block adds to the sums of its anchors alone: the same bits every run, as far as
 //          the library's products are
 #include "loss_partial.cuh"
 
@@ -18,6 +18,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
+constexpr int kAnchors = 4;  // that a block scores at a time, for one reading of the bank's labels
 
 template <typename T>
 struct Workspace {
@@ -60,18 +61,20 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t j = blockIdx.x * kWarps + threadIdx.x / kWarp;
   if (j >= chunk) return;
   const bool exists = first + j < stored_rows(p.count, p.M);
-  const S* u = p.bank + (first + j) * p.D;
-  T* out = rows + j * p.D;
-  T square = 0;
-  for (int64_t d = threadIdx.x % kWarp; d < p.D; d += kWarp) {
-    const T r = exists ? w.map[d] * static_cast<T>(u[d]) + w.map[p.D + d] : T(0);
-    out[d] = r;
-    square += r * r;
+  const S* __restrict__ u = p.bank + (first + j) * p.D;
+  T* __restrict__ out = rows + j * p.D;
+  const auto row = [&](int64_t d) { return exists ? w.map[d] * static_cast<T>(u[d]) + w.map[p.D + d] : T(0); };
+  T inverse = 1;
+  if (p.renormalize) {
+    T square = 0;
+#pragma unroll 4
+    for (int64_t d = threadIdx.x % kWarp; d < p.D; d += kWarp) square += row(d) * row(d);
+    for (int step = 1; step < kWarp; step *= 2) square += __shfl_xor_sync(0xffffffffu, square, step);
+    const T norm = std::sqrt(square), eps = static_cast<T>(p.eps);
+    inverse = T(1) / (norm < eps ? eps : norm);
   }
-  if (!p.renormalize) return;
-  for (int step = 1; step < kWarp; step *= 2) square += __shfl_xor_sync(0xffffffffu, square, step);
-  const T norm = std::sqrt(square), eps = static_cast<T>(p.eps), inverse = T(1) / (norm < eps ? eps : norm);
-  for (int64_t d = threadIdx.x % kWarp; d < p.D; d += kWarp) out[d] *= inverse;  // what this very thread wrote
+#pragma unroll 4
+  for (int64_t d = threadIdx.x % kWarp; d < p.D; d += kWarp) out[d] = row(d) * inverse;  // again: it is in cache
 }
 
 // Sum over the block in a fixed order; in thread 0.
@@ -89,36 +92,49 @@ __device__ double block_sum(double value) {
 template <typename T, typename S, typename Loss>
 __global__ void __launch_bounds__(kThreads) score_kernel(const MemoryLossParams<T, S> p, const Loss loss,
                                                          const Workspace<T> w, int64_t first, int64_t chunk, T* s) {
-  const int64_t i = blockIdx.x, rows = stored_rows(p.count, p.M) - first;
-  const Anchor anchor = {p.labels[i], p.exclude != nullptr ? p.exclude[i] : -1, w.partial.state[i]};
-  T value[2] = {};
-  int64_t active[2] = {};
+  const int64_t block = static_cast<int64_t>(blockIdx.x) * kAnchors, rows = stored_rows(p.count, p.M) - first;
+  Anchor anchors[kAnchors];
+#pragma unroll
+  for (int a = 0; a < kAnchors; ++a) {
+    const int64_t i = smaller(block + a, p.B - 1);
+    anchors[a] = {p.labels[i], p.exclude != nullptr ? p.exclude[i] : -1, w.partial.state[i]};
+  }
+  T value[kAnchors][2] = {};
+  int active[kAnchors][2] = {};
   for (int64_t j = threadIdx.x; j < chunk; j += kThreads) {
     const bool exists = j < rows;
-    const T similarity = s[i * chunk + j];
     const int64_t label = exists ? p.bank_labels[first + j] : 0;
+    T similarity[kAnchors];
 #pragma unroll
-    for (int kind = 0; kind < 2; ++kind) {
-      if (kind >= w.partial.kinds) break;
-      Pair<T> pair = {T(0), T(0)};
-      if (exists)
-        pair = score_pair(loss, anchor, first + j, label, similarity,
-                          w.partial.kinds == 1 ? kBoth : static_cast<Kind>(kind));
-      value[kind] += pair.value;
-      active[kind] += pair.weight != T(0);
-      s[(kind * p.B + i) * chunk + j] = pair.weight;
+    for (int a = 0; a < kAnchors; ++a) similarity[a] = block + a < p.B ? s[(block + a) * chunk + j] : T(0);
+#pragma unroll
+    for (int a = 0; a < kAnchors; ++a) {
+      if (block + a >= p.B) break;
+#pragma unroll
+      for (int kind = 0; kind < 2; ++kind) {
+        if (kind >= w.partial.kinds) break;
+        Pair<T> pair = {T(0), T(0)};
+        if (exists)
+          pair = score_pair(loss, anchors[a], first + j, label, similarity[a],
+                            w.partial.kinds == 1 ? kBoth : static_cast<Kind>(kind));
+        value[a][kind] += pair.value;
+        active[a][kind] += pair.weight != T(0);
+        s[(kind * p.B + block + a) * chunk + j] = pair.weight;
+      }
     }
   }
 #pragma unroll
-  for (int kind = 0; kind < 2; ++kind) {
-    if (kind >= w.partial.kinds) break;
-    const double value_of_all = block_sum(static_cast<double>(value[kind]));
-    const double active_of_all = block_sum(static_cast<double>(active[kind]));
-    if (threadIdx.x != 0) continue;
-    RowSums& sums = w.partial.sums[kind * p.B + i];
-    sums.value += value_of_all;
-    sums.active += active_of_all;
-  }
+  for (int a = 0; a < kAnchors; ++a)
+#pragma unroll
+    for (int kind = 0; kind < 2; ++kind) {
+      if (block + a >= p.B || kind >= w.partial.kinds) break;
+      const double value_of_all = block_sum(static_cast<double>(value[a][kind]));
+      const double active_of_all = block_sum(static_cast<double>(active[a][kind]));
+      if (threadIdx.x != 0) continue;
+      RowSums& sums = w.partial.sums[kind * p.B + block + a];
+      sums.value += value_of_all;
+      sums.active += active_of_all;
+    }
 }
 
 }  // namespace
@@ -159,8 +175,8 @@ int launch_composite_score(const MemoryLossParams<T, S>& p, const Loss& loss, co
                            const Launch& launch) {
   if (p.B == 0) return cudaSuccess;
   const Workspace<T> w(launch.workspace, p.B, p.D, c.kinds);
-  return run(score_kernel<T, S, Loss>, dim3(static_cast<unsigned>(p.B)), kThreads, launch, p, loss, w, first, c.chunk,
-             c.s);
+  return run(score_kernel<T, S, Loss>, dim3(static_cast<unsigned>(ceil_div(p.B, kAnchors))), kThreads, launch, p, loss,
+             w, first, c.chunk, c.s);
 }
 
 template <typename T, typename S>
