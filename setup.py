@@ -40,7 +40,10 @@ class Nvcc:
         return subprocess.run([self.program, *options], capture_output=True, text=True).stdout
 
     def knows(self, architecture: str) -> bool:
-        number = architecture.removesuffix("-ptx").rstrip("af")  # it lists 90 and not 90a
+        name = architecture.removesuffix("-ptx")
+        number = name.rstrip("af")  # it lists 90 and not 90a
+        if name != number and int(number) < 90:
+            return False
         if architecture.endswith("-ptx"):
             return f"compute_{number}" in self.ask("--list-gpu-arch").split()
         return f"sm_{number}" in self.ask("--list-gpu-code").split()
@@ -94,7 +97,8 @@ def find_nvcc() -> "Nvcc | None":
     nvcc = Nvcc.find()
     lacking = None
     if nvcc is None:
-        lacking = "nvcc and its libcudart_static.a were not found: set CUDA_HOME, or PATH"
+        place = f"below CUDA_HOME={os.environ['CUDA_HOME']}" if os.environ.get("CUDA_HOME") else "on PATH"
+        lacking = f"nvcc and its libcudart_static.a were not found {place}"
     elif nvcc.version < OLDEST_NVCC:
         lacking = (
             f"nvcc is of CUDA {nvcc.version[0]}.{nvcc.version[1]}, at least {OLDEST_NVCC[0]}.{OLDEST_NVCC[1]} is needed"
@@ -110,6 +114,8 @@ def find_nvcc() -> "Nvcc | None":
 def choose_architectures(nvcc: Nvcc) -> list[str]:
     wanted = os.environ.get("XBN_CUDA_ARCHS")
     names = [name for name in re.split(r"[;, ]+", wanted or ARCHITECTURES) if name]
+    if not names:
+        raise SystemExit(f"XBN_CUDA_ARCHS names no architecture: {wanted!r}")
     for name in names:
         if not re.fullmatch(r"[0-9]+[af]?(-ptx)?", name):
             raise SystemExit(f"XBN_CUDA_ARCHS: {name!r} is not an architecture such as 90a or 80-ptx")

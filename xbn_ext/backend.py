@@ -25,10 +25,12 @@ class backend:
             loss = criterion(embeddings, labels)
 
     Raises:
-        RuntimeError: another name.
+        TypeError, RuntimeError: not a name, or another one.
     """
 
     def __init__(self, name: Backend) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"backend must be 'auto', 'simt' or 'composite', got {name!r}")
         self.previous: str = torch.ops.xbn_ext.set_cuda_backend(name)
 
     def __enter__(self) -> backend:

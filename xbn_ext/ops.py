@@ -2,8 +2,9 @@
 `xbn_ext.reference`, which has the same names and signatures.
 
 Letters: B batch rows, M bank rows (capacity), D dimension. Embeddings are float32 or float64, the bank may have
-the other of the two; statistics are float64, counters int64 scalars. Bad shapes, dtypes and devices raise
-RuntimeError naming the op and the argument before anything is written.
+the other of the two (`transform_` and `standardize_` also rewrite float16 and bfloat16 ones); statistics are float64,
+counters int64 scalars. Bad shapes, dtypes and devices raise RuntimeError naming the op and the argument before
+anything is written.
 """
 
 from __future__ import annotations
@@ -155,7 +156,8 @@ def memory_loss(
 ) -> Tensor:
     """Loss of a batch against a bank of embeddings, differentiable in `z`, in one sweep over the bank.
 
-    The similarity is `z_i · r_j / max(|r_j|, eps)`; neither the B×M similarities nor a second bank is ever stored.
+    The similarity is `z_i · r_j / max(|r_j|, eps)`; neither the B×M similarities nor a second
+    bank is ever stored. (On a GPU, with many anchors or in float64, a chunk of them of about 24 MB: `xbn_ext.backend`.)
 
     Args:
         z: `[B, D]` embeddings, usually of unit length.

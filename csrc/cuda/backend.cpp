@@ -12,7 +12,7 @@ namespace {
 using cuda::Composite;
 using cuda::Launch;
 
-// From here on two library products beat the sweep: a model's number (README), to be replaced by a measured one.
+// From here on two library products should beat the sweep: a guess, until tools/gpu_check has measured it.
 constexpr int64_t kCompositeFrom = 512;  // anchors
 
 class CudaDevice {

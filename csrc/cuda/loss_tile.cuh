@@ -27,11 +27,11 @@ struct Shape {
   static constexpr int kLanes = kChunk / 4;            // threads side by side
   static constexpr int kGroups = kThreads / kLanes;    // and below each other
   static constexpr int kRows = kAnchors / kGroups;     // anchors of a thread, gradient
-  static constexpr int kBlocks = kDim <= 128 ? 2 : 1;  // that fit a multiprocessor
+  static constexpr int kBlocks = kDim <= 128 ? 2 : 1;  // that fit a multiprocessor (one on sm_75: shared memory)
 };
 
 // An operand [kDepth][kWidth] in shared memory, column k of all rows side by side. Groups of four rows are swapped by
-// column, so that neither writing a row nor reading a column hits one bank twice.
+// column, so that neither writing a row nor reading a column meets in one of the banks of shared memory.
 template <int kWidth>
 __device__ __forceinline__ int swizzled(int k, int row) {
   constexpr int kGroups = kWidth / 4;
@@ -182,11 +182,15 @@ __device__ __forceinline__ int score_tile(Shared<kDim>& shared, const Loss& loss
   }
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    const unsigned lanes = __ballot_sync(0xffffffffu, any[j]);  // two rows of 16 threads
+    // A warp is two rows of the square: lanes x and 16 + x have the same bank rows.
+    const unsigned lanes = __ballot_sync(0xffffffffu, any[j]);
     if (thread % kWarp == 0) shared.active[thread / kWarp][j] = (lanes | lanes >> kSide) & 0xffffu;
   }
   __syncthreads();
 
+  // The active rows move together: a row's place is the number of active rows before it, in the order of j, then x.
+  // All threads count alike from the bits. Weights go to that place; groups of four anchors are swapped by place, as in
+  // swizzled(), so that the 16 threads of a row of the square write side by side.
   int before = 0;  // active rows of lower j
 #pragma unroll
   for (int j = 0; j < 4; ++j) {

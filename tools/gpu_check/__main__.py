@@ -8,6 +8,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from . import build, counters, sanitizers
 from .report import Report
 from .run import ROOT, Row, Runner, Section, find_toolkit, run_worker
@@ -106,13 +108,21 @@ def check(parts: list[str], device: str, minutes: float, out: Path) -> int:
             part_c(runner, facts)
     for part in parts:
         print(report.table(part))
-    wrong = report.wrong(parts)
+    wrong, skipped = report.wrong(parts), report.skipped(parts)
     print(f"\n{report.file.name} written; " + (f"WRONG: {', '.join(wrong)}" if wrong else "nothing was found wrong"))
+    if skipped:
+        print(f"skipped, and so not checked: {', '.join(skipped)}")
     return 1 if wrong else 0
 
 
 def read_facts(device: str) -> Row | None:
     """What the machine is; None, with a line that says why, where nothing can be checked."""
+    if device == "cuda" and not torch.cuda.is_available():
+        why = (
+            "this torch is a CPU build" if torch.version.cuda is None else "torch finds none, or its driver is too old"
+        )
+        print(f"no GPU can be used: {why}", file=sys.stderr)
+        return None
     sections: list[Section] = []
     Runner(device, 2, sections.append).work("machine", ".device:facts")
     facts = sections[0].rows[0] if sections[0].rows else {}

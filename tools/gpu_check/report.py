@@ -44,6 +44,10 @@ class Report:
         """Names of the sections of these parts that show a mistake."""
         return [section["name"] for part in parts for section in self.sections(part) if section["wrong"]]
 
+    def skipped(self, parts: list[str]) -> list[str]:
+        """Names of the sections of these parts that did not run: a tool is missing, or time was up."""
+        return [section["name"] for part in parts for section in self.sections(part) if section["status"] == "skipped"]
+
     @property
     def ceilings(self) -> dict[str, float]:
         """What has been measured of them today, in whichever part."""
