@@ -4,9 +4,9 @@
 //   out    what loss_reduce.cu adds up: of every split, kind and anchor the sum of values and the number of active
 //          pairs, [splits, kinds, B], and the sum of weight * row, [splits, kinds, B, D]; state [B] of the anchors
 //   kinds  one, if the reduction scales positives and negatives alike. Else two, positives and negatives, and a sweep
-//          for each in the same launch; that of the positives skips the tiles in which no row has a label of the block's
-//          anchors: nine of ten with 16 labels in the batch of 11,318, none of few classes, where the loss then costs
-//          twice as much.
+//          for each in the same launch; that of the positives skips the tiles in which no row has a label of the
+//          block's anchors: nine of ten with 16 labels in the batch of 11,318, none of few classes, where the loss then
+//          costs twice as much.
 //   math   r_j = scale * u_j + shift, divided by max(|r_j|, eps) if renormalize;  s_ij = z_i . r_j
 //          loss = sum_ij value(s_ij),  grad_z_i = sum_j weight(s_ij) r_j  (formulas.h: the pair losses)
 //   grid   (blocks of 64 anchors, 32 above D = 512) x splits of the bank x kinds, 256 threads. A block takes its share

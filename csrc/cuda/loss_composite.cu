@@ -9,8 +9,8 @@
 //          the gradient [kinds * B, D]. A small B x M may be one chunk; of a large one it is 24 MB, or 256 rows.
 //   needs  all M rows are gone through whatever the count, since the number of products is decided before the count is
 //          known; rows beyond it count for nothing
-//   order  chunks one after the other; a block adds to the sums of its anchors alone: the same bits every run, as far as
-//          the library's products are
+//   order  chunks one after the other; a block adds to the sums of its anchors alone: the same bits every run, as far
+//          as the library's products are
 #include "loss_partial.cuh"
 
 namespace xbn::cuda {
