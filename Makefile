@@ -62,8 +62,8 @@ $(VENV)/.built: $(VENV)/.installed $(VENV)/.chosen setup.py $(shell find csrc -t
 
 # What is to be built, written anew only when it changes.
 $(VENV)/.chosen: always
-	mkdir -p $(VENV)
-	echo 'XBN_CUDA=$(XBN_CUDA) XBN_CUDA_ARCHS=$(XBN_CUDA_ARCHS)' | cmp -s - $@ || \
+	@mkdir -p $(VENV)
+	@echo 'XBN_CUDA=$(XBN_CUDA) XBN_CUDA_ARCHS=$(XBN_CUDA_ARCHS)' | cmp -s - $@ || \
 	  echo 'XBN_CUDA=$(XBN_CUDA) XBN_CUDA_ARCHS=$(XBN_CUDA_ARCHS)' > $@
 
 clean:
