@@ -93,9 +93,24 @@ XBN_FORMULA bool off_standard(Moments stored) {
 
 // --- Pair losses --------------------------------------------------------------------------------------
 // A loss says, for a positive and for a negative pair of similarity s, what the pair adds to its anchor's
-// row (`value`) and that addend's derivative by s (`weight`). `row_scale` then turns an anchor's row sums
-// into its share of the loss. Comparisons are written so that a NaN similarity counts as active: it
-// reaches the loss, as it does in PyTorch.
+// row (`value`) and that addend's derivative by s (`weight`). The pairs of a kind are added up and multiplied by
+// `reduction_factor`. Comparisons are written so that a NaN similarity counts as active: it reaches the loss, as it does
+// in PyTorch.
+
+// Positives and negatives are added up apart, because some reductions scale them apart.
+enum Kind { kNegative = 0, kPositive = 1, kKinds = 2 };
+
+// An anchor's sums over its pairs of one kind.
+struct RowSums {
+  double value = 0;   // pair values
+  double active = 0;  // pairs with a non-zero weight
+};
+
+// What the sums of a kind are multiplied by: an average over the anchors (`mean`) or over the kind's active pairs.
+XBN_FORMULA double reduction_factor(bool mean, double anchors, double active) {
+  const double n = mean ? anchors : active;
+  return 1.0 / (n > 1.0 ? n : 1.0);
+}
 
 template <typename T>
 struct Pair {

@@ -51,12 +51,15 @@ def test_spread_far_from_zero(far, ops, device):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_rows_that_are_not_finite_do_not_count(bad, ops, device, dtype):
+def test_rows_that_are_not_finite_do_not_count(bad, implementation, ops, device, dtype):
     x = torch.randn(10, 7, dtype=dtype, device=device)
     expected = ops.moments(x[1:])
     x[0, 3] = bad
     for got, want in zip(ops.moments(x), expected, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+        if implementation.name == "cpu":
+            assert torch.equal(got, want)
+        else:  # without the row, the others fall to other blocks
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
 
 
 def test_mask(ops, device, dtype):

@@ -35,7 +35,8 @@ def test_rows_stand_for_what_they_did(far, D, count, ops, device, dtype):
     standardize(reference, truth)
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close((m.bank.double() * m.scale + m.shift)[:count], meant[:count], rtol=0, atol=20 * eps)
-    state.assert_same_state(m, truth, rtol=20 * eps, atol=100 * eps * count)
+    lost = 5 if far == FAR["shifted"] else 1  # the spread is a small difference of large sums
+    state.assert_same_state(m, truth, rtol=20 * eps, atol=20 * lost * eps * count)
     mean, std = reference.bank_moments(m.sums, m.count)
     assert mean.abs().max() < 1e-3 and (std - 1).abs().max() < 1e-3
     assert torch.equal(m.bank[count:], beyond)

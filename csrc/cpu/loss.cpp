@@ -49,7 +49,7 @@ void memory_loss(const MemoryLossParams<T, S>& p, const Contrastive<T>& loss, co
   }
   double factor[kKinds], total = 0;
   for (int kind = 0; kind < kKinds; ++kind) {
-    factor[kind] = 1.0 / std::max(p.mean ? rows : active[kind], 1.0);
+    factor[kind] = reduction_factor(p.mean, rows, active[kind]);
     total += factor[kind] * value[kind];
   }
   *p.loss = static_cast<T>(total);

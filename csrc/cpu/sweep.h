@@ -6,6 +6,7 @@
 #include <new>
 #include <vector>
 
+#include "../formulas.h"
 #include "../params.h"
 #include "cpu.h"
 
@@ -16,8 +17,6 @@ constexpr int64_t kTileUnit = 6;       // bank rows that the similarity kernel t
 constexpr int64_t kPadding = 16;       // dimensions are padded to whole vectors of the widest instruction set
 constexpr int32_t kNoAnchor = -1;      // label group of a bank row that is nobody's positive
 constexpr int32_t kPaddedAnchor = -2;  // label group of the anchors that fill up the last block
-
-enum Kind { kNegative = 0, kPositive = 1, kKinds = 2 };
 
 // How a sweep is cut up. It depends on the shapes alone, never on the number of threads, so the same input gives the
 // same bits on any number of threads.
@@ -69,12 +68,6 @@ class Workspace {
   static constexpr std::align_val_t kAlignment{64};
   static size_t bytes(int64_t n) { return static_cast<size_t>(std::max<int64_t>(n, 1)) * sizeof(T); }
   T* data_;
-};
-
-// An anchor's sums over its pairs of one kind.
-struct RowSums {
-  double value = 0;   // pair values
-  double active = 0;  // pairs with a non-zero weight
 };
 
 // The plan of one sweep, its operands made ready, and a place for the results of every split.

@@ -38,11 +38,9 @@ __device__ void load_anchors(const MemoryLossParams<float, float>& p, Shared<kDi
     const int64_t i = first + k;
     Anchor anchor = {0, -1, kFinite};
     if (i < p.B) {
-      const bool finite = warp_row_is_finite(p.z + i * p.D, p.D);
-      const bool ranks = p.anchors == nullptr || p.anchors[i];
       anchor.label = p.labels[i];
       if (p.exclude != nullptr) anchor.exclude = p.exclude[i];
-      anchor.state = static_cast<uint8_t>((ranks ? kRanks : 0) | (finite ? kFinite : 0));
+      anchor.state = anchor_state(p, i);
       if (state != nullptr && threadIdx.x % kWarp == 0) state[i] = anchor.state;
     }
     if (threadIdx.x % kWarp == 0) shared.anchors[k] = anchor;
@@ -56,7 +54,7 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
   __shared__ Shared<kDim> shared;
   const int thread = threadIdx.x, x = thread % kSide, y = thread / kSide;
   const int64_t first_anchor = static_cast<int64_t>(blockIdx.x) * Sizes::kAnchors;
-  const Kind kind = partial.kinds == 1 ? kBoth : static_cast<Kind>(blockIdx.z);
+  const int kind = partial.kinds == 1 ? kBoth : static_cast<int>(blockIdx.z);
   const bool reports = blockIdx.y == 0 && blockIdx.z == 0;
   load_anchors(p, shared, first_anchor, reports ? partial.state : nullptr);
   for (int d = thread; d < kDim; d += kThreads) {
@@ -138,7 +136,7 @@ struct Plan {
 };
 
 Plan plan_sweep(int64_t B, int64_t M, int64_t D, int multiprocessors) {
-  const int dim = padded_dim(D), anchors = dim <= 512 ? 64 : 32, resident = multiprocessors * (dim <= 128 ? 2 : 1);
+  const int dim = padded_dim(D), anchors = anchors_of_block(dim), resident = multiprocessors * blocks_at_once(dim);
   const int64_t blocks = larger(1, ceil_div(B, anchors));
   return {blocks, larger(1, smaller(resident / blocks, ceil_div(M, kTile)))};
 }

@@ -43,10 +43,9 @@ template <typename T, typename S>
 __global__ void __launch_bounds__(kThreads) begin_kernel(const MemoryLossParams<T, S> p, const Workspace<T> w) {
   const int64_t warp = blockIdx.x * kWarps + threadIdx.x / kWarp, warps = gridDim.x * kWarps;
   for (int64_t i = warp; i < p.B; i += warps) {
-    const bool finite = warp_row_is_finite(p.z + i * p.D, p.D);
+    const uint8_t state = anchor_state(p, i);
     if (threadIdx.x % kWarp != 0) continue;
-    const bool ranks = p.anchors == nullptr || p.anchors[i];
-    w.partial.state[i] = static_cast<uint8_t>((ranks ? kRanks : 0) | (finite ? kFinite : 0));
+    w.partial.state[i] = state;
     for (int64_t kind = 0; kind < w.partial.kinds; ++kind) w.partial.sums[kind * p.B + i] = {0, 0};
   }
   for (int64_t d = blockIdx.x * kThreads + threadIdx.x; d < p.D; d += gridDim.x * kThreads) {
@@ -77,18 +76,6 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t d = threadIdx.x % kWarp; d < p.D; d += kWarp) out[d] = row(d) * inverse;  // again: it is in cache
 }
 
-// Sum over the block in a fixed order; in thread 0.
-__device__ double block_sum(double value) {
-  __shared__ double partial[kWarps];
-  for (int step = 1; step < kWarp; step *= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
-  __syncthreads();  // a former sum has been read
-  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  double sum = 0;
-  for (int warp = 0; warp < kWarps; ++warp) sum += partial[warp];
-  return sum;
-}
-
 template <typename T, typename S, typename Loss>
 __global__ void __launch_bounds__(kThreads) score_kernel(const MemoryLossParams<T, S> p, const Loss loss,
                                                          const Workspace<T> w, int64_t first, int64_t chunk, T* s) {
@@ -115,8 +102,7 @@ __global__ void __launch_bounds__(kThreads) score_kernel(const MemoryLossParams<
         if (kind >= w.partial.kinds) break;
         Pair<T> pair = {T(0), T(0)};
         if (exists)
-          pair = score_pair(loss, anchors[a], first + j, label, similarity[a],
-                            w.partial.kinds == 1 ? kBoth : static_cast<Kind>(kind));
+          pair = score_pair(loss, anchors[a], first + j, label, similarity[a], w.partial.kinds == 1 ? kBoth : kind);
         value[a][kind] += pair.value;
         active[a][kind] += pair.weight != T(0);
         s[(kind * p.B + block + a) * chunk + j] = pair.weight;
@@ -128,8 +114,8 @@ __global__ void __launch_bounds__(kThreads) score_kernel(const MemoryLossParams<
 #pragma unroll
     for (int kind = 0; kind < 2; ++kind) {
       if (block + a >= p.B || kind >= w.partial.kinds) break;
-      const double value_of_all = block_sum(static_cast<double>(value[a][kind]));
-      const double active_of_all = block_sum(static_cast<double>(active[a][kind]));
+      const double value_of_all = block_sum<kThreads>(static_cast<double>(value[a][kind]));
+      const double active_of_all = block_sum<kThreads>(static_cast<double>(active[a][kind]));
       if (threadIdx.x != 0) continue;
       RowSums& sums = w.partial.sums[kind * p.B + block + a];
       sums.value += value_of_all;

@@ -6,14 +6,8 @@
 
 namespace xbn::cuda {
 
-// Positives and negatives may have a gradient of their own, because some reductions scale them apart.
-enum Kind { kNegative = 0, kPositive = 1, kBoth = 2 };
-
-// An anchor's sums over its pairs of one kind.
-struct RowSums {
-  double value;   // pair values
-  double active;  // pairs with a non-zero weight
-};
+// Which pairs a pass over the bank takes: one Kind, or this.
+constexpr int kBoth = kKinds;
 
 // Bits of an anchor's state.
 constexpr uint8_t kRanks = 1;   // it is one of the anchors
@@ -35,11 +29,18 @@ struct Anchor {
   uint8_t state;
 };
 
+// The state of anchor i, by a full warp.
+template <typename T, typename S>
+__device__ __forceinline__ uint8_t anchor_state(const MemoryLossParams<T, S>& p, int64_t i) {
+  const bool ranks = p.anchors == nullptr || p.anchors[i];
+  return static_cast<uint8_t>((ranks ? kRanks : 0) | (warp_row_is_finite(p.z + i * p.D, p.D) ? kFinite : 0));
+}
+
 // The pair of an anchor and bank row `row` with similarity s: its value and weight, zero if it does not count as
 // `kind`.
 template <typename T, typename Loss>
 __device__ __forceinline__ Pair<T> score_pair(const Loss& loss, const Anchor& anchor, int64_t row, int64_t label, T s,
-                                              Kind kind) {
+                                              int kind) {
   const bool positive = anchor.label == label;
   if (!(anchor.state & kFinite)) s = static_cast<T>(NAN);
   const Pair<T> pair = positive ? loss.positive(s) : loss.negative(s);
@@ -47,6 +48,28 @@ __device__ __forceinline__ Pair<T> score_pair(const Loss& loss, const Anchor& an
       (anchor.state & kRanks) && anchor.exclude != row && (kind == kBoth || positive == (kind == kPositive));
   return counts ? pair : Pair<T>{T(0), T(0)};
 }
+
+namespace {
+
+// Sum over the lanes of a group of `width` threads of a warp, in a fixed tree; in all of them.
+__device__ __forceinline__ double group_sum(double value, int width) {
+  for (int step = 1; step < width; step *= 2) value += __shfl_xor_sync(0xffffffffu, value, step, width);
+  return value;
+}
+
+// Sum over a block of kThreads in a fixed order; in thread 0.
+template <int kThreads>
+__device__ double block_sum(double value) {
+  constexpr int kWarps = kThreads / kWarp;
+  __shared__ double partial[kWarps];
+  value = group_sum(value, kWarp);
+  __syncthreads();  // a former sum has been read
+  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  return group_sum(threadIdx.x < kWarps ? partial[threadIdx.x] : 0.0, kWarp);
+}
+
+}  // namespace
 
 // Adds up the partial results: loss [1] and grad_z [B, D]. In loss_reduce.cu.
 template <typename T, typename S>

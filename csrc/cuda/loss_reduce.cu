@@ -16,22 +16,6 @@ constexpr int kFactorThreads = 1024;
 constexpr int kGradientThreads = 256;
 constexpr int kMaxLanes = 8;
 
-// Sum over the lanes of a group of `width` threads, in a fixed tree; in all of them.
-__device__ __forceinline__ double group_sum(double value, int width) {
-  for (int step = 1; step < width; step *= 2) value += __shfl_xor_sync(0xffffffffu, value, step, width);
-  return value;
-}
-
-// Sum over the block in a fixed order; in thread 0.
-__device__ double block_sum(double value) {
-  __shared__ double partial[kFactorThreads / kWarp];
-  value = group_sum(value, kWarp);
-  __syncthreads();  // a former sum has been read
-  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  return group_sum(threadIdx.x < kFactorThreads / kWarp ? partial[threadIdx.x] : 0.0, kWarp);
-}
-
 template <typename T>
 __global__ void __launch_bounds__(kFactorThreads)
     factor_kernel(const PartialLoss<T> partial, int64_t B, bool mean, int width, T* loss) {
@@ -48,13 +32,14 @@ __global__ void __launch_bounds__(kFactorThreads)
         active[kind] += sums.active;
       }
   }
-  rows = block_sum(rows);
+  rows = block_sum<kFactorThreads>(rows);
   double total = 0;
 #pragma unroll
   for (int kind = 0; kind < 2; ++kind) {
     if (kind >= partial.kinds) break;
-    const double value_of_all = block_sum(value[kind]), active_of_all = block_sum(active[kind]);
-    const double pairs = mean ? rows : active_of_all, factor = 1.0 / (pairs > 1.0 ? pairs : 1.0);
+    const double value_of_all = block_sum<kFactorThreads>(value[kind]),
+                 active_of_all = block_sum<kFactorThreads>(active[kind]);
+    const double factor = reduction_factor(mean, rows, active_of_all);
     total += factor * value_of_all;
     if (threadIdx.x == 0) partial.factor[kind] = static_cast<T>(factor);
   }

@@ -17,17 +17,22 @@ constexpr int kTile = 64;   // bank rows
 constexpr int kDepth = 32;  // columns of the operands, or rows of the gradient's, in shared memory at a time
 constexpr int kSide = 16;   // the threads as a square, for the similarities
 
+constexpr int anchors_of_block(int dim) { return dim <= 512 ? 64 : 32; }
+constexpr int blocks_at_once(int dim) {
+  return dim <= 128 ? 2 : 1;
+}  // on a multiprocessor (one on sm_75: shared memory)
+
 // How kDim columns (D, rounded up to one of five sizes) are spread over a block.
 template <int kDim>
 struct Shape {
-  static constexpr int kAnchors = kDim <= 512 ? 64 : 32;
+  static constexpr int kAnchors = anchors_of_block(kDim);
   static constexpr int kSquare = kAnchors / kSide;        // anchors of a thread, similarities
   static constexpr int kChunk = kDim < 128 ? kDim : 128;  // columns that the threads cover side by side, gradient
   static constexpr int kChunks = kDim / kChunk;
-  static constexpr int kLanes = kChunk / 4;            // threads side by side
-  static constexpr int kGroups = kThreads / kLanes;    // and below each other
-  static constexpr int kRows = kAnchors / kGroups;     // anchors of a thread, gradient
-  static constexpr int kBlocks = kDim <= 128 ? 2 : 1;  // that fit a multiprocessor (one on sm_75: shared memory)
+  static constexpr int kLanes = kChunk / 4;          // threads side by side
+  static constexpr int kGroups = kThreads / kLanes;  // and below each other
+  static constexpr int kRows = kAnchors / kGroups;   // anchors of a thread, gradient
+  static constexpr int kBlocks = blocks_at_once(kDim);
 };
 
 // An operand [kDepth][kWidth] in shared memory, column k of all rows side by side. Groups of four rows are swapped by
@@ -153,7 +158,7 @@ __device__ __forceinline__ void similarities(const MemoryLossParams<float, float
 // Phase 2: scores the pairs, adds up their values, and leaves the weights of the rows with an active pair in shared
 // memory. Returns how many rows those are.
 template <int kDim, typename Loss>
-__device__ __forceinline__ int score_tile(Shared<kDim>& shared, const Loss& loss, int64_t begin, int rows, Kind kind,
+__device__ __forceinline__ int score_tile(Shared<kDim>& shared, const Loss& loss, int64_t begin, int rows, int kind,
                                           float (&dot)[Shape<kDim>::kSquare][4], float (&value)[Shape<kDim>::kSquare],
                                           int (&active)[Shape<kDim>::kSquare]) {
   constexpr int kAnchors = Shape<kDim>::kAnchors, kSquare = Shape<kDim>::kSquare;
