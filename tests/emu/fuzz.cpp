@@ -283,14 +283,13 @@ void one_round(const Sizes& n) {
 
 }  // namespace
 
-// fuzz ROUNDS SIZE…: as many rounds of random shapes, then one of every shape that can be made of the sizes.
+// fuzz ROUNDS LIMIT SIZE…: as many rounds of random shapes, then one of every shape that can be made of the sizes and
+// has B * M * D <= LIMIT.
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 20;
-  const std::vector<int64_t> sizes = [&] {
-    std::vector<int64_t> list;
-    for (int k = 2; k < argc; ++k) list.push_back(std::atoi(argv[k]));
-    return list;
-  }();
+  const int64_t limit = argc > 2 ? std::atoll(argv[2]) : 0;
+  std::vector<int64_t> sizes;
+  for (int k = 3; k < argc; ++k) sizes.push_back(std::atoi(argv[k]));
   int round = 0;
   const auto vary = [&] {
     emu::settings().seed = static_cast<std::uint64_t>(round++);  // the first in order of index
@@ -310,6 +309,7 @@ int main(int argc, char** argv) {
   for (const int64_t B : sizes)
     for (const int64_t M : sizes)
       for (const int64_t D : sizes) {
+        if (B * M * D > limit) continue;
         vary();
         one_round<float, float>({B, M, D});
       }
