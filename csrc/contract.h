@@ -3,10 +3,13 @@
 // value would make a GPU wait.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <sstream>
 #include <stdexcept>
 
+#include "losses.h"
 #include "tensor.h"
 
 namespace xbn {
@@ -176,8 +179,7 @@ inline void check_enqueue(const Tensor& bank, const Tensor& bank_labels, const T
 
 inline void check_memory_loss(const Tensor& z, const Tensor& labels, const Tensor& bank, const Tensor& bank_labels,
                               const OptionalTensor& count, const OptionalTensor& scale, const OptionalTensor& shift,
-                              const OptionalTensor& exclude, const OptionalTensor& anchors, const std::string& loss,
-                              const std::vector<double>& parameters, const std::string& reduction, double eps) {
+                              const OptionalTensor& exclude, const OptionalTensor& anchors, double eps) {
   const Contract c("memory_loss", z);
   c.matrix("z", z, "[B, D]", {-1, -1});
   const int64_t B = z.size(0), D = z.size(1);
@@ -191,10 +193,44 @@ inline void check_memory_loss(const Tensor& z, const Tensor& labels, const Tenso
   if (shift) c.statistic("shift", *shift, "[D]", {D});
   if (exclude) c.labels("exclude", *exclude, "[B]", B);
   c.rows_mask("anchors", anchors, B);
-  check(loss == "contrastive", "memory_loss: unknown loss '", loss, "'");
-  check(parameters.size() == 2, "memory_loss: contrastive takes pos_margin and neg_margin");
-  check(reduction == "mean" || reduction == "avg_nonzero", "memory_loss: unknown reduction '", reduction, "'");
   check_eps("memory_loss", eps);
+}
+
+// The loss by its name in xbn_ext/losses.py and its parameters in the order of losses.h.
+inline LossSpec parse_loss(const std::string& name, const std::vector<double>& parameters) {
+  struct Known {
+    const char* name;
+    LossKind kind;
+    size_t parameters;
+  };
+  constexpr Known all[] = {
+      {"contrastive", LossKind::contrastive, 2},
+      {"contrastive_mean", LossKind::contrastive, 2},
+      {"supcon", LossKind::supcon, 1},
+      {"ntxent", LossKind::ntxent, 1},
+      {"multi_similarity", LossKind::multi_similarity, 4},
+      {"circle", LossKind::circle, 2},
+      {"triplet_hardest", LossKind::triplet, 1},
+  };
+  const auto known = std::find_if(std::begin(all), std::end(all), [&](const Known& k) { return name == k.name; });
+  check(known != std::end(all), "memory_loss: unknown loss '", name, "'");
+  check(parameters.size() == known->parameters, "memory_loss: ", name, " takes ", known->parameters,
+        " parameters, got ", parameters.size());
+  for (const double x : parameters) check(std::isfinite(x), "memory_loss: the parameters of ", name, " must be finite");
+  const auto parameter = [&](size_t k) { return k < parameters.size() ? parameters[k] : 0.0; };
+  LossSpec loss;
+  loss.kind = known->kind;
+  loss.mean = name == "contrastive_mean";
+  loss.a = parameter(0);
+  loss.b = parameter(1);
+  loss.c = parameter(2);
+  if (loss.kind == LossKind::multi_similarity) loss.mining = parameter(3);
+  const bool divides = loss.kind == LossKind::supcon || loss.kind == LossKind::ntxent;
+  check(!divides || loss.a > 0, "memory_loss: the temperature of ", name, " must be positive, got ", loss.a);
+  if (loss.kind == LossKind::multi_similarity)
+    check(loss.a > 0 && loss.b > 0, "memory_loss: alpha and beta must be positive, got ", loss.a, " and ", loss.b);
+  if (loss.kind == LossKind::circle) check(loss.b > 0, "memory_loss: gamma must be positive, got ", loss.b);
+  return loss;
 }
 
 }  // namespace xbn

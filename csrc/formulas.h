@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__CUDACC__)
 #define XBN_FORMULA __host__ __device__ __forceinline__
@@ -91,49 +92,54 @@ XBN_FORMULA bool off_standard(Moments stored) {
   return std::fabs(stored.mean) > 4.0 || stored.std > 4.0 || stored.std < 0.25;
 }
 
-// --- Pair losses --------------------------------------------------------------------------------------
-// A loss says, for a positive and for a negative pair of similarity s, what the pair adds to its anchor's
-// row (`value`) and that addend's derivative by s (`weight`). The pairs of a kind are added up and multiplied by
-// `reduction_factor`. Comparisons are written so that a NaN similarity counts as active: it reaches the loss, as it does
-// in PyTorch.
+// --- The exponential function --------------------------------------------------------------------------
 
-// Positives and negatives are added up apart, because some reductions scale them apart.
-enum Kind { kNegative = 0, kPositive = 1, kKinds = 2 };
-
-// An anchor's sums over its pairs of one kind.
-struct RowSums {
-  double value = 0;   // pair values
-  double active = 0;  // pairs with a non-zero weight
-};
-
-// What the sums of a kind are multiplied by: an average over the anchors (`mean`) or over the kind's active pairs.
-XBN_FORMULA double reduction_factor(bool mean, double anchors, double active) {
-  const double n = mean ? anchors : active;
-  return 1.0 / (n > 1.0 ? n : 1.0);
+// e^x for x <= 0 to about a unit in the last place, in arithmetic that a compiler can vectorise; 0 where e^x is too small
+// for a normal number. x = n log 2 + r: the Taylor series of e^r with |r| <= log(2) / 2, times 2^n by way of its bits.
+XBN_FORMULA float exp_of_negative(float x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: in a sum with it the low bits are those of an integer
+  const float shifted = x * 1.44269504f + kRound, n = shifted - kRound;
+  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  float sum = 1.0f / 5040;
+  sum = sum * r + 1.0f / 720;
+  sum = sum * r + 1.0f / 120;
+  sum = sum * r + 1.0f / 24;
+  sum = sum * r + 1.0f / 6;
+  sum = sum * r + 0.5f;
+  sum = sum * r + 1.0f;
+  sum = sum * r + 1.0f;
+  uint32_t bits;
+  memcpy(&bits, &shifted, sizeof(bits));
+  bits = (bits - 0x4b400000u + 127u) << 23;
+  float power;
+  memcpy(&power, &bits, sizeof(power));
+  return x < -87.0f ? 0.0f : sum * power;
 }
 
-template <typename T>
-struct Pair {
-  T value;
-  T weight;
-};
-
-template <typename T>
-struct Contrastive {
-  T pos_margin;
-  T neg_margin;
-
-  XBN_FORMULA Pair<T> positive(T s) const {
-    const T slack = pos_margin - s;
-    const bool inactive = slack <= T(0);
-    return {inactive ? T(0) : slack, inactive ? T(0) : T(-1)};
-  }
-
-  XBN_FORMULA Pair<T> negative(T s) const {
-    const T excess = s - neg_margin;
-    const bool inactive = excess <= T(0);
-    return {inactive ? T(0) : excess, inactive ? T(0) : T(1)};
-  }
-};
+XBN_FORMULA double exp_of_negative(double x) {
+  constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  const double shifted = x * 1.4426950408889634 + kRound, n = shifted - kRound;
+  const double r = x - n * 0.693147180369123816490 - n * 1.90821492927058770002e-10;
+  double sum = 1.0 / 6227020800;
+  sum = sum * r + 1.0 / 479001600;
+  sum = sum * r + 1.0 / 39916800;
+  sum = sum * r + 1.0 / 3628800;
+  sum = sum * r + 1.0 / 362880;
+  sum = sum * r + 1.0 / 40320;
+  sum = sum * r + 1.0 / 5040;
+  sum = sum * r + 1.0 / 720;
+  sum = sum * r + 1.0 / 120;
+  sum = sum * r + 1.0 / 24;
+  sum = sum * r + 1.0 / 6;
+  sum = sum * r + 0.5;
+  sum = sum * r + 1.0;
+  sum = sum * r + 1.0;
+  uint64_t bits;
+  memcpy(&bits, &shifted, sizeof(bits));
+  bits = (bits - 0x4338000000000000u + 1023u) << 52;
+  double power;
+  memcpy(&power, &bits, sizeof(power));
+  return x < -708.0 ? 0.0 : sum * power;
+}
 
 }  // namespace xbn

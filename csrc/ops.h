@@ -4,8 +4,8 @@
 #pragma once
 
 #include "contract.h"
-#include "formulas.h"
 #include "half.h"
+#include "losses.h"
 #include "params.h"
 
 namespace xbn {
@@ -184,10 +184,9 @@ struct Ops {
                                                 const OptionalTensor& scale, const OptionalTensor& shift,
                                                 const OptionalTensor& exclude, const OptionalTensor& anchors,
                                                 const std::string& loss, const std::vector<double>& parameters,
-                                                const std::string& reduction, bool renormalize, double eps,
-                                                bool need_grad) {
-    check_memory_loss(z, labels, bank, bank_labels, count, scale, shift, exclude, anchors, loss, parameters, reduction,
-                      eps);
+                                                bool renormalize, double eps, bool need_grad) {
+    check_memory_loss(z, labels, bank, bank_labels, count, scale, shift, exclude, anchors, eps);
+    const LossSpec spec = parse_loss(loss, parameters);
     const int64_t B = z.size(0), D = z.size(1);
     const Tensor dense_z = as_dense(z), dense_labels = as_dense(labels), dense_bank_labels = as_dense(bank_labels);
     const Device device("memory_loss", dense_z);
@@ -214,10 +213,9 @@ struct Ops {
         p.anchors = dense_anchors.data<bool>();
         p.renormalize = renormalize;
         p.eps = eps;
-        p.mean = reduction == "mean";
         p.loss = value.mutable_data_ptr<T>();
         p.grad_z = need_grad ? grad_z.mutable_data_ptr<T>() : nullptr;
-        device.memory_loss(p, Contrastive<T>{static_cast<T>(parameters[0]), static_cast<T>(parameters[1])}, dense_z);
+        device.memory_loss(p, spec, dense_z);
       });
     });
     return {value, grad_z};

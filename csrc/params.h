@@ -87,7 +87,6 @@ struct MemoryLossParams {
   const bool* anchors;         // [B] rows that rank, or null for all of them
   bool renormalize;            // divide a bank row by max(norm, eps) as it is read
   double eps;                  //
-  bool mean;                   // reduction: true, sums / number of anchors; false, average over active pairs
   T* loss;                     // [1] out
   T* grad_z;                   // [B, D] out, or null: then the gradient product is skipped
 };

@@ -30,7 +30,7 @@ STABLE_TORCH_LIBRARY(XBN_LIBRARY, m) {
       "Tensor z, Tensor labels, Tensor? mask, Tensor scale, Tensor shift) -> Tensor slots");
   m.def(
       "memory_loss(Tensor z, Tensor labels, Tensor bank, Tensor bank_labels, Tensor? count, Tensor? scale, "
-      "Tensor? shift, Tensor? exclude, Tensor? anchors, str loss, float[] parameters, str reduction, "
+      "Tensor? shift, Tensor? exclude, Tensor? anchors, str loss, float[] parameters, "
       "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_z)");
   m.def("cpu_isa() -> str");
   m.def("cuda_architectures() -> str");        // that the build has kernels for; "" without nvcc

@@ -31,7 +31,7 @@ def pytest_generate_tests(metafunc):
         if has_dtype:
             metafunc.parametrize("dtype", DTYPES.values(), ids=DTYPES)
         return
-    both_ways = metafunc.module.__name__ == "test_memory_loss"
+    both_ways = metafunc.module.__name__ in ("test_memory_loss", "test_losses")
     cases = {}
     for name in IMPLEMENTATIONS:
         if name == "emu" and metafunc.module.__name__ == "test_long_run":

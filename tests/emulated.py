@@ -82,6 +82,6 @@ def memory_loss(
 ):  # fmt: skip
     args = (
         labels, bank.detach(), bank_labels, count, scale, shift, exclude, anchors, loss.kind, loss.parameters,
-        loss.reduction, renormalize, eps,
+        renormalize, eps,
     )  # fmt: skip
     return _MemoryLoss.apply(z, args)

@@ -256,7 +256,7 @@ def test_same_bits_every_run(path):
 def test_opcheck_on_the_gpu():
     z, labels = torch.randn(5, 7, device="cuda", requires_grad=True), torch.arange(5, device="cuda")
     bank, bank_labels = torch.randn(11, 7, device="cuda"), torch.arange(11, device="cuda") % 3
-    options = (None, None, None, None, None, "contrastive", [1.0, 0.5], "mean", True, 1e-6, True)
+    options = (None, None, None, None, None, "contrastive_mean", [1.0, 0.5], True, 1e-6, True)
     torch.library.opcheck(torch.ops.xbn_ext.memory_loss.default, (z, labels, bank, bank_labels, *options))
 
 

@@ -63,7 +63,8 @@ def test_nothing_spills():
     found = list(resources())
     names = {kernel for _, kernel, _ in found}
     for kernel in ("moments_kernel", "rewrite_kernel", "sums_kernel", "assign_kernel", "store_kernel", "sweep_kernel",
-                   "factor_kernel", "gradient_kernel", "begin_kernel", "rows_kernel", "score_kernel"):  # fmt: skip
+                   "settle_kernel", "gradient_kernel", "gather_kernel", "begin_kernel", "rows_kernel", "score_kernel",
+                   "rescale_kernel"):  # fmt: skip
         assert any(kernel in name for name in names), f"{kernel} is missing"
     for architecture, kernel, use in found:
         assert use["STACK"] == 0 and use["LOCAL"] == 0, f"{kernel} on sm_{architecture}: {use}"

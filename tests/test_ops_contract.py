@@ -6,7 +6,7 @@ import pytest
 import state
 import torch
 
-from xbn_ext import Contrastive, ops
+from xbn_ext import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet, ops
 
 B, M, D = 5, 11, 7
 
@@ -24,7 +24,6 @@ def loss_arguments(**changes):
         "anchors": torch.ones(B, dtype=torch.bool),
         "loss": "contrastive",
         "parameters": [1.0, 0.5],
-        "reduction": "mean",
         "renormalize": True,
         "eps": 1e-6,
         "need_grad": True,
@@ -144,8 +143,12 @@ BAD = [
     ("memory_loss", {"exclude": torch.arange(B + 1)}, r"exclude must be \[B\]"),
     ("memory_loss", {"anchors": torch.ones(B)}, "anchors must be bool"),
     ("memory_loss", {"loss": "hinge"}, "unknown loss 'hinge'"),
-    ("memory_loss", {"parameters": [1.0]}, "contrastive takes pos_margin and neg_margin"),
-    ("memory_loss", {"reduction": "sum"}, "unknown reduction 'sum'"),
+    ("memory_loss", {"parameters": [1.0]}, "contrastive takes 2 parameters, got 1"),
+    ("memory_loss", {"parameters": [1.0, math.nan]}, "parameters of contrastive must be finite"),
+    ("memory_loss", {"loss": "supcon", "parameters": [0.0]}, "temperature of supcon must be positive"),
+    ("memory_loss", {"loss": "ntxent", "parameters": [-1.0]}, "temperature of ntxent must be positive"),
+    ("memory_loss", {"loss": "multi_similarity", "parameters": [2.0, 0.0, 0.5, 0.1]}, "alpha and beta must be pos"),
+    ("memory_loss", {"loss": "circle", "parameters": [0.4, 0.0]}, "gamma must be positive"),
     ("memory_loss", {"eps": -1.0}, "eps must be positive"),
 ]
 
@@ -162,10 +165,28 @@ def test_bad_arguments_are_named_and_nothing_is_written(op, change, message):
         assert torch.equal(arguments[name], value), f"{name} was written"
 
 
-@pytest.mark.parametrize("change", [{"pos_margin": math.nan}, {"neg_margin": math.inf}, {"reduction": "sum"}])
-def test_bad_loss(change):
+@pytest.mark.parametrize(
+    "loss, change",
+    [
+        (Contrastive, {"pos_margin": math.nan}),
+        (Contrastive, {"neg_margin": math.inf}),
+        (Contrastive, {"reduction": "sum"}),
+        (SupCon, {"temperature": 0.0}),
+        (NTXent, {"temperature": -0.1}),
+        (NTXent, {"temperature": math.inf}),
+        (MultiSimilarity, {"alpha": 0.0}),
+        (MultiSimilarity, {"beta": -1.0}),
+        (MultiSimilarity, {"base": math.nan}),
+        (MultiSimilarity, {"mining": -0.1}),
+        (Circle, {"m": math.nan}),
+        (Circle, {"gamma": 0}),
+        (Triplet, {"margin": math.inf}),
+        (Triplet, {"mining": "semihard"}),
+    ],
+)
+def test_bad_loss(loss, change):
     with pytest.raises(ValueError, match=next(iter(change))):
-        Contrastive(**change)
+        loss(**change)
 
 
 def test_the_wrapper_takes_float32_maps():

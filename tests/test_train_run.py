@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from train import checkpoint, loop, report, run
+import xbn_ext
+from train import checkpoint, loop, losses, pictures, report, run
 from train.config import METHODS, Config, ConfigError, parse
 from train.data import npm
 
@@ -116,6 +118,17 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
         ("--ema-momentum 0", "--ema-momentum 0.0: must be more than 0 and at most 1"),
         ("--batch-weight 0 --method batch", "--batch-weight 0 leaves nothing to train on"),
         ("--resume --overwrite", "--resume and --overwrite exclude each other"),
+        ("--loss ranked", "argument --loss: invalid choice: 'ranked'"),
+        ("--temperature 0.2", "--temperature 0.2: --loss contrastive has no such parameter, only --pos-margin, --neg-"),
+        ("--loss supcon --neg-margin 0.5", "--neg-margin 0.5: --loss supcon has no such parameter, only --temperature"),
+        ("--loss multi_similarity --reduction mean", "--reduction mean: --loss multi_similarity has no such parameter"),
+        ("--loss triplet --m 0.1", "--m 0.1: --loss triplet has no such parameter, only --margin, --mining"),
+        ("--loss supcon --temperature 0", "--temperature must be positive, got 0.0"),
+        ("--loss ntxent --temperature nan", "--temperature nan: must be a finite number"),
+        ("--loss multi_similarity --mining -1", "--mining must be .* >= 0, got -1.0"),
+        ("--loss multi_similarity --mining hardest", "--mining hardest: must be a number with --loss multi_similarity"),
+        ("--loss triplet --mining 0.1", "--mining must be 'hardest', got 0.1"),
+        ("--loss circle --gamma x", "argument --gamma: invalid float value"),
     ],
 )
 def test_a_setting_that_is_not_allowed_is_named(
@@ -126,6 +139,40 @@ def test_a_setting_that_is_not_allowed_is_named(
     assert exit.value.code == 2
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "loss"),
+    [
+        ("", xbn_ext.Contrastive(1.0, 0.5, "avg_nonzero")),
+        ("--neg-margin 0 --reduction mean", xbn_ext.Contrastive(1.0, 0.0, "mean")),
+        ("--loss supcon", xbn_ext.SupCon()),
+        ("--loss supcon --temperature 0.2", xbn_ext.SupCon(0.2)),
+        ("--loss ntxent", xbn_ext.NTXent()),
+        ("--loss ntxent --temperature 0.5", xbn_ext.NTXent(0.5)),
+        ("--loss multi_similarity", xbn_ext.MultiSimilarity()),
+        ("--loss multi_similarity --alpha 1 --beta 4 --base 0 --mining 0", xbn_ext.MultiSimilarity(1.0, 4.0, 0.0, 0.0)),
+        ("--loss circle", xbn_ext.Circle()),
+        ("--loss circle --m 0.25 --gamma 256", xbn_ext.Circle(0.25, 256.0)),
+        ("--loss triplet", xbn_ext.Triplet()),
+        ("--loss triplet --margin 0 --mining hardest", xbn_ext.Triplet(0.0)),
+    ],
+)
+def test_the_loss_is_the_one_asked_for_and_settings_hold_its_parameters_alone(arguments: str, loss: Any) -> None:
+    config = parse(arguments.split())
+    assert config.pair_loss() == loop.make_criterion(config).loss == loss
+    stored = config.settings()
+    assert losses.LOSSES[stored["loss"]] is type(loss)
+    assert {name: value for name, value in stored.items() if name in losses.PARAMETERS} == vars(loss)
+    assert Config(loss=stored["loss"], **vars(loss)).settings() == stored, "given or not, a value is the same setting"
+
+
+def test_parameters_of_losses_say_in_help_which_losses_have_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for said in ("supcon, ntxent: what similarities are divided by (default: 0.1, 0.07)", "(default: avg_nonzero)"):
+        assert said in text
 
 
 @pytest.mark.parametrize(
@@ -193,6 +240,45 @@ def test_a_run_leaves_what_it_promises(
     assert "frozen backbone" in printed and f"trained, {method}" in printed and str(tmp_path / "curves.png") in printed
 
 
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_every_loss_trains(
+    name: str, shapes: str, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps on one batch bring its loss down, and a whole run writes down which loss it was."""
+    reduction = {"reduction": "mean"} if name == "contrastive" else {}  # avg_nonzero leaves out pairs that become right
+    config = settings(shapes, tmp_path, loss=name, method="batch", lr=0.01, backbone_lr=1.0, steps=40, **reduction)
+    trainer = loop.Trainer(config, run.model.build(config)[0], run._load(config), torch.device("cpu"))
+    images, labels = trainer.batches[0]
+    values = [trainer.train_step(images, labels) for _ in range(config.steps)]
+    assert all(map(math.isfinite, values)) and min(values) >= 0
+    assert np.mean(values[-5:]) < 0.85 * np.mean(values[:5])
+
+    metrics = run.run(settings(shapes, tmp_path, loss=name))
+    assert f"axbn, {name.replace('_', '-')} loss, on cpu" in capsys.readouterr().out
+    assert all(math.isfinite(point["loss"]) for point in metrics["history"]["loss"])
+    stored = checkpoint.load(tmp_path / "checkpoint.pt")["config"]
+    assert stored == metrics["config"] and stored["loss"] == name
+    assert losses.defaults(name).items() <= stored.items()
+
+
+def test_losses_differ_from_one_another(shapes: str, tmp_path: Path, tiny: None) -> None:
+    """From one seed on, in what they cost and in what the network becomes."""
+    ends = {}
+    for name in losses.LOSSES:
+        metrics = run.run(settings(shapes, tmp_path / name, loss=name, steps=4, eval_every=0))
+        bias = checkpoint.load(tmp_path / name / "checkpoint.pt")["model"]["head.bias"]
+        ends[metrics["history"]["loss"][-1]["loss"]] = tuple(bias.tolist())
+    assert len(ends) == len(set(ends.values())) == len(losses.LOSSES)
+
+
+def test_the_curves_name_the_loss() -> None:
+    axes = Figure().subplots()
+    pictures._loss(axes, [{"step": 1, "loss": 2.0}], Config(loss="multi_similarity", batch_weight=0.5).settings())
+    assert axes.get_ylabel() == "multi-similarity loss, 0.5 batch + 1 memory"
+    pictures._loss(axes, [{"step": 1, "loss": 2.0}], Config(method="batch").settings())
+    assert axes.get_ylabel() == "contrastive loss, 1 batch"
+
+
 def same(a: Any, b: Any) -> bool:
     """Equal bit for bit, through dicts and lists of tensors and numbers."""
     if isinstance(a, Tensor):
@@ -252,6 +338,10 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_up(shapes: str, tmp_path: P
         run.run(settings(shapes, tmp_path))
     with pytest.raises(ConfigError, match=r"an unfinished run with other settings .*--seed 0 there, 1 now"):
         run.run(settings(shapes, tmp_path, seed=1, resume=True))
+    with pytest.raises(ConfigError, match=r"--loss contrastive there, supcon now; .*--temperature None there, 0.1 now"):
+        run.run(settings(shapes, tmp_path, loss="supcon", resume=True))
+    with pytest.raises(ConfigError, match=r"an unfinished run with other settings \(--neg-margin 0.5 there, 0.4 now\)"):
+        run.run(settings(shapes, tmp_path, neg_margin=0.4, resume=True))
     metrics = run.run(settings(shapes, tmp_path, seed=1, overwrite=True))
     assert metrics["seed"] == 1
     assert (tmp_path / "notes.txt").read_text() == "mine", "--overwrite removes what runs write and nothing else"

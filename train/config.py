@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from xbn_ext.losses import PairLoss
+
+from . import losses
 from .data import DataError, check_spec
 
 METHODS = {  # name: (drift model of the memory, what it is)
@@ -37,6 +40,11 @@ def _about(text: str, *, group: str = "", run_only: bool = False, **argument: An
         argument: further arguments for argparse.
     """
     return {"help": text, "group": group, "run_only": run_only, "argument": argument}
+
+
+def _of_loss(parameter: str, text: str, **argument: Any) -> Any:
+    """The field of a parameter that some losses have: None if not given."""
+    return field(default=None, metadata=_about(losses.about(parameter, text), **{"type": float} | argument))
 
 
 @dataclass(frozen=True)
@@ -73,19 +81,28 @@ class Config:
     memory_weight: float = field(default=1.0, metadata=_about("weight of the loss against the memory"))
     batch_weight: float = field(default=1.0, metadata=_about("weight of the loss within the batch"))
     warmup_steps: int = field(default=0, metadata=_about("steps before the memory takes part in the loss"))
-    pos_margin: float = field(
-        default=1.0, metadata=_about("contrastive loss: pairs of one class are pulled up to this cosine similarity")
+    loss: str = field(default="contrastive", metadata=_about("what pairs of images cost", choices=tuple(losses.LOSSES)))
+    pos_margin: float | None = _of_loss("pos_margin", "pairs of one class are pulled up to this cosine similarity")
+    neg_margin: float | None = _of_loss("neg_margin", "pairs of two classes are pushed down to this cosine similarity")
+    reduction: str | None = _of_loss(
+        "reduction",
+        "mean: pairs summed per image, averaged over images; avg_nonzero: averaged over pairs not yet right",
+        type=str,
+        choices=("mean", "avg_nonzero"),
     )
-    neg_margin: float = field(
-        default=0.5, metadata=_about("contrastive loss: pairs of two classes are pushed down to this cosine similarity")
+    temperature: float | None = _of_loss("temperature", "what similarities are divided by")
+    alpha: float | None = _of_loss("alpha", "how sharply pairs of one class are weighted by how far apart they are")
+    beta: float | None = _of_loss("beta", "how sharply pairs of two classes are weighted by how close they are")
+    base: float | None = _of_loss("base", "the cosine similarity at which a pair weighs 1")
+    mining: float | str | None = _of_loss(
+        "mining",
+        "a number: only pairs this close to the hardest of the other kind, all if not given; triplet has 'hardest'",
+        type=losses.number_or_word,
+        metavar="X",
     )
-    reduction: str = field(
-        default="avg_nonzero",
-        metadata=_about(
-            "mean: pairs summed per image, averaged over images; avg_nonzero: averaged over pairs not yet right",
-            choices=("mean", "avg_nonzero"),
-        ),
-    )
+    m: float | None = _of_loss("m", "relaxation of the margin")
+    gamma: float | None = _of_loss("gamma", "scale of similarities")
+    margin: float | None = _of_loss("margin", "by how much images of one class have to be more similar")
     update: str = field(
         default="inplace",
         metadata=_about(
@@ -169,7 +186,8 @@ class Config:
             raise ConfigError(str(error)) from None
         for f in fields(self):
             value, choices = getattr(self, f.name), f.metadata["argument"].get("choices")
-            _require(choices is None or value in choices, f.name, value, f"one of {', '.join(choices or ())}")
+            allowed = choices is None or value in choices or value is f.default
+            _require(allowed, f.name, value, f"one of {', '.join(choices or ())}")
             _require(not isinstance(value, float) or math.isfinite(value), f.name, value, "a finite number")
         for name in ("image_size", "memory_size", "embedding_dim", "steps", "batch_size", "lr", "process_noise"):
             self._check(name, lambda v: v > 0, "more than 0")
@@ -182,7 +200,11 @@ class Config:
         self._check("freeze", lambda v: 0 <= v <= 1, "between 0 and 1")
         self._check("samples_per_class", lambda v: v >= 2, "2 or more, or no image has a match in its batch")
         for name in ("pos_margin", "neg_margin"):
-            self._check(name, lambda v: -1 <= v <= 1, "a cosine similarity, -1 to 1")
+            self._check(name, lambda v: v is None or -1 <= v <= 1, "a cosine similarity, -1 to 1")
+        try:
+            self.pair_loss()
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         k = self.samples_per_class
         self._check("batch_size", lambda v: v % k == 0 and v >= 2 * k, f"2 or more times --samples-per-class ({k})")
         if self.method != "batch":
@@ -200,6 +222,10 @@ class Config:
         """The memory's drift model."""
         return METHODS[self.method][0]
 
+    def pair_loss(self) -> PairLoss:
+        """The loss, with the parameters given."""
+        return losses.make(self.loss, {name: getattr(self, name) for name in losses.PARAMETERS})
+
     @property
     def folder(self) -> Path:
         """Where results go."""
@@ -207,9 +233,13 @@ class Config:
         return self.out or Path("runs") / f"{Path(data).name}-{self.method}-{self.seed}"
 
     def settings(self) -> dict[str, Any]:
-        """What decides a run's result: every field but those that may change when it is continued."""
-        run_only = {f.name for f in fields(self) if f.metadata["run_only"]}
-        return {name: value for name, value in asdict(self).items() if name not in run_only}
+        """What decides a run's result: every field but those that may change when it is continued.
+
+        Of the parameters of losses, those of this one, given or not.
+        """
+        chosen = asdict(self.pair_loss())
+        left_out = {f.name for f in fields(self) if f.metadata["run_only"]} | set(losses.PARAMETERS) - chosen.keys()
+        return {name: value for name, value in (asdict(self) | chosen).items() if name not in left_out}
 
 
 def _require(allowed: bool, name: str, value: object, words: str) -> None:

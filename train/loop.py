@@ -41,7 +41,7 @@ class Interrupted(Exception):
 def make_criterion(config: Config) -> xbn_ext.CrossBatchMemory:
     """The loss and the memory of a run."""
     return xbn_ext.CrossBatchMemory(
-        xbn_ext.Contrastive(config.pos_margin, config.neg_margin, config.reduction),  # type: ignore[arg-type]
+        config.pair_loss(),
         config.embedding_dim,
         config.memory_size,
         drift=config.drift,  # type: ignore[arg-type]

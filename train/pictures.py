@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from . import losses
 from .augment import evaluation_view, to_tensor
 from .data import Dataset, Part
 
@@ -58,7 +59,7 @@ def _loss(axes: Axes, points: list[dict[str, float]], config: dict[str, Any]) ->
     terms = [f"{config['batch_weight']:g} batch"]
     if config["method"] != "batch":
         terms.append(f"{config['memory_weight']:g} memory")
-    axes.set_ylabel(f"contrastive loss, {' + '.join(terms)}")
+    axes.set_ylabel(f"{losses.title(config['loss'])}, {' + '.join(terms)}")
 
 
 def _scores(axes: Axes, points: list[dict[str, float]], before: dict[str, float]) -> None:

@@ -13,7 +13,7 @@ import torch
 
 import xbn_ext
 
-from . import checkpoint, data, loop, model, report
+from . import checkpoint, data, loop, losses, model, report
 from .checkpoint import Found
 from .config import Config, ConfigError, parse
 
@@ -52,7 +52,7 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None) -> dict
         print(f"continuing {config.folder} at step {trainer.step}")
     else:
         checkpoint.prepare(config.folder)
-    print(note, f"{config.method} on {device}, results in {config.folder}", sep="\n")
+    print(note, f"{config.method}, {losses.title(config.loss)}, on {device}, results in {config.folder}", sep="\n")
     with _stop_signals() as signalled:
         embeddings = trainer.run(asked_to_stop or signalled)
     report.write(trainer, embeddings, note)

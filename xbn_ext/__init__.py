@@ -9,7 +9,7 @@ import torch
 
 from . import ops, reference
 from .backend import backend
-from .losses import Contrastive
+from .losses import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet
 from .memory import CrossBatchMemory
 from .ops import memory_loss
 
@@ -18,7 +18,20 @@ try:
 except PackageNotFoundError:  # built in place, not installed
     __version__ = "0+unknown"
 
-__all__ = ["Contrastive", "CrossBatchMemory", "backend", "build_info", "memory_loss", "ops", "reference"]
+__all__ = [
+    "Circle",
+    "Contrastive",
+    "CrossBatchMemory",
+    "MultiSimilarity",
+    "NTXent",
+    "SupCon",
+    "Triplet",
+    "backend",
+    "build_info",
+    "memory_loss",
+    "ops",
+    "reference",
+]
 
 
 def build_info() -> dict[str, Any]:

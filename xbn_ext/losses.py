@@ -1,20 +1,51 @@
-"""Pair losses: what a pair of similarity s adds to the loss. The formulas themselves are in `reference.py`
-(PyTorch) and `csrc/formulas.h` (kernels)."""
+"""Pair losses over cosine similarities: what the pairs of an anchor cost. The formulas are in `reference_losses.py`
+(PyTorch) and `csrc/losses.h` (kernels). Parameters, defaults and values are those of pytorch-metric-learning with
+`CosineSimilarity`, where it has the loss.
+
+An anchor's *positives* are the other rows of its class, its *negatives* all rows of other classes; `s` is the
+similarity of a pair.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 Reduction = Literal["mean", "avg_nonzero"]
 
 
 @dataclass(frozen=True)
-class Contrastive:
+class PairLoss:
+    """A loss that `CrossBatchMemory` and `memory_loss` take: one of the classes below.
+
+    Raises:
+        ValueError: a parameter is not finite or out of its range, naming it.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isfinite(value):
+                raise ValueError(f"{field.name} must be finite, got {value}")
+
+    @property
+    def kind(self) -> str:
+        """The name by which the kernels know the loss."""
+        raise NotImplementedError
+
+    @property
+    def parameters(self) -> list[float]:
+        """The numbers the kernels take, in their order."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Contrastive(PairLoss):
     """Contrastive loss on similarities (Hadsell et al. 2006, in the cosine form of XBM, arXiv 1912.06798, eq. 2).
 
-    An anchor pays `max(pos_margin - s, 0)` for a row of its class and `max(s - neg_margin, 0)` for any other.
+    An anchor pays `max(pos_margin - s, 0)` for a positive and `max(s - neg_margin, 0)` for a negative.
 
     Args:
         pos_margin: positives more similar than this cost nothing.
@@ -32,16 +63,167 @@ class Contrastive:
     neg_margin: float = 0.5
     reduction: Reduction = "mean"
 
-    kind: ClassVar[str] = "contrastive"
-
     def __post_init__(self) -> None:
-        for name in ("pos_margin", "neg_margin"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+        super().__post_init__()
         if self.reduction not in ("mean", "avg_nonzero"):
             raise ValueError(f"reduction must be 'mean' or 'avg_nonzero', got {self.reduction!r}")
 
     @property
+    def kind(self) -> str:
+        return "contrastive_mean" if self.reduction == "mean" else "contrastive"
+
+    @property
     def parameters(self) -> list[float]:
-        """The numbers the kernels take, in their order."""
         return [self.pos_margin, self.neg_margin]
+
+
+@dataclass(frozen=True)
+class SupCon(PairLoss):
+    """Supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362, eq. 2).
+
+    An anchor pays the mean over its positives of `log sum_a e^(s_a / temperature) - s / temperature`, `a` running over
+    all its pairs. Averaged over the anchors that pay something; an anchor without positives does not.
+
+    Args:
+        temperature: > 0.
+    """
+
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive("temperature", self.temperature)
+
+    @property
+    def kind(self) -> str:
+        return "supcon"
+
+    @property
+    def parameters(self) -> list[float]:
+        return [self.temperature]
+
+
+@dataclass(frozen=True)
+class NTXent(PairLoss):
+    """Normalised-temperature cross entropy, or InfoNCE, with labels (Sohn 2016; Chen et al. 2020, arXiv 2002.05709,
+    eq. 1, with every positive against the negatives only, as pytorch-metric-learning has it).
+
+    A positive pair costs `log(1 + sum_n e^((s_n - s) / temperature))`, `n` running over the anchor's negatives.
+    Averaged over all positive pairs. (pytorch-metric-learning adds 1e-7 inside its logarithm; this does not.)
+
+    Args:
+        temperature: > 0.
+    """
+
+    temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive("temperature", self.temperature)
+
+    @property
+    def kind(self) -> str:
+        return "ntxent"
+
+    @property
+    def parameters(self) -> list[float]:
+        return [self.temperature]
+
+
+@dataclass(frozen=True)
+class MultiSimilarity(PairLoss):
+    """Multi-similarity loss (Wang et al. 2019, arXiv 1904.06627, eq. 15), averaged over the anchors.
+
+    An anchor pays `log(1 + sum_p e^(-alpha (s_p - base))) / alpha + log(1 + sum_n e^(beta (s_n - base))) / beta`.
+
+    Args:
+        alpha, beta: > 0, how sharply positives and negatives are weighted.
+        base: the similarity at which a pair weighs 1.
+        mining: None, all pairs; or epsilon >= 0 of the paper's pair mining (eqs. 10, 11; pytorch-metric-learning's
+            MultiSimilarityMiner has 0.1): of the negatives only those more similar than the hardest positive minus
+            epsilon, of the positives only those less similar than the hardest negative plus epsilon.
+    """
+
+    alpha: float = 2.0
+    beta: float = 50.0
+    base: float = 0.5
+    mining: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive("alpha", self.alpha)
+        _positive("beta", self.beta)
+        if self.mining is not None and self.mining < 0:
+            raise ValueError(f"mining must be None or an epsilon >= 0, got {self.mining}")
+
+    @property
+    def kind(self) -> str:
+        return "multi_similarity"
+
+    @property
+    def parameters(self) -> list[float]:
+        return [self.alpha, self.beta, self.base, -1.0 if self.mining is None else self.mining]
+
+
+@dataclass(frozen=True)
+class Circle(PairLoss):
+    """Circle loss with class labels (Sun et al. 2020, arXiv 2002.10857, eqs. 6 to 8).
+
+    An anchor with positives and negatives pays
+    `log(1 + sum_n e^(gamma a_n (s_n - m)) * sum_p e^(-gamma a_p (s_p - 1 + m)))` with `a_n = max(s_n + m, 0)` and
+    `a_p = max(1 + m - s_p, 0)`, which the gradient takes for constants. Averaged over the anchors that pay something.
+
+    Args:
+        m: relaxation of the margin.
+        gamma: > 0, scale of the similarities.
+    """
+
+    m: float = 0.4
+    gamma: float = 80.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive("gamma", self.gamma)
+
+    @property
+    def kind(self) -> str:
+        return "circle"
+
+    @property
+    def parameters(self) -> list[float]:
+        return [self.m, self.gamma]
+
+
+@dataclass(frozen=True)
+class Triplet(PairLoss):
+    """Triplet margin loss on similarities with hardest mining (Hermans et al. 2017, arXiv 1703.07737, eq. 5).
+
+    An anchor with positives and negatives pays `max(max_n s_n - min_p s_p + margin, 0)`. Averaged over the anchors that
+    pay something: pytorch-metric-learning's TripletMarginLoss with CosineSimilarity and its BatchHardMiner. Of equally
+    hard rows the first in the bank counts.
+
+    Args:
+        margin: by how much a positive has to be more similar.
+        mining: `"hardest"`.
+    """
+
+    margin: float = 0.1
+    mining: Literal["hardest"] = "hardest"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mining != "hardest":
+            raise ValueError(f"mining must be 'hardest', got {self.mining!r}")
+
+    @property
+    def kind(self) -> str:
+        return "triplet_hardest"
+
+    @property
+    def parameters(self) -> list[float]:
+        return [self.margin]
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .filter import Drift, make_filter
-from .losses import Contrastive
+from .losses import PairLoss
 from .reference import batch_loss
 
 
@@ -70,7 +70,7 @@ class CrossBatchMemory(nn.Module):
 
     def __init__(
         self,
-        loss: Contrastive,
+        loss: PairLoss,
         embedding_size: int,
         memory_size: int = 1024,
         *,
@@ -89,7 +89,7 @@ class CrossBatchMemory(nn.Module):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        if not isinstance(loss, Contrastive):
+        if not isinstance(loss, PairLoss):
             raise TypeError(f"loss must be an xbn_ext loss such as Contrastive(), got {type(loss).__name__}")
         embedding_size = _whole("embedding_size", embedding_size, 1)
         memory_size = _whole("memory_size", memory_size, 1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _C  # type: ignore[attr-defined]  # noqa: F401  registers torch.ops.xbn_ext
-from .losses import Contrastive
+from .losses import PairLoss
 
 _ops = torch.ops.xbn_ext
 
@@ -144,7 +144,7 @@ def memory_loss(
     labels: Tensor,
     bank: Tensor,
     bank_labels: Tensor,
-    loss: Contrastive,
+    loss: PairLoss,
     *,
     count: Tensor | None = None,
     scale: Tensor | None = None,
@@ -164,7 +164,7 @@ def memory_loss(
         labels: `[B]` int64.
         bank: `[M, D]` contiguous; carries no gradient.
         bank_labels: `[M]` int64.
-        loss: which loss, with its margins and reduction.
+        loss: which loss, with its parameters (`xbn_ext.losses`).
         count: int64 scalar on the same device: only the first `count` rows of the bank exist.
         scale, shift: `[D]` a bank row u stands for `scale * u + shift`.
         exclude: `[B]` int64, the bank row that an anchor must not be paired with (-1: none).
@@ -184,7 +184,7 @@ def memory_loss(
     need_grad = torch.is_grad_enabled() and z.requires_grad
     value, _ = _ops.memory_loss(
         z, labels, bank.detach(), bank_labels, count, _f64(scale), _f64(shift), exclude, anchors,
-        loss.kind, loss.parameters, loss.reduction, renormalize, eps, need_grad,
+        loss.kind, loss.parameters, renormalize, eps, need_grad,
     )  # fmt: skip
     return value  # type: ignore[no-any-return]
 
@@ -229,7 +229,7 @@ def _memory_loss_backward(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tupl
     grad = grad_loss * grad_z
     if torch.is_grad_enabled():  # create_graph=True
         grad = _DifferentiableOnce.apply(grad, z)
-    return grad, *[None] * 14
+    return grad, *[None] * 13
 
 
 torch.library.register_autograd("xbn_ext::memory_loss", _memory_loss_backward, setup_context=_memory_loss_setup)

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .losses import Contrastive
+from .losses import PairLoss
+from .reference_losses import pair_loss
 
 # --- The embeddings drift: where are their moments now? -------------------------------------------------
 
@@ -204,30 +205,12 @@ def similarity(z: Tensor, rows: Tensor, renormalize: bool = True, eps: float = 1
     return z @ rows.T
 
 
-def contrastive(loss: Contrastive, s: Tensor, positive: Tensor, pair: Tensor, anchors: Tensor | None = None) -> Tensor:
-    """Contrastive loss of the similarities `s [B, n]` over the pairs `pair [B, n]` of the rows `anchors [B]`.
-
-    A NaN similarity is an active pair: it makes the loss NaN, as PyTorch's losses do.
-    """
-    if anchors is not None:
-        pair = pair & anchors[:, None]
-    zero = s.new_zeros(())
-    positives = torch.where(pair & positive, loss.pos_margin - s, zero).relu()
-    negatives = torch.where(pair & ~positive, s - loss.neg_margin, zero).relu()
-    if loss.reduction == "mean":
-        n = torch.full_like(zero, s.shape[0]) if anchors is None else anchors.sum()
-        n_positive = n_negative = n
-    else:
-        n_positive, n_negative = (positives != 0).sum(), (negatives != 0).sum()
-    return positives.sum() / n_positive.clamp(min=1) + negatives.sum() / n_negative.clamp(min=1)
-
-
 def memory_loss(
     z: Tensor,
     labels: Tensor,
     bank: Tensor,
     bank_labels: Tensor,
-    loss: Contrastive,
+    loss: PairLoss,
     *,
     count: Tensor | None = None,
     scale: Tensor | None = None,
@@ -250,13 +233,13 @@ def memory_loss(
     pair = torch.ones_like(positive)
     if exclude is not None:
         pair = exclude[:, None] != torch.arange(n, device=z.device)
-    return contrastive(loss, similarity(z, rows, renormalize, eps), positive, pair, anchors)
+    return pair_loss(loss, similarity(z, rows, renormalize, eps), positive, pair, anchors)
 
 
 def batch_loss(
     z: Tensor,
     labels: Tensor,
-    loss: Contrastive,
+    loss: PairLoss,
     *,
     anchors: Tensor | None = None,
     renormalize: bool = True,
@@ -265,7 +248,7 @@ def batch_loss(
     """The same loss of the batch against itself, every row but the anchor's own; gradients flow to both sides."""
     positive = labels[:, None] == labels[None, :]
     pair = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
-    return contrastive(loss, similarity(z, z, renormalize, eps), positive, pair, anchors)
+    return pair_loss(loss, similarity(z, z, renormalize, eps), positive, pair, anchors)
 
 
 # --- One step -----------------------------------------------------------------------------------------------
@@ -309,7 +292,7 @@ def step(
     m: Memory,
     embeddings: Tensor,
     labels: Tensor,
-    loss: Contrastive,
+    loss: PairLoss,
     *,
     drift: str = "axbn",
     process_noise: float = 1e-2,

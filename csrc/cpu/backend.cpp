@@ -50,7 +50,7 @@ class CpuDevice {
     xbn::enqueue(p, cpu_);
   }
   template <typename T, typename S>
-  void memory_loss(const MemoryLossParams<T, S>& p, const Contrastive<T>& loss, const Tensor&) const {
+  void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Tensor&) const {
     xbn::memory_loss(p, loss, cpu_);
   }
 

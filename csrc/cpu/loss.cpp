@@ -27,39 +27,53 @@ namespace xbn {
 #include "for_each_isa.h"
 
 template <typename T, typename S>
-void memory_loss(const MemoryLossParams<T, S>& p, const Contrastive<T>& loss, const Cpu& cpu) {
+void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu) {
   Sweep<T> sweep(p);
   const SweepPlan& plan = sweep.plan;
+  const Program program = make_program(loss);
+  std::vector<Total> totals(p.B);
   cpu.parallel(plan.blocks, [&](int64_t block) { XBN_CALL_ISA(cpu.isa, pack_anchors(p, sweep, block)); });
-  cpu.parallel(plan.groups * plan.splits, [&](int64_t unit) {
-    XBN_CALL_ISA(cpu.isa, sweep_unit(p, sweep, loss, unit / plan.splits, unit % plan.splits));
-  });
+  for (int k = 0; k < program.passes; ++k) {
+    const Pass& pass = program.pass[k];
+    sweep.begin(pass);
+    cpu.parallel(plan.groups * plan.splits, [&](int64_t unit) {
+      XBN_CALL_ISA(cpu.isa, sweep_unit(p, sweep, pass, unit / plan.splits, unit % plan.splits));
+    });
+    for (int64_t i = 0; i < p.B; ++i) {
+      for (int slot = 0; slot < kSlots; ++slot)
+        if (pass.slot[slot].pairs != Pairs::none) totals[i].sums[slot] = sweep.total(pass.slot[slot].formula, slot, i);
+      if (k + 1 < program.passes) sweep.given[i] = static_cast<T>(given_for(loss, k + 1, totals[i].sums));
+    }
+  }
 
-  // Every reduction is a factor per kind: loss = sum over kinds of factor * sum of values.
-  double value[kKinds] = {0, 0}, active[kKinds] = {0, 0}, rows = 0;
+  double value[kSlots] = {0, 0}, count[kSlots] = {0, 0};
   for (int64_t i = 0; i < p.B; ++i) {
     if (p.anchors != nullptr && !p.anchors[i]) continue;
-    rows += 1;
-    for (int kind = 0; kind < kKinds; ++kind)
-      for (int64_t split = 0; split < plan.splits; ++split) {
-        const RowSums& sums = sweep.sums(split, kind, 0)[i];
-        value[kind] += sums.value;
-        active[kind] += sums.active;
-      }
+    const RowResult row = finish(loss, totals[i].sums);
+    for (int slot = 0; slot < kSlots; ++slot) {
+      value[slot] += row.value[slot];
+      count[slot] += row.count[slot];
+      totals[i].factor[slot] = row.factor[slot];
+    }
   }
-  double factor[kKinds], total = 0;
-  for (int kind = 0; kind < kKinds; ++kind) {
-    factor[kind] = reduction_factor(p.mean, rows, active[kind]);
-    total += factor[kind] * value[kind];
+  double average[kSlots], all = 0;  // average: by group, what sums are multiplied by
+  for (int group = 0; group < kSlots; ++group) {
+    average[group] = 1 / std::max(count[group], 1.0);
+    all += average[group] * value[group];
   }
-  *p.loss = static_cast<T>(total);
+  *p.loss = static_cast<T>(all);
   if (p.grad_z == nullptr) return;
-  const T weight[kKinds] = {static_cast<T>(factor[kNegative]), static_cast<T>(factor[kPositive])};
-  cpu.parallel(p.B, [&](int64_t i) { XBN_CALL_ISA(cpu.isa, reduce_gradient(p, sweep, weight, i)); });
+  const bool summed = sums_gradients(loss);
+  cpu.parallel(p.B, [&](int64_t i) {
+    for (int slot = 0; slot < kSlots; ++slot) totals[i].factor[slot] *= average[group_of(loss, slot)];
+    if (summed)
+      XBN_CALL_ISA(cpu.isa, reduce_gradient(p, sweep, totals[i], i));
+    else
+      XBN_CALL_ISA(cpu.isa, gather_gradient(p, sweep, totals[i], i));
+  });
 }
 
-#define XBN_INSTANTIATE(T, S) \
-  template void memory_loss(const MemoryLossParams<T, S>&, const Contrastive<T>&, const Cpu&);
+#define XBN_INSTANTIATE(T, S) template void memory_loss(const MemoryLossParams<T, S>&, const LossSpec&, const Cpu&);
 XBN_INSTANTIATE(float, float)
 XBN_INSTANTIATE(float, double)
 XBN_INSTANTIATE(double, float)

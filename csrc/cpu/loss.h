@@ -1,13 +1,13 @@
 // Loss of a batch against the memory and its gradient, in one sweep over the bank.
 #pragma once
 
-#include "../formulas.h"
+#include "../losses.h"
 #include "../params.h"
 #include "cpu.h"
 
 namespace xbn {
 
 template <typename T, typename S>
-void memory_loss(const MemoryLossParams<T, S>& p, const Contrastive<T>& loss, const Cpu& cpu);
+void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu);
 
 }  // namespace xbn

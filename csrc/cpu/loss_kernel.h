@@ -36,39 +36,43 @@ void pack_anchors(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, int64_t bloc
   }
 }
 
-// Bank rows [begin, begin + rows) as they count: converted, mapped, normalised, padded with zeros.
+// Bank row j as it counts: converted, mapped, normalised.
 template <typename T, typename S>
-void load_tile(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, int64_t begin, int64_t rows, T* tile) {
-  const int64_t padded = sweep.plan.padded_dim;
-  for (int64_t j = 0; j < rows; ++j) {
-    const S* u = p.bank + (begin + j) * p.D;
-    T* r = tile + j * padded;
-    T square = 0;
-    if (!sweep.scale.empty()) {
-      const T* scale = sweep.scale.data();
-      const T* shift = sweep.shift.data();
+void load_row(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int64_t j, T* r) {
+  const S* u = p.bank + j * p.D;
+  T square = 0;
+  if (!sweep.scale.empty()) {
+    const T* scale = sweep.scale.data();
+    const T* shift = sweep.shift.data();
 #pragma omp simd reduction(+ : square)
-      for (int64_t d = 0; d < p.D; ++d) {
-        r[d] = scale[d] * static_cast<T>(u[d]) + shift[d];
-        square += r[d] * r[d];
-      }
-    } else {
-#pragma omp simd reduction(+ : square)
-      for (int64_t d = 0; d < p.D; ++d) {
-        r[d] = static_cast<T>(u[d]);
-        square += r[d] * r[d];
-      }
+    for (int64_t d = 0; d < p.D; ++d) {
+      r[d] = scale[d] * static_cast<T>(u[d]) + shift[d];
+      square += r[d] * r[d];
     }
-    if (p.renormalize) {
-      const T norm = std::sqrt(square);
-      const T inverse = T(1) / (norm < static_cast<T>(p.eps) ? static_cast<T>(p.eps) : norm);
+  } else {
+#pragma omp simd reduction(+ : square)
+    for (int64_t d = 0; d < p.D; ++d) {
+      r[d] = static_cast<T>(u[d]);
+      square += r[d] * r[d];
+    }
+  }
+  if (!p.renormalize) return;
+  const T norm = std::sqrt(square);
+  const T inverse = T(1) / (norm < static_cast<T>(p.eps) ? static_cast<T>(p.eps) : norm);
 #pragma omp simd
-      for (int64_t d = 0; d < p.D; ++d) r[d] *= inverse;
-    }
+  for (int64_t d = 0; d < p.D; ++d) r[d] *= inverse;
+}
+
+// The tile's bank rows, each padded with zeros to whole vectors, and rows of zeros to a whole unit.
+template <typename T, typename S>
+void load_tile(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, Tile<T>& tile) {
+  const int64_t padded = sweep.plan.padded_dim, whole = round_up(tile.rows, kTileUnit);
+  for (int64_t j = 0; j < tile.rows; ++j) {
+    T* r = tile.data.data() + j * padded;
+    load_row(p, sweep, tile.bank_row[j], r);
     for (int64_t d = p.D; d < padded; ++d) r[d] = T(0);
   }
-  const int64_t whole = round_up(rows, kTileUnit);
-  for (int64_t k = rows * padded; k < whole * padded; ++k) tile[k] = T(0);
+  std::fill(tile.data.data() + tile.rows * padded, tile.data.data() + whole * padded, T(0));
 }
 
 // s[R][64], C vectors wide, += rows [R][.] times anchors [depth][64].
@@ -102,83 +106,148 @@ void similarities(const T* tile, int64_t rows, int64_t padded, int64_t D, const 
                                                std::min(kDepth, D - k), k == 0, s + j * kAnchorBlock + i);
 }
 
-// Sums of a block's anchors over one tile, and which rows of the tile have an active pair.
+// Scores a block of anchors against a tile: a slot's sums, and the weights of its pairs.
 template <typename T>
-struct TileScore {
-  T value[kKinds][kAnchorBlock];
-  T active[kKinds][kAnchorBlock];
-  std::vector<int32_t> rows[kKinds];
-  std::vector<char> mixed;  // which rows are not just 64 negatives
+struct Scorer {
+  const Tile<T>& tile;
+  const Slot& slot;
+  const int32_t* anchor_group;  // [64]
+  const int32_t* excluded;      // [64] the tile's row that an anchor is not paired with, or -1
+  const T* given;               // [64]
+  const T* s;                   // [rows][64]
+  T* weight;                    // [rows][64], may be s
+  RowSums* sums;                // [64]
+  std::vector<int32_t>& list;   // of the rows that have a pair with a weight
 
-  explicit TileScore(int64_t tile_rows) : mixed(tile_rows) {}
+  // Which anchors row j is paired with in this slot, and which have its label. False: none.
+  bool pair(int64_t j, int32_t* on, int32_t* positive) const {
+    const int32_t group = tile.group[j], row = static_cast<int32_t>(j);
+    const bool all = slot.pairs == Pairs::all, wanted = slot.pairs == Pairs::positives;
+    if (!tile.mixed[j]) {
+      if (wanted) return false;
+      for (int64_t i = 0; i < kAnchorBlock; ++i) on[i] = 1, positive[i] = 0;
+      return true;
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < kAnchorBlock; ++i) {
+      positive[i] = anchor_group[i] == group;
+      on[i] = (excluded[i] != row) & (all | ((anchor_group[i] == group) == wanted));
+    }
+    return true;
+  }
 
-  void clear() {
-    for (int kind = 0; kind < kKinds; ++kind) {
-      std::fill(value[kind], value[kind] + kAnchorBlock, T(0));
-      std::fill(active[kind], active[kind] + kAnchorBlock, T(0));
-      rows[kind].clear();
+  template <typename Formula>
+  void add_scores(const Formula& formula) {
+    T value[kAnchorBlock] = {}, weights[kAnchorBlock] = {}, pairs[kAnchorBlock] = {};
+    int32_t on[kAnchorBlock], positive[kAnchorBlock];
+    for (int64_t j = 0; j < tile.rows; ++j) {
+      if (!pair(j, on, positive)) continue;
+      const T* row = s + j * kAnchorBlock;
+      T* out = weight + j * kAnchorBlock;
+      int any = 0;
+#pragma omp simd reduction(| : any)
+      for (int64_t i = 0; i < kAnchorBlock; ++i) {
+        const Score<T> score = formula(row[i], positive[i] != 0, given[i]);
+        const T w = on[i] ? score.weight : T(0);
+        value[i] += on[i] ? score.value : T(0);
+        weights[i] += w;
+        pairs[i] += on[i] && score.counts ? T(1) : T(0);
+        out[i] = w;
+        any |= w != T(0);
+      }
+      if (any) list.push_back(static_cast<int32_t>(j));
+    }
+    for (int64_t i = 0; i < kAnchorBlock; ++i) {
+      sums[i].value += static_cast<double>(value[i]);
+      sums[i].weight += static_cast<double>(weights[i]);
+      sums[i].pairs += static_cast<double>(pairs[i]);
+    }
+  }
+
+  // Scales former sums, and a gradient that goes with them, to the largest exponent of this tile. grad may be null.
+  template <typename Formula>
+  void add_exponents(const Formula& formula, T* grad, int64_t padded) {
+    T before[kAnchorBlock], top[kAnchorBlock], value[kAnchorBlock] = {}, pairs[kAnchorBlock] = {};
+    int32_t on[kAnchorBlock], positive[kAnchorBlock];
+    for (int64_t i = 0; i < kAnchorBlock; ++i) before[i] = top[i] = static_cast<T>(sums[i].shift);
+    for (int64_t j = 0; j < tile.rows; ++j) {
+      if (!pair(j, on, positive)) continue;
+      const T* row = s + j * kAnchorBlock;
+#pragma omp simd
+      for (int64_t i = 0; i < kAnchorBlock; ++i) {
+        const Exponent<T> e = formula(row[i], positive[i] != 0, given[i]);
+        top[i] = on[i] && e.counts && e.x > top[i] ? e.x : top[i];
+      }
+    }
+    for (int64_t i = 0; i < kAnchorBlock; ++i) {
+      if (!(top[i] > before[i])) continue;
+      const T factor = std::exp(before[i] - top[i]);
+      sums[i].value *= static_cast<double>(factor);
+      sums[i].shift = static_cast<double>(top[i]);
+      if (grad == nullptr) continue;
+#pragma omp simd
+      for (int64_t d = 0; d < padded; ++d) grad[i * padded + d] *= factor;
+    }
+    for (int64_t j = 0; j < tile.rows; ++j) {
+      if (!pair(j, on, positive)) continue;
+      const T* row = s + j * kAnchorBlock;
+      T* out = weight + j * kAnchorBlock;
+      int any = 0;
+#pragma omp simd reduction(| : any)
+      for (int64_t i = 0; i < kAnchorBlock; ++i) {
+        const Exponent<T> e = formula(row[i], positive[i] != 0, given[i]);
+        const bool counts = on[i] && e.counts;
+        const T term = counts ? exp_of_negative(e.x - top[i]) : T(0);
+        value[i] += term;
+        pairs[i] += counts ? T(1) : T(0);
+        const T w = e.slope * term;
+        out[i] = counts ? w : T(0);
+        any |= counts && w != T(0);
+      }
+      if (any) list.push_back(static_cast<int32_t>(j));
+    }
+    for (int64_t i = 0; i < kAnchorBlock; ++i) {
+      sums[i].value += static_cast<double>(value[i]);
+      sums[i].pairs += static_cast<double>(pairs[i]);
+    }
+  }
+
+  void add_extremes() {
+    T top[kAnchorBlock], pairs[kAnchorBlock] = {};
+    int32_t at[kAnchorBlock], on[kAnchorBlock], positive[kAnchorBlock];
+    for (int64_t i = 0; i < kAnchorBlock; ++i) top[i] = static_cast<T>(sums[i].shift), at[i] = -1;
+    for (int64_t j = 0; j < tile.rows; ++j) {
+      if (!pair(j, on, positive)) continue;
+      const T* row = s + j * kAnchorBlock;
+#pragma omp simd
+      for (int64_t i = 0; i < kAnchorBlock; ++i) {
+        const T x = positive[i] ? -row[i] : row[i];
+        const bool farther = on[i] && exceeds(x, top[i]);
+        top[i] = farther ? x : top[i];
+        at[i] = farther ? static_cast<int32_t>(j) : at[i];
+        pairs[i] += on[i] ? T(1) : T(0);
+      }
+    }
+    for (int64_t i = 0; i < kAnchorBlock; ++i) {
+      sums[i].pairs += static_cast<double>(pairs[i]);
+      if (at[i] < 0) continue;
+      sums[i].shift = static_cast<double>(top[i]);
+      sums[i].value = static_cast<double>(tile.bank_row[at[i]]);
+    }
+  }
+
+  void add(T* grad, int64_t padded) {
+    const T a = static_cast<T>(slot.a), b = static_cast<T>(slot.b);
+    switch (slot.formula) {
+      case Formula::margin: return add_scores(MarginFormula<T>{a, b});
+      case Formula::similarity: return add_scores(SimilarityFormula<T>{a});
+      case Formula::ntxent: return add_scores(NTXentFormula<T>{a});
+      case Formula::exponent: return add_exponents(ExponentFormula<T>{a, b, slot.mined}, grad, padded);
+      case Formula::circle: return add_exponents(CircleFormula<T>{a, b}, grad, padded);
+      case Formula::extreme: return add_extremes();
     }
   }
 };
-
-// A bank row whose label no anchor has: 64 negatives. s becomes their weights.
-template <typename T, typename Loss>
-void score_negatives(const Loss& loss, int32_t j, T* s, TileScore<T>& score) {
-  T* value = score.value[kNegative];
-  T* active = score.active[kNegative];
-  int any = 0;
-#pragma omp simd reduction(| : any)
-  for (int64_t i = 0; i < kAnchorBlock; ++i) {
-    const Pair<T> pair = loss.negative(s[i]);
-    const bool on = pair.weight != T(0);
-    value[i] += pair.value;
-    active[i] += on ? T(1) : T(0);
-    s[i] = pair.weight;
-    any |= on;
-  }
-  if (any) score.rows[kNegative].push_back(j);
-}
-
-// A bank row that is some anchor's positive, or that some anchor must not be paired with.
-template <typename T, typename Loss>
-void score_mixed(const Loss& loss, int32_t j, int64_t row, int32_t group, const int32_t* anchor_group,
-                 const int64_t* exclude, T* s, T* positive_weight, TileScore<T>& score) {
-  int any[kKinds] = {0, 0};
-  for (int64_t i = 0; i < kAnchorBlock; ++i) {
-    const int kind = anchor_group[i] == group ? kPositive : kNegative;
-    Pair<T> pair = kind == kPositive ? loss.positive(s[i]) : loss.negative(s[i]);
-    if (exclude[i] == row) pair = {T(0), T(0)};
-    const bool on = pair.weight != T(0);
-    score.value[kind][i] += pair.value;
-    score.active[kind][i] += on ? T(1) : T(0);
-    s[i] = kind == kNegative ? pair.weight : T(0);
-    positive_weight[i] = kind == kPositive ? pair.weight : T(0);
-    any[kind] |= on;
-  }
-  for (int kind = 0; kind < kKinds; ++kind)
-    if (any[kind]) score.rows[kind].push_back(j);
-}
-
-// Scores a block of anchors against bank rows [begin, begin + rows). The similarities s [rows][64] become the
-// weights of the negatives; those of the positives are written for the rows that have one.
-template <typename T, typename Loss>
-void score_tile(Sweep<T>& sweep, const Loss& loss, int64_t block, int64_t begin, int64_t rows, const int32_t* row_group,
-                T* s, T* positive_weight, TileScore<T>& score) {
-  const int32_t* anchor_group = sweep.anchor_group.data() + block * kAnchorBlock;
-  const int64_t* exclude = sweep.exclude.data() + block * kAnchorBlock;
-  score.clear();
-  for (int64_t j = 0; j < rows; ++j) score.mixed[j] = row_group[j] != kNoAnchor;
-  for (int64_t i = 0; i < kAnchorBlock; ++i)
-    if (begin <= exclude[i] && exclude[i] < begin + rows) score.mixed[exclude[i] - begin] = 1;
-  for (int64_t j = 0; j < rows; ++j) {
-    T* row = s + j * kAnchorBlock;
-    if (score.mixed[j])
-      score_mixed(loss, static_cast<int32_t>(j), begin + j, row_group[j], anchor_group, exclude, row,
-                  positive_weight + j * kAnchorBlock, score);
-    else
-      score_negatives(loss, static_cast<int32_t>(j), row, score);
-  }
-}
 
 // grad[R][.], C vectors wide, += weights [.][64] transposed times the listed rows of the tile.
 template <int R, int C, typename T>
@@ -221,59 +290,91 @@ void add_gradient(const T* weights, const T* tile, int64_t padded, const std::ve
 }
 
 // The anchors of a group against the bank rows of a split.
-template <typename T, typename S, typename Loss>
-void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, const Loss& loss, int64_t group, int64_t split) {
+template <typename T, typename S>
+void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, const Pass& pass, int64_t group, int64_t split) {
   const SweepPlan& plan = sweep.plan;
   const int64_t first_block = group * plan.group_blocks;
   const int64_t last_block = std::min(first_block + plan.group_blocks, plan.blocks);
-  const int64_t end = std::min((split + 1) * plan.split_rows, sweep.count);
+  const int64_t end = std::min((split + 1) * plan.split_rows, sweep.count), padded = plan.padded_dim;
+  const bool positives_only = pass.slot[0].pairs == Pairs::none;
+  const bool gradient = pass.gradient && p.grad_z != nullptr;
 
-  Workspace<T> tile(plan.tile_rows * plan.padded_dim);
-  Workspace<T> weights(kKinds * plan.tile_rows * kAnchorBlock);
-  T* s = weights.data();
-  T* positive_weight = s + plan.tile_rows * kAnchorBlock;
-  std::vector<int32_t> row_group(plan.tile_rows);
-  TileScore<T> score(plan.tile_rows);
+  Tile<T> tile(plan);
+  Workspace<T> weights(kSlots * plan.tile_rows * kAnchorBlock);
+  T* const s = weights.data();
+  std::vector<int32_t> list, excluded(kAnchorBlock);
 
-  for (int64_t begin = split * plan.split_rows; begin < end; begin += plan.tile_rows) {
-    const int64_t rows = std::min(plan.tile_rows, end - begin);
-    load_tile(p, sweep, begin, rows, tile.data());
-    for (int64_t j = 0; j < rows; ++j) row_group[j] = sweep.find_group(p.bank_labels[begin + j]);
-
+  for (int64_t next = split * plan.split_rows; next < end;) {
+    next = tile.choose(sweep, p.bank_labels, next, end, positives_only);
+    if (tile.rows == 0) continue;
+    load_tile(p, sweep, tile);
     for (int64_t block = first_block; block < last_block; ++block) {
-      similarities(tile.data(), round_up(rows, kTileUnit), plan.padded_dim, p.D, sweep.anchors(block), s);
-      score_tile(sweep, loss, block, begin, rows, row_group.data(), s, positive_weight, score);
-      for (int kind = 0; kind < kKinds; ++kind) {
-        RowSums* sums = sweep.sums(split, kind, block);
-        for (int64_t i = 0; i < kAnchorBlock; ++i) {
-          sums[i].value += static_cast<double>(score.value[kind][i]);
-          sums[i].active += static_cast<double>(score.active[kind][i]);
-        }
-        if (p.grad_z == nullptr || score.rows[kind].empty()) continue;
-        T* grad = sweep.grad(split, kind, block);
-        char& touched = sweep.touched(split, kind, block);
-        if (!touched) std::fill(grad, grad + kAnchorBlock * plan.padded_dim, T(0));
+      similarities(tile.data.data(), round_up(tile.rows, kTileUnit), padded, p.D, sweep.anchors(block), s);
+      tile.exclude(sweep.exclude.data() + block * kAnchorBlock, excluded.data());
+      // The second slot first: the weights of the first take the place of the similarities.
+      for (int k = kSlots - 1; k >= 0; --k) {
+        const Slot& slot = pass.slot[k];
+        if (slot.pairs == Pairs::none) continue;
+        T* weight = s + k * plan.tile_rows * kAnchorBlock;
+        T* grad = gradient ? sweep.grad(split, k, block) : nullptr;
+        char& touched = sweep.touched(split, k, block);
+        list.clear();
+        Scorer<T>{tile,
+                  slot,
+                  sweep.anchor_group.data() + block * kAnchorBlock,
+                  excluded.data(),
+                  sweep.given.data() + block * kAnchorBlock,
+                  s,
+                  weight,
+                  sweep.sums(split, k, block),
+                  list}
+            .add(touched ? grad : nullptr, padded);
+        if (!gradient || list.empty()) continue;
+        if (!touched) std::fill(grad, grad + kAnchorBlock * padded, T(0));
         touched = 1;
-        add_gradient(kind == kNegative ? s : positive_weight, tile.data(), plan.padded_dim, score.rows[kind], grad);
+        add_gradient(weight, tile.data.data(), padded, list, grad);
       }
     }
   }
 }
 
-// grad_z of one anchor: the splits of each kind, in order, times the kind's factor. NaN for an anchor that is not
-// finite, so that whoever looks at gradients only, as a gradient scaler does, sees it.
+// NaN for an anchor that is not finite, so that whoever looks at gradients only, as a gradient scaler does, sees it.
 template <typename T, typename S>
-void reduce_gradient(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, const T* factor, int64_t i) {
+bool begin_gradient(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int64_t i) {
   T* out = p.grad_z + i * p.D;
   std::fill(out, out + p.D, sweep.finite[i] ? T(0) : std::numeric_limits<T>::quiet_NaN());
-  if (!sweep.finite[i]) return;
-  if (p.anchors != nullptr && !p.anchors[i]) return;
+  return sweep.finite[i] && (p.anchors == nullptr || p.anchors[i]);
+}
+
+// grad_z of one anchor: the splits of each slot, in order, times the slot's factor.
+template <typename T, typename S>
+void reduce_gradient(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, const Total& total, int64_t i) {
+  if (!begin_gradient(p, sweep, i)) return;
+  T* out = p.grad_z + i * p.D;
   const int64_t block = i / kAnchorBlock, row = i % kAnchorBlock;
-  for (int kind = 0; kind < kKinds; ++kind)
+  for (int slot = 0; slot < kSlots; ++slot)
     for (int64_t split = 0; split < sweep.plan.splits; ++split) {
-      if (!sweep.touched(split, kind, block)) continue;
-      const T* grad = sweep.grad(split, kind, block) + row * sweep.plan.padded_dim;
+      if (!sweep.touched(split, slot, block)) continue;
+      const T* grad = sweep.grad(split, slot, block) + row * sweep.plan.padded_dim;
+      const double shift = sweep.sums(split, slot, block)[row].shift;
+      const T factor = static_cast<T>(total.factor[slot] * rescale(shift, total.sums[slot].shift));
 #pragma omp simd
-      for (int64_t d = 0; d < p.D; ++d) out[d] += factor[kind] * grad[d];
+      for (int64_t d = 0; d < p.D; ++d) out[d] += factor * grad[d];
     }
+}
+
+// The same where an anchor's gradient is that of two extremes, hardest negative and positive.
+template <typename T, typename S>
+void gather_gradient(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, const Total& total, int64_t i) {
+  if (!begin_gradient(p, sweep, i)) return;
+  T* out = p.grad_z + i * p.D;
+  Workspace<T> row(p.D);
+  for (int slot = 0; slot < kSlots; ++slot) {
+    if (total.factor[slot] == 0) continue;
+    load_row(p, sweep, static_cast<int64_t>(total.sums[slot].value), row.data());
+    const T factor = static_cast<T>(total.factor[slot]);
+    const T* r = row.data();
+#pragma omp simd
+    for (int64_t d = 0; d < p.D; ++d) out[d] += factor * r[d];
+  }
 }

@@ -6,7 +6,7 @@
 #include <new>
 #include <vector>
 
-#include "../formulas.h"
+#include "../losses.h"
 #include "../params.h"
 #include "cpu.h"
 
@@ -45,7 +45,7 @@ struct SweepPlan {
     plan.groups = ceil_div(plan.blocks, plan.group_blocks);
     const int64_t fitting = kTileBytes / (plan.padded_dim * element_size);
     plan.tile_rows = std::clamp(fitting / kTileUnit * kTileUnit, kTileUnit, kMaxTileRows);
-    const int64_t split_bytes = kKinds * plan.blocks * kAnchorBlock * plan.padded_dim * element_size;
+    const int64_t split_bytes = kSlots * plan.blocks * kAnchorBlock * plan.padded_dim * element_size;
     const int64_t least = ceil_div(kMinUnits, std::max<int64_t>(plan.groups, 1));
     const int64_t wanted = std::clamp(kGradientBytes / std::max<int64_t>(split_bytes, 1), least, kMaxSplits);
     plan.split_rows = round_up(std::max<int64_t>(ceil_div(count, wanted), 1), plan.tile_rows);
@@ -81,12 +81,13 @@ class Sweep {
         anchor_group(rows(), kPaddedAnchor),
         exclude(rows(), -1),
         finite(rows(), 1),
+        given(rows(), T(0)),
         groups(p.labels, p.labels + p.B),
         anchors_(plan.blocks * p.D * kAnchorBlock),
         block_size_(p.D * kAnchorBlock),
-        grad_(p.grad_z != nullptr ? plan.splits * kKinds * rows() * plan.padded_dim : 0),
-        sums_(plan.splits * kKinds * rows()),
-        touched_(plan.splits * kKinds * plan.blocks, 0) {
+        grad_(p.grad_z != nullptr ? plan.splits * kSlots * rows() * plan.padded_dim : 0),
+        sums_(plan.splits * kSlots * rows()),
+        touched_(plan.splits * kSlots * plan.blocks, 0) {
     std::sort(groups.begin(), groups.end());
     groups.erase(std::unique(groups.begin(), groups.end()), groups.end());
     for (int64_t i = 0; i < p.B; ++i) anchor_group[i] = find_group(p.labels[i]);
@@ -105,18 +106,36 @@ class Sweep {
 
   int64_t rows() const { return plan.blocks * kAnchorBlock; }
 
+  // Empties the slots that a pass fills.
+  void begin(const Pass& pass) {
+    for (int slot = 0; slot < kSlots; ++slot) {
+      if (pass.slot[slot].pairs == Pairs::none) continue;
+      for (int64_t split = 0; split < plan.splits; ++split) {
+        std::fill_n(sums(split, slot, 0), rows(), no_sums(pass.slot[slot].formula));
+        for (int64_t block = 0; block < plan.blocks; ++block) touched(split, slot, block) = 0;
+      }
+    }
+  }
+
+  // An anchor's sums over all splits.
+  RowSums total(Formula formula, int slot, int64_t anchor) {
+    RowSums sum = no_sums(formula);
+    for (int64_t split = 0; split < plan.splits; ++split) sum = add(formula, sum, sums(split, slot, 0)[anchor]);
+    return sum;
+  }
+
   // [D][64] the anchors of a block side by side.
   T* anchors(int64_t block) const { return anchors_.data() + block * block_size_; }
   // [64] of a block
-  RowSums* sums(int64_t split, int kind, int64_t block) {
-    return sums_.data() + (split * kKinds + kind) * rows() + block * kAnchorBlock;
+  RowSums* sums(int64_t split, int slot, int64_t block) {
+    return sums_.data() + (split * kSlots + slot) * rows() + block * kAnchorBlock;
   }
   // [64][padded_dim] of a block: sum of weight * bank row. Holds garbage until `touched`.
-  T* grad(int64_t split, int kind, int64_t block) const {
-    return grad_.data() + ((split * kKinds + kind) * rows() + block * kAnchorBlock) * plan.padded_dim;
+  T* grad(int64_t split, int slot, int64_t block) const {
+    return grad_.data() + ((split * kSlots + slot) * rows() + block * kAnchorBlock) * plan.padded_dim;
   }
-  char& touched(int64_t split, int kind, int64_t block) {
-    return touched_[(split * kKinds + kind) * plan.blocks + block];
+  char& touched(int64_t split, int slot, int64_t block) {
+    return touched_[(split * kSlots + slot) * plan.blocks + block];
   }
 
   const int64_t count;  // bank rows
@@ -124,6 +143,7 @@ class Sweep {
   std::vector<int32_t> anchor_group;  // [rows] index of the anchor's label in `groups`, or kPaddedAnchor
   std::vector<int64_t> exclude;       // [rows] the bank row an anchor is not paired with, or -1
   std::vector<char> finite;           // [rows] whether every value of the anchor is
+  std::vector<T> given;               // [rows] what the pass at hand is given for each anchor
   std::vector<int64_t> groups;        // the anchors' distinct labels, sorted
   std::vector<T> scale, shift;        // [D] pending map of the bank; empty if there is none
 
@@ -133,6 +153,56 @@ class Sweep {
   Workspace<T> grad_;
   std::vector<RowSums> sums_;
   std::vector<char> touched_;
+};
+
+// Bank rows that are gone through together.
+template <typename T>
+struct Tile {
+  explicit Tile(const SweepPlan& plan)
+      : capacity(plan.tile_rows),
+        data(capacity * plan.padded_dim),
+        bank_row(capacity),
+        group(capacity),
+        mixed(capacity) {}
+
+  // Takes rows of [begin, end), all or only those with the label of an anchor. Returns the first row left.
+  int64_t choose(const Sweep<T>& sweep, const int64_t* bank_labels, int64_t begin, int64_t end, bool positives_only) {
+    for (rows = 0; begin < end && rows < capacity; ++begin) {
+      const int32_t found = sweep.find_group(bank_labels[begin]);
+      if (positives_only && found == kNoAnchor) continue;
+      bank_row[rows] = begin;
+      group[rows] = found;
+      mixed[rows] = found != kNoAnchor;
+      ++rows;
+    }
+    return begin;
+  }
+
+  // Of 64 anchors, the row of this tile that each must not be paired with, or -1. Such a row is mixed from now on.
+  void exclude(const int64_t* exclude, int32_t* excluded) {
+    const auto first = bank_row.begin(), last = bank_row.begin() + rows;
+    for (int64_t i = 0; i < kAnchorBlock; ++i) {
+      excluded[i] = -1;
+      if (exclude[i] < *first || exclude[i] > *(last - 1)) continue;
+      const auto at = std::lower_bound(first, last, exclude[i]);
+      if (*at != exclude[i]) continue;
+      excluded[i] = static_cast<int32_t>(at - first);
+      mixed[excluded[i]] = 1;
+    }
+  }
+
+  const int64_t capacity;
+  int64_t rows = 0;
+  Workspace<T> data;              // [capacity][padded_dim]
+  std::vector<int64_t> bank_row;  // ascending
+  std::vector<int32_t> group;     // of the row's label among the anchors', or kNoAnchor
+  std::vector<char> mixed;        // whether the row is anything but a negative of all anchors
+};
+
+// An anchor's sums over the whole bank, and what its gradients are multiplied by.
+struct Total {
+  RowSums sums[kSlots] = {};
+  double factor[kSlots] = {0, 0};
 };
 
 }  // namespace xbn

@@ -55,8 +55,8 @@ class CudaDevice {
     succeed(cuda::launch_enqueue(p, launch(memory)));
   }
 
-  template <typename T, typename S, typename Loss>
-  void memory_loss(const MemoryLossParams<T, S>& p, const Loss& loss, const Tensor& z) const {
+  template <typename T, typename S>
+  void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Tensor& z) const {
     constexpr bool kSinglePrecision = std::is_same_v<T, float> && std::is_same_v<S, float>;
     const bool can_sweep = kSinglePrecision && p.D <= cuda::kSweepMaxDim;
     const LossPath wanted = loss_path();
@@ -70,39 +70,47 @@ class CudaDevice {
   }
 
  private:
-  template <typename Loss>
-  void sweep(const MemoryLossParams<float, float>& p, const Loss& loss) const {
+  void sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss) const {
     const bool need_grad = p.grad_z != nullptr;
-    const Tensor memory = bytes(cuda::sweep_workspace(p.B, p.M, p.D, p.mean, need_grad, info_.multiprocessors));
+    const Tensor memory = bytes(cuda::sweep_workspace(p.B, p.M, p.D, loss, need_grad, info_.multiprocessors));
     succeed(cuda::launch_sweep(p, loss, launch(memory)));
   }
 
-  template <typename T, typename S, typename Loss>
-  void composite(const MemoryLossParams<T, S>& p, const Loss& loss, const Tensor& z) const {
-    Composite<T> c = cuda::plan_composite<T>(p.B, p.M, p.D, p.mean);
-    const Tensor memory = bytes(cuda::composite_workspace(p.B, p.D, c.kinds));
+  template <typename T, typename S>
+  void composite(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Tensor& z) const {
+    Composite<T> c = cuda::plan_composite<T>(p.B, p.M, p.D, loss);
+    const Tensor memory = bytes(cuda::composite_workspace(p.B, p.D, c.slots));
     const Launch at = launch(memory);
     const Tensor rows = torch::stable::new_empty(z, {c.chunk, p.D});
-    const Tensor weights = torch::stable::new_empty(z, {c.kinds * p.B, c.chunk});
-    const bool need_grad = p.grad_z != nullptr;
-    Tensor grad = torch::stable::new_empty(z, {need_grad ? c.kinds * p.B : 0, p.D});
-    Tensor s = weights, rows_transposed = rows;  // narrow and transpose make views and do not write
-    s = torch::stable::narrow(s, 0, 0, p.B);
+    const Tensor weights = torch::stable::new_empty(z, {c.slots * p.B, c.chunk});
+    const bool need_grad = p.grad_z != nullptr && sums_gradients(loss);
+    Tensor grad = torch::stable::new_empty(z, {need_grad ? c.slots * p.B : 0, p.D});
+    Tensor s = narrow(weights, 0, p.B), rows_transposed = rows;
     rows_transposed = torch::stable::transpose(rows_transposed, 0, 1);
     c.rows = rows.mutable_data_ptr<T>();
     c.s = weights.mutable_data_ptr<T>();
     c.grad = need_grad ? grad.mutable_data_ptr<T>() : nullptr;
-
-    succeed(cuda::launch_composite_begin(p, c, at));
     if (need_grad) torch::stable::zero_(grad);
-    for (int64_t chunk = 0; chunk < c.chunks && p.B > 0 && p.M > 0; ++chunk) {
-      succeed(cuda::launch_composite_rows(p, c, chunk * c.chunk, at));
-      torch_cuda::mm_out(s, z, rows_transposed);
-      succeed(cuda::launch_composite_score(p, loss, c, chunk * c.chunk, at));
-      if (need_grad) torch_cuda::add_mm(grad, weights, rows);
+
+    const Program program = make_program(loss);
+    for (int k = 0; k < program.passes; ++k) {
+      const Pass& pass = program.pass[k];
+      const int first = pass.slot[0].pairs == Pairs::none, last = pass.slot[1].pairs == Pairs::none ? 1 : 2;
+      succeed(cuda::launch_composite_begin(p, pass, c, at));
+      for (int64_t chunk = 0; chunk < c.chunks && p.B > 0 && p.M > 0; ++chunk) {
+        succeed(cuda::launch_composite_rows(p, c, chunk * c.chunk, at));
+        torch_cuda::mm_out(s, z, rows_transposed);
+        succeed(cuda::launch_composite_score(p, pass, c, chunk * c.chunk, at));
+        if (!need_grad || !pass.gradient) continue;
+        Tensor of_slots = narrow(grad, first * p.B, (last - first) * p.B);
+        torch_cuda::add_mm(of_slots, narrow(weights, first * p.B, (last - first) * p.B), rows);
+      }
+      succeed(cuda::launch_composite_end(p, loss, k, c, at));
     }
-    succeed(cuda::launch_composite_end(p, c, at));
   }
+
+  // A view of some rows.
+  static Tensor narrow(Tensor t, int64_t first, int64_t rows) { return torch::stable::narrow(t, 0, first, rows); }
 
   Tensor bytes(int64_t n) const { return torch::stable::new_empty(like_, {n}, ScalarType::Byte); }
 

@@ -4,7 +4,7 @@
 // <op>_workspace says how many bytes, of any content, aligned to 256.
 #pragma once
 
-#include "../formulas.h"
+#include "../losses.h"
 #include "../params.h"
 
 namespace xbn::cuda {
@@ -63,46 +63,48 @@ int launch_enqueue(const EnqueueParams<T, S>& p, const Launch& launch);
 // One fused sweep over the bank: float32 for anchors and bank, D <= kSweepMaxDim.
 constexpr int64_t kSweepMaxDim = 1024;
 
-int64_t sweep_workspace(int64_t B, int64_t M, int64_t D, bool mean, bool need_grad, int multiprocessors);
+int64_t sweep_workspace(int64_t B, int64_t M, int64_t D, const LossSpec& loss, bool need_grad, int multiprocessors);
 
-template <typename Loss>
-int launch_sweep(const MemoryLossParams<float, float>& p, const Loss& loss, const Launch& launch);
+int launch_sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, const Launch& launch);
 
 // Two library products per chunk of the bank, which the caller does. The order of calls:
 //
-//     launch_composite_begin
-//     for every chunk:   launch_composite_rows     rows [chunk, D] = the bank rows as they count
-//                        s [B, chunk] = z @ rows.T
-//                        launch_composite_score    s becomes weights [kinds * B, chunk]
-//                        grad [kinds * B, D] += weights @ rows
-//     launch_composite_end
+//     for every pass k of the loss's program:
+//       launch_composite_begin
+//       for every chunk:   launch_composite_rows     rows [chunk, D] = the bank rows as they count
+//                          s [B, chunk] = z @ rows.T
+//                          launch_composite_score    s [slots * B, chunk] becomes weights, grad is scaled as exponents grow
+//                          grad [slots * B, D] += weights @ rows, for the slots of a pass that has a gradient
+//       launch_composite_end
 template <typename T>
 struct Composite {
   int64_t chunk;  // bank rows at a time; the last chunk is padded with rows that count for nothing
   int64_t chunks;
-  int64_t kinds;  // 2: positives and negatives have weights and a gradient of their own; 1: shared
+  int64_t slots;  // of the loss: each has weights and a gradient of its own
   T* rows;        // [chunk, D]
-  T* s;           // [kinds * B, chunk]
-  T* grad;        // [kinds * B, D], or null
+  T* s;           // [slots * B, chunk]
+  T* grad;        // [slots * B, D], zero at first; or null
 };
 
 // Chunks that leave similarities and rows in a GPU's second-level cache.
 template <typename T>
-Composite<T> plan_composite(int64_t B, int64_t M, int64_t D, bool mean);
+Composite<T> plan_composite(int64_t B, int64_t M, int64_t D, const LossSpec& loss);
 
-int64_t composite_workspace(int64_t B, int64_t D, int64_t kinds);
+int64_t composite_workspace(int64_t B, int64_t D, int64_t slots);
 
 template <typename T, typename S>
-int launch_composite_begin(const MemoryLossParams<T, S>& p, const Composite<T>& c, const Launch& launch);
+int launch_composite_begin(const MemoryLossParams<T, S>& p, const Pass& pass, const Composite<T>& c,
+                           const Launch& launch);
 
 template <typename T, typename S>
 int launch_composite_rows(const MemoryLossParams<T, S>& p, const Composite<T>& c, int64_t first, const Launch& launch);
 
-template <typename T, typename S, typename Loss>
-int launch_composite_score(const MemoryLossParams<T, S>& p, const Loss& loss, const Composite<T>& c, int64_t first,
+template <typename T, typename S>
+int launch_composite_score(const MemoryLossParams<T, S>& p, const Pass& pass, const Composite<T>& c, int64_t first,
                            const Launch& launch);
 
 template <typename T, typename S>
-int launch_composite_end(const MemoryLossParams<T, S>& p, const Composite<T>& c, const Launch& launch);
+int launch_composite_end(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, const Composite<T>& c,
+                         const Launch& launch);
 
 }  // namespace xbn::cuda

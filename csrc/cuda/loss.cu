@@ -33,30 +33,34 @@ namespace {
 // Anchors of this block. Those that fill it up, and those that are none, have no kRanks and pair with nobody.
 template <int kDim>
 __device__ void load_anchors(const MemoryLossParams<float, float>& p, Shared<kDim>& shared, int64_t first,
-                             uint8_t* state) {
+                             const PartialLoss<float>& partial, bool reports) {
   for (int k = threadIdx.x / kWarp; k < Shape<kDim>::kAnchors; k += kThreads / kWarp) {
     const int64_t i = first + k;
-    Anchor anchor = {0, -1, kFinite};
+    Anchor<float> anchor = {0, -1, 0, kFinite};
     if (i < p.B) {
       anchor.label = p.labels[i];
       if (p.exclude != nullptr) anchor.exclude = p.exclude[i];
+      anchor.given = partial.given[i];
       anchor.state = anchor_state(p, i);
-      if (state != nullptr && threadIdx.x % kWarp == 0) state[i] = anchor.state;
+      if (reports && threadIdx.x % kWarp == 0) partial.state[i] = anchor.state;
     }
     if (threadIdx.x % kWarp == 0) shared.anchors[k] = anchor;
   }
 }
 
-template <int kDim, typename Loss>
+template <int kDim>
 __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
-    sweep_kernel(const MemoryLossParams<float, float> p, const Loss loss, const PartialLoss<float> partial, bool wide) {
+    sweep_kernel(const MemoryLossParams<float, float> p, const Pass pass, const PartialLoss<float> partial, bool wide) {
   using Sizes = Shape<kDim>;
   __shared__ Shared<kDim> shared;
   const int thread = threadIdx.x, x = thread % kSide, y = thread / kSide;
   const int64_t first_anchor = static_cast<int64_t>(blockIdx.x) * Sizes::kAnchors;
-  const int kind = partial.kinds == 1 ? kBoth : static_cast<int>(blockIdx.z);
-  const bool reports = blockIdx.y == 0 && blockIdx.z == 0;
-  load_anchors(p, shared, first_anchor, reports ? partial.state : nullptr);
+  const int k = pass.slot[0].pairs == Pairs::none ? 1 : static_cast<int>(blockIdx.z);
+  load_anchors(p, shared, first_anchor, partial, blockIdx.y == 0 && blockIdx.z == 0);
+  // In shared memory it takes no registers; indexed at run time it would be copied to the stack.
+  if (thread == 0) shared.slot = k == 0 ? pass.slot[0] : pass.slot[1];
+  __syncthreads();
+  if (thread < Sizes::kAnchors) shared.sums[thread] = no_sums(shared.slot.formula);
   for (int d = thread; d < kDim; d += kThreads) {
     shared.scale[d] = p.scale != nullptr && d < p.D ? static_cast<float>(p.scale[d]) : 1.0f;
     shared.shift[d] = p.scale != nullptr && d < p.D ? static_cast<float>(p.shift[d]) : 0.0f;
@@ -64,22 +68,20 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
 
   const int64_t count = stored_rows(p.count, p.M), tiles = ceil_div(count, kTile);
   const int64_t tiles_of_split = ceil_div(tiles, gridDim.y);
-  const int64_t first_tile = blockIdx.y * tiles_of_split, last_tile = smaller(first_tile + tiles_of_split, tiles);
+  const int64_t first_row = blockIdx.y * tiles_of_split * kTile;
+  const int64_t end = smaller(first_row + tiles_of_split * kTile, count);
 
   float4 grad[Sizes::kChunks][Sizes::kRows];
 #pragma unroll
   for (int c = 0; c < Sizes::kChunks; ++c)
 #pragma unroll
     for (int i = 0; i < Sizes::kRows; ++i) grad[c][i] = make_float4(0, 0, 0, 0);
-  float value[Sizes::kSquare] = {};
-  int active[Sizes::kSquare] = {};
 
-  for (int64_t t = first_tile; t < last_tile; ++t) {
-    const int64_t begin = t * kTile;
-    const int rows = static_cast<int>(smaller(kTile, count - begin));
+  for (int64_t begin = first_row; begin < end; begin += kTile) {
+    const int rows = static_cast<int>(smaller(kTile, end - begin));
     if (thread < kTile) shared.labels[thread] = thread < rows ? p.bank_labels[begin + thread] : 0;
     __syncthreads();
-    if (kind == kPositive) {
+    if (shared.slot.pairs == Pairs::positives) {
       bool match = false;
       for (int k = y; k < Sizes::kAnchors; k += kSide)
         for (int j = x; j < rows; j += kSide)
@@ -88,21 +90,25 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
     }
     float dot[Sizes::kSquare][4] = {};
     similarities<kDim>(p, shared, first_anchor, begin, rows, wide, dot);
-    const int n = score_tile<kDim>(shared, loss, begin, rows, kind, dot, value, active);
-    if (partial.grad != nullptr) add_gradient<kDim>(p, shared, begin, n, wide, grad);
+    const Scored scored = score_tile<kDim>(shared, begin, rows, partial.grad != nullptr, dot);
+    if (scored.rescale) {
+      const int group = thread / Sizes::kLanes;
+#pragma unroll
+      for (int i = 0; i < Sizes::kRows; ++i) {
+        const float factor = shared.rescale[Sizes::kRows * group + i];
+#pragma unroll
+        for (int c = 0; c < Sizes::kChunks; ++c)
+          grad[c][i] =
+              make_float4(grad[c][i].x * factor, grad[c][i].y * factor, grad[c][i].z * factor, grad[c][i].w * factor);
+      }
+    }
+    if (partial.grad != nullptr) add_gradient<kDim>(p, shared, begin, scored.rows, wide, grad);
   }
 
-  const int64_t slice = (blockIdx.y * partial.kinds + blockIdx.z) * p.B;  // [B] of this split and kind
-#pragma unroll
-  for (int i = 0; i < Sizes::kSquare; ++i) {
-    double sum = value[i], pairs = active[i];
-    for (int step = 1; step < kSide; step *= 2) {
-      sum += __shfl_xor_sync(0xffffffffu, sum, step);
-      pairs += __shfl_xor_sync(0xffffffffu, pairs, step);
-    }
-    const int64_t anchor = first_anchor + Sizes::kSquare * y + i;
-    if (x == 0 && anchor < p.B) partial.sums[slice + anchor] = {sum, pairs};
-  }
+  __syncthreads();
+  const int64_t slice = (blockIdx.y * partial.slots + k) * p.B;  // [B] of this split and slot
+  if (thread < Sizes::kAnchors && first_anchor + thread < p.B)
+    partial.sums[slice + first_anchor + thread] = shared.sums[thread];
   if (partial.grad == nullptr) return;
   const int lane = thread % Sizes::kLanes, group = thread / Sizes::kLanes;
 #pragma unroll
@@ -141,52 +147,53 @@ Plan plan_sweep(int64_t B, int64_t M, int64_t D, int multiprocessors) {
   return {blocks, larger(1, smaller(resident / blocks, ceil_div(M, kTile)))};
 }
 
-PartialLoss<float> partial_loss(Carver& carve, const Plan& plan, int64_t B, int64_t D, bool mean, bool need_grad) {
-  const int64_t kinds = mean ? 1 : 2, rows = plan.splits * kinds * B;
-  PartialLoss<float> partial;
-  partial.splits = plan.splits;
-  partial.kinds = kinds;
-  partial.sums = carve.take<RowSums>(rows);
-  partial.state = carve.take<uint8_t>(B);
-  partial.factor = carve.take<float>(2);
-  partial.grad = need_grad ? carve.take<float>(rows * D) : nullptr;
+PartialLoss<float> partial_loss(Carver& carve, const Plan& plan, const LossSpec& loss, int64_t B, int64_t D,
+                                bool need_grad) {
+  const int64_t slots = slots_of(loss);
+  PartialLoss<float> partial = PartialLoss<float>::carve(carve, plan.splits, slots, B);
+  if (need_grad && sums_gradients(loss)) partial.grad = carve.take<float>(plan.splits * slots * B * D);
   return partial;
 }
 
-template <int kDim, typename Loss>
-int launch_sweep_of(const MemoryLossParams<float, float>& p, const Loss& loss, const PartialLoss<float>& partial,
+template <int kDim>
+int launch_sweep_of(const MemoryLossParams<float, float>& p, const Pass& pass, const PartialLoss<float>& partial,
                     const Plan& plan, const Launch& launch) {
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   const bool wide = p.D % 4 == 0 && aligned(p.z) && aligned(p.bank);
-  const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.splits),
-                  static_cast<unsigned>(partial.kinds));
-  return run(sweep_kernel<kDim, Loss>, grid, kThreads, launch, p, loss, partial, wide);
+  const bool both = pass.slot[0].pairs != Pairs::none && pass.slot[1].pairs != Pairs::none;
+  const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.splits), both ? 2 : 1);
+  return run(sweep_kernel<kDim>, grid, kThreads, launch, p, pass, partial, wide);
 }
 
 }  // namespace
 
-int64_t sweep_workspace(int64_t B, int64_t M, int64_t D, bool mean, bool need_grad, int multiprocessors) {
+int64_t sweep_workspace(int64_t B, int64_t M, int64_t D, const LossSpec& loss, bool need_grad, int multiprocessors) {
   Carver carve(nullptr);
-  partial_loss(carve, plan_sweep(B, M, D, multiprocessors), B, D, mean, need_grad);
+  partial_loss(carve, plan_sweep(B, M, D, multiprocessors), loss, B, D, need_grad);
   return carve.bytes();
 }
 
-template <typename Loss>
-int launch_sweep(const MemoryLossParams<float, float>& p, const Loss& loss, const Launch& launch) {
+int launch_sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, const Launch& launch) {
   const Plan plan = plan_sweep(p.B, p.M, p.D, launch.multiprocessors);
   Carver carve(launch.workspace);
-  const PartialLoss<float> partial = partial_loss(carve, plan, p.B, p.D, p.mean, p.grad_z != nullptr);
-  int error = cudaErrorInvalidValue;
-  switch (padded_dim(p.D)) {
-    case 64: error = launch_sweep_of<64>(p, loss, partial, plan, launch); break;
-    case 128: error = launch_sweep_of<128>(p, loss, partial, plan, launch); break;
-    case 256: error = launch_sweep_of<256>(p, loss, partial, plan, launch); break;
-    case 512: error = launch_sweep_of<512>(p, loss, partial, plan, launch); break;
-    case 1024: error = launch_sweep_of<1024>(p, loss, partial, plan, launch); break;
+  const PartialLoss<float> partial = partial_loss(carve, plan, loss, p.B, p.D, p.grad_z != nullptr);
+  const Program program = make_program(loss);
+  for (int k = 0; k < program.passes; ++k) {
+    const Pass& pass = program.pass[k];
+    PartialLoss<float> of_pass = partial;
+    if (!pass.gradient) of_pass.grad = nullptr;
+    int error = cudaErrorInvalidValue;
+    switch (padded_dim(p.D)) {
+      case 64: error = launch_sweep_of<64>(p, pass, of_pass, plan, launch); break;
+      case 128: error = launch_sweep_of<128>(p, pass, of_pass, plan, launch); break;
+      case 256: error = launch_sweep_of<256>(p, pass, of_pass, plan, launch); break;
+      case 512: error = launch_sweep_of<512>(p, pass, of_pass, plan, launch); break;
+      case 1024: error = launch_sweep_of<1024>(p, pass, of_pass, plan, launch); break;
+    }
+    if (error == cudaSuccess) error = launch_settle(p, loss, k, partial, launch);
+    if (error != cudaSuccess) return error;
   }
-  return error != cudaSuccess ? error : launch_reduce(p, partial, launch);
+  return cudaSuccess;
 }
-
-template int launch_sweep(const MemoryLossParams<float, float>&, const Contrastive<float>&, const Launch&);
 
 }  // namespace xbn::cuda

@@ -22,31 +22,31 @@ constexpr int kAnchors = 4;  // that a block scores at a time, for one reading o
 
 template <typename T>
 struct Workspace {
-  T* map;  // [2, D] scale and shift in T
+  T* map;      // [2, D] scale and shift in T
+  T* rescale;  // [kSlots, B] of the gradient so far, as exponents have grown
   PartialLoss<T> partial;
   int64_t bytes;
 
-  Workspace(void* memory, int64_t B, int64_t D, int64_t kinds) {
+  Workspace(void* memory, int64_t B, int64_t D, int64_t slots) {
     Carver carve(memory);
     map = carve.take<T>(2 * D);
-    partial.splits = 1;
-    partial.kinds = kinds;
-    partial.sums = carve.take<RowSums>(kinds * B);
-    partial.state = carve.take<uint8_t>(B);
-    partial.factor = carve.take<T>(2);
-    partial.grad = nullptr;  // the caller's
+    rescale = carve.take<T>(kSlots * B);
+    partial = PartialLoss<T>::carve(carve, 1, slots, B);
     bytes = carve.bytes();
   }
 };
 
 template <typename T, typename S>
-__global__ void __launch_bounds__(kThreads) begin_kernel(const MemoryLossParams<T, S> p, const Workspace<T> w) {
+__global__ void __launch_bounds__(kThreads)
+    begin_kernel(const MemoryLossParams<T, S> p, const Pass pass, const Workspace<T> w) {
   const int64_t warp = blockIdx.x * kWarps + threadIdx.x / kWarp, warps = gridDim.x * kWarps;
   for (int64_t i = warp; i < p.B; i += warps) {
     const uint8_t state = anchor_state(p, i);
     if (threadIdx.x % kWarp != 0) continue;
     w.partial.state[i] = state;
-    for (int64_t kind = 0; kind < w.partial.kinds; ++kind) w.partial.sums[kind * p.B + i] = {0, 0};
+#pragma unroll
+    for (int k = 0; k < kSlots; ++k)
+      if (pass.slot[k].pairs != Pairs::none) w.partial.sums[k * p.B + i] = no_sums(pass.slot[k].formula);
   }
   for (int64_t d = blockIdx.x * kThreads + threadIdx.x; d < p.D; d += gridDim.x * kThreads) {
     w.map[d] = p.scale != nullptr ? static_cast<T>(p.scale[d]) : T(1);
@@ -76,111 +76,238 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t d = threadIdx.x % kWarp; d < p.D; d += kWarp) out[d] = row(d) * inverse;  // again: it is in cache
 }
 
-template <typename T, typename S, typename Loss>
-__global__ void __launch_bounds__(kThreads) score_kernel(const MemoryLossParams<T, S> p, const Loss loss,
-                                                         const Workspace<T> w, int64_t first, int64_t chunk, T* s) {
-  const int64_t block = static_cast<int64_t>(blockIdx.x) * kAnchors, rows = stored_rows(p.count, p.M) - first;
-  Anchor anchors[kAnchors];
+// The pairs of kAnchors anchors with a chunk, as this thread takes them: one row of the bank after the other.
+template <typename T>
+struct ChunkPairs {
+  Anchor<T> anchors[kAnchors];
+  int64_t block, B;            // first anchor
+  int64_t first, rows, chunk;  // bank rows [first, first + rows) exist; a chunk is longer
+  const int64_t* bank_labels;
+  Pairs pairs;
+  const T* s;  // [B, chunk]
+
+  // f(anchor of this block, row of the chunk, similarity, whether positive, whether the slot has the pair)
+  template <typename F>
+  __device__ __forceinline__ void each(const F& f) const {
+    for (int64_t j = threadIdx.x; j < chunk; j += kThreads) {
+      const bool exists = j < rows;
+      const int64_t label = exists ? bank_labels[first + j] : 0;
 #pragma unroll
-  for (int a = 0; a < kAnchors; ++a) {
-    const int64_t i = smaller(block + a, p.B - 1);
-    anchors[a] = {p.labels[i], p.exclude != nullptr ? p.exclude[i] : -1, w.partial.state[i]};
-  }
-  T value[kAnchors][2] = {};
-  int active[kAnchors][2] = {};
-  for (int64_t j = threadIdx.x; j < chunk; j += kThreads) {
-    const bool exists = j < rows;
-    const int64_t label = exists ? p.bank_labels[first + j] : 0;
-    T similarity[kAnchors];
-#pragma unroll
-    for (int a = 0; a < kAnchors; ++a) similarity[a] = block + a < p.B ? s[(block + a) * chunk + j] : T(0);
-#pragma unroll
-    for (int a = 0; a < kAnchors; ++a) {
-      if (block + a >= p.B) break;
-#pragma unroll
-      for (int kind = 0; kind < 2; ++kind) {
-        if (kind >= w.partial.kinds) break;
-        Pair<T> pair = {T(0), T(0)};
-        if (exists)
-          pair = score_pair(loss, anchors[a], first + j, label, similarity[a], w.partial.kinds == 1 ? kBoth : kind);
-        value[a][kind] += pair.value;
-        active[a][kind] += pair.weight != T(0);
-        s[(kind * p.B + block + a) * chunk + j] = pair.weight;
+      for (int a = 0; a < kAnchors; ++a) {
+        if (block + a >= B) break;
+        const bool positive = anchors[a].label == label;
+        const bool on = exists && anchors[a].pairs_with(first + j, positive, pairs);
+        const T similarity = (anchors[a].state & kFinite) ? s[(block + a) * chunk + j] : static_cast<T>(NAN);
+        f(a, j, similarity, positive, on);
       }
     }
   }
+};
+
+// Largest over a block; in all threads. Never NaN.
+template <typename T>
+__device__ __forceinline__ T block_top(T value) {
+  __shared__ T tops[kWarps];
+  for (int step = 1; step < kWarp; step *= 2) {
+    const T other = __shfl_xor_sync(0xffffffffu, value, step);
+    if (other > value) value = other;
+  }
+  __syncthreads();  // former ones have been read
+  if (threadIdx.x % kWarp == 0) tops[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  for (int warp = 0; warp < kWarps; ++warp)
+    if (tops[warp] > value) value = tops[warp];
+  return value;
+}
+
+template <typename T>
+__device__ __forceinline__ Extreme<T> block_extreme(Extreme<T> best) {
+  __shared__ Extreme<T> bests[kWarps];
+  for (int step = 1; step < kWarp; step *= 2)
+    best.take({__shfl_xor_sync(0xffffffffu, best.x, step), __shfl_xor_sync(0xffffffffu, best.row, step)});
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) bests[threadIdx.x / kWarp] = best;
+  __syncthreads();
+  for (int warp = 0; warp < kWarps; ++warp) best.take(bests[warp]);
+  return best;
+}
+
+// Adds what the block's threads have of each of its anchors to the anchor's sums.
+template <typename T>
+__device__ __forceinline__ void add_chunk(Formula formula, const T (&value)[kAnchors], const T (&weight)[kAnchors],
+                                          const int (&pairs)[kAnchors], const T (&shift)[kAnchors],
+                                          const ChunkPairs<T>& c, RowSums* sums) {
 #pragma unroll
-  for (int a = 0; a < kAnchors; ++a)
+  for (int a = 0; a < kAnchors; ++a) {
+    if (c.block + a >= c.B) break;
+    const RowSums all = {block_sum<kThreads>(static_cast<double>(value[a])),
+                         block_sum<kThreads>(static_cast<double>(weight[a])),
+                         block_sum<kThreads>(static_cast<double>(pairs[a])), static_cast<double>(shift[a])};
+    if (threadIdx.x == 0) sums[c.block + a] = add(formula, sums[c.block + a], all);
+  }
+}
+
+// One slot of a chunk. weights [B, chunk] may be the similarities.
+template <typename T>
+__device__ __forceinline__ void score_chunk(const ChunkPairs<T>& c, const Slot& slot, RowSums* sums, T* rescale,
+                                            T* weights) {
+  T value[kAnchors] = {}, weight[kAnchors] = {}, shift[kAnchors] = {};
+  int pairs[kAnchors] = {};
+  if (slot.formula == Formula::extreme) {
+    Extreme<T> best[kAnchors];
 #pragma unroll
-    for (int kind = 0; kind < 2; ++kind) {
-      if (block + a >= p.B || kind >= w.partial.kinds) break;
-      const double value_of_all = block_sum<kThreads>(static_cast<double>(value[a][kind]));
-      const double active_of_all = block_sum<kThreads>(static_cast<double>(active[a][kind]));
-      if (threadIdx.x != 0) continue;
-      RowSums& sums = w.partial.sums[kind * p.B + block + a];
-      sums.value += value_of_all;
-      sums.active += active_of_all;
+    for (int a = 0; a < kAnchors; ++a) best[a] = {static_cast<T>(-INFINITY), -1};
+    c.each([&](int a, int64_t j, T s, bool positive, bool on) {
+      if (on) best[a].take({positive ? -s : s, c.first + j});
+      pairs[a] += on;
+    });
+#pragma unroll
+    for (int a = 0; a < kAnchors; ++a) {
+      best[a] = block_extreme(best[a]);
+      value[a] = 0, shift[a] = best[a].x;
+      const double all = block_sum<kThreads>(static_cast<double>(pairs[a]));
+      if (threadIdx.x != 0 || c.block + a >= c.B) continue;
+      const RowSums of_chunk = {static_cast<double>(best[a].row), 0, all, static_cast<double>(best[a].x)};
+      sums[c.block + a] = add(slot.formula, sums[c.block + a], of_chunk);
     }
+    return;
+  }
+  with_formula<T>(slot, [&](const auto& formula) {
+    if constexpr (std::decay_t<decltype(formula)>::kExponential) {
+      T before[kAnchors];
+#pragma unroll
+      for (int a = 0; a < kAnchors; ++a)
+        before[a] = shift[a] = c.block + a < c.B ? static_cast<T>(sums[c.block + a].shift) : static_cast<T>(-INFINITY);
+      c.each([&](int a, int64_t, T s, bool positive, bool on) {
+        const Exponent<T> e = formula(s, positive, c.anchors[a].given);
+        if (on && e.counts && e.x > shift[a]) shift[a] = e.x;
+      });
+#pragma unroll
+      for (int a = 0; a < kAnchors; ++a) {
+        shift[a] = block_top(shift[a]);
+        if (threadIdx.x == 0 && c.block + a < c.B)
+          rescale[c.block + a] = shift[a] > before[a] ? std::exp(before[a] - shift[a]) : T(1);
+      }
+      c.each([&](int a, int64_t j, T s, bool positive, bool on) {
+        const Exponent<T> e = formula(s, positive, c.anchors[a].given);
+        const bool counts = on && e.counts;
+        const T term = counts ? exp_of_negative(e.x - shift[a]) : T(0);
+        value[a] += term;
+        pairs[a] += counts;
+        weights[(c.block + a) * c.chunk + j] = counts ? e.slope * term : T(0);
+      });
+    } else {
+      c.each([&](int a, int64_t j, T s, bool positive, bool on) {
+        const Score<T> score = formula(s, positive, c.anchors[a].given);
+        value[a] += on ? score.value : T(0);
+        weight[a] += on ? score.weight : T(0);
+        pairs[a] += on && score.counts;
+        weights[(c.block + a) * c.chunk + j] = on ? score.weight : T(0);
+      });
+    }
+  });
+  add_chunk(slot.formula, value, weight, pairs, shift, c, sums);
+}
+
+template <typename T, typename S>
+__global__ void __launch_bounds__(kThreads, 2) score_kernel(const MemoryLossParams<T, S> p, const Pass pass,
+                                                            const Workspace<T> w, int64_t first, int64_t chunk, T* s) {
+  ChunkPairs<T> c;
+  c.block = static_cast<int64_t>(blockIdx.x) * kAnchors;
+  c.B = p.B;
+  c.first = first;
+  c.rows = stored_rows(p.count, p.M) - first;
+  c.chunk = chunk;
+  c.bank_labels = p.bank_labels;
+  c.s = s;
+#pragma unroll
+  for (int a = 0; a < kAnchors; ++a) {
+    const int64_t i = smaller(c.block + a, p.B - 1);
+    c.anchors[a] = {p.labels[i], p.exclude != nullptr ? p.exclude[i] : -1, w.partial.given[i], w.partial.state[i]};
+  }
+  // The second slot first: the weights of the first take the place of the similarities.
+#pragma unroll
+  for (int k = kSlots - 1; k >= 0; --k) {
+    c.pairs = pass.slot[k].pairs;
+    if (c.pairs == Pairs::none) continue;
+    score_chunk(c, pass.slot[k], w.partial.sums + k * p.B, w.rescale + k * p.B, s + k * p.B * chunk);
+  }
+}
+
+// grad [B, D] of a slot of exponents *= rescale, where they have grown.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) rescale_kernel(const T* rescale, int64_t D, T* grad) {
+  const T factor = rescale[blockIdx.x];
+  if (factor == T(1)) return;
+  for (int64_t d = threadIdx.x; d < D; d += kThreads) grad[blockIdx.x * D + d] *= factor;
 }
 
 }  // namespace
 
 template <typename T>
-Composite<T> plan_composite(int64_t B, int64_t M, int64_t D, bool mean) {
+Composite<T> plan_composite(int64_t B, int64_t M, int64_t D, const LossSpec& loss) {
   constexpr int64_t kCacheBytes = 24 << 20;  // half of an H100's second-level cache
   constexpr int64_t kMinChunk = 256;
   Composite<T> c = {};
-  c.kinds = mean ? 1 : 2;
-  const int64_t fitting = kCacheBytes / static_cast<int64_t>(sizeof(T)) / larger(1, c.kinds * B + D);
+  c.slots = slots_of(loss);
+  const int64_t fitting = kCacheBytes / static_cast<int64_t>(sizeof(T)) / larger(1, c.slots * B + D);
   c.chunks = larger(1, ceil_div(M, larger(kMinChunk, fitting)));
   c.chunk = larger(1, ceil_div(ceil_div(M, c.chunks), 64) * 64);
   c.chunks = larger(1, ceil_div(M, c.chunk));
   return c;
 }
 
-int64_t composite_workspace(int64_t B, int64_t D, int64_t kinds) {
-  return Workspace<double>(nullptr, B, D, kinds).bytes;  // enough for float, too
+int64_t composite_workspace(int64_t B, int64_t D, int64_t slots) {
+  return Workspace<double>(nullptr, B, D, slots).bytes;  // enough for float, too
 }
 
 template <typename T, typename S>
-int launch_composite_begin(const MemoryLossParams<T, S>& p, const Composite<T>& c, const Launch& launch) {
-  const Workspace<T> w(launch.workspace, p.B, p.D, c.kinds);
+int launch_composite_begin(const MemoryLossParams<T, S>& p, const Pass& pass, const Composite<T>& c,
+                           const Launch& launch) {
+  const Workspace<T> w(launch.workspace, p.B, p.D, c.slots);
   const int64_t blocks = larger(1, smaller(larger(ceil_div(p.B, kWarps), ceil_div(p.D, kThreads)), 1024));
-  return run(begin_kernel<T, S>, dim3(static_cast<unsigned>(blocks)), kThreads, launch, p, w);
+  return run(begin_kernel<T, S>, dim3(static_cast<unsigned>(blocks)), kThreads, launch, p, pass, w);
 }
 
 template <typename T, typename S>
 int launch_composite_rows(const MemoryLossParams<T, S>& p, const Composite<T>& c, int64_t first, const Launch& launch) {
-  const Workspace<T> w(launch.workspace, p.B, p.D, c.kinds);
+  const Workspace<T> w(launch.workspace, p.B, p.D, c.slots);
   const dim3 grid(static_cast<unsigned>(ceil_div(c.chunk, kWarps)));
   return run(rows_kernel<T, S>, grid, kThreads, launch, p, w, first, c.chunk, c.rows);
 }
 
-template <typename T, typename S, typename Loss>
-int launch_composite_score(const MemoryLossParams<T, S>& p, const Loss& loss, const Composite<T>& c, int64_t first,
+template <typename T, typename S>
+int launch_composite_score(const MemoryLossParams<T, S>& p, const Pass& pass, const Composite<T>& c, int64_t first,
                            const Launch& launch) {
   if (p.B == 0) return cudaSuccess;
-  const Workspace<T> w(launch.workspace, p.B, p.D, c.kinds);
-  return run(score_kernel<T, S, Loss>, dim3(static_cast<unsigned>(ceil_div(p.B, kAnchors))), kThreads, launch, p, loss,
-             w, first, c.chunk, c.s);
+  const Workspace<T> w(launch.workspace, p.B, p.D, c.slots);
+  int error = run(score_kernel<T, S>, dim3(static_cast<unsigned>(ceil_div(p.B, kAnchors))), kThreads, launch, p, pass,
+                  w, first, c.chunk, c.s);
+  for (int k = 0; k < kSlots && error == cudaSuccess; ++k)
+    if (pass.slot[k].pairs != Pairs::none && is_exponential(pass.slot[k].formula) && c.grad != nullptr && first > 0)
+      error = run(rescale_kernel<T>, dim3(static_cast<unsigned>(p.B)), kThreads, launch, w.rescale + k * p.B, p.D,
+                  c.grad + k * p.B * p.D);
+  return error;
 }
 
 template <typename T, typename S>
-int launch_composite_end(const MemoryLossParams<T, S>& p, const Composite<T>& c, const Launch& launch) {
-  PartialLoss<T> partial = Workspace<T>(launch.workspace, p.B, p.D, c.kinds).partial;
+int launch_composite_end(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, const Composite<T>& c,
+                         const Launch& launch) {
+  PartialLoss<T> partial = Workspace<T>(launch.workspace, p.B, p.D, c.slots).partial;
   partial.grad = c.grad;
-  return launch_reduce(p, partial, launch);
+  return launch_settle(p, loss, k, partial, launch);
 }
 
-template Composite<float> plan_composite(int64_t, int64_t, int64_t, bool);
-template Composite<double> plan_composite(int64_t, int64_t, int64_t, bool);
+template Composite<float> plan_composite(int64_t, int64_t, int64_t, const LossSpec&);
+template Composite<double> plan_composite(int64_t, int64_t, int64_t, const LossSpec&);
 
-#define XBN_INSTANTIATE(T, S)                                                                                     \
-  template int launch_composite_begin(const MemoryLossParams<T, S>&, const Composite<T>&, const Launch&);         \
-  template int launch_composite_rows(const MemoryLossParams<T, S>&, const Composite<T>&, int64_t, const Launch&); \
-  template int launch_composite_score(const MemoryLossParams<T, S>&, const Contrastive<T>&, const Composite<T>&,  \
-                                      int64_t, const Launch&);                                                    \
-  template int launch_composite_end(const MemoryLossParams<T, S>&, const Composite<T>&, const Launch&);
+#define XBN_INSTANTIATE(T, S)                                                                                          \
+  template int launch_composite_begin(const MemoryLossParams<T, S>&, const Pass&, const Composite<T>&, const Launch&); \
+  template int launch_composite_rows(const MemoryLossParams<T, S>&, const Composite<T>&, int64_t, const Launch&);      \
+  template int launch_composite_score(const MemoryLossParams<T, S>&, const Pass&, const Composite<T>&, int64_t,        \
+                                      const Launch&);                                                                  \
+  template int launch_composite_end(const MemoryLossParams<T, S>&, const LossSpec&, int, const Composite<T>&,          \
+                                    const Launch&);
 XBN_INSTANTIATE(float, float)
 XBN_INSTANTIATE(float, double)
 XBN_INSTANTIATE(double, float)

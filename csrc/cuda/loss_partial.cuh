@@ -1,13 +1,10 @@
-// What the two ways to compute the loss share: how a pair is scored, and the partial results that are added up at the
-// end.
+// What the two ways to compute the loss share: the partial results that are added up at the end, and what a pair sees of
+// its anchor.
 #pragma once
 
 #include "device.cuh"
 
 namespace xbn::cuda {
-
-// Which pairs a pass over the bank takes: one Kind, or this.
-constexpr int kBoth = kKinds;
 
 // Bits of an anchor's state.
 constexpr uint8_t kRanks = 1;   // it is one of the anchors
@@ -15,18 +12,44 @@ constexpr uint8_t kFinite = 2;  // so is every value of it
 
 template <typename T>
 struct PartialLoss {
-  int64_t splits, kinds;
-  T* grad;         // [splits, kinds, B, D] sum of weight * bank row, or null
-  RowSums* sums;   // [splits, kinds, B]
+  int64_t splits, slots;
+  T* grad;         // [splits, slots, B, D] sum of weight * bank row, or null
+  RowSums* sums;   // [splits, slots, B]
+  T* scale;        // [splits, slots, B] what grad is multiplied by, but for the average over anchors
+  RowSums* total;  // [kSlots, B] over the splits
+  double* factor;  // [kSlots, B] of RowResult
+  T* average;      // [kSlots]
+  T* given;        // [B] to the next pass
   uint8_t* state;  // [B]
-  T* factor;       // [2] what each kind's sums are multiplied by
+
+  // All but the gradient.
+  static PartialLoss carve(Carver& carve, int64_t splits, int64_t slots, int64_t B) {
+    PartialLoss partial;
+    partial.splits = splits;
+    partial.slots = slots;
+    partial.grad = nullptr;
+    partial.sums = carve.take<RowSums>(splits * slots * B);
+    partial.scale = carve.take<T>(splits * slots * B);
+    partial.total = carve.take<RowSums>(kSlots * B);
+    partial.factor = carve.take<double>(kSlots * B);
+    partial.average = carve.take<T>(kSlots);
+    partial.given = carve.take<T>(B);
+    partial.state = carve.take<uint8_t>(B);
+    return partial;
+  }
 };
 
 // An anchor as pairs see it.
+template <typename T>
 struct Anchor {
   int64_t label;
   int64_t exclude;  // the bank row it is not paired with, or -1
+  T given;
   uint8_t state;
+
+  __device__ __forceinline__ bool pairs_with(int64_t row, bool positive, Pairs pairs) const {
+    return (state & kRanks) && exclude != row && (pairs == Pairs::all || positive == (pairs == Pairs::positives));
+  }
 };
 
 // The state of anchor i, by a full warp.
@@ -36,18 +59,30 @@ __device__ __forceinline__ uint8_t anchor_state(const MemoryLossParams<T, S>& p,
   return static_cast<uint8_t>((ranks ? kRanks : 0) | (warp_row_is_finite(p.z + i * p.D, p.D) ? kFinite : 0));
 }
 
-// The pair of an anchor and bank row `row` with similarity s: its value and weight, zero if it does not count as
-// `kind`.
-template <typename T, typename Loss>
-__device__ __forceinline__ Pair<T> score_pair(const Loss& loss, const Anchor& anchor, int64_t row, int64_t label, T s,
-                                              int kind) {
-  const bool positive = anchor.label == label;
-  if (!(anchor.state & kFinite)) s = static_cast<T>(NAN);
-  const Pair<T> pair = positive ? loss.positive(s) : loss.negative(s);
-  const bool counts =
-      (anchor.state & kRanks) && anchor.exclude != row && (kind == kBoth || positive == (kind == kPositive));
-  return counts ? pair : Pair<T>{T(0), T(0)};
+// Calls f with the functor of a slot's formula, which is one of scores or of exponents.
+template <typename T, typename F>
+__device__ __forceinline__ void with_formula(const Slot& slot, const F& f) {
+  const T a = static_cast<T>(slot.a), b = static_cast<T>(slot.b);
+  switch (slot.formula) {
+    case Formula::margin: return f(MarginFormula<T>{a, b});
+    case Formula::similarity: return f(SimilarityFormula<T>{a});
+    case Formula::ntxent: return f(NTXentFormula<T>{a});
+    case Formula::exponent: return f(ExponentFormula<T>{a, b, slot.mined});
+    case Formula::circle: return f(CircleFormula<T>{a, b});
+    case Formula::extreme: return;
+  }
 }
+
+// The better of two extremes, the first row of equals.
+template <typename T>
+struct Extreme {
+  T x;
+  int64_t row;  // -1: none
+
+  __device__ __forceinline__ void take(const Extreme& other) {
+    if (other.row >= 0 && (exceeds(other.x, x) || (other.x == x && other.row < row))) *this = other;
+  }
+};
 
 namespace {
 
@@ -71,8 +106,10 @@ __device__ double block_sum(double value) {
 
 }  // namespace
 
-// Adds up the partial results: loss [1] and grad_z [B, D]. In loss_reduce.cu.
+// After pass k: what each anchor is given for the next one; or, after the last, loss [1] and grad_z [B, D]. In
+// loss_reduce.cu.
 template <typename T, typename S>
-int launch_reduce(const MemoryLossParams<T, S>& p, const PartialLoss<T>& partial, const Launch& launch);
+int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, const PartialLoss<T>& partial,
+                  const Launch& launch);
 
 }  // namespace xbn::cuda

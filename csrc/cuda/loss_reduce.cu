@@ -1,66 +1,110 @@
-// The end of memory_loss: partial sums of all splits of the bank become the loss and its gradient.
+// Between the passes of memory_loss, and its end: the partial sums of all splits of the bank become what each anchor is
+// given for the next pass, or the loss and its gradient.
 //
-//   in     sums [splits, kinds, B], grad [splits, kinds, B, D], state [B]
-//   out    loss [1], grad_z [B, D]
-//   math   factor_k = 1 / (number of anchors, or of active pairs of the kind);  loss = sum_k factor_k value_k
-//          grad_z_i = sum_k factor_k sum_split grad;  0 for a row that is no anchor, NaN for one that is not finite, so
-//          that whoever looks at gradients only, as a gradient scaler does, sees it
-//   grid   factor_kernel: one block, up to a warp to an anchor; gradient_kernel: up to 8 threads to an element
+//   in     sums [splits, slots, B], grad [splits, slots, B, D], state [B]
+//   out    given [B]; or loss [1], grad_z [B, D]
+//   math   losses.h: add, given_for, finish;  loss = sum over groups of average * sum of the anchors' values, average being
+//          1 / sum of their counts;  grad_z_i = sum_slot average factor_i sum_split e^(shift_split - shift) grad.  Losses
+//          of extremes gather the two rows instead. 0 for a row that is no anchor, NaN for one that is not finite, so that
+//          whoever looks at gradients only, as a gradient scaler does, sees it
+//   grid   settle_kernel: one block, up to a warp to an anchor; gradient_kernel: up to 8 threads to an element;
+//          gather_kernel: a warp to an anchor
 //   order  fixed by the shapes: the same bits every run
 #include "loss_partial.cuh"
 
 namespace xbn::cuda {
 namespace {
 
-constexpr int kFactorThreads = 1024;
+constexpr int kSettleThreads = 512;
 constexpr int kGradientThreads = 256;
 constexpr int kMaxLanes = 8;
 
-template <typename T>
-__global__ void __launch_bounds__(kFactorThreads)
-    factor_kernel(const PartialLoss<T> partial, int64_t B, bool mean, int width, T* loss) {
-  const int lane = threadIdx.x % width, group = threadIdx.x / width, groups = kFactorThreads / width;
-  double value[2] = {}, active[2] = {}, rows = 0;
-  for (int64_t i = group; i < B; i += groups) {
-    if (!(partial.state[i] & kRanks)) continue;
-    if (lane == 0) rows += 1;
-#pragma unroll
-    for (int kind = 0; kind < 2; ++kind)  // known, so that the sums stay in registers
-      for (int64_t split = kind < partial.kinds ? lane : partial.splits; split < partial.splits; split += width) {
-        const RowSums sums = partial.sums[(split * partial.kinds + kind) * B + i];
-        value[kind] += sums.value;
-        active[kind] += sums.active;
-      }
+// What the slots hold after a pass.
+struct Settled {
+  Formula formula[kSlots];
+  bool filled[kSlots];
+  int next;  // pass, or 0 after the last
+};
+
+// Sums over the lanes of a group of `width` threads of a warp, in a fixed tree; in all of them.
+__device__ __forceinline__ RowSums group_add(Formula formula, RowSums sums, int width) {
+  for (int step = 1; step < width; step *= 2) {
+    const RowSums other = {
+        __shfl_xor_sync(0xffffffffu, sums.value, step, width), __shfl_xor_sync(0xffffffffu, sums.weight, step, width),
+        __shfl_xor_sync(0xffffffffu, sums.pairs, step, width), __shfl_xor_sync(0xffffffffu, sums.shift, step, width)};
+    sums = add(formula, sums, other);
   }
-  rows = block_sum<kFactorThreads>(rows);
-  double total = 0;
-#pragma unroll
-  for (int kind = 0; kind < 2; ++kind) {
-    if (kind >= partial.kinds) break;
-    const double value_of_all = block_sum<kFactorThreads>(value[kind]),
-                 active_of_all = block_sum<kFactorThreads>(active[kind]);
-    const double factor = reduction_factor(mean, rows, active_of_all);
-    total += factor * value_of_all;
-    if (threadIdx.x == 0) partial.factor[kind] = static_cast<T>(factor);
-  }
-  if (threadIdx.x == 0) *loss = static_cast<T>(total);
+  return sums;
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kGradientThreads)
-    gradient_kernel(const PartialLoss<T> partial, int64_t B, int64_t D, int lanes, T* grad_z) {
+__global__ void __launch_bounds__(kSettleThreads, 1)
+    settle_kernel(const PartialLoss<T> partial, const LossSpec loss, const Settled settled, int64_t B, int width,
+                  T* value_of_all) {
+  const int lane = threadIdx.x % width, group = threadIdx.x / width, groups = kSettleThreads / width;
+  double value[kSlots] = {}, count[kSlots] = {};
+  for (int64_t begin = 0; begin < B; begin += groups) {  // the same number of rounds for all threads: they shuffle
+    const int64_t i = begin + group;
+    const bool ranks = i < B && (partial.state[i] & kRanks);
+    RowSums total[kSlots] = {};
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot) {
+      if (!settled.filled[slot]) continue;
+      RowSums sums = no_sums(settled.formula[slot]);
+      for (int64_t split = ranks ? lane : partial.splits; split < partial.splits; split += width)
+        sums = add(settled.formula[slot], sums, partial.sums[(split * partial.slots + slot) * B + i]);
+      total[slot] = group_add(settled.formula[slot], sums, width);
+    }
+    if (!ranks) continue;
+    if (settled.next != 0) {
+      if (lane == 0) partial.given[i] = static_cast<T>(given_for(loss, settled.next, total));
+      continue;
+    }
+    const RowResult result = finish(loss, total);
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot) {
+      if (slot >= partial.slots) break;
+      for (int64_t split = lane; split < partial.splits; split += width) {
+        const int64_t at = (split * partial.slots + slot) * B + i;
+        partial.scale[at] = static_cast<T>(result.factor[slot] * rescale(partial.sums[at].shift, total[slot].shift));
+      }
+      if (lane != 0) continue;
+      partial.total[slot * B + i] = total[slot];
+      partial.factor[slot * B + i] = result.factor[slot];
+    }
+    if (lane != 0) continue;
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot) value[slot] += result.value[slot], count[slot] += result.count[slot];
+  }
+  if (settled.next != 0) return;
+  double all = 0;
+#pragma unroll
+  for (int k = 0; k < kSlots; ++k) {
+    const double values = block_sum<kSettleThreads>(value[k]), counts = block_sum<kSettleThreads>(count[k]);
+    const double average = 1.0 / (counts > 1.0 ? counts : 1.0);
+    all += average * values;
+    if (threadIdx.x == 0) partial.average[k] = static_cast<T>(average);
+  }
+  if (threadIdx.x == 0) *value_of_all = static_cast<T>(all);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kGradientThreads, 4)
+    gradient_kernel(const PartialLoss<T> partial, const LossSpec loss, int64_t B, int64_t D, int lanes, T* grad_z) {
   __shared__ T sums[kGradientThreads];
   const int elements = kGradientThreads / lanes, lane = threadIdx.x / elements;
   const int64_t k = static_cast<int64_t>(blockIdx.x) * elements + threadIdx.x % elements;  // element of grad_z
   const uint8_t state = k < B * D ? partial.state[k / D] : 0;
   T sum = 0;
   if ((state & kRanks) && (state & kFinite)) {
-    for (int64_t kind = 0; kind < partial.kinds; ++kind) {
-      T of_kind = 0;
+    for (int64_t slot = 0; slot < partial.slots; ++slot) {
+      T of_slot = 0;
 #pragma unroll 4
-      for (int64_t split = lane; split < partial.splits; split += lanes)
-        of_kind += partial.grad[(split * partial.kinds + kind) * B * D + k];
-      sum += partial.factor[kind] * of_kind;
+      for (int64_t split = lane; split < partial.splits; split += lanes) {
+        const int64_t at = (split * partial.slots + slot) * B;
+        of_slot += partial.scale[at + k / D] * partial.grad[at * D + k];
+      }
+      sum += partial.average[group_of(loss, static_cast<int>(slot))] * of_slot;
     }
   }
   sums[threadIdx.x] = sum;
@@ -68,6 +112,40 @@ __global__ void __launch_bounds__(kGradientThreads)
   if (lane != 0 || k >= B * D) return;
   for (int other = 1; other < lanes; ++other) sum += sums[other * elements + threadIdx.x];
   grad_z[k] = (state & kFinite) ? sum : static_cast<T>(NAN);
+}
+
+template <typename T, typename S>
+__global__ void __launch_bounds__(kGradientThreads, 4)
+    gather_kernel(const MemoryLossParams<T, S> p, const PartialLoss<T> partial) {
+  const int64_t i = blockIdx.x * (kGradientThreads / kWarp) + threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  if (i >= p.B) return;
+  const uint8_t state = partial.state[i];
+  const auto row_value = [&](int64_t row, int64_t d) {
+    const T u = static_cast<T>(p.bank[row * p.D + d]);
+    return p.scale == nullptr ? u : static_cast<T>(p.scale[d]) * u + static_cast<T>(p.shift[d]);
+  };
+  int64_t row[kSlots] = {-1, -1};
+  T factor[kSlots] = {};
+#pragma unroll
+  for (int slot = 0; slot < kSlots; ++slot) {
+    if (!(state & kRanks) || partial.factor[slot * p.B + i] == 0) continue;
+    row[slot] = static_cast<int64_t>(partial.total[slot * p.B + i].value);
+    factor[slot] = static_cast<T>(partial.factor[slot * p.B + i]) * partial.average[0];
+    if (!p.renormalize) continue;
+    T square = 0;
+    for (int64_t d = lane; d < p.D; d += kWarp) square += row_value(row[slot], d) * row_value(row[slot], d);
+    for (int step = 1; step < kWarp; step *= 2) square += __shfl_xor_sync(0xffffffffu, square, step);
+    const T norm = std::sqrt(square), eps = static_cast<T>(p.eps);
+    factor[slot] /= norm < eps ? eps : norm;
+  }
+  for (int64_t d = lane; d < p.D; d += kWarp) {
+    T sum = (state & kFinite) ? T(0) : static_cast<T>(NAN);
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot)
+      if (row[slot] >= 0) sum += factor[slot] * row_value(row[slot], d);
+    p.grad_z[i * p.D + d] = sum;
+  }
 }
 
 int power_of_two_up_to(int64_t n, int most) {
@@ -79,17 +157,32 @@ int power_of_two_up_to(int64_t n, int most) {
 }  // namespace
 
 template <typename T, typename S>
-int launch_reduce(const MemoryLossParams<T, S>& p, const PartialLoss<T>& partial, const Launch& launch) {
+int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, const PartialLoss<T>& partial,
+                  const Launch& launch) {
+  const Program program = make_program(loss);
+  Settled settled = {};
+  for (int pass = 0; pass <= k; ++pass)
+    for (int slot = 0; slot < kSlots; ++slot) {
+      if (program.pass[pass].slot[slot].pairs == Pairs::none) continue;
+      settled.filled[slot] = true;
+      settled.formula[slot] = program.pass[pass].slot[slot].formula;
+    }
+  const bool last = k + 1 == program.passes;
+  settled.next = last ? 0 : k + 1;
   const int width = power_of_two_up_to(partial.splits, kWarp);
-  const int error = run(factor_kernel<T>, dim3(1), kFactorThreads, launch, partial, p.B, p.mean, width, p.loss);
-  if (error != cudaSuccess || p.grad_z == nullptr || p.B == 0) return error;
+  const int error = run(settle_kernel<T>, dim3(1), kSettleThreads, launch, partial, loss, settled, p.B, width, p.loss);
+  if (error != cudaSuccess || !last || p.grad_z == nullptr || p.B == 0) return error;
+  if (!sums_gradients(loss)) {
+    const dim3 grid(static_cast<unsigned>(ceil_div(p.B, kGradientThreads / kWarp)));
+    return run(gather_kernel<T, S>, grid, kGradientThreads, launch, p, partial);
+  }
   const int lanes = power_of_two_up_to(partial.splits, kMaxLanes);
   const dim3 grid(static_cast<unsigned>(ceil_div(p.B * p.D, kGradientThreads / lanes)));
-  return run(gradient_kernel<T>, grid, kGradientThreads, launch, partial, p.B, p.D, lanes, p.grad_z);
+  return run(gradient_kernel<T>, grid, kGradientThreads, launch, partial, loss, p.B, p.D, lanes, p.grad_z);
 }
 
 #define XBN_INSTANTIATE(T, S) \
-  template int launch_reduce(const MemoryLossParams<T, S>&, const PartialLoss<T>&, const Launch&);
+  template int launch_settle(const MemoryLossParams<T, S>&, const LossSpec&, int, const PartialLoss<T>&, const Launch&);
 XBN_INSTANTIATE(float, float)
 XBN_INSTANTIATE(float, double)
 XBN_INSTANTIATE(double, float)

@@ -66,26 +66,12 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
 
   const bool pending = up_to(1), need_grad = up_to(3) > 0;
   Exactly<T> value(1), grad(B * D), value_again(1), grad_again(B * D);
-  xbn::MemoryLossParams<T, S> p{z,
-                                y,
-                                bank,
-                                bank_y,
-                                count,
-                                B,
-                                M,
-                                D,
-                                nullptr,
-                                nullptr,
-                                sometimes(slots),
-                                sometimes(chosen),
-                                up_to(1) == 1,
-                                1e-6,
-                                up_to(1) == 1,
-                                value,
-                                nullptr};
+  xbn::MemoryLossParams<T, S> p{
+      z,    y,     bank,   bank_y, count, B, M, D, nullptr, nullptr, sometimes(slots), sometimes(chosen), up_to(1) == 1,
+      1e-6, value, nullptr};
   if (pending) p.scale = scale, p.shift = shift;
   if (need_grad) p.grad_z = grad;
-  const xbn::Contrastive<T> loss{T(0.9), T(0.1)};
+  const xbn::LossSpec loss = random_loss();
   xbn::memory_loss(p, loss, many);
   p.loss = value_again;
   if (need_grad) p.grad_z = grad_again;

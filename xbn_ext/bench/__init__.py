@@ -1,1 +1,1 @@
-"""`python -m xbn_ext.bench`: one training step of the memory against what one would write in PyTorch."""
+"""`python -m xbn_ext.bench`: this library against PyTorch as one would write it, and pytorch-metric-learning."""

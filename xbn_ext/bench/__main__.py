@@ -4,39 +4,39 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from .. import build_info
+from . import peaks, step
 from .baselines import IMPLEMENTATIONS
-from .measure import interleaved, peak_extra_megabytes
 from .problem import Problem
-from .truth import errors
+
+KERNELS = {"step": step.run, "memory": peaks.run}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m xbn_ext.bench",
-        description="One training step (AXBN, contrastive, float32): loss, gradient, transform and enqueue, of "
-        "this library and of PyTorch, in one run.",
+        description="step: one training step (AXBN, contrastive, float32): loss, gradient, transform and enqueue, of "
+        "this library and of PyTorch, in one run. memory: peak memory of every loss against a bank, forward and "
+        "backward, of this library and of pytorch-metric-learning.",
     )
     default = Problem()
+    parser.add_argument("--kernel", choices=list(KERNELS), default="step", help="what is measured (step)")
     parser.add_argument("--batch", type=_positive, default=default.batch, metavar="B", help="anchors (64)")
     parser.add_argument("--memory", type=_positive, default=default.memory, metavar="M", help="bank rows (65536)")
     parser.add_argument("--dim", type=_positive, default=default.dim, metavar="D", help="dimension (512)")
     parser.add_argument("--classes", type=_positive, default=default.classes, help="classes the labels come from")
     parser.add_argument("--threads", type=_positive, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--repeats", type=_positive, default=21, help="timed rounds (21)")
+    parser.add_argument("--repeats", type=_positive, default=21, help="timed rounds of a step (21)")
     parser.add_argument(
         "--only",
         nargs="+",
         choices=list(IMPLEMENTATIONS),
         default=list(IMPLEMENTATIONS),
         metavar="NAME",
-        help=f"implementations to run, of: {', '.join(IMPLEMENTATIONS)}",
+        help=f"implementations of a step to run, of: {', '.join(IMPLEMENTATIONS)}",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     return parser.parse_args(argv)
@@ -52,55 +52,7 @@ def _positive(text: str) -> int:
 def main(argv: list[str] | None = None) -> list[dict[str, object]]:
     args = parse(argv)
     torch.set_num_threads(args.threads)
-    problem = Problem(args.batch, args.memory, args.dim, args.classes)
-    info = build_info()
-    print(
-        f"step: AXBN, contrastive, float32, B={problem.batch} M={problem.memory} D={problem.dim}, "
-        f"{problem.classes} classes, bank {4e-6 * problem.memory * problem.dim:.0f} MB\n"
-        f"{platform.processor() or platform.machine()}, {info['cpu_isa']}, {args.threads} threads, "
-        f"torch {torch.__version__}\n"
-    )
-    peak = {name: peak_extra_megabytes(name, problem, args.threads) for name in args.only}
-    off = errors(problem, args.only)
-    steps = {name: IMPLEMENTATIONS[name](problem) for name in args.only}
-    for step in steps.values():  # compile, page in
-        for seed in (2, 3):
-            step(*problem.embeddings(problem.batch, seed))
-    times = interleaved(steps, problem, args.repeats)
-
-    rows: list[dict[str, object]] = []
-    ours = times.get("xbn_ext")
-    print(f"{'implementation':18}{'ms':>9}{'quartiles':>18}{'x ours':>8}{'peak MB':>9}{'GFLOP/s':>9}{'error':>10}")
-    for name in args.only:
-        t = times[name]
-        ratio = f"{t.ms / ours.ms:.2f}" if ours else "-"
-        quartiles = f"{t.ms_low:.2f} - {t.ms_high:.2f}"
-        gflops = 1e3 * problem.gflop / t.ms
-        print(f"{name:18}{t.ms:9.2f}{quartiles:>18}{ratio:>8}{peak[name]:9.1f}{gflops:9.1f}{off[name]:10.1e}")
-        rows.append(
-            {
-                "implementation": name,
-                "kernel": "step",
-                "loss": "contrastive",
-                "device": "cpu",
-                "dtype": "float32",
-                "batch": problem.batch,
-                "memory": problem.memory,
-                "dim": problem.dim,
-                **asdict(t),
-                "peak_mb": peak[name],
-                "gflops": gflops,
-                "error": off[name],
-                "threads": args.threads,
-                "torch": torch.__version__,
-                "cpu_isa": info["cpu_isa"],
-            }
-        )
-    print(
-        "\nx ours: times the in-place step of this library. peak MB: most memory a step holds besides the bank.\n"
-        "GFLOP/s: of the two dense products, whether or not an implementation skips part of them.\n"
-        "error: against the float64 reference, relative, the larger of loss and gradient."
-    )
+    rows = KERNELS[args.kernel](args)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
     return rows

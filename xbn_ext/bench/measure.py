@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import multiprocessing
 import resource
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import quantiles
+from typing import TypeVar, cast
 
 import torch
 
 from .baselines import IMPLEMENTATIONS, Step
 from .problem import Problem
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,20 +54,10 @@ def peak_extra_megabytes(implementation: str, problem: Problem, threads: int) ->
     Libraries are warmed up on a tiny problem first (torch.compile on the real one, as it compiles for a shape).
     The measured step is otherwise the first of its size, so nothing it needs is already cached.
     """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_measure_peak, args=(implementation, problem, threads, theirs))
-    process.start()
-    theirs.close()
-    try:
-        return float(ours.recv())
-    except EOFError:
-        raise RuntimeError(f"{implementation} failed at {problem}") from None
-    finally:
-        process.join()
+    return in_fresh_process(_measure_step, implementation, problem, threads)
 
 
-def _measure_peak(implementation: str, problem: Problem, threads: int, result: Connection) -> None:
+def _measure_step(implementation: str, problem: Problem, threads: int) -> float:
     torch.set_num_threads(threads)
     make = IMPLEMENTATIONS[implementation]
     warm = problem if implementation == "compile" else Problem(8, 64, 16, classes=4)
@@ -71,13 +67,66 @@ def _measure_peak(implementation: str, problem: Problem, threads: int, result: C
     if warm is not problem:
         step = make(problem)
     x, labels = problem.embeddings(problem.batch, seed=4)
+    return extra_megabytes(lambda: step(x, labels))
+
+
+def in_fresh_process(function: Callable[..., T], *args: object) -> T:
+    """`function(*args)`, both of which pickle, in a process of its own.
+
+    Raises:
+        MemoryError: the system killed the process, as it does when memory runs out.
+        RuntimeError: the function raised, and its traceback is on stderr; or the process died otherwise.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_send_result, args=(theirs, function, args))
+    process.start()
+    theirs.close()
+    try:
+        return cast(T, ours.recv())
+    except EOFError:
+        process.join()
+        error = MemoryError if process.exitcode == -signal.SIGKILL else RuntimeError
+        raise error(f"{function.__name__}{args} failed with exit code {process.exitcode}") from None
+    finally:
+        process.join()
+
+
+def _send_result(result: Connection, function: Callable[..., object], args: tuple[object, ...]) -> None:
+    result.send(function(*args))
+
+
+def extra_megabytes(call: Callable[[], object]) -> float:
+    """Most memory `call` holds beyond what this process had before it, in MB. Exact only in a fresh process."""
     before = _reset_peak()
-    step(x, labels)
-    result.send((_peak() - before) / 1e6)
+    call()
+    return (_peak() - before) / 1e6
+
+
+def limit_memory(megabytes: float) -> None:
+    """Lets this process map so much memory more than it has; an allocation beyond that raises. Linux only."""
+    mapped = Path("/proc/self/statm")
+    if mapped.exists():
+        limit = int(mapped.read_text().split()[0]) * resource.getpagesize() + int(megabytes * 1e6)
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def available_megabytes() -> float:
+    """What the system could give to a process now, in MB; infinite where it does not say."""
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    return next((int(line.split()[1]) * 1024e-6 for line in lines if line.startswith("MemAvailable")), math.inf)
 
 
 def _reset_peak() -> int:
-    """Forgets the high-water mark where the kernel allows it, and returns the present one in bytes."""
+    """Forgets the high-water mark where the kernel allows it, and returns the present one in bytes.
+
+    Freed memory goes back to the system first: what is allocated in its place would not count.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc
+    if trim:
+        trim(0)
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")

@@ -1,0 +1,296 @@
+// The pair losses, written once for all devices. xbn_ext/reference.py states the same in PyTorch; the tests hold the two
+// side by side.
+//
+// A loss is a Program of at most three passes over the bank. A pass fills one or two slots: a slot takes the negatives,
+// the positives or all pairs of every anchor, scores each with one Formula and adds up, anchor by anchor,
+//
+//   sums    of what the formula says of a pair (RowSums)
+//   grad    of weight * bank row, the only sum of length D
+//
+// What a weight is multiplied by may depend on the anchor's sums, which are known only afterwards: `finish` turns them
+// into the anchor's part of the loss and one factor per slot. So one pass is enough for most losses; where a pair's weight
+// itself needs a sum (NTXent's positives, mined pairs), a further pass is `given` that number for each anchor.
+//
+//   loss               pass 1                               pass 2                    pass 3
+//   Contrastive        negatives, positives: margin         (both in one slot where the reduction allows it)
+//   SupCon             all: exponent; positives: similarity
+//   NTXent             negatives: exponent                  positives: ntxent
+//   MultiSimilarity    negatives, positives: exponent
+//     with mining      positives: extreme                   negatives: exponent       positives: exponent
+//   Circle             negatives, positives: circle
+//   Triplet, hardest   negatives, positives: extreme
+#pragma once
+
+#include "formulas.h"
+
+namespace xbn {
+
+enum class LossKind { contrastive, supcon, ntxent, multi_similarity, circle, triplet };
+
+struct LossSpec {
+  LossKind kind;
+  bool mean = true;    // contrastive: divide by the number of anchors, not of active pairs
+  double a = 0;        // pos_margin | temperature | temperature | alpha | m     | margin
+  double b = 0;        // neg_margin |             |             | beta  | gamma |
+  double c = 0;        //            |             |             | base  |       |
+  double mining = -1;  // multi_similarity: epsilon of its mining, negative for none
+};
+
+enum class Pairs { none, negatives, positives, all };
+enum class Formula { margin, similarity, ntxent, exponent, circle, extreme };
+
+struct Slot {
+  Pairs pairs;
+  Formula formula;
+  double a, b;
+  bool mined;  // exponent: only negatives above, positives below what the anchor is given
+};
+
+constexpr int kSlots = 2;
+
+struct Pass {
+  Slot slot[kSlots];
+  bool gradient;
+};
+
+struct Program {
+  int passes;
+  Pass pass[3];
+};
+
+// --- Formulas -------------------------------------------------------------------------------------------
+// Comparisons are written so that a NaN similarity counts: it reaches the loss, as it does in PyTorch.
+
+// A pair adds `value` and `weight` to its anchor's sums, and weight * row to its gradient.
+template <typename T>
+struct Score {
+  T value;
+  T weight;
+  bool counts;  // as one of the anchor's pairs
+};
+
+// A pair adds e^x to its anchor's sum, and slope * e^x * row to its gradient. All of an anchor are scaled by e^-shift,
+// shift being the largest x, so that no exponent is too large or too small.
+template <typename T>
+struct Exponent {
+  T x;
+  T slope;
+  bool counts;
+};
+
+template <typename T>
+struct MarginFormula {  // a: of positives, b: of negatives
+  static constexpr bool kExponential = false;
+  T a, b;
+  XBN_FORMULA Score<T> operator()(T s, bool positive, T) const {
+    const T cost = positive ? a - s : s - b;
+    const bool inactive = cost <= T(0);
+    return {inactive ? T(0) : cost, inactive ? T(0) : positive ? T(-1) : T(1), !inactive};
+  }
+};
+
+template <typename T>
+struct SimilarityFormula {  // the value rounds as the exponent a s does, so that an only pair cancels its own sum
+  static constexpr bool kExponential = false;
+  T a;
+  XBN_FORMULA Score<T> operator()(T s, bool, T) const { return {a * s, T(1), true}; }
+};
+
+template <typename T>
+struct NTXentFormula {  // given: the log of the sum of e^(a s) over the negatives
+  static constexpr bool kExponential = false;
+  T a;
+  XBN_FORMULA Score<T> operator()(T s, bool, T given) const {
+    const T x = given - a * s, e = std::exp(-std::fabs(x));
+    return {(x > T(0) ? x : x <= T(0) ? T(0) : x) + std::log1p(e), (x > T(0) ? T(1) : e) / (T(1) + e), true};
+  }
+};
+
+template <typename T>
+struct ExponentFormula {  // x = a s + b
+  static constexpr bool kExponential = true;
+  T a, b;
+  bool mined;
+  XBN_FORMULA Exponent<T> operator()(T s, bool positive, T given) const {
+    return {a * s + b, a, !(mined && (positive ? s >= given : s <= given))};
+  }
+};
+
+template <typename T>
+struct CircleFormula {  // a: m, b: gamma; the slope takes the self-paced factor for a constant
+  static constexpr bool kExponential = true;
+  T a, b;
+  XBN_FORMULA Exponent<T> operator()(T s, bool positive, T) const {
+    const T distance = positive ? T(1) + a - s : s + a;
+    const T pace = distance <= T(0) ? T(0) : b * distance;
+    return {positive ? -pace * (s - (T(1) - a)) : pace * (s - a), positive ? -pace : pace, true};
+  }
+};
+
+// --- Sums -----------------------------------------------------------------------------------------------
+
+// An anchor's sums over the pairs of a slot.
+struct RowSums {
+  double value;   // of the values; of e^(x - shift); of an extreme, its bank row, or -1
+  double weight;  // of the weights; exponents have none
+  double pairs;   // how many counted
+  double shift;   // of exponents, the largest x; of an extreme, it: the largest s, or the largest -s of positives
+};
+
+// Whether x takes the place of the extreme so far; a NaN does, and stays.
+template <typename T>
+XBN_FORMULA bool exceeds(T x, T so_far) {
+  return !(x <= so_far) && so_far == so_far;
+}
+
+XBN_FORMULA bool is_exponential(Formula formula) { return formula == Formula::exponent || formula == Formula::circle; }
+
+// Sums before the first pair.
+XBN_FORMULA RowSums no_sums(Formula formula) {
+  const bool extreme = formula == Formula::extreme;
+  return {extreme ? -1.0 : 0.0, 0.0, 0.0, extreme || is_exponential(formula) ? -INFINITY : 0.0};
+}
+
+// What sums scaled by e^-shift are multiplied by to be scaled by e^-to; no pairs, no matter.
+XBN_FORMULA double rescale(double shift, double to) { return shift == to ? 1.0 : std::exp(shift - to); }
+
+// Adds up the sums of two parts of the bank.
+XBN_FORMULA RowSums add(Formula formula, const RowSums& left, const RowSums& right) {
+  const double pairs = left.pairs + right.pairs;
+  if (formula == Formula::extreme) {
+    const bool sooner = right.shift == left.shift && right.value < left.value;  // of equals the first row
+    const bool second = right.value >= 0 && (exceeds(right.shift, left.shift) || sooner);
+    return {second ? right.value : left.value, 0, pairs, second ? right.shift : left.shift};
+  }
+  if (is_exponential(formula)) {
+    const double shift = right.shift > left.shift ? right.shift : left.shift;
+    const double value = left.value * rescale(left.shift, shift) + right.value * rescale(right.shift, shift);
+    return {value, 0, pairs, shift};
+  }
+  return {left.value + right.value, left.weight + right.weight, pairs, 0};
+}
+
+// --- Losses ---------------------------------------------------------------------------------------------
+
+// An anchor's part of the loss. The loss is sum(value) / sum(count) over the anchors, group by group; a slot's gradient
+// is multiplied by factor / sum(count of its group).
+struct RowResult {
+  double value[kSlots] = {0, 0};
+  double count[kSlots] = {0, 0};
+  double factor[kSlots] = {0, 0};
+};
+
+// Contrastive averages positives and negatives apart; the other losses have one group.
+XBN_FORMULA int group_of(const LossSpec& loss, int slot) {
+  return loss.kind == LossKind::contrastive && !loss.mean ? slot : 0;
+}
+
+XBN_FORMULA double log_sum(const RowSums& sums) {
+  return sums.pairs == 0 ? -INFINITY : std::log(sums.value) + sums.shift;
+}
+
+XBN_FORMULA double softplus(double x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
+
+// The factor of a slot of exponents in the derivative of log(1 + sum of e^x).
+XBN_FORMULA double softplus_factor(const RowSums& sums) {
+  return sums.pairs == 0 ? 0.0 : 1.0 / (std::exp(-sums.shift) + sums.value);
+}
+
+XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]) {
+  const RowSums &first = sums[0], &second = sums[1];  // of negatives or all; of positives
+  RowResult r;
+  r.count[0] = 1;
+  switch (loss.kind) {
+    case LossKind::contrastive:
+      for (int slot = 0; slot < kSlots; ++slot) {
+        r.value[slot] = sums[slot].value;
+        r.count[slot] = loss.mean ? 1 : sums[slot].pairs;
+        r.factor[slot] = 1;
+      }
+      return r;
+    case LossKind::supcon:
+      r.count[0] = 0;
+      if (second.pairs == 0) return r;
+      r.value[0] = log_sum(first) - second.value / second.pairs;
+      r.factor[0] = 1 / first.value;
+      r.factor[1] = -1 / (loss.a * second.pairs);
+      r.count[0] = r.value[0] <= 0 ? 0 : 1;
+      return r;
+    case LossKind::ntxent:
+      r.value[0] = second.value;
+      r.count[0] = second.pairs;
+      r.factor[0] = first.pairs == 0 ? 0 : second.weight / first.value;
+      r.factor[1] = -1 / loss.a;
+      return r;
+    case LossKind::multi_similarity:
+      r.value[0] = softplus(log_sum(first)) / loss.b + softplus(log_sum(second)) / loss.a;
+      r.factor[0] = softplus_factor(first) / loss.b;
+      r.factor[1] = softplus_factor(second) / loss.a;
+      return r;
+    case LossKind::circle: {
+      r.count[0] = 0;
+      if (first.pairs == 0 || second.pairs == 0) return r;
+      const double x = log_sum(first) + log_sum(second);
+      r.value[0] = softplus(x);
+      const double sigmoid = 1 / (1 + std::exp(-x));
+      r.factor[0] = sigmoid / first.value;
+      r.factor[1] = sigmoid / second.value;
+      r.count[0] = r.value[0] <= 0 ? 0 : 1;
+      return r;
+    }
+    case LossKind::triplet: {
+      r.count[0] = 0;
+      if (first.pairs == 0 || second.pairs == 0) return r;
+      const double cost = first.shift + second.shift + loss.a;
+      if (cost <= 0) return r;
+      r.value[0] = cost;
+      r.count[0] = 1;
+      r.factor[0] = 1;
+      r.factor[1] = -1;
+      return r;
+    }
+  }
+  return r;
+}
+
+// What an anchor is given for pass `next` of the program, from its sums so far.
+XBN_FORMULA double given_for(const LossSpec& loss, int next, const RowSums (&sums)[kSlots]) {
+  if (loss.kind == LossKind::ntxent) return log_sum(sums[0]);
+  if (next == 1) return -sums[1].shift - loss.mining;               // negatives above the hardest positive, nearly
+  return (sums[0].shift + loss.b * loss.c) / loss.b + loss.mining;  // positives below the hardest negative, nearly
+}
+
+// How many slots have sums, and whether gradients are sums at all: those of extremes are gathered from two rows.
+inline int slots_of(const LossSpec& loss) { return loss.kind == LossKind::contrastive && loss.mean ? 1 : 2; }
+inline bool sums_gradients(const LossSpec& loss) { return loss.kind != LossKind::triplet; }
+
+inline Program make_program(const LossSpec& loss) {
+  const auto margin = [&](Pairs pairs) { return Slot{pairs, Formula::margin, loss.a, loss.b}; };
+  const auto circle = [&](Pairs pairs) { return Slot{pairs, Formula::circle, loss.a, loss.b}; };
+  const auto extreme = [&](Pairs pairs) { return Slot{pairs, Formula::extreme}; };
+  constexpr Pairs negatives = Pairs::negatives, positives = Pairs::positives, all = Pairs::all;
+  const Slot none = {};
+  switch (loss.kind) {
+    case LossKind::contrastive:
+      if (loss.mean) return {1, {{{margin(all), none}, true}}};
+      return {1, {{{margin(negatives), margin(positives)}, true}}};
+    case LossKind::supcon:
+      return {1, {{{{all, Formula::exponent, 1 / loss.a}, {positives, Formula::similarity, 1 / loss.a}}, true}}};
+    case LossKind::ntxent:
+      return {2,
+              {{{{negatives, Formula::exponent, 1 / loss.a}, none}, true},
+               {{none, {positives, Formula::ntxent, 1 / loss.a}}, true}}};
+    case LossKind::multi_similarity: {
+      const bool mined = loss.mining >= 0;
+      const Slot push = {negatives, Formula::exponent, loss.b, -loss.b * loss.c, mined};
+      const Slot pull = {positives, Formula::exponent, -loss.a, loss.a * loss.c, mined};
+      if (!mined) return {1, {{{push, pull}, true}}};
+      return {3, {{{none, extreme(positives)}, false}, {{push, none}, true}, {{none, pull}, true}}};
+    }
+    case LossKind::circle: return {1, {{{circle(negatives), circle(positives)}, true}}};
+    case LossKind::triplet: return {1, {{{extreme(negatives), extreme(positives)}, false}}};
+  }
+  return {};
+}
+
+}  // namespace xbn

@@ -1,0 +1,114 @@
+"""The losses under test, problems for them, and how close a result must be."""
+
+import torch
+import torch.nn.functional as F
+
+from xbn_ext import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet, reference
+
+LOSSES = {
+    "contrastive": Contrastive(0.9, 0.2, "avg_nonzero"),
+    "supcon": SupCon(),
+    "ntxent": NTXent(),
+    "multi_similarity": MultiSimilarity(),
+    "mined": MultiSimilarity(beta=30.0, base=0.3, mining=0.1),
+    "circle": Circle(),
+    "triplet": Triplet(margin=0.3),
+}
+
+
+def problem(B, M, D, dtype=torch.float64, device="cpu", classes=20):
+    """Anchors and bank rows around shared centres, so that positives and negatives overlap."""
+    centres = torch.randn(classes, D, dtype=torch.float64)
+    labels, bank_labels = torch.randint(classes, (B,)), torch.randint(classes, (M,))
+    z = F.normalize(centres[labels] + torch.randn(B, D), dim=1)
+    bank = (centres[bank_labels] + torch.randn(M, D)) * (0.1 + torch.rand(M, 1))
+    return [t.to(device) for t in (z.to(dtype), labels, bank.to(dtype), bank_labels)]
+
+
+def run(function, z, *args, **options):
+    """Value and gradient."""
+    z = z.detach().clone().requires_grad_()
+    value = function(z, *args, **options)
+    (grad,) = torch.autograd.grad(value, z)
+    return value.detach(), grad
+
+
+def stiffness(loss):
+    """By how much an error of a similarity is magnified on its way to the loss or to a weight."""
+    match loss:
+        case SupCon() | NTXent():
+            return 1 / loss.temperature
+        case MultiSimilarity():
+            return loss.beta
+        case Circle():
+            return loss.gamma * (2 + abs(loss.m))
+    return 1.0
+
+
+def clear_anchors(loss, z, labels, bank, bank_labels, *, renormalize=True, exclude=None, **_):
+    """`[B]` bool: anchors whose loss does not hang on rounding. Where a pair counts or not, or which is the hardest,
+    is decided by a comparison; where that is closer than 1e-5, float32 may decide otherwise than float64."""
+    near = 1e-5
+    s = reference.similarity(z.double(), bank.double(), renormalize)
+    pair = torch.ones_like(s, dtype=torch.bool)
+    if exclude is not None:
+        pair = exclude[:, None] != torch.arange(s.shape[1], device=s.device)
+    p, n = pair & (labels[:, None] == bank_labels), pair & (labels[:, None] != bank_labels)
+    if s.shape[1] == 0:
+        return torch.ones_like(labels, dtype=torch.bool)
+    match loss:
+        case Contrastive():
+            close = (p & ((s - loss.pos_margin).abs() < near)) | (n & ((s - loss.neg_margin).abs() < near))
+            return ~close.any(1)
+        case SupCon():  # one that pays next to nothing may be counted among those that pay, or not
+            x = s / loss.temperature
+            best = x.masked_fill(~(p | n), -torch.inf).amax(1)
+            others = (x - best[:, None]).exp().masked_fill(~(p | n), 0.0).sum(1)
+            alone = (p | n).sum(1) == 1
+            return ~p.any(1) | alone | ((others - 1).abs() > 1e-3)
+        case MultiSimilarity() if loss.mining is not None:
+            hardest_positive = s.masked_fill(~p, torch.inf).amin(1, keepdim=True)
+            hardest_negative = s.masked_fill(~n, -torch.inf).amax(1, keepdim=True)
+            close = (n & ((s + loss.mining - hardest_positive).abs() < near)) | (
+                p & ((s - loss.mining - hardest_negative).abs() < near)
+            )
+            return ~close.any(1)
+        case Triplet():
+            hardest = [(-s).masked_fill(~p, -torch.inf), s.masked_fill(~n, -torch.inf)]
+            tied = torch.zeros_like(labels, dtype=torch.bool)
+            for x in hardest:
+                if x.shape[1] > 1:
+                    first, second = x.topk(2, dim=1).values.unbind(1)
+                    tied |= (first - second < near) & second.isfinite()
+            cost = hardest[0].amax(1) + hardest[1].amax(1) + loss.margin
+            return ~(tied | (cost.abs() < near))
+    return torch.ones_like(labels, dtype=torch.bool)
+
+
+def assert_close(result, truth, same_dtype, loss, similarities):
+    """Value and gradient within four times PyTorch's own error in that dtype, or within the rounding of similarities up
+    to `similarities`: relative to the result, or to what an anchor contributes where that cancels."""
+    share = 1 / max(len(truth[1]), 1) if truth[0] else 1.0  # where no anchor pays, there is no number to divide by
+    for ours, true, torchs, least in zip(result, truth, same_dtype, (1.0, share), strict=True):
+        assert ours.dtype == torchs.dtype and ours.shape == true.shape
+        if not true.numel():
+            continue
+        budget = 4 * float((torchs.double() - true).abs().max())
+        rounding = torch.finfo(ours.dtype).eps * stiffness(loss) * max(similarities, 1.0)
+        budget += 32 * rounding * max(float(true.abs().max()), least)
+        off = float((ours.double() - true).abs().max())
+        assert off <= budget, f"{'gradient' if true.dim() else 'value'} off by {off:.2e}, budget {budget:.2e}"
+
+
+def assert_right(ops, z, labels, bank, bank_labels, loss, **options):
+    """ops.memory_loss against the float64 reference, over the anchors whose loss does not hang on rounding."""
+    rows = bank.double() if options.get("scale") is None else bank.double() * options["scale"] + options["shift"]
+    clear = clear_anchors(loss, z, labels, rows, bank_labels, **options)
+    anchors = options.pop("anchors", None)
+    options["anchors"] = clear if anchors is None else anchors & clear
+    args = (labels, bank, bank_labels, loss)
+    result = run(ops.memory_loss, z, *args, **options)
+    truth = run(reference.memory_loss, z.double(), labels, bank.double(), bank_labels, loss, **options)
+    s = reference.similarity(z.double(), rows, options.get("renormalize", True))
+    largest = float(s.abs().max()) if s.numel() else 0.0
+    assert_close(result, truth, run(reference.memory_loss, z, *args, **options), loss, largest)

@@ -1,0 +1,314 @@
+"""Every loss of ops.memory_loss, value and gradient: against the float64 reference and pytorch-metric-learning."""
+
+import loss_cases
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loss_cases import LOSSES, assert_right, problem, run
+
+from xbn_ext import Circle, Contrastive, CrossBatchMemory, MultiSimilarity, NTXent, SupCon, Triplet, reference
+from xbn_ext import ops as cpu_ops
+
+SIZES = [1, 7, 63, 64, 65, 257, 1000]
+# Every pair of sizes in every two places: a Latin square, with the largest two beside the smallest.
+SHAPES = [(SIZES[i], SIZES[j], SIZES[(5 - i - j) % 7]) for i in range(7) for j in range(7)]
+
+every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+
+
+@every_loss
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape)))
+def test_ragged_shapes(loss, shape, ops, device, dtype):
+    assert_right(ops, *problem(*shape, dtype, device), loss)
+
+
+@every_loss
+@pytest.mark.parametrize("renormalize", [True, False])
+@pytest.mark.parametrize("pending", [True, False], ids=["deferred", "plain"])
+@pytest.mark.parametrize("chosen", [True, False], ids=["anchors", "all"])
+@pytest.mark.parametrize("excluding", [True, False], ids=["exclude", "all-pairs"])
+def test_options(loss, renormalize, pending, chosen, excluding, ops, device, dtype):
+    B, M, D = 70, 500, 33
+    z, labels, bank, bank_labels = problem(B, M, D, dtype, device)
+    options = {"renormalize": renormalize}
+    if not renormalize:
+        bank /= bank.norm(dim=1, keepdim=True) * (1 + torch.rand(M, 1, dtype=dtype, device=device))
+    if pending:
+        options["scale"] = (0.5 + torch.rand(D, dtype=torch.float64)).to(device)
+        options["shift"] = (0.1 * torch.randn(D, dtype=torch.float64)).to(device)
+    if chosen:
+        options["anchors"] = torch.rand(B, device=device) < 0.6
+    if excluding:
+        options["exclude"] = torch.randint(-1, M, (B,), device=device)
+    assert_right(ops, z, labels, bank, bank_labels, loss, **options)
+
+
+@every_loss
+@pytest.mark.parametrize("count", [0, 1, 64, 130, 499])
+def test_rows_beyond_the_count_do_not_exist(loss, count, ops, device, dtype):
+    z, labels, bank, bank_labels = problem(70, 500, 33, dtype, device)
+    cut = run(ops.memory_loss, z, labels, bank[:count].clone(), bank_labels[:count], loss)
+    bank[count:] = torch.nan
+    counted = run(ops.memory_loss, z, labels, bank, bank_labels, loss, count=torch.tensor(count, device=device))
+    for a, b in zip(cut, counted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4 if dtype == torch.float32 else 1e-11, atol=1e-6)
+
+
+@every_loss
+@pytest.mark.parametrize("case", ["one class", "no positives", "lone pairs", "duplicates", "zero vectors", "far apart"])
+def test_edge_cases(case, loss, ops, device, dtype):
+    z, labels, bank, bank_labels = problem(70, 500, 48, dtype, device)
+    if case == "one class":
+        labels.fill_(3), bank_labels.fill_(3)
+    if case == "no positives":
+        labels += 1000
+    if case == "lone pairs":  # one positive in the bank for each of some anchors, and a single class besides
+        labels.copy_(torch.arange(70)), bank_labels.fill_(5)
+    if case == "duplicates":
+        z[:] = z[0]
+        bank[:250] = bank[250:]
+    if case == "zero vectors":
+        z[::3] = 0
+        bank[::4] = 0
+    if case == "far apart":  # positives at 1, negatives at -1
+        z[:] = z[0]
+        bank[:] = torch.where((bank_labels == 3)[:, None], z[0], -z[0])
+        labels.fill_(3)
+    assert_right(ops, z, labels, bank, bank_labels, loss)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [SupCon(0.002), NTXent(0.002), MultiSimilarity(50.0, 500.0, 0.1), Circle(0.25, 256.0), Circle(-0.2, 1000.0)],
+    ids=lambda loss: loss.kind,
+)
+def test_exponents_beyond_float32(loss, ops, device, dtype):
+    """e^88 is the end of float32: exponents of hundreds, growing and falling along the bank."""
+    for falling in (False, True):
+        z, labels, bank, bank_labels = problem(70, 1500, 8, dtype, device)
+        order = (F.normalize(bank, dim=1) @ z[0]).argsort(descending=falling)
+        assert_right(ops, z, labels, bank[order], bank_labels[order], loss)
+
+
+@every_loss
+def test_embeddings_that_are_not_normalised(loss, ops, device, dtype):
+    z, labels, bank, bank_labels = problem(70, 500, 8, dtype, device)
+    assert_right(ops, z * 30, labels, bank * 3, bank_labels, loss, renormalize=False)
+
+
+@every_loss
+def test_empty_batch_and_empty_bank(loss, ops, device, dtype):
+    for B, M in ((0, 10), (10, 0), (0, 0)):
+        value, grad = run(ops.memory_loss, *problem(B, M, 5, dtype, device), loss)
+        assert value == 0 and grad.shape == (B, 5) and not grad.any()
+
+
+@every_loss
+def test_a_row_that_is_not_finite(loss, ops, device, dtype):
+    z, labels, bank, bank_labels = problem(70, 500, 48, dtype, device)
+    clean, grad_of_clean = run(ops.memory_loss, z, labels, bank, bank_labels, loss)
+    z[3, 2] = torch.nan
+    value, grad = run(ops.memory_loss, z, labels, bank, bank_labels, loss)
+    assert clean.isfinite() and grad_of_clean.isfinite().all()
+    assert value.isnan() and reference.memory_loss(z, labels, bank, bank_labels, loss).isnan()
+    assert grad[3].isnan().all()
+    # Left out of the anchors it harms nobody's loss; its own gradient still tells of it.
+    others = torch.arange(70, device=device) != 3
+    value, grad = run(ops.memory_loss, z, labels, bank, bank_labels, loss, anchors=others)
+    assert value.isfinite() and grad[3].isnan().all() and grad[others].isfinite().all()
+
+
+@every_loss
+def test_gradcheck(loss, ops, device, dtype):
+    if dtype != torch.float64:
+        pytest.skip("needs float64")
+    if isinstance(loss, Circle):
+        pytest.skip("its gradient takes the self-paced factors for constants")
+    z, labels, bank, bank_labels = problem(5, 40, 6, torch.float64, device, classes=4)
+    anchors = loss_cases.clear_anchors(loss, z, labels, bank, bank_labels)
+    assert anchors.sum() >= 4
+    assert torch.autograd.gradcheck(
+        lambda z: ops.memory_loss(z, labels, bank, bank_labels, loss, anchors=anchors), z.requires_grad_()
+    )
+
+
+@every_loss
+def test_without_grad_the_value_is_the_same(loss, ops, device, dtype):
+    z, *rest = problem(70, 500, 48, dtype, device)
+    value, _ = run(ops.memory_loss, z, *rest, loss)
+    with torch.no_grad():
+        assert torch.equal(ops.memory_loss(z, *rest, loss), value)
+
+
+@every_loss
+def test_same_bits_on_any_number_of_threads(loss):
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        results.append(run(cpu_ops.memory_loss, *problem(130, 5000, 33, torch.float32), loss))
+    torch.set_num_threads(1)
+    for value, grad in results[1:]:
+        assert torch.equal(value, results[0][0]) and torch.equal(grad, results[0][1])
+
+
+@every_loss
+@pytest.mark.parametrize("isa", ["avx2", "baseline"])
+def test_every_instruction_set(isa, loss, dtype, monkeypatch):
+    monkeypatch.setenv("XBN_CPU_ISA", isa)
+    try:
+        cpu_ops.moments(torch.ones(2, 2))
+    except RuntimeError as lacking:
+        pytest.skip(str(lacking))
+    assert_right(cpu_ops, *problem(65, 257, 63, dtype), loss)
+
+
+parameters = st.one_of(
+    st.builds(SupCon, st.floats(0.01, 2)),
+    st.builds(NTXent, st.floats(0.01, 2)),
+    st.builds(
+        MultiSimilarity, st.floats(0.1, 10), st.floats(0.5, 80), st.floats(-0.5, 1), st.none() | st.floats(0, 0.5)
+    ),
+    st.builds(Circle, st.floats(0, 0.6), st.floats(1, 128)),
+    st.builds(Triplet, st.floats(0, 1)),
+    st.builds(Contrastive, st.floats(0.3, 1), st.floats(-0.3, 0.7), st.sampled_from(["mean", "avg_nonzero"])),
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    loss=parameters,
+    shape=st.tuples(st.integers(1, 80), st.integers(1, 300), st.integers(1, 40)),
+    classes=st.integers(1, 30),
+    skew=st.sampled_from([0.0, 0.35, 0.9]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 2**31),
+)
+def test_any_parameters_labels_and_skews(loss, shape, classes, skew, dtype, seed):
+    torch.manual_seed(seed)
+    B, M, D = shape
+    z, labels, bank, bank_labels = problem(B, M, D, dtype, classes=classes)
+    labels[torch.rand(B) < skew] = 0
+    bank_labels[torch.rand(M) < skew] = 0
+    assert_right(cpu_ops, z, labels, bank, bank_labels, loss)
+
+
+# --- pytorch-metric-learning ----------------------------------------------------------------------------
+
+
+def peer(loss):
+    """`f(z, labels, bank, bank_labels)` of pytorch-metric-learning."""
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    from pytorch_metric_learning import distances, miners
+
+    cosine = distances.CosineSimilarity()
+    miner = None
+    match loss:
+        case Contrastive():
+            theirs = losses.ContrastiveLoss(loss.pos_margin, loss.neg_margin, distance=cosine)
+        case SupCon():
+            theirs = losses.SupConLoss(loss.temperature)
+        case NTXent():
+            theirs = losses.NTXentLoss(loss.temperature)
+        case MultiSimilarity():
+            theirs = losses.MultiSimilarityLoss(loss.alpha, loss.beta, loss.base)
+            miner = None if loss.mining is None else miners.MultiSimilarityMiner(loss.mining)
+        case Circle():
+            theirs = losses.CircleLoss(loss.m, loss.gamma)
+        case Triplet():
+            theirs = losses.TripletMarginLoss(loss.margin, distance=cosine)
+            miner = miners.BatchHardMiner(distance=cosine)
+
+    def function(z, labels, bank, bank_labels):
+        mined = None if miner is None else miner(z, labels, bank, bank_labels)
+        return theirs(z, labels, mined, bank, bank_labels)
+
+    return function, theirs, miner
+
+
+@every_loss
+@pytest.mark.parametrize("classes", [4, 20, 300])
+def test_is_what_pytorch_metric_learning_computes(loss, classes, dtype):
+    z, labels, bank, bank_labels = problem(48, 400, 64, dtype, classes=classes)
+    theirs, grad_of_theirs = run(peer(loss)[0], z, labels, bank, bank_labels)
+    if dtype == torch.float32:  # judged against their float64, since their float32 rounds, too
+        theirs, grad_of_theirs = run(peer(loss)[0], z.double(), labels, bank.double(), bank_labels)
+    ours, grad_of_ours = run(cpu_ops.memory_loss, z, labels, bank, bank_labels, loss)
+    assert ours > 0
+    # Theirs differentiates the normalisation of z: project ours likewise.
+    grad_of_ours = grad_of_ours - (grad_of_ours * z).sum(1, keepdim=True) * z
+    assert abs(float(ours) - float(theirs)) <= 1e-5 * abs(float(theirs))
+    assert (grad_of_ours - grad_of_theirs).abs().max() <= 1e-5 * grad_of_theirs.abs().max()
+
+
+@every_loss
+def test_the_memory_is_that_of_pytorch_metric_learning(loss):
+    """Their CrossBatchMemory in a loop, with the drift correction left out and the batch in the memory first."""
+    pml = pytest.importorskip("pytorch_metric_learning.losses")
+    _, theirs, miner = peer(loss)
+    theirs = pml.CrossBatchMemory(theirs, 16, 100, miner)
+    ours = CrossBatchMemory(loss, 16, 100, drift="none", batch_weight=0, enqueue="before", bank_dtype=torch.float64)
+    theirs.embedding_memory = theirs.embedding_memory.double()
+    centres = torch.randn(12, 16, dtype=torch.float64)
+    for _ in range(8):
+        labels = torch.randint(12, (30,))
+        x = F.normalize(centres[labels] + torch.randn(30, 16), dim=1)
+        torch.testing.assert_close(ours(x, labels), theirs(x, labels), rtol=1e-5, atol=0)
+
+
+# --- The whole step ---------------------------------------------------------------------------------------
+
+
+@every_loss
+@pytest.mark.parametrize("update", ["inplace", "deferred"])
+@pytest.mark.parametrize("enqueue", ["after", "before"])
+def test_step_is_the_reference_step(loss, update, enqueue, ops, device, dtype):
+    if dtype != torch.float64:
+        pytest.skip("over many steps only float64 agrees pair by pair")
+    ours = CrossBatchMemory(loss, 12, 50, update=update, enqueue=enqueue, bank_dtype=torch.float64).to(device)
+    truth = reference.Memory.empty(50, 12)
+    centres = torch.randn(6, 12, dtype=torch.float64)
+    for _ in range(6):
+        labels = torch.randint(6, (16,))
+        x = (centres[labels] + torch.randn(16, 12)).requires_grad_()
+        (expected_grad,) = torch.autograd.grad(
+            expected := reference.step(truth, x, labels, loss, update=update, enqueue=enqueue), x
+        )
+        y = x.detach().to(device).requires_grad_()
+        value = ours(y, labels.to(device))
+        value.backward()
+        torch.testing.assert_close(value.cpu(), expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(y.grad.cpu(), expected_grad, rtol=1e-8, atol=1e-10)
+
+
+@every_loss
+def test_compiles_without_a_break_and_trains_to_the_same_numbers(loss):
+    def train(compiled):
+        torch.manual_seed(0)
+        network = torch.nn.Linear(10, 8)
+        criterion = CrossBatchMemory(loss, 8, 64)
+        step = lambda x, y: criterion(network(x), y)  # noqa: E731
+        if compiled:
+            step = torch.compile(step, fullgraph=True, backend="aot_eager")
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+        values = []
+        for _ in range(5):
+            x, y = torch.randn(24, 10), torch.randint(5, (24,))
+            value = step(x, y)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            values.append(value.detach())
+        return torch.stack([*values, *(p.sum().detach() for p in network.parameters())])
+
+    torch._dynamo.reset()
+    torch.testing.assert_close(train(True), train(False), rtol=1e-5, atol=1e-6)
+
+
+@every_loss
+def test_opcheck(loss):
+    z, labels, bank, bank_labels = problem(5, 11, 7, torch.float32)
+    args = (labels, bank, bank_labels, None, None, None, None, None, loss.kind, loss.parameters, True, 1e-6, True)
+    torch.library.opcheck(torch.ops.xbn_ext.memory_loss.default, (z.requires_grad_(), *args))

@@ -1,0 +1,77 @@
+"""The losses a run can train with: their names, and which parameters each has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import xbn_ext
+from xbn_ext.losses import PairLoss
+
+LOSSES: dict[str, type[PairLoss]] = {
+    "contrastive": xbn_ext.Contrastive,
+    "supcon": xbn_ext.SupCon,
+    "ntxent": xbn_ext.NTXent,
+    "multi_similarity": xbn_ext.MultiSimilarity,
+    "circle": xbn_ext.Circle,
+    "triplet": xbn_ext.Triplet,
+}
+RECIPE = {"contrastive": {"reduction": "avg_nonzero"}}
+"""Defaults of a run that are not those of the loss's class."""
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """A loss's parameters, and what each is if not given."""
+    return {f.name: f.default for f in fields(LOSSES[name])} | RECIPE.get(name, {})
+
+
+PARAMETERS = tuple(dict.fromkeys(parameter for name in LOSSES for parameter in defaults(name)))
+"""The parameters of all losses; those of one name share a setting."""
+
+
+def make(name: str, given: Mapping[str, Any]) -> PairLoss:
+    """A loss; parameters that are None are not given.
+
+    Raises:
+        ValueError: a parameter is not one of this loss, or has a value that the loss does not allow; starts with the
+            parameter's name on the command line.
+    """
+    own = defaults(name)
+    values = {parameter: value for parameter, value in given.items() if value is not None}
+    for parameter, value in values.items():
+        if parameter not in own:
+            has = ", ".join(map(flag, own))
+            raise ValueError(f"{flag(parameter)} {value}: --loss {name} has no such parameter, only {has}")
+        if isinstance(value, str) and not isinstance(own[parameter], str):
+            raise ValueError(f"{flag(parameter)} {value}: must be a number with --loss {name}")
+    try:
+        return LOSSES[name](**own | values)
+    except ValueError as error:  # "temperature must be positive, got 0.0"
+        parameter, _, wrong = str(error).partition(" ")
+        raise ValueError(f"{flag(parameter)} {wrong}") from None
+
+
+def about(parameter: str, text: str) -> str:
+    """A parameter's help: the losses that have it, what it means, and its defaults."""
+    found = {name: defaults(name)[parameter] for name in LOSSES if parameter in defaults(name)}
+    standard = [str(value) for value in found.values() if value is not None]
+    return f"{', '.join(found)}: {text} (default: {', '.join(standard)})"
+
+
+def number_or_word(text: str) -> float | str:
+    """A number where the text is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def flag(parameter: str) -> str:
+    """A parameter's name on the command line."""
+    return f"--{parameter.replace('_', '-')}"
+
+
+def title(name: str) -> str:
+    """What pictures and the terminal call a loss."""
+    return f"{name.replace('_', '-')} loss"

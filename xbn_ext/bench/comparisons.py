@@ -1,0 +1,66 @@
+"""Every loss of this library beside the same loss of pytorch-metric-learning, each a function of a batch and a bank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+
+from torch import Tensor
+
+from ..losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
+from ..ops import memory_loss
+
+BankLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of z, labels, bank, bank_labels
+
+OURS, THEIRS = "xbn_ext", "pytorch-metric-learning"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`loss` and the name of its class in pytorch-metric-learning, which takes the `shared` parameters; its `miner`."""
+
+    loss: PairLoss
+    name: str
+    shared: tuple[str, ...]
+    miner: str | None = None
+
+    def make(self, implementation: str) -> BankLoss:
+        return self.ours if implementation == OURS else self.theirs()
+
+    def ours(self, z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Tensor:
+        return memory_loss(z, labels, bank, bank_labels, self.loss)
+
+    def theirs(self) -> BankLoss:
+        losses, miners = (import_module(f"pytorch_metric_learning.{part}") for part in ("losses", "miners"))
+        cosine = import_module("pytorch_metric_learning.distances").CosineSimilarity()
+        parameters = {name: getattr(self.loss, name) for name in self.shared}
+        loss = getattr(losses, self.name)(distance=cosine, **parameters)
+        epsilon = {"epsilon": self.loss.mining} if isinstance(self.loss, MultiSimilarity) else {}
+        miner = getattr(miners, self.miner)(distance=cosine, **epsilon) if self.miner else None
+
+        def value(z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Tensor:
+            pairs = miner(z, labels, bank, bank_labels) if miner else None
+            return loss(z, labels, pairs, ref_emb=bank, ref_labels=bank_labels)  # type: ignore[no-any-return]
+
+        return value
+
+
+COMPARISONS = {
+    "contrastive avg_nonzero": Comparison(
+        Contrastive(reduction="avg_nonzero"), "ContrastiveLoss", ("pos_margin", "neg_margin")
+    ),
+    "supcon": Comparison(SupCon(), "SupConLoss", ("temperature",)),
+    "ntxent": Comparison(NTXent(), "NTXentLoss", ("temperature",)),
+    "multi_similarity": Comparison(MultiSimilarity(), "MultiSimilarityLoss", ("alpha", "beta", "base")),
+    "multi_similarity mined": Comparison(
+        MultiSimilarity(mining=0.1), "MultiSimilarityLoss", ("alpha", "beta", "base"), "MultiSimilarityMiner"
+    ),
+    "circle": Comparison(Circle(), "CircleLoss", ("m", "gamma")),
+    "triplet hardest": Comparison(Triplet(), "TripletMarginLoss", ("margin",), "BatchHardMiner"),
+}
+
+
+def theirs_installed() -> bool:
+    return find_spec("pytorch_metric_learning") is not None

@@ -1,0 +1,110 @@
+"""The pair losses in plain PyTorch, on the whole matrix of similarities: what `csrc/losses.h` computes without it.
+
+`s [B, n]` similarities of B anchors with n rows; `positive [B, n]` whether a row is of the anchor's class;
+`pair [B, n]` whether the pair exists at all. A NaN similarity counts, so that it makes the loss NaN. No data-dependent shapes and no
+host sync: the loss of a batch against itself runs through this, compiled or not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
+
+
+def pair_loss(loss: PairLoss, s: Tensor, positive: Tensor, pair: Tensor, anchors: Tensor | None = None) -> Tensor:
+    """`loss` of the similarities `s [B, n]` over the pairs `pair [B, n]` of the rows `anchors [B]` (None: all)."""
+    if s.shape[1] == 0:
+        return s.sum()
+    if anchors is not None:
+        pair = pair & anchors[:, None]
+    p, n = pair & positive, pair & ~positive
+    match loss:
+        case Contrastive():
+            return contrastive(loss, s, p, n, anchors)
+        case SupCon():
+            return supcon(loss, s, p, n)
+        case NTXent():
+            return ntxent(loss, s, p, n)
+        case MultiSimilarity():
+            return multi_similarity(loss, s, p, n, anchors)
+        case Circle():
+            return circle(loss, s, p, n)
+        case Triplet():
+            return triplet(loss, s, p, n)
+    raise TypeError(f"unknown loss {type(loss).__name__}")
+
+
+def contrastive(loss: Contrastive, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor | None) -> Tensor:
+    positives = torch.where(p, loss.pos_margin - s, 0.0).relu()
+    negatives = torch.where(n, s - loss.neg_margin, 0.0).relu()
+    if loss.reduction == "mean":
+        return (positives.sum() + negatives.sum()) / number_of_anchors(s, anchors)
+    return average_nonzero(positives) + average_nonzero(negatives)
+
+
+def supcon(loss: SupCon, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
+    x = s / loss.temperature
+    has_positives = p.any(1)
+    cost = torch.where(has_positives, log_sum_exp(x, p | n), 0.0) - torch.where(p, x, 0.0).sum(1) / p.sum(1).clamp(
+        min=1
+    )
+    return average_nonzero(cost)
+
+
+def ntxent(loss: NTXent, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
+    x = s / loss.temperature
+    cost = torch.where(p, softplus(log_sum_exp(x, n)[:, None] - x), 0.0)
+    return cost.sum() / p.sum().clamp(min=1)
+
+
+def multi_similarity(loss: MultiSimilarity, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor | None) -> Tensor:
+    if loss.mining is not None:
+        hardest_positive = s.detach().masked_fill(~p, torch.inf).amin(1, keepdim=True)
+        hardest_negative = s.detach().masked_fill(~n, -torch.inf).amax(1, keepdim=True)
+        p = p & ~(s - loss.mining >= hardest_negative)
+        n = n & ~(s + loss.mining <= hardest_positive)
+    pull = softplus(log_sum_exp(-loss.alpha * (s - loss.base), p)) / loss.alpha
+    push = softplus(log_sum_exp(loss.beta * (s - loss.base), n)) / loss.beta
+    return (pull + push).sum() / number_of_anchors(s, anchors)
+
+
+def circle(loss: Circle, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
+    pace_positive = (1 + loss.m - s.detach()).relu()
+    pace_negative = (s.detach() + loss.m).relu()
+    pull = log_sum_exp(-loss.gamma * pace_positive * (s - (1 - loss.m)), p)
+    push = log_sum_exp(loss.gamma * pace_negative * (s - loss.m), n)
+    both = p.any(1) & n.any(1)
+    return average_nonzero(softplus(torch.where(both, pull + push, -torch.inf)))
+
+
+def triplet(loss: Triplet, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
+    hardest_positive = s.masked_fill(~p, torch.inf).min(1).values
+    hardest_negative = s.masked_fill(~n, -torch.inf).max(1).values
+    both = p.any(1) & n.any(1)
+    return average_nonzero(torch.where(both, hardest_negative - hardest_positive + loss.margin, 0.0).relu())
+
+
+# --- Helpers ----------------------------------------------------------------------------------------------
+
+
+def number_of_anchors(s: Tensor, anchors: Tensor | None) -> Tensor:
+    return (s.new_full((), s.shape[0]) if anchors is None else anchors.sum()).clamp(min=1)
+
+
+def average_nonzero(costs: Tensor) -> Tensor:
+    """Mean of the costs that are not zero; 0 if all are."""
+    return costs.sum() / (~(costs <= 0)).sum().clamp(min=1)
+
+
+def log_sum_exp(x: Tensor, keep: Tensor) -> Tensor:
+    """`log sum_j e^x_ij` over the `keep [B, n]`; -inf, with no gradient, where there is none."""
+    some = keep.any(1)
+    masked = torch.where(some[:, None], x.masked_fill(~keep, -torch.inf), 0.0)
+    return torch.where(some, masked.logsumexp(1), -torch.inf)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """`log(1 + e^x)`, exact where torch's own cuts off at 20."""
+    return torch.logaddexp(x, torch.zeros_like(x))
