@@ -58,13 +58,13 @@ class Contract {
     floating(name, t);
     columns(name, t, words, std::move(sizes));
   }
-  // A bank that is only rewritten.
-  void any_bank(const char* name, const Tensor& t) const {
+  // A bank of dimension D, or of any.
+  void bank(const char* name, const Tensor& t, int64_t D = -1) const {
     const ScalarType dtype = t.scalar_type();
     if (dtype != ScalarType::Half && dtype != ScalarType::BFloat16)
       check(dtype == ScalarType::Float || dtype == ScalarType::Double, op_, ": ", name,
             " must be float32, float64, float16 or bfloat16, got ", dtype);
-    columns(name, t, "[M, D]", {-1, -1});
+    columns(name, t, "[M, D]", {-1, D});
     contiguous(name, t);
   }
   void columns(const char* name, const Tensor& t, const char* words, std::vector<int64_t> sizes) const {
@@ -143,7 +143,7 @@ inline void check_track(const Tensor& target_mean, const Tensor& target_std, con
 inline void check_transform(const Tensor& bank, const Tensor& sums, const Tensor& scale, const Tensor& shift,
                             const Tensor& count, const char* op = "transform_") {
   const Contract c(op, bank);
-  c.any_bank("bank", bank);
+  c.bank("bank", bank);
   const int64_t D = bank.size(1);
   c.statistic("sums", sums, "[2, D]", {2, D});
   c.statistic("scale", scale, "[D]", {D});
@@ -161,8 +161,7 @@ inline void check_enqueue(const Tensor& bank, const Tensor& bank_labels, const T
                           const Tensor& count, const Tensor& z, const Tensor& labels, const OptionalTensor& mask,
                           const Tensor& scale, const Tensor& shift) {
   const Contract c("enqueue_", bank);
-  c.matrix("bank", bank, "[M, D]", {-1, -1});
-  c.contiguous("bank", bank);
+  c.bank("bank", bank);
   const int64_t M = bank.size(0), D = bank.size(1);
   check(M > 0, "enqueue_: bank must have at least one row");
   c.labels("bank_labels", bank_labels, "[M]", M);
@@ -184,8 +183,7 @@ inline void check_memory_loss(const Tensor& z, const Tensor& labels, const Tenso
   c.matrix("z", z, "[B, D]", {-1, -1});
   const int64_t B = z.size(0), D = z.size(1);
   c.labels("labels", labels, "[B]", B);
-  c.matrix("bank", bank, "[M, D]", {-1, D});
-  c.contiguous("bank", bank);
+  c.bank("bank", bank, D);
   c.labels("bank_labels", bank_labels, "[M]", bank.size(0));
   if (count) c.counter("count", *count);
   check(scale.has_value() == shift.has_value(), "memory_loss: scale and shift go together");

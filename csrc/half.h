@@ -84,4 +84,10 @@ struct Compute<BFloat16> {
   using type = float;
 };
 
+// A stored value as arithmetic sees it.
+template <typename T, typename S>
+XBN_FORMULA T as(S stored) {
+  return static_cast<T>(static_cast<typename Compute<S>::type>(stored));
+}
+
 }  // namespace xbn

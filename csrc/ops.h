@@ -23,7 +23,7 @@ void dispatch(const Tensor& t, const F& f) {
   f(Type<double>{});
 }
 
-// The same for a bank that is only rewritten: 16-bit ones, too.
+// The same for a bank: 16-bit ones, too.
 template <typename F>
 void dispatch_bank(const Tensor& bank, const F& f) {
   if (bank.scalar_type() == ScalarType::Half) return f(Type<Float16>{});
@@ -156,10 +156,10 @@ struct Ops {
     const Tensor slots = torch::stable::new_empty(dense_labels, {z.size(0)});
     dispatch(z, [&](auto z_type) {
       using T = typename decltype(z_type)::type;
-      dispatch(bank, [&](auto bank_type) {
+      dispatch_bank(bank, [&](auto bank_type) {
         using S = typename decltype(bank_type)::type;
         EnqueueParams<T, S> p;
-        p.bank = bank.mutable_data_ptr<S>();
+        p.bank = data_of<S>(bank);
         p.bank_labels = bank_labels.mutable_data_ptr<int64_t>();
         p.sums = sums.mutable_data_ptr<double>();
         p.head = head.mutable_data_ptr<int64_t>();
@@ -196,12 +196,12 @@ struct Ops {
     const Tensor grad_z = torch::stable::new_empty(dense_z, {need_grad ? B : 0, D});
     dispatch(z, [&](auto z_type) {
       using T = typename decltype(z_type)::type;
-      dispatch(bank, [&](auto bank_type) {
+      dispatch_bank(bank, [&](auto bank_type) {
         using S = typename decltype(bank_type)::type;
         MemoryLossParams<T, S> p;
         p.z = dense_z.const_data_ptr<T>();
         p.labels = dense_labels.const_data_ptr<int64_t>();
-        p.bank = bank.const_data_ptr<S>();
+        p.bank = static_cast<const S*>(bank.const_data_ptr());
         p.bank_labels = dense_bank_labels.const_data_ptr<int64_t>();
         p.count = count ? count->const_data_ptr<int64_t>() : nullptr;
         p.B = B;

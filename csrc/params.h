@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "half.h"
+
 namespace xbn {
 
 template <typename T>

@@ -13,6 +13,21 @@ def enqueue(module, m, z, labels, mask=None):
     return module.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, z, labels, mask, m.scale, m.shift)
 
 
+@pytest.mark.parametrize("bank_dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+def test_16_bit_banks(bank_dtype, ops, device, dtype):
+    """The sums are those of the rows as rounded; what rounding makes infinite stays out."""
+    for fill in (0, 40, 65):
+        m = state.to(state.filled(65, 33, fill, bank_dtype, pending=True), device)
+        truth = state.clone(m)
+        z, labels = torch.randn(30, 33, dtype=dtype, device=device), torch.arange(30, device=device)
+        z[3] = 1e5 if bank_dtype == torch.float16 else 3.4e38
+        m.scale.fill_(0.5), truth.scale.fill_(0.5)
+        slots = enqueue(ops, m, z, labels)
+        assert torch.equal(slots, enqueue(reference, truth, z, labels)) and slots[3] == -1
+        assert torch.equal(m.bank, truth.bank)
+        torch.testing.assert_close(m.sums, truth.sums, rtol=1e-12, atol=1e-9)
+
+
 def same(ops, m, z, labels, mask=None):
     truth = state.clone(m)
     slots = enqueue(ops, m, z, labels, mask)

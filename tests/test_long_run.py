@@ -86,3 +86,23 @@ def test_a_small_deferred_memory_outlives_its_map(drift, device):
             smallest = min(smallest, float(deferred.scale.min()))
     assert distance(deferred.embedding_memory, truth.embedding_memory) < 1e-5
     assert smallest > 1e-3
+
+
+@pytest.mark.parametrize("bank_dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+def test_a_16_bit_memory_is_rounded_once(bank_dtype, device):
+    """Rows are rounded as they are stored, and then only when the bank is standardised anew: errors do not add up."""
+    options = {"batch_weight": 0.0, "drift": "axbn"}
+    truth = CrossBatchMemory(Contrastive(neg_margin=0.4), D, M, bank_dtype=torch.float64, **options).to(device)
+    narrow = CrossBatchMemory(Contrastive(neg_margin=0.4), D, M, bank_dtype=bank_dtype, **options).to(device)
+    assert narrow.update == "deferred"
+    errors = []
+    with torch.no_grad():
+        for t, (x, labels) in enumerate(drifting_embeddings(1200)):
+            x, labels = x.to(device), labels.to(device)
+            value, true_value = narrow(x, labels), truth(x.double(), labels)
+            assert (value - true_value).abs() <= 4 * torch.finfo(bank_dtype).eps * (1 + true_value)
+            if t % 100 == 99:
+                errors.append(distance(narrow.embedding_memory, truth.embedding_memory))
+    assert narrow.bank.dtype == bank_dtype
+    assert max(errors) <= 4 * torch.finfo(bank_dtype).eps
+    assert max(errors[6:]) <= 1.5 * max(errors[:6])

@@ -37,13 +37,15 @@ class CrossBatchMemory(nn.Module):
         ema_momentum: gain of `"ema"`.
         update: `"inplace"` rewrites the memory every step; `"deferred"` keeps one pending affine map for all rows
             and applies it while reading: the same numbers, and a pass over the memory only once in many steps, when
-            the map has grown so far that rounding would tell.
+            the map has grown so far that rounding would tell. None: in place, but deferred for a 16-bit memory, which
+            would not survive being rounded at every step.
         normalize_embeddings: L2-normalise the embeddings first.
         renormalize: L2-normalise memory rows as they are read (the stored rows keep their exact moments).
         batch_weight, memory_weight: weights of the two losses; 0 skips one.
         warmup_steps: for so many steps the memory fills up but does not count.
         enqueue: store the batch `"after"` the loss or `"before"`; before, a row is never paired with itself.
-        bank_dtype: dtype of the stored rows, float32 or float64. Batches never change it.
+        bank_dtype: dtype of the stored rows: float32, float64, float16 or bfloat16. Batches never change it. The 16-bit
+            ones store standardised values, so float16 keeps three more bits than bfloat16 and does not overflow.
         eps: lower bound of norms, and the standard deviation below which a dimension counts as dead.
 
     Rows with a NaN or an Inf are kept out of the moments and of the memory, without a host sync. The loss of
@@ -78,7 +80,7 @@ class CrossBatchMemory(nn.Module):
         process_noise: float = 1e-2,
         measurement_noise: float = 1.0,
         ema_momentum: float = 0.1,
-        update: Literal["inplace", "deferred"] = "inplace",
+        update: Literal["inplace", "deferred"] | None = None,
         normalize_embeddings: bool = True,
         renormalize: bool = True,
         batch_weight: float = 1.0,
@@ -99,12 +101,20 @@ class CrossBatchMemory(nn.Module):
                 raise ValueError(f"{name} must be finite, got {weight}")
         if batch_weight == 0 and memory_weight == 0:
             raise ValueError("batch_weight and memory_weight are both 0: there is nothing to learn from")
+        if bank_dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+            raise ValueError(f"bank_dtype must be torch.float32, float64, float16 or bfloat16, got {bank_dtype}")
+        narrow = bank_dtype.itemsize == 2
+        if update is None:
+            update = "deferred" if narrow else "inplace"
         if update not in ("inplace", "deferred"):
             raise ValueError(f"update must be 'inplace' or 'deferred', got {update!r}")
+        if narrow and update == "inplace" and drift != "none":
+            raise ValueError(
+                f"update='inplace' would round a bank of {bank_dtype} at every step until it has drifted off: "
+                "use update='deferred'"
+            )
         if enqueue not in ("after", "before"):
             raise ValueError(f"enqueue must be 'after' or 'before', got {enqueue!r}")
-        if bank_dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"bank_dtype must be torch.float32 or torch.float64, got {bank_dtype}")
         if not 1e-30 <= eps < math.inf:
             raise ValueError(f"eps must be positive (at least 1e-30) and finite, got {eps}")
         self.filter = make_filter(drift, process_noise, measurement_noise, ema_momentum)
@@ -216,9 +226,10 @@ class CrossBatchMemory(nn.Module):
 
     @property
     def embedding_memory(self) -> Tensor:
-        """`[count, D]` the stored rows as they stand now, in slot order, in the bank's dtype (a copy)."""
+        """`[count, D]` the stored rows as they stand now, in slot order, in the bank's dtype or, of a 16-bit one, in
+        float32 (a copy)."""
         rows = self.bank[: int(self.count)]
-        return (rows.double() * self.scale + self.shift).to(self.bank.dtype)
+        return (rows.double() * self.scale + self.shift).to(torch.promote_types(self.bank.dtype, torch.float32))
 
     @property
     def label_memory(self) -> Tensor:
@@ -253,10 +264,10 @@ class CrossBatchMemory(nn.Module):
         filled.reset_queue()
         for embeddings, labels in batches:
             labels = self._check(embeddings, labels, None)
-            z = embeddings.to(self.bank.dtype)
+            z = embeddings.to(torch.promote_types(self.bank.dtype, torch.float32))
             filled._store(F.normalize(z, dim=1, eps=self.eps) if self.normalize_embeddings else z, labels, None)
         if int(filled.count) >= 2:
-            mean, std, _ = ops.moments(filled.bank[: int(filled.count)])
+            mean, std, _ = ops.moments(filled.embedding_memory)
             filled.target_mean.copy_(mean)
             filled.target_std.copy_(std)
             filled.variance.zero_()

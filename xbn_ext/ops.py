@@ -1,10 +1,9 @@
 """The ops, one screen each: typed wrapper, fake kernel, autograd. Kernels are in `csrc/`, their meaning in
 `xbn_ext.reference`, which has the same names and signatures.
 
-Letters: B batch rows, M bank rows (capacity), D dimension. Embeddings are float32 or float64, the bank may have
-the other of the two (`transform_` and `standardize_` also rewrite float16 and bfloat16 ones); statistics are float64,
-counters int64 scalars. Bad shapes, dtypes and devices raise RuntimeError naming the op and the argument before
-anything is written.
+Letters: B batch rows, M bank rows (capacity), D dimension. Embeddings are float32 or float64, the bank is float32,
+float64, float16 or bfloat16, whatever they are; statistics are float64, counters int64 scalars. Bad shapes, dtypes and
+devices raise RuntimeError naming the op and the argument before anything is written.
 """
 
 from __future__ import annotations

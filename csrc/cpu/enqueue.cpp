@@ -20,7 +20,8 @@ constexpr int64_t kStripe = 64;
 
 template <typename T, typename S>
 S pull_back(const EnqueueParams<T, S>& p, int64_t i, int64_t d) {
-  return static_cast<S>((static_cast<double>(p.z[i * p.D + d]) - p.shift[d]) / p.scale[d]);
+  using C = typename Compute<S>::type;
+  return static_cast<S>(static_cast<C>((static_cast<double>(p.z[i * p.D + d]) - p.shift[d]) / p.scale[d]));
 }
 
 // Fills `slots` and returns the rows to store, in ring order.
@@ -30,9 +31,9 @@ std::vector<int64_t> assign_slots(const EnqueueParams<T, S>& p) {
   rows.reserve(p.B);
   for (int64_t i = 0; i < p.B; ++i) {
     if (p.mask != nullptr && !p.mask[i]) continue;
-    S zero = 0;  // stays 0 as long as every value is finite
-    for (int64_t d = 0; d < p.D; ++d) zero += S(0) * pull_back(p, i, d);
-    if (zero == S(0)) rows.push_back(i);
+    double zero = 0;  // stays 0 as long as every value is finite
+    for (int64_t d = 0; d < p.D; ++d) zero += 0.0 * as<double>(pull_back(p, i, d));
+    if (zero == 0) rows.push_back(i);
   }
   const int64_t surplus = static_cast<int64_t>(rows.size()) - p.M;
   if (surplus > 0) rows.erase(rows.begin(), rows.begin() + surplus);
@@ -54,7 +55,7 @@ void enqueue(const EnqueueParams<T, S>& p, const Cpu& cpu) {
       const bool evicts = p.slots[i] < filled;
       for (int64_t d = begin; d < end; ++d) {
         const S u = pull_back(p, i, d);
-        const double in = u, out = evicts ? static_cast<double>(stored[d]) : 0.0;
+        const double in = as<double>(u), out = evicts ? as<double>(stored[d]) : 0.0;
         p.sums[d] += in - out;
         p.sums[p.D + d] += in * in - out * out;
         stored[d] = u;
@@ -67,9 +68,13 @@ void enqueue(const EnqueueParams<T, S>& p, const Cpu& cpu) {
   *p.count = std::min(filled + n, p.M);
 }
 
-template void enqueue(const EnqueueParams<float, float>&, const Cpu&);
-template void enqueue(const EnqueueParams<float, double>&, const Cpu&);
-template void enqueue(const EnqueueParams<double, float>&, const Cpu&);
-template void enqueue(const EnqueueParams<double, double>&, const Cpu&);
+#define XBN_INSTANTIATE(S)                                           \
+  template void enqueue(const EnqueueParams<float, S>&, const Cpu&); \
+  template void enqueue(const EnqueueParams<double, S>&, const Cpu&);
+XBN_INSTANTIATE(float)
+XBN_INSTANTIATE(double)
+XBN_INSTANTIATE(Float16)
+XBN_INSTANTIATE(BFloat16)
+#undef XBN_INSTANTIATE
 
 }  // namespace xbn

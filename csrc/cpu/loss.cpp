@@ -78,6 +78,10 @@ XBN_INSTANTIATE(float, float)
 XBN_INSTANTIATE(float, double)
 XBN_INSTANTIATE(double, float)
 XBN_INSTANTIATE(double, double)
+XBN_INSTANTIATE(float, Float16)
+XBN_INSTANTIATE(double, Float16)
+XBN_INSTANTIATE(float, BFloat16)
+XBN_INSTANTIATE(double, BFloat16)
 #undef XBN_INSTANTIATE
 
 }  // namespace xbn

@@ -46,13 +46,13 @@ void load_row(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int64_t j,
     const T* shift = sweep.shift.data();
 #pragma omp simd reduction(+ : square)
     for (int64_t d = 0; d < p.D; ++d) {
-      r[d] = scale[d] * static_cast<T>(u[d]) + shift[d];
+      r[d] = scale[d] * as<T>(u[d]) + shift[d];
       square += r[d] * r[d];
     }
   } else {
 #pragma omp simd reduction(+ : square)
     for (int64_t d = 0; d < p.D; ++d) {
-      r[d] = static_cast<T>(u[d]);
+      r[d] = as<T>(u[d]);
       square += r[d] * r[d];
     }
   }

@@ -40,7 +40,8 @@ struct Workspace {
 
 template <typename T, typename S>
 __device__ __forceinline__ S pull_back(const EnqueueParams<T, S>& p, int64_t i, int64_t d) {
-  return static_cast<S>((static_cast<double>(p.z[i * p.D + d]) - p.shift[d]) / p.scale[d]);
+  using C = typename Compute<S>::type;
+  return static_cast<S>(static_cast<C>((static_cast<double>(p.z[i * p.D + d]) - p.shift[d]) / p.scale[d]));
 }
 
 // Sum of the values of the threads before this one; *total: of all.
@@ -93,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) assign_kernel(const Enqueue
   const int lane = threadIdx.x % kWarp;
   for (int64_t i = blockIdx.x * kWarps + threadIdx.x / kWarp; i < p.B; i += gridDim.x * kWarps) {
     bool finite = true;
-    for (int64_t d = lane; d < p.D; d += kWarp) finite &= is_finite(pull_back(p, i, d));
+    for (int64_t d = lane; d < p.D; d += kWarp) finite &= is_finite(as<typename Compute<S>::type>(pull_back(p, i, d)));
     finite = __all_sync(0xffffffffu, finite);
     if (lane == 0) w.storable[i] = finite && (p.mask == nullptr || p.mask[i]);
   }
@@ -117,12 +118,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks) store_kernel(const EnqueueP
       for (int q = 0; q < kBatch; ++q) {
         if (slot[q] < 0) continue;
         in[q] = pull_back(p, i + q * kLanes, d);
-        out[q] = slot[q] < filled ? p.bank[slot[q] * p.D + d] : S(0);
+        out[q] = slot[q] < filled ? p.bank[slot[q] * p.D + d] : static_cast<S>(0.0f);
       }
 #pragma unroll
       for (int q = 0; q < kBatch; ++q) {
         if (slot[q] < 0) continue;
-        const double entering = static_cast<double>(in[q]), leaving = static_cast<double>(out[q]);
+        const double entering = as<double>(in[q]), leaving = as<double>(out[q]);
         sum += entering - leaving;
         sum_squares += entering * entering - leaving * leaving;
         p.bank[slot[q] * p.D + d] = in[q];
@@ -157,9 +158,13 @@ int launch_enqueue(const EnqueueParams<T, S>& p, const Launch& launch) {
   return run(store_kernel<T, S>, dim3(static_cast<unsigned>(ceil_div(p.D, kColumns))), kThreads, launch, p, w);
 }
 
-template int launch_enqueue(const EnqueueParams<float, float>&, const Launch&);
-template int launch_enqueue(const EnqueueParams<float, double>&, const Launch&);
-template int launch_enqueue(const EnqueueParams<double, float>&, const Launch&);
-template int launch_enqueue(const EnqueueParams<double, double>&, const Launch&);
+#define XBN_INSTANTIATE(S)                                                    \
+  template int launch_enqueue(const EnqueueParams<float, S>&, const Launch&); \
+  template int launch_enqueue(const EnqueueParams<double, S>&, const Launch&);
+XBN_INSTANTIATE(float)
+XBN_INSTANTIATE(double)
+XBN_INSTANTIATE(Float16)
+XBN_INSTANTIATE(BFloat16)
+#undef XBN_INSTANTIATE
 
 }  // namespace xbn::cuda

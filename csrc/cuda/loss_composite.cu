@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
   const bool exists = first + j < stored_rows(p.count, p.M);
   const S* __restrict__ u = p.bank + (first + j) * p.D;
   T* __restrict__ out = rows + j * p.D;
-  const auto row = [&](int64_t d) { return exists ? w.map[d] * static_cast<T>(u[d]) + w.map[p.D + d] : T(0); };
+  const auto row = [&](int64_t d) { return exists ? w.map[d] * as<T>(u[d]) + w.map[p.D + d] : T(0); };
   T inverse = 1;
   if (p.renormalize) {
     T square = 0;
@@ -312,6 +312,10 @@ XBN_INSTANTIATE(float, float)
 XBN_INSTANTIATE(float, double)
 XBN_INSTANTIATE(double, float)
 XBN_INSTANTIATE(double, double)
+XBN_INSTANTIATE(float, Float16)
+XBN_INSTANTIATE(double, Float16)
+XBN_INSTANTIATE(float, BFloat16)
+XBN_INSTANTIATE(double, BFloat16)
 #undef XBN_INSTANTIATE
 
 }  // namespace xbn::cuda

@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kGradientThreads, 4)
   if (i >= p.B) return;
   const uint8_t state = partial.state[i];
   const auto row_value = [&](int64_t row, int64_t d) {
-    const T u = static_cast<T>(p.bank[row * p.D + d]);
+    const T u = as<T>(p.bank[row * p.D + d]);
     return p.scale == nullptr ? u : static_cast<T>(p.scale[d]) * u + static_cast<T>(p.shift[d]);
   };
   int64_t row[kSlots] = {-1, -1};
@@ -187,6 +187,10 @@ XBN_INSTANTIATE(float, float)
 XBN_INSTANTIATE(float, double)
 XBN_INSTANTIATE(double, float)
 XBN_INSTANTIATE(double, double)
+XBN_INSTANTIATE(float, Float16)
+XBN_INSTANTIATE(double, Float16)
+XBN_INSTANTIATE(float, BFloat16)
+XBN_INSTANTIATE(double, BFloat16)
 #undef XBN_INSTANTIATE
 
 }  // namespace xbn::cuda
