@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch.utils.cpp_extension import load
 
+from xbn_ext.losses import fold_temperature
+
 ROOT = Path(__file__).parent.parent
 FLAGS = [
     *("-O3", "-std=c++20", "-march=native", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-unknown-pragmas"),
@@ -80,6 +82,7 @@ def memory_loss(
     z, labels, bank, bank_labels, loss, *, count=None, scale=None, shift=None, exclude=None, anchors=None,
     renormalize=True, eps=1e-6,
 ):  # fmt: skip
+    loss, z = fold_temperature(loss, z)
     args = (
         labels, bank.detach(), bank_labels, count, scale, shift, exclude, anchors, loss.kind, loss.parameters,
         renormalize, eps,

@@ -1,5 +1,8 @@
 """Every loss of ops.memory_loss, value and gradient: against the float64 reference and pytorch-metric-learning."""
 
+import copy
+import pickle
+
 import loss_cases
 import pytest
 import torch
@@ -206,6 +209,85 @@ def test_any_parameters_labels_and_skews(loss, shape, classes, skew, dtype, seed
     labels[torch.rand(B) < skew] = 0
     bank_labels[torch.rand(M) < skew] = 0
     assert_right(cpu_ops, z, labels, bank, bank_labels, loss)
+
+
+# --- A temperature that is learned ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [SupCon, NTXent])
+def test_gradient_of_the_temperature(loss, ops, device, dtype):
+    z, labels, bank, bank_labels = problem(70, 500, 33, dtype, device)
+
+    def run(function, z, bank, temperature):
+        temperature = torch.tensor(temperature, dtype=z.dtype, device=device, requires_grad=True)
+        z = z.clone().requires_grad_()
+        value = function(z, labels, bank, bank_labels, loss(temperature))
+        return [value.detach(), *torch.autograd.grad(value, (z, temperature))]
+
+    results = run(ops.memory_loss, z, bank, 0.2)
+    fixed = ops.memory_loss(z, labels, bank, bank_labels, loss(0.2))
+    torch.testing.assert_close(results[0], fixed, rtol=1e-5, atol=0)
+    for result, truth in zip(results, run(reference.memory_loss, z.double(), bank.double(), 0.2), strict=True):
+        torch.testing.assert_close(result.double(), truth, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [SupCon, NTXent])
+def test_a_learned_temperature_is_a_parameter_of_the_memory(loss):
+    criterion = CrossBatchMemory(loss(torch.nn.Parameter(torch.tensor(0.5))), 8, 64)
+    assert [name for name, _ in criterion.named_parameters()] == ["temperature"]
+    for copied in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        assert copied.loss.temperature is copied.temperature is not criterion.temperature
+    optimizer = torch.optim.SGD(criterion.parameters(), lr=0.05)
+    step = torch.compile(criterion, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        optimizer.zero_grad()
+        step(torch.randn(24, 8), torch.randint(5, (24,))).backward()
+        optimizer.step()
+    assert criterion.temperature != 0.5 and criterion.temperature.isfinite()
+    criterion.fill_from([(torch.randn(24, 8), torch.randint(5, (24,)))])
+    assert criterion.loss.temperature is criterion.temperature
+
+
+@pytest.mark.parametrize("temperature", [torch.ones(1), torch.tensor(1), torch.ones(2, 2)], ids=str)
+def test_a_temperature_that_is_no_scalar(temperature):
+    with pytest.raises(ValueError, match="temperature must be a number or a floating-point scalar"):
+        SupCon(temperature)
+
+
+# --- What training code relies on ---------------------------------------------------------------------------
+
+
+@every_loss
+def test_deterministic_algorithms_and_accumulated_gradients(loss):
+    torch.use_deterministic_algorithms(True)
+    try:
+        z, *rest = problem(40, 300, 16, torch.float32)
+        z.requires_grad_()
+        cpu_ops.memory_loss(z, *rest, loss).backward()
+        once = z.grad.clone()
+        (0.5 * cpu_ops.memory_loss(z, *rest, loss)).backward()
+        assert torch.equal(z.grad, once + 0.5 * once)
+        criterion = CrossBatchMemory(loss, 16, 64)
+        for _ in range(3):
+            criterion(z, rest[0]).backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@every_loss
+@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+def test_16_bit_embeddings_and_autocast(loss, low):
+    """Computed in float32 on the embeddings as they are; the gradient comes back in their dtype."""
+    x, labels = torch.randn(24, 16), torch.randint(5, (24,))
+    plain, narrow = CrossBatchMemory(loss, 16, 64), CrossBatchMemory(loss, 16, 64)
+    for _ in range(3):
+        rounded = x.to(low).requires_grad_()
+        expected = plain(x.to(low).float(), labels)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value = narrow(rounded, labels)
+        assert value.dtype == torch.float32 and torch.equal(value, expected)
+        value.backward()
+        assert rounded.grad.dtype == low
 
 
 # --- pytorch-metric-learning ----------------------------------------------------------------------------

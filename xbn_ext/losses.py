@@ -13,6 +13,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 Reduction = Literal["mean", "avg_nonzero"]
 
 
@@ -85,14 +87,14 @@ class SupCon(PairLoss):
     all its pairs. Averaged over the anchors that pay something; an anchor without positives does not.
 
     Args:
-        temperature: > 0.
+        temperature: > 0. A scalar tensor is learned if it requires a gradient; its value is not looked at.
     """
 
-    temperature: float = 0.1
+    temperature: float | Tensor = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive("temperature", self.temperature)
+        _temperature(self.temperature)
 
     @property
     def kind(self) -> str:
@@ -100,7 +102,7 @@ class SupCon(PairLoss):
 
     @property
     def parameters(self) -> list[float]:
-        return [self.temperature]
+        return [float(self.temperature)]
 
 
 @dataclass(frozen=True)
@@ -112,14 +114,14 @@ class NTXent(PairLoss):
     Averaged over all positive pairs. (pytorch-metric-learning adds 1e-7 inside its logarithm; this does not.)
 
     Args:
-        temperature: > 0.
+        temperature: > 0. A scalar tensor is learned if it requires a gradient; its value is not looked at.
     """
 
-    temperature: float = 0.07
+    temperature: float | Tensor = 0.07
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive("temperature", self.temperature)
+        _temperature(self.temperature)
 
     @property
     def kind(self) -> str:
@@ -127,7 +129,7 @@ class NTXent(PairLoss):
 
     @property
     def parameters(self) -> list[float]:
-        return [self.temperature]
+        return [float(self.temperature)]
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,23 @@ class Triplet(PairLoss):
     @property
     def parameters(self) -> list[float]:
         return [self.margin]
+
+
+def fold_temperature(loss: PairLoss, z: Tensor) -> tuple[PairLoss, Tensor]:
+    """The same loss with a number for its temperature: a tensor divides the embeddings `z [B, D]` instead, since
+    `s / t = (z / t) · r`. So it gets its gradient, and nobody waits for its value."""
+    if isinstance(loss, (SupCon, NTXent)) and isinstance(loss.temperature, Tensor):
+        return type(loss)(1.0), z / loss.temperature
+    return loss, z
+
+
+def _temperature(value: float | Tensor) -> None:
+    if not isinstance(value, Tensor):
+        _positive("temperature", value)
+    elif value.dim() != 0 or not value.is_floating_point():
+        raise ValueError(
+            f"temperature must be a number or a floating-point scalar, got {value.dtype} {list(value.shape)}"
+        )
 
 
 def _positive(name: str, value: float) -> None:

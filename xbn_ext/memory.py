@@ -27,7 +27,8 @@ class CrossBatchMemory(nn.Module):
     the memory is only read. `xbn_ext.reference.step` is the same in plain PyTorch.
 
     Args:
-        loss: the pair loss L.
+        loss: the pair loss L, one of `xbn_ext.losses`. If its temperature is an `nn.Parameter`, that becomes a parameter
+            of this module.
         embedding_size: D.
         memory_size: M, rows of the ring.
         drift: how stored embeddings follow the network. `"none"`: not at all (plain XBM). `"xbn"`: each step they
@@ -119,6 +120,10 @@ class CrossBatchMemory(nn.Module):
             raise ValueError(f"eps must be positive (at least 1e-30) and finite, got {eps}")
         self.filter = make_filter(drift, process_noise, measurement_noise, ema_momentum)
         self.loss = loss
+        # A temperature that is learned belongs to this module's parameters; the loss holds the same tensor.
+        temperature = getattr(loss, "temperature", None)
+        if isinstance(temperature, nn.Parameter):
+            self.temperature = temperature
         self.embedding_size = embedding_size
         self.memory_size = memory_size
         self.drift = drift

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _C  # type: ignore[attr-defined]  # noqa: F401  registers torch.ops.xbn_ext
-from .losses import PairLoss
+from .losses import PairLoss, fold_temperature
 
 _ops = torch.ops.xbn_ext
 
@@ -180,6 +180,7 @@ def memory_loss(
     """
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(z).tangent is not None:
         raise RuntimeError("xbn_ext.memory_loss has no forward-mode derivative")
+    loss, z = fold_temperature(loss, z)
     need_grad = torch.is_grad_enabled() and z.requires_grad
     value, _ = _ops.memory_loss(
         z, labels, bank.detach(), bank_labels, count, _f64(scale), _f64(shift), exclude, anchors,

@@ -1,15 +1,16 @@
-// memory_loss: the loss of B anchors against the bank and its derivative by the anchors, in one sweep.
+// memory_loss: the loss of B anchors against the bank and its derivative by the anchors, in one sweep for most losses.
 //
 //   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], of which rows [0, count) count
 //   out    loss [1], grad_z [B, D]
+//   passes losses.h says which pairs each takes, and into which slots; one of positives alone only reads their rows
 //   math   r_j = scale * u_j + shift, divided by max(|r_j|, eps) if renormalize;  s_ij = z_i . r_j
-//          loss = sum_ij value(s_ij),  grad_z_i = sum_j weight(s_ij) r_j, positives and negatives apart, because
-//          some reductions scale them apart. The bank carries no gradient, so that is the whole derivative.
-//          An anchor with a NaN or an Inf has NaN similarities and a NaN gradient.
+//          sums_i = sum_j of what a slot's formula says of s_ij,  grad_i = sum_j weight(s_ij) r_j, slots apart, because
+//          their factors are known only at the end:  grad_z_i = sum_slot factor_i grad_i. The bank carries no gradient,
+//          so that is the whole derivative. An anchor with a NaN or an Inf has NaN similarities and a NaN gradient.
 //   sweep  the bank goes by in tiles that stay in cache. A tile is converted, mapped and normalised once, then
 //          each block of 64 anchors multiplies it (similarities), scores the pairs, and multiplies it again with
-//          the weights (gradient), skipping the rows in which no pair is active. The workspace is a few
-//          times B x D; nothing of size B x M or M x D exists.
+//          the weights (gradient), skipping the rows in which no pair is active. The workspace is slots times
+//          splits times B x D, about 8 MB; nothing of size B x M or M x D exists.
 //   split  by shape alone (SweepPlan); every split has its own sums, added in order: the same bits on any
 //          number of threads
 #include "loss.h"

@@ -1,15 +1,15 @@
 // memory_loss, fused: the loss of B anchors against the bank and its derivative by the anchors, in one sweep. float32.
 //
 //   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], of which rows [0, count) count; D <= 1024
-//   out    what loss_reduce.cu adds up: of every split, kind and anchor the sum of values and the number of active
-//          pairs, [splits, kinds, B], and the sum of weight * row, [splits, kinds, B, D]; state [B] of the anchors
-//   kinds  one, if the reduction scales positives and negatives alike. Else two, positives and negatives, and a sweep
-//          for each in the same launch; that of the positives skips the tiles in which no row has a label of the
-//          block's anchors: nine of ten with 16 labels in the batch of 11,318, none of few classes, where the loss then
-//          costs twice as much.
+//   out    what loss_reduce.cu adds up: of every split, slot and anchor its sums, [splits, slots, B], and the sum of
+//          weight * row, [splits, slots, B, D]; state [B] of the anchors
+//   passes one for most losses; losses.h says which pairs each takes, and into which slots. Two slots of a pass are two
+//          sweeps in the same launch. That of positives skips the tiles in which no row has a label of the block's anchors:
+//          nine of ten with 16 labels in the batch of 11,318, none of few classes, where the loss then costs twice as much.
 //   math   r_j = scale * u_j + shift, divided by max(|r_j|, eps) if renormalize;  s_ij = z_i . r_j
-//          loss = sum_ij value(s_ij),  grad_z_i = sum_j weight(s_ij) r_j  (formulas.h: the pair losses)
-//   grid   (blocks of 64 anchors, 32 above D = 512) x splits of the bank x kinds, 256 threads. A block takes its share
+//          sums_i = sum_j of what the slot's formula says of s_ij,  grad_i = sum_j weight(s_ij) r_j; weights of exponents
+//          are e^(x - largest x so far), so a larger one scales down sums and gradient of the tiles before
+//   grid   (blocks of 64 anchors, 32 above D = 512) x splits of the bank x slots, 256 threads. A block takes its share
 //          of the bank in tiles of 64 rows; loss_tile.cuh has the three phases:
 //            1 similarities  64 x 64 in registers, 4 x 4 a thread; operands pass through shared memory 32 columns at a
 //                            time, the next ones on their way meanwhile; the rows' norms fall out on the side
@@ -18,14 +18,14 @@
 //                            fit shared memory, and is still in the second-level cache. The sums of all D columns stay
 //                            in registers until the last tile, 128 a thread at D = 512
 //          The similarities never leave the block: nothing of size B x M exists.
-//   keeps  the partial sums in the workspace: with one kind, 64 x D floats for each block that runs at once; on 132
-//          multiprocessors with B = 64, D = 512: 17 MB, with two kinds twice that
-//   needs  16-byte loads of z and bank where D and the addresses allow them; 34 to 39 KB of shared memory; no spills
-//   digits products, scores and a thread's sums in float; splits, lanes and anchors are added in double, but for the
+//   keeps  the partial sums in the workspace: with one slot, 64 x D floats for each block that runs at once; on 132
+//          multiprocessors with B = 64, D = 512: 17 MB, with two slots twice that
+//   needs  16-byte loads of z and bank where D and the addresses allow them; 36 to 42 KB of shared memory; no spills
+//   digits products, scores and the sums of a tile in float; tiles, splits and anchors are added in double, but for the
 //          gradient. scale and shift are rounded to float once.
 //   order  splits by shape and number of multiprocessors, rows of a split in order, splits added in order:
 //          the same bits every run on the same kind of GPU
-#include "loss_tile.cuh"
+#include "loss_score.cuh"
 
 namespace xbn::cuda {
 namespace {
