@@ -224,10 +224,14 @@ inline LossSpec parse_loss(const std::string& name, const std::vector<double>& p
   loss.c = parameter(2);
   if (loss.kind == LossKind::multi_similarity) loss.mining = parameter(3);
   const bool divides = loss.kind == LossKind::supcon || loss.kind == LossKind::ntxent;
-  check(!divides || loss.a > 0, "memory_loss: the temperature of ", name, " must be positive, got ", loss.a);
+  const auto in_range = [](double x) { return x >= 1e-30 && x <= 1e30; };  // float32 holds it and its reciprocal
+  check(!divides || in_range(loss.a), "memory_loss: the temperature of ", name, " must be within [1e-30, 1e30], got ",
+        loss.a);
   if (loss.kind == LossKind::multi_similarity)
-    check(loss.a > 0 && loss.b > 0, "memory_loss: alpha and beta must be positive, got ", loss.a, " and ", loss.b);
-  if (loss.kind == LossKind::circle) check(loss.b > 0, "memory_loss: gamma must be positive, got ", loss.b);
+    check(in_range(loss.a) && in_range(loss.b), "memory_loss: alpha and beta must be within [1e-30, 1e30], got ",
+          loss.a, " and ", loss.b);
+  if (loss.kind == LossKind::circle)
+    check(in_range(loss.b), "memory_loss: gamma must be within [1e-30, 1e30], got ", loss.b);
   return loss;
 }
 

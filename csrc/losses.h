@@ -81,6 +81,7 @@ struct Exponent {
 template <typename T>
 struct MarginFormula {  // a: of positives, b: of negatives
   static constexpr bool kExponential = false;
+  static constexpr bool kSumsWeights = false;
   T a, b;
   XBN_FORMULA Score<T> operator()(T s, bool positive, T) const {
     const T cost = positive ? a - s : s - b;
@@ -92,6 +93,7 @@ struct MarginFormula {  // a: of positives, b: of negatives
 template <typename T>
 struct SimilarityFormula {  // the value rounds as the exponent a s does, so that an only pair cancels its own sum
   static constexpr bool kExponential = false;
+  static constexpr bool kSumsWeights = false;
   T a;
   XBN_FORMULA Score<T> operator()(T s, bool, T) const { return {a * s, T(1), true}; }
 };
@@ -99,6 +101,7 @@ struct SimilarityFormula {  // the value rounds as the exponent a s does, so tha
 template <typename T>
 struct NTXentFormula {  // given: the log of the sum of e^(a s) over the negatives
   static constexpr bool kExponential = false;
+  static constexpr bool kSumsWeights = true;
   T a;
   XBN_FORMULA Score<T> operator()(T s, bool, T given) const {
     const T x = given - a * s, e = std::exp(-std::fabs(x));
@@ -214,7 +217,8 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
       r.value[0] = log_sum(first) - second.value / second.pairs;
       r.factor[0] = 1 / first.value;
       r.factor[1] = -1 / (loss.a * second.pairs);
-      r.count[0] = r.value[0] <= 0 ? 0 : 1;
+      r.count[0] =
+          first.pairs > 1 ? 1 : 0;  // an only pair costs nothing; of several each adds to the sum, however little
       return r;
     case LossKind::ntxent:
       r.value[0] = second.value;
@@ -235,7 +239,7 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
       const double sigmoid = 1 / (1 + std::exp(-x));
       r.factor[0] = sigmoid / first.value;
       r.factor[1] = sigmoid / second.value;
-      r.count[0] = r.value[0] <= 0 ? 0 : 1;
+      r.count[0] = 1;
       return r;
     }
     case LossKind::triplet: {
@@ -245,6 +249,7 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
       if (cost <= 0) return r;
       r.value[0] = cost;
       r.count[0] = 1;
+      if (first.value < 0 || second.value < 0) return r;  // an infinite similarity is no row's
       r.factor[0] = 1;
       r.factor[1] = -1;
       return r;

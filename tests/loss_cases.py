@@ -60,12 +60,6 @@ def clear_anchors(loss, z, labels, bank, bank_labels, *, renormalize=True, exclu
         case Contrastive():
             close = (p & ((s - loss.pos_margin).abs() < near)) | (n & ((s - loss.neg_margin).abs() < near))
             return ~close.any(1)
-        case SupCon():  # one that pays next to nothing may be counted among those that pay, or not
-            x = s / loss.temperature
-            best = x.masked_fill(~(p | n), -torch.inf).amax(1)
-            others = (x - best[:, None]).exp().masked_fill(~(p | n), 0.0).sum(1)
-            alone = (p | n).sum(1) == 1
-            return ~p.any(1) | alone | ((others - 1).abs() > 1e-3)
         case MultiSimilarity() if loss.mining is not None:
             hardest_positive = s.masked_fill(~p, torch.inf).amin(1, keepdim=True)
             hardest_negative = s.masked_fill(~n, -torch.inf).amax(1, keepdim=True)

@@ -136,6 +136,30 @@ def test_a_row_that_is_not_finite(loss, ops, device, dtype):
     assert value.isfinite() and grad[3].isnan().all() and grad[others].isfinite().all()
 
 
+def test_anchors_that_pay_next_to_nothing_count(ops, device, dtype):
+    """SupCon averages over anchors with several pairs, however little float32 sees them pay."""
+    centres = torch.eye(10, 16, dtype=torch.float64)
+    for M in (90, 200, 1000):
+        labels, bank_labels = torch.arange(10), torch.arange(M) % 10
+        bank_labels[10:] = 10  # one positive for each anchor
+        bank = torch.where((bank_labels < 10)[:, None], centres[bank_labels % 10], -torch.ones(16).double())
+        z = centres.clone()
+        z[9] = -torch.ones(16).double() / 4
+        tensors = [t.to(device) for t in (z.to(dtype), labels, bank.to(dtype), bank_labels)]
+        assert_right(ops, *tensors, SupCon(0.05))
+
+
+def test_triplets_of_infinite_similarities_touch_no_row(ops, device, dtype):
+    """Overflow: -inf exceeds nothing, so there is no hardest row to gather."""
+    largest = torch.finfo(dtype).max
+    z = torch.full((3, 2), largest, dtype=dtype, device=device)
+    bank = torch.full((4, 2), -1.0, dtype=dtype, device=device) * 8
+    labels, bank_labels = torch.zeros(3, dtype=torch.int64, device=device), torch.tensor([0, 1, 0, 1], device=device)
+    value, grad = run(ops.memory_loss, z, labels, bank, bank_labels, Triplet(), renormalize=False)
+    assert not value.isfinite() or value == 0
+    assert not grad.any()
+
+
 @every_loss
 def test_gradcheck(loss, ops, device, dtype):
     if dtype != torch.float64:
@@ -246,6 +270,21 @@ def test_a_learned_temperature_is_a_parameter_of_the_memory(loss):
     assert criterion.temperature != 0.5 and criterion.temperature.isfinite()
     criterion.fill_from([(torch.randn(24, 8), torch.randint(5, (24,)))])
     assert criterion.loss.temperature is criterion.temperature
+
+
+def test_a_learned_temperature_that_is_no_parameter():
+    with pytest.raises(ValueError, match=r"must be an nn\.Parameter to be learned"):
+        CrossBatchMemory(SupCon(torch.tensor(0.0, requires_grad=True).exp()), 8, 64)
+    with torch.autograd.forward_ad.dual_level():
+        temperature = torch.autograd.forward_ad.make_dual(torch.tensor(1.0), torch.tensor(1.0))
+        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+            cpu_ops.memory_loss(*problem(3, 4, 5, torch.float32), SupCon(temperature))
+    learned = CrossBatchMemory(SupCon(torch.nn.Parameter(torch.tensor(0.5))), 8, 64)
+    trained = CrossBatchMemory(SupCon(), 8, 64)
+    trained(torch.randn(5, 8), torch.arange(5))
+    with pytest.raises(RuntimeError, match="temperature"):
+        learned.load_state_dict(trained.state_dict())
+    assert learned.count == 0
 
 
 @pytest.mark.parametrize("temperature", [torch.ones(1), torch.tensor(1), torch.ones(2, 2)], ids=str)

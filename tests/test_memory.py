@@ -384,3 +384,26 @@ def test_bad_options_are_named(options, error):
 
 def test_repr():
     assert "drift='axbn'" in repr(CrossBatchMemory(Contrastive(), D, M))
+
+
+@pytest.mark.parametrize("bank_dtype", [torch.float16, torch.bfloat16])
+def test_a_16_bit_memory_is_filled_with_standardised_rows(bank_dtype, device):
+    criterion = CrossBatchMemory(Contrastive(), D, M, bank_dtype=bank_dtype, normalize_embeddings=False).to(device)
+    x = (1e5 + 100 * torch.randn(M, D)).to(device)
+    criterion.fill_from([(x, torch.arange(M, device=device))])
+    assert criterion.count == M
+    off = (criterion.embedding_memory - x).abs().max() / 100
+    assert off <= 4 * torch.finfo(bank_dtype).eps
+
+
+def test_a_checkpoint_is_not_rounded_in_silence():
+    wide, narrow = (
+        CrossBatchMemory(Contrastive(), D, M),
+        CrossBatchMemory(Contrastive(), D, M, bank_dtype=torch.float16),
+    )
+    wide(torch.randn(B, D), torch.arange(B))
+    with pytest.raises(RuntimeError, match=r"bank is torch\.float32 and would be rounded to torch\.float16; nothing"):
+        narrow.load_state_dict(wide.state_dict())
+    assert narrow.count == 0
+    wide.load_state_dict(narrow.state_dict())
+    assert wide.bank.dtype == torch.float32

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 from torch import Tensor
@@ -29,8 +30,12 @@ class PairLoss:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isfinite(value):
-                raise ValueError(f"{field.name} must be finite, got {value}")
+            if field.name == "temperature" and isinstance(value, Tensor):
+                if value.dim() != 0 or not value.is_floating_point():
+                    got = f"{value.dtype} {list(value.shape)}"
+                    raise ValueError(f"temperature must be a number or a floating-point scalar, got {got}")
+            elif field.name not in ("reduction", "mining"):
+                _finite(field.name, value)
 
     @property
     def kind(self) -> str:
@@ -76,7 +81,7 @@ class Contrastive(PairLoss):
 
     @property
     def parameters(self) -> list[float]:
-        return [self.pos_margin, self.neg_margin]
+        return [float(self.pos_margin), float(self.neg_margin)]
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class SupCon(PairLoss):
     """Supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362, eq. 2).
 
     An anchor pays the mean over its positives of `log sum_a e^(s_a / temperature) - s / temperature`, `a` running over
-    all its pairs. Averaged over the anchors that pay something; an anchor without positives does not.
+    all its pairs. Averaged over the anchors that pay something: those with positives and more than one pair.
 
     Args:
         temperature: > 0. A scalar tensor is learned if it requires a gradient; its value is not looked at.
@@ -94,7 +99,8 @@ class SupCon(PairLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _temperature(self.temperature)
+        if not isinstance(self.temperature, Tensor):
+            _positive("temperature", self.temperature)
 
     @property
     def kind(self) -> str:
@@ -121,7 +127,8 @@ class NTXent(PairLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _temperature(self.temperature)
+        if not isinstance(self.temperature, Tensor):
+            _positive("temperature", self.temperature)
 
     @property
     def kind(self) -> str:
@@ -155,6 +162,8 @@ class MultiSimilarity(PairLoss):
         super().__post_init__()
         _positive("alpha", self.alpha)
         _positive("beta", self.beta)
+        if self.mining is not None:
+            _finite("mining", self.mining)
         if self.mining is not None and self.mining < 0:
             raise ValueError(f"mining must be None or an epsilon >= 0, got {self.mining}")
 
@@ -164,7 +173,7 @@ class MultiSimilarity(PairLoss):
 
     @property
     def parameters(self) -> list[float]:
-        return [self.alpha, self.beta, self.base, -1.0 if self.mining is None else self.mining]
+        return [float(x) for x in (self.alpha, self.beta, self.base, -1.0 if self.mining is None else self.mining)]
 
 
 @dataclass(frozen=True)
@@ -173,7 +182,7 @@ class Circle(PairLoss):
 
     An anchor with positives and negatives pays
     `log(1 + sum_n e^(gamma a_n (s_n - m)) * sum_p e^(-gamma a_p (s_p - 1 + m)))` with `a_n = max(s_n + m, 0)` and
-    `a_p = max(1 + m - s_p, 0)`, which the gradient takes for constants. Averaged over the anchors that pay something.
+    `a_p = max(1 + m - s_p, 0)`, which the gradient takes for constants. Averaged over those anchors.
 
     Args:
         m: relaxation of the margin.
@@ -193,7 +202,7 @@ class Circle(PairLoss):
 
     @property
     def parameters(self) -> list[float]:
-        return [self.m, self.gamma]
+        return [float(self.m), float(self.gamma)]
 
 
 @dataclass(frozen=True)
@@ -223,7 +232,7 @@ class Triplet(PairLoss):
 
     @property
     def parameters(self) -> list[float]:
-        return [self.margin]
+        return [float(self.margin)]
 
 
 def fold_temperature(loss: PairLoss, z: Tensor) -> tuple[PairLoss, Tensor]:
@@ -234,15 +243,13 @@ def fold_temperature(loss: PairLoss, z: Tensor) -> tuple[PairLoss, Tensor]:
     return loss, z
 
 
-def _temperature(value: float | Tensor) -> None:
-    if not isinstance(value, Tensor):
-        _positive("temperature", value)
-    elif value.dim() != 0 or not value.is_floating_point():
-        raise ValueError(
-            f"temperature must be a number or a floating-point scalar, got {value.dtype} {list(value.shape)}"
-        )
+def _finite(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
 def _positive(name: str, value: float) -> None:
     if not value > 0:
         raise ValueError(f"{name} must be positive, got {value}")
+    if not 1e-30 <= value <= 1e30:  # float32 holds it and its reciprocal
+        raise ValueError(f"{name} must be within [1e-30, 1e30], got {value}")

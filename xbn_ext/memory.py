@@ -27,8 +27,8 @@ class CrossBatchMemory(nn.Module):
     the memory is only read. `xbn_ext.reference.step` is the same in plain PyTorch.
 
     Args:
-        loss: the pair loss L, one of `xbn_ext.losses`. If its temperature is an `nn.Parameter`, that becomes a parameter
-            of this module.
+        loss: the pair loss L, one of `xbn_ext.losses`. A temperature that is an `nn.Parameter` becomes a parameter of
+            this module.
         embedding_size: D.
         memory_size: M, rows of the ring.
         drift: how stored embeddings follow the network. `"none"`: not at all (plain XBM). `"xbn"`: each step they
@@ -45,8 +45,9 @@ class CrossBatchMemory(nn.Module):
         batch_weight, memory_weight: weights of the two losses; 0 skips one.
         warmup_steps: for so many steps the memory fills up but does not count.
         enqueue: store the batch `"after"` the loss or `"before"`; before, a row is never paired with itself.
-        bank_dtype: dtype of the stored rows: float32, float64, float16 or bfloat16. Batches never change it. The 16-bit
-            ones store standardised values, so float16 keeps three more bits than bfloat16 and does not overflow.
+        bank_dtype: dtype of the stored rows: float32, float64, float16 or bfloat16. Batches never change it. Where
+            drift is followed, the 16-bit ones store standardised values, so float16 keeps three more bits than
+            bfloat16 and does not overflow.
         eps: lower bound of norms, and the standard deviation below which a dimension counts as dead.
 
     Rows with a NaN or an Inf are kept out of the moments and of the memory, without a host sync. The loss of
@@ -92,7 +93,7 @@ class CrossBatchMemory(nn.Module):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        if not isinstance(loss, PairLoss):
+        if not isinstance(loss, PairLoss) or type(loss) is PairLoss:
             raise TypeError(f"loss must be an xbn_ext loss such as Contrastive(), got {type(loss).__name__}")
         embedding_size = _whole("embedding_size", embedding_size, 1)
         memory_size = _whole("memory_size", memory_size, 1)
@@ -124,6 +125,8 @@ class CrossBatchMemory(nn.Module):
         temperature = getattr(loss, "temperature", None)
         if isinstance(temperature, nn.Parameter):
             self.temperature = temperature
+        elif isinstance(temperature, Tensor) and temperature.requires_grad:
+            raise ValueError("loss: its temperature must be an nn.Parameter to be learned")
         self.embedding_size = embedding_size
         self.memory_size = memory_size
         self.drift = drift
@@ -270,7 +273,13 @@ class CrossBatchMemory(nn.Module):
         for embeddings, labels in batches:
             labels = self._check(embeddings, labels, None)
             z = embeddings.to(torch.promote_types(self.bank.dtype, torch.float32))
-            filled._store(F.normalize(z, dim=1, eps=self.eps) if self.normalize_embeddings else z, labels, None)
+            if self.normalize_embeddings:
+                z = F.normalize(z, dim=1, eps=self.eps)
+            if filled.bank.dtype.itemsize == 2 and filled.count == 0:  # 16 bits are for standardised values
+                mean, std, _ = ops.moments(z)
+                filled.shift.copy_(mean)
+                filled.scale.copy_(torch.where(std < self.eps, 1.0, std))
+            filled._store(z, labels, None)
         if int(filled.count) >= 2:
             mean, std, _ = ops.moments(filled.embedding_memory)
             filled.target_mean.copy_(mean)
@@ -319,10 +328,14 @@ class CrossBatchMemory(nn.Module):
         unexpected: list[str], errors: list[str],
     ) -> None:  # fmt: skip
         """Takes all of a memory's state or, if a tensor is missing or of another shape, nothing of it."""
-        names = [name for name, _ in self.named_buffers(recurse=False)]
+        names = [n for n, _ in (*self.named_buffers(recurse=False), *self.named_parameters(recurse=False))]
         absent = [prefix + name for name in names if prefix + name not in state_dict]
         wrong = [name for name in names if prefix + name in state_dict
                  and state_dict[prefix + name].shape != getattr(self, name).shape]  # fmt: skip
+        bank = state_dict.get(prefix + "bank", self.bank)
+        if torch.promote_types(bank.dtype, self.bank.dtype) != self.bank.dtype:
+            errors.append(f"{prefix}bank is {bank.dtype} and would be rounded to {self.bank.dtype}; nothing was loaded")
+            return
         if absent or wrong:
             missing.extend(absent)
             errors.extend(

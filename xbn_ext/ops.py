@@ -178,9 +178,9 @@ def memory_loss(
     Raises:
         RuntimeError: an argument is not as above; or a second derivative or a forward-mode one is asked for.
     """
+    loss, z = fold_temperature(loss, z)
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(z).tangent is not None:
         raise RuntimeError("xbn_ext.memory_loss has no forward-mode derivative")
-    loss, z = fold_temperature(loss, z)
     need_grad = torch.is_grad_enabled() and z.requires_grad
     value, _ = _ops.memory_loss(
         z, labels, bank.detach(), bank_labels, count, _f64(scale), _f64(shift), exclude, anchors,

@@ -50,7 +50,7 @@ def supcon(loss: SupCon, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
     cost = torch.where(has_positives, log_sum_exp(x, p | n), 0.0) - torch.where(p, x, 0.0).sum(1) / p.sum(1).clamp(
         min=1
     )
-    return average_nonzero(cost)
+    return cost.sum() / (has_positives & ((p | n).sum(1) > 1)).sum().clamp(min=1)  # an only pair costs nothing
 
 
 def ntxent(loss: NTXent, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def circle(loss: Circle, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
     pull = log_sum_exp(-loss.gamma * pace_positive * (s - (1 - loss.m)), p)
     push = log_sum_exp(loss.gamma * pace_negative * (s - loss.m), n)
     both = p.any(1) & n.any(1)
-    return average_nonzero(softplus(torch.where(both, pull + push, -torch.inf)))
+    return softplus(torch.where(both, pull + push, -torch.inf)).sum() / both.sum().clamp(min=1)
 
 
 def triplet(loss: Triplet, s: Tensor, p: Tensor, n: Tensor) -> Tensor:

@@ -119,44 +119,52 @@ struct Scorer {
   RowSums* sums;                // [64]
   std::vector<int32_t>& list;   // of the rows that have a pair with a weight
 
-  // Which anchors row j is paired with in this slot, and which have its label. False: none.
-  bool pair(int64_t j, int32_t* on, int32_t* positive) const {
-    const int32_t group = tile.group[j], row = static_cast<int32_t>(j);
+  // Which anchors a row is paired with in this slot, and which have its label.
+  struct Mask {
+    int32_t on[kAnchorBlock], positive[kAnchorBlock];
+  };
+
+  // Calls f(row, whether it is mixed, its mask if so) for every row of the tile that the slot looks at. Most rows are
+  // negatives of all anchors: for those f is compiled apart, without a mask.
+  template <typename F>
+  void each_row(const F& f) const {
     const bool all = slot.pairs == Pairs::all, wanted = slot.pairs == Pairs::positives;
-    if (!tile.mixed[j]) {
-      if (wanted) return false;
-      for (int64_t i = 0; i < kAnchorBlock; ++i) on[i] = 1, positive[i] = 0;
-      return true;
-    }
+    Mask mask;
+    for (int64_t j = 0; j < tile.rows; ++j) {
+      if (!tile.mixed[j]) {
+        if (!wanted) f(j, std::false_type{}, mask);
+        continue;
+      }
+      const int32_t group = tile.group[j], row = static_cast<int32_t>(j);
 #pragma omp simd
-    for (int64_t i = 0; i < kAnchorBlock; ++i) {
-      positive[i] = anchor_group[i] == group;
-      on[i] = (excluded[i] != row) & (all | ((anchor_group[i] == group) == wanted));
+      for (int64_t i = 0; i < kAnchorBlock; ++i) {
+        mask.positive[i] = anchor_group[i] == group;
+        mask.on[i] = (excluded[i] != row) & (all | ((anchor_group[i] == group) == wanted));
+      }
+      f(j, std::true_type{}, mask);
     }
-    return true;
   }
 
   template <typename Formula>
   void add_scores(const Formula& formula) {
     T value[kAnchorBlock] = {}, weights[kAnchorBlock] = {}, pairs[kAnchorBlock] = {};
-    int32_t on[kAnchorBlock], positive[kAnchorBlock];
-    for (int64_t j = 0; j < tile.rows; ++j) {
-      if (!pair(j, on, positive)) continue;
+    each_row([&](int64_t j, auto mixed, const Mask& mask) {
       const T* row = s + j * kAnchorBlock;
       T* out = weight + j * kAnchorBlock;
       int any = 0;
 #pragma omp simd reduction(| : any)
       for (int64_t i = 0; i < kAnchorBlock; ++i) {
-        const Score<T> score = formula(row[i], positive[i] != 0, given[i]);
-        const T w = on[i] ? score.weight : T(0);
-        value[i] += on[i] ? score.value : T(0);
-        weights[i] += w;
-        pairs[i] += on[i] && score.counts ? T(1) : T(0);
+        const bool on = !mixed || mask.on[i];
+        const Score<T> score = formula(row[i], mixed && mask.positive[i], given[i]);
+        const T w = on ? score.weight : T(0);
+        value[i] += on ? score.value : T(0);
+        if (Formula::kSumsWeights) weights[i] += w;
+        pairs[i] += on && score.counts ? T(1) : T(0);
         out[i] = w;
         any |= w != T(0);
       }
       if (any) list.push_back(static_cast<int32_t>(j));
-    }
+    });
     for (int64_t i = 0; i < kAnchorBlock; ++i) {
       sums[i].value += static_cast<double>(value[i]);
       sums[i].weight += static_cast<double>(weights[i]);
@@ -168,17 +176,16 @@ struct Scorer {
   template <typename Formula>
   void add_exponents(const Formula& formula, T* grad, int64_t padded) {
     T before[kAnchorBlock], top[kAnchorBlock], value[kAnchorBlock] = {}, pairs[kAnchorBlock] = {};
-    int32_t on[kAnchorBlock], positive[kAnchorBlock];
     for (int64_t i = 0; i < kAnchorBlock; ++i) before[i] = top[i] = static_cast<T>(sums[i].shift);
-    for (int64_t j = 0; j < tile.rows; ++j) {
-      if (!pair(j, on, positive)) continue;
+    each_row([&](int64_t j, auto mixed, const Mask& mask) {
       const T* row = s + j * kAnchorBlock;
 #pragma omp simd
       for (int64_t i = 0; i < kAnchorBlock; ++i) {
-        const Exponent<T> e = formula(row[i], positive[i] != 0, given[i]);
-        top[i] = on[i] && e.counts && e.x > top[i] ? e.x : top[i];
+        const Exponent<T> e = formula(row[i], mixed && mask.positive[i], given[i]);
+        const bool counts = (!mixed || mask.on[i]) && e.counts;
+        top[i] = counts && e.x > top[i] ? e.x : top[i];
       }
-    }
+    });
     for (int64_t i = 0; i < kAnchorBlock; ++i) {
       if (!(top[i] > before[i])) continue;
       const T factor = std::exp(before[i] - top[i]);
@@ -188,15 +195,14 @@ struct Scorer {
 #pragma omp simd
       for (int64_t d = 0; d < padded; ++d) grad[i * padded + d] *= factor;
     }
-    for (int64_t j = 0; j < tile.rows; ++j) {
-      if (!pair(j, on, positive)) continue;
+    each_row([&](int64_t j, auto mixed, const Mask& mask) {
       const T* row = s + j * kAnchorBlock;
       T* out = weight + j * kAnchorBlock;
       int any = 0;
 #pragma omp simd reduction(| : any)
       for (int64_t i = 0; i < kAnchorBlock; ++i) {
-        const Exponent<T> e = formula(row[i], positive[i] != 0, given[i]);
-        const bool counts = on[i] && e.counts;
+        const Exponent<T> e = formula(row[i], mixed && mask.positive[i], given[i]);
+        const bool counts = (!mixed || mask.on[i]) && e.counts;
         const T term = counts ? exp_of_negative(e.x - top[i]) : T(0);
         value[i] += term;
         pairs[i] += counts ? T(1) : T(0);
@@ -205,7 +211,7 @@ struct Scorer {
         any |= counts && w != T(0);
       }
       if (any) list.push_back(static_cast<int32_t>(j));
-    }
+    });
     for (int64_t i = 0; i < kAnchorBlock; ++i) {
       sums[i].value += static_cast<double>(value[i]);
       sums[i].pairs += static_cast<double>(pairs[i]);
@@ -214,20 +220,20 @@ struct Scorer {
 
   void add_extremes() {
     T top[kAnchorBlock], pairs[kAnchorBlock] = {};
-    int32_t at[kAnchorBlock], on[kAnchorBlock], positive[kAnchorBlock];
+    int32_t at[kAnchorBlock];
     for (int64_t i = 0; i < kAnchorBlock; ++i) top[i] = static_cast<T>(sums[i].shift), at[i] = -1;
-    for (int64_t j = 0; j < tile.rows; ++j) {
-      if (!pair(j, on, positive)) continue;
+    each_row([&](int64_t j, auto mixed, const Mask& mask) {
       const T* row = s + j * kAnchorBlock;
 #pragma omp simd
       for (int64_t i = 0; i < kAnchorBlock; ++i) {
-        const T x = positive[i] ? -row[i] : row[i];
-        const bool farther = on[i] && exceeds(x, top[i]);
+        const bool on = !mixed || mask.on[i];
+        const T x = mixed && mask.positive[i] ? -row[i] : row[i];
+        const bool farther = on && exceeds(x, top[i]);
         top[i] = farther ? x : top[i];
         at[i] = farther ? static_cast<int32_t>(j) : at[i];
-        pairs[i] += on[i] ? T(1) : T(0);
+        pairs[i] += on ? T(1) : T(0);
       }
-    }
+    });
     for (int64_t i = 0; i < kAnchorBlock; ++i) {
       sums[i].pairs += static_cast<double>(pairs[i]);
       if (at[i] < 0) continue;

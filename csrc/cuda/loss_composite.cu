@@ -36,9 +36,9 @@ struct Workspace {
   }
 };
 
-template <typename T, typename S>
+template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    begin_kernel(const MemoryLossParams<T, S> p, const Pass pass, const Workspace<T> w) {
+    begin_kernel(const MemoryLossParams<T, T> p, const Pass pass, const Workspace<T> w) {
   const int64_t warp = blockIdx.x * kWarps + threadIdx.x / kWarp, warps = gridDim.x * kWarps;
   for (int64_t i = warp; i < p.B; i += warps) {
     const uint8_t state = anchor_state(p, i);
@@ -209,8 +209,8 @@ __device__ __forceinline__ void score_chunk(const ChunkPairs<T>& c, const Slot& 
   add_chunk(slot.formula, value, weight, pairs, shift, c, sums);
 }
 
-template <typename T, typename S>
-__global__ void __launch_bounds__(kThreads, 2) score_kernel(const MemoryLossParams<T, S> p, const Pass pass,
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 2) score_kernel(const MemoryLossParams<T, T> p, const Pass pass,
                                                             const Workspace<T> w, int64_t first, int64_t chunk, T* s) {
   ChunkPairs<T> c;
   c.block = static_cast<int64_t>(blockIdx.x) * kAnchors;
@@ -242,6 +242,13 @@ __global__ void __launch_bounds__(kThreads) rescale_kernel(const T* rescale, int
   for (int64_t d = threadIdx.x; d < D; d += kThreads) grad[blockIdx.x * D + d] *= factor;
 }
 
+// For the kernels that do not look at the bank: they need not be compiled for each of its dtypes.
+template <typename T, typename S>
+MemoryLossParams<T, T> without_bank(const MemoryLossParams<T, S>& p) {
+  return {p.z,     p.labels, nullptr,   p.bank_labels, p.count,       p.B,   p.M,    p.D,
+          p.scale, p.shift,  p.exclude, p.anchors,     p.renormalize, p.eps, p.loss, p.grad_z};
+}
+
 }  // namespace
 
 template <typename T>
@@ -266,7 +273,7 @@ int launch_composite_begin(const MemoryLossParams<T, S>& p, const Pass& pass, co
                            const Launch& launch) {
   const Workspace<T> w(launch.workspace, p.B, p.D, c.slots);
   const int64_t blocks = larger(1, smaller(larger(ceil_div(p.B, kWarps), ceil_div(p.D, kThreads)), 1024));
-  return run(begin_kernel<T, S>, dim3(static_cast<unsigned>(blocks)), kThreads, launch, p, pass, w);
+  return run(begin_kernel<T>, dim3(static_cast<unsigned>(blocks)), kThreads, launch, without_bank(p), pass, w);
 }
 
 template <typename T, typename S>
@@ -281,8 +288,8 @@ int launch_composite_score(const MemoryLossParams<T, S>& p, const Pass& pass, co
                            const Launch& launch) {
   if (p.B == 0) return cudaSuccess;
   const Workspace<T> w(launch.workspace, p.B, p.D, c.slots);
-  int error = run(score_kernel<T, S>, dim3(static_cast<unsigned>(ceil_div(p.B, kAnchors))), kThreads, launch, p, pass,
-                  w, first, c.chunk, c.s);
+  int error = run(score_kernel<T>, dim3(static_cast<unsigned>(ceil_div(p.B, kAnchors))), kThreads, launch,
+                  without_bank(p), pass, w, first, c.chunk, c.s);
   for (int k = 0; k < kSlots && error == cudaSuccess; ++k)
     if (pass.slot[k].pairs != Pairs::none && is_exponential(pass.slot[k].formula) && c.grad != nullptr && first > 0)
       error = run(rescale_kernel<T>, dim3(static_cast<unsigned>(p.B)), kThreads, launch, w.rescale + k * p.B, p.D,

@@ -167,7 +167,10 @@ __device__ __forceinline__ Scored score_tile(Shared<kDim>& shared, int64_t begin
         add_scores<kDim>(shared, formula, pairs, dot);
     });
   }
-  if (!gradient) return {0, false};
+  if (!gradient) {
+    __syncthreads();  // all have read the labels of this tile
+    return {0, false};
+  }
   bool any[4] = {};
 #pragma unroll
   for (int i = 0; i < kSquare; ++i)

@@ -151,7 +151,7 @@ void composite(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
   if (p.M > 64) c.chunk = 64, c.chunks = (p.M + 63) / 64;  // a chunk holds all of these small banks
   Exactly<T> rows(c.chunk * p.D), s(c.slots * p.B * c.chunk), grad(c.slots * p.B * p.D);
   c.rows = rows, c.s = s;
-  if (sums_gradients(loss)) c.grad = grad;
+  if (sums_gradients(loss) && p.grad_z != nullptr) c.grad = grad;
   const Program program = make_program(loss);
   launch(cuda::composite_workspace(p.B, p.D, c.slots), [&](const cuda::Launch& at) {
     int error = 0;
@@ -167,7 +167,7 @@ void composite(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
             s[i * c.chunk + j] = sum;
           }
         error |= cuda::launch_composite_score(p, pass, c, first, at);
-        for (int slot = 0; slot < kSlots && pass.gradient; ++slot)
+        for (int slot = 0; slot < kSlots && pass.gradient && c.grad != nullptr; ++slot)
           for (int64_t i = slot * p.B; pass.slot[slot].pairs != Pairs::none && i < (slot + 1) * p.B; ++i)
             for (int64_t j = 0; j < c.chunk; ++j)
               for (int64_t d = 0; d < p.D; ++d) grad[i * p.D + d] += s[i * c.chunk + j] * rows[j * p.D + d];
@@ -269,11 +269,15 @@ void one_round(const Sizes& n) {
     run(loss_params(z, y, ours, n, options, value, grad));
     close(what, difference(value, value64, 1), tolerance, n);
     close(what, difference(grad, grad64, 1e-3), tolerance, n);
+    auto no_grad = loss_params(z, y, ours, n, options, value, grad);
+    no_grad.grad_z = nullptr;
+    run(no_grad);
+    close(what, difference(value, value64, 1), tolerance, n);
     compared += 1;
   };
   if constexpr (std::is_same_v<T, float> && std::is_same_v<S, float>)
     check("sweep", [&](const auto& p) {
-      launch(cuda::sweep_workspace(n.B, n.M, n.D, loss, true, emu::settings().multiprocessors),
+      launch(cuda::sweep_workspace(n.B, n.M, n.D, loss, p.grad_z != nullptr, emu::settings().multiprocessors),
              [&](const cuda::Launch& at) { return cuda::launch_sweep(p, loss, at); });
     });
   check("composite", [&](const auto& p) { composite(p, loss); });
