@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from conftest import HAS_EMULATOR, HAS_GPU
 
 import xbn_ext
-from xbn_ext import Contrastive, CrossBatchMemory, ops
+from xbn_ext import Contrastive, CrossBatchMemory, MultiSimilarity, NTXent, SupCon, Triplet, ops
 
 if HAS_EMULATOR:
     import emulated
@@ -89,6 +89,15 @@ def test_which_way_the_loss_goes(B, D, precision, way, executor):
     bank, bank_labels = torch.randn(9, D, dtype=precision), torch.arange(9)
     n = launches(emulated.memory_loss, z, labels, bank, bank_labels, Contrastive())
     assert n == {"sweep": 3, "composite": 5}[way]  # the last two add up
+
+
+@pytest.mark.parametrize(
+    "loss, n", [(SupCon(), 3), (NTXent(), 5), (MultiSimilarity(), 3), (MultiSimilarity(mining=0.1), 7), (Triplet(), 3)]
+)
+def test_how_many_kernels_a_loss_launches(loss, n, executor):
+    """A pass is a sweep and what it settles; the gradient comes at the end."""
+    z, labels = torch.randn(5, 8, requires_grad=True), torch.zeros(5, dtype=torch.int64)
+    assert launches(emulated.memory_loss, z, labels, torch.randn(9, 8), torch.arange(9), loss) == n
 
 
 def test_how_many_kernels_an_op_launches(executor):

@@ -12,7 +12,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -27,6 +27,8 @@ class PairLoss:
         ValueError: a parameter is not finite or out of its range, naming it.
     """
 
+    _kind: ClassVar[str]
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -40,12 +42,13 @@ class PairLoss:
     @property
     def kind(self) -> str:
         """The name by which the kernels know the loss."""
-        raise NotImplementedError
+        return self._kind
 
     @property
     def parameters(self) -> list[float]:
         """The numbers the kernels take, in their order."""
-        raise NotImplementedError
+        numbers = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        return [float(x) for x in numbers if not isinstance(x, str)]
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,6 @@ class Contrastive(PairLoss):
     def kind(self) -> str:
         return "contrastive_mean" if self.reduction == "mean" else "contrastive"
 
-    @property
-    def parameters(self) -> list[float]:
-        return [float(self.pos_margin), float(self.neg_margin)]
-
 
 @dataclass(frozen=True)
 class SupCon(PairLoss):
@@ -95,20 +94,13 @@ class SupCon(PairLoss):
         temperature: > 0. A scalar tensor is learned if it requires a gradient; its value is not looked at.
     """
 
+    _kind = "supcon"
     temperature: float | Tensor = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.temperature, Tensor):
             _positive("temperature", self.temperature)
-
-    @property
-    def kind(self) -> str:
-        return "supcon"
-
-    @property
-    def parameters(self) -> list[float]:
-        return [float(self.temperature)]
 
 
 @dataclass(frozen=True)
@@ -123,20 +115,13 @@ class NTXent(PairLoss):
         temperature: > 0. A scalar tensor is learned if it requires a gradient; its value is not looked at.
     """
 
+    _kind = "ntxent"
     temperature: float | Tensor = 0.07
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.temperature, Tensor):
             _positive("temperature", self.temperature)
-
-    @property
-    def kind(self) -> str:
-        return "ntxent"
-
-    @property
-    def parameters(self) -> list[float]:
-        return [float(self.temperature)]
 
 
 @dataclass(frozen=True)
@@ -153,6 +138,7 @@ class MultiSimilarity(PairLoss):
             epsilon, of the positives only those less similar than the hardest negative plus epsilon.
     """
 
+    _kind = "multi_similarity"
     alpha: float = 2.0
     beta: float = 50.0
     base: float = 0.5
@@ -166,10 +152,6 @@ class MultiSimilarity(PairLoss):
             _finite("mining", self.mining)
         if self.mining is not None and self.mining < 0:
             raise ValueError(f"mining must be None or an epsilon >= 0, got {self.mining}")
-
-    @property
-    def kind(self) -> str:
-        return "multi_similarity"
 
     @property
     def parameters(self) -> list[float]:
@@ -189,20 +171,13 @@ class Circle(PairLoss):
         gamma: > 0, scale of the similarities.
     """
 
+    _kind = "circle"
     m: float = 0.4
     gamma: float = 80.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _positive("gamma", self.gamma)
-
-    @property
-    def kind(self) -> str:
-        return "circle"
-
-    @property
-    def parameters(self) -> list[float]:
-        return [float(self.m), float(self.gamma)]
 
 
 @dataclass(frozen=True)
@@ -218,6 +193,7 @@ class Triplet(PairLoss):
         mining: `"hardest"`.
     """
 
+    _kind = "triplet_hardest"
     margin: float = 0.1
     mining: Literal["hardest"] = "hardest"
 
@@ -225,14 +201,6 @@ class Triplet(PairLoss):
         super().__post_init__()
         if self.mining != "hardest":
             raise ValueError(f"mining must be 'hardest', got {self.mining!r}")
-
-    @property
-    def kind(self) -> str:
-        return "triplet_hardest"
-
-    @property
-    def parameters(self) -> list[float]:
-        return [float(self.margin)]
 
 
 def fold_temperature(loss: PairLoss, z: Tensor) -> tuple[PairLoss, Tensor]:
