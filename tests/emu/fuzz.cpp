@@ -301,8 +301,8 @@ int main(int argc, char** argv) {
     const int kind = round;
     vary();
     Sizes n{up_to(kind % 3 == 0 ? 140 : 40), 1 + up_to(kind % 3 == 1 ? 260 : 130), 1 + up_to(kind % 3 == 2 ? 200 : 70)};
-    if (kind % 8 == 7) n = {1 + up_to(6), 1 + up_to(70), 257 + up_to(767)};          // the wide kernels
-    if (up_to(2) == 0) n.D = (n.D + 3) / 4 * 4;                                      // 16-byte accesses
+    if (kind % 8 == 7) n = {1 + up_to(6), 1 + up_to(70), 257 + up_to(767)};  // the wide kernels
+    if (up_to(2) == 0) n.D = (n.D + 3) / 4 * 4;                              // 16-byte accesses
     one_round<float, float>(n);
     if (kind % 4 == 0) one_round<double, double>(n);
     if (kind % 4 == 1) one_round<float, double>(n);
