@@ -121,7 +121,7 @@ inline void check_moments(const Tensor& x, const OptionalTensor& mask) {
 inline void check_track(const Tensor& target_mean, const Tensor& target_std, const Tensor& variance,
                         const Tensor& scale, const Tensor& shift, const Tensor& x, const OptionalTensor& mask,
                         const Tensor& sums, const Tensor& count, double process_noise, double measurement_noise,
-                        std::optional<double> fixed_gain, double eps) {
+                        std::optional<double> fixed_gain, double eps, const OptionalTensor& gaps) {
   const Contract c("track_", x);
   c.matrix("x", x, "[B, D]", {-1, -1});
   const int64_t D = x.size(1);
@@ -133,6 +133,7 @@ inline void check_track(const Tensor& target_mean, const Tensor& target_std, con
   c.statistic("shift", shift, "[D]", {D});
   c.statistic("sums", sums, "[2, D]", {2, D});
   c.counter("count", count);
+  if (gaps) c.statistic("gaps", *gaps, "[2]", {2});
   check(process_noise >= 0, "track_: process_noise must not be negative, got ", process_noise);
   check(measurement_noise > 0 && std::isfinite(measurement_noise),
         "track_: measurement_noise must be positive and finite, got ", measurement_noise);
@@ -159,7 +160,8 @@ inline void check_standardize(const Tensor& bank, const Tensor& sums, const Tens
 
 inline void check_enqueue(const Tensor& bank, const Tensor& bank_labels, const Tensor& sums, const Tensor& head,
                           const Tensor& count, const Tensor& z, const Tensor& labels, const OptionalTensor& mask,
-                          const Tensor& scale, const Tensor& shift) {
+                          const Tensor& scale, const Tensor& shift, const OptionalTensor& bank_ids,
+                          const OptionalTensor& ids, const OptionalTensor& bank_steps, const OptionalTensor& step) {
   const Contract c("enqueue_", bank);
   c.bank("bank", bank);
   const int64_t M = bank.size(0), D = bank.size(1);
@@ -174,11 +176,21 @@ inline void check_enqueue(const Tensor& bank, const Tensor& bank_labels, const T
   c.rows_mask("mask", mask, z.size(0));
   c.statistic("scale", scale, "[D]", {D});
   c.statistic("shift", shift, "[D]", {D});
+  for (const auto& [name, t] : {std::pair("bank_ids", &bank_ids), std::pair("bank_steps", &bank_steps)}) {
+    if (!*t) continue;
+    c.labels(name, **t, "[M]", M);
+    c.contiguous(name, **t);
+  }
+  check(bank_ids.has_value() || !ids, "enqueue_: ids need bank_ids to be stored in");
+  if (ids) c.labels("ids", *ids, "[B]", z.size(0));
+  check(bank_steps.has_value() == step.has_value(), "enqueue_: bank_steps and step go together");
+  if (step) c.counter("step", *step);
 }
 
 inline void check_memory_loss(const Tensor& z, const Tensor& labels, const Tensor& bank, const Tensor& bank_labels,
                               const OptionalTensor& count, const OptionalTensor& scale, const OptionalTensor& shift,
-                              const OptionalTensor& exclude, const OptionalTensor& anchors, double eps) {
+                              const OptionalTensor& bank_ids, const OptionalTensor& exclude,
+                              const OptionalTensor& anchors, double eps) {
   const Contract c("memory_loss", z);
   c.matrix("z", z, "[B, D]", {-1, -1});
   const int64_t B = z.size(0), D = z.size(1);
@@ -189,6 +201,8 @@ inline void check_memory_loss(const Tensor& z, const Tensor& labels, const Tenso
   check(scale.has_value() == shift.has_value(), "memory_loss: scale and shift go together");
   if (scale) c.statistic("scale", *scale, "[D]", {D});
   if (shift) c.statistic("shift", *shift, "[D]", {D});
+  check(exclude.has_value() || !bank_ids, "memory_loss: bank_ids are for exclude, which is missing");
+  if (bank_ids) c.labels("bank_ids", *bank_ids, "[M]", bank.size(0));
   if (exclude) c.labels("exclude", *exclude, "[B]", B);
   c.rows_mask("anchors", anchors, B);
   check_eps("memory_loss", eps);

@@ -80,16 +80,37 @@ XBN_FORMULA Affine match_moments(Moments from, Moments to, double eps) {
   return {scale, to.mean - scale * from.mean};
 }
 
+// The distance over all dimensions; there is none where the batch measures nothing or the bank is empty.
+XBN_FORMULA double moment_gap(double squared_gaps, int64_t rows, int64_t count) {
+  return rows < 2 || count == 0 ? static_cast<double>(NAN) : std::sqrt(squared_gaps);
+}
+
+// Of rows with the moments `stored`, after a map.
+XBN_FORMULA Moments moved(Moments stored, Affine map) {
+  return {map.scale * stored.mean + map.shift, std::fabs(map.scale) * stored.std};
+}
+
 // The pending map, followed by the one that gives the stored rows the moments `target`.
 XBN_FORMULA Affine follow(Affine pending, Moments stored, Moments target, double eps) {
-  const Moments now = {pending.scale * stored.mean + pending.shift, std::fabs(pending.scale) * stored.std};
-  const Affine map = match_moments(now, target, eps);
+  const Affine map = match_moments(moved(stored, pending), target, eps);
   return {map.scale * pending.scale, map.scale * pending.shift + map.shift};
+}
+
+// Squared distance of two normal distributions with these moments (2-Wasserstein), in one dimension.
+XBN_FORMULA double squared_gap(Moments a, Moments b) {
+  return (a.mean - b.mean) * (a.mean - b.mean) + (a.std - b.std) * (a.std - b.std);
 }
 
 // Whether stored coordinates are so far from mean 0 and standard deviation 1 that they should be standardised anew.
 XBN_FORMULA bool off_standard(Moments stored) {
   return std::fabs(stored.mean) > 4.0 || stored.std > 4.0 || stored.std < 0.25;
+}
+
+// --- The ring -------------------------------------------------------------------------------------------
+
+// The id that row i of a batch has in its slot: that of its sample or, where it has none, one no other row has.
+XBN_FORMULA int64_t stored_id(const int64_t* ids, int64_t i, int64_t slot) {
+  return ids != nullptr && ids[i] >= 0 ? ids[i] : -2 - slot;
 }
 
 // --- The exponential function --------------------------------------------------------------------------

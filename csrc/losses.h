@@ -81,7 +81,7 @@ struct Exponent {
 template <typename T>
 struct MarginFormula {  // a: of positives, b: of negatives
   static constexpr bool kExponential = false;
-  static constexpr bool kSumsWeights = false;
+  static constexpr bool kSumsWeights = true;
   T a, b;
   XBN_FORMULA Score<T> operator()(T s, bool positive, T) const {
     const T cost = positive ? a - s : s - b;
@@ -181,6 +181,7 @@ struct RowResult {
   double value[kSlots] = {0, 0};
   double count[kSlots] = {0, 0};
   double factor[kSlots] = {0, 0};
+  double positives = 0, negatives = 0;  // that have a weight
 };
 
 // Contrastive averages positives and negatives apart; the other losses have one group.
@@ -210,8 +211,13 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
         r.count[slot] = loss.mean ? 1 : sums[slot].pairs;
         r.factor[slot] = 1;
       }
+      // In one slot, weights are 1 for negatives and -1 for positives.
+      r.positives = loss.mean ? (first.pairs - first.weight) / 2 : second.pairs;
+      r.negatives = loss.mean ? (first.pairs + first.weight) / 2 : first.pairs;
       return r;
     case LossKind::supcon:
+      r.positives = second.pairs;
+      r.negatives = first.pairs - second.pairs;
       r.count[0] = 0;
       if (second.pairs == 0) return r;
       r.value[0] = log_sum(first) - second.value / second.pairs;
@@ -221,12 +227,16 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
           first.pairs > 1 ? 1 : 0;  // an only pair costs nothing; of several each adds to the sum, however little
       return r;
     case LossKind::ntxent:
+      r.positives = second.pairs;
+      r.negatives = first.pairs;
       r.value[0] = second.value;
       r.count[0] = second.pairs;
       r.factor[0] = first.pairs == 0 ? 0 : second.weight / first.value;
       r.factor[1] = -1 / loss.a;
       return r;
     case LossKind::multi_similarity:
+      r.positives = second.pairs;
+      r.negatives = first.pairs;
       r.value[0] = softplus(log_sum(first)) / loss.b + softplus(log_sum(second)) / loss.a;
       r.factor[0] = softplus_factor(first) / loss.b;
       r.factor[1] = softplus_factor(second) / loss.a;
@@ -234,6 +244,8 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
     case LossKind::circle: {
       r.count[0] = 0;
       if (first.pairs == 0 || second.pairs == 0) return r;
+      r.positives = second.pairs;
+      r.negatives = first.pairs;
       const double x = log_sum(first) + log_sum(second);
       r.value[0] = softplus(x);
       const double sigmoid = 1 / (1 + std::exp(-x));
@@ -248,7 +260,7 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
       const double cost = first.shift + second.shift + loss.a;
       if (cost <= 0) return r;
       r.value[0] = cost;
-      r.count[0] = 1;
+      r.count[0] = r.positives = r.negatives = 1;
       if (first.value < 0 || second.value < 0) return r;  // an infinite similarity is no row's
       r.factor[0] = 1;
       r.factor[1] = -1;

@@ -95,9 +95,9 @@ struct Ops {
 
   static void track(Tensor target_mean, Tensor target_std, Tensor variance, Tensor scale, Tensor shift, const Tensor& x,
                     const OptionalTensor& mask, const Tensor& sums, const Tensor& count, double process_noise,
-                    double measurement_noise, std::optional<double> fixed_gain, double eps) {
+                    double measurement_noise, std::optional<double> fixed_gain, double eps, OptionalTensor gaps) {
     check_track(target_mean, target_std, variance, scale, shift, x, mask, sums, count, process_noise, measurement_noise,
-                fixed_gain, eps);
+                fixed_gain, eps, gaps);
     const Measurement m(x, mask);
     const Device device("track_", m.x);
     TrackParams p;
@@ -116,6 +116,7 @@ struct Ops {
     p.measurement_noise = measurement_noise;
     p.fixed_gain = fixed_gain.value_or(-1.0);
     p.eps = eps;
+    p.gaps = gaps ? gaps->mutable_data_ptr<double>() : nullptr;
     dispatch(x, [&](auto type) { device.track(m.params<typename decltype(type)::type>(), p); });
   }
 
@@ -144,11 +145,15 @@ struct Ops {
   }
 
   static Tensor enqueue(Tensor bank, Tensor bank_labels, Tensor sums, Tensor head, Tensor count, const Tensor& z,
-                        const Tensor& labels, const OptionalTensor& mask, const Tensor& scale, const Tensor& shift) {
-    check_enqueue(bank, bank_labels, sums, head, count, z, labels, mask, scale, shift);
+                        const Tensor& labels, const OptionalTensor& mask, const Tensor& scale, const Tensor& shift,
+                        OptionalTensor bank_ids, const OptionalTensor& ids, OptionalTensor bank_steps,
+                        const OptionalTensor& step) {
+    check_enqueue(bank, bank_labels, sums, head, count, z, labels, mask, scale, shift, bank_ids, ids, bank_steps, step);
     const Tensor dense_z = as_dense(z), dense_labels = as_dense(labels);
     check(!overlap(dense_z, bank), "enqueue_: z must not share memory with bank");
     check(!overlap(dense_labels, bank_labels), "enqueue_: labels must not share memory with bank_labels");
+    const Dense dense_ids(ids);
+    if (ids) check(!overlap(*dense_ids.tensor, *bank_ids), "enqueue_: ids must not share memory with bank_ids");
     const Device device("enqueue_", bank);
     device.check_counter("head", head, bank.size(0) - 1);
     device.check_counter("count", count, bank.size(0));
@@ -161,11 +166,15 @@ struct Ops {
         EnqueueParams<T, S> p;
         p.bank = data_of<S>(bank);
         p.bank_labels = bank_labels.mutable_data_ptr<int64_t>();
+        p.bank_ids = bank_ids ? bank_ids->mutable_data_ptr<int64_t>() : nullptr;
+        p.bank_steps = bank_steps ? bank_steps->mutable_data_ptr<int64_t>() : nullptr;
         p.sums = sums.mutable_data_ptr<double>();
         p.head = head.mutable_data_ptr<int64_t>();
         p.count = count.mutable_data_ptr<int64_t>();
         p.z = dense_z.const_data_ptr<T>();
         p.labels = dense_labels.const_data_ptr<int64_t>();
+        p.ids = dense_ids.data<int64_t>();
+        p.step = step ? step->const_data_ptr<int64_t>() : nullptr;
         p.mask = rows_mask.data<bool>();
         p.scale = scale.const_data_ptr<double>();
         p.shift = shift.const_data_ptr<double>();
@@ -179,21 +188,23 @@ struct Ops {
     return slots;
   }
 
-  static std::tuple<Tensor, Tensor> memory_loss(const Tensor& z, const Tensor& labels, const Tensor& bank,
-                                                const Tensor& bank_labels, const OptionalTensor& count,
-                                                const OptionalTensor& scale, const OptionalTensor& shift,
-                                                const OptionalTensor& exclude, const OptionalTensor& anchors,
-                                                const std::string& loss, const std::vector<double>& parameters,
-                                                bool renormalize, double eps, bool need_grad) {
-    check_memory_loss(z, labels, bank, bank_labels, count, scale, shift, exclude, anchors, eps);
+  static std::tuple<Tensor, Tensor, Tensor> memory_loss(const Tensor& z, const Tensor& labels, const Tensor& bank,
+                                                        const Tensor& bank_labels, const OptionalTensor& count,
+                                                        const OptionalTensor& scale, const OptionalTensor& shift,
+                                                        const OptionalTensor& bank_ids, const OptionalTensor& exclude,
+                                                        const OptionalTensor& anchors, const std::string& loss,
+                                                        const std::vector<double>& parameters, bool renormalize,
+                                                        double eps, bool need_grad) {
+    check_memory_loss(z, labels, bank, bank_labels, count, scale, shift, bank_ids, exclude, anchors, eps);
     const LossSpec spec = parse_loss(loss, parameters);
     const int64_t B = z.size(0), D = z.size(1);
     const Tensor dense_z = as_dense(z), dense_labels = as_dense(labels), dense_bank_labels = as_dense(bank_labels);
     const Device device("memory_loss", dense_z);
     if (count) device.check_counter("count", *count, bank.size(0));
-    const Dense dense_exclude(exclude), dense_anchors(anchors);
+    const Dense dense_bank_ids(bank_ids), dense_exclude(exclude), dense_anchors(anchors);
     const Tensor value = torch::stable::new_empty(dense_z, {});
     const Tensor grad_z = torch::stable::new_empty(dense_z, {need_grad ? B : 0, D});
+    const Tensor pairs = torch::stable::new_empty(dense_z, {2}, ScalarType::Double);
     dispatch(z, [&](auto z_type) {
       using T = typename decltype(z_type)::type;
       dispatch_bank(bank, [&](auto bank_type) {
@@ -209,16 +220,18 @@ struct Ops {
         p.D = D;
         p.scale = scale ? scale->const_data_ptr<double>() : nullptr;
         p.shift = shift ? shift->const_data_ptr<double>() : nullptr;
+        p.bank_ids = dense_bank_ids.data<int64_t>();
         p.exclude = dense_exclude.data<int64_t>();
         p.anchors = dense_anchors.data<bool>();
         p.renormalize = renormalize;
         p.eps = eps;
         p.loss = value.mutable_data_ptr<T>();
         p.grad_z = need_grad ? grad_z.mutable_data_ptr<T>() : nullptr;
+        p.pairs = pairs.mutable_data_ptr<double>();
         device.memory_loss(p, spec, dense_z);
       });
     });
-    return {value, grad_z};
+    return {value, grad_z, pairs};
   }
 };
 

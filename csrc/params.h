@@ -36,6 +36,7 @@ struct TrackParams {
   double measurement_noise;  // r
   double fixed_gain;         // < 0: the Kalman gain; else this gain after the first measurement
   double eps;                // standard deviations below it mark a dead dimension
+  double* gaps;              // [2] out, moment gap of bank and batch before and after the map; or null
 };
 
 template <typename S>
@@ -63,11 +64,15 @@ template <typename T, typename S>
 struct EnqueueParams {
   S* bank;                // [M, D] ring
   int64_t* bank_labels;   // [M]
+  int64_t* bank_ids;      // [M] or null
+  int64_t* bank_steps;    // [M] or null
   double* sums;           // [2, D] kept equal to the sums of the stored rows
   int64_t* head;          // [1] next slot to write
   int64_t* count;         // [1] filled slots
   const T* z;             // [B, D]
   const int64_t* labels;  // [B]
+  const int64_t* ids;     // [B] of samples, or null; a negative one is stored as -2 - slot, which is no other row's
+  const int64_t* step;    // [1] stored as the step of every row; null exactly when bank_steps is
   const bool* mask;       // [B] rows to store, or null for all of them
   const double* scale;    // [D] pending map: z is stored as (z - shift) / scale
   const double* shift;    // [D]
@@ -85,12 +90,14 @@ struct MemoryLossParams {
   int64_t B, M, D;             //
   const double* scale;         // [D] pending map of the bank, or null: a row u stands for scale * u + shift
   const double* shift;         // [D] null exactly when scale is
-  const int64_t* exclude;      // [B] the bank row an anchor must not be paired with (-1: none), or null
+  const int64_t* bank_ids;     // [M] the rows' ids, or null: a row's id is its number
+  const int64_t* exclude;      // [B] rows with this id are not paired with the anchor (-1: none), or null
   const bool* anchors;         // [B] rows that rank, or null for all of them
   bool renormalize;            // divide a bank row by max(norm, eps) as it is read
   double eps;                  //
   T* loss;                     // [1] out
   T* grad_z;                   // [B, D] out, or null: then the gradient product is skipped
+  double* pairs;               // [2] out, positives and negatives of an anchor that have a weight, on average
 };
 
 }  // namespace xbn

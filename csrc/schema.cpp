@@ -1,11 +1,12 @@
 // Every op of xbn_ext. Letters: B batch rows, M bank rows (capacity), D dimension.
 //
 //   moments      x [B, D] -> mean [D], std [D], rows []              of the rows in the mask and finite
-//   track_       measure x, filter, and compose the map that moves the bank to the filtered moments
+//   track_       measure x, filter, and compose the map that moves the bank to the filtered moments; how far its
+//                moments are from the batch's before and after -> gaps [2]
 //   transform_   write the pending map into the bank; scale, shift become 1, 0
 //   standardize_ rewrite the bank in standardised coordinates, if it has left them; the pending map compensates
-//   enqueue_     rows of z enter the ring -> slots [B], -1 where a row was not stored
-//   memory_loss  z against the bank -> loss [], dLoss/dz [B, D] ([0, D] unless need_grad)
+//   enqueue_     rows of z, their labels, ids and the step enter the ring -> slots [B], -1 where a row was not stored
+//   memory_loss  z against the bank -> loss [], dLoss/dz [B, D] ([0, D] unless need_grad), pairs [2] per anchor
 //
 // A bank row u stands for scale * u + shift. Statistics are float64, counters int64 scalars, all on the device
 // of the bank. xbn_ext/ops.py documents the arguments; xbn_ext/reference.py says what they compute.
@@ -20,18 +21,19 @@ STABLE_TORCH_LIBRARY(XBN_LIBRARY, m) {
   m.def(
       "track_(Tensor(a!) target_mean, Tensor(b!) target_std, Tensor(c!) variance, Tensor(d!) scale, "
       "Tensor(e!) shift, Tensor x, Tensor? mask, Tensor sums, Tensor count, float process_noise, "
-      "float measurement_noise, float? fixed_gain, float eps) -> ()");
+      "float measurement_noise, float? fixed_gain, float eps, Tensor(f!)? gaps=None) -> ()");
   m.def("transform_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count) -> ()");
   m.def(
       "standardize_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count, "
       "float eps) -> ()");
   m.def(
       "enqueue_(Tensor(a!) bank, Tensor(b!) bank_labels, Tensor(c!) sums, Tensor(d!) head, Tensor(e!) count, "
-      "Tensor z, Tensor labels, Tensor? mask, Tensor scale, Tensor shift) -> Tensor slots");
+      "Tensor z, Tensor labels, Tensor? mask, Tensor scale, Tensor shift, Tensor(f!)? bank_ids=None, Tensor? ids=None, "
+      "Tensor(g!)? bank_steps=None, Tensor? step=None) -> Tensor slots");
   m.def(
       "memory_loss(Tensor z, Tensor labels, Tensor bank, Tensor bank_labels, Tensor? count, Tensor? scale, "
-      "Tensor? shift, Tensor? exclude, Tensor? anchors, str loss, float[] parameters, "
-      "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_z)");
+      "Tensor? shift, Tensor? bank_ids, Tensor? exclude, Tensor? anchors, str loss, float[] parameters, "
+      "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_z, Tensor pairs)");
   m.def("cpu_isa() -> str");
   m.def("cuda_architectures() -> str");        // that the build has kernels for; "" without nvcc
   m.def("set_cuda_backend(str name) -> str");  // auto, simt or composite; returns what was set before

@@ -59,7 +59,10 @@ _ops = torch.ops.xbn_emu
 moments = _ops.moments
 track_ = _ops.track_
 transform_ = _ops.transform_
-enqueue_ = _ops.enqueue_
+
+
+def enqueue_(*args, bank_ids=None, ids=None, bank_steps=None, step=None):
+    return _ops.enqueue_(*args, bank_ids, ids, bank_steps, step)
 
 
 def standardize_(bank, sums, scale, shift, count, eps=1e-6):
@@ -69,22 +72,27 @@ def standardize_(bank, sums, scale, shift, count, eps=1e-6):
 class _MemoryLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, args):
-        value, grad_z = _ops.memory_loss(z, *args, ctx.needs_input_grad[0])
+        value, grad_z, pairs = _ops.memory_loss(z, *args, ctx.needs_input_grad[0])
         ctx.save_for_backward(grad_z)
-        return value
+        ctx.mark_non_differentiable(pairs)
+        return value, pairs
 
     @staticmethod
-    def backward(ctx, grad_value):
+    def backward(ctx, grad_value, _):
         return grad_value * ctx.saved_tensors[0], None
 
 
-def memory_loss(
-    z, labels, bank, bank_labels, loss, *, count=None, scale=None, shift=None, exclude=None, anchors=None,
-    renormalize=True, eps=1e-6,
+def memory_loss(*args, **options):
+    return memory_loss_and_pairs(*args, **options)[0]
+
+
+def memory_loss_and_pairs(
+    z, labels, bank, bank_labels, loss, *, count=None, scale=None, shift=None, bank_ids=None, exclude=None,
+    anchors=None, renormalize=True, eps=1e-6,
 ):  # fmt: skip
     loss, z = fold_temperature(loss, z)
     args = (
-        labels, bank.detach(), bank_labels, count, scale, shift, exclude, anchors, loss.kind, loss.parameters,
+        labels, bank.detach(), bank_labels, count, scale, shift, bank_ids, exclude, anchors, loss.kind, loss.parameters,
         renormalize, eps,
     )  # fmt: skip
     return _MemoryLoss.apply(z, args)

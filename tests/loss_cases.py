@@ -33,6 +33,14 @@ def run(function, z, *args, **options):
     return value.detach(), grad
 
 
+def run_with_pairs(module, z, *args, **options):
+    """Value, gradient, pairs."""
+    z = z.detach().clone().requires_grad_()
+    value, pairs = module.memory_loss_and_pairs(z, *args, **options)
+    (grad,) = torch.autograd.grad(value, z)
+    return value.detach(), grad, pairs
+
+
 def stiffness(loss):
     """By how much an error of a similarity is magnified on its way to the loss or to a weight."""
     match loss:
@@ -45,14 +53,15 @@ def stiffness(loss):
     return 1.0
 
 
-def clear_anchors(loss, z, labels, bank, bank_labels, *, renormalize=True, exclude=None, **_):
+def clear_anchors(loss, z, labels, bank, bank_labels, *, renormalize=True, exclude=None, bank_ids=None, **_):
     """`[B]` bool: anchors whose loss does not hang on rounding. Where a pair counts or not, or which is the hardest,
     is decided by a comparison; where that is closer than 1e-5, float32 may decide otherwise than float64."""
     near = 1e-5
     s = reference.similarity(z.double(), bank.double(), renormalize)
     pair = torch.ones_like(s, dtype=torch.bool)
     if exclude is not None:
-        pair = exclude[:, None] != torch.arange(s.shape[1], device=s.device)
+        row_ids = torch.arange(s.shape[1], device=s.device) if bank_ids is None else bank_ids
+        pair = (exclude[:, None] == -1) | (exclude[:, None] != row_ids)
     p, n = pair & (labels[:, None] == bank_labels), pair & (labels[:, None] != bank_labels)
     if s.shape[1] == 0:
         return torch.ones_like(labels, dtype=torch.bool)
@@ -101,8 +110,9 @@ def assert_right(ops, z, labels, bank, bank_labels, loss, **options):
     anchors = options.pop("anchors", None)
     options["anchors"] = clear if anchors is None else anchors & clear
     args = (labels, bank, bank_labels, loss)
-    result = run(ops.memory_loss, z, *args, **options)
-    truth = run(reference.memory_loss, z.double(), labels, bank.double(), bank_labels, loss, **options)
+    *result, pairs = run_with_pairs(ops, z, *args, **options)
+    *truth, true_pairs = run_with_pairs(reference, z.double(), labels, bank.double(), bank_labels, loss, **options)
+    torch.testing.assert_close(pairs, true_pairs)
     s = reference.similarity(z.double(), rows, options.get("renormalize", True))
     largest = float(s.abs().max()) if s.numel() else 0.0
     assert_close(result, truth, run(reference.memory_loss, z, *args, **options), loss, largest)

@@ -9,8 +9,8 @@ from xbn_ext import reference
 SIZES = [1, 7, 63, 64, 65, 257]
 
 
-def enqueue(module, m, z, labels, mask=None):
-    return module.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, z, labels, mask, m.scale, m.shift)
+def enqueue(module, m, z, labels, mask=None, **more):
+    return module.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, z, labels, mask, m.scale, m.shift, **more)
 
 
 @pytest.mark.parametrize("bank_dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
@@ -51,6 +51,28 @@ def test_ragged_shapes_and_wrap_around(B, M, fill, bank_dtype, ops, device, dtyp
     torch.testing.assert_close(
         (m.bank.double() * m.scale + m.shift)[slots[rows]], z[rows].double(), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("B, M", [(7, 65), (64, 65), (65, 64), (257, 63)])
+def test_ids_and_steps(B, M, ops, device, dtype):
+    m = state.to(state.filled(M, 5, M // 2), device)
+    m.bank_ids.copy_(torch.arange(M) + 1000), m.bank_steps.fill_(3)
+    truth = state.clone(m)
+    z, labels = torch.randn(B, 5, dtype=dtype, device=device), torch.arange(B, device=device)
+    z[1, 0] = torch.nan
+    mask = torch.rand(B, device=device) < 0.8
+    for t, ids in enumerate([torch.randint(-3, 9, (B,), device=device), None]):
+        step = torch.tensor(17 + t, device=device)
+        for module, memory in ((ops, m), (reference, truth)):
+            more = {"bank_ids": memory.bank_ids, "ids": ids, "bank_steps": memory.bank_steps, "step": step}
+            slots = enqueue(module, memory, z, labels, mask, **more)
+        assert torch.equal(m.bank_ids, truth.bank_ids) and torch.equal(m.bank_steps, truth.bank_steps)
+        stored = slots >= 0
+        assert (m.bank_steps[slots[stored]] == step).all()
+        want = -2 - slots if ids is None else torch.where(ids >= 0, ids, -2 - slots)
+        assert torch.equal(m.bank_ids[slots[stored]], want[stored])
+    negative = m.bank_ids[m.bank_ids < 0]
+    assert negative.unique().numel() == negative.numel(), "no two rows share the id of none"
 
 
 def test_mask_and_rows_that_are_not_finite(ops, device, dtype):

@@ -31,7 +31,7 @@ def test_ragged_shapes(loss, shape, ops, device, dtype):
 @pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize("pending", [True, False], ids=["deferred", "plain"])
 @pytest.mark.parametrize("chosen", [True, False], ids=["anchors", "all"])
-@pytest.mark.parametrize("excluding", [True, False], ids=["exclude", "all-pairs"])
+@pytest.mark.parametrize("excluding", ["rows", "ids", None])
 def test_options(loss, renormalize, pending, chosen, excluding, ops, device, dtype):
     B, M, D = 70, 500, 33
     z, labels, bank, bank_labels = problem(B, M, D, dtype, device)
@@ -43,8 +43,11 @@ def test_options(loss, renormalize, pending, chosen, excluding, ops, device, dty
         options["shift"] = (0.1 * torch.randn(D, dtype=torch.float64)).to(device)
     if chosen:
         options["anchors"] = torch.rand(B, device=device) < 0.6
-    if excluding:
+    if excluding == "rows":
         options["exclude"] = torch.randint(-1, M, (B,), device=device)
+    if excluding == "ids":  # several rows each, positives and negatives; -1 is nobody's
+        options["exclude"] = torch.randint(-1, 20, (B,), device=device)
+        options["bank_ids"] = torch.randint(-3, 20, (M,), device=device)
     assert_right(ops, z, labels, bank, bank_labels, loss, **options)
 
 
@@ -444,5 +447,5 @@ def test_compiles_without_a_break_and_trains_to_the_same_numbers(loss):
 @every_loss
 def test_opcheck(loss):
     z, labels, bank, bank_labels = problem(5, 11, 7, torch.float32)
-    args = (labels, bank, bank_labels, None, None, None, None, None, loss.kind, loss.parameters, True, 1e-6, True)
+    args = (labels, bank, bank_labels, *[None] * 6, loss.kind, loss.parameters, True, 1e-6, True)
     torch.library.opcheck(torch.ops.xbn_ext.memory_loss.default, (z.requires_grad_(), *args))

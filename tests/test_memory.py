@@ -62,15 +62,17 @@ OPTIONS += [
 @pytest.mark.parametrize("reduction", ["mean", "avg_nonzero"])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(f"{v}" for v in o.values()))
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-def test_step_is_the_reference_step(options, reduction, masked, device):
+@pytest.mark.parametrize("with_ids", [False, True], ids=["no-ids", "ids"])
+def test_step_is_the_reference_step(options, reduction, masked, with_ids, device):
     loss = Contrastive(pos_margin=0.95, neg_margin=0.3, reduction=reduction)
     criterion = CrossBatchMemory(loss, D, M, bank_dtype=torch.float64, **options).to(device)
     memory = state.to(reference.Memory.empty(M, D), device)
     for x, labels in batches(12, torch.float64, device=device):
         mask = labels % 2 == 0 if masked else None
+        ids = torch.randint(-2, 30, (B,), device=device) if with_ids else None
         ours, truth = x.clone().requires_grad_(), x.clone().requires_grad_()
-        value = criterion(ours, labels, enqueue_mask=mask)
-        true_value = reference.step(memory, truth, labels, loss, enqueue_mask=mask, **options)
+        value = criterion(ours, labels, enqueue_mask=mask, ids=ids)
+        true_value = reference.step(memory, truth, labels, loss, enqueue_mask=mask, ids=ids, **options)
         value.backward(), true_value.backward()
         torch.testing.assert_close(value, true_value, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(ours.grad, truth.grad, rtol=1e-8, atol=1e-11)
@@ -320,11 +322,14 @@ def test_fullgraph_compile(implementation, device):
     fast = torch.compile(compiled, fullgraph=True, backend="aot_eager")
     for x, labels in batches(5, device=device):
         a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-        value, want = fast(a, labels), plain(b, labels)
+        ids = torch.arange(len(labels), device=device)
+        value, want = fast(a, labels, ids=ids), plain(b, labels, ids=ids)
         value.backward(), want.backward()
         torch.testing.assert_close(value, want)
         torch.testing.assert_close(a.grad, b.grad)
     state.assert_same_state(memory_of(compiled), memory_of(plain), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(compiled.stats(), plain.stats())
+    assert all(number.isfinite() for number in plain.stats().values())
 
 
 X, Y = torch.randn(B, D), torch.arange(B)
@@ -337,6 +342,9 @@ BAD_CALLS = [
     ((X, Y > 3), {}, TypeError, "labels must be an integer tensor"),
     ((X, Y[1:]), {}, ValueError, r"labels must be \[B=24\]"),
     ((X, Y[:, None]), {}, ValueError, "labels must be"),
+    ((X, Y), {"ids": Y.float()}, TypeError, "ids must be an integer tensor"),
+    ((X, Y), {"ids": Y[1:]}, ValueError, r"ids must be \[B=24\]"),
+    ((X, Y), {"ids": Y.to("meta")}, ValueError, "ids is on meta"),
     ((X, Y), {"enqueue_mask": Y}, TypeError, "enqueue_mask must be a bool tensor"),
     ((X, Y), {"enqueue_mask": Y[1:] > 3}, ValueError, "enqueue_mask must be"),
     ((X.to("meta"), Y), {}, ValueError, "embeddings is on meta, the memory on cpu"),
@@ -407,3 +415,102 @@ def test_a_checkpoint_is_not_rounded_in_silence():
     assert narrow.count == 0
     wide.load_state_dict(narrow.state_dict())
     assert wide.bank.dtype == torch.float32
+
+
+@pytest.mark.parametrize("enqueue", ["after", "before"])
+def test_rows_of_the_same_sample_are_no_pair(enqueue, device):
+    """With one sample only, seen again and again in other views, nothing is left to rank."""
+    options = {"drift": "none", "enqueue": enqueue}
+    criterion = CrossBatchMemory(Contrastive(), D, M, **options).to(device)
+    labels = torch.zeros(B, dtype=torch.int64, device=device)
+    for x, _ in batches(3, device=device):
+        assert criterion(x, labels, ids=labels + 7) == 0
+    assert criterion(x, labels, ids=labels - 1) > 0, "no id, no copy"
+    assert criterion(x, labels) > 0
+    assert torch.equal(criterion.id_memory.unique(), torch.tensor([-1, 7], device=device))
+
+
+def test_an_older_copy_is_no_positive(device):
+    """As if the copy had never been stored."""
+    (x, labels), (older, _), (other, _) = batches(3, device=device)
+    ids = torch.arange(B, device=device)
+    with_copies = CrossBatchMemory(Contrastive(), D, M, drift="none").to(device)
+    with_copies(older, labels, ids=ids)
+    with_copies(other, labels, ids=ids + B)
+    without = CrossBatchMemory(Contrastive(), D, M, drift="none").to(device)
+    for i in range(B):
+        without.reset_queue()
+        without(torch.cat([older[:i], older[i + 1 :]]), torch.cat([labels[:i], labels[i + 1 :]]))
+        without(other, labels)
+        anchor = torch.arange(B, device=device) == i
+        for criterion in (with_copies, without):
+            criterion.eval()
+        torch.testing.assert_close(
+            with_copies(x, labels, ids=ids, enqueue_mask=~anchor), without(x, labels, enqueue_mask=~anchor)
+        )
+        without.train()
+
+
+def test_ages_and_ids(device):
+    criterion = CrossBatchMemory(Contrastive(), D, 10).to(device)
+    assert criterion.age_memory.shape == criterion.id_memory.shape == (0,)
+    for t, size in enumerate((4, 3, 5)):
+        x, labels = torch.randn(size, D, device=device), torch.arange(size, device=device)
+        criterion(x, labels, ids=100 * t + labels if t != 1 else None)
+    assert criterion.age_memory.tolist() == [1, 1, 3, 3, 2, 2, 2, 1, 1, 1]
+    assert criterion.id_memory.tolist() == [203, 204, 2, 3, -1, -1, -1, 200, 201, 202]
+    criterion.eval()(x, labels)
+    assert criterion.age_memory.max() == 3, "evaluation is no step"
+    rows = [(x, labels, labels + 50), (x, labels)]
+    criterion.fill_from(rows)
+    assert criterion.id_memory.tolist() == [50, 51, 52, 53, 54, -1, -1, -1, -1, -1]
+    assert not criterion.age_memory.any()
+
+
+@pytest.mark.parametrize("drift", ["none", "xbn", "axbn", "ema"])
+@pytest.mark.parametrize("update", ["inplace", "deferred"])
+def test_stats(drift, update, device):
+    loss = Contrastive(neg_margin=0.2)
+    criterion = CrossBatchMemory(loss, D, M, drift=drift, update=update).to(device)
+    stats = criterion.stats()
+    assert stats.pop("fill") == 0 and all(number.isnan() for number in stats.values())
+    for x, labels in batches(3, device=device):
+        z = F.normalize(x, dim=1)
+        rows, bank_labels = criterion.embedding_memory, criterion.label_memory
+        criterion(x, labels)
+        stats = criterion.stats()
+        assert all(number.dim() == 0 and number.device == x.device for number in stats.values())
+        if not len(rows):
+            continue
+        moved = rows
+        if drift != "none":
+            mean, std = criterion.target_moments
+            moved = (rows - rows.mean(0)) / rows.std(0, correction=0) * std + mean
+            gaps = [
+                ((r.mean(0) - z.mean(0)).square() + (r.std(0, False) - z.std(0, False)).square()).sum().sqrt()
+                for r in (rows.double(), moved)
+            ]
+            torch.testing.assert_close(
+                torch.stack(gaps).float(),
+                torch.stack([stats["gap_before"], stats["gap_after"]]).float(),
+                rtol=1e-3,
+                atol=1e-5,
+            )
+        else:
+            assert stats["gap_before"].isnan() and stats["gap_after"].isnan() and stats["gain"].isnan()
+        s, positive = z.double() @ F.normalize(moved.double(), dim=1).T, labels[:, None] == bank_labels
+        torch.testing.assert_close(stats["positives"], (positive & (s < 1)).sum() / torch.tensor(float(B)).double())
+        torch.testing.assert_close(stats["negatives"], (~positive & (s > 0.2)).sum() / torch.tensor(float(B)).double())
+    q, variance = 1e-2, 1.0  # the first batch is taken over
+    for _ in range(2):
+        gain = (variance + q) / (variance + q + 1)
+        variance = gain
+    gains = {"none": None, "xbn": 1.0, "axbn": gain, "ema": 0.1}
+    if drift != "none":
+        assert float(stats["gain"]) == pytest.approx(gains[drift])
+    assert float(stats["fill"]) == pytest.approx(3 * B / M) and stats["age"] == 2
+    criterion.eval()(x, labels)
+    torch.testing.assert_close(criterion.stats(), stats, equal_nan=True)
+    criterion.reset_queue()
+    stats = criterion.stats()
+    assert stats.pop("fill") == 0 and all(number.isnan() for number in stats.values())

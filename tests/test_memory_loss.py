@@ -95,7 +95,7 @@ def test_a_split_of_many_tiles(B, M, D, ops, device, dtype):
 @pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize("pending", [True, False], ids=["deferred", "plain"])
 @pytest.mark.parametrize("chosen", [True, False], ids=["anchors", "all"])
-@pytest.mark.parametrize("excluding", [True, False], ids=["exclude", "all-pairs"])
+@pytest.mark.parametrize("excluding", ["rows", "ids", None])
 @pytest.mark.parametrize("count", [0, 1, 300, 777])
 def test_options(reduction, renormalize, pending, chosen, excluding, count, ops, device, dtype):
     B, M, D = 130, 777, 33
@@ -108,8 +108,11 @@ def test_options(reduction, renormalize, pending, chosen, excluding, count, ops,
         }
     if chosen:
         options["anchors"] = torch.rand(B, device=device) < 0.6
-    if excluding:
+    if excluding == "rows":
         options["exclude"] = torch.randint(-1, M, (B,), device=device)
+    if excluding == "ids":  # several rows each, positives and negatives; -1 is nobody's
+        options["exclude"] = torch.randint(-1, 20, (B,), device=device)
+        options["bank_ids"] = torch.randint(-3, 20, (M,), device=device)
     assert_right(ops, z, labels, bank, bank_labels, Contrastive(neg_margin=0.2, reduction=reduction), **options)
 
 

@@ -20,6 +20,7 @@ def loss_arguments(**changes):
         "count": torch.tensor(9),
         "scale": torch.ones(D, dtype=torch.float64),
         "shift": torch.zeros(D, dtype=torch.float64),
+        "bank_ids": torch.arange(M) % 7,
         "exclude": torch.arange(B),
         "anchors": torch.ones(B, dtype=torch.bool),
         "loss": "contrastive",
@@ -47,6 +48,7 @@ def track_arguments(**changes):
         "measurement_noise": 1.0,
         "fixed_gain": None,
         "eps": 1e-6,
+        "gaps": torch.zeros(2, dtype=torch.float64),
     }
     return arguments | changes
 
@@ -73,6 +75,10 @@ def enqueue_arguments(**changes):
         "mask": torch.ones(B, dtype=torch.bool),
         "scale": m.scale,
         "shift": m.shift,
+        "bank_ids": m.bank_ids,
+        "ids": torch.arange(B),
+        "bank_steps": m.bank_steps,
+        "step": m.step,
     }
     return arguments | changes
 
@@ -95,11 +101,16 @@ ARGUMENTS = {
 def test_opcheck(op):
     overload = getattr(torch.ops.xbn_ext, op).default
     torch.library.opcheck(overload, tuple(ARGUMENTS[op]().values()))
-    optional = {"count": None, "scale": None, "shift": None, "exclude": None, "anchors": None}
+    optional = {"count": None, "scale": None, "shift": None, "bank_ids": None, "exclude": None, "anchors": None}
     if op == "memory_loss":
         torch.library.opcheck(overload, tuple(loss_arguments(**optional).values()))
         no_grad = loss_arguments(z=torch.randn(B, D), need_grad=False)
         torch.library.opcheck(overload, tuple(no_grad.values()))
+    if op == "enqueue_":
+        bare = {"bank_ids": None, "ids": None, "bank_steps": None, "step": None}
+        torch.library.opcheck(overload, tuple(enqueue_arguments(**bare).values()))
+    if op == "track_":
+        torch.library.opcheck(overload, tuple(track_arguments(gaps=None).values()))
 
 
 f32, f64, i32 = torch.float32, torch.float64, torch.int32
@@ -119,6 +130,8 @@ BAD = [
     ("track_", {"measurement_noise": 0.0}, "measurement_noise must be positive"),
     ("track_", {"fixed_gain": 1.5}, "fixed_gain must be within"),
     ("track_", {"eps": 0.0}, "eps must be positive"),
+    ("track_", {"gaps": torch.zeros(3, dtype=f64)}, r"gaps must be \[2\]"),
+    ("track_", {"gaps": torch.zeros(2)}, "gaps must be float64"),
     ("transform_", {"bank": torch.randn(D, M).T}, "bank must be contiguous"),
     ("transform_", {"bank": torch.ones(M, D, dtype=i32)}, "bank must be float32, float64, float16 or bfloat16"),
     ("enqueue_", {"bank": torch.ones(M, D, dtype=i32)}, "bank must be float32, float64, float16 or bfloat16"),
@@ -135,6 +148,15 @@ BAD = [
     ("enqueue_", {"head": torch.tensor(M)}, r"head must be within \[0, 10\]"),
     ("enqueue_", {"count": torch.tensor(M + 1)}, r"count must be within \[0, 11\]"),
     ("enqueue_", {"bank_labels": torch.arange(M - 1)}, r"bank_labels must be \[M\]"),
+    ("enqueue_", {"bank_ids": torch.arange(M - 1)}, r"bank_ids must be \[M\]"),
+    ("enqueue_", {"bank_ids": torch.zeros(M)}, "bank_ids must be int64"),
+    ("enqueue_", {"bank_ids": torch.arange(2 * M)[::2]}, "bank_ids must be contiguous"),
+    ("enqueue_", {"bank_ids": None}, "ids need bank_ids"),
+    ("enqueue_", {"ids": torch.arange(B + 1)}, r"ids must be \[B\]"),
+    ("enqueue_", {"bank_steps": torch.arange(M + 1)}, r"bank_steps must be \[M\]"),
+    ("enqueue_", {"bank_steps": None}, "bank_steps and step go together"),
+    ("enqueue_", {"step": None}, "bank_steps and step go together"),
+    ("enqueue_", {"step": torch.tensor(1.0)}, "step must be int64"),
     ("memory_loss", {"z": torch.randn(B, D + 1)}, r"bank must be \[M, D\]"),
     ("memory_loss", {"z": torch.randn(B, D, dtype=torch.bfloat16)}, "z must be float32 or float64"),
     ("memory_loss", {"labels": torch.zeros(B)}, "labels must be int64"),
@@ -142,6 +164,9 @@ BAD = [
     ("memory_loss", {"count": torch.tensor(M + 1)}, "count must be within"),
     ("memory_loss", {"scale": None}, "scale and shift go together"),
     ("memory_loss", {"exclude": torch.arange(B + 1)}, r"exclude must be \[B\]"),
+    ("memory_loss", {"exclude": None}, "bank_ids are for exclude"),
+    ("memory_loss", {"bank_ids": torch.arange(M + 1)}, r"bank_ids must be \[M\]"),
+    ("memory_loss", {"bank_ids": torch.zeros(M)}, "bank_ids must be int64"),
     ("memory_loss", {"anchors": torch.ones(B)}, "anchors must be bool"),
     ("memory_loss", {"loss": "hinge"}, "unknown loss 'hinge'"),
     ("memory_loss", {"parameters": [1.0]}, "contrastive takes 2 parameters, got 1"),
@@ -219,7 +244,7 @@ def test_labels_of_the_bank_cannot_be_enqueued_into_it():
 
 
 def test_a_call_without_gradient_cannot_be_differentiated():
-    value, _ = torch.ops.xbn_ext.memory_loss(*loss_arguments(need_grad=False).values())
+    value, *_ = torch.ops.xbn_ext.memory_loss(*loss_arguments(need_grad=False).values())
     with pytest.raises(RuntimeError, match="need_grad=False"):
         value.backward()
 

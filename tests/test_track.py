@@ -17,7 +17,12 @@ FILTERS = {
 
 
 def track(module, m, x, filter, mask=None):
-    module.track_(m.target_mean, m.target_std, m.variance, m.scale, m.shift, x, mask, m.sums, m.count, *filter, 1e-6)
+    """Returns the gaps."""
+    gaps = m.sums.new_zeros(2)
+    module.track_(
+        m.target_mean, m.target_std, m.variance, m.scale, m.shift, x, mask, m.sums, m.count, *filter, 1e-6, gaps
+    )
+    return gaps
 
 
 @pytest.mark.parametrize("filter", FILTERS.values(), ids=FILTERS.keys())
@@ -29,8 +34,8 @@ def test_against_reference(filter, count, D, ops, device, dtype):
     for B in (16, 2, 1, 16, 0, 64):
         x = torch.randn(B, D, dtype=dtype, device=device)
         mask = torch.rand(B, device=device) < 0.8 if B == 64 else None
-        track(ops, ours, x, filter, mask)
-        track(reference, truth, x, filter, mask)
+        gaps, true_gaps = track(ops, ours, x, filter, mask), track(reference, truth, x, filter, mask)
+        torch.testing.assert_close(gaps, true_gaps, rtol=1e-9, atol=1e-9, equal_nan=True)
         state.assert_same_state(ours, truth, rtol=1e-10, atol=1e-10)
 
 
@@ -42,6 +47,26 @@ def test_first_batch_is_taken_over(filter, ops, device):
     mean, std, _ = ops.moments(x)
     torch.testing.assert_close(m.target_mean, mean)
     torch.testing.assert_close(m.target_std, std)
+
+
+def test_gaps_are_distances_of_the_rows(ops, device):
+    m = state.to(state.filled(40, 7, 40, torch.float64, pending=True), device)
+    x = torch.randn(64, 7, device=device) * 3 + 1
+
+    def distance():
+        rows = m.bank * m.scale + m.shift
+        return ((rows.mean(0) - x.mean(0)).square() + (rows.std(0, False) - x.std(0, False)).square()).sum().sqrt()
+
+    before = distance()
+    gaps = track(ops, m, x, FILTERS["ema"])
+    torch.testing.assert_close(gaps, torch.stack([before, distance()]), rtol=1e-5, atol=1e-5)
+    assert gaps[1] < 1e-5, "the first batch is taken over"
+    x = x + 1
+    gaps = track(ops, m, x, FILTERS["ema"])
+    torch.testing.assert_close(gaps[1], 0.9 * gaps[0], rtol=1e-5, atol=1e-5)
+    assert track(ops, m, x[:1], FILTERS["ema"]).isnan().all()
+    m.count.zero_()
+    assert track(ops, m, x, FILTERS["ema"]).isnan().all()
 
 
 def test_bank_gets_the_moments_of_the_batch(ops, device):

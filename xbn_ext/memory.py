@@ -62,6 +62,8 @@ class CrossBatchMemory(nn.Module):
 
     bank: Tensor
     bank_labels: Tensor
+    bank_ids: Tensor
+    bank_steps: Tensor
     sums: Tensor
     head: Tensor
     count: Tensor
@@ -71,6 +73,8 @@ class CrossBatchMemory(nn.Module):
     target_std: Tensor
     variance: Tensor
     step: Tensor
+    pairs: Tensor
+    gaps: Tensor
 
     def __init__(
         self,
@@ -142,6 +146,8 @@ class CrossBatchMemory(nn.Module):
         D, M, f64, i64 = embedding_size, memory_size, torch.float64, torch.int64
         self.register_buffer("bank", torch.zeros(M, D, dtype=bank_dtype))
         self.register_buffer("bank_labels", torch.zeros(M, dtype=i64))
+        self.register_buffer("bank_ids", torch.zeros(M, dtype=i64))
+        self.register_buffer("bank_steps", torch.zeros(M, dtype=i64))
         self.register_buffer("sums", torch.zeros(2, D, dtype=f64))
         self.register_buffer("head", torch.zeros((), dtype=i64))
         self.register_buffer("count", torch.zeros((), dtype=i64))
@@ -151,8 +157,13 @@ class CrossBatchMemory(nn.Module):
         self.register_buffer("target_std", torch.zeros(D, dtype=f64))
         self.register_buffer("variance", torch.full((), torch.inf, dtype=f64))
         self.register_buffer("step", torch.zeros((), dtype=i64))
+        # What stats() says of the last step.
+        self.register_buffer("pairs", torch.full((2,), torch.nan, dtype=f64), persistent=False)
+        self.register_buffer("gaps", torch.full((2,), torch.nan, dtype=f64), persistent=False)
 
-    def forward(self, embeddings: Tensor, labels: Tensor, *, enqueue_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, *, enqueue_mask: Tensor | None = None, ids: Tensor | None = None
+    ) -> Tensor:
         """Loss of a batch; in training mode the memory moves on by one step.
 
         Args:
@@ -160,11 +171,14 @@ class CrossBatchMemory(nn.Module):
             labels: `[B]` integers, any values.
             enqueue_mask: `[B]` bool. Rows marked True enter the memory and are not anchors; the others are
                 anchors and stay out (pytorch-metric-learning's meaning). None: every row is and does both.
+            ids: `[B]` integers that tell samples apart, such as the image's index in the data set. Rows of the same id
+                are no pair: neither two views in the batch, nor a row and an older copy of its sample in the memory.
+                A negative one is no id. None: no row has one.
 
         Returns:
             A scalar.
         """
-        labels = self._check(embeddings, labels, enqueue_mask)
+        labels, ids = self._check(embeddings, labels, enqueue_mask, ids)
         with torch.autocast(embeddings.device.type, enabled=False):
             z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
             if self.normalize_embeddings:
@@ -173,11 +187,11 @@ class CrossBatchMemory(nn.Module):
             if self.training:
                 self._follow_drift(z.detach(), enqueue_mask)
                 if self.enqueue == "before":
-                    own_slots = self._store(z.detach(), labels, enqueue_mask)
-            value = self._loss(z, labels, enqueue_mask, own_slots)
+                    own_slots = self._store(z.detach(), labels, enqueue_mask, ids)
+            value = self._loss(z, labels, enqueue_mask, ids, own_slots)
             if self.training:
                 if self.enqueue == "after":
-                    self._store(z.detach(), labels, enqueue_mask)
+                    self._store(z.detach(), labels, enqueue_mask, ids)
                 self.step += 1
         return value
 
@@ -186,14 +200,14 @@ class CrossBatchMemory(nn.Module):
             return
         ops.track_(
             self.target_mean, self.target_std, self.variance, self.scale, self.shift, z, mask,
-            self.sums, self.count, *self.filter, eps=self.eps,
+            self.sums, self.count, *self.filter, eps=self.eps, gaps=self.gaps,
         )  # fmt: skip
         if self.update == "inplace":
             ops.transform_(self.bank, self.sums, self.scale, self.shift, self.count)
         else:
             ops.standardize_(self.bank, self.sums, self.scale, self.shift, self.count, self.eps)
 
-    def _store(self, z: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    def _store(self, z: Tensor, labels: Tensor, mask: Tensor | None, ids: Tensor | None) -> Tensor:
         return ops.enqueue_(
             self.bank,
             self.bank_labels,
@@ -205,17 +219,27 @@ class CrossBatchMemory(nn.Module):
             mask,
             self.scale,
             self.shift,
+            bank_ids=self.bank_ids,
+            ids=ids,
+            bank_steps=self.bank_steps,
+            step=self.step,
         )
 
-    def _loss(self, z: Tensor, labels: Tensor, mask: Tensor | None, own_slots: Tensor | None) -> Tensor:
+    def _loss(
+        self, z: Tensor, labels: Tensor, mask: Tensor | None, ids: Tensor | None, own_slots: Tensor | None
+    ) -> Tensor:
         anchors = None if mask is None else ~mask
+        exclude = own_slots
+        if ids is not None:
+            own_ids = -1 if own_slots is None else -2 - own_slots  # as enqueue_ has it; -1, none, if not stored
+            exclude = torch.where(ids >= 0, ids, own_ids)
         value = z.new_zeros(())
         if self.batch_weight != 0:
             value = value + self.batch_weight * batch_loss(
-                z, labels, self.loss, anchors=anchors, renormalize=self.renormalize, eps=self.eps
+                z, labels, self.loss, ids=ids, anchors=anchors, renormalize=self.renormalize, eps=self.eps
             )
         if self.memory_weight != 0:
-            value = value + self.memory_weight * ops.memory_loss(
+            memory_value, pairs = ops.memory_loss_and_pairs(
                 z,
                 labels,
                 self.bank,
@@ -225,12 +249,49 @@ class CrossBatchMemory(nn.Module):
                 count=torch.where(self.step < self.warmup_steps, 0, self.count) if self.warmup_steps else self.count,
                 scale=self.scale,
                 shift=self.shift,
-                exclude=own_slots,
+                bank_ids=None if ids is None else self.bank_ids,
+                exclude=exclude,
                 anchors=anchors,
                 renormalize=self.renormalize,
                 eps=self.eps,
             )
+            value = value + self.memory_weight * memory_value
+            if self.training:
+                self.pairs.copy_(pairs)
         return value
+
+    @torch.no_grad()
+    def stats(self) -> dict[str, Tensor]:
+        """How the memory does, as scalars on its device: nothing waits for them until they are read.
+
+        * `fill`: share of the memory that is filled.
+        * `age`: steps since the stored rows were stored, on average; 1 is the last step.
+        * `positives`, `negatives`: rows of the memory per anchor that had a weight in the last training step: not
+          within their margin, mined, in a triplet that cost something.
+        * `gap_before`, `gap_after`: how far the memory's moments were from those of the last batch before and after
+          they were moved, `sqrt(|mean - mean|² + |std - std|²)`. Part of it is the noise of a batch.
+        * `gain`: of the filter, how much of what the last batch measured it took over.
+
+        What there is none of is NaN: before the first step, `age` of no rows, pairs without a memory loss, gaps and
+        gain with `drift="none"`.
+        """
+        ages = torch.where(self._filled(), self.step - self.bank_steps, 0)
+        positives, negatives = self.pairs.unbind()
+        gap_before, gap_after = self.gaps.unbind()
+        noise = math.nan if self.filter is None else self.filter.measurement_noise
+        gain = self.variance / noise  # what an update leaves of the variance is gain * noise
+        return {
+            "fill": self.count / self.memory_size,
+            "age": ages.sum() / self.count,
+            "positives": positives.clone(),
+            "negatives": negatives.clone(),
+            "gap_before": gap_before.clone(),
+            "gap_after": gap_after.clone(),
+            "gain": torch.where(gain.isinf(), torch.nan, gain),
+        }
+
+    def _filled(self) -> Tensor:
+        return torch.arange(self.memory_size, device=self.count.device) < self.count
 
     @property
     def embedding_memory(self) -> Tensor:
@@ -245,6 +306,16 @@ class CrossBatchMemory(nn.Module):
         return self.bank_labels[: int(self.count)].clone()
 
     @property
+    def id_memory(self) -> Tensor:
+        """`[count]` sample ids of `embedding_memory`, -1 for none (a copy)."""
+        return self.bank_ids[: int(self.count)].clamp(min=-1)
+
+    @property
+    def age_memory(self) -> Tensor:
+        """`[count]` how many steps ago the rows of `embedding_memory` were stored; 1 is the last step."""
+        return self.step - self.bank_steps[: int(self.count)]
+
+    @property
     def target_moments(self) -> tuple[Tensor, Tensor]:
         """`(mean [D], std [D])` that the memory is kept at (copies); zeros before the first batch."""
         return self.target_mean.clone(), self.target_std.clone()
@@ -253,25 +324,28 @@ class CrossBatchMemory(nn.Module):
     def reset_queue(self) -> None:
         """Empties the memory and forgets the drift and the warm-up: the state of a new module."""
         for t in (
-            self.bank, self.bank_labels, self.sums, self.head, self.count, self.shift,
+            self.bank, self.bank_labels, self.bank_ids, self.bank_steps, self.sums, self.head, self.count, self.shift,
             self.target_mean, self.target_std, self.step,
         ):  # fmt: skip
             t.zero_()
         self.scale.fill_(1)
         self.variance.fill_(torch.inf)
+        self.pairs.fill_(torch.nan)
+        self.gaps.fill_(torch.nan)
 
     @torch.no_grad()
-    def fill_from(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def fill_from(self, batches: Iterable[tuple[Tensor, ...]]) -> None:
         """Replaces the memory with embeddings of the present network.
 
-        `batches` yields `(embeddings [B, D], labels [B])`. The moments of what was stored become the target of the
-        filter, taken as exact. Warm-up goes on where it was. If anything raises, the memory stays as it was: it is
-        filled in a copy first, which takes the memory's size once more while it lasts.
+        `batches` yields `(embeddings [B, D], labels [B])`, or with `ids [B]` for a third. The moments of what was
+        stored become the target of the filter, taken as exact. Warm-up goes on where it was. If anything raises, the
+        memory stays as it was: it is filled in a copy first, which takes the memory's size once more while it lasts.
         """
         filled = copy.deepcopy(self)
         filled.reset_queue()
-        for embeddings, labels in batches:
-            labels = self._check(embeddings, labels, None)
+        filled.step.copy_(self.step)
+        for embeddings, labels, *rest in batches:
+            labels, ids = self._check(embeddings, labels, None, *rest)
             z = embeddings.to(torch.promote_types(self.bank.dtype, torch.float32))
             if self.normalize_embeddings:
                 z = F.normalize(z, dim=1, eps=self.eps)
@@ -279,17 +353,18 @@ class CrossBatchMemory(nn.Module):
                 mean, std, _ = ops.moments(z)
                 filled.shift.copy_(mean)
                 filled.scale.copy_(torch.where(std < self.eps, 1.0, std))
-            filled._store(z, labels, None)
+            filled._store(z, labels, None, ids)
         if int(filled.count) >= 2:
             mean, std, _ = ops.moments(filled.embedding_memory)
             filled.target_mean.copy_(mean)
             filled.target_std.copy_(std)
             filled.variance.zero_()
-        filled.step.copy_(self.step)
         self.load_state_dict(filled.state_dict())
 
-    def _check(self, embeddings: Tensor, labels: Tensor, enqueue_mask: Tensor | None) -> Tensor:
-        """Raises on bad input, naming the argument; returns the labels as int64."""
+    def _check(
+        self, embeddings: Tensor, labels: Tensor, enqueue_mask: Tensor | None, ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Raises on bad input, naming the argument; returns labels and ids as int64."""
         if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
             raise TypeError(f"embeddings must be a floating-point tensor, got {_kind(embeddings)}")
         if embeddings.dim() != 2 or embeddings.shape[1] != self.embedding_size:
@@ -297,21 +372,25 @@ class CrossBatchMemory(nn.Module):
                 f"embeddings must be [B, embedding_size={self.embedding_size}], got {list(embeddings.shape)}"
             )
         B = embeddings.shape[0]
-        if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
-            raise TypeError(f"labels must be an integer tensor, got {_kind(labels)}")
-        if labels.dtype == torch.bool:
-            raise TypeError("labels must be an integer tensor, got torch.bool")
-        if labels.shape != (B,):
-            raise ValueError(f"labels must be [B={B}], got {list(labels.shape)}")
+        for name, whole in (("labels", labels), ("ids", ids)):
+            if name == "ids" and whole is None:
+                continue
+            if not isinstance(whole, Tensor) or whole.is_floating_point() or whole.is_complex():
+                raise TypeError(f"{name} must be an integer tensor, got {_kind(whole)}")
+            if whole.dtype == torch.bool:
+                raise TypeError(f"{name} must be an integer tensor, got torch.bool")
+            if whole.shape != (B,):
+                raise ValueError(f"{name} must be [B={B}], got {list(whole.shape)}")
         if enqueue_mask is not None:
             if not isinstance(enqueue_mask, Tensor) or enqueue_mask.dtype != torch.bool:
                 raise TypeError(f"enqueue_mask must be a bool tensor, got {_kind(enqueue_mask)}")
             if enqueue_mask.shape != (B,):
                 raise ValueError(f"enqueue_mask must be [B={B}], got {list(enqueue_mask.shape)}")
-        for name, t in (("embeddings", embeddings), ("labels", labels), ("enqueue_mask", enqueue_mask)):
+        on_device = {"embeddings": embeddings, "labels": labels, "enqueue_mask": enqueue_mask, "ids": ids}
+        for name, t in on_device.items():
             if t is not None and t.device != self.bank.device:
                 raise ValueError(f"{name} is on {t.device}, the memory on {self.bank.device}: move one of them")
-        return labels.long()
+        return labels.long(), None if ids is None else ids.long()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossBatchMemory:
         """Moves the state between devices but keeps its dtypes: `.half()` must not round statistics or bank."""
@@ -328,7 +407,8 @@ class CrossBatchMemory(nn.Module):
         unexpected: list[str], errors: list[str],
     ) -> None:  # fmt: skip
         """Takes all of a memory's state or, if a tensor is missing or of another shape, nothing of it."""
-        names = [n for n, _ in (*self.named_buffers(recurse=False), *self.named_parameters(recurse=False))]
+        buffers = (name for name, _ in self.named_buffers(recurse=False) if name not in ("pairs", "gaps"))
+        names = [*buffers, *(name for name, _ in self.named_parameters(recurse=False))]
         absent = [prefix + name for name in names if prefix + name not in state_dict]
         wrong = [name for name in names if prefix + name in state_dict
                  and state_dict[prefix + name].shape != getattr(self, name).shape]  # fmt: skip

@@ -52,6 +52,7 @@ def track_(
     measurement_noise: float,
     fixed_gain: float | None = None,
     eps: float = 1e-6,
+    gaps: Tensor | None = None,
 ) -> None:
     """Measures the moments of `x [B, D]`, filters them, and composes the map that moves the bank there.
 
@@ -65,10 +66,12 @@ def track_(
         process_noise, measurement_noise: q >= 0 (may be infinite) and r > 0; only q / r matters.
         fixed_gain: use this gain in [0, 1] after the first measurement instead of the Kalman gain.
         eps: a dimension with a standard deviation below it keeps its scale.
+        gaps: `[2]` float64, written: how far the bank's moments are from those of the batch before and after the map,
+            `sqrt(|mean - mean|² + |std - std|²)`; NaN where the batch measures nothing or the bank is empty.
     """
     _ops.track_(
         target_mean, target_std, variance, scale, shift, x, mask, sums, count,
-        process_noise, measurement_noise, fixed_gain, eps,
+        process_noise, measurement_noise, fixed_gain, eps, gaps,
     )  # fmt: skip
 
 
@@ -115,13 +118,23 @@ def enqueue_(
     mask: Tensor | None,
     scale: Tensor,
     shift: Tensor,
+    *,
+    bank_ids: Tensor | None = None,
+    ids: Tensor | None = None,
+    bank_steps: Tensor | None = None,
+    step: Tensor | None = None,
 ) -> Tensor:
     """Writes the finite rows of `z [B, D]` in `mask [B]` into the ring as `(z - shift) / scale`.
 
     `bank [M, D]`, `bank_labels [M]`, `sums [2, D]`, `head`, `count` are updated. Returns `slots [B]` (int64):
     where each row went, -1 where it was not stored. Of more rows than the ring holds, the last M stay.
+
+    `bank_ids [M]` (int64) takes the rows' `ids [B]`, or `-2 - slot` for a row that has none (`ids` is None or
+    negative): no other row of the ring has that. `bank_steps [M]` (int64) takes `step`, a scalar.
     """
-    return _ops.enqueue_(bank, bank_labels, sums, head, count, z, labels, mask, scale, shift)  # type: ignore[no-any-return]
+    return _ops.enqueue_(  # type: ignore[no-any-return]
+        bank, bank_labels, sums, head, count, z, labels, mask, scale, shift, bank_ids, ids, bank_steps, step
+    )
 
 
 @torch.library.register_fake("xbn_ext::enqueue_")
@@ -148,6 +161,7 @@ def memory_loss(
     count: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
+    bank_ids: Tensor | None = None,
     exclude: Tensor | None = None,
     anchors: Tensor | None = None,
     renormalize: bool = True,
@@ -166,7 +180,9 @@ def memory_loss(
         loss: which loss, with its parameters (`xbn_ext.losses`).
         count: int64 scalar on the same device: only the first `count` rows of the bank exist.
         scale, shift: `[D]` a bank row u stands for `scale * u + shift`.
-        exclude: `[B]` int64, the bank row that an anchor must not be paired with (-1: none).
+        exclude: `[B]` int64, the bank row that an anchor must not be paired with (-1: none); with `bank_ids`, all rows
+            of this id.
+        bank_ids: `[M]` int64 ids of the rows, -1 for none; None: a row's id is its number.
         anchors: `[B]` bool, the rows of z that rank; None: all.
         renormalize: False takes `s_ij = z_i · r_j`.
         eps: lower bound of a row's norm.
@@ -178,15 +194,39 @@ def memory_loss(
     Raises:
         RuntimeError: an argument is not as above; or a second derivative or a forward-mode one is asked for.
     """
+    return memory_loss_and_pairs(
+        z, labels, bank, bank_labels, loss, count=count, scale=scale, shift=shift, bank_ids=bank_ids, exclude=exclude,
+        anchors=anchors, renormalize=renormalize, eps=eps,
+    )[0]  # fmt: skip
+
+
+def memory_loss_and_pairs(
+    z: Tensor,
+    labels: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    loss: PairLoss,
+    *,
+    count: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    bank_ids: Tensor | None = None,
+    exclude: Tensor | None = None,
+    anchors: Tensor | None = None,
+    renormalize: bool = True,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """`memory_loss`, and `pairs [2]` (float64): how many positives and negatives of an anchor have a weight, on average
+    over the anchors. A pair has none that is within its margin, not mined, or in no triplet that costs something."""
     loss, z = fold_temperature(loss, z)
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(z).tangent is not None:
         raise RuntimeError("xbn_ext.memory_loss has no forward-mode derivative")
     need_grad = torch.is_grad_enabled() and z.requires_grad
-    value, _ = _ops.memory_loss(
-        z, labels, bank.detach(), bank_labels, count, _f64(scale), _f64(shift), exclude, anchors,
+    value, _, pairs = _ops.memory_loss(
+        z, labels, bank.detach(), bank_labels, count, _f64(scale), _f64(shift), bank_ids, exclude, anchors,
         loss.kind, loss.parameters, renormalize, eps, need_grad,
     )  # fmt: skip
-    return value  # type: ignore[no-any-return]
+    return value, pairs
 
 
 def _f64(t: Tensor | None) -> Tensor | None:
@@ -194,9 +234,10 @@ def _f64(t: Tensor | None) -> Tensor | None:
 
 
 @torch.library.register_fake("xbn_ext::memory_loss")
-def _(z: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+def _(z: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     need_grad = args[-1]
-    return z.new_empty(()), z.new_empty(z.shape if need_grad else (0, z.shape[1]))
+    grad_z = z.new_empty(z.shape if need_grad else (0, z.shape[1]))
+    return z.new_empty(()), grad_z, z.new_empty(2, dtype=torch.float64)
 
 
 class _DifferentiableOnce(torch.autograd.Function):
@@ -216,20 +257,20 @@ class _DifferentiableOnce(torch.autograd.Function):
         raise RuntimeError("xbn_ext.memory_loss can be differentiated only once")
 
 
-def _memory_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    grad_z = output[1]
-    ctx.mark_non_differentiable(grad_z)
+def _memory_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, grad_z, pairs = output
+    ctx.mark_non_differentiable(grad_z, pairs)
     ctx.save_for_backward(inputs[0], grad_z)
 
 
-def _memory_loss_backward(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _memory_loss_backward(ctx: Any, grad_loss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     z, grad_z = ctx.saved_tensors
     if grad_z.shape != z.shape:
         raise RuntimeError("xbn_ext.memory_loss was called with need_grad=False and cannot be differentiated")
     grad = grad_loss * grad_z
     if torch.is_grad_enabled():  # create_graph=True
         grad = _DifferentiableOnce.apply(grad, z)
-    return grad, *[None] * 13
+    return grad, *[None] * 14
 
 
 torch.library.register_autograd("xbn_ext::memory_loss", _memory_loss_backward, setup_context=_memory_loss_setup)

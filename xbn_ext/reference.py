@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .losses import PairLoss
-from .reference_losses import pair_loss
+from .reference_losses import pair_loss, weighted_pairs
 
 # --- The embeddings drift: where are their moments now? -------------------------------------------------
 
@@ -87,6 +87,11 @@ def match_moments(mean: Tensor, std: Tensor, to_mean: Tensor, to_std: Tensor, ep
     return scale, to_mean - scale * mean
 
 
+def moment_gap(mean: Tensor, std: Tensor, to_mean: Tensor, to_std: Tensor) -> Tensor:
+    """Distance of the normal distributions with these moments `[D]`, dimensions independent (2-Wasserstein)."""
+    return ((mean - to_mean).square().sum() + (std - to_std).square().sum()).sqrt()
+
+
 def track_(
     target_mean: Tensor,
     target_std: Tensor,
@@ -101,22 +106,30 @@ def track_(
     measurement_noise: float,
     fixed_gain: float | None = None,
     eps: float = 1e-6,
+    gaps: Tensor | None = None,
 ) -> None:
     """Measures the batch `x`, filters, and composes into (scale, shift) the map that moves the bank to the target.
 
-    A stored row u stands for `scale * u + shift`. A batch with fewer than two usable rows measures nothing.
+    A stored row u stands for `scale * u + shift`. A batch with fewer than two usable rows measures nothing. `gaps [2]`
+    becomes how far the bank's moments are from the batch's before and after, NaN where either has none.
     """
     mean, std, rows = moments(x, mask)
     if rows >= 2:
         kalman_([target_mean, target_std], variance, [mean, std], process_noise, measurement_noise, fixed_gain)
     else:
         variance += process_noise
+    if gaps is not None:
+        gaps.fill_(torch.nan)
     if variance.isinf():
         return
     stored_mean, stored_std = bank_moments(sums, count)
-    a, b = match_moments(scale * stored_mean + shift, scale.abs() * stored_std, target_mean, target_std, eps)
+    before = scale * stored_mean + shift, scale.abs() * stored_std
+    a, b = match_moments(*before, target_mean, target_std, eps)
     scale.copy_(a * scale)
     shift.copy_(a * shift + b)
+    if gaps is not None and rows >= 2 and count > 0:
+        after = scale * stored_mean + shift, scale.abs() * stored_std
+        gaps[0], gaps[1] = moment_gap(*before, mean, std), moment_gap(*after, mean, std)
 
 
 # --- The bank: a ring of past embeddings ------------------------------------------------------------------
@@ -169,11 +182,17 @@ def enqueue_(
     mask: Tensor | None,
     scale: Tensor,
     shift: Tensor,
+    *,
+    bank_ids: Tensor | None = None,
+    ids: Tensor | None = None,
+    bank_steps: Tensor | None = None,
+    step: Tensor | None = None,
 ) -> Tensor:
     """Writes the rows of `z [B, D]` that are in `mask [B]` into the ring and returns their slots `[B]`, else -1.
 
     Stored as `u = (z - shift) / scale`. Rows that are not finite, before or after rounding to the bank's dtype,
-    stay out. Of more rows than the ring holds, the last M stay.
+    stay out. Of more rows than the ring holds, the last M stay. A row whose sample has no id (it is negative) gets
+    one that no other row has.
     """
     M = bank.shape[0]
     u = ((z.double() - shift) / scale).to(bank.dtype)
@@ -185,6 +204,11 @@ def enqueue_(
     slots[rows] = (head + torch.arange(len(rows), device=head.device)) % M
     bank[slots[rows]] = u[rows]
     bank_labels[slots[rows]] = labels[rows]
+    if bank_ids is not None:
+        own = -2 - slots
+        bank_ids[slots[rows]] = (own if ids is None else torch.where(ids >= 0, ids, own))[rows]
+    if bank_steps is not None and step is not None:
+        bank_steps[slots[rows]] = step
     head.copy_((head + len(rows)) % M)
     count.copy_((count + len(rows)).clamp(max=M))
     sums.copy_(sums_of(bank[: int(count)]))
@@ -215,6 +239,7 @@ def memory_loss(
     count: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
+    bank_ids: Tensor | None = None,
     exclude: Tensor | None = None,
     anchors: Tensor | None = None,
     renormalize: bool = True,
@@ -222,9 +247,32 @@ def memory_loss(
 ) -> Tensor:
     """Loss of the anchors `z [B, D]` against the first `count` bank rows, each standing for `scale * u + shift`.
 
-    `exclude [B]` is the bank row an anchor must not be paired with (-1: none): its own copy. The bank carries
-    no gradient.
+    `exclude [B]` is the bank row an anchor must not be paired with (-1: none), its own copy; with `bank_ids [M]`, the
+    id of such rows. The bank carries no gradient.
     """
+    return memory_loss_and_pairs(
+        z, labels, bank, bank_labels, loss, count=count, scale=scale, shift=shift, bank_ids=bank_ids, exclude=exclude,
+        anchors=anchors, renormalize=renormalize, eps=eps,
+    )[0]  # fmt: skip
+
+
+def memory_loss_and_pairs(
+    z: Tensor,
+    labels: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    loss: PairLoss,
+    *,
+    count: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    bank_ids: Tensor | None = None,
+    exclude: Tensor | None = None,
+    anchors: Tensor | None = None,
+    renormalize: bool = True,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """`memory_loss`, and `pairs [2]`: how many positives and negatives of an anchor have a weight, on average."""
     n = len(bank) if count is None else int(count)
     rows = bank[:n].detach().to(z.dtype)
     if scale is not None and shift is not None:
@@ -232,8 +280,10 @@ def memory_loss(
     positive = labels[:, None] == bank_labels[None, :n]
     pair = torch.ones_like(positive)
     if exclude is not None:
-        pair = exclude[:, None] != torch.arange(n, device=z.device)
-    return pair_loss(loss, similarity(z, rows, renormalize, eps), positive, pair, anchors)
+        row_ids = torch.arange(n, device=z.device) if bank_ids is None else bank_ids[:n]
+        pair = (exclude[:, None] == -1) | (exclude[:, None] != row_ids)
+    s = similarity(z, rows, renormalize, eps)
+    return pair_loss(loss, s, positive, pair, anchors), weighted_pairs(loss, s.detach(), positive, pair, anchors)
 
 
 def batch_loss(
@@ -241,13 +291,17 @@ def batch_loss(
     labels: Tensor,
     loss: PairLoss,
     *,
+    ids: Tensor | None = None,
     anchors: Tensor | None = None,
     renormalize: bool = True,
     eps: float = 1e-6,
 ) -> Tensor:
-    """The same loss of the batch against itself, every row but the anchor's own; gradients flow to both sides."""
+    """The same loss of the batch against itself, every row but the anchor's own and others of its id (>= 0) in
+    `ids [B]`; gradients flow to both sides."""
     positive = labels[:, None] == labels[None, :]
     pair = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+    if ids is not None:
+        pair = pair & ((ids[:, None] < 0) | (ids[:, None] != ids))
     return pair_loss(loss, similarity(z, z, renormalize, eps), positive, pair, anchors)
 
 
@@ -269,6 +323,8 @@ class Memory:
     target_std: Tensor  # [D]
     variance: Tensor  # [] of the filter, infinite before the first measurement
     step: Tensor  # [] int64, training steps taken
+    bank_ids: Tensor  # [M] int64 of the samples; negative: its own
+    bank_steps: Tensor  # [M] int64, the step in which a row was stored
 
     @classmethod
     def empty(cls, memory_size: int, embedding_size: int, dtype: torch.dtype = torch.float64) -> Memory:
@@ -285,6 +341,8 @@ class Memory:
             target_std=torch.zeros(embedding_size, dtype=f64),
             variance=torch.tensor(torch.inf, dtype=f64),
             step=torch.zeros((), dtype=torch.int64),
+            bank_ids=torch.zeros(memory_size, dtype=torch.int64),
+            bank_steps=torch.zeros(memory_size, dtype=torch.int64),
         )
 
 
@@ -306,6 +364,7 @@ def step(
     warmup_steps: int = 0,
     enqueue: str = "after",
     enqueue_mask: Tensor | None = None,
+    ids: Tensor | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
     """One training step: returns the loss and leaves `m` as the next step finds it."""
@@ -326,16 +385,21 @@ def step(
             standardize_(m.bank, m.sums, m.scale, m.shift, m.count, eps)
 
     def put() -> Tensor:
-        return enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, stored, labels, enqueue_mask, m.scale, m.shift)
+        return enqueue_(
+            m.bank, m.bank_labels, m.sums, m.head, m.count, stored, labels, enqueue_mask, m.scale, m.shift,
+            bank_ids=m.bank_ids, ids=ids, bank_steps=m.bank_steps, step=m.step,
+        )  # fmt: skip
 
     # Rank the batch against itself and against the memory. Rows that only feed the memory are not anchors.
-    own_slots = put() if enqueue == "before" else None
+    own_slots = put() if enqueue == "before" else torch.full_like(labels, -1)
+    own_ids = -2 - own_slots  # what enqueue_ calls a row without an id
+    exclude = own_ids if ids is None else torch.where(ids >= 0, ids, own_ids)
     anchors = None if enqueue_mask is None else ~enqueue_mask
-    total = batch_weight * batch_loss(z, labels, loss, anchors=anchors, renormalize=renormalize, eps=eps)
+    total = batch_weight * batch_loss(z, labels, loss, ids=ids, anchors=anchors, renormalize=renormalize, eps=eps)
     if m.step >= warmup_steps:
         total = total + memory_weight * memory_loss(
             z, labels, m.bank, m.bank_labels, loss, count=m.count, scale=m.scale, shift=m.shift,
-            exclude=own_slots, anchors=anchors, renormalize=renormalize, eps=eps,
+            bank_ids=m.bank_ids, exclude=exclude, anchors=anchors, renormalize=renormalize, eps=eps,
         )  # fmt: skip
     if enqueue == "after":
         put()

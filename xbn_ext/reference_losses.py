@@ -36,6 +36,26 @@ def pair_loss(loss: PairLoss, s: Tensor, positive: Tensor, pair: Tensor, anchors
     raise TypeError(f"unknown loss {type(loss).__name__}")
 
 
+def weighted_pairs(loss: PairLoss, s: Tensor, positive: Tensor, pair: Tensor, anchors: Tensor | None = None) -> Tensor:
+    """`[2]` float64: how many positives and negatives of an anchor have a weight, on average over the anchors."""
+    if anchors is not None:
+        pair = pair & anchors[:, None]
+    p, n = pair & positive, pair & ~positive
+    match loss:
+        case Contrastive():
+            p, n = p & ~(s >= loss.pos_margin), n & ~(s <= loss.neg_margin)
+        case MultiSimilarity() if loss.mining is not None and s.shape[1] > 0:
+            p, n = mine(loss.mining, s, p, n)
+        case Circle():
+            both = p.any(1, keepdim=True) & n.any(1, keepdim=True)
+            p, n = p & both, n & both
+        case Triplet() if s.shape[1] > 0:
+            hardest_positive, hardest_negative = hardest(s, p, n)
+            both = p.any(1, keepdim=True) & n.any(1, keepdim=True)
+            p = n = both & ~(hardest_negative - hardest_positive + loss.margin <= 0)[:, None]
+    return torch.stack([p.sum(), n.sum()]).double() / number_of_anchors(s, anchors)
+
+
 def contrastive(loss: Contrastive, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor | None) -> Tensor:
     positives = torch.where(p, loss.pos_margin - s, 0.0).relu()
     negatives = torch.where(n, s - loss.neg_margin, 0.0).relu()
@@ -61,10 +81,7 @@ def ntxent(loss: NTXent, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
 
 def multi_similarity(loss: MultiSimilarity, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor | None) -> Tensor:
     if loss.mining is not None:
-        hardest_positive = s.detach().masked_fill(~p, torch.inf).amin(1, keepdim=True)
-        hardest_negative = s.detach().masked_fill(~n, -torch.inf).amax(1, keepdim=True)
-        p = p & ~(s - loss.mining >= hardest_negative)
-        n = n & ~(s + loss.mining <= hardest_positive)
+        p, n = mine(loss.mining, s.detach(), p, n)
     pull = softplus(log_sum_exp(-loss.alpha * (s - loss.base), p)) / loss.alpha
     push = softplus(log_sum_exp(loss.beta * (s - loss.base), n)) / loss.beta
     return (pull + push).sum() / number_of_anchors(s, anchors)
@@ -80,8 +97,7 @@ def circle(loss: Circle, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
 
 
 def triplet(loss: Triplet, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
-    hardest_positive = s.masked_fill(~p, torch.inf).min(1).values
-    hardest_negative = s.masked_fill(~n, -torch.inf).max(1).values
+    hardest_positive, hardest_negative = hardest(s, p, n)
     both = p.any(1) & n.any(1)
     return average_nonzero(torch.where(both, hardest_negative - hardest_positive + loss.margin, 0.0).relu())
 
@@ -91,6 +107,17 @@ def triplet(loss: Triplet, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
 
 def number_of_anchors(s: Tensor, anchors: Tensor | None) -> Tensor:
     return (s.new_full((), s.shape[0]) if anchors is None else anchors.sum()).clamp(min=1)
+
+
+def hardest(s: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """`[B]` the similarity of each anchor's hardest positive and of its hardest negative."""
+    return s.masked_fill(~p, torch.inf).min(1).values, s.masked_fill(~n, -torch.inf).max(1).values
+
+
+def mine(epsilon: float, s: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the pairs `p, n [B, n]` those that are within epsilon of the anchor's hardest pair of the other kind."""
+    hardest_positive, hardest_negative = hardest(s, p, n)
+    return p & ~(s - epsilon >= hardest_negative[:, None]), n & ~(s + epsilon <= hardest_positive[:, None])
 
 
 def average_nonzero(costs: Tensor) -> Tensor:

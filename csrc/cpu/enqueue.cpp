@@ -1,7 +1,7 @@
 // enqueue_: the rows of z that are in the mask and finite enter the ring, oldest rows leave.
 //
-//   in       z [B, D], labels [B], mask [B] or null; scale, shift [D] of the pending map
-//   in, out  bank [M, D], bank_labels [M], sums [2, D], head [1], count [1]
+//   in       z [B, D], labels [B], mask and ids [B] or null, step [1]; scale, shift [D] of the pending map
+//   in, out  bank [M, D], bank_labels [M], bank_ids and bank_steps [M] or null, sums [2, D], head [1], count [1]
 //   out      slots [B]: where each row went, -1 where it was not stored
 //   math     stored as u = (z - shift) / scale, rounded to the bank's dtype: scale * u + shift is z again.
 //            A row whose u is not finite (z was not, or it overflows the bank's dtype) is left out.
@@ -12,6 +12,8 @@
 #include <algorithm>
 #include <cmath>
 #include <vector>
+
+#include "../formulas.h"
 
 namespace xbn {
 namespace {
@@ -62,7 +64,12 @@ void enqueue(const EnqueueParams<T, S>& p, const Cpu& cpu) {
       }
     }
   });
-  for (const int64_t i : rows) p.bank_labels[p.slots[i]] = p.labels[i];
+  for (const int64_t i : rows) {
+    const int64_t slot = p.slots[i];
+    p.bank_labels[slot] = p.labels[i];
+    if (p.bank_ids != nullptr) p.bank_ids[slot] = stored_id(p.ids, i, slot);
+    if (p.bank_steps != nullptr) p.bank_steps[slot] = *p.step;
+  }
   const int64_t n = static_cast<int64_t>(rows.size());
   *p.head = (*p.head + n) % p.M;
   *p.count = std::min(filled + n, p.M);

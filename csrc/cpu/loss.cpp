@@ -1,7 +1,7 @@
 // memory_loss: the loss of B anchors against the bank and its derivative by the anchors, in one sweep for most losses.
 //
-//   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], of which rows [0, count) count
-//   out    loss [1], grad_z [B, D]
+//   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], bank_ids [M] or null, of which rows [0, count) count
+//   out    loss [1], grad_z [B, D], pairs [2]
 //   passes losses.h says which pairs each takes, and into which slots; one of positives alone only reads their rows
 //   math   r_j = scale * u_j + shift, divided by max(|r_j|, eps) if renormalize;  s_ij = z_i . r_j
 //          sums_i = sum_j of what a slot's formula says of s_ij,  grad_i = sum_j weight(s_ij) r_j, slots apart, because
@@ -48,10 +48,13 @@ void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cp
     }
   }
 
-  double value[kSlots] = {0, 0}, count[kSlots] = {0, 0};
+  double value[kSlots] = {0, 0}, count[kSlots] = {0, 0}, anchors = 0, positives = 0, negatives = 0;
   for (int64_t i = 0; i < p.B; ++i) {
     if (p.anchors != nullptr && !p.anchors[i]) continue;
     const RowResult row = finish(loss, totals[i].sums);
+    anchors += 1;
+    positives += row.positives;
+    negatives += row.negatives;
     for (int slot = 0; slot < kSlots; ++slot) {
       value[slot] += row.value[slot];
       count[slot] += row.count[slot];
@@ -64,6 +67,8 @@ void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cp
     all += average[group] * value[group];
   }
   *p.loss = static_cast<T>(all);
+  p.pairs[0] = positives / std::max(anchors, 1.0);
+  p.pairs[1] = negatives / std::max(anchors, 1.0);
   if (p.grad_z == nullptr) return;
   const bool summed = sums_gradients(loss);
   cpu.parallel(p.B, [&](int64_t i) {

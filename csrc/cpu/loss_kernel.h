@@ -111,13 +111,13 @@ template <typename T>
 struct Scorer {
   const Tile<T>& tile;
   const Slot& slot;
-  const int32_t* anchor_group;  // [64]
-  const int32_t* excluded;      // [64] the tile's row that an anchor is not paired with, or -1
-  const T* given;               // [64]
-  const T* s;                   // [rows][64]
-  T* weight;                    // [rows][64], may be s
-  RowSums* sums;                // [64]
-  std::vector<int32_t>& list;   // of the rows that have a pair with a weight
+  const int32_t* anchor_group;    // [64]
+  const int32_t* excluded_group;  // [64]
+  const T* given;                 // [64]
+  const T* s;                     // [rows][64]
+  T* weight;                      // [rows][64], may be s
+  RowSums* sums;                  // [64]
+  std::vector<int32_t>& list;     // of the rows that have a pair with a weight
 
   // Which anchors a row is paired with in this slot, and which have its label.
   struct Mask {
@@ -135,11 +135,11 @@ struct Scorer {
         if (!wanted) f(j, std::false_type{}, mask);
         continue;
       }
-      const int32_t group = tile.group[j], row = static_cast<int32_t>(j);
+      const int32_t group = tile.group[j], excluded = tile.excluded[j];
 #pragma omp simd
       for (int64_t i = 0; i < kAnchorBlock; ++i) {
         mask.positive[i] = anchor_group[i] == group;
-        mask.on[i] = (excluded[i] != row) & (all | ((anchor_group[i] == group) == wanted));
+        mask.on[i] = (excluded_group[i] != excluded) & (all | ((anchor_group[i] == group) == wanted));
       }
       f(j, std::true_type{}, mask);
     }
@@ -308,15 +308,14 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, const Pass& pa
   Tile<T> tile(plan);
   Workspace<T> weights(kSlots * plan.tile_rows * kAnchorBlock);
   T* const s = weights.data();
-  std::vector<int32_t> list, excluded(kAnchorBlock);
+  std::vector<int32_t> list;
 
   for (int64_t next = split * plan.split_rows; next < end;) {
-    next = tile.choose(sweep, p.bank_labels, next, end, positives_only);
+    next = tile.choose(sweep, p.bank_labels, p.bank_ids, next, end, positives_only);
     if (tile.rows == 0) continue;
     load_tile(p, sweep, tile);
     for (int64_t block = first_block; block < last_block; ++block) {
       similarities(tile.data.data(), round_up(tile.rows, kTileUnit), padded, p.D, sweep.anchors(block), s);
-      tile.exclude(sweep.exclude.data() + block * kAnchorBlock, excluded.data());
       // The second slot first: the weights of the first take the place of the similarities.
       for (int k = kSlots - 1; k >= 0; --k) {
         const Slot& slot = pass.slot[k];
@@ -328,7 +327,7 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, const Pass& pa
         Scorer<T>{tile,
                   slot,
                   sweep.anchor_group.data() + block * kAnchorBlock,
-                  excluded.data(),
+                  sweep.excluded_group.data() + block * kAnchorBlock,
                   sweep.given.data() + block * kAnchorBlock,
                   s,
                   weight,

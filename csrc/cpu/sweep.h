@@ -17,6 +17,7 @@ constexpr int64_t kTileUnit = 6;       // bank rows that the similarity kernel t
 constexpr int64_t kPadding = 16;       // dimensions are padded to whole vectors of the widest instruction set
 constexpr int32_t kNoAnchor = -1;      // label group of a bank row that is nobody's positive
 constexpr int32_t kPaddedAnchor = -2;  // label group of the anchors that fill up the last block
+constexpr int32_t kNoneExcluded = -2;  // excluded group of an anchor that is paired with any row
 
 // How a sweep is cut up. It depends on the shapes alone, never on the number of threads, so the same input gives the
 // same bits on any number of threads.
@@ -79,29 +80,38 @@ class Sweep {
       : count(p.count != nullptr ? *p.count : p.M),
         plan(SweepPlan::make(p.B, count, p.D, static_cast<int64_t>(sizeof(T)))),
         anchor_group(rows(), kPaddedAnchor),
-        exclude(rows(), -1),
+        excluded_group(rows(), kNoneExcluded),
         finite(rows(), 1),
         given(rows(), T(0)),
-        groups(p.labels, p.labels + p.B),
+        groups(distinct(p.labels, p.B)),
+        excluded(p.exclude != nullptr ? distinct(p.exclude, p.B) : std::vector<int64_t>()),
         anchors_(plan.blocks * p.D * kAnchorBlock),
         block_size_(p.D * kAnchorBlock),
         grad_(p.grad_z != nullptr ? plan.splits * kSlots * rows() * plan.padded_dim : 0),
         sums_(plan.splits * kSlots * rows()),
         touched_(plan.splits * kSlots * plan.blocks, 0) {
-    std::sort(groups.begin(), groups.end());
-    groups.erase(std::unique(groups.begin(), groups.end()), groups.end());
-    for (int64_t i = 0; i < p.B; ++i) anchor_group[i] = find_group(p.labels[i]);
-    if (p.exclude != nullptr) std::copy(p.exclude, p.exclude + p.B, exclude.begin());
+    for (int64_t i = 0; i < p.B; ++i) {
+      anchor_group[i] = find(groups, p.labels[i]);
+      if (p.exclude != nullptr && p.exclude[i] != -1) excluded_group[i] = find(excluded, p.exclude[i]);
+    }
     if (p.scale != nullptr) {
       scale.assign(p.scale, p.scale + p.D);
       shift.assign(p.shift, p.shift + p.D);
     }
   }
 
-  // The index of a label among the distinct labels of the anchors, or kNoAnchor.
-  int32_t find_group(int64_t label) const {
-    const auto it = std::lower_bound(groups.begin(), groups.end(), label);
-    return it != groups.end() && *it == label ? static_cast<int32_t>(it - groups.begin()) : kNoAnchor;
+  static std::vector<int64_t> distinct(const int64_t* values, int64_t n) {
+    std::vector<int64_t> sorted(values, values + n);
+    std::sort(sorted.begin(), sorted.end());
+    sorted.erase(std::unique(sorted.begin(), sorted.end()), sorted.end());
+    return sorted;
+  }
+
+  // The index of a label among the distinct labels of the anchors, or of an id among the excluded ones; or kNoAnchor.
+  static int32_t find(const std::vector<int64_t>& sorted, int64_t value) {
+    if (sorted.empty() || value < sorted.front() || value > sorted.back()) return kNoAnchor;
+    const auto it = std::lower_bound(sorted.begin(), sorted.end(), value);
+    return *it == value ? static_cast<int32_t>(it - sorted.begin()) : kNoAnchor;
   }
 
   int64_t rows() const { return plan.blocks * kAnchorBlock; }
@@ -140,12 +150,13 @@ class Sweep {
 
   const int64_t count;  // bank rows
   const SweepPlan plan;
-  std::vector<int32_t> anchor_group;  // [rows] index of the anchor's label in `groups`, or kPaddedAnchor
-  std::vector<int64_t> exclude;       // [rows] the bank row an anchor is not paired with, or -1
-  std::vector<char> finite;           // [rows] whether every value of the anchor is
-  std::vector<T> given;               // [rows] what the pass at hand is given for each anchor
-  std::vector<int64_t> groups;        // the anchors' distinct labels, sorted
-  std::vector<T> scale, shift;        // [D] pending map of the bank; empty if there is none
+  std::vector<int32_t> anchor_group;    // [rows] index of the anchor's label in `groups`, or kPaddedAnchor
+  std::vector<int32_t> excluded_group;  // [rows] index in `excluded` of the id it is not paired with, or kNoneExcluded
+  std::vector<char> finite;             // [rows] whether every value of the anchor is
+  std::vector<T> given;                 // [rows] what the pass at hand is given for each anchor
+  std::vector<int64_t> groups;          // the anchors' distinct labels, sorted
+  std::vector<int64_t> excluded;        // the distinct ids that some anchor is not paired with, sorted
+  std::vector<T> scale, shift;          // [D] pending map of the bank; empty if there is none
 
  private:
   Workspace<T> anchors_;
@@ -163,32 +174,22 @@ struct Tile {
         data(capacity * plan.padded_dim),
         bank_row(capacity),
         group(capacity),
+        excluded(capacity),
         mixed(capacity) {}
 
   // Takes rows of [begin, end), all or only those with the label of an anchor. Returns the first row left.
-  int64_t choose(const Sweep<T>& sweep, const int64_t* bank_labels, int64_t begin, int64_t end, bool positives_only) {
+  int64_t choose(const Sweep<T>& sweep, const int64_t* bank_labels, const int64_t* bank_ids, int64_t begin, int64_t end,
+                 bool positives_only) {
     for (rows = 0; begin < end && rows < capacity; ++begin) {
-      const int32_t found = sweep.find_group(bank_labels[begin]);
+      const int32_t found = sweep.find(sweep.groups, bank_labels[begin]);
       if (positives_only && found == kNoAnchor) continue;
       bank_row[rows] = begin;
       group[rows] = found;
-      mixed[rows] = found != kNoAnchor;
+      excluded[rows] = sweep.find(sweep.excluded, bank_ids != nullptr ? bank_ids[begin] : begin);
+      mixed[rows] = found != kNoAnchor || excluded[rows] != kNoAnchor;
       ++rows;
     }
     return begin;
-  }
-
-  // Of 64 anchors, the row of this tile that each must not be paired with, or -1. Such a row is mixed from now on.
-  void exclude(const int64_t* exclude, int32_t* excluded) {
-    const auto first = bank_row.begin(), last = bank_row.begin() + rows;
-    for (int64_t i = 0; i < kAnchorBlock; ++i) {
-      excluded[i] = -1;
-      if (exclude[i] < *first || exclude[i] > *(last - 1)) continue;
-      const auto at = std::lower_bound(first, last, exclude[i]);
-      if (*at != exclude[i]) continue;
-      excluded[i] = static_cast<int32_t>(at - first);
-      mixed[excluded[i]] = 1;
-    }
   }
 
   const int64_t capacity;
@@ -196,6 +197,7 @@ struct Tile {
   Workspace<T> data;              // [capacity][padded_dim]
   std::vector<int64_t> bank_row;  // ascending
   std::vector<int32_t> group;     // of the row's label among the anchors', or kNoAnchor
+  std::vector<int32_t> excluded;  // of the row's id among the excluded ones, or kNoAnchor
   std::vector<char> mixed;        // whether the row is anything but a negative of all anchors
 };
 

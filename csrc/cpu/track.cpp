@@ -3,7 +3,8 @@
 //
 //   in       mean, std [D] measured on a batch of `rows` rows; sums [2, D], count of the stored rows
 //   in, out  target_mean, target_std [D], variance [1]; scale, shift [D]
-//   math     formulas.h: filter_step, kalman_state, bank_moments, follow
+//   out      gaps [2] between the moments of bank and batch, before and after the map; or null
+//   math     formulas.h: filter_step, kalman_state, bank_moments, follow, moment_gap
 #include "track.h"
 
 #include <cmath>
@@ -20,13 +21,20 @@ void track(const TrackParams& p) {
     p.target_mean[d] = kalman_state(p.target_mean[d], p.mean[d], k.gain);
     p.target_std[d] = kalman_state(p.target_std[d], p.std[d], k.gain);
   }
-  if (!std::isfinite(k.variance)) return;  // nothing is known, so there is nothing to match
+  const bool known = std::isfinite(k.variance);  // if nothing is, there is nothing to match
+  double before = 0, after = 0;
   for (int64_t d = 0; d < p.D; ++d) {
-    const Moments stored = bank_moments(p.sums[d], p.sums[p.D + d], count);
-    const Affine map = follow({p.scale[d], p.shift[d]}, stored, {p.target_mean[d], p.target_std[d]}, p.eps);
+    const Moments stored = bank_moments(p.sums[d], p.sums[p.D + d], count), measured = {p.mean[d], p.std[d]};
+    const Affine pending = {p.scale[d], p.shift[d]};
+    const Affine map = known ? follow(pending, stored, {p.target_mean[d], p.target_std[d]}, p.eps) : pending;
+    before += squared_gap(moved(stored, pending), measured);
+    after += squared_gap(moved(stored, map), measured);
     p.scale[d] = map.scale;
     p.shift[d] = map.shift;
   }
+  if (p.gaps == nullptr) return;
+  p.gaps[0] = moment_gap(before, *p.rows, count);
+  p.gaps[1] = moment_gap(after, *p.rows, count);
 }
 
 }  // namespace xbn

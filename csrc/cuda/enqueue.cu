@@ -1,7 +1,7 @@
 // enqueue_: the rows of z that are in the mask and finite enter the ring, the oldest rows leave.
 //
-//   in       z [B, D], labels [B], mask [B] or null; scale, shift [D] of the pending map
-//   in, out  bank [M, D], bank_labels [M], sums [2, D], head [1], count [1]
+//   in       z [B, D], labels [B], mask and ids [B] or null, step [1]; scale, shift [D] of the pending map
+//   in, out  bank [M, D], bank_labels [M], bank_ids and bank_steps [M] or null, sums [2, D], head [1], count [1]
 //   out      slots [B]: where each row went, -1 where it was not stored
 //   math     stored as u = (z - shift) / scale, rounded to the bank's dtype. A row whose u is not finite is left out.
 //            More rows than the ring holds: the last M of them stay.
@@ -59,7 +59,7 @@ __device__ int64_t exclusive_sum(int64_t value, int64_t* total) {
   return prefix[threadIdx.x] - value;
 }
 
-// One block: slots in the order of the rows, labels, and the counters.
+// One block: slots in the order of the rows, what goes with a row, and the counters.
 template <typename T, typename S>
 __device__ void assign_slots(const EnqueueParams<T, S>& p, const Workspace& w) {
   const int64_t run = ceil_div(p.B, kThreads);
@@ -79,6 +79,8 @@ __device__ void assign_slots(const EnqueueParams<T, S>& p, const Workspace& w) {
     const int64_t slot = head + place < p.M ? head + place : head + place - p.M;
     p.slots[i] = slot;
     p.bank_labels[slot] = p.labels[i];
+    if (p.bank_ids != nullptr) p.bank_ids[slot] = stored_id(p.ids, i, slot);
+    if (p.bank_steps != nullptr) p.bank_steps[slot] = *p.step;
   }
   __syncthreads();  // every thread has read the counters
   if (threadIdx.x != 0) return;

@@ -1,6 +1,6 @@
 // memory_loss, fused: the loss of B anchors against the bank and its derivative by the anchors, in one sweep. float32.
 //
-//   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], of which rows [0, count) count; D <= 1024
+//   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], bank_ids [M] or null, of which rows [0, count) count; D <= 1024
 //   out    what loss_reduce.cu adds up: of every split, slot and anchor its sums, [splits, slots, B], and the sum of
 //          weight * row, [splits, slots, B, D]; state [B] of the anchors
 //   passes one for most losses; losses.h says which pairs each takes, and into which slots. Two slots of a pass are two
@@ -36,10 +36,10 @@ __device__ void load_anchors(const MemoryLossParams<float, float>& p, Shared<kDi
                              const PartialLoss<float>& partial, bool reports) {
   for (int k = threadIdx.x / kWarp; k < Shape<kDim>::kAnchors; k += kThreads / kWarp) {
     const int64_t i = first + k;
-    Anchor<float> anchor = {0, -1, 0, kFinite};
+    Anchor<float> anchor = {0, kNoId, 0, kFinite};
     if (i < p.B) {
       anchor.label = p.labels[i];
-      if (p.exclude != nullptr) anchor.exclude = p.exclude[i];
+      anchor.exclude = excluded_id(p, i);
       anchor.given = partial.given[i];
       anchor.state = anchor_state(p, i);
       if (reports && threadIdx.x % kWarp == 0) partial.state[i] = anchor.state;
@@ -79,7 +79,10 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
 
   for (int64_t begin = first_row; begin < end; begin += kTile) {
     const int rows = static_cast<int>(smaller(kTile, end - begin));
-    if (thread < kTile) shared.labels[thread] = thread < rows ? p.bank_labels[begin + thread] : 0;
+    if (thread < kTile) {
+      shared.labels[thread] = thread < rows ? p.bank_labels[begin + thread] : 0;
+      shared.ids[thread] = thread < rows ? row_id(p, begin + thread) : 0;
+    }
     __syncthreads();
     if (shared.slot.pairs == Pairs::positives) {
       bool match = false;

@@ -1,8 +1,8 @@
 // memory_loss as two library products per chunk of the bank: for many anchors, for float64, for 16-bit banks and for
 // D > 1024. These are the kernels around the products; launch.h says in which order the caller runs them.
 //
-//   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], of which rows [0, count) count
-//   out    loss [1], grad_z [B, D]
+//   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], bank_ids [M] or null, of which rows [0, count) count
+//   out    loss [1], grad_z [B, D], pairs [2]
 //   math   as loss.cu, a chunk of the bank at a time: rows r_j, similarities s = z r^T, weights, grad += weights r
 //   grid   begin_kernel: a warp to an anchor;  rows_kernel: a warp to a bank row;  score_kernel: a block to 4 anchors
 //   keeps  one chunk of rows [chunk, D] and similarities [slots * B, chunk], small enough for a second-level cache, and
@@ -82,7 +82,7 @@ struct ChunkPairs {
   Anchor<T> anchors[kAnchors];
   int64_t block, B;            // first anchor
   int64_t first, rows, chunk;  // bank rows [first, first + rows) exist; a chunk is longer
-  const int64_t* bank_labels;
+  const int64_t *bank_labels, *bank_ids;
   Pairs pairs;
   const T* s;  // [B, chunk]
 
@@ -92,11 +92,12 @@ struct ChunkPairs {
     for (int64_t j = threadIdx.x; j < chunk; j += kThreads) {
       const bool exists = j < rows;
       const int64_t label = exists ? bank_labels[first + j] : 0;
+      const int64_t id = exists && bank_ids != nullptr ? bank_ids[first + j] : first + j;
 #pragma unroll
       for (int a = 0; a < kAnchors; ++a) {
         if (block + a >= B) break;
         const bool positive = anchors[a].label == label;
-        const bool on = exists && anchors[a].pairs_with(first + j, positive, pairs);
+        const bool on = exists && anchors[a].pairs_with(id, positive, pairs);
         const T similarity = (anchors[a].state & kFinite) ? s[(block + a) * chunk + j] : static_cast<T>(NAN);
         f(a, j, similarity, positive, on);
       }
@@ -219,11 +220,12 @@ __global__ void __launch_bounds__(kThreads, 2) score_kernel(const MemoryLossPara
   c.rows = stored_rows(p.count, p.M) - first;
   c.chunk = chunk;
   c.bank_labels = p.bank_labels;
+  c.bank_ids = p.bank_ids;
   c.s = s;
 #pragma unroll
   for (int a = 0; a < kAnchors; ++a) {
     const int64_t i = smaller(c.block + a, p.B - 1);
-    c.anchors[a] = {p.labels[i], p.exclude != nullptr ? p.exclude[i] : -1, w.partial.given[i], w.partial.state[i]};
+    c.anchors[a] = {p.labels[i], excluded_id(p, i), w.partial.given[i], w.partial.state[i]};
   }
   // The second slot first: the weights of the first take the place of the similarities.
 #pragma unroll
@@ -245,8 +247,8 @@ __global__ void __launch_bounds__(kThreads) rescale_kernel(const T* rescale, int
 // For the kernels that do not look at the bank: they need not be compiled for each of its dtypes.
 template <typename T, typename S>
 MemoryLossParams<T, T> without_bank(const MemoryLossParams<T, S>& p) {
-  return {p.z,     p.labels, nullptr,   p.bank_labels, p.count,       p.B,   p.M,    p.D,
-          p.scale, p.shift,  p.exclude, p.anchors,     p.renormalize, p.eps, p.loss, p.grad_z};
+  return {p.z,     p.labels,   nullptr,   p.bank_labels, p.count,       p.B,   p.M,    p.D,      p.scale,
+          p.shift, p.bank_ids, p.exclude, p.anchors,     p.renormalize, p.eps, p.loss, p.grad_z, p.pairs};
 }
 
 }  // namespace

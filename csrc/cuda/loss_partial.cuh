@@ -39,18 +39,30 @@ struct PartialLoss {
   }
 };
 
+constexpr int64_t kNoId = INT64_MIN;
+
 // An anchor as pairs see it.
 template <typename T>
 struct Anchor {
   int64_t label;
-  int64_t exclude;  // the bank row it is not paired with, or -1
+  int64_t exclude;  // rows with this id it is not paired with, or kNoId
   T given;
   uint8_t state;
 
-  __device__ __forceinline__ bool pairs_with(int64_t row, bool positive, Pairs pairs) const {
-    return (state & kRanks) && exclude != row && (pairs == Pairs::all || positive == (pairs == Pairs::positives));
+  __device__ __forceinline__ bool pairs_with(int64_t id, bool positive, Pairs pairs) const {
+    return (state & kRanks) && exclude != id && (pairs == Pairs::all || positive == (pairs == Pairs::positives));
   }
 };
+
+template <typename T, typename S>
+__device__ __forceinline__ int64_t excluded_id(const MemoryLossParams<T, S>& p, int64_t i) {
+  return p.exclude == nullptr || p.exclude[i] == -1 ? kNoId : p.exclude[i];
+}
+
+template <typename T, typename S>
+__device__ __forceinline__ int64_t row_id(const MemoryLossParams<T, S>& p, int64_t j) {
+  return p.bank_ids != nullptr ? p.bank_ids[j] : j;
+}
 
 // The state of anchor i, by a full warp.
 template <typename T, typename S>
@@ -83,28 +95,6 @@ struct Extreme {
     if (other.row >= 0 && (exceeds(other.x, x) || (other.x == x && other.row < row))) *this = other;
   }
 };
-
-namespace {
-
-// Sum over the lanes of a group of `width` threads of a warp, in a fixed tree; in all of them.
-__device__ __forceinline__ double group_sum(double value, int width) {
-  for (int step = 1; step < width; step *= 2) value += __shfl_xor_sync(0xffffffffu, value, step, width);
-  return value;
-}
-
-// Sum over a block of kThreads in a fixed order; in thread 0.
-template <int kThreads>
-__device__ double block_sum(double value) {
-  constexpr int kWarps = kThreads / kWarp;
-  __shared__ double partial[kWarps];
-  value = group_sum(value, kWarp);
-  __syncthreads();  // a former sum has been read
-  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  return group_sum(threadIdx.x < kWarps ? partial[threadIdx.x] : 0.0, kWarp);
-}
-
-}  // namespace
 
 // After pass k: what each anchor is given for the next one; or, after the last, loss [1] and grad_z [B, D]. In
 // loss_reduce.cu.

@@ -2,7 +2,7 @@
 // given for the next pass, or the loss and its gradient.
 //
 //   in     sums [splits, slots, B], grad [splits, slots, B, D], state [B]
-//   out    given [B]; or loss [1], grad_z [B, D]
+//   out    given [B]; or loss [1], grad_z [B, D], pairs [2]
 //   math   losses.h: add, given_for, finish;  loss = sum over groups of average * sum of the anchors' values, average being
 //          1 / sum of their counts;  grad_z_i = sum_slot average factor_i sum_split e^(shift_split - shift) grad.  Losses
 //          of extremes gather the two rows instead. 0 for a row that is no anchor, NaN for one that is not finite, so that
@@ -40,9 +40,9 @@ __device__ __forceinline__ RowSums group_add(Formula formula, RowSums sums, int 
 template <typename T>
 __global__ void __launch_bounds__(kSettleThreads, 1)
     settle_kernel(const PartialLoss<T> partial, const LossSpec loss, const Settled settled, int64_t B, int width,
-                  T* value_of_all) {
+                  T* value_of_all, double* pairs) {
   const int lane = threadIdx.x % width, group = threadIdx.x / width, groups = kSettleThreads / width;
-  double value[kSlots] = {}, count[kSlots] = {};
+  double value[kSlots] = {}, count[kSlots] = {}, anchors = 0, positives = 0, negatives = 0;
   for (int64_t begin = 0; begin < B; begin += groups) {  // the same number of rounds for all threads: they shuffle
     const int64_t i = begin + group;
     const bool ranks = i < B && (partial.state[i] & kRanks);
@@ -75,6 +75,7 @@ __global__ void __launch_bounds__(kSettleThreads, 1)
     if (lane != 0) continue;
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot) value[slot] += result.value[slot], count[slot] += result.count[slot];
+    anchors += 1, positives += result.positives, negatives += result.negatives;
   }
   if (settled.next != 0) return;
   double all = 0;
@@ -85,7 +86,12 @@ __global__ void __launch_bounds__(kSettleThreads, 1)
     all += average * values;
     if (threadIdx.x == 0) partial.average[k] = static_cast<T>(average);
   }
-  if (threadIdx.x == 0) *value_of_all = static_cast<T>(all);
+  anchors = block_sum<kSettleThreads>(anchors);
+  positives = block_sum<kSettleThreads>(positives), negatives = block_sum<kSettleThreads>(negatives);
+  if (threadIdx.x != 0) return;
+  *value_of_all = static_cast<T>(all);
+  pairs[0] = positives / (anchors > 1.0 ? anchors : 1.0);
+  pairs[1] = negatives / (anchors > 1.0 ? anchors : 1.0);
 }
 
 template <typename T>
@@ -170,7 +176,8 @@ int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, 
   const bool last = k + 1 == program.passes;
   settled.next = last ? 0 : k + 1;
   const int width = power_of_two_up_to(partial.splits, kWarp);
-  const int error = run(settle_kernel<T>, dim3(1), kSettleThreads, launch, partial, loss, settled, p.B, width, p.loss);
+  const int error =
+      run(settle_kernel<T>, dim3(1), kSettleThreads, launch, partial, loss, settled, p.B, width, p.loss, p.pairs);
   if (error != cudaSuccess || !last || p.grad_z == nullptr || p.B == 0) return error;
   if (!sums_gradients(loss)) {
     const dim3 grid(static_cast<unsigned>(ceil_div(p.B, kGradientThreads / kWarp)));

@@ -150,7 +150,7 @@ __device__ __forceinline__ Scored score_tile(Shared<kDim>& shared, int64_t begin
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const bool positive = anchor.label == label[j];
-      const bool on = 4 * x + j < rows && anchor.pairs_with(begin + 4 * x + j, positive, slot.pairs);
+      const bool on = 4 * x + j < rows && anchor.pairs_with(shared.ids[4 * x + j], positive, slot.pairs);
       pairs.on |= static_cast<unsigned>(on) << (4 * i + j);
       pairs.positive |= static_cast<unsigned>(positive) << (4 * i + j);
       dot[i][j] = (anchor.state & kFinite) ? dot[i][j] * inverse_norm[j] : NAN;

@@ -68,6 +68,7 @@ struct Shared {
   RowSums sums[kAnchors];
   float rescale[kAnchors];  // of the gradient so far, as exponents have grown
   int64_t labels[kTile];
+  int64_t ids[kTile];
   float inverse_norm[kTile];
   unsigned active[kThreads / kWarp][4];  // by warp: which of the columns 4 x + j have an active pair, a bit for each x
   int list[kTile];                       // the rows of the tile with an active pair

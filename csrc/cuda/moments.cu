@@ -2,7 +2,8 @@
 // same launch, one step of the filter on them and the affine map that gives the bank the filtered moments.
 //
 //   in     x [B, D], mask [B] or null; for track_ also sums [2, D] and count of the stored rows
-//   out    mean, std [D], rows [1] in double; for track_ also target_mean, target_std, variance, scale, shift
+//   out    mean, std [D], rows [1] in double; for track_ also target_mean, target_std, variance, scale, shift; gaps [2]
+//          between the moments of bank and batch, before and after the map, or null
 //   math   per block: sums shifted by its first usable row, so that a mean far from zero costs no digits;
 //          a block's pivot is a value of x, and blocks are merged by what they are off the first pivot p0:
 //          off_b = (pivot_b - p0) + sum_b / n_b,  o = sum_b n_b off_b / n,  mean = p0 + o,
@@ -144,6 +145,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     k = filter_step(*t.variance, rows, t.process_noise, t.measurement_noise, t.fixed_gain);
     count = larger(0, *t.count);
   }
+  const bool known = kTrack && std::isfinite(k.variance);  // if nothing is, there is nothing to match
+  double before = 0, after = 0;                            // squared gaps
   for (int64_t d = threadIdx.x; d < p.D; d += kThreads) {
     const Moments measured = merge_blocks(w, rows_of, gridDim.x, first, n, p.D, d);
     p.mean[d] = measured.mean;
@@ -153,9 +156,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
                               kalman_state(t.target_std[d], measured.std, k.gain)};
       t.target_mean[d] = target.mean;
       t.target_std[d] = target.std;
-      if (!std::isfinite(k.variance)) continue;  // nothing is known, so there is nothing to match
       const Moments stored = bank_moments(t.sums[d], t.sums[p.D + d], count);
-      const Affine map = follow({t.scale[d], t.shift[d]}, stored, target, t.eps);
+      const Affine pending = {t.scale[d], t.shift[d]};
+      const Affine map = known ? follow(pending, stored, target, t.eps) : pending;
+      before += squared_gap(moved(stored, pending), measured);
+      after += squared_gap(moved(stored, map), measured);
       t.scale[d] = map.scale;
       t.shift[d] = map.shift;
     }
@@ -163,6 +168,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   if constexpr (kTrack) {
     __syncthreads();  // every thread has read the variance
     if (threadIdx.x == 0) *t.variance = k.variance;
+    if (t.gaps == nullptr) return;
+    before = block_sum<kThreads>(before);
+    after = block_sum<kThreads>(after);
+    if (threadIdx.x != 0) return;
+    t.gaps[0] = moment_gap(before, rows, count);
+    t.gaps[1] = moment_gap(after, rows, count);
   }
 }
 

@@ -76,13 +76,14 @@ void launch(int64_t bytes, const Run& run) {
 template <typename S>
 struct State {
   Exactly<S> bank;
-  Exactly<int64_t> labels, head, count;
-  Exactly<double> sums, scale, shift, mean, std, variance;
+  Exactly<int64_t> labels, ids, steps, head, count;
+  Exactly<double> sums, scale, shift, mean, std, variance, gaps;
 
   static State random(const Sizes& n) {
     const auto doubles = [](int64_t size) { return Exactly<double>(size); };
-    State s{normal<S>(n.M * n.D), ::labels(n.M, 5), Exactly<int64_t>(1), Exactly<int64_t>(1), doubles(2 * n.D),
-            doubles(n.D),         doubles(n.D),     doubles(n.D),        doubles(n.D),        doubles(1)};
+    State s{normal<S>(n.M * n.D), ::labels(n.M, 5), ::labels(n.M, 9), Exactly<int64_t>(n.M), Exactly<int64_t>(1),
+            Exactly<int64_t>(1),  doubles(2 * n.D), doubles(n.D),     doubles(n.D),          doubles(n.D),
+            doubles(n.D),         doubles(1),       doubles(2)};
     *s.count = up_to(n.M);
     *s.head = up_to(n.M - 1);
     *s.variance = up_to(1) ? INFINITY : 0.5;
@@ -101,6 +102,8 @@ struct State {
   State<Other> as() const {
     return {converted<Other>(bank),
             copy(labels),
+            copy(ids),
+            copy(steps),
             copy(head),
             copy(count),
             copy(sums),
@@ -108,7 +111,8 @@ struct State {
             copy(shift),
             copy(mean),
             copy(std),
-            copy(variance)};
+            copy(variance),
+            copy(gaps)};
   }
 };
 
@@ -123,7 +127,9 @@ void same(const char* what, const State<A>& ours, const State<B>& truth, double 
   const auto equal = [](const Exactly<int64_t>& a, const Exactly<int64_t>& b) {
     return std::equal(a.data.get(), a.data.get() + a.size, b.data.get());
   };
+  close(what, difference(ours.gaps, truth.gaps, 1), 1e-9, n);
   require(*ours.variance == *truth.variance, what, n.B, n.M, n.D);
+  require(equal(ours.ids, truth.ids) && equal(ours.steps, truth.steps), what, n.B, n.M, n.D);
   require(equal(ours.labels, truth.labels) && equal(ours.head, truth.head) && equal(ours.count, truth.count), what, n.B,
           n.M, n.D);
 }
@@ -131,17 +137,17 @@ void same(const char* what, const State<A>& ours, const State<B>& truth, double 
 template <typename T, typename S>
 TrackParams track_params(const MomentsParams<T>& m, State<S>& s) {
   return {m.mean, m.std,   m.rows, s.mean, s.std, s.variance, s.scale, s.shift,
-          s.sums, s.count, m.D,    0.01,   1.0,   -1.0,       1e-6};
+          s.sums, s.count, m.D,    0.01,   1.0,   -1.0,       1e-6,    s.gaps};
 }
 
 template <typename T, typename S>
 MemoryLossParams<T, S> loss_params(const Exactly<T>& z, const Exactly<int64_t>& y, const State<S>& s, const Sizes& n,
                                    const MemoryLossParams<T, S>& options, const Exactly<T>& value,
-                                   const Exactly<T>& grad) {
+                                   const Exactly<T>& grad, const Exactly<double>& pairs) {
   MemoryLossParams<T, S> p = options;
   p.z = z, p.labels = y, p.bank = s.bank, p.bank_labels = s.labels, p.count = s.count;
   p.B = n.B, p.M = n.M, p.D = n.D;
-  p.loss = value, p.grad_z = grad;
+  p.loss = value, p.grad_z = grad, p.pairs = pairs;
   return p;
 }
 
@@ -227,14 +233,18 @@ void one_round(const Sizes& n) {
     same("standardize", ours, truth, rewritten, n);
   }
 
-  Exactly<int64_t> slots(n.B), slots64(n.B);
-  enqueue(EnqueueParams<double, double>{truth.bank, truth.labels, truth.sums, truth.head, truth.count, z64, y,
-                                        maybe_chosen, truth.scale, truth.shift, slots64, n.B, n.M, n.D},
+  Exactly<int64_t> slots(n.B), slots64(n.B), ids = labels(n.B, 9), step(1);
+  *step = 17;
+  const int64_t* maybe_ids = sometimes(ids);
+  enqueue(EnqueueParams<double, double>{truth.bank, truth.labels, truth.ids, truth.steps, truth.sums, truth.head,
+                                        truth.count, z64, y, maybe_ids, step, maybe_chosen, truth.scale, truth.shift,
+                                        slots64, n.B, n.M, n.D},
           kCpu);
   launch(cuda::enqueue_workspace(n.B), [&](const cuda::Launch& at) {
-    return cuda::launch_enqueue(EnqueueParams<T, S>{ours.bank, ours.labels, ours.sums, ours.head, ours.count, z, y,
-                                                    maybe_chosen, ours.scale, ours.shift, slots, n.B, n.M, n.D},
-                                at);
+    return cuda::launch_enqueue(
+        EnqueueParams<T, S>{ours.bank, ours.labels, ours.ids, ours.steps, ours.sums, ours.head, ours.count, z, y,
+                            maybe_ids, step, maybe_chosen, ours.scale, ours.shift, slots, n.B, n.M, n.D},
+        at);
   });
   same("enqueue", ours, truth, rewritten, n);
   require(std::equal(slots.data.get(), slots.data.get() + n.B, slots64.data.get()), "slots", n.B, n.M, n.D);
@@ -245,32 +255,38 @@ void one_round(const Sizes& n) {
   MemoryLossParams<T, S> options{};
   options.anchors = sometimes(chosen);
   options.exclude = sometimes(slots);
+  if (up_to(1)) options.bank_ids = ours.ids, options.exclude = ids;
   options.renormalize = up_to(1) == 1;
   options.eps = 1e-6;
   if (pending) options.scale = ours.scale, options.shift = ours.shift;
   MemoryLossParams<double, double> options64{};
-  options64.anchors = options.anchors, options64.exclude = options.exclude, options64.renormalize = options.renormalize;
+  options64.anchors = options.anchors, options64.exclude = options.exclude, options64.bank_ids = options.bank_ids,
+  options64.renormalize = options.renormalize;
   options64.eps = options.eps, options64.scale = options.scale;
   options64.shift = options.shift;
-  const Exactly<double> value64(1), grad64(n.B * n.D);
+  const Exactly<double> value64(1), grad64(n.B * n.D), pairs64(2);
   const LossSpec loss = random_loss();
-  const MemoryLossParams<double, double> p64 = loss_params(z64, y, truth, n, options64, value64, grad64);
+  const MemoryLossParams<double, double> p64 = loss_params(z64, y, truth, n, options64, value64, grad64, pairs64);
   memory_loss(p64, loss, kCpu);
   // A comparison decides whether a pair counts, or which is the hardest: where a touch of the anchors decides otherwise,
   // so may rounding.
   const double tolerance = 1000 * unit * (loss.kind == LossKind::contrastive ? 1 : 20);
   Exactly<double> touched = copy(z64);
   for (int64_t k = 0; k < touched.size; ++k) touched[k] += (k % 2 ? 30 : -30) * unit * touched[k];
-  const Exactly<double> value_touched(1), grad_touched(n.B * n.D);
-  memory_loss(loss_params(touched, y, truth, n, options64, value_touched, grad_touched), loss, kCpu);
-  if (difference(value_touched, value64, 1) > tolerance || difference(grad_touched, grad64) > tolerance) return;
+  const Exactly<double> value_touched(1), grad_touched(n.B * n.D), pairs_touched(2);
+  memory_loss(loss_params(touched, y, truth, n, options64, value_touched, grad_touched, pairs_touched), loss, kCpu);
+  if (difference(value_touched, value64, 1) > tolerance || difference(grad_touched, grad64) > tolerance ||
+      difference(pairs_touched, pairs64) > 1e-12)
+    return;
   const auto check = [&](const char* what, const auto& run) {
     const Exactly<T> value(1), grad(n.B * n.D);
+    const Exactly<double> pairs(2);
     std::fill(grad.data.get(), grad.data.get() + grad.size, static_cast<T>(7));
-    run(loss_params(z, y, ours, n, options, value, grad));
+    run(loss_params(z, y, ours, n, options, value, grad, pairs));
     close(what, difference(value, value64, 1), tolerance, n);
     close(what, difference(grad, grad64, 1e-3), tolerance, n);
-    auto no_grad = loss_params(z, y, ours, n, options, value, grad);
+    close(what, difference(pairs, pairs64, 1), 1e-12, n);
+    auto no_grad = loss_params(z, y, ours, n, options, value, grad, pairs);
     no_grad.grad_z = nullptr;
     run(no_grad);
     close(what, difference(value, value64, 1), tolerance, n);

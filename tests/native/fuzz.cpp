@@ -38,9 +38,10 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   const xbn::Cpu one{isa, serial}, many{isa, threaded};
   Exactly<T> z = normal<T>(B * D);
   Exactly<int64_t> y = labels(B, 5), bank_y = labels(M, 5), slots(B), head(1), count(1), rows(1);
+  Exactly<int64_t> ids = labels(B, 9), bank_ids = labels(M, 9), bank_steps(M), step(1);
   Exactly<bool> chosen = mask(B);
   Exactly<S> bank = normal<S>(M * D);
-  Exactly<double> sums(2 * D), mean(D), std(D), target_mean(D), target_std(D), variance(1), scale(D), shift(D);
+  Exactly<double> sums(2 * D), mean(D), std(D), target_mean(D), target_std(D), variance(1), scale(D), shift(D), gaps(2);
   *count = up_to(M);
   *head = up_to(M - 1);
   *variance = INFINITY;
@@ -53,22 +54,39 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
 
   xbn::moments(xbn::MomentsParams<T>{z, sometimes(chosen), B, D, mean, std, rows}, many);
   xbn::track(xbn::TrackParams{mean, std, rows, target_mean, target_std, variance, scale, shift, sums, count, D, 0.01,
-                              1.0, up_to(1) ? -1.0 : 0.1, 1e-6});
+                              1.0, up_to(1) ? -1.0 : 0.1, 1e-6, gaps});
   if (up_to(1))
     xbn::standardize(xbn::StandardizeParams<S>{bank, sums, scale, shift, count, M, D, 1e-6}, many);
   else
     xbn::transform(xbn::TransformParams<S>{bank, sums, scale, shift, count, M, D}, many);
-  xbn::enqueue(
-      xbn::EnqueueParams<T, S>{bank, bank_y, sums, head, count, z, y, sometimes(chosen), scale, shift, slots, B, M, D},
-      many);
+  xbn::enqueue(xbn::EnqueueParams<T, S>{bank, bank_y, bank_ids, bank_steps, sums, head, count, z, y, sometimes(ids),
+                                        step, sometimes(chosen), scale, shift, slots, B, M, D},
+               many);
   require(*count >= 0 && *count <= M && *head >= 0 && *head < M, "ring", B, M, D);
   for (int64_t k = 0; k < *count * D; ++k) require(std::isfinite(bank[k]), "bank", B, M, D);
 
   const bool pending = up_to(1), need_grad = up_to(3) > 0;
   Exactly<T> value(1), grad(B * D), value_again(1), grad_again(B * D);
-  xbn::MemoryLossParams<T, S> p{
-      z,    y,     bank,   bank_y, count, B, M, D, nullptr, nullptr, sometimes(slots), sometimes(chosen), up_to(1) == 1,
-      1e-6, value, nullptr};
+  Exactly<double> pairs(2);
+  xbn::MemoryLossParams<T, S> p{z,
+                                y,
+                                bank,
+                                bank_y,
+                                count,
+                                B,
+                                M,
+                                D,
+                                nullptr,
+                                nullptr,
+                                nullptr,
+                                sometimes(slots),
+                                sometimes(chosen),
+                                up_to(1) == 1,
+                                1e-6,
+                                value,
+                                nullptr,
+                                pairs};
+  if (up_to(1)) p.bank_ids = bank_ids, p.exclude = ids;
   if (pending) p.scale = scale, p.shift = shift;
   if (need_grad) p.grad_z = grad;
   const xbn::LossSpec loss = random_loss();
