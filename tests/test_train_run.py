@@ -232,6 +232,12 @@ def test_a_run_leaves_what_it_promises(
     assert metrics["history"]["evaluation"][-1]["map@r"] == metrics["map@r"]
     assert [entry["step"] for entry in metrics["history"]["loss"]] == [10, 12]
     assert {entry["age"] for entry in metrics["history"]["drift"]} == {1, 2, 3}
+    memory = metrics["history"]["memory"]
+    assert [entry["step"] for entry in memory] == [10, 12]
+    names = {"step", "fill", "age", "gap_before", "gap_after"}
+    names |= {"batch": set(), "xbm": {"positives", "negatives"}}.get(method, {"positives", "negatives", "gain"})
+    assert all(set(entry) == names for entry in memory)
+    assert method != "xbn" or memory[-1]["gap_after"] < 1e-3 < memory[-1]["gap_before"]
     assert metrics["data"]["train_classes"] == metrics["data"]["test_classes"] == 4
     assert metrics["config"]["memory_size"] == 24 and "out" not in metrics["config"]
     assert (tmp_path / "curves.png").exists() and (tmp_path / "neighbours.png").exists()

@@ -90,7 +90,7 @@ class Trainer:
         self.recent_losses: list[float] = []
         self.before: dict[str, evaluate.Scores] = {}
         torch.manual_seed(torch_seed(config.seed, Stream.DROPOUT))  # nothing else draws from the global generators
-        self.history: dict[str, list[dict[str, float]]] = {"loss": [], "evaluation": [], "drift": []}
+        self.history: dict[str, list[dict[str, float]]] = {"loss": [], "evaluation": [], "drift": [], "memory": []}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings, lists and dicts only."""
@@ -200,10 +200,19 @@ class Trainer:
             if finite:
                 self.history["loss"].append({"step": self.step, "loss": sum(finite) / len(finite)})
             self.recent_losses.clear()
+            self.log_memory(events)
         if self.step % self.drift_every == 0:
             for found in self.drift.measure(self.step, self.model, self.criterion.embedding_memory):
                 self.history["drift"].append(found._asdict())
                 events.add_scalars("drift", {"uncorrected": found.uncorrected, "in memory": found.in_memory}, self.step)
+
+    def log_memory(self, events: SummaryWriter) -> None:
+        """Note what the criterion says of its memory."""
+        stats = {name: float(number) for name, number in self.criterion.stats().items()}
+        stats = {name: number for name, number in stats.items() if math.isfinite(number)}
+        self.history["memory"].append({"step": self.step, **stats})
+        for name, number in stats.items():
+            events.add_scalar(f"memory/{name}", number, self.step)
 
     def evaluate(self, events: SummaryWriter) -> Tensor:
         """Score the test images as they are embedded now; returns their embeddings [N, D]."""

@@ -19,6 +19,7 @@ from .data import Dataset, Part
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#d55e00", "#00795c", "#c1272d", "#767676"  # told apart by the colour blind
 STALENESS = {"uncorrected": ("rows as first stored", GREY), "in_memory": ("rows in the memory", BLUE)}
+GAPS = {"gap_before": ("as the step finds the memory", GREY), "gap_after": ("after it is moved", BLUE)}
 QUERIES, NEIGHBOURS = 10, 8
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -35,18 +36,20 @@ STYLE: dict[Any, Any] = {
 
 
 def curves(path: Path, metrics: dict[str, Any]) -> None:
-    """Loss, retrieval scores, and how far the memory's rows are from where they ought to be."""
+    """Loss, retrieval scores, what the memory holds, and how far its rows are from where they ought to be."""
     history, config = metrics["history"], metrics["config"]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 7.2), layout="constrained")
-        loss, scores, over_time, by_age = figure.subplots(2, 2).flat
+        figure = Figure(figsize=(16, 7.2), layout="constrained")
+        loss, scores, pairs, over_time, by_age, gap = figure.subplots(2, 3).flat
         title = f"{metrics['method']}, {config['backbone']} on {metrics['data']['name']}, seed {metrics['seed']}"
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         _loss(loss, history["loss"], config)
         _scores(scores, history["evaluation"], metrics["before"])
         _staleness_over_time(over_time, history["drift"])
         _staleness_by_age(by_age, history["drift"])
-        for axes in (loss, scores, over_time):
+        _pairs(pairs, history["memory"])
+        _gap(gap, history["memory"])
+        for axes in (loss, scores, pairs, over_time, gap):
             axes.set_xlim(0, config["steps"])
             axes.set_xlabel("step")
         figure.savefig(path)
@@ -100,6 +103,26 @@ def _staleness_by_age(axes: Axes, points: list[dict[str, float]]) -> None:
     axes.set_ylabel("cosine distance to a fresh embedding")
 
 
+def _pairs(axes: Axes, points: list[dict[str, float]]) -> None:
+    axes.set_title("Rows of the memory that count")
+    for name, colour in (("positives", GREEN), ("negatives", RED)):
+        axes.plot(*_columns([p for p in points if name in p], "step", name), color=colour, label=name)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("per image of the batch")
+    axes.legend(loc="best")
+
+
+def _gap(axes: Axes, points: list[dict[str, float]]) -> None:
+    axes.set_title("Moments: memory and batch")
+    points = [p for p in points if "gap_before" in p]
+    for name, (label, colour) in GAPS.items():
+        axes.plot(*_columns(points, "step", name), color=colour, label=label)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("distance of mean and standard deviation")
+    axes.legend(loc="best")
+
+
 def _columns(points: list[dict[str, float]], *names: str) -> list[list[float]]:
     return [[point[name] for point in points] for name in names]
 
@@ -109,7 +132,7 @@ def neighbours(path: Path, data: Dataset, found: NDArray[np.int64], image_size: 
     part = data.test
     queries = pick_queries(part)
     columns = min(NEIGHBOURS, found.shape[1])
-    credit = ["Pictures:", *_pairs(data.credit)] if data.credit else []
+    credit = ["Pictures:", *_by_two(data.credit)] if data.credit else []
     with matplotlib.rc_context({"font.size": 10, "savefig.dpi": 130}):
         figure = Figure(figsize=(3.1 + 0.92 * (columns + 1), 1.35 + 0.92 * len(queries) + 0.16 * len(credit)))
         width, height = figure.get_size_inches()
@@ -134,7 +157,7 @@ def neighbours(path: Path, data: Dataset, found: NDArray[np.int64], image_size: 
         figure.savefig(path)
 
 
-def _pairs(lines: tuple[str, ...]) -> list[str]:
+def _by_two(lines: tuple[str, ...]) -> list[str]:
     """The credit lines, two on each line."""
     return ["    ".join(lines[i : i + 2]) for i in range(0, len(lines), 2)]
 

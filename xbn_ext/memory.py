@@ -196,7 +196,14 @@ class CrossBatchMemory(nn.Module):
         return value
 
     def _follow_drift(self, z: Tensor, mask: Tensor | None) -> None:
-        if self.filter is None:
+        if self.filter is None:  # nothing moves; the gap is measured all the same
+            state = (self.target_mean, self.target_std, self.variance, self.scale, self.shift)
+            mean, std, variance, scale, shift = (t.clone() for t in state)
+            ops.track_(
+                mean, std, variance, scale, shift, z, mask, self.sums, self.count, math.inf, 1.0, None,
+                eps=self.eps, gaps=self.gaps,
+            )  # fmt: skip
+            self.gaps[1].copy_(self.gaps[0])
             return
         ops.track_(
             self.target_mean, self.target_std, self.variance, self.scale, self.shift, z, mask,
@@ -272,8 +279,8 @@ class CrossBatchMemory(nn.Module):
           they were moved, `sqrt(|mean - mean|² + |std - std|²)`. Part of it is the noise of a batch.
         * `gain`: of the filter, how much of what the last batch measured it took over.
 
-        What there is none of is NaN: before the first step, `age` of no rows, pairs without a memory loss, gaps and
-        gain with `drift="none"`.
+        What there is none of is NaN: before the first step, `age` of no rows, pairs without a memory loss, gain with
+        `drift="none"`.
         """
         ages = torch.where(self._filled(), self.step - self.bank_steps, 0)
         positives, negatives = self.pairs.unbind()

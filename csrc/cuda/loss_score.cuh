@@ -136,25 +136,26 @@ __device__ __forceinline__ Scored score_tile(Shared<kDim>& shared, int64_t begin
   constexpr int kAnchors = Shape<kDim>::kAnchors, kSquare = Shape<kDim>::kSquare;
   const int thread = threadIdx.x, x = thread % kSide, y = thread / kSide;
   const Slot& slot = shared.slot;
-  float inverse_norm[4];
-  int64_t label[4];
   ThreadPairs pairs;
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    inverse_norm[j] = shared.inverse_norm[4 * x + j];
-    label[j] = shared.labels[4 * x + j];
-  }
-#pragma unroll
+#pragma unroll 1  // a pair's label and id take eight registers: not those of all pairs at a time
   for (int i = 0; i < kSquare; ++i) {
     const Anchor<float> anchor = shared.anchors[kSquare * y + i];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const bool positive = anchor.label == label[j];
+      const bool positive = anchor.label == shared.labels[4 * x + j];
       const bool on = 4 * x + j < rows && anchor.pairs_with(shared.ids[4 * x + j], positive, slot.pairs);
       pairs.on |= static_cast<unsigned>(on) << (4 * i + j);
       pairs.positive |= static_cast<unsigned>(positive) << (4 * i + j);
-      dot[i][j] = (anchor.state & kFinite) ? dot[i][j] * inverse_norm[j] : NAN;
     }
+  }
+  float inverse_norm[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) inverse_norm[j] = shared.inverse_norm[4 * x + j];
+#pragma unroll
+  for (int i = 0; i < kSquare; ++i) {
+    const bool finite = shared.anchors[kSquare * y + i].state & kFinite;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) dot[i][j] = finite ? dot[i][j] * inverse_norm[j] : NAN;
   }
   bool grown = false;
   if (slot.formula == Formula::extreme) {
