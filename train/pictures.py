@@ -108,6 +108,7 @@ def _pairs(axes: Axes, points: list[dict[str, float]]) -> None:
     for name, colour in (("positives", GREEN), ("negatives", RED)):
         axes.plot(*_columns([p for p in points if name in p], "step", name), color=colour, label=name)
     axes.set_yscale("symlog", linthresh=1)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("per image of the batch")
     axes.legend(loc="best")
