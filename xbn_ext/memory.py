@@ -214,7 +214,7 @@ class CrossBatchMemory(nn.Module):
         else:
             ops.standardize_(self.bank, self.sums, self.scale, self.shift, self.count, self.eps)
 
-    def _store(self, z: Tensor, labels: Tensor, mask: Tensor | None, ids: Tensor | None) -> Tensor:
+    def _store(self, z: Tensor, labels: Tensor, mask: Tensor | None, ids: Tensor | None = None) -> Tensor:
         return ops.enqueue_(
             self.bank,
             self.bank_labels,

@@ -69,7 +69,7 @@ __device__ __forceinline__ double group_sum(double value, int width) {
   return value;
 }
 
-// Sum over a block of kThreads in a fixed order; in thread 0.
+// Sum over a block of kThreads in a fixed order; in thread 0, and not in the other warps.
 template <int kThreads>
 __device__ __forceinline__ double block_sum(double value) {
   constexpr int kWarps = kThreads / kWarp;
@@ -78,6 +78,7 @@ __device__ __forceinline__ double block_sum(double value) {
   __syncthreads();  // a former sum has been read
   if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = value;
   __syncthreads();
+  if (threadIdx.x >= kWarp) return 0.0;
   return group_sum(threadIdx.x < kWarps ? partial[threadIdx.x] : 0.0, kWarp);
 }
 
