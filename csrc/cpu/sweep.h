@@ -91,6 +91,8 @@ class Sweep {
     std::sort(groups.begin(), groups.end());
     groups.erase(std::unique(groups.begin(), groups.end()), groups.end());
     for (int64_t i = 0; i < p.B; ++i) anchor_group[i] = find_group(p.labels[i]);
+    from.assign(groups.size(), 0);
+    to.assign(groups.size(), count);
     if (p.exclude != nullptr) std::copy(p.exclude, p.exclude + p.B, exclude.begin());
     if (p.scale != nullptr) {
       scale.assign(p.scale, p.scale + p.D);
@@ -145,6 +147,7 @@ class Sweep {
   std::vector<char> finite;           // [rows] whether every value of the anchor is
   std::vector<T> given;               // [rows] what the pass at hand is given for each anchor
   std::vector<int64_t> groups;        // the anchors' distinct labels, sorted
+  std::vector<int64_t> from, to;      // [groups] the rows of a label that a pass of positives alone looks at
   std::vector<T> scale, shift;        // [D] pending map of the bank; empty if there is none
 
  private:
@@ -165,11 +168,11 @@ struct Tile {
         group(capacity),
         mixed(capacity) {}
 
-  // Takes rows of [begin, end), all or only those with the label of an anchor. Returns the first row left.
+  // Takes rows of [begin, end), all or only those that a pass of positives looks at. Returns the first row left.
   int64_t choose(const Sweep<T>& sweep, const int64_t* bank_labels, int64_t begin, int64_t end, bool positives_only) {
     for (rows = 0; begin < end && rows < capacity; ++begin) {
       const int32_t found = sweep.find_group(bank_labels[begin]);
-      if (positives_only && found == kNoAnchor) continue;
+      if (positives_only && (found == kNoAnchor || begin < sweep.from[found] || begin >= sweep.to[found])) continue;
       bank_row[rows] = begin;
       group[rows] = found;
       mixed[rows] = found != kNoAnchor;

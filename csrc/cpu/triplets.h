@@ -1,0 +1,131 @@
+// The thresholds of all anchors, and how many negatives are above each: what a loss of all triplets needs besides its
+// sweeps. Kept in a fixed amount of memory: if the bank has more positives of an anchor than that holds, the program is
+// gone through in several rounds, each for the next positives of every anchor in the order of the bank.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include "../triplets.h"
+#include "sweep.h"
+
+namespace xbn {
+
+constexpr int64_t kFewThresholds = 64;  // of every anchor of a block: negatives are then compared with each, in vectors
+
+// As wide as T, so that vectors of both have the same number of lanes.
+template <typename T>
+using Count = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+
+// Rows of the bank with the label of an anchor: of the label that has the most.
+template <typename T>
+int64_t most_positives(const Sweep<T>& sweep, const int64_t* bank_labels) {
+  std::vector<int64_t> rows(sweep.groups.size() + 1, 0);
+  for (int64_t j = 0; j < sweep.count; ++j) ++rows[sweep.find_group(bank_labels[j]) + 1];  // kNoAnchor: in the first
+  return *std::max_element(rows.begin() + 1, rows.end());
+}
+
+// How many thresholds of each anchor are kept at a time.
+template <typename T>
+int64_t thresholds_per_anchor(int64_t anchors, int64_t wanted) {
+  constexpr int64_t kBytes = 16 << 20;
+  constexpr int64_t kLeast = 256;
+  const int64_t fitting = kBytes / static_cast<int64_t>(sizeof(T) + sizeof(int64_t)) / std::max<int64_t>(anchors, 1);
+  return std::min(wanted, std::max(fitting, kLeast));
+}
+
+template <typename T>
+class Triplets {
+ public:
+  Triplets(const Sweep<T>& sweep, const int64_t* bank_labels)
+      : most(sweep.groups.empty() ? 0 : most_positives(sweep, bank_labels)),
+        capacity(thresholds_per_anchor<T>(sweep.rows(), most)),
+        rounds(most == 0 ? 0 : ceil_div(most, capacity)),
+        collected(sweep.rows()),
+        lowest(sweep.rows()),
+        few(sweep.plan.blocks),
+        bank_labels_(bank_labels),
+        thresholds_(sweep.rows() * capacity),
+        above_(sweep.rows() * (capacity + 1)),
+        side_by_side_(sweep.plan.blocks * kFewThresholds * kAnchorBlock) {}
+
+  // Chooses the rows that the sweeps of positives look at: of every label the next `capacity`.
+  void begin_round(int64_t round, Sweep<T>& sweep) {
+    std::fill(collected.begin(), collected.end(), 0);
+    if (rounds == 1) return;
+    if (round == 0) std::fill(sweep.to.begin(), sweep.to.end(), 0);
+    sweep.from = sweep.to;
+    std::vector<int64_t> taken(sweep.groups.size(), 0);
+    for (int64_t j = 0; j < sweep.count; ++j) {
+      const int32_t group = sweep.find_group(bank_labels_[j]);
+      if (group == kNoAnchor || j < sweep.from[group] || taken[group] == capacity) continue;
+      taken[group] += 1;
+      sweep.to[group] = j + 1;
+    }
+  }
+
+  // After the sweep for the thresholds of a block: sorted, ready to be compared with.
+  void sort(int64_t block) {
+    const int64_t first = block * kAnchorBlock, last = first + kAnchorBlock;
+    few[block] = *std::max_element(collected.begin() + first, collected.begin() + last);
+    if (few[block] > kFewThresholds) few[block] = -1;
+    constexpr T kNone = std::numeric_limits<T>::infinity();
+    for (int64_t i = first; i < last; ++i) {
+      T* const t = thresholds(i);
+      std::sort(t, t + collected[i], sorts_before<T>);
+      std::fill_n(above(i), collected[i] + 1, 0);
+      const auto finite_or_least = [](T x) { return x == x ? x : -kNone; };
+      lowest[i] = collected[i] == 0 ? kNone : finite_or_least(t[0]);
+      for (int64_t r = 0; r < few[block]; ++r)
+        side_by_side(block)[r * kAnchorBlock + i - first] = r < collected[i] ? finite_or_least(t[r]) : kNone;
+    }
+  }
+
+  // After the sweep of the negatives. Where they were counted by rank, those above a threshold are those of a higher rank,
+  // and what they cost still lacks the thresholds themselves: takes those from the value.
+  void settle(int64_t block, RowSums* sums) {
+    if (few[block] >= 0) return;
+    for (int64_t i = block * kAnchorBlock; i < (block + 1) * kAnchorBlock; ++i) {
+      int64_t higher = 0;
+      double cost = 0;
+      for (int64_t r = collected[i] - 1; r >= 0; --r) {
+        higher += above(i)[r + 1];
+        above(i)[r] = higher;
+        if (higher > 0) cost += static_cast<double>(higher) * static_cast<double>(thresholds(i)[r]);
+      }
+      sums[i % kAnchorBlock].value -= cost;
+    }
+  }
+
+  // Of anchor i, in any thread.
+  void collect(int64_t i, T similarity) {
+    thresholds(i)[__atomic_fetch_add(&collected[i], 1, __ATOMIC_RELAXED)] = similarity;
+  }
+  void count(int64_t i, int64_t rank, int64_t negatives) {
+    __atomic_fetch_add(above(i) + rank, negatives, __ATOMIC_RELAXED);
+  }
+
+  // [collected] of anchor i
+  T* thresholds(int64_t i) const { return thresholds_.data() + i * capacity; }
+  // [collected + 1] negatives above each; before `settle`, where there are more than few, negatives of each rank
+  int64_t* above(int64_t i) const { return above_.data() + i * (capacity + 1); }
+  // [few][64] the thresholds of a block, infinity where an anchor has fewer
+  T* side_by_side(int64_t block) const { return side_by_side_.data() + block * kFewThresholds * kAnchorBlock; }
+
+  const int64_t most;              // positives that an anchor may have
+  const int64_t capacity;          // thresholds of each anchor
+  const int64_t rounds;            // 0: there is no triplet
+  std::vector<int64_t> collected;  // [rows] thresholds of this round
+  std::vector<T> lowest;           // [rows] the least of them, infinity without any
+  std::vector<int64_t> few;        // [blocks] the largest number of thresholds in a block, or -1 if those are not few
+
+ private:
+  const int64_t* bank_labels_;
+  Workspace<T> thresholds_;
+  Workspace<int64_t> above_;
+  Workspace<T> side_by_side_;
+};
+
+}  // namespace xbn
