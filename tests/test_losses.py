@@ -212,7 +212,7 @@ parameters = st.one_of(
         MultiSimilarity, st.floats(0.1, 10), st.floats(0.5, 80), st.floats(-0.5, 1), st.none() | st.floats(0, 0.5)
     ),
     st.builds(Circle, st.floats(0, 0.6), st.floats(1, 128)),
-    st.builds(Triplet, st.floats(0, 1)),
+    st.builds(Triplet, st.floats(0, 1), st.sampled_from(["hardest", "all"])),
     st.builds(Contrastive, st.floats(0.3, 1), st.floats(-0.3, 0.7), st.sampled_from(["mean", "avg_nonzero"])),
 )
 
@@ -353,7 +353,7 @@ def peer(loss):
             theirs = losses.CircleLoss(loss.m, loss.gamma)
         case Triplet():
             theirs = losses.TripletMarginLoss(loss.margin, distance=cosine)
-            miner = miners.BatchHardMiner(distance=cosine)
+            miner = miners.BatchHardMiner(distance=cosine) if loss.mining == "hardest" else None
 
     def function(z, labels, bank, bank_labels):
         mined = None if miner is None else miner(z, labels, bank, bank_labels)

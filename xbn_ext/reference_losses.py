@@ -99,6 +99,7 @@ def triplet_all(loss: Triplet, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
     sums = torch.where(thresholds == torch.inf, 0.0, thresholds).cumsum(1)
     below = sums.gather(1, (active - 1).clamp(min=0))
     cost = torch.where(active > 0, active * x - below, 0.0)
+    cost = torch.where(p & s.isnan() & n.any(1, keepdim=True), s, cost)  # sorted last, a NaN is below no x
     return cost.sum() / active.sum().clamp(min=1)
 
 

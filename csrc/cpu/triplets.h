@@ -88,10 +88,11 @@ class Triplets {
   void settle(int64_t block, RowSums* sums) {
     if (few[block] >= 0) return;
     for (int64_t i = block * kAnchorBlock; i < (block + 1) * kAnchorBlock; ++i) {
-      int64_t higher = 0;
+      int64_t higher = 0, of_next = above(i)[collected[i]];
       double cost = 0;
       for (int64_t r = collected[i] - 1; r >= 0; --r) {
-        higher += above(i)[r + 1];
+        higher += of_next;
+        of_next = above(i)[r];
         above(i)[r] = higher;
         if (higher > 0) cost += static_cast<double>(higher) * static_cast<double>(thresholds(i)[r]);
       }
