@@ -149,31 +149,33 @@ template <typename T, typename S>
 void composite(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
   cuda::Composite<T> c = cuda::plan_composite<T>(p.B, p.M, p.D, loss);
   if (p.M > 64) c.chunk = 64, c.chunks = (p.M + 63) / 64;  // a chunk holds all of these small banks
+  if (c.thresholds > 16 && up_to(1)) c.thresholds = 16, c.rounds = (p.M + 15) / 16;
   Exactly<T> rows(c.chunk * p.D), s(c.slots * p.B * c.chunk), grad(c.slots * p.B * p.D);
   c.rows = rows, c.s = s;
   if (sums_gradients(loss) && p.grad_z != nullptr) c.grad = grad;
-  const Program program = make_program(loss);
-  launch(cuda::composite_workspace(p.B, p.D, c.slots), [&](const cuda::Launch& at) {
+  const Program program = make_program(loss, p.grad_z != nullptr);
+  launch(cuda::composite_workspace(p.B, p.D, c), [&](const cuda::Launch& at) {
     int error = 0;
-    for (int k = 0; k < program.passes; ++k) {
-      const Pass& pass = program.pass[k];
-      error |= cuda::launch_composite_begin(p, pass, c, at);
-      for (int64_t first = 0; first < c.chunks * c.chunk && p.B > 0; first += c.chunk) {
-        error |= cuda::launch_composite_rows(p, c, first, at);
-        for (int64_t i = 0; i < p.B; ++i)
-          for (int64_t j = 0; j < c.chunk; ++j) {
-            T sum = 0;
-            for (int64_t d = 0; d < p.D; ++d) sum += p.z[i * p.D + d] * rows[j * p.D + d];
-            s[i * c.chunk + j] = sum;
-          }
-        error |= cuda::launch_composite_score(p, pass, c, first, at);
-        for (int slot = 0; slot < kSlots && pass.gradient && c.grad != nullptr; ++slot)
-          for (int64_t i = slot * p.B; pass.slot[slot].pairs != Pairs::none && i < (slot + 1) * p.B; ++i)
-            for (int64_t j = 0; j < c.chunk; ++j)
-              for (int64_t d = 0; d < p.D; ++d) grad[i * p.D + d] += s[i * c.chunk + j] * rows[j * p.D + d];
+    for (; c.round < c.rounds; ++c.round)
+      for (int k = 0; k < program.passes; ++k) {
+        const Pass& pass = program.pass[k];
+        error |= cuda::launch_composite_begin(p, pass, c, at);
+        for (int64_t first = 0; first < c.chunks * c.chunk && p.B > 0; first += c.chunk) {
+          error |= cuda::launch_composite_rows(p, c, first, at);
+          for (int64_t i = 0; i < p.B; ++i)
+            for (int64_t j = 0; j < c.chunk; ++j) {
+              T sum = 0;
+              for (int64_t d = 0; d < p.D; ++d) sum += p.z[i * p.D + d] * rows[j * p.D + d];
+              s[i * c.chunk + j] = sum;
+            }
+          error |= cuda::launch_composite_score(p, pass, c, first, at);
+          for (int slot = 0; slot < kSlots && pass.gradient && c.grad != nullptr; ++slot)
+            for (int64_t i = slot * p.B; pass.slot[slot].pairs != Pairs::none && i < (slot + 1) * p.B; ++i)
+              for (int64_t j = 0; j < c.chunk; ++j)
+                for (int64_t d = 0; d < p.D; ++d) grad[i * p.D + d] += s[i * c.chunk + j] * rows[j * p.D + d];
+        }
+        error |= cuda::launch_composite_end(p, loss, k, c, at);
       }
-      error |= cuda::launch_composite_end(p, loss, k, c, at);
-    }
     return error;
   });
 }
