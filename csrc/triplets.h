@@ -13,35 +13,34 @@ namespace xbn {
 
 template <typename T>
 XBN_FORMULA bool sorts_before(T a, T b) {
-  return a < b || (a != a && b == b);
+  return (a < b) | ((a != a) & (b == b));
+}
+
+template <typename T>
+XBN_FORMULA bool is_below(T threshold, T x) {
+  return !(x <= threshold);
 }
 
 // k: how many of n sorted thresholds are below x.
 template <typename T>
 XBN_FORMULA int64_t rank_among(const T* thresholds, int64_t n, T x) {
-  int64_t begin = 0;
-  while (begin < n) {
-    const int64_t middle = begin + (n - begin) / 2;
-    if (x <= thresholds[middle])
-      n = middle;
-    else
-      begin = middle + 1;
+  int64_t rank = 0;
+  for (int64_t half = 0; n > 0; n -= half) {
+    half = (n + 1) / 2;
+    rank += is_below(thresholds[rank + half - 1], x) ? half : 0;
   }
-  return begin;
+  return rank;
 }
 
 // r of a positive whose similarity is one of n > 0 sorted thresholds; within them even if it is not.
 template <typename T>
 XBN_FORMULA int64_t place_among(const T* thresholds, int64_t n, T similarity) {
-  int64_t begin = 0, end = n - 1;
-  while (begin < end) {
-    const int64_t middle = begin + (end - begin) / 2;
-    if (sorts_before(thresholds[middle], similarity))
-      begin = middle + 1;
-    else
-      end = middle;
+  int64_t place = 0;
+  for (int64_t half = 0; n > 1; n -= half) {
+    half = n / 2;
+    place += sorts_before(thresholds[place + half - 1], similarity) ? half : 0;
   }
-  return begin;
+  return place;
 }
 
 }  // namespace xbn

@@ -187,9 +187,9 @@ def test_more_positives_than_are_held_at_a_time(loss, ops, implementation, devic
 
 
 @pytest.mark.parametrize("loss", [Triplet(0.2, mining="all")], ids=["triplet_all"])
-@pytest.mark.parametrize("of_class", [20, 63, 64, 65, 66, 130, 300])
+@pytest.mark.parametrize("of_class", [20, 31, 32, 33, 34, 130, 300])
 def test_few_and_many_positives(loss, of_class, ops, device, dtype):
-    """Up to 64 are compared one by one on the CPU, more of them by bisection."""
+    """Up to 32 are compared one by one on the CPU, more of them by bisection."""
     z, labels, bank, bank_labels = problem(70, 600, 16, dtype, device)
     bank_labels[torch.randperm(600)[:of_class]] = 50
     labels[3:20] = 50

@@ -49,9 +49,9 @@ void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cp
                                          unit % plan.splits));
       });
       if (triplets && pass.slot[1].formula == Formula::threshold)
-        cpu.parallel(plan.blocks, [&](int64_t block) { triplets->sort(block); });
+        cpu.parallel(sweep.rows(), [&](int64_t i) { triplets->sort(i); });
       if (triplets && pass.slot[0].formula == Formula::rank)
-        cpu.parallel(plan.blocks, [&](int64_t block) { triplets->settle(block, sweep.sums(0, 0, block)); });
+        cpu.parallel(sweep.rows(), [&](int64_t i) { triplets->settle(i, sweep.sums(0, 0, 0)[i]); });
       for (int64_t i = 0; i < p.B; ++i) {
         for (int slot = 0; slot < kSlots; ++slot)
           if (pass.slot[slot].pairs != Pairs::none)

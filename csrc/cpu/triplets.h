@@ -13,7 +13,7 @@
 
 namespace xbn {
 
-constexpr int64_t kFewThresholds = 64;  // of every anchor of a block: negatives are then compared with each, in vectors
+constexpr int64_t kFewThresholds = 32;  // of every anchor of a block: negatives are then compared with each, in vectors
 
 // As wide as T, so that vectors of both have the same number of lanes.
 template <typename T>
@@ -32,7 +32,7 @@ template <typename T>
 int64_t thresholds_per_anchor(int64_t anchors, int64_t wanted) {
   constexpr int64_t kBytes = 16 << 20;
   constexpr int64_t kLeast = 256;
-  const int64_t fitting = kBytes / static_cast<int64_t>(sizeof(T) + sizeof(int64_t)) / std::max<int64_t>(anchors, 1);
+  const int64_t fitting = kBytes / static_cast<int64_t>(sizeof(T) + sizeof(uint32_t)) / std::max<int64_t>(anchors, 1);
   return std::min(wanted, std::max(fitting, kLeast));
 }
 
@@ -45,7 +45,6 @@ class Triplets {
         rounds(most == 0 ? 0 : ceil_div(most, capacity)),
         collected(sweep.rows()),
         lowest(sweep.rows()),
-        few(sweep.plan.blocks),
         bank_labels_(bank_labels),
         thresholds_(sweep.rows() * capacity),
         above_(sweep.rows() * (capacity + 1)),
@@ -66,52 +65,53 @@ class Triplets {
     }
   }
 
-  // After the sweep for the thresholds of a block: sorted, ready to be compared with.
-  void sort(int64_t block) {
-    const int64_t first = block * kAnchorBlock, last = first + kAnchorBlock;
-    few[block] = *std::max_element(collected.begin() + first, collected.begin() + last);
-    if (few[block] > kFewThresholds) few[block] = -1;
+  // After the sweep for the thresholds: those of anchor i sorted, ready to be compared with.
+  void sort(int64_t i) {
     constexpr T kNone = std::numeric_limits<T>::infinity();
-    for (int64_t i = first; i < last; ++i) {
-      T* const t = thresholds(i);
-      std::sort(t, t + collected[i], sorts_before<T>);
-      std::fill_n(above(i), collected[i] + 1, 0);
-      const auto finite_or_least = [](T x) { return x == x ? x : -kNone; };
-      lowest[i] = collected[i] == 0 ? kNone : finite_or_least(t[0]);
-      for (int64_t r = 0; r < few[block]; ++r)
-        side_by_side(block)[r * kAnchorBlock + i - first] = r < collected[i] ? finite_or_least(t[r]) : kNone;
-    }
+    const int64_t n = collected[i], block = i / kAnchorBlock;
+    T* const t = thresholds(i);
+    std::sort(t, t + n, sorts_before<T>);
+    std::fill_n(above(i), n + 1, 0);
+    const auto finite_or_least = [](T x) { return x == x ? x : -kNone; };
+    lowest[i] = n == 0 ? kNone : finite_or_least(t[0]);
+    for (int64_t r = 0; r < few(block); ++r)
+      side_by_side(block)[r * kAnchorBlock + i % kAnchorBlock] = r < n ? finite_or_least(t[r]) : kNone;
   }
 
   // After the sweep of the negatives. Where they were counted by rank, those above a threshold are those of a higher rank,
-  // and what they cost still lacks the thresholds themselves: takes those from the value.
-  void settle(int64_t block, RowSums* sums) {
-    if (few[block] >= 0) return;
-    for (int64_t i = block * kAnchorBlock; i < (block + 1) * kAnchorBlock; ++i) {
-      int64_t higher = 0, of_next = above(i)[collected[i]];
-      double cost = 0;
-      for (int64_t r = collected[i] - 1; r >= 0; --r) {
-        higher += of_next;
-        of_next = above(i)[r];
-        above(i)[r] = higher;
-        if (higher > 0) cost += static_cast<double>(higher) * static_cast<double>(thresholds(i)[r]);
-      }
-      sums[i % kAnchorBlock].value -= cost;
+  // and what they cost still lacks the thresholds themselves: takes those from the sums of anchor i.
+  void settle(int64_t i, RowSums& sums) {
+    if (few(i / kAnchorBlock) >= 0) return;
+    uint32_t higher = 0, of_next = above(i)[collected[i]];
+    double cost = 0;
+    for (int64_t r = collected[i] - 1; r >= 0; --r) {
+      higher += of_next;
+      of_next = above(i)[r];
+      above(i)[r] = higher;
+      if (higher > 0) cost += static_cast<double>(higher) * static_cast<double>(thresholds(i)[r]);
     }
+    sums.value -= cost;
+  }
+
+  // The largest number of thresholds of an anchor of a block, or -1 if those are not few.
+  int64_t few(int64_t block) const {
+    const auto first = collected.begin() + block * kAnchorBlock;
+    const int64_t largest = *std::max_element(first, first + kAnchorBlock);
+    return largest <= kFewThresholds ? largest : -1;
   }
 
   // Of anchor i, in any thread.
   void collect(int64_t i, T similarity) {
     thresholds(i)[__atomic_fetch_add(&collected[i], 1, __ATOMIC_RELAXED)] = similarity;
   }
-  void count(int64_t i, int64_t rank, int64_t negatives) {
+  void count(int64_t i, int64_t rank, uint32_t negatives) {
     __atomic_fetch_add(above(i) + rank, negatives, __ATOMIC_RELAXED);
   }
 
   // [collected] of anchor i
   T* thresholds(int64_t i) const { return thresholds_.data() + i * capacity; }
   // [collected + 1] negatives above each; before `settle`, where there are more than few, negatives of each rank
-  int64_t* above(int64_t i) const { return above_.data() + i * (capacity + 1); }
+  uint32_t* above(int64_t i) const { return above_.data() + i * (capacity + 1); }
   // [few][64] the thresholds of a block, infinity where an anchor has fewer
   T* side_by_side(int64_t block) const { return side_by_side_.data() + block * kFewThresholds * kAnchorBlock; }
 
@@ -120,12 +120,11 @@ class Triplets {
   const int64_t rounds;            // 0: there is no triplet
   std::vector<int64_t> collected;  // [rows] thresholds of this round
   std::vector<T> lowest;           // [rows] the least of them, infinity without any
-  std::vector<int64_t> few;        // [blocks] the largest number of thresholds in a block, or -1 if those are not few
 
  private:
   const int64_t* bank_labels_;
   Workspace<T> thresholds_;
-  Workspace<int64_t> above_;
+  Workspace<uint32_t> above_;
   Workspace<T> side_by_side_;
 };
 

@@ -5,21 +5,50 @@
 template <typename T>
 class CountsAbove {
  public:
-  explicit CountsAbove(int64_t blocks) : counts_(blocks * kBlock, 0) {}
+  explicit CountsAbove(int64_t blocks) : counts_(blocks * kBlock) { std::fill_n(of(0), blocks * kBlock, 0); }
 
+  // [few][64] of a block
   Count<T>* of(int64_t block) { return counts_.data() + block * kBlock; }
 
   void add_to(Triplets<T>& triplets, int64_t block, int64_t first_anchor) {
+    const int64_t few = triplets.few(first_anchor / kAnchorBlock);
     for (int64_t i = 0; i < kAnchorBlock; ++i)
-      for (int64_t r = 0; r < triplets.few[first_anchor / kAnchorBlock]; ++r) {
-        const int64_t negatives = of(block)[r * kAnchorBlock + i];
-        if (negatives > 0 && r < triplets.collected[first_anchor + i]) triplets.count(first_anchor + i, r, negatives);
-      }
+      for (int64_t r = 0; r < std::min(few, triplets.collected[first_anchor + i]); ++r)
+        if (const int64_t negatives = of(block)[r * kAnchorBlock + i]; negatives > 0)
+          triplets.count(first_anchor + i, r, negatives);
   }
 
  private:
   static constexpr int64_t kBlock = kFewThresholds * kAnchorBlock;
-  std::vector<Count<T>> counts_;
+  Workspace<Count<T>> counts_;
+};
+
+// Some rows of a tile, and what is searched for each among the n > 0 thresholds of one anchor. The searches go through the
+// same steps side by side, so that they overlap, in vectors where those can gather.
+template <typename T>
+struct Search {
+  int64_t size = 0;
+  int32_t row[kMaxTileRows];
+  T x[kMaxTileRows];
+  Count<T> found[kMaxTileRows];
+
+  void add(int32_t of_row, T value, bool wanted) {
+    row[size] = of_row;
+    x[size] = value;
+    size += wanted;
+  }
+
+  // How many of the first n are below.
+  template <typename Below>
+  void run(const T* thresholds, int64_t n, const Below& below) {
+    std::fill_n(found, size, 0);
+    for (Count<T> half = 0; n > 0; n -= half) {
+      half = static_cast<Count<T>>((n + 1) / 2);
+      const T* middle = thresholds + half - 1;
+#pragma omp simd
+      for (int64_t k = 0; k < size; ++k) found[k] += below(middle[found[k]], x[k]) ? half : 0;
+    }
+  }
 };
 
 // What the scorer of a block adds to the triplets of anchors [first, first + 64).
@@ -89,40 +118,59 @@ struct TripletScorer {
     }
   }
 
-  // Many: finds the place of x among them, and counts the negatives of each place.
+  // Many: finds the place of x among them, and counts the negatives of each place. One anchor after the other, since its
+  // thresholds are as much as a cache holds.
   void rank_many() {
-    each_active_row([&](int64_t j, const T* x) {
-      for (int64_t i = 0; i < kAnchorBlock; ++i) {
-        const int64_t n = x[i] <= triplets.lowest[first + i] ? 0 : triplets.collected[first + i];
-        const int64_t k = rank_among(triplets.thresholds(first + i), n, x[i]);
-        scorer.weight[j * kAnchorBlock + i] = static_cast<T>(k);
-        if (k == 0) continue;
-        triplets.count(first + i, k, 1);
-        scorer.sums[i].value += static_cast<double>(k) * static_cast<double>(x[i]);
-        scorer.sums[i].pairs += static_cast<double>(k);
+    each_active_row([&](int64_t j, const T* x) { std::copy(x, x + kAnchorBlock, scorer.weight + j * kAnchorBlock); });
+    for (int64_t i = 0; i < kAnchorBlock; ++i) {
+      const T lowest = triplets.lowest[first + i];
+      T* const weights = scorer.weight + i;
+      Search<T> search;
+      for (const int32_t j : scorer.list) {
+        const T x = weights[j * kAnchorBlock];
+        search.add(j, x, is_below(lowest, x));
+        weights[j * kAnchorBlock] = T(0);
       }
-    });
+      search.run(triplets.thresholds(first + i), triplets.collected[first + i], is_below<T>);
+      double value = 0;
+      int64_t pairs = 0;
+      for (int64_t found = 0; found < search.size; ++found) {
+        const int64_t k = search.found[found];
+        if (k == 0) continue;  // a NaN and no thresholds
+        triplets.count(first + i, k, 1);
+        value += static_cast<double>(k) * static_cast<double>(search.x[found]);
+        pairs += k;
+        weights[search.row[found] * kAnchorBlock] = static_cast<T>(k);
+      }
+      scorer.sums[i].value += value;
+      scorer.sums[i].pairs += static_cast<double>(pairs);
+    }
   }
 
+  // Positives, one anchor after the other, too. First marks them with a weight of 1.
   void weigh() {
     scorer.each_row([&](int64_t j, auto, const auto& mask) {
-      bool any = false;
-      for (int64_t i = 0; i < kAnchorBlock; ++i) {
-        T weight = 0;
-        if (mask.on[i]) {
-          const T s = scorer.s[j * kAnchorBlock + i];
-          const int64_t r = place_among(triplets.thresholds(first + i), triplets.collected[first + i], s);
-          weight = static_cast<T>(triplets.above(first + i)[r]);
-        }
-        scorer.weight[j * kAnchorBlock + i] = weight;
-        any |= weight != T(0);
-      }
-      if (any) scorer.list.push_back(static_cast<int32_t>(j));
+      for (int64_t i = 0; i < kAnchorBlock; ++i) scorer.weight[j * kAnchorBlock + i] = mask.on[i] ? T(1) : T(0);
     });
+    bool any[kMaxTileRows] = {};
+    for (int64_t i = 0; i < kAnchorBlock; ++i) {
+      T* const weights = scorer.weight + i;
+      Search<T> search;
+      for (int32_t j = 0; j < scorer.tile.rows; ++j)
+        search.add(j, scorer.s[j * kAnchorBlock + i], weights[j * kAnchorBlock] != T(0));
+      search.run(triplets.thresholds(first + i), triplets.collected[first + i] - 1, sorts_before<T>);
+      for (int64_t found = 0; found < search.size; ++found) {
+        const int32_t j = search.row[found];
+        weights[j * kAnchorBlock] = static_cast<T>(triplets.above(first + i)[search.found[found]]);
+        any[j] |= weights[j * kAnchorBlock] != T(0);
+      }
+    }
+    for (int32_t j = 0; j < scorer.tile.rows; ++j)
+      if (any[j]) scorer.list.push_back(j);
   }
 
   void add() {
-    const int64_t few = triplets.few[first / kAnchorBlock];
+    const int64_t few = triplets.few(first / kAnchorBlock);
     if (scorer.slot.formula == Formula::threshold) return collect();
     if (scorer.slot.formula == Formula::weigh) return weigh();
     return few >= 0 ? rank_few(few) : rank_many();
