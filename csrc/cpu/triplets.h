@@ -70,7 +70,7 @@ class Triplets {
     constexpr T kNone = std::numeric_limits<T>::infinity();
     const int64_t n = collected[i], block = i / kAnchorBlock;
     T* const t = thresholds(i);
-    std::sort(t, t + n, sorts_before<T>);
+    std::sort(t, t + n, [](T a, T b) { return sorts_before(a, b); });
     std::fill_n(above(i), n + 1, 0);
     const auto finite_or_least = [](T x) { return x == x ? x : -kNone; };
     lowest[i] = n == 0 ? kNone : finite_or_least(t[0]);
