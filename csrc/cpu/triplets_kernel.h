@@ -131,7 +131,8 @@ struct TripletScorer {
         search.add(j, x, is_below(lowest, x));
         weights[j * kAnchorBlock] = T(0);
       }
-      search.run(triplets.thresholds(first + i), triplets.collected[first + i], is_below<T>);
+      search.run(triplets.thresholds(first + i), triplets.collected[first + i],
+                 [](T t, T x) { return is_below(t, x); });
       double value = 0;
       int64_t pairs = 0;
       for (int64_t found = 0; found < search.size; ++found) {
@@ -158,7 +159,8 @@ struct TripletScorer {
       Search<T> search;
       for (int32_t j = 0; j < scorer.tile.rows; ++j)
         search.add(j, scorer.s[j * kAnchorBlock + i], weights[j * kAnchorBlock] != T(0));
-      search.run(triplets.thresholds(first + i), triplets.collected[first + i] - 1, sorts_before<T>);
+      search.run(triplets.thresholds(first + i), triplets.collected[first + i] - 1,
+                 [](T t, T x) { return sorts_before(t, x); });
       for (int64_t found = 0; found < search.size; ++found) {
         const int32_t j = search.row[found];
         weights[j * kAnchorBlock] = static_cast<T>(triplets.above(first + i)[search.found[found]]);
