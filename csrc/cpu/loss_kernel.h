@@ -354,7 +354,7 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* t
   }
   if (triplets == nullptr || pass.slot[0].formula != Formula::rank) return;
   for (int64_t block = first_block; block < last_block; ++block)
-    above.add_to(*triplets, block - first_block, block * kAnchorBlock);
+    above.add_to(*triplets, block - first_block, block * kAnchorBlock, sweep.sums(split, 0, block));
 }
 
 // NaN for an anchor that is not finite, so that whoever looks at gradients only, as a gradient scaler does, sees it.

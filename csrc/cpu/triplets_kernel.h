@@ -10,12 +10,17 @@ class CountsAbove {
   // [few][64] of a block
   Count<T>* of(int64_t block) { return counts_.data() + block * kBlock; }
 
-  void add_to(Triplets<T>& triplets, int64_t block, int64_t first_anchor) {
+  // sums [64]: what is active in how many triplets is known here alone, since a NaN is also above what fills up the
+  // thresholds of an anchor that has fewer.
+  void add_to(Triplets<T>& triplets, int64_t block, int64_t first_anchor, RowSums* sums) {
     const int64_t few = triplets.few(first_anchor / kAnchorBlock);
     for (int64_t i = 0; i < kAnchorBlock; ++i)
-      for (int64_t r = 0; r < std::min(few, triplets.collected[first_anchor + i]); ++r)
-        if (const int64_t negatives = of(block)[r * kAnchorBlock + i]; negatives > 0)
-          triplets.count(first_anchor + i, r, negatives);
+      for (int64_t r = 0; r < std::min(few, triplets.collected[first_anchor + i]); ++r) {
+        const int64_t negatives = of(block)[r * kAnchorBlock + i];
+        if (negatives == 0) continue;
+        triplets.count(first_anchor + i, r, static_cast<uint32_t>(negatives));
+        sums[i].pairs += static_cast<double>(negatives);
+      }
   }
 
  private:
@@ -91,7 +96,7 @@ struct TripletScorer {
   void rank_few(int64_t few) {
     constexpr int L = kLanes<T>;
     const T* thresholds = triplets.side_by_side(first / kAnchorBlock);
-    T value[kAnchorBlock] = {}, pairs[kAnchorBlock] = {};
+    T value[kAnchorBlock] = {};
     each_active_row([&](int64_t j, const T* x) {
       for (int64_t i = 0; i < kAnchorBlock; i += L) {
         const Vector<T> xs = vector_at(x + i), none = {};
@@ -104,17 +109,14 @@ struct TripletScorer {
           active += below + 1;
           vector_at(above + r * kAnchorBlock + i) += below + 1;
         }
-        const Vector<T> weight = __builtin_convertvector(active, Vector<T>);
         vector_at(value + i) += cost;
-        vector_at(pairs + i) += weight;
-        vector_at(scorer.weight + j * kAnchorBlock + i) = weight;
+        vector_at(scorer.weight + j * kAnchorBlock + i) = __builtin_convertvector(active, Vector<T>);
       }
     });
     for (int64_t i = 0; i < kAnchorBlock; ++i) {
-      if (triplets.collected[first + i] == 0 || pairs[i] == 0) continue;
+      if (triplets.collected[first + i] == 0 || value[i] == 0) continue;
       const T least = triplets.thresholds(first + i)[0];  // NaN if any is
       scorer.sums[i].value += static_cast<double>(least == least ? value[i] : least);
-      scorer.sums[i].pairs += static_cast<double>(pairs[i]);
     }
   }
 

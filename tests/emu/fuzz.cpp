@@ -213,12 +213,14 @@ void one_round(const Sizes& n) {
   same("track", ours, truth, 1e-9, n);
 
   if (up_to(1)) {
+    double terms = 1;  // scale * row and shift may be far larger than their sum
+    for (int64_t d = 0; d < n.D; ++d) terms = std::max(terms, std::fabs(truth.shift[d]));
     transform(TransformParams<double>{truth.bank, truth.sums, truth.scale, truth.shift, truth.count, n.M, n.D}, kCpu);
     launch(cuda::rewrite_workspace(n.M, n.D), [&](const cuda::Launch& at) {
       return cuda::launch_transform(
           TransformParams<S>{ours.bank, ours.sums, ours.scale, ours.shift, ours.count, n.M, n.D}, at);
     });
-    same("transform", ours, truth, std::max(100 * unit, 1e-9), n);
+    same("transform", ours, truth, std::max(100 * unit * terms, 1e-9), n);
   } else {
     standardize(
         StandardizeParams<double>{truth.bank, truth.sums, truth.scale, truth.shift, truth.count, n.M, n.D, 1e-6}, kCpu);
@@ -261,11 +263,13 @@ void one_round(const Sizes& n) {
   // A comparison decides whether a pair counts, or which is the hardest: where a touch of the anchors decides otherwise,
   // so may rounding.
   const double tolerance = 1000 * unit * (loss.kind == LossKind::contrastive ? 1 : 20);
-  Exactly<double> touched = copy(z64);
-  for (int64_t k = 0; k < touched.size; ++k) touched[k] += (k % 2 ? 30 : -30) * unit * touched[k];
-  const Exactly<double> value_touched(1), grad_touched(n.B * n.D);
-  memory_loss(loss_params(touched, y, truth, n, options64, value_touched, grad_touched), loss, kCpu);
-  if (difference(value_touched, value64, 1) > tolerance || difference(grad_touched, grad64) > tolerance) return;
+  for (const double touch : {30 * unit, -30 * unit}) {  // one of them moves a pair across the line that it is close to
+    Exactly<double> touched = copy(z64);
+    for (int64_t k = 0; k < touched.size; ++k) touched[k] += (k % 2 ? touch : -touch) * touched[k];
+    const Exactly<double> value_touched(1), grad_touched(n.B * n.D);
+    memory_loss(loss_params(touched, y, truth, n, options64, value_touched, grad_touched), loss, kCpu);
+    if (difference(value_touched, value64, 1) > tolerance || difference(grad_touched, grad64) > tolerance) return;
+  }
   const auto check = [&](const char* what, const auto& run) {
     const Exactly<T> value(1), grad(n.B * n.D);
     std::fill(grad.data.get(), grad.data.get() + grad.size, static_cast<T>(7));
