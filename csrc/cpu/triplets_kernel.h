@@ -174,9 +174,9 @@ struct TripletScorer {
   }
 
   void add() {
-    const int64_t few = triplets.few(first / kAnchorBlock);
     if (scorer.slot.formula == Formula::threshold) return collect();
     if (scorer.slot.formula == Formula::weigh) return weigh();
+    const int64_t few = triplets.few(first / kAnchorBlock);
     return few >= 0 ? rank_few(few) : rank_many();
   }
 };
