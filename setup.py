@@ -24,7 +24,7 @@ TORCH_2_10 = "0x020a000000000000"
 ARCHITECTURES = "75;80;86;89;90a;100;120;75-ptx"  # those of them that the nvcc at hand knows
 OLDEST_NVCC = (12, 0)  # of those that know C++20
 CUDA_SOURCES = sorted(glob("csrc/cuda/*.cu"))
-CUDA_HEADERS = ["csrc/formulas.h", "csrc/half.h", "csrc/params.h", *glob("csrc/cuda/*.cuh"), *glob("csrc/cuda/*.h")]
+CUDA_HEADERS = [*glob("csrc/*.h"), *glob("csrc/cuda/*.cuh"), *glob("csrc/cuda/*.h")]
 
 
 class Nvcc:

@@ -223,6 +223,7 @@ inline LossSpec parse_loss(const std::string& name, const std::vector<double>& p
       {"multi_similarity", LossKind::multi_similarity, 4},
       {"circle", LossKind::circle, 2},
       {"triplet_hardest", LossKind::triplet, 1},
+      {"triplet_all", LossKind::triplet_all, 1},
   };
   const auto known = std::find_if(std::begin(all), std::end(all), [&](const Known& k) { return name == k.name; });
   check(known != std::end(all), "memory_loss: unknown loss '", name, "'");

@@ -19,13 +19,17 @@
 //     with mining      positives: extreme                   negatives: exponent       positives: exponent
 //   Circle             negatives, positives: circle
 //   Triplet, hardest   negatives, positives: extreme
+//   Triplet, all       positives: threshold                negatives: rank           positives: weigh
+//
+// The thresholds of an anchor are the similarities of its positives: see triplets.h. Since they are held in a fixed
+// amount of memory, that program is gone through in rounds, each for some positives of every anchor.
 #pragma once
 
 #include "formulas.h"
 
 namespace xbn {
 
-enum class LossKind { contrastive, supcon, ntxent, multi_similarity, circle, triplet };
+enum class LossKind { contrastive, supcon, ntxent, multi_similarity, circle, triplet, triplet_all };
 
 struct LossSpec {
   LossKind kind;
@@ -37,7 +41,7 @@ struct LossSpec {
 };
 
 enum class Pairs { none, negatives, positives, all };
-enum class Formula { margin, similarity, ntxent, exponent, circle, extreme };
+enum class Formula { margin, similarity, ntxent, exponent, circle, extreme, threshold, rank, weigh };
 
 struct Slot {
   Pairs pairs;
@@ -266,6 +270,14 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
       r.factor[1] = -1;
       return r;
     }
+    case LossKind::triplet_all:
+      r.value[0] = first.value;
+      r.count[0] = first.pairs;
+      r.factor[0] = 1;
+      r.factor[1] = -1;
+      r.positives = second.weight;
+      r.negatives = first.weight;
+      return r;
   }
   return r;
 }
@@ -273,6 +285,7 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
 // What an anchor is given for pass `next` of the program, from its sums so far.
 XBN_FORMULA double given_for(const LossSpec& loss, int next, const RowSums (&sums)[kSlots]) {
   if (loss.kind == LossKind::ntxent) return log_sum(sums[0]);
+  if (loss.kind == LossKind::triplet_all) return 0;                 // it has its thresholds
   if (next == 1) return -sums[1].shift - loss.mining;               // negatives above the hardest positive, nearly
   return (sums[0].shift + loss.b * loss.c) / loss.b + loss.mining;  // positives below the hardest negative, nearly
 }
@@ -281,7 +294,11 @@ XBN_FORMULA double given_for(const LossSpec& loss, int next, const RowSums (&sum
 inline int slots_of(const LossSpec& loss) { return loss.kind == LossKind::contrastive && loss.mean ? 1 : 2; }
 inline bool sums_gradients(const LossSpec& loss) { return loss.kind != LossKind::triplet; }
 
-inline Program make_program(const LossSpec& loss) {
+// Whether the program is gone through in rounds.
+inline bool goes_in_rounds(const LossSpec& loss) { return loss.kind == LossKind::triplet_all; }
+
+// Without a gradient, less the passes that add nothing to the value.
+inline Program make_program(const LossSpec& loss, bool need_grad = true) {
   const auto margin = [&](Pairs pairs) { return Slot{pairs, Formula::margin, loss.a, loss.b}; };
   const auto circle = [&](Pairs pairs) { return Slot{pairs, Formula::circle, loss.a, loss.b}; };
   const auto extreme = [&](Pairs pairs) { return Slot{pairs, Formula::extreme}; };
@@ -306,6 +323,11 @@ inline Program make_program(const LossSpec& loss) {
     }
     case LossKind::circle: return {1, {{{circle(negatives), circle(positives)}, true}}};
     case LossKind::triplet: return {1, {{{extreme(negatives), extreme(positives)}, false}}};
+    case LossKind::triplet_all:
+      return {need_grad ? 3 : 2,
+              {{{none, {positives, Formula::threshold}}, false},
+               {{{negatives, Formula::rank, loss.a}, none}, true},
+               {{none, {positives, Formula::weigh}}, true}}};
   }
   return {};
 }

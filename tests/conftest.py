@@ -51,6 +51,9 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture
 def implementation(request, monkeypatch):
     name, path = request.param
+    loss = request.node.callspec.params.get("loss")
+    if path == "simt" and getattr(loss, "kind", None) == "triplet_all":
+        pytest.skip("goes by the composite way only")
     library = "emulated" if name == "emu" else "xbn_ext.ops"
     set_backend = torch.ops.xbn_ext.set_cuda_backend
     module = importlib.import_module(library)  # builds the emulated kernels on first use

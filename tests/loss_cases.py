@@ -13,6 +13,7 @@ LOSSES = {
     "mined": MultiSimilarity(beta=30.0, base=0.3, mining=0.1),
     "circle": Circle(),
     "triplet": Triplet(margin=0.3),
+    "triplet_all": Triplet(margin=0.3, mining="all"),
 }
 
 
@@ -50,6 +51,8 @@ def stiffness(loss):
             return loss.beta
         case Circle():
             return loss.gamma * (2 + abs(loss.m))
+        case Triplet(mining="all"):
+            return 4.0  # a triplet has two weights, and an anchor with many more than its share of them
     return 1.0
 
 
@@ -76,6 +79,14 @@ def clear_anchors(loss, z, labels, bank, bank_labels, *, renormalize=True, exclu
                 p & ((s - loss.mining - hardest_negative).abs() < near)
             )
             return ~close.any(1)
+        case Triplet(mining="all"):
+            thresholds = s.masked_fill(~p, torch.inf).sort(1).values
+            x = s + loss.margin
+            above = torch.searchsorted(thresholds, x)
+            near_one = torch.zeros_like(x, dtype=torch.bool)
+            for place in (above - 1, above):
+                near_one |= (x - thresholds.gather(1, place.clamp(0, x.shape[1] - 1))).abs() < near
+            return ~(n & near_one).any(1)
         case Triplet():
             hardest = [(-s).masked_fill(~p, -torch.inf), s.masked_fill(~n, -torch.inf)]
             tied = torch.zeros_like(labels, dtype=torch.bool)

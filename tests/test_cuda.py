@@ -40,9 +40,9 @@ def everything(module, path, set_backend):
     slots = module.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, z, labels, None, m.scale, m.shift)
     before = set_backend(path)
     results = [m.bank, m.sums, m.target_mean, m.target_std, slots]
-    for reduction in ("mean", "avg_nonzero"):
+    losses = [Contrastive(0.9, 0.1), Contrastive(0.9, 0.1, "avg_nonzero")]
+    for loss in [*losses, *([] if path == "simt" else [Triplet(mining="all")])]:
         anchors = z.clone().requires_grad_()
-        loss = Contrastive(0.9, 0.1, reduction)
         value = module.memory_loss(anchors, labels, m.bank, m.bank_labels, loss, count=m.count)
         results += [value.detach(), *torch.autograd.grad(value, anchors)]
     set_backend(before)
@@ -91,8 +91,27 @@ def test_which_way_the_loss_goes(B, D, precision, way, executor):
     assert n == {"sweep": 3, "composite": 5}[way]  # the last two add up
 
 
+def test_all_triplets_go_by_products_only(executor):
+    args = (torch.randn(5, 8), torch.zeros(5, dtype=torch.int64), torch.randn(9, 8), torch.arange(9))
+    before = torch.ops.xbn_emu.set_cuda_backend("simt")
+    try:
+        with pytest.raises(RuntimeError, match="memory_loss: backend 'simt' does not have triplet_all"):
+            emulated.memory_loss(*args, Triplet(mining="all"))
+    finally:
+        torch.ops.xbn_emu.set_cuda_backend(before)
+    assert emulated.memory_loss(*args, Triplet(mining="all")).isfinite()
+
+
 @pytest.mark.parametrize(
-    "loss, n", [(SupCon(), 3), (NTXent(), 5), (MultiSimilarity(), 3), (MultiSimilarity(mining=0.1), 7), (Triplet(), 3)]
+    "loss, n",
+    [
+        (SupCon(), 3),
+        (NTXent(), 5),
+        (MultiSimilarity(), 3),
+        (MultiSimilarity(mining=0.1), 7),
+        (Triplet(), 3),
+        (Triplet(mining="all"), 14),
+    ],
 )
 def test_how_many_kernels_a_loss_launches(loss, n, executor):
     """A pass is a sweep and what it settles; the gradient comes at the end."""

@@ -127,7 +127,7 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
         ("--loss ntxent --temperature nan", "--temperature nan: must be a finite number"),
         ("--loss multi_similarity --mining -1", "--mining must be .* >= 0, got -1.0"),
         ("--loss multi_similarity --mining hardest", "--mining hardest: must be a number with --loss multi_similarity"),
-        ("--loss triplet --mining 0.1", "--mining must be 'hardest', got 0.1"),
+        ("--loss triplet --mining 0.1", "--mining must be 'hardest' or 'all', got 0.1"),
         ("--loss circle --gamma x", "argument --gamma: invalid float value"),
     ],
 )
@@ -156,6 +156,7 @@ def test_a_setting_that_is_not_allowed_is_named(
         ("--loss circle --m 0.25 --gamma 256", xbn_ext.Circle(0.25, 256.0)),
         ("--loss triplet", xbn_ext.Triplet()),
         ("--loss triplet --margin 0 --mining hardest", xbn_ext.Triplet(0.0)),
+        ("--loss triplet --mining all", xbn_ext.Triplet(mining="all")),
     ],
 )
 def test_the_loss_is_the_one_asked_for_and_settings_hold_its_parameters_alone(arguments: str, loss: Any) -> None:

@@ -96,7 +96,7 @@ class Config:
     base: float | None = _of_loss("base", "the cosine similarity at which a pair weighs 1")
     mining: float | str | None = _of_loss(
         "mining",
-        "a number: only pairs this close to the hardest of the other kind, all if not given; triplet has 'hardest'",
+        "a number: only pairs this close to the hardest of the other kind, all if not given; triplet: hardest or all",
         type=losses.number_or_word,
         metavar="X",
     )

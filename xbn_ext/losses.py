@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 Reduction = Literal["mean", "avg_nonzero"]
+TripletMining = Literal["hardest", "all"]
 
 
 @dataclass(frozen=True)
@@ -182,25 +183,33 @@ class Circle(PairLoss):
 
 @dataclass(frozen=True)
 class Triplet(PairLoss):
-    """Triplet margin loss on similarities with hardest mining (Hermans et al. 2017, arXiv 1703.07737, eq. 5).
-
-    An anchor with positives and negatives pays `max(max_n s_n - min_p s_p + margin, 0)`. Averaged over the anchors that
-    pay something: pytorch-metric-learning's TripletMarginLoss with CosineSimilarity and its BatchHardMiner. Of equally
-    hard rows the first in the bank counts.
+    """Triplet margin loss on similarities, of the hardest triplet of each anchor or of all triplets.
 
     Args:
         margin: by how much a positive has to be more similar.
-        mining: `"hardest"`.
+        mining: `"hardest"`: an anchor with positives and negatives pays `max(max_n s_n - min_p s_p + margin, 0)`
+            (Hermans et al. 2017, arXiv 1703.07737, eq. 5). Averaged over the anchors that pay something:
+            pytorch-metric-learning's TripletMarginLoss with CosineSimilarity and its BatchHardMiner. Of equally hard
+            rows the first in the bank counts.
+            `"all"`: an anchor pays `max(s_n - s_p + margin, 0)` for each of its positives with each of its negatives
+            (Schroff et al. 2015, arXiv 1503.03832, eqs. 1 to 3, on similarities). Averaged over the triplets that cost
+            something: pytorch-metric-learning's TripletMarginLoss with CosineSimilarity and no miner.
+
+    Raises:
+        ValueError: the margin is not finite or the mining is unknown.
     """
 
-    _kind = "triplet_hardest"
     margin: float = 0.1
-    mining: Literal["hardest"] = "hardest"
+    mining: TripletMining = "hardest"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mining != "hardest":
-            raise ValueError(f"mining must be 'hardest', got {self.mining!r}")
+        if self.mining not in ("hardest", "all"):
+            raise ValueError(f"mining must be 'hardest' or 'all', got {self.mining!r}")
+
+    @property
+    def kind(self) -> str:
+        return f"triplet_{self.mining}"
 
 
 def fold_temperature(loss: PairLoss, z: Tensor) -> tuple[PairLoss, Tensor]:

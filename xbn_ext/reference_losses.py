@@ -31,6 +31,8 @@ def pair_loss(loss: PairLoss, s: Tensor, positive: Tensor, pair: Tensor, anchors
             return multi_similarity(loss, s, p, n, anchors)
         case Circle():
             return circle(loss, s, p, n)
+        case Triplet(mining="all"):
+            return triplet_all(loss, s, p, n)
         case Triplet():
             return triplet(loss, s, p, n)
     raise TypeError(f"unknown loss {type(loss).__name__}")
@@ -49,6 +51,10 @@ def weighted_pairs(loss: PairLoss, s: Tensor, positive: Tensor, pair: Tensor, an
         case Circle():
             both = p.any(1, keepdim=True) & n.any(1, keepdim=True)
             p, n = p & both, n & both
+        case Triplet(mining="all") if s.shape[1] > 0:
+            hardest_positive, hardest_negative = hardest(s, p, n)
+            p = p & ~(hardest_negative[:, None] + loss.margin <= s)
+            n = n & ~(s + loss.margin <= hardest_positive[:, None])
         case Triplet() if s.shape[1] > 0:
             hardest_positive, hardest_negative = hardest(s, p, n)
             both = p.any(1, keepdim=True) & n.any(1, keepdim=True)
@@ -100,6 +106,21 @@ def triplet(loss: Triplet, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
     hardest_positive, hardest_negative = hardest(s, p, n)
     both = p.any(1) & n.any(1)
     return average_nonzero(torch.where(both, hardest_negative - hardest_positive + loss.margin, 0.0).relu())
+
+
+def triplet_all(loss: Triplet, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
+    """Without the triplets themselves: a negative with k positives below `x = s_n + margin` is active in k triplets,
+    which cost k x less the sum of those positives; those are the first k of them, sorted. The order is a constant of
+    the derivative, which is zero or one wherever it could change."""
+    x = s + loss.margin
+    thresholds = s.masked_fill(~p, torch.inf).sort(1).values
+    active = torch.where(n, torch.searchsorted(thresholds.detach(), x.detach().contiguous()), 0)
+    active = torch.minimum(active, p.sum(1, keepdim=True))
+    sums = torch.where(thresholds == torch.inf, 0.0, thresholds).cumsum(1)
+    below = sums.gather(1, (active - 1).clamp(min=0))
+    cost = torch.where(active > 0, active * x - below, 0.0)
+    cost = torch.where(p & s.isnan() & n.any(1, keepdim=True), s, cost)  # sorted last, a NaN is below no x
+    return cost.sum() / active.sum().clamp(min=1)
 
 
 # --- Helpers ----------------------------------------------------------------------------------------------

@@ -18,10 +18,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <type_traits>
 #include <vector>
 
 #include "sweep.h"
+#include "triplets.h"
 
 namespace xbn {
 
@@ -32,19 +34,31 @@ template <typename T, typename S>
 void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu) {
   Sweep<T> sweep(p);
   const SweepPlan& plan = sweep.plan;
-  const Program program = make_program(loss);
+  const Program program = make_program(loss, p.grad_z != nullptr);
   std::vector<Total> totals(p.B);
+  std::optional<Triplets<T>> triplets;
+  if (goes_in_rounds(loss)) triplets.emplace(sweep, p.bank_labels);
   cpu.parallel(plan.blocks, [&](int64_t block) { XBN_CALL_ISA(cpu.isa, pack_anchors(p, sweep, block)); });
-  for (int k = 0; k < program.passes; ++k) {
-    const Pass& pass = program.pass[k];
-    sweep.begin(pass);
-    cpu.parallel(plan.groups * plan.splits, [&](int64_t unit) {
-      XBN_CALL_ISA(cpu.isa, sweep_unit(p, sweep, pass, unit / plan.splits, unit % plan.splits));
-    });
-    for (int64_t i = 0; i < p.B; ++i) {
-      for (int slot = 0; slot < kSlots; ++slot)
-        if (pass.slot[slot].pairs != Pairs::none) totals[i].sums[slot] = sweep.total(pass.slot[slot].formula, slot, i);
-      if (k + 1 < program.passes) sweep.given[i] = static_cast<T>(given_for(loss, k + 1, totals[i].sums));
+  for (int64_t round = 0; round < (triplets ? triplets->rounds : 1); ++round) {
+    if (triplets) triplets->begin_round(round, sweep);
+    for (int k = 0; k < program.passes; ++k) {
+      const Pass& pass = program.pass[k];
+      if (round == 0 && pass.slot[1].formula != Formula::weigh) sweep.begin(pass);
+      cpu.parallel(plan.groups * plan.splits, [&](int64_t unit) {
+        XBN_CALL_ISA(cpu.isa, sweep_unit(p, sweep, triplets ? &*triplets : nullptr, pass, unit / plan.splits,
+                                         unit % plan.splits));
+      });
+      if (triplets && pass.slot[1].formula == Formula::threshold)
+        cpu.parallel(sweep.rows(), [&](int64_t i) { triplets->sort(i); });
+      if (triplets && pass.slot[0].formula == Formula::rank)
+        cpu.parallel(sweep.rows(),
+                     [&](int64_t i) { triplets->settle(i, sweep.sums(0, 0, 0)[i], sweep.sums(0, 1, 0)[i]); });
+      for (int64_t i = 0; i < p.B; ++i) {
+        for (int slot = 0; slot < kSlots; ++slot)
+          if (triplets || pass.slot[slot].pairs != Pairs::none)
+            totals[i].sums[slot] = sweep.total(pass.slot[slot].formula, slot, i);
+        if (k + 1 < program.passes) sweep.given[i] = static_cast<T>(given_for(loss, k + 1, totals[i].sums));
+      }
     }
   }
 

@@ -251,9 +251,14 @@ struct Scorer {
       case Formula::exponent: return add_exponents(ExponentFormula<T>{a, b, slot.mined}, grad, padded);
       case Formula::circle: return add_exponents(CircleFormula<T>{a, b}, grad, padded);
       case Formula::extreme: return add_extremes();
+      case Formula::threshold:
+      case Formula::rank:
+      case Formula::weigh: return;  // TripletScorer's
     }
   }
 };
+
+#include "triplets_kernel.h"
 
 // grad[R][.], C vectors wide, += weights [.][64] transposed times the listed rows of the tile.
 template <int R, int C, typename T>
@@ -295,9 +300,10 @@ void add_gradient(const T* weights, const T* tile, int64_t padded, const std::ve
   for (; d < padded; d += L) gradient_columns<1>(weights, tile + d, padded, list, grad + d);
 }
 
-// The anchors of a group against the bank rows of a split.
+// The anchors of a group against the bank rows of a split. triplets may be null.
 template <typename T, typename S>
-void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, const Pass& pass, int64_t group, int64_t split) {
+void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* triplets, const Pass& pass,
+                int64_t group, int64_t split) {
   const SweepPlan& plan = sweep.plan;
   const int64_t first_block = group * plan.group_blocks;
   const int64_t last_block = std::min(first_block + plan.group_blocks, plan.blocks);
@@ -309,6 +315,7 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, const Pass& pa
   Workspace<T> weights(kSlots * plan.tile_rows * kAnchorBlock);
   T* const s = weights.data();
   std::vector<int32_t> list;
+  CountsAbove<T> above(triplets != nullptr ? last_block - first_block : 0);
 
   for (int64_t next = split * plan.split_rows; next < end;) {
     next = tile.choose(sweep, p.bank_labels, p.bank_ids, next, end, positives_only);
@@ -324,16 +331,19 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, const Pass& pa
         T* grad = gradient ? sweep.grad(split, k, block) : nullptr;
         char& touched = sweep.touched(split, k, block);
         list.clear();
-        Scorer<T>{tile,
-                  slot,
-                  sweep.anchor_group.data() + block * kAnchorBlock,
-                  sweep.excluded_group.data() + block * kAnchorBlock,
-                  sweep.given.data() + block * kAnchorBlock,
-                  s,
-                  weight,
-                  sweep.sums(split, k, block),
-                  list}
-            .add(touched ? grad : nullptr, padded);
+        Scorer<T> scorer{tile,
+                         slot,
+                         sweep.anchor_group.data() + block * kAnchorBlock,
+                         sweep.excluded_group.data() + block * kAnchorBlock,
+                         sweep.given.data() + block * kAnchorBlock,
+                         s,
+                         weight,
+                         sweep.sums(split, k, block),
+                         list};
+        if (triplets != nullptr)
+          TripletScorer<T>{scorer, *triplets, block * kAnchorBlock, above.of(block - first_block)}.add();
+        else
+          scorer.add(touched ? grad : nullptr, padded);
         if (!gradient || list.empty()) continue;
         if (!touched) std::fill(grad, grad + kAnchorBlock * padded, T(0));
         touched = 1;
@@ -341,6 +351,9 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, const Pass& pa
       }
     }
   }
+  if (triplets == nullptr || pass.slot[0].formula != Formula::rank) return;
+  for (int64_t block = first_block; block < last_block; ++block)
+    above.add_to(*triplets, block - first_block, block * kAnchorBlock, sweep.sums(split, 0, block));
 }
 
 // NaN for an anchor that is not finite, so that whoever looks at gradients only, as a gradient scaler does, sees it.

@@ -14,6 +14,7 @@ namespace xbn {
 
 constexpr int64_t kAnchorBlock = 64;   // anchors that are multiplied together
 constexpr int64_t kTileUnit = 6;       // bank rows that the similarity kernel takes at a time
+constexpr int64_t kMaxTileRows = 96;   // bank rows of a tile
 constexpr int64_t kPadding = 16;       // dimensions are padded to whole vectors of the widest instruction set
 constexpr int32_t kNoAnchor = -1;      // label group of a bank row that is nobody's positive
 constexpr int32_t kPaddedAnchor = -2;  // label group of the anchors that fill up the last block
@@ -32,8 +33,7 @@ struct SweepPlan {
 
   // For B anchors, `count` bank rows and dimension D of `element_size` bytes each.
   static SweepPlan make(int64_t B, int64_t count, int64_t D, int64_t element_size) {
-    constexpr int64_t kTileBytes = 192 << 10;  // a tile, and the anchors beside it, in a second-level cache
-    constexpr int64_t kMaxTileRows = 96;
+    constexpr int64_t kTileBytes = 192 << 10;    // a tile, and the anchors beside it, in a second-level cache
     constexpr int64_t kGroupBlocks = 4;          // 256 anchors amortise the reading of a tile
     constexpr int64_t kGradientBytes = 8 << 20;  // for the gradients of all splits, unless that is too few units
     constexpr int64_t kMinUnits = 4;             // groups * splits, for the threads
@@ -94,6 +94,8 @@ class Sweep {
       anchor_group[i] = find(groups, p.labels[i]);
       if (p.exclude != nullptr && p.exclude[i] != -1) excluded_group[i] = find(excluded, p.exclude[i]);
     }
+    from.assign(groups.size(), 0);
+    to.assign(groups.size(), count);
     if (p.scale != nullptr) {
       scale.assign(p.scale, p.scale + p.D);
       shift.assign(p.shift, p.shift + p.D);
@@ -155,6 +157,7 @@ class Sweep {
   std::vector<char> finite;             // [rows] whether every value of the anchor is
   std::vector<T> given;                 // [rows] what the pass at hand is given for each anchor
   std::vector<int64_t> groups;          // the anchors' distinct labels, sorted
+  std::vector<int64_t> from, to;        // [groups] the rows of a label that a pass of positives alone looks at
   std::vector<int64_t> excluded;        // the distinct ids that some anchor is not paired with, sorted
   std::vector<T> scale, shift;          // [D] pending map of the bank; empty if there is none
 
@@ -177,12 +180,12 @@ struct Tile {
         excluded(capacity),
         mixed(capacity) {}
 
-  // Takes rows of [begin, end), all or only those with the label of an anchor. Returns the first row left.
+  // Takes rows of [begin, end), all or only those that a pass of positives looks at. Returns the first row left.
   int64_t choose(const Sweep<T>& sweep, const int64_t* bank_labels, const int64_t* bank_ids, int64_t begin, int64_t end,
                  bool positives_only) {
     for (rows = 0; begin < end && rows < capacity; ++begin) {
       const int32_t found = sweep.find(sweep.groups, bank_labels[begin]);
-      if (positives_only && found == kNoAnchor) continue;
+      if (positives_only && (found == kNoAnchor || begin < sweep.from[found] || begin >= sweep.to[found])) continue;
       bank_row[rows] = begin;
       group[rows] = found;
       excluded[rows] = sweep.find(sweep.excluded, bank_ids != nullptr ? bank_ids[begin] : begin);

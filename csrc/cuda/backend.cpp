@@ -58,8 +58,9 @@ class CudaDevice {
   template <typename T, typename S>
   void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Tensor& z) const {
     constexpr bool kSinglePrecision = std::is_same_v<T, float> && std::is_same_v<S, float>;
-    const bool can_sweep = kSinglePrecision && p.D <= cuda::kSweepMaxDim;
+    const bool can_sweep = kSinglePrecision && p.D <= cuda::kSweepMaxDim && !goes_in_rounds(loss);
     const LossPath wanted = loss_path();
+    check(!goes_in_rounds(loss) || wanted != LossPath::simt, op_, ": backend 'simt' does not have triplet_all");
     check(can_sweep || wanted != LossPath::simt, op_, ": backend 'simt' takes float32 embeddings and bank of at most ",
           cuda::kSweepMaxDim, " dimensions");
     if constexpr (kSinglePrecision) {
@@ -79,7 +80,7 @@ class CudaDevice {
   template <typename T, typename S>
   void composite(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Tensor& z) const {
     Composite<T> c = cuda::plan_composite<T>(p.B, p.M, p.D, loss);
-    const Tensor memory = bytes(cuda::composite_workspace(p.B, p.D, c.slots));
+    const Tensor memory = bytes(cuda::composite_workspace(p.B, p.D, c));
     const Launch at = launch(memory);
     const Tensor rows = torch::stable::new_empty(z, {c.chunk, p.D});
     const Tensor weights = torch::stable::new_empty(z, {c.slots * p.B, c.chunk});
@@ -92,21 +93,22 @@ class CudaDevice {
     c.grad = need_grad ? grad.mutable_data_ptr<T>() : nullptr;
     if (need_grad) torch::stable::zero_(grad);
 
-    const Program program = make_program(loss);
-    for (int k = 0; k < program.passes; ++k) {
-      const Pass& pass = program.pass[k];
-      const int first = pass.slot[0].pairs == Pairs::none, last = pass.slot[1].pairs == Pairs::none ? 1 : 2;
-      succeed(cuda::launch_composite_begin(p, pass, c, at));
-      for (int64_t chunk = 0; chunk < c.chunks && p.B > 0 && p.M > 0; ++chunk) {
-        succeed(cuda::launch_composite_rows(p, c, chunk * c.chunk, at));
-        torch_cuda::mm_out(s, z, rows_transposed);
-        succeed(cuda::launch_composite_score(p, pass, c, chunk * c.chunk, at));
-        if (!need_grad || !pass.gradient) continue;
-        Tensor of_slots = narrow(grad, first * p.B, (last - first) * p.B);
-        torch_cuda::add_mm(of_slots, narrow(weights, first * p.B, (last - first) * p.B), rows);
+    const Program program = make_program(loss, p.grad_z != nullptr);
+    for (; c.round < c.rounds; ++c.round)
+      for (int k = 0; k < program.passes; ++k) {
+        const Pass& pass = program.pass[k];
+        const int first = pass.slot[0].pairs == Pairs::none, last = pass.slot[1].pairs == Pairs::none ? 1 : 2;
+        succeed(cuda::launch_composite_begin(p, pass, c, at));
+        for (int64_t chunk = 0; chunk < c.chunks && p.B > 0 && p.M > 0; ++chunk) {
+          succeed(cuda::launch_composite_rows(p, c, chunk * c.chunk, at));
+          torch_cuda::mm_out(s, z, rows_transposed);
+          succeed(cuda::launch_composite_score(p, pass, c, chunk * c.chunk, at));
+          if (!need_grad || !pass.gradient) continue;
+          Tensor of_slots = narrow(grad, first * p.B, (last - first) * p.B);
+          torch_cuda::add_mm(of_slots, narrow(weights, first * p.B, (last - first) * p.B), rows);
+        }
+        succeed(cuda::launch_composite_end(p, loss, k, c, at));
       }
-      succeed(cuda::launch_composite_end(p, loss, k, c, at));
-    }
   }
 
   // A view of some rows.

@@ -69,28 +69,33 @@ int launch_sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, 
 
 // Two library products per chunk of the bank, which the caller does. The order of calls:
 //
-//     for every pass k of the loss's program:
-//       launch_composite_begin
-//       for every chunk:   launch_composite_rows     rows [chunk, D] = the bank rows as they count
-//                          s [B, chunk] = z @ rows.T
-//                          launch_composite_score    s [slots * B, chunk] becomes weights, grad is scaled as exponents grow
-//                          grad [slots * B, D] += weights @ rows, for the slots of a pass that has a gradient
-//       launch_composite_end
+//     for every round:
+//       for every pass k of the loss's program:
+//         launch_composite_begin
+//         for every chunk:   launch_composite_rows     rows [chunk, D] = the bank rows as they count
+//                            s [B, chunk] = z @ rows.T
+//                            launch_composite_score    s [slots * B, chunk] becomes weights, grad is scaled as exponents grow
+//                            grad [slots * B, D] += weights @ rows, for the slots of a pass that has a gradient
+//         launch_composite_end
 template <typename T>
 struct Composite {
-  int64_t chunk;  // bank rows at a time; the last chunk is padded with rows that count for nothing
-  int64_t chunks;
-  int64_t slots;  // of the loss: each has weights and a gradient of its own
-  T* rows;        // [chunk, D]
-  T* s;           // [slots * B, chunk]
-  T* grad;        // [slots * B, D], zero at first; or null
+  int64_t chunk;       // bank rows at a time; the last chunk is padded with rows that count for nothing
+  int64_t chunks;      //
+  int64_t slots;       // of the loss: each has weights and a gradient of its own
+  int64_t thresholds;  // of an anchor in a round; 0: the loss has none
+  int64_t rounds;      // as many as it takes if all of the bank are an anchor's positives; 1: the loss has no rounds
+  int64_t round;       // the one at hand, from 0 on
+  T* rows;             // [chunk, D]
+  T* s;                // [slots * B, chunk]
+  T* grad;             // [slots * B, D], zero at first; or null
 };
 
 // Chunks that leave similarities and rows in a GPU's second-level cache.
 template <typename T>
 Composite<T> plan_composite(int64_t B, int64_t M, int64_t D, const LossSpec& loss);
 
-int64_t composite_workspace(int64_t B, int64_t D, int64_t slots);
+template <typename T>
+int64_t composite_workspace(int64_t B, int64_t D, const Composite<T>& c);
 
 template <typename T, typename S>
 int launch_composite_begin(const MemoryLossParams<T, S>& p, const Pass& pass, const Composite<T>& c,

@@ -11,7 +11,7 @@
 //          known; rows beyond it count for nothing
 //   order  chunks one after the other; a block adds to the sums of its anchors alone: the same bits every run, as far
 //          as the library's products are
-#include "loss_partial.cuh"
+#include "loss_triplets.cuh"
 
 namespace xbn::cuda {
 namespace {
@@ -25,13 +25,16 @@ struct Workspace {
   T* map;      // [2, D] scale and shift in T
   T* rescale;  // [kSlots, B] of the gradient so far, as exponents have grown
   PartialLoss<T> partial;
+  Thresholds<T> thresholds;
   int64_t bytes;
 
-  Workspace(void* memory, int64_t B, int64_t D, int64_t slots) {
+  Workspace(void* memory, int64_t B, int64_t D, const Composite<T>& c) {
     Carver carve(memory);
     map = carve.take<T>(2 * D);
     rescale = carve.take<T>(kSlots * B);
-    partial = PartialLoss<T>::carve(carve, 1, slots, B);
+    partial = PartialLoss<T>::carve(carve, 1, c.slots, B);
+    partial.grad = c.grad;
+    thresholds = Thresholds<T>::carve(carve, B, c.thresholds);
     bytes = carve.bytes();
   }
 };
@@ -46,7 +49,9 @@ __global__ void __launch_bounds__(kThreads)
     w.partial.state[i] = state;
 #pragma unroll
     for (int k = 0; k < kSlots; ++k)
-      if (pass.slot[k].pairs != Pairs::none) w.partial.sums[k * p.B + i] = no_sums(pass.slot[k].formula);
+      if (pass.slot[k].pairs != Pairs::none &&
+          pass.slot[k].formula != Formula::weigh)  // that goes on with its thresholds'
+        w.partial.sums[k * p.B + i] = no_sums(pass.slot[k].formula);
   }
   for (int64_t d = blockIdx.x * kThreads + threadIdx.x; d < p.D; d += gridDim.x * kThreads) {
     w.map[d] = p.scale != nullptr ? static_cast<T>(p.scale[d]) : T(1);
@@ -263,24 +268,37 @@ Composite<T> plan_composite(int64_t B, int64_t M, int64_t D, const LossSpec& los
   c.chunks = larger(1, ceil_div(M, larger(kMinChunk, fitting)));
   c.chunk = larger(1, ceil_div(ceil_div(M, c.chunks), 64) * 64);
   c.chunks = larger(1, ceil_div(M, c.chunk));
+  c.rounds = 1;
+  if (!goes_in_rounds(loss)) return c;
+  constexpr int64_t kThresholdBytes = 64 << 20;
+  constexpr int64_t kMinThresholds = 256;
+  const int64_t held = kThresholdBytes / static_cast<int64_t>(sizeof(T) + sizeof(unsigned)) / larger(1, B);
+  c.thresholds = larger(1, smaller(M, larger(kMinThresholds, held)));
+  c.rounds = larger(1, ceil_div(M, c.thresholds));
   return c;
 }
 
-int64_t composite_workspace(int64_t B, int64_t D, int64_t slots) {
-  return Workspace<double>(nullptr, B, D, slots).bytes;  // enough for float, too
+template <typename T>
+int64_t composite_workspace(int64_t B, int64_t D, const Composite<T>& c) {
+  return Workspace<T>(nullptr, B, D, c).bytes;
 }
 
 template <typename T, typename S>
 int launch_composite_begin(const MemoryLossParams<T, S>& p, const Pass& pass, const Composite<T>& c,
                            const Launch& launch) {
-  const Workspace<T> w(launch.workspace, p.B, p.D, c.slots);
-  const int64_t blocks = larger(1, smaller(larger(ceil_div(p.B, kWarps), ceil_div(p.D, kThreads)), 1024));
-  return run(begin_kernel<T>, dim3(static_cast<unsigned>(blocks)), kThreads, launch, without_bank(p), pass, w);
+  const Workspace<T> w(launch.workspace, p.B, p.D, c);
+  int error = cudaSuccess;
+  if (c.round == 0) {
+    const int64_t blocks = larger(1, smaller(larger(ceil_div(p.B, kWarps), ceil_div(p.D, kThreads)), 1024));
+    error = run(begin_kernel<T>, dim3(static_cast<unsigned>(blocks)), kThreads, launch, without_bank(p), pass, w);
+  }
+  if (pass.slot[1].formula != Formula::threshold || p.B == 0 || error != cudaSuccess) return error;
+  return launch_triplets_begin(without_bank(p), c, w.thresholds, launch);
 }
 
 template <typename T, typename S>
 int launch_composite_rows(const MemoryLossParams<T, S>& p, const Composite<T>& c, int64_t first, const Launch& launch) {
-  const Workspace<T> w(launch.workspace, p.B, p.D, c.slots);
+  const Workspace<T> w(launch.workspace, p.B, p.D, c);
   const dim3 grid(static_cast<unsigned>(ceil_div(c.chunk, kWarps)));
   return run(rows_kernel<T, S>, grid, kThreads, launch, p, w, first, c.chunk, c.rows);
 }
@@ -289,7 +307,8 @@ template <typename T, typename S>
 int launch_composite_score(const MemoryLossParams<T, S>& p, const Pass& pass, const Composite<T>& c, int64_t first,
                            const Launch& launch) {
   if (p.B == 0) return cudaSuccess;
-  const Workspace<T> w(launch.workspace, p.B, p.D, c.slots);
+  const Workspace<T> w(launch.workspace, p.B, p.D, c);
+  if (c.thresholds > 0) return launch_triplets_score(without_bank(p), pass, c, w.partial, w.thresholds, first, launch);
   int error = run(score_kernel<T>, dim3(static_cast<unsigned>(ceil_div(p.B, kAnchors))), kThreads, launch,
                   without_bank(p), pass, w, first, c.chunk, c.s);
   for (int k = 0; k < kSlots && error == cudaSuccess; ++k)
@@ -302,13 +321,20 @@ int launch_composite_score(const MemoryLossParams<T, S>& p, const Pass& pass, co
 template <typename T, typename S>
 int launch_composite_end(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, const Composite<T>& c,
                          const Launch& launch) {
-  PartialLoss<T> partial = Workspace<T>(launch.workspace, p.B, p.D, c.slots).partial;
-  partial.grad = c.grad;
-  return launch_settle(p, loss, k, partial, launch);
+  const Workspace<T> w(launch.workspace, p.B, p.D, c);
+  const Program program = make_program(loss, p.grad_z != nullptr);
+  if (c.thresholds > 0 && p.B > 0) {
+    const int error = launch_triplets_end(without_bank(p), program.pass[k], w.partial, w.thresholds, launch);
+    const bool settles = c.round + 1 == c.rounds && k + 1 == program.passes;
+    if (error != cudaSuccess || !settles) return error;
+  }
+  return launch_settle(p, loss, k, w.partial, launch);
 }
 
 template Composite<float> plan_composite(int64_t, int64_t, int64_t, const LossSpec&);
 template Composite<double> plan_composite(int64_t, int64_t, int64_t, const LossSpec&);
+template int64_t composite_workspace(int64_t, int64_t, const Composite<float>&);
+template int64_t composite_workspace(int64_t, int64_t, const Composite<double>&);
 
 #define XBN_INSTANTIATE(T, S)                                                                                          \
   template int launch_composite_begin(const MemoryLossParams<T, S>&, const Pass&, const Composite<T>&, const Launch&); \

@@ -81,7 +81,10 @@ __device__ __forceinline__ void with_formula(const Slot& slot, const F& f) {
     case Formula::ntxent: return f(NTXentFormula<T>{a});
     case Formula::exponent: return f(ExponentFormula<T>{a, b, slot.mined});
     case Formula::circle: return f(CircleFormula<T>{a, b});
-    case Formula::extreme: return;
+    case Formula::extreme:
+    case Formula::threshold:
+    case Formula::rank:
+    case Formula::weigh: return;
   }
 }
 

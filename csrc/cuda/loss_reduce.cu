@@ -165,7 +165,7 @@ int power_of_two_up_to(int64_t n, int most) {
 template <typename T, typename S>
 int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, const PartialLoss<T>& partial,
                   const Launch& launch) {
-  const Program program = make_program(loss);
+  const Program program = make_program(loss, p.grad_z != nullptr);
   Settled settled = {};
   for (int pass = 0; pass <= k; ++pass)
     for (int slot = 0; slot < kSlots; ++slot) {

@@ -59,13 +59,14 @@ inline void require(bool ok, const char* what, int64_t B, int64_t M, int64_t D) 
 // One of all losses. Exponents stay moderate, so that a sum is more than one pair and rounding.
 inline xbn::LossSpec random_loss() {
   using xbn::LossKind;
-  switch (up_to(6)) {
+  switch (up_to(7)) {
     case 0: return {LossKind::contrastive, true, 0.9, 0.1};
     case 1: return {LossKind::contrastive, false, 0.9, 0.1};
     case 2: return {LossKind::supcon, false, 0.5};
     case 3: return {LossKind::ntxent, false, 0.2};
     case 4: return {LossKind::multi_similarity, false, 2, 20, 0.3, up_to(1) ? 0.1 : -1.0};
     case 5: return {LossKind::circle, false, 0.4, 16};
-    default: return {LossKind::triplet, false, 0.3};
+    case 6: return {LossKind::triplet, false, 0.3};
+    default: return {LossKind::triplet_all, false, 0.3};
   }
 }

@@ -59,6 +59,7 @@ COMPARISONS = {
     ),
     "circle": Comparison(Circle(), "CircleLoss", ("m", "gamma")),
     "triplet hardest": Comparison(Triplet(), "TripletMarginLoss", ("margin",), "BatchHardMiner"),
+    "triplet all": Comparison(Triplet(mining="all"), "TripletMarginLoss", ("margin",)),
 }
 
 
