@@ -155,7 +155,7 @@ template <typename T, typename S>
 void composite(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
   cuda::Composite<T> c = cuda::plan_composite<T>(p.B, p.M, p.D, loss);
   if (p.M > 64) c.chunk = 64, c.chunks = (p.M + 63) / 64;  // a chunk holds all of these small banks
-  if (c.thresholds > 16 && up_to(1)) c.thresholds = 16, c.rounds = (p.M + 15) / 16;
+  if (c.thresholds > 16 && up_to(3) == 0) c.thresholds = 16, c.rounds = (p.M + 15) / 16;
   Exactly<T> rows(c.chunk * p.D), s(c.slots * p.B * c.chunk), grad(c.slots * p.B * p.D);
   c.rows = rows, c.s = s;
   if (sums_gradients(loss) && p.grad_z != nullptr) c.grad = grad;
