@@ -12,13 +12,17 @@ ARGS   ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: train test bench lint format build wheel wheel-check gpu-check clean always
+.PHONY: train test sanitize bench lint format build wheel wheel-check gpu-check clean always
 
 train: build
 	$(BIN)/python -m train --method axbn --out $(OUT) $(ARGS)
 
 test: build
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
+
+# The CUDA kernels, executed on the CPU, under all sanitizers on every shape of the tests: an hour. `make test` has fewer.
+sanitize: build
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 tests/test_sanitizers.py -k cuda --every-shape $(ARGS)
 
 bench: build
 	$(BIN)/python -m xbn_ext.bench $(ARGS)

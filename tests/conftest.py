@@ -25,6 +25,10 @@ IMPLEMENTATIONS = ["cpu", *(["emu"] if HAS_EMULATOR else []), *(["cuda"] if HAS_
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 
 
+def pytest_addoption(parser):
+    parser.addoption("--every-shape", action="store_true", help="sanitize the CUDA kernels on all shapes: an hour")
+
+
 def pytest_generate_tests(metafunc):
     has_dtype = "dtype" in metafunc.fixturenames
     if "implementation" not in metafunc.fixturenames:

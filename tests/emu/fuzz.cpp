@@ -14,6 +14,7 @@
 #include "../../csrc/cpu/transform.h"
 #include "../../csrc/cuda/launch.h"
 #include "../native/random_data.h"
+#include "products.h"
 
 namespace {
 
@@ -25,7 +26,7 @@ struct Sizes {
 
 int compared = 0;  // losses
 
-const Cpu kCpu{Isa::baseline, [](int64_t units, const std::function<void(int64_t)>& unit) {
+const Cpu kCpu{cpu_isa(), [](int64_t units, const std::function<void(int64_t)>& unit) {
                  for (int64_t i = 0; i < units; ++i) unit(i);
                }};
 
@@ -154,7 +155,8 @@ MemoryLossParams<T, S> loss_params(const Exactly<T>& z, const Exactly<int64_t>& 
 template <typename T, typename S>
 void composite(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
   cuda::Composite<T> c = cuda::plan_composite<T>(p.B, p.M, p.D, loss);
-  if (p.M > 64) c.chunk = 64, c.chunks = (p.M + 63) / 64;  // a chunk holds all of these small banks
+  c.chunk = 64 * ((p.M + 255) / 256);  // at most four chunks; planned, one would hold all of these small banks
+  c.chunks = (p.M + c.chunk - 1) / c.chunk;
   if (c.thresholds > 16 && up_to(3) == 0) c.thresholds = 16, c.rounds = (p.M + 15) / 16;
   Exactly<T> rows(c.chunk * p.D), s(c.slots * p.B * c.chunk), grad(c.slots * p.B * p.D);
   c.rows = rows, c.s = s;
@@ -168,17 +170,12 @@ void composite(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
         error |= cuda::launch_composite_begin(p, pass, c, at);
         for (int64_t first = 0; first < c.chunks * c.chunk && p.B > 0; first += c.chunk) {
           error |= cuda::launch_composite_rows(p, c, first, at);
-          for (int64_t i = 0; i < p.B; ++i)
-            for (int64_t j = 0; j < c.chunk; ++j) {
-              T sum = 0;
-              for (int64_t d = 0; d < p.D; ++d) sum += p.z[i * p.D + d] * rows[j * p.D + d];
-              s[i * c.chunk + j] = sum;
-            }
+          multiply_transposed(p.z, rows.data.get(), p.B, c.chunk, p.D, s.data.get());
           error |= cuda::launch_composite_score(p, pass, c, first, at);
           for (int slot = 0; slot < kSlots && pass.gradient && c.grad != nullptr; ++slot)
-            for (int64_t i = slot * p.B; pass.slot[slot].pairs != Pairs::none && i < (slot + 1) * p.B; ++i)
-              for (int64_t j = 0; j < c.chunk; ++j)
-                for (int64_t d = 0; d < p.D; ++d) grad[i * p.D + d] += s[i * c.chunk + j] * rows[j * p.D + d];
+            if (pass.slot[slot].pairs != Pairs::none)
+              add_product(s.data.get() + slot * p.B * c.chunk, rows.data.get(), p.B, c.chunk, p.D,
+                          grad.data.get() + slot * p.B * p.D);
         }
         error |= cuda::launch_composite_end(p, loss, k, c, at);
       }
