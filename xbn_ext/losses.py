@@ -1,6 +1,7 @@
 """Pair losses over cosine similarities: what the pairs of an anchor cost. The formulas are in `reference_losses.py`
-(PyTorch) and `csrc/losses.h` (kernels). Parameters, defaults and values are those of pytorch-metric-learning with
-`CosineSimilarity`, where it has the loss.
+(PyTorch) and `csrc/losses.h` (kernels). Parameters and values are those of pytorch-metric-learning with
+`CosineSimilarity`; so are the defaults, but for the margins of `Contrastive` and `Triplet`, whose defaults there are
+meant for Euclidean distances.
 
 An anchor's *positives* are the other rows of its class, its *negatives* all rows of other classes; `s` is the
 similarity of a pair.
