@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_cases import LOSSES, assert_right, problem, run
+from loss_cases import LOSSES, assert_right, problem, run, run_with_pairs
 
 from xbn_ext import Circle, Contrastive, CrossBatchMemory, MultiSimilarity, NTXent, SupCon, Triplet, reference
 from xbn_ext import ops as cpu_ops
@@ -201,6 +201,52 @@ def test_few_and_many_positives(loss, of_class, ops, device, dtype):
     assert_same_as_reference(ops, z, labels, bank, bank_labels, loss)
 
 
+def one_by_one(z, labels, bank, bank_labels, margin, count, bank_ids, exclude, anchors):
+    """Value, gradient and pairs by going through all triplets `[B, positive, negative]`."""
+    s = reference.similarity(z, bank[:count].to(z.dtype), renormalize=False)
+    pair = anchors[:, None] & ((exclude[:, None] == -1) | (exclude[:, None] != bank_ids[:count]))
+    positive = labels[:, None] == bank_labels[:count]
+    cost = s[:, None, :] - s[:, :, None] + margin
+    paying = (pair & positive)[:, :, None] & (pair & ~positive)[:, None, :] & ~(cost <= 0)
+    value = torch.where(paying, cost, 0.0).sum() / paying.sum().clamp(min=1)
+    (grad,) = torch.autograd.grad(value, z)
+    pairs = torch.stack([paying.any(2).sum(), paying.any(1).sum()]).double() / anchors.sum().clamp(min=1)
+    return value.detach(), grad, pairs
+
+
+@pytest.mark.parametrize("loss", [Triplet(mining="all")], ids=["triplet_all"])
+@pytest.mark.parametrize("margin", [0.0, 0.25, -0.5, -10.0, 50.0, 1e6])
+@pytest.mark.parametrize("classes", [1, 2, 20, 200])
+@pytest.mark.parametrize("nan", [True, False], ids=["nan", "finite"])
+def test_all_triplets_are_what_going_through_them_finds(loss, margin, classes, nan, ops, device, dtype):
+    """On numbers whose products and sums are exact: many similarities are equal, or just the margin apart."""
+    loss = Triplet(margin, mining="all")
+    for bank_dtype in (dtype, torch.float16, torch.bfloat16):
+        B, M, D = torch.randint(1, 100, (3,)).tolist()
+        z, bank = (torch.randint(-3, 4, (n, D), device=device) / 4 for n in (B, M))
+        if nan:
+            z[torch.randint(B, ())] = torch.nan
+        labels, bank_labels = (torch.randint(classes, (n,), device=device) for n in (B, M))
+        options = {
+            "count": torch.tensor(M - M // 8, device=device),
+            "bank_ids": torch.randint(-3, 20, (M,), device=device),
+            "exclude": torch.randint(-1, 20, (B,), device=device),
+            "anchors": torch.rand(B, device=device) < 0.7,
+        }
+        z = z.to(dtype).requires_grad_()
+        tensors = (z, labels, bank.to(bank_dtype), bank_labels)
+        *truth, true_pairs = one_by_one(*tensors, margin, **options)
+        for module in (ops, reference):
+            *result, pairs = run_with_pairs(module, *tensors, loss, renormalize=False, **options)
+            torch.testing.assert_close(pairs, true_pairs)
+            rtol = 1e-5 if dtype == torch.float32 else 1e-12
+            torch.testing.assert_close(result[0], truth[0], rtol=rtol, atol=rtol, equal_nan=True)
+            if truth[0].isfinite():
+                rows = z.isfinite().all(1)
+                atol = rtol * max(1.0, float(truth[1][rows].abs().sum()))
+                torch.testing.assert_close(result[1][rows], truth[1][rows], rtol=rtol, atol=atol)
+
+
 @pytest.mark.parametrize("loss", [Triplet(0.2, mining="all")], ids=["triplet_all"])
 @pytest.mark.parametrize("classes", [1, 2, 20])
 @pytest.mark.parametrize("of", ["positive", "negative", "nobody"])
@@ -328,6 +374,30 @@ def test_a_learned_temperature_is_a_parameter_of_the_memory(loss):
     assert criterion.loss.temperature is criterion.temperature
 
 
+@pytest.mark.parametrize("loss", [SupCon, NTXent])
+def test_a_parameter_that_replaces_the_temperature_is_the_one_that_counts(loss):
+    def memory(temperature):
+        return CrossBatchMemory(loss(torch.nn.Parameter(torch.tensor(temperature))), 8, 64)
+
+    x, labels = torch.randn(24, 8), torch.randint(5, (24,))
+    other = memory(0.2)
+    other(x, labels)
+    state = copy.deepcopy(other.state_dict())
+    expected = other(x, labels)
+    assigned, emptied = memory(0.5), memory(0.5).to("meta").to_empty(device="cpu")
+    assigned.load_state_dict(copy.deepcopy(state), assign=True)
+    emptied.load_state_dict(state)
+    for criterion in (assigned, emptied):
+        assert criterion.loss.temperature is criterion.temperature
+        value = criterion(x, labels)
+        value.backward()
+        assert torch.equal(value, expected) and criterion.temperature.grad != 0
+    called = memory(0.5)
+    called.load_state_dict(state | {"temperature": called.temperature.detach()})
+    value = torch.func.functional_call(called, {"temperature": torch.tensor(0.2)}, (x, labels))
+    assert torch.equal(value, expected)
+
+
 def test_a_learned_temperature_that_is_no_parameter():
     with pytest.raises(ValueError, match=r"must be an nn\.Parameter to be learned"):
         CrossBatchMemory(SupCon(torch.tensor(0.0, requires_grad=True).exp()), 8, 64)
@@ -353,16 +423,17 @@ def test_a_temperature_that_is_no_scalar(temperature):
 
 
 @every_loss
-def test_deterministic_algorithms_and_accumulated_gradients(loss):
+def test_deterministic_algorithms_and_accumulated_gradients(loss, ops, device, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which torch asks for
     torch.use_deterministic_algorithms(True)
     try:
-        z, *rest = problem(40, 300, 16, torch.float32)
+        z, *rest = problem(40, 300, 16, torch.float32, device)
         z.requires_grad_()
-        cpu_ops.memory_loss(z, *rest, loss).backward()
+        ops.memory_loss(z, *rest, loss).backward()
         once = z.grad.clone()
-        (0.5 * cpu_ops.memory_loss(z, *rest, loss)).backward()
+        (0.5 * ops.memory_loss(z, *rest, loss)).backward()
         assert torch.equal(z.grad, once + 0.5 * once)
-        criterion = CrossBatchMemory(loss, 16, 64)
+        criterion = CrossBatchMemory(loss, 16, 64).to(device)
         for _ in range(3):
             criterion(z, rest[0]).backward()
     finally:

@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import io
 import itertools
 import pickle
+import shutil
 
 import pytest
 import state
@@ -119,16 +121,47 @@ def test_all_state_is_in_the_state_dict():
     assert set(CrossBatchMemory(Contrastive(), D, M).state_dict()) == set(STATE)
 
 
-def test_copies_are_independent(device):
-    data = list(batches(6, device=device))
-    original = CrossBatchMemory(Contrastive(), D, M).to(device)
-    train(original, data[:3])
-    copies = [copy.deepcopy(original), pickle.loads(pickle.dumps(original))]
-    expected = train(original, data[3:])
+@pytest.mark.parametrize("options", [{}, {"update": "deferred"}, {"bank_dtype": torch.bfloat16}], ids=str)
+def test_copies_are_independent(options, device):
+    """Taken in the middle of a full ring."""
+    data = list(batches(8, device=device))
+    original = CrossBatchMemory(Contrastive(neg_margin=0.2), D, M, **options).to(device)
+    train(original, data[:5])
+    assert original.count == M and original.head == 20
+    file = io.BytesIO()
+    torch.save(original, file)
+    file.seek(0)
+    copies = [
+        copy.deepcopy(original),
+        pickle.loads(pickle.dumps(original)),
+        torch.load(file, weights_only=False),
+        copy.deepcopy(original).to(torch.float16).to("cpu").to(device),
+    ]
+    expected = train(original, data[5:])
     for other in copies:
-        assert int(other.step) == 3
-        for (value, grad), (want, want_grad) in zip(train(other, data[3:]), expected, strict=True):
+        assert int(other.step) == 5
+        for (value, grad), (want, want_grad) in zip(train(other, data[5:]), expected, strict=True):
             assert torch.equal(value, want) and torch.equal(grad, want_grad)
+
+
+@pytest.mark.parametrize("update", ["inplace", "deferred"])
+@pytest.mark.parametrize("enqueue", ["after", "before"])
+def test_accumulated_gradients(update, enqueue, device):
+    """The memory may move on between a loss and its backward."""
+    network = torch.nn.Linear(D, D).to(device)
+    gradients = []
+    for at_once in (True, False):
+        criterion = CrossBatchMemory(Contrastive(neg_margin=0.2), D, M, update=update, enqueue=enqueue).to(device)
+        network.zero_grad()
+        losses = []
+        for x, labels in batches(4, device=device):
+            losses.append(criterion(network(x), labels) / 4)
+            if not at_once:
+                losses.pop().backward()
+        if at_once:
+            torch.stack(losses).sum().backward()
+        gradients.append(network.weight.grad.clone())
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
 
 
 def test_the_pending_map_counts_whatever_the_update(device):
@@ -315,15 +348,21 @@ def test_labels_of_any_integer_type(integer, device):
         assert torch.equal(a(x, labels), b(x, labels.to(integer)))
 
 
-def test_fullgraph_compile(implementation, device):
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("enqueue", ["after", "before"])
+def test_fullgraph_compile(enqueue, backend, implementation, device):
     if implementation.name == "emu":
         pytest.skip("the emulated ops have no fake kernels")
-    plain, compiled = (CrossBatchMemory(Contrastive(neg_margin=0.2), D, M, warmup_steps=2).to(device) for _ in range(2))
-    fast = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    if backend == "inductor" and not shutil.which("g++"):
+        pytest.skip("no compiler")
+    torch._dynamo.reset()
+    loss, options = Contrastive(neg_margin=0.2), {"warmup_steps": 2, "enqueue": enqueue}
+    plain, compiled = (CrossBatchMemory(loss, D, M, **options).to(device) for _ in range(2))
+    fast = torch.compile(compiled, fullgraph=True, backend=backend)
     for x, labels in batches(5, device=device):
         a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-        ids = torch.arange(len(labels), device=device)
-        value, want = fast(a, labels, ids=ids), plain(b, labels, ids=ids)
+        call = {"ids": torch.randint(-2, 30, (B,), device=device), "enqueue_mask": labels % 3 == 0}
+        value, want = fast(a, labels, **call), plain(b, labels, **call)
         value.backward(), want.backward()
         torch.testing.assert_close(value, want)
         torch.testing.assert_close(a.grad, b.grad)

@@ -1,5 +1,6 @@
 """What torch asks of an op (opcheck), and what an op asks of its arguments."""
 
+import dataclasses
 import math
 
 import pytest
@@ -217,6 +218,15 @@ def test_bad_arguments_are_named_and_nothing_is_written(op, change, message):
 def test_bad_loss(loss, change):
     with pytest.raises(ValueError, match=next(iter(change))):
         loss(**change)
+
+
+@pytest.mark.parametrize("loss", [Contrastive, MultiSimilarity, Circle, Triplet])
+def test_only_a_temperature_can_be_learned(loss):
+    for field in dataclasses.fields(loss):
+        if field.name in ("reduction", "mining") and loss is not MultiSimilarity:
+            continue
+        with pytest.raises(ValueError, match=f"{field.name} must be a number, got a tensor: only a temperature can be"):
+            loss(**{field.name: torch.nn.Parameter(torch.tensor(0.5))})
 
 
 def test_the_wrapper_takes_float32_maps():

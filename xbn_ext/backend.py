@@ -14,7 +14,8 @@ Backend = Literal["auto", "simt", "composite"]
 class backend:
     """Forces one of the two ways in which `memory_loss` runs on a GPU. Without effect on a CPU.
 
-    - `"simt"`: one fused sweep over the bank, in float32; takes float32 embeddings and bank with D <= 1024.
+    - `"simt"`: one fused sweep over the bank, in float32; takes float32 embeddings and bank with D <= 1024, and all
+      losses but `Triplet(mining="all")`.
     - `"composite"`: two library products per chunk of the bank with a kernel between them; takes everything, and its
       products follow `torch.backends.cuda.matmul` (TF32 or not).
     - `"auto"`: the default, by the shapes.

@@ -1,6 +1,7 @@
 """Pair losses over cosine similarities: what the pairs of an anchor cost. The formulas are in `reference_losses.py`
-(PyTorch) and `csrc/losses.h` (kernels). Parameters, defaults and values are those of pytorch-metric-learning with
-`CosineSimilarity`, where it has the loss.
+(PyTorch) and `csrc/losses.h` (kernels). Parameters and values are those of pytorch-metric-learning with
+`CosineSimilarity`; so are the defaults, but for the margins of `Contrastive` and `Triplet`, whose defaults there are
+meant for Euclidean distances.
 
 An anchor's *positives* are the other rows of its class, its *negatives* all rows of other classes; `s` is the
 similarity of a pair.
@@ -23,6 +24,9 @@ TripletMining = Literal["hardest", "all"]
 @dataclass(frozen=True)
 class PairLoss:
     """A loss that `CrossBatchMemory` and `memory_loss` take: one of the classes below.
+
+    Its parameters are numbers. A temperature may be a tensor and be learned; margins, scales and the like may not: a
+    margin would only learn to ask for less.
 
     Raises:
         ValueError: a parameter is not finite or out of its range, naming it.
@@ -212,15 +216,23 @@ class Triplet(PairLoss):
         return f"triplet_{self.mining}"
 
 
+def at_temperature(loss: PairLoss, temperature: float | Tensor) -> PairLoss:
+    """A loss that has a temperature, at another one."""
+    assert isinstance(loss, (SupCon, NTXent))
+    return type(loss)(temperature)
+
+
 def fold_temperature(loss: PairLoss, z: Tensor) -> tuple[PairLoss, Tensor]:
     """The same loss with a number for its temperature: a tensor divides the embeddings `z [B, D]` instead, since
     `s / t = (z / t) · r`. So it gets its gradient, and nobody waits for its value."""
     if isinstance(loss, (SupCon, NTXent)) and isinstance(loss.temperature, Tensor):
-        return type(loss)(1.0), z / loss.temperature
+        return at_temperature(loss, 1.0), z / loss.temperature
     return loss, z
 
 
 def _finite(name: str, value: float) -> None:
+    if isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a number, got a tensor: only a temperature can be learned")
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
 

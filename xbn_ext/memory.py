@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .filter import Drift, make_filter
-from .losses import PairLoss
+from .losses import PairLoss, at_temperature
 from .reference import batch_loss
 
 
@@ -60,6 +60,7 @@ class CrossBatchMemory(nn.Module):
         ValueError, TypeError: naming the argument, here or when called, before anything is written.
     """
 
+    temperature: nn.Parameter | None
     bank: Tensor
     bank_labels: Tensor
     bank_ids: Tensor
@@ -124,13 +125,12 @@ class CrossBatchMemory(nn.Module):
         if not 1e-30 <= eps < math.inf:
             raise ValueError(f"eps must be positive (at least 1e-30) and finite, got {eps}")
         self.filter = make_filter(drift, process_noise, measurement_noise, ema_momentum)
-        self.loss = loss
-        # A temperature that is learned belongs to this module's parameters; the loss holds the same tensor.
         temperature = getattr(loss, "temperature", None)
-        if isinstance(temperature, nn.Parameter):
-            self.temperature = temperature
-        elif isinstance(temperature, Tensor) and temperature.requires_grad:
+        learned = temperature if isinstance(temperature, nn.Parameter) else None
+        if isinstance(temperature, Tensor) and temperature.requires_grad and learned is None:
             raise ValueError("loss: its temperature must be an nn.Parameter to be learned")
+        self.register_parameter("temperature", learned)
+        self._loss = loss if learned is None else at_temperature(loss, 1.0)  # the module alone holds what is learned
         self.embedding_size = embedding_size
         self.memory_size = memory_size
         self.drift = drift
@@ -161,6 +161,12 @@ class CrossBatchMemory(nn.Module):
         self.register_buffer("pairs", torch.full((2,), torch.nan, dtype=f64), persistent=False)
         self.register_buffer("gaps", torch.full((2,), torch.nan, dtype=f64), persistent=False)
 
+    @property
+    def loss(self) -> PairLoss:
+        """The pair loss. A learned temperature in it is this module's parameter, also where that has been replaced:
+        by `load_state_dict(assign=True)`, `to_empty`, `torch.func.functional_call`."""
+        return self._loss if self.temperature is None else at_temperature(self._loss, self.temperature)
+
     def forward(
         self, embeddings: Tensor, labels: Tensor, *, enqueue_mask: Tensor | None = None, ids: Tensor | None = None
     ) -> Tensor:
@@ -188,7 +194,7 @@ class CrossBatchMemory(nn.Module):
                 self._follow_drift(z.detach(), enqueue_mask)
                 if self.enqueue == "before":
                     own_slots = self._store(z.detach(), labels, enqueue_mask, ids)
-            value = self._loss(z, labels, enqueue_mask, ids, own_slots)
+            value = self._value(z, labels, enqueue_mask, ids, own_slots)
             if self.training:
                 if self.enqueue == "after":
                     self._store(z.detach(), labels, enqueue_mask, ids)
@@ -232,7 +238,7 @@ class CrossBatchMemory(nn.Module):
             step=self.step,
         )
 
-    def _loss(
+    def _value(
         self, z: Tensor, labels: Tensor, mask: Tensor | None, ids: Tensor | None, own_slots: Tensor | None
     ) -> Tensor:
         anchors = None if mask is None else ~mask

@@ -53,8 +53,9 @@ def weighted_pairs(loss: PairLoss, s: Tensor, positive: Tensor, pair: Tensor, an
             p, n = p & both, n & both
         case Triplet(mining="all") if s.shape[1] > 0:
             hardest_positive, hardest_negative = hardest(s, p, n)
-            p = p & ~(hardest_negative[:, None] + loss.margin <= s)
-            n = n & ~(s + loss.margin <= hardest_positive[:, None])
+            both = p.any(1, keepdim=True) & n.any(1, keepdim=True)
+            p = p & both & ~(hardest_negative[:, None] + loss.margin <= s)
+            n = n & both & ~(s + loss.margin <= hardest_positive[:, None])
         case Triplet() if s.shape[1] > 0:
             hardest_positive, hardest_negative = hardest(s, p, n)
             both = p.any(1, keepdim=True) & n.any(1, keepdim=True)
@@ -109,18 +110,18 @@ def triplet(loss: Triplet, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
 
 
 def triplet_all(loss: Triplet, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
-    """Without the triplets themselves: a negative with k positives below `x = s_n + margin` is active in k triplets,
-    which cost k x less the sum of those positives; those are the first k of them, sorted. The order is a constant of
-    the derivative, which is zero or one wherever it could change."""
-    x = s + loss.margin
-    thresholds = s.masked_fill(~p, torch.inf).sort(1).values
-    active = torch.where(n, torch.searchsorted(thresholds.detach(), x.detach().contiguous()), 0)
-    active = torch.minimum(active, p.sum(1, keepdim=True))
-    sums = torch.where(thresholds == torch.inf, 0.0, thresholds).cumsum(1)
-    below = sums.gather(1, (active - 1).clamp(min=0))
-    cost = torch.where(active > 0, active * x - below, 0.0)
-    cost = torch.where(p & s.isnan() & n.any(1, keepdim=True), s, cost)  # sorted last, a NaN is below no x
-    return cost.sum() / active.sum().clamp(min=1)
+    """Without the triplets themselves: a negative with k positives below `x = s_n + margin` is in k triplets that cost
+    something, a positive in as many as there are x above it; together those cost the sum of k x less that of the
+    positives so often. Both counts are constants of the derivative, which is what it is wherever they could change."""
+    x, k = s + loss.margin, s.detach()
+    # What the counts look at: a NaN positive is below every x, a NaN x above every positive.
+    thresholds = torch.where(k.isnan(), -torch.inf, k)
+    raised = torch.where(k.isnan(), torch.inf, x.detach())
+    below = torch.searchsorted(thresholds.masked_fill(~p, torch.inf).sort(1).values, raised)
+    above = s.shape[1] - torch.searchsorted(raised.masked_fill(~n, -torch.inf).sort(1).values, thresholds, right=True)
+    negatives, positives = n & (below > 0), p & (above > 0)
+    cost = torch.where(negatives, below * x, 0.0) - torch.where(positives, above * s, 0.0)
+    return cost.sum() / torch.where(n, below, 0).sum().clamp(min=1)
 
 
 # --- Helpers ----------------------------------------------------------------------------------------------
