@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
 #if defined(__CUDACC__)
 #define XBN_FORMULA __host__ __device__ __forceinline__
@@ -111,56 +110,6 @@ XBN_FORMULA bool off_standard(Moments stored) {
 // The id that row i of a batch has in its slot: that of its sample or, where it has none, one no other row has.
 XBN_FORMULA int64_t stored_id(const int64_t* ids, int64_t i, int64_t slot) {
   return ids != nullptr && ids[i] >= 0 ? ids[i] : -2 - slot;
-}
-
-// --- The exponential function --------------------------------------------------------------------------
-
-// e^x for x <= 0 to about a unit in the last place, in arithmetic that a compiler can vectorise; 0 where e^x is too small
-// for a normal number. x = n log 2 + r: the Taylor series of e^r with |r| <= log(2) / 2, times 2^n by way of its bits.
-XBN_FORMULA float exp_of_negative(float x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: in a sum with it the low bits are those of an integer
-  const float shifted = x * 1.44269504f + kRound, n = shifted - kRound;
-  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  float sum = 1.0f / 5040;
-  sum = sum * r + 1.0f / 720;
-  sum = sum * r + 1.0f / 120;
-  sum = sum * r + 1.0f / 24;
-  sum = sum * r + 1.0f / 6;
-  sum = sum * r + 0.5f;
-  sum = sum * r + 1.0f;
-  sum = sum * r + 1.0f;
-  uint32_t bits;
-  memcpy(&bits, &shifted, sizeof(bits));
-  bits = (bits - 0x4b400000u + 127u) << 23;
-  float power;
-  memcpy(&power, &bits, sizeof(power));
-  return x < -87.0f ? 0.0f : sum * power;
-}
-
-XBN_FORMULA double exp_of_negative(double x) {
-  constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
-  const double shifted = x * 1.4426950408889634 + kRound, n = shifted - kRound;
-  const double r = x - n * 0.693147180369123816490 - n * 1.90821492927058770002e-10;
-  double sum = 1.0 / 6227020800;
-  sum = sum * r + 1.0 / 479001600;
-  sum = sum * r + 1.0 / 39916800;
-  sum = sum * r + 1.0 / 3628800;
-  sum = sum * r + 1.0 / 362880;
-  sum = sum * r + 1.0 / 40320;
-  sum = sum * r + 1.0 / 5040;
-  sum = sum * r + 1.0 / 720;
-  sum = sum * r + 1.0 / 120;
-  sum = sum * r + 1.0 / 24;
-  sum = sum * r + 1.0 / 6;
-  sum = sum * r + 0.5;
-  sum = sum * r + 1.0;
-  sum = sum * r + 1.0;
-  uint64_t bits;
-  memcpy(&bits, &shifted, sizeof(bits));
-  bits = (bits - 0x4338000000000000u + 1023u) << 52;
-  double power;
-  memcpy(&power, &bits, sizeof(power));
-  return x < -708.0 ? 0.0 : sum * power;
 }
 
 }  // namespace xbn

@@ -25,6 +25,9 @@
 // amount of memory, that program is gone through in rounds, each for some positives of every anchor.
 #pragma once
 
+#include <cstring>
+#include <type_traits>
+
 #include "formulas.h"
 
 namespace xbn {
@@ -62,77 +65,7 @@ struct Program {
   Pass pass[3];
 };
 
-// --- Formulas -------------------------------------------------------------------------------------------
-// Comparisons are written so that a NaN similarity counts: it reaches the loss, as it does in PyTorch.
-
-// A pair adds `value` and `weight` to its anchor's sums, and weight * row to its gradient.
-template <typename T>
-struct Score {
-  T value;
-  T weight;
-  bool counts;  // as one of the anchor's pairs
-};
-
-// A pair adds e^x to its anchor's sum, and slope * e^x * row to its gradient. All of an anchor are scaled by e^-shift,
-// shift being the largest x, so that no exponent is too large or too small.
-template <typename T>
-struct Exponent {
-  T x;
-  T slope;
-  bool counts;
-};
-
-template <typename T>
-struct MarginFormula {  // a: of positives, b: of negatives
-  static constexpr bool kExponential = false;
-  static constexpr bool kSumsWeights = true;
-  T a, b;
-  XBN_FORMULA Score<T> operator()(T s, bool positive, T) const {
-    const T cost = positive ? a - s : s - b;
-    const bool inactive = cost <= T(0);
-    return {inactive ? T(0) : cost, inactive ? T(0) : positive ? T(-1) : T(1), !inactive};
-  }
-};
-
-template <typename T>
-struct SimilarityFormula {  // the value rounds as the exponent a s does, so that an only pair cancels its own sum
-  static constexpr bool kExponential = false;
-  static constexpr bool kSumsWeights = false;
-  T a;
-  XBN_FORMULA Score<T> operator()(T s, bool, T) const { return {a * s, T(1), true}; }
-};
-
-template <typename T>
-struct NTXentFormula {  // given: the log of the sum of e^(a s) over the negatives
-  static constexpr bool kExponential = false;
-  static constexpr bool kSumsWeights = true;
-  T a;
-  XBN_FORMULA Score<T> operator()(T s, bool, T given) const {
-    const T x = given - a * s, e = std::exp(-std::fabs(x));
-    return {(x > T(0) ? x : x <= T(0) ? T(0) : x) + std::log1p(e), (x > T(0) ? T(1) : e) / (T(1) + e), true};
-  }
-};
-
-template <typename T>
-struct ExponentFormula {  // x = a s + b
-  static constexpr bool kExponential = true;
-  T a, b;
-  bool mined;
-  XBN_FORMULA Exponent<T> operator()(T s, bool positive, T given) const {
-    return {a * s + b, a, !(mined && (positive ? s >= given : s <= given))};
-  }
-};
-
-template <typename T>
-struct CircleFormula {  // a: m, b: gamma; the slope takes the self-paced factor for a constant
-  static constexpr bool kExponential = true;
-  T a, b;
-  XBN_FORMULA Exponent<T> operator()(T s, bool positive, T) const {
-    const T distance = positive ? T(1) + a - s : s + a;
-    const T pace = distance <= T(0) ? T(0) : b * distance;
-    return {positive ? -pace * (s - (T(1) - a)) : pace * (s - a), positive ? -pace : pace, true};
-  }
-};
+#include "pair_formulas.h"
 
 // --- Sums -----------------------------------------------------------------------------------------------
 
@@ -143,12 +76,6 @@ struct RowSums {
   double pairs;   // how many counted
   double shift;   // of exponents, the largest x; of an extreme, it: the largest s, or the largest -s of positives
 };
-
-// Whether x takes the place of the extreme so far; a NaN does, and stays.
-template <typename T>
-XBN_FORMULA bool exceeds(T x, T so_far) {
-  return !(x <= so_far) && so_far == so_far;
-}
 
 XBN_FORMULA bool is_exponential(Formula formula) { return formula == Formula::exponent || formula == Formula::circle; }
 

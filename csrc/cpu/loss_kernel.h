@@ -1,5 +1,8 @@
 // Compiled once per instruction set: see for_each_isa.h. The two products are written with the compiler's
-// vector types, blocked so that their accumulators fill the registers; the rest are loops it vectorises.
+// vector types, blocked so that their accumulators fill the registers; pairs are scored in them, too; the rest are loops it
+// vectorises.
+
+#include "../pair_formulas.h"
 
 template <typename T>
 struct VectorOf {
@@ -8,6 +11,12 @@ struct VectorOf {
 };
 template <typename T>
 using Vector = typename VectorOf<T>::type;
+template <typename T>
+struct LanesOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+template <typename T>
+using Lanes = typename LanesOf<T>::type;  // the same as a value
 template <typename T>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
 
@@ -106,9 +115,29 @@ void similarities(const T* tile, int64_t rows, int64_t padded, int64_t D, const 
                                                std::min(kDepth, D - k), k == 0, s + j * kAnchorBlock + i);
 }
 
+// For each lane, of an anchor, -1 if its number is the given one, else 0.
+template <typename T>
+inline Truth<Lanes<T>> lanes_that_are(const int32_t* numbers, int32_t number) {
+  if constexpr (sizeof(T) == sizeof(int32_t)) {
+    return vector_at(numbers) == number;
+  } else {
+    typedef int32_t Narrow __attribute__((vector_size(kVectorBytes / 2), aligned(alignof(int32_t)), may_alias));
+    return __builtin_convertvector(*reinterpret_cast<const Narrow*>(numbers) == number, Truth<Lanes<T>>);
+  }
+}
+
+// Which pairs of a bank row and a vector of anchors a slot takes, and which of them are positives. Most rows are negatives
+// of all anchors: of those, not `mixed`, all of it is known when this is compiled.
+template <typename T, bool mixed>
+struct Mask {
+  Truth<Lanes<T>> on = ~Truth<Lanes<T>>(), positive = Truth<Lanes<T>>();
+};
+
 // Scores a block of anchors against a tile: a slot's sums, and the weights of its pairs.
 template <typename T>
 struct Scorer {
+  static constexpr int L = kLanes<T>;
+
   const Tile<T>& tile;
   const Slot& slot;
   const int32_t* anchor_group;    // [64]
@@ -119,127 +148,149 @@ struct Scorer {
   RowSums* sums;                  // [64]
   std::vector<int32_t>& list;     // of the rows that have a pair with a weight
 
-  // Which anchors a row is paired with in this slot, and which have its label.
-  struct Mask {
-    int32_t on[kAnchorBlock], positive[kAnchorBlock];
-  };
+  Mask<T, true> mask_of(int64_t j, int64_t first) const {
+    const Truth<Lanes<T>> positive = lanes_that_are<T>(anchor_group + first, tile.group[j]);
+    const Truth<Lanes<T>> excluded = lanes_that_are<T>(excluded_group + first, tile.excluded[j]);
+    const Truth<Lanes<T>> taken = slot.pairs == Pairs::all         ? ~Truth<Lanes<T>>()
+                                  : slot.pairs == Pairs::positives ? positive
+                                                                   : ~positive;
+    return {taken & ~excluded, positive};
+  }
 
-  // Calls f(row, whether it is mixed, its mask if so) for every row of the tile that the slot looks at. Most rows are
-  // negatives of all anchors: for those f is compiled apart, without a mask.
+  bool looks_at(int64_t j) const { return tile.mixed[j] || slot.pairs != Pairs::positives; }
+
+  // Calls f(row, mask of the anchors from `first` on) for every row of the tile that the slot looks at.
   template <typename F>
-  void each_row(const F& f) const {
-    const bool all = slot.pairs == Pairs::all, wanted = slot.pairs == Pairs::positives;
-    Mask mask;
+  void each_row(int64_t first, const F& f) const {
     for (int64_t j = 0; j < tile.rows; ++j) {
-      if (!tile.mixed[j]) {
-        if (!wanted) f(j, std::false_type{}, mask);
-        continue;
-      }
-      const int32_t group = tile.group[j], excluded = tile.excluded[j];
-#pragma omp simd
-      for (int64_t i = 0; i < kAnchorBlock; ++i) {
-        mask.positive[i] = anchor_group[i] == group;
-        mask.on[i] = (excluded_group[i] != excluded) & (all | ((anchor_group[i] == group) == wanted));
-      }
-      f(j, std::true_type{}, mask);
+      if (tile.mixed[j])
+        f(j, mask_of(j, first));
+      else if (looks_at(j))
+        f(j, Mask<T, false>());
     }
   }
 
+  // A vector of anchors goes through all rows, its sums in registers, then the next.
   template <typename Formula>
   void add_scores(const Formula& formula) {
-    T value[kAnchorBlock] = {}, weights[kAnchorBlock] = {}, pairs[kAnchorBlock] = {};
-    each_row([&](int64_t j, auto mixed, const Mask& mask) {
-      const T* row = s + j * kAnchorBlock;
-      T* out = weight + j * kAnchorBlock;
-      int any = 0;
-#pragma omp simd reduction(| : any)
-      for (int64_t i = 0; i < kAnchorBlock; ++i) {
-        const bool on = !mixed || mask.on[i];
-        const Score<T> score = formula(row[i], mixed && mask.positive[i], given[i]);
-        const T w = on ? score.weight : T(0);
-        value[i] += on ? score.value : T(0);
-        if (Formula::kSumsWeights) weights[i] += w;
-        pairs[i] += on && score.counts ? T(1) : T(0);
-        out[i] = w;
-        any |= w != T(0);
+    const Lanes<T> zero = {}, one = zero + T(1);
+    for (int64_t first = 0; first < kAnchorBlock; first += L) {
+      Lanes<T> value = {}, weights = {}, pairs = {};
+      const Lanes<T> given_lanes = vector_at(given + first);
+      each_row(first, [&](int64_t j, const auto& mask) {
+        const int64_t at = j * kAnchorBlock + first;
+        const auto score = lanewise(formula, Lanes<T>(vector_at(s + at)), mask.positive, given_lanes);
+        const Lanes<T> w = mask.on ? score.weight : zero;
+        value += mask.on ? score.value : zero;
+        if (Formula::kSumsWeights) weights += w;
+        pairs += mask.on & score.counts ? one : zero;
+        vector_at(weight + at) = w;
+      });
+      for (int64_t i = 0; i < L; ++i) {
+        sums[first + i].value += static_cast<double>(value[i]);
+        sums[first + i].weight += static_cast<double>(weights[i]);
+        sums[first + i].pairs += static_cast<double>(pairs[i]);
       }
-      if (any) list.push_back(static_cast<int32_t>(j));
-    });
-    for (int64_t i = 0; i < kAnchorBlock; ++i) {
-      sums[i].value += static_cast<double>(value[i]);
-      sums[i].weight += static_cast<double>(weights[i]);
-      sums[i].pairs += static_cast<double>(pairs[i]);
     }
+    list_weighted_rows();
+  }
+
+  template <typename Formula, typename V>
+  static Score<V> lanewise(const Formula& formula, V x, Truth<V> positive, V given_lanes) {
+    return formula(x, positive, given_lanes);
+  }
+
+  // One lane after the other: its logarithm is no vector's. Only positives come here.
+  template <typename V>
+  static Score<V> lanewise(const NTXentFormula<T>& formula, V x, Truth<V>, V given_lanes) {
+    Score<V> scores = {};
+    for (int i = 0; i < L; ++i) {
+      const Score<T> score = formula(x[i], true, given_lanes[i]);
+      scores.value[i] = score.value;
+      scores.weight[i] = score.weight;
+      scores.counts[i] = -1;
+    }
+    return scores;
   }
 
   // Scales former sums, and a gradient that goes with them, to the largest exponent of this tile. grad may be null.
   template <typename Formula>
   void add_exponents(const Formula& formula, T* grad, int64_t padded) {
-    T before[kAnchorBlock], top[kAnchorBlock], value[kAnchorBlock] = {}, pairs[kAnchorBlock] = {};
-    for (int64_t i = 0; i < kAnchorBlock; ++i) before[i] = top[i] = static_cast<T>(sums[i].shift);
-    each_row([&](int64_t j, auto mixed, const Mask& mask) {
-      const T* row = s + j * kAnchorBlock;
-#pragma omp simd
-      for (int64_t i = 0; i < kAnchorBlock; ++i) {
-        const Exponent<T> e = formula(row[i], mixed && mask.positive[i], given[i]);
-        const bool counts = (!mixed || mask.on[i]) && e.counts;
-        top[i] = counts && e.x > top[i] ? e.x : top[i];
+    const Lanes<T> zero = {}, one = zero + T(1);
+    for (int64_t first = 0; first < kAnchorBlock; first += L) {
+      const Lanes<T> given_lanes = vector_at(given + first);
+      Lanes<T> top, value = {}, pairs = {};
+      for (int64_t i = 0; i < L; ++i) top[i] = static_cast<T>(sums[first + i].shift);
+      each_row(first, [&](int64_t j, const auto& mask) {
+        const auto e = formula(Lanes<T>(vector_at(s + j * kAnchorBlock + first)), mask.positive, given_lanes);
+        top = mask.on & e.counts & (e.x > top) ? e.x : top;
+      });
+      for (int64_t i = 0; i < L; ++i) rescale_sums(first + i, top[i], grad, padded);
+      each_row(first, [&](int64_t j, const auto& mask) {
+        const int64_t at = j * kAnchorBlock + first;
+        const auto e = formula(Lanes<T>(vector_at(s + at)), mask.positive, given_lanes);
+        const Truth<Lanes<T>> counts = mask.on & e.counts;
+        const Lanes<T> term = counts ? exp_of_negative(e.x - top) : zero;
+        value += term;
+        pairs += counts ? one : zero;
+        vector_at(weight + at) = counts ? e.slope * term : zero;
+      });
+      for (int64_t i = 0; i < L; ++i) {
+        sums[first + i].value += static_cast<double>(value[i]);
+        sums[first + i].pairs += static_cast<double>(pairs[i]);
       }
-    });
-    for (int64_t i = 0; i < kAnchorBlock; ++i) {
-      if (!(top[i] > before[i])) continue;
-      const T factor = std::exp(before[i] - top[i]);
-      sums[i].value *= static_cast<double>(factor);
-      sums[i].shift = static_cast<double>(top[i]);
-      if (grad == nullptr) continue;
+    }
+    list_weighted_rows();
+  }
+
+  void rescale_sums(int64_t i, T top, T* grad, int64_t padded) {
+    const T before = static_cast<T>(sums[i].shift);
+    if (!(top > before)) return;
+    const T factor = std::exp(before - top);
+    sums[i].value *= static_cast<double>(factor);
+    sums[i].shift = static_cast<double>(top);
+    if (grad == nullptr) return;
 #pragma omp simd
-      for (int64_t d = 0; d < padded; ++d) grad[i * padded + d] *= factor;
-    }
-    each_row([&](int64_t j, auto mixed, const Mask& mask) {
-      const T* row = s + j * kAnchorBlock;
-      T* out = weight + j * kAnchorBlock;
-      int any = 0;
-#pragma omp simd reduction(| : any)
-      for (int64_t i = 0; i < kAnchorBlock; ++i) {
-        const Exponent<T> e = formula(row[i], mixed && mask.positive[i], given[i]);
-        const bool counts = (!mixed || mask.on[i]) && e.counts;
-        const T term = counts ? exp_of_negative(e.x - top[i]) : T(0);
-        value[i] += term;
-        pairs[i] += counts ? T(1) : T(0);
-        const T w = e.slope * term;
-        out[i] = counts ? w : T(0);
-        any |= counts && w != T(0);
-      }
-      if (any) list.push_back(static_cast<int32_t>(j));
-    });
-    for (int64_t i = 0; i < kAnchorBlock; ++i) {
-      sums[i].value += static_cast<double>(value[i]);
-      sums[i].pairs += static_cast<double>(pairs[i]);
-    }
+    for (int64_t d = 0; d < padded; ++d) grad[i * padded + d] *= factor;
   }
 
   void add_extremes() {
-    T top[kAnchorBlock], pairs[kAnchorBlock] = {};
-    int32_t at[kAnchorBlock];
-    for (int64_t i = 0; i < kAnchorBlock; ++i) top[i] = static_cast<T>(sums[i].shift), at[i] = -1;
-    each_row([&](int64_t j, auto mixed, const Mask& mask) {
-      const T* row = s + j * kAnchorBlock;
-#pragma omp simd
-      for (int64_t i = 0; i < kAnchorBlock; ++i) {
-        const bool on = !mixed || mask.on[i];
-        const T x = mixed && mask.positive[i] ? -row[i] : row[i];
-        const bool farther = on && exceeds(x, top[i]);
-        top[i] = farther ? x : top[i];
-        at[i] = farther ? static_cast<int32_t>(j) : at[i];
-        pairs[i] += on ? T(1) : T(0);
+    const Lanes<T> zero = {}, one = zero + T(1);
+    for (int64_t first = 0; first < kAnchorBlock; first += L) {
+      Lanes<T> top, pairs = {};
+      Truth<Lanes<T>> at = ~Truth<Lanes<T>>();  // rows of the tile, -1 for none
+      for (int64_t i = 0; i < L; ++i) top[i] = static_cast<T>(sums[first + i].shift);
+      each_row(first, [&](int64_t j, const auto& mask) {
+        const Lanes<T> similarity = vector_at(s + j * kAnchorBlock + first);
+        const Lanes<T> x = mask.positive ? -similarity : similarity;
+        const Truth<Lanes<T>> farther = mask.on & exceeds(x, top);
+        top = farther ? x : top;
+        at = farther ? Truth<Lanes<T>>() + static_cast<Count<T>>(j) : at;
+        pairs += mask.on ? one : zero;
+      });
+      for (int64_t i = 0; i < L; ++i) {
+        RowSums& sum = sums[first + i];
+        sum.pairs += static_cast<double>(pairs[i]);
+        if (at[i] < 0) continue;
+        sum.shift = static_cast<double>(top[i]);
+        sum.value = static_cast<double>(tile.bank_row[at[i]]);
       }
-    });
-    for (int64_t i = 0; i < kAnchorBlock; ++i) {
-      sums[i].pairs += static_cast<double>(pairs[i]);
-      if (at[i] < 0) continue;
-      sums[i].shift = static_cast<double>(top[i]);
-      sums[i].value = static_cast<double>(tile.bank_row[at[i]]);
     }
+  }
+
+  void list_weighted_rows() {
+    for (int64_t j = 0; j < tile.rows; ++j) {
+      if (!looks_at(j)) continue;
+      Truth<Lanes<T>> any = {};
+      for (int64_t i = 0; i < kAnchorBlock; i += L) any |= vector_at(weight + j * kAnchorBlock + i) != Lanes<T>();
+      if (any_lane(any)) list.push_back(static_cast<int32_t>(j));
+    }
+  }
+
+  static bool any_lane(Truth<Lanes<T>> truth) {
+    Count<T> any = 0;
+    for (int i = 0; i < L; ++i) any |= truth[i];
+    return any != 0;
   }
 
   void add(T* grad, int64_t padded) {

@@ -59,15 +59,24 @@ struct Search {
 // What the scorer of a block adds to the triplets of anchors [first, first + 64).
 template <typename T>
 struct TripletScorer {
+  static constexpr int L = kLanes<T>;
+
   Scorer<T>& scorer;
   Triplets<T>& triplets;
   int64_t first;
   Count<T>* above;  // [few][64]
 
+  // Calls f(row, first lane, which of the lanes are pairs) for all anchors of every row that the slot looks at.
+  template <typename F>
+  void each_vector(const F& f) {
+    for (int64_t j = 0; j < scorer.tile.rows; ++j)
+      for (int64_t i = 0; scorer.looks_at(j) && i < kAnchorBlock; i += L) f(j, i, scorer.mask_of(j, i).on);
+  }
+
   void collect() {
-    scorer.each_row([&](int64_t j, auto, const auto& mask) {
-      for (int64_t i = 0; i < kAnchorBlock; ++i)
-        if (mask.on[i]) triplets.collect(first + i, scorer.s[j * kAnchorBlock + i]);
+    each_vector([&](int64_t j, int64_t i, Truth<Lanes<T>> on) {
+      for (int64_t lane = 0; lane < L; ++lane)
+        if (on[lane]) triplets.collect(first + i + lane, scorer.s[j * kAnchorBlock + i + lane]);
     });
   }
 
@@ -78,15 +87,13 @@ struct TripletScorer {
     const T margin = static_cast<T>(scorer.slot.a);
     const T* lowest = triplets.lowest.data() + first;
     alignas(kVectorBytes) T x[kAnchorBlock];
-    scorer.each_row([&](int64_t j, auto mixed, const auto& mask) {
-      const T* row = scorer.s + j * kAnchorBlock;
-      int any = 0;
-#pragma omp simd reduction(| : any)
-      for (int64_t i = 0; i < kAnchorBlock; ++i) {
-        x[i] = !mixed || mask.on[i] ? row[i] + margin : kNone;
-        any |= !(x[i] <= lowest[i]);
-      }
-      if (!any) return;
+    Truth<Lanes<T>> any;
+    each_vector([&](int64_t j, int64_t i, Truth<Lanes<T>> on) {
+      const Lanes<T> raised = vector_at(scorer.s + j * kAnchorBlock + i) + margin;
+      const Lanes<T> xs = on ? raised : Lanes<T>() + kNone;
+      vector_at(x + i) = xs;
+      any = (i == 0 ? Truth<Lanes<T>>() : any) | ~(xs <= vector_at(lowest + i));
+      if (i + L < kAnchorBlock || !scorer.any_lane(any)) return;
       f(j, x);
       scorer.list.push_back(static_cast<int32_t>(j));
     });
@@ -94,7 +101,6 @@ struct TripletScorer {
 
   // Few thresholds: compares x with each, without a branch.
   void rank_few(int64_t few) {
-    constexpr int L = kLanes<T>;
     const T* thresholds = triplets.side_by_side(first / kAnchorBlock);
     T value[kAnchorBlock] = {};
     each_active_row([&](int64_t j, const T* x) {
@@ -152,8 +158,8 @@ struct TripletScorer {
 
   // Positives, one anchor after the other, too. First marks them with a weight of 1.
   void weigh() {
-    scorer.each_row([&](int64_t j, auto, const auto& mask) {
-      for (int64_t i = 0; i < kAnchorBlock; ++i) scorer.weight[j * kAnchorBlock + i] = mask.on[i] ? T(1) : T(0);
+    each_vector([&](int64_t j, int64_t i, Truth<Lanes<T>> on) {
+      vector_at(scorer.weight + j * kAnchorBlock + i) = on ? Lanes<T>() + T(1) : Lanes<T>();
     });
     bool any[kMaxTileRows] = {};
     for (int64_t i = 0; i < kAnchorBlock; ++i) {
