@@ -45,9 +45,17 @@ void pack_anchors(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, int64_t bloc
   }
 }
 
-// Bank row j as it counts: converted, mapped, normalised.
+// Of bank row j, what it is multiplied by as it counts.
 template <typename T, typename S>
-void load_row(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int64_t j, T* r) {
+T inverse_norm(const MemoryLossParams<T, S>& p, T square) {
+  if (!p.renormalize) return T(1);
+  const T norm = std::sqrt(square);
+  return T(1) / (norm < static_cast<T>(p.eps) ? static_cast<T>(p.eps) : norm);
+}
+
+// Bank row j converted and mapped, but not yet normalised. Returns its inverse norm.
+template <typename T, typename S>
+T load_row(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int64_t j, T* r) {
   const S* u = p.bank + j * p.D;
   T square = 0;
   if (!sweep.scale.empty()) {
@@ -65,28 +73,63 @@ void load_row(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int64_t j,
       square += r[d] * r[d];
     }
   }
-  if (!p.renormalize) return;
-  const T norm = std::sqrt(square);
-  const T inverse = T(1) / (norm < static_cast<T>(p.eps) ? static_cast<T>(p.eps) : norm);
-#pragma omp simd
-  for (int64_t d = 0; d < p.D; ++d) r[d] *= inverse;
+  return inverse_norm(p, square);
 }
 
-// The tile's bank rows, each padded with zeros to whole vectors, and rows of zeros to a whole unit.
+// The same of a row that is used where it lies.
+template <typename T>
+T inverse_norm_of(const MemoryLossParams<T, T>& p, const T* r) {
+  T square = 0;
+#pragma omp simd reduction(+ : square)
+  for (int64_t d = 0; d < p.D; ++d) square += r[d] * r[d];
+  return inverse_norm(p, square);
+}
+
+// The tile's bank rows, each padded with zeros to whole vectors, and rows of zeros to a whole unit; or, where the bank has
+// them just so, the bank's own.
 template <typename T, typename S>
 void load_tile(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, Tile<T>& tile) {
   const int64_t padded = sweep.plan.padded_dim, whole = round_up(tile.rows, kTileUnit);
+  if constexpr (std::is_same_v<T, S>) {
+    const int64_t first = tile.bank_row[0], last = tile.bank_row[tile.rows - 1];
+    if (sweep.scale.empty() && padded == p.D && whole == tile.rows && last - first == tile.rows - 1) {
+      tile.data = p.bank + first * p.D;
+      for (int64_t j = 0; j < tile.rows; ++j) tile.inverse_norm[j] = inverse_norm_of(p, tile.data + j * p.D);
+      return;
+    }
+  }
+  T* const copy = tile.copy.data();
   for (int64_t j = 0; j < tile.rows; ++j) {
-    T* r = tile.data.data() + j * padded;
-    load_row(p, sweep, tile.bank_row[j], r);
+    T* r = copy + j * padded;
+    tile.inverse_norm[j] = load_row(p, sweep, tile.bank_row[j], r);
     for (int64_t d = p.D; d < padded; ++d) r[d] = T(0);
   }
-  std::fill(tile.data.data() + tile.rows * padded, tile.data.data() + whole * padded, T(0));
+  std::fill(copy + tile.rows * padded, copy + whole * padded, T(0));
+  std::fill(tile.inverse_norm.begin() + tile.rows, tile.inverse_norm.begin() + whole, T(0));
+  tile.data = copy;
 }
 
-// s[R][64], C vectors wide, += rows [R][.] times anchors [depth][64].
+// Memory that is fetched into the second-level cache in as many steps as there is other work to do.
+class Prefetch {
+ public:
+  Prefetch(const void* begin, int64_t bytes, int64_t steps)
+      : next_(static_cast<const char*>(begin)), end_(next_ + bytes), step_(round_up(ceil_div(bytes, steps), kLine)) {}
+  void step() {
+    for (const char* stop = std::min(next_ + step_, end_); next_ < stop; next_ += kLine)
+      __builtin_prefetch(next_, 0, 2);
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const char* next_;
+  const char* end_;
+  int64_t step_;
+};
+
+// s[R][64], C vectors wide, += rows [R][.] times anchors [depth][64]; the last time, times the rows' factors [R].
 template <int R, int C, typename T>
-void similarity_kernel(const T* rows, int64_t stride, const T* anchors, int64_t depth, bool first, T* s) {
+void similarity_kernel(const T* rows, int64_t stride, const T* anchors, int64_t depth, bool first, const T* factor,
+                       T* s) {
   constexpr int L = kLanes<T>;
   Vector<T> sum[R][C];
   for (int r = 0; r < R; ++r)
@@ -100,20 +143,30 @@ void similarity_kernel(const T* rows, int64_t stride, const T* anchors, int64_t 
     }
   }
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) vector_at(s + r * kAnchorBlock + c * L) = sum[r][c];
+    for (int c = 0; c < C; ++c)
+      vector_at(s + r * kAnchorBlock + c * L) = factor != nullptr ? sum[r][c] * factor[r] : sum[r][c];
 }
 
-// s[rows][64] = tile [rows][D] times the anchors of a block [D][64].
 template <typename T>
-void similarities(const T* tile, int64_t rows, int64_t padded, int64_t D, const T* anchors, T* s) {
-  constexpr int64_t kDepth = (32 << 10) / (kAnchorBlock * sizeof(T));  // 32 KiB of anchors at a time
-  constexpr int kWidth = kColumns * kLanes<T>;
-  for (int64_t k = 0; k < D; k += kDepth)
-    for (int64_t j = 0; j < rows; j += kTileUnit)
-      for (int64_t i = 0; i < kAnchorBlock; i += kWidth)
-        similarity_kernel<kTileUnit, kColumns>(tile + j * padded + k, padded, anchors + k * kAnchorBlock + i,
-                                               std::min(kDepth, D - k), k == 0, s + j * kAnchorBlock + i);
-}
+struct Similarities {
+  static constexpr int64_t kDepth = (32 << 10) / (kAnchorBlock * sizeof(T));  // 32 KiB of anchors at a time
+  static constexpr int kWidth = kColumns * kLanes<T>;
+
+  // How many steps of a prefetch compute() makes.
+  static int64_t steps(int64_t rows, int64_t D) { return ceil_div(D, kDepth) * ceil_div(rows, kTileUnit); }
+
+  // s[rows][64] = the tile's rows, normalised, times the anchors of a block [D][64].
+  static void compute(const Tile<T>& tile, int64_t padded, int64_t D, const T* anchors, Prefetch& prefetch, T* s) {
+    for (int64_t k = 0; k < D; k += kDepth)
+      for (int64_t j = 0; j < tile.rows; j += kTileUnit) {
+        prefetch.step();
+        const T* factor = k + kDepth >= D ? tile.inverse_norm.data() + j : nullptr;
+        for (int64_t i = 0; i < kAnchorBlock; i += kWidth)
+          similarity_kernel<kTileUnit, kColumns>(tile.data + j * padded + k, padded, anchors + k * kAnchorBlock + i,
+                                                 std::min(kDepth, D - k), k == 0, factor, s + j * kAnchorBlock + i);
+      }
+  }
+};
 
 // For each lane, of an anchor, -1 if its number is the given one, else 0.
 template <typename T>
@@ -311,6 +364,12 @@ struct Scorer {
 
 #include "triplets_kernel.h"
 
+// weights [64] of a row, so that they are those of the row before it is normalised.
+template <typename T>
+void scale_weights(T* weights, T inverse_norm) {
+  for (int64_t i = 0; i < kAnchorBlock; i += kLanes<T>) vector_at(weights + i) *= inverse_norm;
+}
+
 // grad[R][.], C vectors wide, += weights [.][64] transposed times the listed rows of the tile.
 template <int R, int C, typename T>
 void gradient_kernel(const T* weights, const T* tile, int64_t padded, const int32_t* list, int64_t n, T* grad) {
@@ -372,8 +431,12 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* t
     next = tile.choose(sweep, p.bank_labels, p.bank_ids, next, end, positives_only);
     if (tile.rows == 0) continue;
     load_tile(p, sweep, tile);
+    // The rows that come next, if they are those that follow.
+    const int64_t ahead = positives_only ? 0 : std::min(plan.tile_rows, sweep.count - next);
+    Prefetch prefetch(p.bank + next * p.D, ahead * p.D * static_cast<int64_t>(sizeof(S)),
+                      Similarities<T>::steps(tile.rows, p.D));
     for (int64_t block = first_block; block < last_block; ++block) {
-      similarities(tile.data.data(), round_up(tile.rows, kTileUnit), padded, p.D, sweep.anchors(block), s);
+      Similarities<T>::compute(tile, padded, p.D, sweep.anchors(block), prefetch, s);
       // The second slot first: the weights of the first take the place of the similarities.
       for (int k = kSlots - 1; k >= 0; --k) {
         const Slot& slot = pass.slot[k];
@@ -398,7 +461,8 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* t
         if (!gradient || list.empty()) continue;
         if (!touched) std::fill(grad, grad + kAnchorBlock * padded, T(0));
         touched = 1;
-        add_gradient(weight, tile.data.data(), padded, list, grad);
+        for (const int32_t j : list) scale_weights(weight + j * kAnchorBlock, tile.inverse_norm[j]);
+        add_gradient(weight, tile.data, padded, list, grad);
       }
     }
   }
@@ -440,8 +504,8 @@ void gather_gradient(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, con
   Workspace<T> row(p.D);
   for (int slot = 0; slot < kSlots; ++slot) {
     if (total.factor[slot] == 0) continue;
-    load_row(p, sweep, static_cast<int64_t>(total.sums[slot].value), row.data());
-    const T factor = static_cast<T>(total.factor[slot]);
+    const T inverse = load_row(p, sweep, static_cast<int64_t>(total.sums[slot].value), row.data());
+    const T factor = static_cast<T>(total.factor[slot]) * inverse;
     const T* r = row.data();
 #pragma omp simd
     for (int64_t d = 0; d < p.D; ++d) out[d] += factor * r[d];

@@ -96,10 +96,15 @@ class Sweep {
     }
     from.assign(groups.size(), 0);
     to.assign(groups.size(), count);
-    if (p.scale != nullptr) {
+    if (p.scale != nullptr && !is_identity(p.scale, p.shift, p.D)) {
       scale.assign(p.scale, p.scale + p.D);
       shift.assign(p.shift, p.shift + p.D);
     }
+  }
+
+  static bool is_identity(const double* scale, const double* shift, int64_t D) {
+    return std::all_of(scale, scale + D, [](double a) { return a == 1; }) &&
+           std::all_of(shift, shift + D, [](double b) { return b == 0; });
   }
 
   static std::vector<int64_t> distinct(const int64_t* values, int64_t n) {
@@ -159,7 +164,7 @@ class Sweep {
   std::vector<int64_t> groups;          // the anchors' distinct labels, sorted
   std::vector<int64_t> from, to;        // [groups] the rows of a label that a pass of positives alone looks at
   std::vector<int64_t> excluded;        // the distinct ids that some anchor is not paired with, sorted
-  std::vector<T> scale, shift;          // [D] pending map of the bank; empty if there is none
+  std::vector<T> scale, shift;          // [D] pending map of the bank; empty if it changes nothing
 
  private:
   Workspace<T> anchors_;
@@ -174,7 +179,8 @@ template <typename T>
 struct Tile {
   explicit Tile(const SweepPlan& plan)
       : capacity(plan.tile_rows),
-        data(capacity * plan.padded_dim),
+        copy(round_up(capacity, kTileUnit) * plan.padded_dim),
+        inverse_norm(round_up(capacity, kTileUnit)),
         bank_row(capacity),
         group(capacity),
         excluded(capacity),
@@ -197,7 +203,9 @@ struct Tile {
 
   const int64_t capacity;
   int64_t rows = 0;
-  Workspace<T> data;              // [capacity][padded_dim]
+  const T* data = nullptr;        // [rows][padded_dim], not normalised: `copy`, or the bank's own rows
+  Workspace<T> copy;              // [capacity][padded_dim]
+  std::vector<T> inverse_norm;    // [capacity]
   std::vector<int64_t> bank_row;  // ascending
   std::vector<int32_t> group;     // of the row's label among the anchors', or kNoAnchor
   std::vector<int32_t> excluded;  // of the row's id among the excluded ones, or kNoAnchor
