@@ -1,4 +1,6 @@
 // The CPU backend: hands the params of each op to its kernel.
+#include <atomic>
+
 #include "../ops.h"
 #include "enqueue.h"
 #include "loss.h"
@@ -10,9 +12,12 @@
 namespace xbn {
 namespace {
 
+// Every thread takes the next unit there is, whatever range torch had in mind for it: so a thread on a busy core, or with
+// more to do in its units, does not keep the others waiting.
 void parallel(int64_t units, const std::function<void(int64_t)>& unit) {
-  torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) unit(i);
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, units, 1, [&](int64_t, int64_t) {
+    for (int64_t i = next++; i < units; i = next++) unit(i);
   });
 }
 
