@@ -33,8 +33,8 @@ QUICK = [name for name in NAMES if "compile" not in name]  # compiling takes lon
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """All tables without the time to start processes and to measure the machine; the second shape of the memory table as
-    tiny as the first."""
+    """All tables without the time to start processes and to measure the machine; the second shape of the memory table
+    as tiny as the first."""
     monkeypatch.setattr(compare, "peak_extra_megabytes", lambda *args: 1.0)
     monkeypatch.setattr("xbn_ext.bench.__main__.measure_machine", lambda *args: MACHINE)
     monkeypatch.setattr(peaks, "in_fresh_process", lambda function, *args: function(*args))

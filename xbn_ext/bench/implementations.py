@@ -1,11 +1,11 @@
 """Who takes part in a comparison. A name and a problem give a call: of a batch `x [B, D]` and `labels [B]`.
 
-    kernel      returns
-    moments     mean [D], std [D] of the batch
-    transform   bank [M, D], moved to given moments
-    enqueue     bank [M, D], bank_labels [M], with the batch stored
-    loss        loss [], dLoss/dx [B, D] of the batch against the bank
-    step        the same of a training step: moments, transform, loss, enqueue
+kernel      returns
+moments     mean [D], std [D] of the batch
+transform   bank [M, D], moved to given moments
+enqueue     bank [M, D], bank_labels [M], with the batch stored
+loss        loss [], dLoss/dx [B, D] of the batch against the bank
+step        the same of a training step: moments, transform, loss, enqueue
 """
 
 from __future__ import annotations
@@ -77,8 +77,10 @@ def why_not(name: str, problem: Problem) -> str | None:
         return "there is no drift to follow"
     if name == OURS and problem.kernel == "step" and problem.drift != "none" and problem.dtype.itemsize == 2:
         return "a 16-bit bank is deferred"
-    if name.endswith("simt") and (problem.dtype != torch.float32 or problem.dim > 1024):
-        return "takes float32 and D <= 1024"
+    if name.endswith("simt") and (
+        problem.dtype != torch.float32 or problem.dim > 1024 or problem.loss == "triplet_all"
+    ):
+        return "takes float32, D <= 1024 and not all triplets"
     if name.removesuffix(TF32) == "chunked" and not ranks:
         return "has no chunks"
     if name.removesuffix(TF32) == "chunked" and not can_be_chunked(problem.pair_loss):

@@ -50,7 +50,9 @@ def interleaved(calls: Mapping[str, Call], problem: Problem, repeats: int) -> di
             seconds[name].append(time.perf_counter() - start)
     result = {}
     for name, values in seconds.items():
-        low, median, high = (1e3 * q for q in quantiles(values, n=4)) if repeats > 1 else [1e3 * values[0]] * 3
+        low, median, high = (
+            (1e3 * q for q in quantiles(values, n=4, method="inclusive")) if repeats > 1 else [1e3 * values[0]] * 3
+        )
         result[name] = Timing(median, low, high)
     return result
 

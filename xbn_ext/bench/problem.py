@@ -45,9 +45,9 @@ class Problem:
     def embeddings(self, rows: int, seed: int) -> tuple[Tensor, Tensor]:
         """Unit rows `[rows, D]` and labels `[rows]`: 4 rows a class in a batch, as a P×K sampler gives."""
         generator = torch.Generator().manual_seed(seed)
-        x = F.normalize(torch.randn(rows, self.dim, generator=generator), dim=1)
+        x = F.normalize(torch.randn(rows, self.dim, generator=generator).to(self.compute), dim=1)
         labels = torch.randint(self.classes, ((rows + 3) // 4,), generator=generator).repeat_interleave(4)[:rows]
-        return x.to(self.device, self.compute), labels.to(self.device)
+        return x.to(self.device), labels.to(self.device)
 
     def bank(self) -> tuple[Tensor, Tensor]:
         """`bank [M, D]` and `bank_labels [M]` before the first step."""

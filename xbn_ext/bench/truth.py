@@ -16,8 +16,10 @@ from .torch_memory import EMA_MOMENTUM, MEASUREMENT_NOISE, PROCESS_NOISE
 
 
 def errors(problem: Problem, names: list[str]) -> dict[str, float]:
-    """By implementation the largest relative error of anything that its first call returns. Of a gradient of a step,
-    the part across x: this library normalises its input, which drops the part along x; the baselines do not."""
+    """By implementation the largest relative error of anything that its first call returns. Of a gradient, the part
+    across x: a step of this library and pytorch-metric-learning normalise what they are given, which drops the part
+    along x.
+    """
     x, labels = problem.embeddings(problem.batch, seed=5)
     truths: dict[bool, tuple[Tensor, ...]] = {}
     result = {}
@@ -26,7 +28,7 @@ def errors(problem: Problem, names: list[str]) -> dict[str, float]:
         if alone not in truths:
             truths[alone] = _truth(problem, alone, x.cpu(), labels.cpu())
         results = [t.cpu() for t in make(name, problem)(x, labels)]
-        if problem.kernel == "step":
+        if problem.kernel in ("loss", "step"):
             results[1] = _tangent(results[1], x.cpu())
         result[name] = max(error(result, truth) for result, truth in zip(results, truths[alone], strict=True))
     return result
@@ -35,7 +37,7 @@ def errors(problem: Problem, names: list[str]) -> dict[str, float]:
 def _truth(problem: Problem, alone: bool, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     """`alone`: a step as pytorch-metric-learning has it, which stores the batch, and ranks it against the memory."""
     memory = filled(replace(problem, device="cpu"), torch.float64)
-    z = x.double().requires_grad_()
+    z = x.to(torch.float64, copy=True).requires_grad_()
     if problem.kernel == "moments":
         return reference.moments(z.detach())[:2]
     if problem.kernel == "transform":
@@ -57,7 +59,7 @@ def _truth(problem: Problem, alone: bool, x: Tensor, labels: Tensor) -> tuple[Te
             normalize_embeddings=False, batch_weight=0.0 if alone else 1.0, enqueue="before" if alone else "after",
         )  # fmt: skip
     (grad,) = torch.autograd.grad(loss, z)
-    return loss.detach(), _tangent(grad, x) if problem.kernel == "step" else grad
+    return loss.detach(), _tangent(grad, x)
 
 
 def _tangent(grad: Tensor, x: Tensor) -> Tensor:
