@@ -6,7 +6,9 @@ dense.py and chunked.py that need the indices of their positives: a step can be 
 
 from __future__ import annotations
 
+import logging
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -150,7 +152,12 @@ class Eager(TorchMemory):
 
 
 class Compiled(TorchMemory):
-    """torch.compile of what is tuned, one graph for the transform and the loss of a step."""
+    """torch.compile of what is tuned, one graph for the transform and the loss of a step (more of a loss that needs the
+    indices of its positives, without a word about it)."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return _compiled_moments(x)
