@@ -183,11 +183,12 @@ def test_steps_stay_together(drift):
             assert error(loss, losses[OURS]) < 1e-10, (name, seed)
 
 
-def test_compiled_is_tuned(monkeypatch):
+@pytest.mark.parametrize("loss", ["contrastive", "circle"])
+def test_compiled_is_tuned(loss, monkeypatch):
     """Without the time to compile."""
     for name in ("moments", "transform", "loss", "step"):
         monkeypatch.setattr(f"xbn_ext.bench.torch_memory._compiled_{name}", getattr(torch_memory, f"_{name}"))
-    problem = Problem(batch=20, memory=300, dim=24, classes=9, dtype=torch.float64)
+    problem = Problem(batch=20, memory=300, dim=24, classes=9, loss=loss, dtype=torch.float64)
     x, labels = problem.embeddings(problem.batch, seed=2)
     kinds = torch_memory.Compiled, torch_memory.TorchMemory
     a, b = (kind(*problem.bank(), problem.pair_loss, target=problem.target()) for kind in kinds)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..filter import Drift, make_filter
-from ..losses import PairLoss
+from ..losses import Circle, MultiSimilarity, NTXent, PairLoss
 from ..reference import batch_loss
 from ..reference_losses import pair_loss
 from .chunked import chunked_loss
@@ -152,8 +152,11 @@ class Eager(TorchMemory):
 
 
 class Compiled(TorchMemory):
-    """torch.compile of what is tuned, one graph for the transform and the loss of a step (more of a loss that needs the
-    indices of its positives, without a word about it)."""
+    """torch.compile of what is tuned, transform and loss of a step in one graph.
+
+    But of the losses that go through the indices of their positives, which break a graph, the formulas as first written
+    are compiled where that is faster: their masks are fused.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -214,7 +217,10 @@ def _transform(bank: Tensor, to_mean: Tensor, to_std: Tensor) -> None:
 def _loss(loss: PairLoss, z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Tensor:
     bank = bank.to(z.dtype)
     s = (z @ bank.T) / torch.linalg.vector_norm(bank, dim=1).clamp(min=EPS)
-    return dense_loss(loss, s, labels[:, None] == bank_labels)
+    positive = labels[:, None] == bank_labels
+    if isinstance(loss, (NTXent, Circle)) or (isinstance(loss, MultiSimilarity) and loss.mining is None):
+        return pair_loss(loss, s, positive, torch.ones_like(positive))
+    return dense_loss(loss, s, positive)
 
 
 def _step(
@@ -225,7 +231,7 @@ def _step(
     return _loss(loss, z, labels, bank, bank_labels) + batch_loss(z, labels, loss)
 
 
-_compiled_moments = torch.compile(_moments, dynamic=False)
-_compiled_transform = torch.compile(_transform, dynamic=False)
-_compiled_loss = torch.compile(_loss, dynamic=False)
-_compiled_step = torch.compile(_step, dynamic=False)
+_compiled_moments = torch.compile(_moments)
+_compiled_transform = torch.compile(_transform)
+_compiled_loss = torch.compile(_loss)
+_compiled_step = torch.compile(_step)
