@@ -18,9 +18,9 @@ def crossover(problem: Problem, names: list[str], repeats: int) -> str:
     Empty where a kernel does not look at the whole memory, or there is nobody to compare."""
     ours = next((name for name in names if name.startswith(OURS)), None)
     baselines = [name for name in TAKING_PART if name in names]
-    if problem.kernel in ("moments", "enqueue") or ours is None or not baselines:
-        return ""
     sizes = [problem.batch * 4**k for k in range(10) if problem.batch * 4**k <= min(LARGEST, problem.memory)]
+    if problem.kernel in ("moments", "enqueue") or ours is None or not baselines or not sizes:
+        return ""
     faster: dict[int, str] = {}
     for memory in sizes:
         small = replace(problem, memory=memory)
@@ -28,9 +28,8 @@ def crossover(problem: Problem, names: list[str], repeats: int) -> str:
         best = min(baselines, key=lambda name: times[name].ms)
         if times[best].ms < times[ours].ms:
             faster[memory] = f"{best} {times[best].ms:.3f} ms, {ours} {times[ours].ms:.3f} ms"
-    measured = ", ".join(map(str, sizes))
+    measured, who = ", ".join(map(str, sizes)), ", ".join(baselines)
     if not faster:
-        return f"crossover: no PyTorch baseline is faster at M = {measured}"
-    return (
-        f"crossover: a PyTorch baseline is faster up to M = {max(faster)} ({faster[max(faster)]}; measured: {measured})"
-    )
+        return f"crossover: {ours} is faster than {who} at M = {measured}"
+    largest = max(faster)
+    return f"crossover: of {who} one is faster up to M = {largest} ({faster[largest]}; measured: {measured})"
