@@ -26,6 +26,8 @@ could do at best. All in one run, in turn. step: a whole training step. moments,
 memory: peak memory of every loss against a bank, forward and backward, of this library and of
 pytorch-metric-learning."""
 
+PRESETS_HELP = "quick: seconds; paper: the README's tables; sweep: up to M = 1,000,000"
+
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Options]]:
     """The arguments of the whole run, and the cases to be measured."""
@@ -48,7 +50,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Optio
     case.add_argument(
         "--only", nargs="+", choices=NAMES, default=default, metavar="NAME", help=f"of: {', '.join(NAMES)}"
     )
-    parser.add_argument("--preset", choices=list(PRESETS), help="defaults for all of the above: " + _presets())
+    parser.add_argument("--preset", choices=list(PRESETS), help=f"defaults for all of the above: {PRESETS_HELP}")
     parser.add_argument("--threads", type=_positive, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="time and memory against M, with the roofline")
@@ -65,10 +67,6 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Optio
     if args.plot and not can_plot():
         parser.error("argument --plot: needs matplotlib: pip install matplotlib")
     return args, chosen
-
-
-def _presets() -> str:
-    return "quick: seconds; paper: the README's tables; sweep: up to M = 1,000,000"
 
 
 def _positive(text: str) -> int:
