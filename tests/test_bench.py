@@ -186,7 +186,7 @@ def test_steps_stay_together(drift):
 @pytest.mark.parametrize("loss", ["contrastive", "circle"])
 def test_compiled_is_tuned(loss, monkeypatch):
     """Without the time to compile."""
-    for name in ("moments", "transform", "loss", "step"):
+    for name in ("moments", "transform", "loss"):
         monkeypatch.setattr(f"xbn_ext.bench.torch_memory._compiled_{name}", getattr(torch_memory, f"_{name}"))
     problem = Problem(batch=20, memory=300, dim=24, classes=9, loss=loss, dtype=torch.float64)
     x, labels = problem.embeddings(problem.batch, seed=2)

@@ -152,10 +152,10 @@ class Eager(TorchMemory):
 
 
 class Compiled(TorchMemory):
-    """torch.compile of what is tuned, transform and loss of a step in one graph.
+    """torch.compile of what is tuned, transform and loss apart: in one graph, the moved bank would be a copy.
 
-    But of the losses that go through the indices of their positives, which break a graph, the formulas as first written
-    are compiled where that is faster: their masks are fused.
+    Of the losses that go through the indices of their positives, which break a graph, the formulas as first written are
+    compiled where that is faster: their masks are fused.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -170,13 +170,6 @@ class Compiled(TorchMemory):
 
     def memory_loss(self, z: Tensor, labels: Tensor) -> Tensor:
         return _compiled_loss(self.pair_loss, z, labels, self.bank, self.labels)
-
-    def moved_rank(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        z = x.clone().requires_grad_()
-        target = None if self.filter is None else (self.mean, self.std)
-        loss = _compiled_step(self.pair_loss, z, labels, self.bank, self.labels, target)
-        (grad,) = torch.autograd.grad(loss, z)
-        return loss.detach(), grad
 
 
 class Chunked(TorchMemory):
@@ -223,15 +216,6 @@ def _loss(loss: PairLoss, z: Tensor, labels: Tensor, bank: Tensor, bank_labels: 
     return dense_loss(loss, s, positive)
 
 
-def _step(
-    loss: PairLoss, z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, target: tuple[Tensor, Tensor] | None
-) -> Tensor:
-    if target is not None:
-        _transform(bank, *target)
-    return _loss(loss, z, labels, bank, bank_labels) + batch_loss(z, labels, loss)
-
-
 _compiled_moments = torch.compile(_moments)
 _compiled_transform = torch.compile(_transform)
 _compiled_loss = torch.compile(_loss)
-_compiled_step = torch.compile(_step)
