@@ -208,6 +208,11 @@ inline void check_memory_loss(const Tensor& z, const Tensor& labels, const Tenso
   check_eps("memory_loss", eps);
 }
 
+inline void check_peak_fma(int64_t threads, int64_t rounds) {
+  check(threads >= 1, "_peak_fma: threads must be at least 1, got ", threads);
+  check(rounds >= 1, "_peak_fma: rounds must be at least 1, got ", rounds);
+}
+
 // The loss by its name in xbn_ext/losses.py and its parameters in the order of losses.h.
 inline LossSpec parse_loss(const std::string& name, const std::vector<double>& parameters) {
   struct Known {

@@ -5,6 +5,7 @@
 #include "enqueue.h"
 #include "loss.h"
 #include "moments.h"
+#include "peak.h"
 #include "standardize.h"
 #include "track.h"
 #include "transform.h"
@@ -64,7 +65,15 @@ class CpuDevice {
   Cpu cpu_;
 };
 
+std::tuple<double, double> peak(int64_t threads, int64_t rounds, bool float64) {
+  check_peak_fma(threads, rounds);
+  const Cpu cpu{cpu_isa(), parallel};
+  const Peak peak = float64 ? peak_fma<double>(threads, rounds, cpu) : peak_fma<float>(threads, rounds, cpu);
+  return {peak.flops, peak.result};
+}
+
 }  // namespace
 }  // namespace xbn
 
 STABLE_TORCH_LIBRARY_IMPL(xbn_ext, CPU, m) { XBN_REGISTER_OPS(m, xbn::CpuDevice); }
+STABLE_TORCH_LIBRARY_IMPL(xbn_ext, CompositeExplicitAutograd, m) { m.impl("_peak_fma", TORCH_BOX(&xbn::peak)); }

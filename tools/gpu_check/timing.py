@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xbn_ext import Contrastive, CrossBatchMemory, backend, ops
-from xbn_ext.bench.baselines import MEASUREMENT_NOISE, PROCESS_NOISE
+from xbn_ext.bench.torch_memory import MEASUREMENT_NOISE, PROCESS_NOISE, Compiled, Eager, TorchMemory
 
-from . import baselines
 from .clock import Call, measure, peak_megabytes
 from .report import threshold
 from .run import Job, Row
@@ -182,20 +181,20 @@ def _call(case: Row, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tenso
     kernel, way, (M, D) = case["kernel"], case["way"], bank.shape
     if kernel in ("loss", "crossover"):
         loss, count = Contrastive(neg_margin=neg_margin), torch.tensor(M, device=bank.device)
+        if way.startswith("torch"):
+            tuned = TorchMemory(bank, bank_labels, loss)
+            return lambda: tuned.rank(x, labels)
 
         def rank() -> object:
             z = x.detach().requires_grad_()  # a new leaf each time: autograd ties a leaf to the stream of its first use
-            if way.startswith("torch"):
-                value = baselines.memory_loss(z, labels, bank, bank_labels, neg_margin)
-            else:
-                value = ops.memory_loss(z, labels, bank, bank_labels, loss, count=count)
+            value = ops.memory_loss(z, labels, bank, bank_labels, loss, count=count)
             return torch.autograd.grad(value, z)
 
         return rank
     if kernel == "step":
         return _step(way, x, labels, bank, bank_labels, neg_margin)
     if way == "torch":
-        memory = baselines.TorchMemory(bank, bank_labels, neg_margin)
+        memory = TorchMemory(bank, bank_labels, Contrastive(neg_margin=neg_margin))
         return {"transform_": memory.transform, "track_": lambda: memory.track(x),
                 "enqueue_": lambda: memory.enqueue(x, labels)}[kernel]  # fmt: skip
     m = CrossBatchMemory(Contrastive(), D, M).to(bank.device)
@@ -228,6 +227,6 @@ def _step(way: str, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor
             return torch.autograd.grad(criterion(z, labels), z)
 
         return step
-    kind = {"eager": baselines.Eager, "eager-tuned": baselines.TorchMemory, "compile": baselines.Compiled}
-    memory = kind[way.split()[0]](bank, bank_labels, neg_margin)
-    return lambda: memory(x, labels)
+    kind = {"eager": Eager, "eager-tuned": TorchMemory, "compile": Compiled}
+    memory = kind[way.split()[0]](bank, bank_labels, Contrastive(neg_margin=neg_margin))
+    return lambda: memory.step(x, labels)

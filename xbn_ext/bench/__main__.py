@@ -4,42 +4,69 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from . import peaks, step
-from .baselines import IMPLEMENTATIONS
-from .problem import Problem
+from .. import build_info
+from . import peaks
+from .compare import compare
+from .comparisons import COMPARISONS
+from .implementations import NAMES
+from .options import DEFAULTS, PRESETS, Options, cases
+from .plot import can_plot, plot
+from .problem import DTYPES, KERNELS
+from .roofline import Machine, measure_machine
+from .table import LEGEND
 
-KERNELS = {"step": step.run, "memory": peaks.run}
+DESCRIPTION = """How fast a kernel of this library is beside what you would use instead, and beside what this machine
+could do at best. All in one run, in turn. step: a whole training step. moments, transform, enqueue, loss: its parts.
+memory: peak memory of every loss against a bank, forward and backward, of this library and of
+pytorch-metric-learning."""
+
+PRESETS_HELP = "quick: seconds; paper: the README's tables; sweep: up to M = 1,000,000"
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m xbn_ext.bench",
-        description="step: one training step (AXBN, contrastive, float32): loss, gradient, transform and enqueue, of "
-        "this library and of PyTorch, in one run. memory: peak memory of every loss against a bank, forward and "
-        "backward, of this library and of pytorch-metric-learning.",
+def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Options]]:
+    """The arguments of the whole run, and the cases to be measured."""
+    parser = argparse.ArgumentParser(prog="python -m xbn_ext.bench", description=DESCRIPTION)
+    default = argparse.SUPPRESS  # what is not given is the preset's
+    case = parser.add_argument_group("what is measured")
+    case.add_argument("--kernel", choices=[*KERNELS, "memory"], default=default, help="(step)")
+    case.add_argument("--loss", choices=list(COMPARISONS), default=default, metavar="LOSS", help=", ".join(COMPARISONS))
+    case.add_argument("--drift", choices=["none", "xbn", "axbn", "ema"], default=default, help="of a step (axbn)")
+    case.add_argument(
+        "--update", choices=["inplace", "deferred", "both"], default=default, help="of this library's step (both)"
     )
-    default = Problem()
-    parser.add_argument("--kernel", choices=list(KERNELS), default="step", help="what is measured (step)")
-    parser.add_argument("--batch", type=_positive, default=default.batch, metavar="B", help="anchors (64)")
-    parser.add_argument("--memory", type=_positive, default=default.memory, metavar="M", help="bank rows (65536)")
-    parser.add_argument("--dim", type=_positive, default=default.dim, metavar="D", help="dimension (512)")
-    parser.add_argument("--classes", type=_positive, default=default.classes, help="classes the labels come from")
+    case.add_argument("--dtype", choices=list(DTYPES), default=default, help="of the bank (float32)")
+    case.add_argument("--device", choices=["cpu", "cuda"], default=default, help="(cpu)")
+    case.add_argument("--batch", type=_positive, default=default, metavar="B", help="anchors (64)")
+    case.add_argument("--memory", type=_positive, nargs="+", default=default, metavar="M", help="bank rows (65536)")
+    case.add_argument("--dim", type=_positive, default=default, metavar="D", help="dimension (512)")
+    case.add_argument("--classes", type=_positive, default=default, help="classes the labels come from (11318)")
+    case.add_argument("--repeats", type=_positive, default=default, help="timed rounds (21)")
+    case.add_argument(
+        "--only", nargs="+", choices=NAMES, default=default, metavar="NAME", help=f"of: {', '.join(NAMES)}"
+    )
+    parser.add_argument("--preset", choices=list(PRESETS), help=f"defaults for all of the above: {PRESETS_HELP}")
     parser.add_argument("--threads", type=_positive, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--repeats", type=_positive, default=21, help="timed rounds of a step (21)")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=list(IMPLEMENTATIONS),
-        default=list(IMPLEMENTATIONS),
-        metavar="NAME",
-        help=f"implementations of a step to run, of: {', '.join(IMPLEMENTATIONS)}",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
-    return parser.parse_args(argv)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="time and memory against M, with the roofline")
+    args = parser.parse_args(argv)
+    explicit = {name: value for name, value in vars(args).items() if name in DEFAULTS}
+    chosen = cases(args.preset, explicit)
+    for options in chosen:
+        if options["device"] == "cuda" and not torch.cuda.is_available():
+            parser.error("argument --device: this torch finds no GPU")
+        if options["kernel"] == "memory" and len(options["memory"]) > 1:
+            parser.error("argument --memory: takes one size with --kernel memory")
+        if options["kernel"] == "memory" and args.plot:
+            parser.error("argument --plot: not with --kernel memory")
+    if args.plot and not can_plot():
+        parser.error("argument --plot: needs matplotlib: pip install matplotlib")
+    return args, chosen
 
 
 def _positive(text: str) -> int:
@@ -49,13 +76,46 @@ def _positive(text: str) -> int:
     return value
 
 
-def main(argv: list[str] | None = None) -> list[dict[str, object]]:
-    args = parse(argv)
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Runs the command and returns its rows."""
+    args, chosen = parse(argv)
     torch.set_num_threads(args.threads)
-    rows = KERNELS[args.kernel](args)
+    rows: list[dict[str, Any]] = []
+    machines: dict[str, Machine] = {}
+    for options in chosen:
+        if options["kernel"] == "memory":
+            rows += peaks.run(argparse.Namespace(**options, threads=args.threads))
+            continue
+        device = options["device"]
+        if device not in machines:
+            machines[device] = measure_machine(device, args.threads)
+            print(describe(device, machines[device], args.threads))
+        rows += compare(options, machines[device], args.threads)
+    if machines:
+        print(LEGEND)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if args.plot:
+        plot(rows, args.plot)
     return rows
+
+
+def describe(device: str, machine: Machine, threads: int) -> str:
+    """What the numbers are of: the machine, and its measured peaks."""
+    if device == "cuda":
+        name = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+        peak = f"{machine.float32:,.0f} GFLOP/s float32, {machine.float64:,.0f} float64, {machine.tf32:,.0f} TF32"
+    else:
+        name = f"{_processor()}, {build_info()['cpu_isa']}, {threads} threads, torch {torch.__version__}"
+        peak = f"{machine.float32:,.0f} GFLOP/s FMA in float32, {machine.float64:,.0f} in float64"
+    return f"{name}\nroofline, measured now: {peak}; memory {machine.gbs:,.1f} GB/s"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +20,8 @@ OURS, THEIRS = "xbn_ext", "pytorch-metric-learning"
 
 @dataclass(frozen=True)
 class Comparison:
-    """`loss` and the name of its class in pytorch-metric-learning, which takes the `shared` parameters; its `miner`."""
+    """`loss` and the name of its class in pytorch-metric-learning, which takes the `shared` parameters; its `miner`.
+    Contrastive with "mean" is its sum over all pairs, divided by the number of anchors."""
 
     loss: PairLoss
     name: str
@@ -33,33 +35,50 @@ class Comparison:
         return memory_loss(z, labels, bank, bank_labels, self.loss)
 
     def theirs(self) -> BankLoss:
-        losses, miners = (import_module(f"pytorch_metric_learning.{part}") for part in ("losses", "miners"))
-        cosine = import_module("pytorch_metric_learning.distances").CosineSimilarity()
-        parameters = {name: getattr(self.loss, name) for name in self.shared}
-        loss = getattr(losses, self.name)(distance=cosine, **parameters)
-        epsilon = {"epsilon": self.loss.mining} if isinstance(self.loss, MultiSimilarity) else {}
-        miner = getattr(miners, self.miner)(distance=cosine, **epsilon) if self.miner else None
+        loss, miner = self.their_parts()
 
         def value(z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Tensor:
             pairs = miner(z, labels, bank, bank_labels) if miner else None
-            return loss(z, labels, pairs, ref_emb=bank, ref_labels=bank_labels)  # type: ignore[no-any-return]
+            return loss(z, labels, pairs, ref_emb=bank, ref_labels=bank_labels) / self.divisor(len(z))  # type: ignore[no-any-return]
 
         return value
 
+    def their_parts(self) -> tuple[Any, Any]:
+        """Its loss and its miner, None if there is none."""
+        losses, miners, reducers, distances = (
+            import_module(f"pytorch_metric_learning.{part}") for part in ("losses", "miners", "reducers", "distances")
+        )
+        cosine = distances.CosineSimilarity()
+        parameters = {name: getattr(self.loss, name) for name in self.shared}
+        if self.sums:
+            parameters["reducer"] = reducers.SumReducer()
+        loss = getattr(losses, self.name)(distance=cosine, **parameters)
+        epsilon = {"epsilon": self.loss.mining} if isinstance(self.loss, MultiSimilarity) else {}
+        return loss, getattr(miners, self.miner)(distance=cosine, **epsilon) if self.miner else None
+
+    def divisor(self, anchors: int) -> int:
+        """What the value of its loss has to be divided by."""
+        return anchors if self.sums else 1
+
+    @property
+    def sums(self) -> bool:
+        return isinstance(self.loss, Contrastive) and self.loss.reduction == "mean"
+
 
 COMPARISONS = {
-    "contrastive avg_nonzero": Comparison(
+    "contrastive": Comparison(Contrastive(), "ContrastiveLoss", ("pos_margin", "neg_margin")),
+    "contrastive_avg": Comparison(
         Contrastive(reduction="avg_nonzero"), "ContrastiveLoss", ("pos_margin", "neg_margin")
     ),
     "supcon": Comparison(SupCon(), "SupConLoss", ("temperature",)),
     "ntxent": Comparison(NTXent(), "NTXentLoss", ("temperature",)),
     "multi_similarity": Comparison(MultiSimilarity(), "MultiSimilarityLoss", ("alpha", "beta", "base")),
-    "multi_similarity mined": Comparison(
+    "mined": Comparison(
         MultiSimilarity(mining=0.1), "MultiSimilarityLoss", ("alpha", "beta", "base"), "MultiSimilarityMiner"
     ),
     "circle": Comparison(Circle(), "CircleLoss", ("m", "gamma")),
-    "triplet hardest": Comparison(Triplet(), "TripletMarginLoss", ("margin",), "BatchHardMiner"),
-    "triplet all": Comparison(Triplet(mining="all"), "TripletMarginLoss", ("margin",)),
+    "triplet": Comparison(Triplet(), "TripletMarginLoss", ("margin",), "BatchHardMiner"),
+    "triplet_all": Comparison(Triplet(mining="all"), "TripletMarginLoss", ("margin",)),
 }
 
 

@@ -9,7 +9,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import quantiles
@@ -17,7 +17,7 @@ from typing import TypeVar, cast
 
 import torch
 
-from .baselines import IMPLEMENTATIONS, Step
+from .implementations import Call, make
 from .problem import Problem
 
 T = TypeVar("T")
@@ -25,49 +25,88 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one step: median, and the quartiles around it."""
+    """Milliseconds of one call: median, and the quartiles around it."""
 
     ms: float
     ms_low: float
     ms_high: float
 
 
-def interleaved(steps: Mapping[str, Step], problem: Problem, repeats: int) -> dict[str, Timing]:
-    """Times the implementations in turn, round after round, so that a busy moment of the machine hits them all."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+def interleaved(calls: Mapping[str, Call], problem: Problem, repeats: int) -> dict[str, Timing]:
+    """Times the implementations in turn, round after round, so that a busy moment of the machine hits them all. On CUDA
+    a call ends when the device is done."""
+    synchronize = torch.cuda.synchronize if problem.device == "cuda" else lambda: None
+    for call in calls.values():  # compile, page in
+        for seed in (2, 3):
+            call(*problem.embeddings(problem.batch, seed))
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round in range(repeats):
         x, labels = problem.embeddings(problem.batch, seed=100 + round)
-        for name, step in steps.items():
+        for name, call in calls.items():
+            synchronize()
             start = time.perf_counter()
-            step(x, labels)
+            call(x, labels)
+            synchronize()
             seconds[name].append(time.perf_counter() - start)
     result = {}
     for name, values in seconds.items():
-        low, median, high = (1e3 * q for q in quantiles(values, n=4)) if repeats > 1 else [1e3 * values[0]] * 3
+        low, median, high = (
+            (1e3 * q for q in quantiles(values, n=4, method="inclusive")) if repeats > 1 else [1e3 * values[0]] * 3
+        )
         result[name] = Timing(median, low, high)
     return result
 
 
-def peak_extra_megabytes(implementation: str, problem: Problem, threads: int) -> float:
-    """Most memory one step holds beyond what was there before it, in MB, in a fresh process.
+def peak_extra_megabytes(name: str, problem: Problem, threads: int, limit: float = math.inf) -> float | None:
+    """Most memory one call holds beyond what was there before it, in MB; None if that is more than `limit`.
 
-    Libraries are warmed up on a tiny problem first (torch.compile on the real one, as it compiles for a shape).
-    The measured step is otherwise the first of its size, so nothing it needs is already cached.
+    On a CPU in a fresh process. Libraries are warmed up on a tiny problem first (torch.compile on the real one, as it
+    compiles for a shape). The measured call is otherwise the first of its size, so nothing it needs is already cached.
     """
-    return in_fresh_process(_measure_step, implementation, problem, threads)
+    if problem.device == "cuda":
+        return _measure_on_cuda(name, problem)
+    try:
+        return in_fresh_process(_measure, name, problem, threads, limit)
+    except MemoryError:
+        return None
 
 
-def _measure_step(implementation: str, problem: Problem, threads: int) -> float:
+def _measure(name: str, problem: Problem, threads: int, limit: float) -> float | None:
     torch.set_num_threads(threads)
-    make = IMPLEMENTATIONS[implementation]
-    warm = problem if implementation == "compile" else Problem(8, 64, 16, classes=4)
-    step = make(warm)
+    warm = problem if name == "compile" else replace(problem, batch=8, memory=64, dim=16, classes=4)
+    call = make(name, warm)
     for seed in (2, 3):
-        step(*warm.embeddings(warm.batch, seed))
+        call(*warm.embeddings(warm.batch, seed))
     if warm is not problem:
-        step = make(problem)
+        call = make(name, problem)
     x, labels = problem.embeddings(problem.batch, seed=4)
-    return extra_megabytes(lambda: step(x, labels))
+    limit_memory(limit)
+    return unless_out_of_memory(lambda: extra_megabytes(lambda: call(x, labels)))
+
+
+def _measure_on_cuda(name: str, problem: Problem) -> float | None:
+    try:
+        call = make(name, problem)
+        x, labels = problem.embeddings(problem.batch, seed=4)
+        call(x, labels)  # libraries take a workspace once
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call(x, labels)
+        torch.cuda.synchronize()
+    except torch.OutOfMemoryError:
+        return None
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def unless_out_of_memory(measure: Callable[[], T]) -> T | None:
+    """What `measure` returns; None if the system has not the memory for it."""
+    try:
+        return measure()
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "bad_alloc" in str(error):
+            return None
+        raise
 
 
 def in_fresh_process(function: Callable[..., T], *args: object) -> T:
@@ -106,7 +145,7 @@ def extra_megabytes(call: Callable[[], object]) -> float:
 def limit_memory(megabytes: float) -> None:
     """Lets this process map so much memory more than it has; an allocation beyond that raises. Linux only."""
     mapped = Path("/proc/self/statm")
-    if mapped.exists():
+    if mapped.exists() and math.isfinite(megabytes):
         limit = int(mapped.read_text().split()[0]) * resource.getpagesize() + int(megabytes * 1e6)
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

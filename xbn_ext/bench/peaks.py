@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from argparse import Namespace
+from functools import partial
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 
 from .. import build_info
 from .comparisons import COMPARISONS, OURS, THEIRS, BankLoss, theirs_installed
-from .measure import available_megabytes, extra_megabytes, in_fresh_process, limit_memory
+from .measure import available_megabytes, extra_megabytes, in_fresh_process, limit_memory, unless_out_of_memory
 from .problem import BankProblem
 
 LIMIT_MB = 16_000.0
@@ -28,7 +29,8 @@ class Peak(NamedTuple):
 
 def run(args: Namespace) -> list[dict[str, object]]:
     """Prints the table and returns its rows, one for each loss, shape and implementation that is installed."""
-    problems = [BankProblem(args.batch, args.memory, args.dim, args.classes), SKEWED]
+    (memory,) = args.memory
+    problems = [BankProblem(args.batch, memory, args.dim, args.classes), SKEWED]
     installed = theirs_installed()
     info = build_info()
     print(
@@ -107,13 +109,9 @@ def _measure(loss: str, implementation: str, problem: BankProblem, threads: int,
     tensors = problem.tensors()
     values: list[float] = []
     limit_memory(limit)
-    try:
-        megabytes = extra_megabytes(lambda: values.append(_forward_backward(criterion, *tensors)))
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "bad_alloc" in str(error):
-            return None
-        raise
-    return Peak(megabytes, *values)
+    call = partial(extra_megabytes, lambda: values.append(_forward_backward(criterion, *tensors)))
+    megabytes = unless_out_of_memory(call)
+    return None if megabytes is None else Peak(megabytes, *values)
 
 
 def _forward_backward(

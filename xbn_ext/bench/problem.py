@@ -1,4 +1,4 @@
-"""What is timed: one step of a full AXBN memory on random unit embeddings with a realistic number of classes."""
+"""What is measured: shapes, loss and data of one row of a table. Letters: B batch, M bank rows, D dimension."""
 
 from __future__ import annotations
 
@@ -8,28 +8,57 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..filter import Drift
+from ..losses import PairLoss
+from .comparisons import COMPARISONS
+
+KERNELS = ("moments", "transform", "enqueue", "loss", "step")
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
 
 @dataclass(frozen=True)
 class Problem:
-    """Shape of one row of the table. Letters as everywhere: B batch rows, M bank rows, D dimension."""
+    """A full memory and batches for it: random unit embeddings with a realistic number of classes.
 
+    `dtype` is the bank's; the embeddings are float64 if it is, else float32. `drift` is of a step; `loss` of a step and
+    of the loss.
+    """
+
+    kernel: str = "step"
     batch: int = 64
     memory: int = 65536
     dim: int = 512
     classes: int = 11318  # SOP's training classes
-    neg_margin: float = 0.5
+    loss: str = "contrastive"
+    drift: Drift = "axbn"
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+
+    @property
+    def compute(self) -> torch.dtype:
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @property
+    def pair_loss(self) -> PairLoss:
+        return COMPARISONS[self.loss].loss
 
     def embeddings(self, rows: int, seed: int) -> tuple[Tensor, Tensor]:
         """Unit rows `[rows, D]` and labels `[rows]`: 4 rows a class in a batch, as a P×K sampler gives."""
         generator = torch.Generator().manual_seed(seed)
-        x = F.normalize(torch.randn(rows, self.dim, generator=generator), dim=1)
+        x = F.normalize(torch.randn(rows, self.dim, generator=generator).to(self.compute), dim=1)
         labels = torch.randint(self.classes, ((rows + 3) // 4,), generator=generator).repeat_interleave(4)[:rows]
-        return x, labels
+        return x.to(self.device), labels.to(self.device)
 
-    @property
-    def gflop(self) -> float:
-        """Both products of the loss, B×M×D each, as dense as eager computes them."""
-        return 4 * self.batch * self.memory * self.dim / 1e9
+    def bank(self) -> tuple[Tensor, Tensor]:
+        """`bank [M, D]` and `bank_labels [M]` before the first step."""
+        rows, labels = self.embeddings(self.memory, seed=1)
+        return rows.to(self.dtype), labels
+
+    def target(self) -> tuple[Tensor, Tensor]:
+        """`mean [D]`, `std [D]` in the filter before the first step: near the bank's moments, not the same."""
+        ramp = torch.linspace(-1, 1, self.dim, dtype=torch.float64) / self.dim**0.5
+        mean, std = 0.1 * ramp, self.dim**-0.5 + 0.2 * ramp
+        return mean.to(self.device, self.compute), std.to(self.device, self.compute)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,118 @@
+"""Every kernel but `--kernel memory`: all implementations of it, timed in one run, as a table and as rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any, cast
+
+import torch
+
+from .. import build_info
+from .comparisons import OURS
+from .crossover import crossover
+from .implementations import DEFERRED, ON_CUDA, make, rewrites_bank, why_not
+from .measure import Timing, available_megabytes, interleaved, peak_extra_megabytes
+from .options import Options
+from .problem import DTYPES, Problem
+from .roofline import Bound, Machine, Work, bound_of, weighted_pairs, work_of
+from .table import HEADER, line
+from .truth import errors
+
+Row = dict[str, Any]
+
+
+def compare(options: Options, machine: Machine, threads: int) -> list[Row]:
+    """Measures one case, prints its table as it goes along, and returns its rows: one for each memory size and
+    implementation. What needs more memory than there is has a row without numbers."""
+    problems = [_problem(options, memory) for memory in options["memory"]]
+    names = _taking_part(options, problems[0])
+    print(f"\n{title(problems[0])}\n{HEADER}")
+    rows: list[Row] = []
+    for problem in problems:
+        rows += _rows(problem, names, options["repeats"], machine, threads)
+    note = crossover(problems[-1], names, options["repeats"])
+    if note:
+        print(note)
+    return rows
+
+
+def title(problem: Problem) -> str:
+    ranks = f" {problem.loss}," if problem.kernel in ("loss", "step") else ""
+    step = f" drift {problem.drift}," if problem.kernel == "step" else ""
+    return (
+        f"{problem.kernel}:{ranks}{step} {str(problem.dtype).removeprefix('torch.')}, {problem.device}, "
+        f"B={problem.batch} D={problem.dim}, {problem.classes} classes"
+    )
+
+
+def _problem(options: Options, memory: int) -> Problem:
+    names = ("kernel", "batch", "dim", "classes", "loss", "drift", "device")
+    return Problem(memory=memory, dtype=DTYPES[options["dtype"]], **{name: options[name] for name in names})
+
+
+def _taking_part(options: Options, problem: Problem) -> list[str]:
+    """Those of `--only` and `--update` that can; says who cannot, and why."""
+    update, names = options["update"], []
+    for name in options["only"]:
+        if (name in ON_CUDA and problem.device == "cpu") or (problem.kernel == "step" and _other_update(name, update)):
+            continue
+        reason = why_not(name, problem)
+        if reason is None:
+            names.append(name)
+        elif reason.startswith(("is not", "cannot")):
+            print(f"left out: {name} {reason}")
+    return names
+
+
+def _other_update(name: str, update: str) -> bool:
+    return name.startswith(OURS) and update == ("inplace" if name == DEFERRED else "deferred")
+
+
+def _rows(problem: Problem, names: list[str], repeats: int, machine: Machine, threads: int) -> list[Row]:
+    limit = 0.9 * available_megabytes() if problem.device == "cpu" else math.inf
+    peaks = {name: peak_extra_megabytes(name, problem, threads, limit) for name in names}
+    fitting = [name for name in names if peaks[name] is not None]
+    torch.compiler.reset()  # it gives up on a function that it has compiled for eight shapes
+    off = errors(problem, fitting)
+    times = interleaved({name: make(name, problem) for name in fitting}, problem, repeats)
+    pairs = weighted_pairs(problem)
+    base = next((times[name].ms for name in fitting if name.startswith(OURS)), None)
+    rows = []
+    for name in names:
+        work = work_of(problem, rewrites_bank(name, problem), pairs)
+        bound = bound_of(work, machine, problem, name)
+        row = _row(name, problem, threads) | _numbers(times.get(name), work, bound)
+        row |= {"peak_mb": peaks[name], "error": off.get(name), "pairs": pairs, "machine": asdict(machine)}
+        print(line(row, base), flush=True)
+        rows.append(row)
+    return rows
+
+
+def _row(name: str, problem: Problem, threads: int) -> Row:
+    ranks = problem.kernel in ("loss", "step")
+    return {
+        "implementation": name,
+        "kernel": problem.kernel,
+        "loss": problem.loss if ranks else None,
+        "drift": problem.drift if problem.kernel == "step" else None,
+        "device": problem.device,
+        "dtype": str(problem.dtype).removeprefix("torch."),
+        "batch": problem.batch,
+        "memory": problem.memory,
+        "dim": problem.dim,
+        "classes": problem.classes,
+        "threads": threads,
+        "torch": torch.__version__,
+        "cpu_isa": build_info()["cpu_isa"],
+    }
+
+
+def _numbers(timing: Timing | None, work: Work, bound: Bound) -> Row:
+    rates = {"gflops": work.flop, "gbs": work.bytes}
+    if timing is None:
+        measured = dict.fromkeys(("ms", "ms_low", "ms_high", *rates, "roofline"))
+    else:
+        measured = asdict(timing) | {name: 1e-6 * amount / timing.ms for name, amount in rates.items()}
+        measured["roofline"] = 100 * bound.ms / timing.ms
+    return cast(Row, measured) | {"bound": bound.name, "bound_ms": bound.ms}

@@ -1,0 +1,229 @@
+"""Who takes part in a comparison. A name and a problem give a call: of a batch `x [B, D]` and `labels [B]`.
+
+kernel      returns
+moments     mean [D], std [D] of the batch
+transform   bank [M, D], moved to given moments
+enqueue     bank [M, D], bank_labels [M], with the batch stored
+loss        loss [], dLoss/dx [B, D] of the batch against the bank
+step        the same of a training step: moments, transform, loss, enqueue
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from .. import ops, reference
+from ..backend import Backend, backend
+from ..memory import CrossBatchMemory
+from .chunked import can_be_chunked
+from .comparisons import COMPARISONS, OURS, THEIRS, theirs_installed
+from .problem import Problem
+from .torch_memory import (
+    EMA_MOMENTUM,
+    EPS,
+    MEASUREMENT_NOISE,
+    PROCESS_NOISE,
+    Chunked,
+    Compiled,
+    Eager,
+    TorchMemory,
+)
+
+Call = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+
+DEFERRED = f"{OURS} deferred"
+TF32 = " tf32"
+BASELINES: dict[str, type[TorchMemory]] = {
+    "eager-tuned": TorchMemory,
+    "compile": Compiled,
+    "chunked": Chunked,
+    "eager": Eager,
+}
+ON_CUDA = [f"{OURS} simt", f"{OURS} composite", f"{OURS} composite{TF32}", *(name + TF32 for name in BASELINES)]
+NAMES = [OURS, DEFERRED, *BASELINES, THEIRS, *ON_CUDA]
+
+
+def make(name: str, problem: Problem) -> Call:
+    """The call of one implementation, with a memory of its own.
+
+    On CUDA, a name that ends in " tf32" lets library products round to TF32, any other does not.
+    """
+    plain = name.removesuffix(TF32)
+    if plain == THEIRS:
+        call = _theirs(problem)
+    elif plain in BASELINES:
+        call = _of_torch(BASELINES[plain], problem)
+    else:
+        call = _ours_in_step(plain, problem) if problem.kernel == "step" else _ours(problem)
+    return call if problem.device == "cpu" else partial(_on_cuda, name, call)
+
+
+def why_not(name: str, problem: Problem) -> str | None:
+    """Why an implementation takes no part in a comparison; None if it does."""
+    ranks = problem.kernel in ("loss", "step")
+    if name in ON_CUDA and problem.device == "cpu":
+        return "for CUDA"
+    if name in ON_CUDA and not ranks:
+        return "has no product"
+    if name == DEFERRED and problem.kernel != "step":
+        return "is a way to take a step"
+    if name == DEFERRED and problem.drift == "none":
+        return "there is no drift to follow"
+    if name == OURS and problem.kernel == "step" and problem.drift != "none" and problem.dtype.itemsize == 2:
+        return "a 16-bit bank is deferred"
+    if name.endswith("simt") and (
+        problem.dtype != torch.float32 or problem.dim > 1024 or problem.loss == "triplet_all"
+    ):
+        return "takes float32, D <= 1024 and not all triplets"
+    if name.removesuffix(TF32) == "chunked" and not ranks:
+        return "has no chunks"
+    if name.removesuffix(TF32) == "chunked" and not can_be_chunked(problem.pair_loss):
+        return f"cannot go through {problem.loss} in chunks"
+    if name == "compile" and problem.kernel == "enqueue":
+        return "has nothing to fuse"
+    if name == THEIRS and not ranks:
+        return "has no such part"
+    if name == THEIRS and problem.dtype.itemsize == 2:
+        return "has no 16-bit bank"
+    if name == THEIRS and not theirs_installed():
+        return "is not installed"
+    return None
+
+
+def rewrites_bank(name: str, problem: Problem) -> bool:
+    """Whether a call writes the whole bank."""
+    moves = problem.kernel == "step" and problem.drift != "none" and name not in (DEFERRED, THEIRS)
+    return moves or problem.kernel == "transform"
+
+
+def filled(problem: Problem, dtype: torch.dtype | None = None) -> reference.Memory:
+    """The state before the first step, on the problem's device, the bank in its dtype or another. For "transform", the
+    map that moves the bank to the target is pending."""
+    memory = reference.Memory.empty(problem.memory, problem.dim, dtype or problem.dtype)
+    for name, t in vars(memory).items():
+        setattr(memory, name, t.to(problem.device))
+    bank, bank_labels = problem.bank()
+    memory.bank.copy_(bank)
+    memory.bank_labels.copy_(bank_labels)
+    memory.count.fill_(problem.memory)
+    memory.sums.copy_(reference.sums_of(memory.bank))
+    mean, std = problem.target()
+    memory.target_mean.copy_(mean)
+    memory.target_std.copy_(std)
+    memory.variance.zero_()
+    if problem.kernel == "transform":
+        moments = reference.bank_moments(memory.sums, memory.count)
+        scale, shift = reference.match_moments(*moments, memory.target_mean, memory.target_std, EPS)
+        memory.scale.copy_(scale)
+        memory.shift.copy_(shift)
+    return memory
+
+
+def _ours(problem: Problem) -> Call:
+    m = filled(problem)
+
+    def moments(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        return ops.moments(x)[:2]
+
+    def transform(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        ops.transform_(m.bank, m.sums, m.scale, m.shift, m.count)  # from the second time on by 1 and 0
+        return (m.bank,)
+
+    def enqueue(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        ops.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, x, labels, None, m.scale, m.shift)
+        return m.bank, m.bank_labels
+
+    def loss(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        z = x.detach().requires_grad_()
+        value = ops.memory_loss(z, labels, m.bank, m.bank_labels, problem.pair_loss, count=m.count)
+        return value.detach(), *torch.autograd.grad(value, z)
+
+    return {"moments": moments, "transform": transform, "enqueue": enqueue, "loss": loss}[problem.kernel]
+
+
+def _ours_in_step(name: str, problem: Problem) -> Call:
+    criterion = CrossBatchMemory(
+        problem.pair_loss,
+        problem.dim,
+        problem.memory,
+        drift=problem.drift,
+        process_noise=PROCESS_NOISE,
+        measurement_noise=MEASUREMENT_NOISE,
+        ema_momentum=EMA_MOMENTUM,
+        update="deferred" if name == DEFERRED else None,
+        bank_dtype=problem.dtype,
+    ).to(problem.device)
+    rows, labels = problem.embeddings(problem.memory, seed=1)
+    criterion.fill_from([(rows, labels)])
+    mean, std = problem.target()
+    criterion.target_mean.copy_(mean)
+    criterion.target_std.copy_(std)
+
+    def step(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        z = x.detach().requires_grad_()
+        loss = criterion(z, labels)
+        return loss.detach(), *torch.autograd.grad(loss, z)
+
+    return step
+
+
+def _of_torch(kind: type[TorchMemory], problem: Problem) -> Call:
+    memory = kind(*problem.bank(), problem.pair_loss, problem.drift, problem.target())
+
+    def transform(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        memory.transform()
+        return (memory.bank,)
+
+    def enqueue(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        memory.enqueue(x, labels)
+        return memory.bank, memory.labels
+
+    calls: dict[str, Call] = {
+        "moments": lambda x, labels: memory.moments(x),
+        "transform": transform,
+        "enqueue": enqueue,
+        "loss": memory.rank,
+        "step": memory.step,
+    }
+    return calls[problem.kernel]
+
+
+def _theirs(problem: Problem) -> Call:
+    """A step of pytorch-metric-learning's memory moves nothing and measures nothing: it stores the batch and then ranks
+    it, against the memory alone."""
+    comparison = COMPARISONS[problem.loss]
+    bank, bank_labels = problem.bank()
+    loss, miner = comparison.their_parts()
+    kind = import_module("pytorch_metric_learning.losses").CrossBatchMemory
+    criterion = kind(loss, embedding_size=problem.dim, memory_size=problem.memory, miner=miner)
+    criterion.embedding_memory, criterion.label_memory, criterion.has_been_filled = bank, bank_labels, True
+    against_bank = comparison.theirs()
+
+    def value(z: Tensor, labels: Tensor) -> Tensor:
+        if problem.kernel == "loss":
+            return against_bank(z, labels, bank, bank_labels)
+        return criterion(z, labels) / comparison.divisor(len(z))  # type: ignore[no-any-return]
+
+    def call(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        z = x.detach().requires_grad_()
+        loss = value(z, labels)
+        return loss.detach(), *torch.autograd.grad(loss, z)
+
+    return call
+
+
+def _on_cuda(name: str, call: Call, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    words = name.removeprefix(OURS).split()
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = "tf32" in words
+    with ExitStack() as stack:
+        stack.callback(setattr, torch.backends.cuda.matmul, "allow_tf32", before)
+        ways: list[Backend] = ["simt", "composite"]
+        stack.enter_context(backend(next((way for way in ways if way in words), "auto")))
+        return call(x, labels)
