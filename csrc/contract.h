@@ -190,22 +190,33 @@ inline void check_enqueue(const Tensor& bank, const Tensor& bank_labels, const T
 inline void check_memory_loss(const Tensor& z, const Tensor& labels, const Tensor& bank, const Tensor& bank_labels,
                               const OptionalTensor& count, const OptionalTensor& scale, const OptionalTensor& shift,
                               const OptionalTensor& bank_ids, const OptionalTensor& exclude,
-                              const OptionalTensor& anchors, double eps) {
-  const Contract c("memory_loss", z);
+                              const OptionalTensor& anchors, double eps, const char* op = "memory_loss") {
+  const Contract c(op, z);
   c.matrix("z", z, "[B, D]", {-1, -1});
   const int64_t B = z.size(0), D = z.size(1);
   c.labels("labels", labels, "[B]", B);
   c.bank("bank", bank, D);
   c.labels("bank_labels", bank_labels, "[M]", bank.size(0));
   if (count) c.counter("count", *count);
-  check(scale.has_value() == shift.has_value(), "memory_loss: scale and shift go together");
+  check(scale.has_value() == shift.has_value(), op, ": scale and shift go together");
   if (scale) c.statistic("scale", *scale, "[D]", {D});
   if (shift) c.statistic("shift", *shift, "[D]", {D});
-  check(exclude.has_value() || !bank_ids, "memory_loss: bank_ids are for exclude, which is missing");
+  check(exclude.has_value() || !bank_ids, op, ": bank_ids are for exclude, which is missing");
   if (bank_ids) c.labels("bank_ids", *bank_ids, "[M]", bank.size(0));
   if (exclude) c.labels("exclude", *exclude, "[B]", B);
   c.rows_mask("anchors", anchors, B);
-  check_eps("memory_loss", eps);
+  check_eps(op, eps);
+}
+
+inline void check_transform_memory_loss(const Tensor& bank, const Tensor& sums, const Tensor& scale,
+                                        const Tensor& shift, const Tensor& count, const Tensor& z, const Tensor& labels,
+                                        const Tensor& bank_labels, const OptionalTensor& ranked,
+                                        const OptionalTensor& bank_ids, const OptionalTensor& exclude,
+                                        const OptionalTensor& anchors, double eps) {
+  constexpr const char* op = "transform_memory_loss_";
+  check_transform(bank, sums, scale, shift, count, op);
+  check_memory_loss(z, labels, bank, bank_labels, std::nullopt, scale, shift, bank_ids, exclude, anchors, eps, op);
+  if (ranked) Contract(op, bank).counter("ranked", *ranked);
 }
 
 inline void check_peak_fma(int64_t threads, int64_t rounds) {

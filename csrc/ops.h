@@ -83,6 +83,52 @@ struct Measurement {
   Tensor mean, std, rows;
 };
 
+// A batch to be ranked against a bank, its operands dense, and room for the results.
+struct Ranking {
+  Ranking(const Tensor& batch, const Tensor& batch_labels, const Tensor& bank_labels, const OptionalTensor& bank_ids,
+          const OptionalTensor& excluded, const OptionalTensor& ranking, bool need_grad)
+      : z(as_dense(batch)),
+        labels(as_dense(batch_labels)),
+        rows_labels(as_dense(bank_labels)),
+        rows_ids(bank_ids),
+        exclude(excluded),
+        anchors(ranking),
+        value(torch::stable::new_empty(z, {})),
+        grad_z(torch::stable::new_empty(z, {need_grad ? z.size(0) : 0, z.size(1)})),
+        pairs(torch::stable::new_empty(z, {2}, ScalarType::Double)),
+        need_grad(need_grad) {}
+
+  template <typename T, typename S>
+  MemoryLossParams<T, S> params(const Tensor& bank, const OptionalTensor& count, const OptionalTensor& scale,
+                                const OptionalTensor& shift, bool renormalize, double eps) const {
+    MemoryLossParams<T, S> p;
+    p.z = z.const_data_ptr<T>();
+    p.labels = labels.const_data_ptr<int64_t>();
+    p.bank = static_cast<const S*>(bank.const_data_ptr());
+    p.bank_labels = rows_labels.const_data_ptr<int64_t>();
+    p.count = count ? count->const_data_ptr<int64_t>() : nullptr;
+    p.B = z.size(0);
+    p.M = bank.size(0);
+    p.D = z.size(1);
+    p.scale = scale ? scale->const_data_ptr<double>() : nullptr;
+    p.shift = shift ? shift->const_data_ptr<double>() : nullptr;
+    p.bank_ids = rows_ids.data<int64_t>();
+    p.exclude = exclude.data<int64_t>();
+    p.anchors = anchors.data<bool>();
+    p.renormalize = renormalize;
+    p.eps = eps;
+    p.loss = value.mutable_data_ptr<T>();
+    p.grad_z = need_grad ? grad_z.mutable_data_ptr<T>() : nullptr;
+    p.pairs = pairs.mutable_data_ptr<double>();
+    return p;
+  }
+
+  Tensor z, labels, rows_labels;
+  Dense rows_ids, exclude, anchors;
+  Tensor value, grad_z, pairs;
+  bool need_grad;
+};
+
 template <typename Device>
 struct Ops {
   static std::tuple<Tensor, Tensor, Tensor> moments(const Tensor& x, const OptionalTensor& mask) {
@@ -126,9 +172,7 @@ struct Ops {
     device.check_counter("count", count, bank.size(0));
     dispatch_bank(bank, [&](auto type) {
       using S = typename decltype(type)::type;
-      device.transform(TransformParams<S>{data_of<S>(bank), sums.mutable_data_ptr<double>(),
-                                          scale.mutable_data_ptr<double>(), shift.mutable_data_ptr<double>(),
-                                          count.const_data_ptr<int64_t>(), bank.size(0), bank.size(1)});
+      device.transform(transform_params<S>(bank, sums, scale, shift, count));
     });
   }
 
@@ -197,53 +241,69 @@ struct Ops {
                                                         double eps, bool need_grad) {
     check_memory_loss(z, labels, bank, bank_labels, count, scale, shift, bank_ids, exclude, anchors, eps);
     const LossSpec spec = parse_loss(loss, parameters);
-    const int64_t B = z.size(0), D = z.size(1);
-    const Tensor dense_z = as_dense(z), dense_labels = as_dense(labels), dense_bank_labels = as_dense(bank_labels);
-    const Device device("memory_loss", dense_z);
+    const Ranking r(z, labels, bank_labels, bank_ids, exclude, anchors, need_grad);
+    const Device device("memory_loss", r.z);
     if (count) device.check_counter("count", *count, bank.size(0));
-    const Dense dense_bank_ids(bank_ids), dense_exclude(exclude), dense_anchors(anchors);
-    const Tensor value = torch::stable::new_empty(dense_z, {});
-    const Tensor grad_z = torch::stable::new_empty(dense_z, {need_grad ? B : 0, D});
-    const Tensor pairs = torch::stable::new_empty(dense_z, {2}, ScalarType::Double);
     dispatch(z, [&](auto z_type) {
-      using T = typename decltype(z_type)::type;
       dispatch_bank(bank, [&](auto bank_type) {
+        using T = typename decltype(z_type)::type;
         using S = typename decltype(bank_type)::type;
-        MemoryLossParams<T, S> p;
-        p.z = dense_z.const_data_ptr<T>();
-        p.labels = dense_labels.const_data_ptr<int64_t>();
-        p.bank = static_cast<const S*>(bank.const_data_ptr());
-        p.bank_labels = dense_bank_labels.const_data_ptr<int64_t>();
-        p.count = count ? count->const_data_ptr<int64_t>() : nullptr;
-        p.B = B;
-        p.M = bank.size(0);
-        p.D = D;
-        p.scale = scale ? scale->const_data_ptr<double>() : nullptr;
-        p.shift = shift ? shift->const_data_ptr<double>() : nullptr;
-        p.bank_ids = dense_bank_ids.data<int64_t>();
-        p.exclude = dense_exclude.data<int64_t>();
-        p.anchors = dense_anchors.data<bool>();
-        p.renormalize = renormalize;
-        p.eps = eps;
-        p.loss = value.mutable_data_ptr<T>();
-        p.grad_z = need_grad ? grad_z.mutable_data_ptr<T>() : nullptr;
-        p.pairs = pairs.mutable_data_ptr<double>();
-        device.memory_loss(p, spec, dense_z);
+        device.memory_loss(r.params<T, S>(bank, count, scale, shift, renormalize, eps), spec, r.z);
       });
     });
-    return {value, grad_z, pairs};
+    return {r.value, r.grad_z, r.pairs};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> transform_memory_loss(
+      Tensor bank, Tensor sums, Tensor scale, Tensor shift, const Tensor& count, const Tensor& z, const Tensor& labels,
+      const Tensor& bank_labels, const OptionalTensor& ranked, const OptionalTensor& bank_ids,
+      const OptionalTensor& exclude, const OptionalTensor& anchors, const std::string& loss,
+      const std::vector<double>& parameters, bool renormalize, double eps, bool need_grad) {
+    constexpr const char* op = "transform_memory_loss_";
+    check_transform_memory_loss(bank, sums, scale, shift, count, z, labels, bank_labels, ranked, bank_ids, exclude,
+                                anchors, eps);
+    const LossSpec spec = parse_loss(loss, parameters);
+    const Ranking r(z, labels, bank_labels, bank_ids, exclude, anchors, need_grad);
+    check(!overlap(r.z, bank), op, ": z must not share memory with bank");
+    const Device device(op, r.z);
+    device.check_counter("count", count, bank.size(0));
+    if (ranked) device.check_counter("ranked", *ranked, bank.size(0));
+    dispatch(z, [&](auto z_type) {
+      dispatch_bank(bank, [&](auto bank_type) {
+        using T = typename decltype(z_type)::type;
+        using S = typename decltype(bank_type)::type;
+        device.transform_memory_loss(
+            transform_params<S>(bank, sums, scale, shift, count),
+            r.params<T, S>(bank, ranked ? ranked : OptionalTensor(count), scale, shift, renormalize, eps), spec, r.z);
+      });
+    });
+    return {r.value, r.grad_z, r.pairs};
+  }
+
+ private:
+  template <typename S>
+  static TransformParams<S> transform_params(const Tensor& bank, const Tensor& sums, const Tensor& scale,
+                                             const Tensor& shift, const Tensor& count) {
+    return {data_of<S>(bank),
+            sums.mutable_data_ptr<double>(),
+            scale.mutable_data_ptr<double>(),
+            shift.mutable_data_ptr<double>(),
+            count.const_data_ptr<int64_t>(),
+            bank.size(0),
+            bank.size(1)};
   }
 };
 
 // The body of a STABLE_TORCH_LIBRARY_IMPL(xbn_ext, …, m).
-#define XBN_REGISTER_OPS(m, Device)                                    \
-  do {                                                                 \
-    m.impl("moments", TORCH_BOX(&xbn::Ops<Device>::moments));          \
-    m.impl("track_", TORCH_BOX(&xbn::Ops<Device>::track));             \
-    m.impl("transform_", TORCH_BOX(&xbn::Ops<Device>::transform));     \
-    m.impl("standardize_", TORCH_BOX(&xbn::Ops<Device>::standardize)); \
-    m.impl("enqueue_", TORCH_BOX(&xbn::Ops<Device>::enqueue));         \
-    m.impl("memory_loss", TORCH_BOX(&xbn::Ops<Device>::memory_loss));  \
+#define XBN_REGISTER_OPS(m, Device)                                                        \
+  do {                                                                                     \
+    m.impl("moments", TORCH_BOX(&xbn::Ops<Device>::moments));                              \
+    m.impl("track_", TORCH_BOX(&xbn::Ops<Device>::track));                                 \
+    m.impl("transform_", TORCH_BOX(&xbn::Ops<Device>::transform));                         \
+    m.impl("standardize_", TORCH_BOX(&xbn::Ops<Device>::standardize));                     \
+    m.impl("enqueue_", TORCH_BOX(&xbn::Ops<Device>::enqueue));                             \
+    m.impl("memory_loss", TORCH_BOX(&xbn::Ops<Device>::memory_loss));                      \
+    m.impl("transform_memory_loss_", TORCH_BOX(&xbn::Ops<Device>::transform_memory_loss)); \
   } while (false)
 
 }  // namespace xbn

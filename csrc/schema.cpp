@@ -7,6 +7,7 @@
 //   standardize_ rewrite the bank in standardised coordinates, if it has left them; the pending map compensates
 //   enqueue_     rows of z, their labels, ids and the step enter the ring -> slots [B], -1 where a row was not stored
 //   memory_loss  z against the bank -> loss [], dLoss/dz [B, D] ([0, D] unless need_grad), pairs [2] per anchor
+//   transform_memory_loss_   the two in turn or, where that is free of races, in one sweep
 //
 // A bank row u stands for scale * u + shift. Statistics are float64, counters int64 scalars, all on the device
 // of the bank. xbn_ext/ops.py documents the arguments; xbn_ext/reference.py says what they compute.
@@ -34,6 +35,11 @@ STABLE_TORCH_LIBRARY(XBN_LIBRARY, m) {
       "memory_loss(Tensor z, Tensor labels, Tensor bank, Tensor bank_labels, Tensor? count, Tensor? scale, "
       "Tensor? shift, Tensor? bank_ids, Tensor? exclude, Tensor? anchors, str loss, float[] parameters, "
       "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_z, Tensor pairs)");
+  m.def(
+      "transform_memory_loss_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count, "
+      "Tensor z, Tensor labels, Tensor bank_labels, Tensor? ranked, Tensor? bank_ids, Tensor? exclude, "
+      "Tensor? anchors, str loss, float[] parameters, bool renormalize, float eps, bool need_grad) -> "
+      "(Tensor loss, Tensor grad_z, Tensor pairs)");
   m.def("cpu_isa() -> str");
   m.def("cuda_architectures() -> str");        // that the build has kernels for; "" without nvcc
   m.def("set_cuda_backend(str name) -> str");  // auto, simt or composite; returns what was set before

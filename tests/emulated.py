@@ -71,8 +71,8 @@ def standardize_(bank, sums, scale, shift, count, eps=1e-6):
 
 class _MemoryLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, args):
-        value, grad_z, pairs = _ops.memory_loss(z, *args, ctx.needs_input_grad[0])
+    def forward(ctx, z, op):
+        value, grad_z, pairs = op(z, ctx.needs_input_grad[0])
         ctx.save_for_backward(grad_z)
         ctx.mark_non_differentiable(pairs)
         return value, pairs
@@ -95,4 +95,16 @@ def memory_loss_and_pairs(
         labels, bank.detach(), bank_labels, count, scale, shift, bank_ids, exclude, anchors, loss.kind, loss.parameters,
         renormalize, eps,
     )  # fmt: skip
-    return _MemoryLoss.apply(z, args)
+    return _MemoryLoss.apply(z, lambda z, need_grad: _ops.memory_loss(z, *args, need_grad))
+
+
+def transform_memory_loss_(
+    bank, sums, scale, shift, count, z, labels, bank_labels, loss, *, ranked=None, bank_ids=None, exclude=None,
+    anchors=None, renormalize=True, eps=1e-6,
+):  # fmt: skip
+    loss, z = fold_temperature(loss, z)
+    moved = (bank, sums, scale, shift, count)
+    args = (
+        labels, bank_labels, ranked, bank_ids, exclude, anchors, loss.kind, loss.parameters, renormalize, eps,
+    )  # fmt: skip
+    return _MemoryLoss.apply(z, lambda z, need_grad: _ops.transform_memory_loss_(*moved, z, *args, need_grad))

@@ -84,6 +84,16 @@ def enqueue_arguments(**changes):
     return arguments | changes
 
 
+def transform_loss_arguments(**changes):
+    options = loss_arguments(z=torch.randn(B, D))
+    for name in ("bank", "count", "scale", "shift"):
+        del options[name]
+    m = transform_arguments(bank=torch.randn(M, D))
+    z, labels, bank_labels = (options.pop(name) for name in ("z", "labels", "bank_labels"))
+    arguments = m | {"z": z, "labels": labels, "bank_labels": bank_labels, "ranked": torch.tensor(8)} | options
+    return arguments | changes
+
+
 def moments_arguments(**changes):
     return {"x": torch.randn(B, D), "mask": torch.ones(B, dtype=torch.bool)} | changes
 
@@ -95,6 +105,7 @@ ARGUMENTS = {
     "standardize_": standardize_arguments,
     "enqueue_": enqueue_arguments,
     "memory_loss": loss_arguments,
+    "transform_memory_loss_": transform_loss_arguments,
 }
 
 
@@ -107,6 +118,11 @@ def test_opcheck(op):
         torch.library.opcheck(overload, tuple(loss_arguments(**optional).values()))
         no_grad = loss_arguments(z=torch.randn(B, D), need_grad=False)
         torch.library.opcheck(overload, tuple(no_grad.values()))
+    if op == "transform_memory_loss_":
+        bare = {"ranked": None, "bank_ids": None, "exclude": None, "anchors": None}
+        torch.library.opcheck(overload, tuple(transform_loss_arguments(**bare).values()))
+        z = torch.randn(B, D, requires_grad=True)
+        torch.library.opcheck(torch.ops.xbn_ext._with_gradient.default, (torch.tensor(1.0), z, torch.randn(B, D)))
     if op == "enqueue_":
         bare = {"bank_ids": None, "ids": None, "bank_steps": None, "step": None}
         torch.library.opcheck(overload, tuple(enqueue_arguments(**bare).values()))
@@ -177,6 +193,14 @@ BAD = [
     ("memory_loss", {"loss": "multi_similarity", "parameters": [2.0, 0.0, 0.5, 0.1]}, "alpha and beta must be within"),
     ("memory_loss", {"loss": "circle", "parameters": [0.4, 0.0]}, "gamma must be within"),
     ("memory_loss", {"eps": -1.0}, "eps must be positive"),
+    ("transform_memory_loss_", {"sums": torch.zeros(2, D)}, "sums must be float64"),
+    ("transform_memory_loss_", {"count": torch.tensor(M + 1)}, r"count must be within \[0, 11\]"),
+    ("transform_memory_loss_", {"ranked": torch.tensor(-1)}, r"ranked must be within \[0, 11\]"),
+    ("transform_memory_loss_", {"ranked": torch.tensor(1.0)}, "ranked must be int64"),
+    ("transform_memory_loss_", {"z": torch.randn(B, D + 1)}, r"bank must be \[M, D\]"),
+    ("transform_memory_loss_", {"bank_labels": torch.arange(M + 1)}, r"bank_labels must be \[M\]"),
+    ("transform_memory_loss_", {"exclude": None}, "bank_ids are for exclude"),
+    ("transform_memory_loss_", {"eps": 0.0}, "eps must be positive"),
 ]
 
 

@@ -215,10 +215,15 @@ class CrossBatchMemory(nn.Module):
             self.target_mean, self.target_std, self.variance, self.scale, self.shift, z, mask,
             self.sums, self.count, *self.filter, eps=self.eps, gaps=self.gaps,
         )  # fmt: skip
-        if self.update == "inplace":
+        if self.update == "inplace" and not self._moves_while_ranking():
             ops.transform_(self.bank, self.sums, self.scale, self.shift, self.count)
-        else:
+        elif self.update == "deferred":
             ops.standardize_(self.bank, self.sums, self.scale, self.shift, self.count, self.eps)
+
+    def _moves_while_ranking(self) -> bool:
+        """Whether the memory loss finds a map that it is to write into the bank."""
+        moves = self.training and self.filter is not None and self.update == "inplace"
+        return moves and self.enqueue == "after" and self.memory_weight != 0
 
     def _store(self, z: Tensor, labels: Tensor, mask: Tensor | None, ids: Tensor | None = None) -> Tensor:
         return ops.enqueue_(
@@ -252,22 +257,22 @@ class CrossBatchMemory(nn.Module):
                 z, labels, self.loss, ids=ids, anchors=anchors, renormalize=self.renormalize, eps=self.eps
             )
         if self.memory_weight != 0:
-            memory_value, pairs = ops.memory_loss_and_pairs(
-                z,
-                labels,
-                self.bank,
-                self.bank_labels,
-                self.loss,
-                # No rows are visible while warming up: decided on the device, so nothing waits.
-                count=torch.where(self.step < self.warmup_steps, 0, self.count) if self.warmup_steps else self.count,
-                scale=self.scale,
-                shift=self.shift,
-                bank_ids=None if ids is None else self.bank_ids,
-                exclude=exclude,
-                anchors=anchors,
-                renormalize=self.renormalize,
-                eps=self.eps,
-            )
+            # No rows are visible while warming up: decided on the device, so nothing waits.
+            ranked = torch.where(self.step < self.warmup_steps, 0, self.count) if self.warmup_steps else self.count
+            options: dict[str, Any] = {
+                "bank_ids": None if ids is None else self.bank_ids, "exclude": exclude, "anchors": anchors,
+                "renormalize": self.renormalize, "eps": self.eps,
+            }  # fmt: skip
+            if self._moves_while_ranking():
+                memory_value, pairs = ops.transform_memory_loss_(
+                    self.bank, self.sums, self.scale, self.shift, self.count, z, labels, self.bank_labels, self.loss,
+                    ranked=ranked, **options,
+                )  # fmt: skip
+            else:
+                memory_value, pairs = ops.memory_loss_and_pairs(
+                    z, labels, self.bank, self.bank_labels, self.loss, count=ranked, scale=self.scale, shift=self.shift,
+                    **options,
+                )  # fmt: skip
             value = value + self.memory_weight * memory_value
             if self.training:
                 self.pairs.copy_(pairs)

@@ -219,9 +219,7 @@ def memory_loss_and_pairs(
     """`memory_loss`, and `pairs [2]` (float64): how many positives and negatives of an anchor have a weight, on average
     over the anchors. A pair has none that is within its margin, not mined, or in no triplet that costs something."""
     loss, z = fold_temperature(loss, z)
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(z).tangent is not None:
-        raise RuntimeError("xbn_ext.memory_loss has no forward-mode derivative")
-    need_grad = torch.is_grad_enabled() and z.requires_grad
+    need_grad = _needs_grad(z)
     value, _, pairs = _ops.memory_loss(
         z, labels, bank.detach(), bank_labels, count, _f64(scale), _f64(shift), bank_ids, exclude, anchors,
         loss.kind, loss.parameters, renormalize, eps, need_grad,
@@ -229,12 +227,18 @@ def memory_loss_and_pairs(
     return value, pairs
 
 
+def _needs_grad(z: Tensor) -> bool:
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(z).tangent is not None:
+        raise RuntimeError("xbn_ext.memory_loss has no forward-mode derivative")
+    return torch.is_grad_enabled() and z.requires_grad
+
+
 def _f64(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.double()
 
 
 @torch.library.register_fake("xbn_ext::memory_loss")
-def _(z: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _memory_loss_fake(z: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     need_grad = args[-1]
     grad_z = z.new_empty(z.shape if need_grad else (0, z.shape[1]))
     return z.new_empty(()), grad_z, z.new_empty(2, dtype=torch.float64)
@@ -267,10 +271,83 @@ def _memory_loss_backward(ctx: Any, grad_loss: Tensor, *_: Tensor | None) -> tup
     z, grad_z = ctx.saved_tensors
     if grad_z.shape != z.shape:
         raise RuntimeError("xbn_ext.memory_loss was called with need_grad=False and cannot be differentiated")
+    return _scaled_gradient(grad_loss, z, grad_z), *[None] * 14
+
+
+def _scaled_gradient(grad_loss: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
     grad = grad_loss * grad_z
     if torch.is_grad_enabled():  # create_graph=True
         grad = _DifferentiableOnce.apply(grad, z)
-    return grad, *[None] * 14
+    return grad
 
 
 torch.library.register_autograd("xbn_ext::memory_loss", _memory_loss_backward, setup_context=_memory_loss_setup)
+
+
+def transform_memory_loss_(
+    bank: Tensor,
+    sums: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    count: Tensor,
+    z: Tensor,
+    labels: Tensor,
+    bank_labels: Tensor,
+    loss: PairLoss,
+    *,
+    ranked: Tensor | None = None,
+    bank_ids: Tensor | None = None,
+    exclude: Tensor | None = None,
+    anchors: Tensor | None = None,
+    renormalize: bool = True,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """`transform_`, then `memory_loss_and_pairs` of the moved bank. On a CPU one sweep over the bank does both, if the
+    batch has at most 256 rows of the bank's dtype, and no other number of rows is ranked than is moved; but for mined
+    losses and all triplets.
+
+    Args:
+        ranked: int64 scalar, how many of the `count` rows are ranked against; None: all.
+
+    The other arguments are those of the two, `z` must not share memory with `bank`.
+    """
+    loss, z = fold_temperature(loss, z)
+    need_grad = _needs_grad(z)
+    value, grad_z, pairs = _ops.transform_memory_loss_(
+        bank, sums, scale, shift, count, z.detach(), labels, bank_labels, ranked, bank_ids, exclude, anchors,
+        loss.kind, loss.parameters, renormalize, eps, need_grad,
+    )  # fmt: skip
+    return (_ops._with_gradient(value, z, grad_z) if need_grad else value), pairs
+
+
+@torch.library.register_fake("xbn_ext::transform_memory_loss_")
+def _(
+    bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor, z: Tensor, *args: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _memory_loss_fake(z, *args)  # type: ignore[no-any-return]
+
+
+# An op that writes its arguments has no derivative in torch; this one, which writes nothing, has it.
+_library = torch.library.Library("xbn_ext", "FRAGMENT")
+_library.define("_with_gradient(Tensor value, Tensor z, Tensor grad_z) -> Tensor")
+
+
+@torch.library.impl(_library, "_with_gradient", "CompositeExplicitAutograd")
+def _(value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
+    return value.clone()
+
+
+@torch.library.register_fake("xbn_ext::_with_gradient")
+def _(value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
+    return torch.empty_like(value)
+
+
+def _with_gradient_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _with_gradient_backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
+    return None, _scaled_gradient(grad_value, *ctx.saved_tensors), None
+
+
+torch.library.register_autograd("xbn_ext::_with_gradient", _with_gradient_backward, setup_context=_with_gradient_setup)

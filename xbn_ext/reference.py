@@ -16,6 +16,7 @@ from its abstract; the cross-batch memory is that of "Cross-Batch Memory for Emb
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -284,6 +285,26 @@ def memory_loss_and_pairs(
         pair = (exclude[:, None] == -1) | (exclude[:, None] != row_ids)
     s = similarity(z, rows, renormalize, eps)
     return pair_loss(loss, s, positive, pair, anchors), weighted_pairs(loss, s.detach(), positive, pair, anchors)
+
+
+def transform_memory_loss_(
+    bank: Tensor,
+    sums: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    count: Tensor,
+    z: Tensor,
+    labels: Tensor,
+    bank_labels: Tensor,
+    loss: PairLoss,
+    *,
+    ranked: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """`transform_`, then `memory_loss_and_pairs` of the first `ranked` (None: `count`) rows, with its other options."""
+    transform_(bank, sums, scale, shift, count)
+    rows = count if ranked is None else ranked
+    return memory_loss_and_pairs(z, labels, bank, bank_labels, loss, count=rows, **options)
 
 
 def batch_loss(

@@ -59,6 +59,11 @@ class CpuDevice {
   void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Tensor&) const {
     xbn::memory_loss(p, loss, cpu_);
   }
+  template <typename T, typename S>
+  void transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T, S>& p, const LossSpec& loss,
+                             const Tensor&) const {
+    xbn::transform_memory_loss(t, p, loss, cpu_);
+  }
 
  private:
   const char* op_;

@@ -10,7 +10,8 @@
 //   sweep  the bank goes by in tiles that stay in cache. A tile is converted, mapped and normalised once, then
 //          each block of 64 anchors multiplies it (similarities), scores the pairs, and multiplies it again with
 //          the weights (gradient), skipping the rows in which no pair is active. The workspace is slots times
-//          splits times B x D, about 8 MB; nothing of size B x M or M x D exists.
+//          splits times B x D, about 8 MB; nothing of size B x M or M x D exists. A pending map may be written into the
+//          bank by the way: a tile is in cache then.
 //   split  by shape alone (SweepPlan); every split has its own sums, added in order: the same bits on any
 //          number of threads
 #include "loss.h"
@@ -22,7 +23,9 @@
 #include <type_traits>
 #include <vector>
 
+#include "rewrite.h"
 #include "sweep.h"
+#include "transform.h"
 #include "triplets.h"
 
 namespace xbn {
@@ -30,8 +33,11 @@ namespace xbn {
 #define XBN_ISA_SOURCE "loss_kernel.h"
 #include "for_each_isa.h"
 
+namespace {
+
+// rewrite, if it is not null, is done in the first pass; p has no map then.
 template <typename T, typename S>
-void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu) {
+void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu, Rewrite<S>* rewrite) {
   Sweep<T> sweep(p);
   const SweepPlan& plan = sweep.plan;
   const Program program = make_program(loss, p.grad_z != nullptr);
@@ -45,8 +51,8 @@ void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cp
       const Pass& pass = program.pass[k];
       if (round == 0 && pass.slot[1].formula != Formula::weigh) sweep.begin(pass);
       cpu.parallel(plan.groups * plan.splits, [&](int64_t unit) {
-        XBN_CALL_ISA(cpu.isa, sweep_unit(p, sweep, triplets ? &*triplets : nullptr, pass, unit / plan.splits,
-                                         unit % plan.splits));
+        XBN_CALL_ISA(cpu.isa, sweep_unit(p, sweep, triplets ? &*triplets : nullptr, k == 0 ? rewrite : nullptr, pass,
+                                         unit / plan.splits, unit % plan.splits));
       });
       if (triplets && pass.slot[1].formula == Formula::threshold)
         cpu.parallel(sweep.rows(), [&](int64_t i) { triplets->sort(i); });
@@ -94,7 +100,40 @@ void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cp
   });
 }
 
-#define XBN_INSTANTIATE(T, S) template void memory_loss(const MemoryLossParams<T, S>&, const LossSpec&, const Cpu&);
+// Whether a map can be written in the first pass of the loss: that reads every row that has it, and each in one unit
+// only.
+template <typename T, typename S>
+bool can_rewrite(const MemoryLossParams<T, S>& p, const LossSpec& loss, const SweepPlan& plan, int64_t count) {
+  return std::is_same_v<T, S> && plan.groups == 1 && *p.count == count &&
+         make_program(loss).pass[0].slot[0].pairs != Pairs::none;
+}
+
+}  // namespace
+
+template <typename T, typename S>
+void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu) {
+  rank(p, loss, cpu, static_cast<Rewrite<S>*>(nullptr));
+}
+
+template <typename T, typename S>
+void transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T, S>& p, const LossSpec& loss,
+                           const Cpu& cpu) {
+  const SweepPlan plan = SweepPlan::make(p.B, *t.count, p.D, static_cast<int64_t>(sizeof(T)));
+  if (!can_rewrite(p, loss, plan, *t.count)) {
+    transform(t, cpu);
+    return memory_loss(p, loss, cpu);
+  }
+  Rewrite<S> rewrite(t, plan.splits);
+  MemoryLossParams<T, S> moved = p;
+  moved.scale = moved.shift = nullptr;
+  rank(moved, loss, cpu, &rewrite);
+  rewrite.settle(t);
+}
+
+#define XBN_INSTANTIATE(T, S)                                                                                    \
+  template void memory_loss(const MemoryLossParams<T, S>&, const LossSpec&, const Cpu&);                         \
+  template void transform_memory_loss(const TransformParams<S>&, const MemoryLossParams<T, S>&, const LossSpec&, \
+                                      const Cpu&);
 XBN_INSTANTIATE(float, float)
 XBN_INSTANTIATE(float, double)
 XBN_INSTANTIATE(double, float)

@@ -10,4 +10,9 @@ namespace xbn {
 template <typename T, typename S>
 void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu);
 
+// transform(t), then memory_loss(p) of the same bank; in one sweep if it can be.
+template <typename T, typename S>
+void transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T, S>& p, const LossSpec& loss,
+                           const Cpu& cpu);
+
 }  // namespace xbn

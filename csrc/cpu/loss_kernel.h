@@ -3,6 +3,7 @@
 // vectorises.
 
 #include "../pair_formulas.h"
+#include "transform_kernel.h"
 
 template <typename T>
 struct VectorOf {
@@ -410,10 +411,10 @@ void add_gradient(const T* weights, const T* tile, int64_t padded, const std::ve
   for (; d < padded; d += L) gradient_columns<1>(weights, tile + d, padded, list, grad + d);
 }
 
-// The anchors of a group against the bank rows of a split. triplets may be null.
+// The anchors of a group against the bank rows of a split. triplets and rewrite may be null.
 template <typename T, typename S>
-void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* triplets, const Pass& pass,
-                int64_t group, int64_t split) {
+void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* triplets, Rewrite<S>* rewrite,
+                const Pass& pass, int64_t group, int64_t split) {
   const SweepPlan& plan = sweep.plan;
   const int64_t first_block = group * plan.group_blocks;
   const int64_t last_block = std::min(first_block + plan.group_blocks, plan.blocks);
@@ -428,8 +429,13 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* t
   CountsAbove<T> above(triplets != nullptr ? last_block - first_block : 0);
 
   for (int64_t next = split * plan.split_rows; next < end;) {
-    next = tile.choose(sweep, p.bank_labels, p.bank_ids, next, end, positives_only);
+    const int64_t begin = next;
+    next = tile.choose(sweep, p.bank_labels, p.bank_ids, begin, end, positives_only);
     if (tile.rows == 0) continue;
+    if constexpr (std::is_same_v<T, S>)
+      if (rewrite != nullptr)
+        transform_rows(rewrite->bank + begin * p.D, next - begin, p.D, rewrite->scale.data(), rewrite->shift.data(),
+                       rewrite->sums(split), rewrite->sums(split) + p.D);
     load_tile(p, sweep, tile);
     // The rows that come next, if they are those that follow.
     const int64_t ahead = positives_only ? 0 : std::min(plan.tile_rows, sweep.count - next);

@@ -57,20 +57,34 @@ class CudaDevice {
 
   template <typename T, typename S>
   void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Tensor& z) const {
-    constexpr bool kSinglePrecision = std::is_same_v<T, float> && std::is_same_v<S, float>;
-    const bool can_sweep = kSinglePrecision && p.D <= cuda::kSweepMaxDim && !goes_in_rounds(loss);
+    if (!sweeps(p, loss)) return composite(p, loss, z);
+    if constexpr (kSinglePrecision<T, S>) sweep(p, loss);
+  }
+
+  // One after the other: the transform also adds up every value that it writes, so it would not ride for nothing.
+  template <typename T, typename S>
+  void transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T, S>& p, const LossSpec& loss,
+                             const Tensor& z) const {
+    sweeps(p, loss);  // before anything is written
+    transform(t);
+    memory_loss(p, loss, z);
+  }
+
+ private:
+  template <typename T, typename S>
+  static constexpr bool kSinglePrecision = std::is_same_v<T, float> && std::is_same_v<S, float>;
+
+  // Which way the loss goes. Throws if that is impossible.
+  template <typename T, typename S>
+  bool sweeps(const MemoryLossParams<T, S>& p, const LossSpec& loss) const {
+    const bool can_sweep = kSinglePrecision<T, S> && p.D <= cuda::kSweepMaxDim && !goes_in_rounds(loss);
     const LossPath wanted = loss_path();
     check(!goes_in_rounds(loss) || wanted != LossPath::simt, op_, ": backend 'simt' does not have triplet_all");
     check(can_sweep || wanted != LossPath::simt, op_, ": backend 'simt' takes float32 embeddings and bank of at most ",
           cuda::kSweepMaxDim, " dimensions");
-    if constexpr (kSinglePrecision) {
-      if (can_sweep && (wanted == LossPath::simt || (wanted == LossPath::automatic && p.B < kCompositeFrom)))
-        return sweep(p, loss);
-    }
-    composite(p, loss, z);
+    return can_sweep && (wanted == LossPath::simt || (wanted == LossPath::automatic && p.B < kCompositeFrom));
   }
 
- private:
   void sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss) const {
     const bool need_grad = p.grad_z != nullptr;
     const Tensor memory = bytes(cuda::sweep_workspace(p.B, p.M, p.D, loss, need_grad, info_.multiprocessors));

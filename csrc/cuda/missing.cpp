@@ -24,6 +24,8 @@ struct MissingDevice {
   void enqueue(const Params&...) const {}
   template <typename... Params>
   void memory_loss(const Params&...) const {}
+  template <typename... Params>
+  void transform_memory_loss(const Params&...) const {}
 };
 
 std::string architectures() { return ""; }
