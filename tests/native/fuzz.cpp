@@ -97,6 +97,22 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   require(std::memcmp(value, value_again, sizeof(T)) == 0, "loss differs between thread counts", B, M, D);
   if (need_grad && B > 0)
     require(std::memcmp(grad, grad_again, B * D * sizeof(T)) == 0, "gradient differs between thread counts", B, M, D);
+
+  // The same with a map that is written into the bank by the way.
+  const auto bank_as_moved = [&](const xbn::Cpu& cpu) {
+    Exactly<S> moved(M * D);
+    Exactly<double> a(D), b(D);
+    std::copy(bank.data.get(), bank.data.get() + M * D, moved.data.get());
+    for (int64_t d = 0; d < D; ++d) a[d] = 1 + 0.1 * static_cast<double>(d % 3), b[d] = 0.1;
+    p.bank = moved, p.scale = a, p.shift = b;
+    xbn::transform_memory_loss(xbn::TransformParams<S>{moved, sums, a, b, count, M, D}, p, loss, cpu);
+    return moved;
+  };
+  const Exactly<S> moved = bank_as_moved(many);
+  p.loss = value;
+  const Exactly<S> moved_again = bank_as_moved(one);
+  require(std::memcmp(value, value_again, sizeof(T)) == 0, "moved: loss", B, M, D);
+  require(std::memcmp(moved, moved_again, M * D * sizeof(S)) == 0, "moved: bank", B, M, D);
 }
 
 }  // namespace
