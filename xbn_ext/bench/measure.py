@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import multiprocessing
+import random
 import resource
 import signal
 import time
@@ -33,21 +35,26 @@ class Timing:
 
 
 def interleaved(calls: Mapping[str, Call], problem: Problem, repeats: int) -> dict[str, Timing]:
-    """Times the implementations in turn, round after round, so that a busy moment of the machine hits them all. On CUDA
-    a call ends when the device is done."""
+    """Times the implementations in turn, round after round, so that a busy moment of the machine hits them all; every
+    round in another order, so that nobody always pays for the caches that another leaves behind, and garbage collected
+    between rounds only. On CUDA a call ends when the device is done."""
     synchronize = torch.cuda.synchronize if problem.device == "cuda" else lambda: None
     for call in calls.values():  # compile, page in
         for seed in (2, 3):
             call(*problem.embeddings(problem.batch, seed))
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    order = random.Random(0)
+    gc.disable()
     for round in range(repeats):
         x, labels = problem.embeddings(problem.batch, seed=100 + round)
-        for name, call in calls.items():
+        gc.collect()
+        for name in order.sample(list(calls), len(calls)):
             synchronize()
             start = time.perf_counter()
-            call(x, labels)
+            calls[name](x, labels)
             synchronize()
             seconds[name].append(time.perf_counter() - start)
+    gc.enable()
     result = {}
     for name, values in seconds.items():
         low, median, high = (
