@@ -26,7 +26,7 @@ DTYPES = {"f32": torch.float32, "f64": torch.float64}
 
 
 def pytest_addoption(parser):
-    parser.addoption("--every-shape", action="store_true", help="sanitize the CUDA kernels on all shapes: an hour")
+    parser.addoption("--every-shape", action="store_true", help="CUDA kernels under ASan on all shapes")
 
 
 def pytest_generate_tests(metafunc):

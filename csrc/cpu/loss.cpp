@@ -7,11 +7,11 @@
 //          sums_i = sum_j of what a slot's formula says of s_ij,  grad_i = sum_j weight(s_ij) r_j, slots apart, because
 //          their factors are known only at the end:  grad_z_i = sum_slot factor_i grad_i. The bank carries no gradient,
 //          so that is the whole derivative. An anchor with a NaN or an Inf has NaN similarities and a NaN gradient.
-//   sweep  the bank goes by in tiles that stay in cache. A tile is converted, mapped and normalised once, then
-//          each block of 64 anchors multiplies it (similarities), scores the pairs, and multiplies it again with
-//          the weights (gradient), skipping the rows in which no pair is active. The workspace is slots times
-//          splits times B x D, about 8 MB; nothing of size B x M or M x D exists. A pending map may be written into the
-//          bank by the way: a tile is in cache then.
+//   sweep  the bank goes by in tiles that stay in cache, the next one fetched meanwhile. A tile is converted and mapped
+//          once, or used where it lies if there is nothing to do; then each block of 64 anchors multiplies it (similarities,
+//          each times the row's inverse norm), scores the pairs, and multiplies it again with the weights (gradient),
+//          skipping the rows in which no pair is active. The workspace is slots times splits times B x D, about 8 MB;
+//          nothing of size B x M or M x D exists. A pending map may be written into the bank by the way.
 //   split  by shape alone (SweepPlan); every split has its own sums, added in order: the same bits on any
 //          number of threads
 #include "loss.h"

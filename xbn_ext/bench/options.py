@@ -35,6 +35,7 @@ PRESETS: dict[str, list[Options]] = {
         {"batch": 256},
         {"loss": "supcon"},
         {"kernel": "loss"},
+        {"kernel": "loss", "batch": 256},
         {"kernel": "transform"},
     ],
     "sweep": [

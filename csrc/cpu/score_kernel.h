@@ -1,0 +1,196 @@
+// Compiled once per instruction set: see for_each_isa.h. What the pairs of a tile and a block of anchors cost and weigh, a
+// vector of anchors at a time.
+
+// For each lane, of an anchor, -1 if its number is the given one, else 0.
+template <typename T>
+inline Truth<Lanes<T>> lanes_that_are(const int32_t* numbers, int32_t number) {
+  if constexpr (sizeof(T) == sizeof(int32_t)) {
+    return vector_at(numbers) == number;
+  } else {
+    typedef int32_t Narrow __attribute__((vector_size(kVectorBytes / 2), aligned(alignof(int32_t)), may_alias));
+    return __builtin_convertvector(*reinterpret_cast<const Narrow*>(numbers) == number, Truth<Lanes<T>>);
+  }
+}
+
+// Which pairs of a bank row and a vector of anchors a slot takes, and which of them are positives. Most rows are negatives
+// of all anchors: of those, not `mixed`, all of it is known when this is compiled.
+template <typename T, bool mixed>
+struct Mask {
+  Truth<Lanes<T>> on = ~Truth<Lanes<T>>(), positive = Truth<Lanes<T>>();
+};
+
+// Scores a block of anchors against a tile: a slot's sums, and the weights of its pairs.
+template <typename T>
+struct Scorer {
+  static constexpr int L = kLanes<T>;
+
+  const Tile<T>& tile;
+  const Slot& slot;
+  const int32_t* anchor_group;    // [64]
+  const int32_t* excluded_group;  // [64]
+  const T* given;                 // [64]
+  const T* s;                     // [rows][64]
+  T* weight;                      // [rows][64], may be s
+  RowSums* sums;                  // [64]
+  std::vector<int32_t>& list;     // of the rows that have a pair with a weight
+
+  Mask<T, true> mask_of(int64_t j, int64_t first) const {
+    const Truth<Lanes<T>> positive = lanes_that_are<T>(anchor_group + first, tile.group[j]);
+    const Truth<Lanes<T>> excluded = lanes_that_are<T>(excluded_group + first, tile.excluded[j]);
+    const Truth<Lanes<T>> taken = slot.pairs == Pairs::all         ? ~Truth<Lanes<T>>()
+                                  : slot.pairs == Pairs::positives ? positive
+                                                                   : ~positive;
+    return {taken & ~excluded, positive};
+  }
+
+  bool looks_at(int64_t j) const { return tile.mixed[j] || slot.pairs != Pairs::positives; }
+
+  // Calls f(row, mask of the anchors from `first` on) for every row of the tile that the slot looks at.
+  template <typename F>
+  void each_row(int64_t first, const F& f) const {
+    for (int64_t j = 0; j < tile.rows; ++j) {
+      if (tile.mixed[j])
+        f(j, mask_of(j, first));
+      else if (looks_at(j))
+        f(j, Mask<T, false>());
+    }
+  }
+
+  // A vector of anchors goes through all rows, its sums in registers, then the next.
+  template <typename Formula>
+  void add_scores(const Formula& formula) {
+    const Lanes<T> zero = {}, one = zero + T(1);
+    for (int64_t first = 0; first < kAnchorBlock; first += L) {
+      Lanes<T> value = {}, weights = {}, pairs = {};
+      const Lanes<T> given_lanes = vector_at(given + first);
+      each_row(first, [&](int64_t j, const auto& mask) {
+        const int64_t at = j * kAnchorBlock + first;
+        const auto score = lanewise(formula, Lanes<T>(vector_at(s + at)), mask.positive, given_lanes);
+        const Lanes<T> w = mask.on ? score.weight : zero;
+        value += mask.on ? score.value : zero;
+        if (Formula::kSumsWeights) weights += w;
+        pairs += mask.on & score.counts ? one : zero;
+        vector_at(weight + at) = w;
+      });
+      for (int64_t i = 0; i < L; ++i) {
+        sums[first + i].value += static_cast<double>(value[i]);
+        sums[first + i].weight += static_cast<double>(weights[i]);
+        sums[first + i].pairs += static_cast<double>(pairs[i]);
+      }
+    }
+    list_weighted_rows();
+  }
+
+  template <typename Formula, typename V>
+  static Score<V> lanewise(const Formula& formula, V x, Truth<V> positive, V given_lanes) {
+    return formula(x, positive, given_lanes);
+  }
+
+  // One lane after the other: its logarithm is no vector's. Only positives come here.
+  template <typename V>
+  static Score<V> lanewise(const NTXentFormula<T>& formula, V x, Truth<V>, V given_lanes) {
+    Score<V> scores = {};
+    for (int i = 0; i < L; ++i) {
+      const Score<T> score = formula(x[i], true, given_lanes[i]);
+      scores.value[i] = score.value;
+      scores.weight[i] = score.weight;
+      scores.counts[i] = -1;
+    }
+    return scores;
+  }
+
+  // Scales former sums, and a gradient that goes with them, to the largest exponent of this tile. grad may be null.
+  template <typename Formula>
+  void add_exponents(const Formula& formula, T* grad, int64_t padded) {
+    const Lanes<T> zero = {}, one = zero + T(1);
+    for (int64_t first = 0; first < kAnchorBlock; first += L) {
+      const Lanes<T> given_lanes = vector_at(given + first);
+      Lanes<T> top, value = {}, pairs = {};
+      for (int64_t i = 0; i < L; ++i) top[i] = static_cast<T>(sums[first + i].shift);
+      each_row(first, [&](int64_t j, const auto& mask) {
+        const auto e = formula(Lanes<T>(vector_at(s + j * kAnchorBlock + first)), mask.positive, given_lanes);
+        top = mask.on & e.counts & (e.x > top) ? e.x : top;
+      });
+      for (int64_t i = 0; i < L; ++i) rescale_sums(first + i, top[i], grad, padded);
+      each_row(first, [&](int64_t j, const auto& mask) {
+        const int64_t at = j * kAnchorBlock + first;
+        const auto e = formula(Lanes<T>(vector_at(s + at)), mask.positive, given_lanes);
+        const Truth<Lanes<T>> counts = mask.on & e.counts;
+        const Lanes<T> term = counts ? exp_of_negative(e.x - top) : zero;
+        value += term;
+        pairs += counts ? one : zero;
+        vector_at(weight + at) = counts ? e.slope * term : zero;
+      });
+      for (int64_t i = 0; i < L; ++i) {
+        sums[first + i].value += static_cast<double>(value[i]);
+        sums[first + i].pairs += static_cast<double>(pairs[i]);
+      }
+    }
+    list_weighted_rows();
+  }
+
+  void rescale_sums(int64_t i, T top, T* grad, int64_t padded) {
+    const T before = static_cast<T>(sums[i].shift);
+    if (!(top > before)) return;
+    const T factor = std::exp(before - top);
+    sums[i].value *= static_cast<double>(factor);
+    sums[i].shift = static_cast<double>(top);
+    if (grad == nullptr) return;
+#pragma omp simd
+    for (int64_t d = 0; d < padded; ++d) grad[i * padded + d] *= factor;
+  }
+
+  void add_extremes() {
+    const Lanes<T> zero = {}, one = zero + T(1);
+    for (int64_t first = 0; first < kAnchorBlock; first += L) {
+      Lanes<T> top, pairs = {};
+      Truth<Lanes<T>> at = ~Truth<Lanes<T>>();  // rows of the tile, -1 for none
+      for (int64_t i = 0; i < L; ++i) top[i] = static_cast<T>(sums[first + i].shift);
+      each_row(first, [&](int64_t j, const auto& mask) {
+        const Lanes<T> similarity = vector_at(s + j * kAnchorBlock + first);
+        const Lanes<T> x = mask.positive ? -similarity : similarity;
+        const Truth<Lanes<T>> farther = mask.on & exceeds(x, top);
+        top = farther ? x : top;
+        at = farther ? Truth<Lanes<T>>() + static_cast<Count<T>>(j) : at;
+        pairs += mask.on ? one : zero;
+      });
+      for (int64_t i = 0; i < L; ++i) {
+        RowSums& sum = sums[first + i];
+        sum.pairs += static_cast<double>(pairs[i]);
+        if (at[i] < 0) continue;
+        sum.shift = static_cast<double>(top[i]);
+        sum.value = static_cast<double>(tile.bank_row[at[i]]);
+      }
+    }
+  }
+
+  void list_weighted_rows() {
+    for (int64_t j = 0; j < tile.rows; ++j) {
+      if (!looks_at(j)) continue;
+      Truth<Lanes<T>> any = {};
+      for (int64_t i = 0; i < kAnchorBlock; i += L) any |= vector_at(weight + j * kAnchorBlock + i) != Lanes<T>();
+      if (any_lane(any)) list.push_back(static_cast<int32_t>(j));
+    }
+  }
+
+  static bool any_lane(Truth<Lanes<T>> truth) {
+    Count<T> any = 0;
+    for (int i = 0; i < L; ++i) any |= truth[i];
+    return any != 0;
+  }
+
+  void add(T* grad, int64_t padded) {
+    const T a = static_cast<T>(slot.a), b = static_cast<T>(slot.b);
+    switch (slot.formula) {
+      case Formula::margin: return add_scores(MarginFormula<T>{a, b});
+      case Formula::similarity: return add_scores(SimilarityFormula<T>{a});
+      case Formula::ntxent: return add_scores(NTXentFormula<T>{a});
+      case Formula::exponent: return add_exponents(ExponentFormula<T>{a, b, slot.mined}, grad, padded);
+      case Formula::circle: return add_exponents(CircleFormula<T>{a, b}, grad, padded);
+      case Formula::extreme: return add_extremes();
+      case Formula::threshold:
+      case Formula::rank:
+      case Formula::weigh: return;  // TripletScorer's
+    }
+  }
+};
