@@ -29,6 +29,10 @@ def pytest_addoption(parser):
     parser.addoption("--every-shape", action="store_true", help="CUDA kernels under ASan on all shapes")
 
 
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.module.__name__ != "test_sanitizers")  # minutes each: beside the others, not after
+
+
 def pytest_generate_tests(metafunc):
     has_dtype = "dtype" in metafunc.fixturenames
     if "implementation" not in metafunc.fixturenames:
