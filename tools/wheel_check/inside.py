@@ -124,6 +124,10 @@ def run_ops(module: ModuleType, device: str) -> dict[str, list[Tensor]]:
     results["standardize_"] = state()
     module.transform_(m.bank, m.sums, m.scale, m.shift, m.count)
     results["transform_"] = state()
+    module.track_(*kalman, x, mask, m.sums, m.count, 0.01, 1.0)
+    moved = (m.bank, m.sums, m.scale, m.shift, m.count)
+    loss, pairs = module.transform_memory_loss_(*moved, z, labels, m.bank_labels, Contrastive())
+    results["transform_memory_loss_"] = state(loss, *torch.autograd.grad(loss, z), pairs)
     return results
 
 
@@ -142,8 +146,8 @@ def check_training(device: str) -> None:
         gradients = torch.autograd.grad(loss, weights, retain_graph=True)
         assert_close(
             f"training on {device}",
-            [loss, *gradients, *criterion.buffers()],
-            [expected, *torch.autograd.grad(expected, weights), *(getattr(m, n) for n, _ in criterion.named_buffers())],
+            [loss, *gradients, *criterion.state_dict().values()],
+            [expected, *torch.autograd.grad(expected, weights), *(getattr(m, name) for name in criterion.state_dict())],
         )
         with torch.no_grad():
             for weight, gradient in zip(weights, gradients, strict=True):
