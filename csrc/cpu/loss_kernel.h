@@ -50,12 +50,22 @@ T load_row(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int64_t j, T*
   return inverse_norm(p, square);
 }
 
-// The same of a row that is used where it lies.
+// The same of a row of whole vectors that is used where it lies. Several sums, so that they do not wait for one another.
 template <typename T>
 T inverse_norm_of(const MemoryLossParams<T, T>& p, const T* r) {
+  constexpr int L = kLanes<T>, kSums = 4;
+  Lanes<T> sum[kSums] = {};
+  const auto add = [&](int c, int64_t d) {
+    const Lanes<T> x = vector_at(r + d);
+    sum[c] += x * x;
+  };
+  int64_t d = 0;
+  for (; d + kSums * L <= p.D; d += kSums * L)
+    for (int c = 0; c < kSums; ++c) add(c, d + c * L);
+  for (; d < p.D; d += L) add(0, d);
+  const Lanes<T> all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
   T square = 0;
-#pragma omp simd reduction(+ : square)
-  for (int64_t d = 0; d < p.D; ++d) square += r[d] * r[d];
+  for (int i = 0; i < L; ++i) square += all[i];
   return inverse_norm(p, square);
 }
 
