@@ -20,7 +20,7 @@ train: build
 test: build
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
-# The CUDA kernels, executed on the CPU, under AddressSanitizer on every shape of the tests. `make test` has fewer.
+# The CUDA kernels, executed on the CPU, under AddressSanitizer on every shape of the tests: 20 minutes. `make test` has fewer.
 sanitize: build
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_sanitizers.py -k "cuda and address" --every-shape $(ARGS)
 
