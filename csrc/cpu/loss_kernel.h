@@ -19,14 +19,6 @@ void pack_anchors(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, int64_t bloc
   }
 }
 
-// Of bank row j, what it is multiplied by as it counts.
-template <typename T, typename S>
-T inverse_norm(const MemoryLossParams<T, S>& p, T square) {
-  if (!p.renormalize) return T(1);
-  const T norm = std::sqrt(square);
-  return T(1) / (norm < static_cast<T>(p.eps) ? static_cast<T>(p.eps) : norm);
-}
-
 // Bank row j converted and mapped, but not yet normalised. Returns its inverse norm.
 template <typename T, typename S>
 T load_row(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int64_t j, T* r) {
@@ -47,30 +39,11 @@ T load_row(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int64_t j, T*
       square += r[d] * r[d];
     }
   }
-  return inverse_norm(p, square);
-}
-
-// The same of a row of whole vectors that is used where it lies. Several sums, so that they do not wait for one another.
-template <typename T>
-T inverse_norm_of(const MemoryLossParams<T, T>& p, const T* r) {
-  constexpr int L = kLanes<T>, kSums = 4;
-  Lanes<T> sum[kSums] = {};
-  const auto add = [&](int c, int64_t d) {
-    const Lanes<T> x = vector_at(r + d);
-    sum[c] += x * x;
-  };
-  int64_t d = 0;
-  for (; d + kSums * L <= p.D; d += kSums * L)
-    for (int c = 0; c < kSums; ++c) add(c, d + c * L);
-  for (; d < p.D; d += L) add(0, d);
-  const Lanes<T> all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-  T square = 0;
-  for (int i = 0; i < L; ++i) square += all[i];
-  return inverse_norm(p, square);
+  return p.renormalize ? inverse_of_norm(square, static_cast<T>(p.eps)) : T(1);
 }
 
 // The tile's bank rows, each padded with zeros to whole vectors, and rows of zeros to a whole unit; or, where the bank has
-// them just so, the bank's own.
+// them just so, the bank's own, whose norms come with their first product.
 template <typename T, typename S>
 void load_tile(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, Tile<T>& tile) {
   const int64_t padded = sweep.plan.padded_dim, whole = round_up(tile.rows, kTileUnit);
@@ -78,7 +51,9 @@ void load_tile(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, Tile<T>& 
     const int64_t first = tile.bank_row[0], last = tile.bank_row[tile.rows - 1];
     if (sweep.scale.empty() && padded == p.D && whole == tile.rows && last - first == tile.rows - 1) {
       tile.data = p.bank + first * p.D;
-      for (int64_t j = 0; j < tile.rows; ++j) tile.inverse_norm[j] = inverse_norm_of(p, tile.data + j * p.D);
+      tile.lacks_norms = p.renormalize;
+      tile.eps = static_cast<T>(p.eps);
+      if (!p.renormalize) std::fill_n(tile.inverse_norm.begin(), tile.rows, T(1));
       return;
     }
   }

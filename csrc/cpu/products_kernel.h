@@ -26,17 +26,31 @@ inline const Vector<T>& vector_at(const T* p) {
   return *reinterpret_cast<const Vector<T>*>(p);
 }
 
+// What a bank row is multiplied by as it counts, from its sum of squares.
+template <typename T>
+T inverse_of_norm(T square, T eps) {
+  const T norm = std::sqrt(square);
+  return T(1) / (norm < eps ? eps : norm);
+}
+
+// What gcc does not do by itself: so that an array of accumulators is one of registers from its first line to its last.
+#define XBN_UNROLL _Pragma("GCC unroll 8")
+
 // Accumulators take R x C registers, C more hold operands: 6 x 4 + 4 of 32, 6 x 2 + 2 of 16.
 constexpr int kColumns = kVectorRegisters == 32 ? 4 : 2;
 
-// Memory that is fetched into the second-level cache in as many steps as there is other work to do.
+// Memory that is fetched into the second-level cache a little at a time, while there is other work to do. More than a line at
+// a time would wait for room in the processor's queue of misses.
 class Prefetch {
  public:
+  // steps: how often step() will be called, about.
   Prefetch(const void* begin, int64_t bytes, int64_t steps)
-      : next_(static_cast<const char*>(begin)), end_(next_ + bytes), step_(round_up(ceil_div(bytes, steps), kLine)) {}
+      : next_(static_cast<const char*>(begin)),
+        end_(next_ + bytes),
+        step_(std::min<int64_t>(ceil_div(bytes, steps), kLine)) {}
   void step() {
-    for (const char* stop = std::min(next_ + step_, end_); next_ < stop; next_ += kLine)
-      __builtin_prefetch(next_, 0, 2);
+    __builtin_prefetch(next_, 0, 2);
+    next_ = end_ - next_ > step_ ? next_ + step_ : end_;
   }
 
  private:
@@ -46,45 +60,71 @@ class Prefetch {
   int64_t step_;
 };
 
-// s[R][64], C vectors wide, += rows [R][.] times anchors [depth][64]; the last time, times the rows' factors [R].
+// s[R][64], C vectors wide, = rows [R][D], normalised, times anchors [D][64].
 template <int R, int C, typename T>
-void similarity_kernel(const T* rows, int64_t stride, const T* anchors, int64_t depth, bool first, const T* factor,
-                       T* s) {
+void similarity_kernel(const T* rows, const T* inverse_norm, int64_t padded, const T* anchors, int64_t D,
+                       Prefetch& prefetch, T* s) {
   constexpr int L = kLanes<T>;
-  Vector<T> sum[R][C];
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) sum[r][c] = first ? Vector<T>{} : vector_at(s + r * kAnchorBlock + c * L);
-  for (int64_t k = 0; k < depth; ++k) {
+  Vector<T> sum[R][C] = {};
+  Prefetch ahead = prefetch;  // a copy, which stays in registers
+  for (int64_t d = 0; d < D; ++d) {
+    ahead.step();
     Vector<T> z[C];
-    for (int c = 0; c < C; ++c) z[c] = vector_at(anchors + k * kAnchorBlock + c * L);
+    XBN_UNROLL
+    for (int c = 0; c < C; ++c) z[c] = vector_at(anchors + d * kAnchorBlock + c * L);
+    XBN_UNROLL
     for (int r = 0; r < R; ++r) {
-      const T u = rows[r * stride + k];
+      const T u = rows[r * padded + d];
+      XBN_UNROLL
       for (int c = 0; c < C; ++c) sum[r][c] += z[c] * u;
     }
   }
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c)
-      vector_at(s + r * kAnchorBlock + c * L) = factor != nullptr ? sum[r][c] * factor[r] : sum[r][c];
+  prefetch = ahead;
+  XBN_UNROLL
+  for (int r = 0; r < R; ++r) {
+    XBN_UNROLL
+    for (int c = 0; c < C; ++c) vector_at(s + r * kAnchorBlock + c * L) = sum[r][c] * inverse_norm[r];
+  }
+}
+
+// inverse_norm [R] of the rows [R][padded].
+template <int R, typename T>
+void norm_kernel(const T* rows, int64_t padded, T eps, T* inverse_norm) {
+  constexpr int L = kLanes<T>;
+  Lanes<T> sum[R] = {};
+  for (int64_t d = 0; d < padded; d += L) {
+    XBN_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const Lanes<T> u = vector_at(rows + r * padded + d);
+      sum[r] += u * u;
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    T square = 0;
+    for (int i = 0; i < L; ++i) square += sum[r][i];
+    inverse_norm[r] = inverse_of_norm(square, eps);
+  }
 }
 
 template <typename T>
 struct Similarities {
-  static constexpr int64_t kDepth = (32 << 10) / (kAnchorBlock * sizeof(T));  // 32 KiB of anchors at a time
   static constexpr int kWidth = kColumns * kLanes<T>;
 
   // How many steps of a prefetch compute() makes.
-  static int64_t steps(int64_t rows, int64_t D) { return ceil_div(D, kDepth) * ceil_div(rows, kTileUnit); }
+  static int64_t steps(int64_t rows, int64_t D) { return D * ceil_div(rows, kTileUnit) * (kAnchorBlock / kWidth); }
 
-  // s[rows][64] = the tile's rows, normalised, times the anchors of a block [D][64].
-  static void compute(const Tile<T>& tile, int64_t padded, int64_t D, const T* anchors, Prefetch& prefetch, T* s) {
-    for (int64_t k = 0; k < D; k += kDepth)
-      for (int64_t j = 0; j < tile.rows; j += kTileUnit) {
-        prefetch.step();
-        const T* factor = k + kDepth >= D ? tile.inverse_norm.data() + j : nullptr;
-        for (int64_t i = 0; i < kAnchorBlock; i += kWidth)
-          similarity_kernel<kTileUnit, kColumns>(tile.data + j * padded + k, padded, anchors + k * kAnchorBlock + i,
-                                                 std::min(kDepth, D - k), k == 0, factor, s + j * kAnchorBlock + i);
-      }
+  // s[rows][64] = the tile's rows, normalised, times the anchors of a block [D][64]. Norms that the tile lacks are taken just
+  // before: a row then comes into the first-level cache once for both.
+  static void compute(Tile<T>& tile, int64_t padded, int64_t D, const T* anchors, Prefetch& prefetch, T* s) {
+    for (int64_t j = 0; j < tile.rows; j += kTileUnit) {
+      const T* rows = tile.data + j * padded;
+      T* inverse_norm = tile.inverse_norm.data() + j;
+      if (tile.lacks_norms) norm_kernel<kTileUnit>(rows, padded, tile.eps, inverse_norm);
+      for (int64_t i = 0; i < kAnchorBlock; i += kWidth)
+        similarity_kernel<kTileUnit, kColumns>(rows, inverse_norm, padded, anchors + i, D, prefetch,
+                                               s + j * kAnchorBlock + i);
+    }
+    tile.lacks_norms = false;
   }
 };
 
@@ -99,18 +139,28 @@ template <int R, int C, typename T>
 void gradient_kernel(const T* weights, const T* tile, int64_t padded, const int32_t* list, int64_t n, T* grad) {
   constexpr int L = kLanes<T>;
   Vector<T> sum[R][C];
-  for (int r = 0; r < R; ++r)
+  XBN_UNROLL
+  for (int r = 0; r < R; ++r) {
+    XBN_UNROLL
     for (int c = 0; c < C; ++c) sum[r][c] = vector_at(grad + r * padded + c * L);
+  }
   for (int64_t k = 0; k < n; ++k) {
     const T* row = tile + list[k] * padded;
     const T* w = weights + list[k] * kAnchorBlock;
     Vector<T> u[C];
+    XBN_UNROLL
     for (int c = 0; c < C; ++c) u[c] = vector_at(row + c * L);
-    for (int r = 0; r < R; ++r)
+    XBN_UNROLL
+    for (int r = 0; r < R; ++r) {
+      XBN_UNROLL
       for (int c = 0; c < C; ++c) sum[r][c] += u[c] * w[r];
+    }
   }
-  for (int r = 0; r < R; ++r)
+  XBN_UNROLL
+  for (int r = 0; r < R; ++r) {
+    XBN_UNROLL
     for (int c = 0; c < C; ++c) vector_at(grad + r * padded + c * L) = sum[r][c];
+  }
 }
 
 template <int C, typename T>

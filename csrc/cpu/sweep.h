@@ -206,6 +206,8 @@ struct Tile {
   const T* data = nullptr;        // [rows][padded_dim], not normalised: `copy`, or the bank's own rows
   Workspace<T> copy;              // [capacity][padded_dim]
   std::vector<T> inverse_norm;    // [capacity]
+  bool lacks_norms = false;       // whether inverse_norm is still to be made
+  T eps = 0;                      // for inverse_norm
   std::vector<int64_t> bank_row;  // ascending
   std::vector<int32_t> group;     // of the row's label among the anchors', or kNoAnchor
   std::vector<int32_t> excluded;  // of the row's id among the excluded ones, or kNoAnchor
