@@ -24,6 +24,7 @@ from train.config import METHODS, Config, ConfigError, parse
 from train.data import npm
 
 CLASSES, IMAGES = 8, 4
+SCORES = ("recall@1", "recall@10", "recall@100", "map@r")
 
 
 @pytest.fixture(autouse=True)
@@ -228,7 +229,7 @@ def test_a_run_leaves_what_it_promises(
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["method"] == method and metrics["steps"] == 12 and metrics["seed"] == 0 and metrics["seconds"] > 0
     for scores in (metrics, metrics["before"], metrics["untrained_head"]):
-        assert all(0 <= scores[name] <= 100 for name in report.SCORES)
+        assert all(0 <= scores[name] <= 100 for name in SCORES)
     assert [entry["step"] for entry in metrics["history"]["evaluation"]] == [5, 10, 12]
     assert metrics["history"]["evaluation"][-1]["map@r"] == metrics["map@r"]
     assert [entry["step"] for entry in metrics["history"]["loss"]] == [10, 12]
@@ -312,7 +313,7 @@ def test_a_continued_run_ends_where_an_uninterrupted_one_does(
     ends = [checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("straight", "parts")]
     assert ends[0]["step"] == 12
     assert same(*ends)
-    for name in (*report.SCORES, "before", "history"):
+    for name in (*SCORES, "before", "history"):
         assert same(straight[name], continued[name])
 
 

@@ -19,6 +19,7 @@ from .augment import EvaluationBatches, TrainingBatches, training_view
 from .config import Config
 from .data import Dataset
 from .drift import DriftMeter
+from .evaluate import Network, Scores
 from .model import Embedder
 from .sampler import ClassBalancedSampler, Stream, torch_seed
 
@@ -88,7 +89,7 @@ class Trainer:
         self.drift_every = self.drift.interval * max(1, config.steps // DRIFT_MEASUREMENTS // self.drift.interval)
         self.step, self.seconds, self.bad_steps = 0, 0.0, 0
         self.recent_losses: list[float] = []
-        self.before: dict[str, evaluate.Scores] = {}
+        self.before: dict[str, Scores] = {}
         torch.manual_seed(torch_seed(config.seed, Stream.DROPOUT))  # nothing else draws from the global generators
         self.history: dict[str, list[dict[str, float]]] = {"loss": [], "evaluation": [], "drift": [], "memory": []}
 
@@ -157,7 +158,7 @@ class Trainer:
                 elif asked_to_stop():
                     self.save()
                     raise Interrupted
-        return self.test_embeddings()[1] if embeddings is None else embeddings
+        return self.test_embeddings() if embeddings is None else embeddings
 
     def train_step(self, images: Tensor, labels: Tensor) -> float:
         """One step on images uint8 [B, 3, H, W] with labels int64 [B]; returns the loss."""
@@ -216,8 +217,8 @@ class Trainer:
 
     def evaluate(self, events: SummaryWriter) -> Tensor:
         """Score the test images as they are embedded now; returns their embeddings [N, D]."""
-        _, embeddings = self.test_embeddings()
-        scores, _ = evaluate.evaluate(embeddings, self.data.test.labels)
+        embeddings = self.test_embeddings()
+        scores = self.scores(embeddings)
         self.history["evaluation"].append({"step": self.step, "seconds": self.seconds, **scores})
         for name, value in scores.items():
             events.add_scalar(f"test/{name}", value, self.step)
@@ -226,21 +227,28 @@ class Trainer:
 
     def measure_before(self) -> None:
         """Scores before training: of the backbone's own features, and of the untrained head on top of them."""
-        features, embeddings = self.test_embeddings()
-        labels = self.data.test.labels
-        self.before = {
-            "frozen": evaluate.evaluate(features, labels)[0],
-            "untrained_head": evaluate.evaluate(embeddings, labels)[0],
-        }
-
-    def test_embeddings(self) -> tuple[Tensor, Tensor]:
-        """The test images' features [N, F] and embeddings [N, D]."""
         self.model.eval()
 
         def network(images: Tensor) -> tuple[Tensor, Tensor]:
             features = self.model.features(images)
             return features, self.model.head(features)
 
+        features, embeddings = self._of_test_images(network)
+        self.before = {"frozen": self.scores(features), "untrained_head": self.scores(embeddings)}
+
+    def test_embeddings(self) -> Tensor:
+        """The test images' embeddings [N, D]."""
+        self.model.eval()
+        (embeddings,) = self._of_test_images(lambda images: (self.model(images),))
+        return embeddings
+
+    def scores(self, embeddings: Tensor) -> Scores:
+        """Scores of embeddings [N, *] of the test images, by the data set's protocol."""
+        data = self.data
+        return evaluate.evaluate(
+            embeddings, data.test.labels, queries=data.queries, gallery=data.gallery, recalls=data.recalls
+        )
+
+    def _of_test_images(self, network: Network) -> list[Tensor]:
         batches = EvaluationBatches(self.data.test, self.config.image_size).batches(self.config.workers)
-        features, embeddings = evaluate.embed(network, batches, self.device)
-        return features, embeddings
+        return evaluate.embed(network, batches, self.device, len(self.data.test.labels))

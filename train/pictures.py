@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from . import losses
+from . import evaluate, losses
 from .augment import evaluation_view, to_tensor
-from .data import Dataset, Part
+from .data import Dataset
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#d55e00", "#00795c", "#c1272d", "#767676"  # told apart by the colour blind
 STALENESS = {"uncorrected": ("rows as first stored", GREY), "in_memory": ("rows in the memory", BLUE)}
@@ -128,10 +128,14 @@ def _columns(points: list[dict[str, float]], *names: str) -> list[list[float]]:
     return [[point[name] for point in points] for name in names]
 
 
-def neighbours(path: Path, data: Dataset, found: NDArray[np.int64], image_size: int) -> None:
-    """Test images picked without regard to the result, each with its nearest neighbours: [N, >= 1] positions."""
+def neighbours(
+    path: Path, data: Dataset, queries: NDArray[np.int64], found: NDArray[np.int64], image_size: int
+) -> None:
+    """A few test images, each with its nearest neighbours: positions [n] and [n, >= 1]."""
     part = data.test
-    queries = pick_queries(part)
+    answers = evaluate.answers(part.labels, data.queries, data.gallery)
+    asked = np.arange(len(answers)) if data.queries is None else data.queries
+    to_find = dict(zip(asked.tolist(), answers.tolist(), strict=True))
     columns = min(NEIGHBOURS, found.shape[1])
     credit = ["Pictures:", *_by_two(data.credit)] if data.credit else []
     with matplotlib.rc_context({"font.size": 10, "savefig.dpi": 130}):
@@ -140,13 +144,12 @@ def neighbours(path: Path, data: Dataset, found: NDArray[np.int64], image_size: 
         figure.text(0.2 / width, 1 - 0.3 / height, "Nearest test images", fontsize=14, fontweight="bold", va="center")
         right = f"of {len(queries)} test images drawn by lot; their classes were not trained on"
         figure.text(0.2 / width, 1 - 0.58 / height, right, va="center", color="#444444")
-        for row, query in enumerate(queries):
+        for row, query in enumerate(queries.tolist()):
             bottom = height - 1.95 - 0.92 * row
             label = textwrap.fill(part.classes[part.labels[query]], 24, max_lines=3, placeholder=" …")
-            others = int((part.labels == part.labels[query]).sum()) - 1
-            text = f"{label}\n({others} to find)"
+            text = f"{label}\n({to_find[query]} to find)"
             figure.text(2.35 / width, (bottom + 0.42) / height, text, ha="right", va="center", fontsize=9)
-            for column, image in enumerate([query, *found[query, :columns].tolist()]):
+            for column, image in enumerate([query, *found[row, :columns].tolist()]):
                 left = 2.5 + 0.92 * column + (0.3 if column else 0)
                 axes = figure.add_axes((left / width, bottom / height, 0.84 / width, 0.84 / height))
                 axes.imshow(evaluation_view(image_size)(to_tensor(part.images[image])).permute(1, 2, 0).numpy())
@@ -163,13 +166,16 @@ def _by_two(lines: tuple[str, ...]) -> list[str]:
     return ["    ".join(lines[i : i + 2]) for i in range(0, len(lines), 2)]
 
 
-def pick_queries(part: Part) -> list[int]:
-    """The first images, in the order of a hash, of QUERIES different classes."""
-    order = sorted(range(len(part.labels)), key=lambda i: hashlib.sha256(str(i).encode()).digest())
+def pick_queries(data: Dataset) -> NDArray[np.int64]:
+    """The first queries that have something to find, in the order of a hash, of QUERIES different classes: [n]."""
+    labels = data.test.labels
+    where = np.arange(len(labels)) if data.queries is None else data.queries
+    where = where[evaluate.answers(labels, data.queries, data.gallery) > 0]
+    order = sorted(where.tolist(), key=lambda i: hashlib.sha256(str(i).encode()).digest())
     first: dict[int, int] = {}
     for i in order:
-        first.setdefault(int(part.labels[i]), i)
-    return list(first.values())[:QUERIES]
+        first.setdefault(int(labels[i]), i)
+    return np.array(list(first.values())[:QUERIES], np.int64)
 
 
 def _frame(axes: Axes, right: bool | None) -> None:

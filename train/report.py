@@ -18,8 +18,6 @@ from . import checkpoint, evaluate, pictures, vision
 if TYPE_CHECKING:
     from .loop import Trainer
 
-SCORES = ("recall@1", "recall@10", "recall@100", "map@r")
-
 
 def write(trainer: Trainer, embeddings: Tensor, note: str) -> None:
     """Write the pictures, then metrics.json.
@@ -30,13 +28,15 @@ def write(trainer: Trainer, embeddings: Tensor, note: str) -> None:
         note: what weights the backbone started from.
     """
     config, data = trainer.config, trainer.data
-    scores, found = evaluate.evaluate(embeddings, data.test.labels)
+    queries = pictures.pick_queries(data)
+    found = evaluate.neighbours(embeddings, pictures.NEIGHBOURS, queries, queries=data.queries, gallery=data.gallery)
+    asked = evaluate.answers(data.test.labels, data.queries, data.gallery)
     metrics = {
         "method": config.method,
         "seed": config.seed,
         "steps": config.steps,
         "seconds": round(trainer.seconds, 1),
-        **scores,
+        **{name: trainer.history["evaluation"][-1][name] for name in trainer.before["frozen"]},
         "before": trainer.before["frozen"],
         "untrained_head": trainer.before["untrained_head"],
         "history": trainer.history,
@@ -46,12 +46,15 @@ def write(trainer: Trainer, embeddings: Tensor, note: str) -> None:
             "name": data.name,
             **{f"{side}_images": len(part.labels) for side, part in (("train", data.train), ("test", data.test))},
             **{f"{side}_classes": len(part.classes) for side, part in (("train", data.train), ("test", data.test))},
+            "queries": len(asked),
+            "queries_without_answer": int((asked == 0).sum()),
+            "gallery": len(data.test.labels if data.gallery is None else data.gallery),
             "credit": list(data.credit),
         },
         "machine": _machine(trainer.device),
     }
     pictures.curves(config.folder / checkpoint.CURVES, metrics)
-    pictures.neighbours(config.folder / checkpoint.NEIGHBOURS, data, found, config.image_size)
+    pictures.neighbours(config.folder / checkpoint.NEIGHBOURS, data, queries, found, config.image_size)
     checkpoint.write_metrics(config.folder, metrics)
 
 
@@ -63,9 +66,10 @@ def show(folder: Path) -> dict[str, Any]:
         "untrained head": metrics["untrained_head"],
         f"trained, {metrics['method']}": metrics,
     }
-    print(f"\n{'test classes, %':24}" + "".join(f"{name:>12}" for name in SCORES))
-    for name, scores in rows.items():
-        print(f"{name:24}" + "".join(f"{scores[key]:12.1f}" for key in SCORES))
+    names = list(metrics["before"])
+    print(f"\n{'test classes, %':24}" + "".join(f"{name:>12}" for name in names))
+    for row, scores in rows.items():
+        print(f"{row:24}" + "".join(f"{scores[name]:12.1f}" for name in names))
     print(f"{metrics['steps']} steps in {metrics['seconds']:.0f} s on {metrics['machine']['device']}")
     print(*(folder / name for name in (checkpoint.CURVES, checkpoint.NEIGHBOURS, checkpoint.METRICS)), sep="\n")
     return metrics

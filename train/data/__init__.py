@@ -40,7 +40,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Two parts that share no class: the test classes are never seen in training."""
+    """Two parts that share no class, the test classes are never seen in training; and how a test is done."""
 
     name: str
     train: Part
@@ -49,11 +49,26 @@ class Dataset:
     """True if a mirrored image still shows its class (not so for arrows, letters and flags)."""
     credit: tuple[str, ...] = ()
     """Who made the pictures and under which licence, one line each."""
+    queries: NDArray[np.int64] | None = None
+    """[Q], positions of the test images that query ``gallery``; None: every test image queries all the others."""
+    gallery: NDArray[np.int64] | None = None
+    """[G], positions of the test images to be found, none of them a query; None together with ``queries``."""
+    recalls: tuple[int, ...] = (1, 10, 100)
+    """Each K of Recall@K that is reported, ascending from 1."""
+
+    def __post_init__(self) -> None:
+        if (self.queries is None) != (self.gallery is None):
+            raise ValueError("queries and gallery go together")
+        if self.recalls[:1] != (1,) or list(self.recalls) != sorted(set(self.recalls)):
+            raise ValueError(f"recalls {self.recalls}: must ascend from 1")
 
     def summary(self) -> str:
         """The counts, on one line."""
         sides = (("train", self.train), ("test", self.test))
-        return ", ".join(f"{side}: {len(p.labels):,} images of {len(p.classes):,} classes" for side, p in sides)
+        counts = [f"{side}: {len(p.labels):,} images of {len(p.classes):,} classes" for side, p in sides]
+        if self.queries is not None and self.gallery is not None:
+            counts.append(f"{len(self.queries):,} queries against a gallery of {len(self.gallery):,}")
+        return ", ".join(counts)
 
 
 def check_spec(spec: str) -> None:

@@ -1,0 +1,71 @@
+"""Nearest neighbours by cosine similarity, a chunk of queries at a time: no matrix of all similarities ever exists."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Positions = NDArray[np.int64]
+"""[N], rows of the embeddings."""
+CHUNK = 4096
+"""Rows that are normalised, added or searched at a time."""
+GPU_LONGEST = 2048
+"""The longest list that faiss gives on a GPU; longer ones come from the CPU."""
+
+
+class Search:
+    """An exact index of the gallery, asked for the neighbours of queries."""
+
+    def __init__(self, embeddings: Tensor, queries: Positions | None = None, gallery: Positions | None = None) -> None:
+        """Normalise and index the gallery.
+
+        Args:
+            embeddings: [N, D], floating point, any length.
+            queries: positions of the rows to be asked for; None together with ``gallery``.
+            gallery: positions of the rows to be found; None: every row queries all the others.
+
+        Raises:
+            ValueError: a row of the gallery is not finite (one of a query: when it is asked for), or is a query, too.
+        """
+        if (queries is None) != (gallery is None):
+            raise ValueError("queries and gallery go together")
+        self.embeddings = embeddings
+        every = np.arange(len(embeddings), dtype=np.int64)
+        self.leave_one_out = queries is None
+        self.queries: Positions = every if queries is None else queries
+        self.gallery: Positions = every if gallery is None else gallery
+        if not self.leave_one_out and np.isin(self.queries, self.gallery).any():
+            raise ValueError("a row cannot be both query and gallery")
+        self.reach = max(0, len(self.gallery) - self.leave_one_out)
+        """The longest list there is: all of the gallery, less the query itself."""
+        self._flat: faiss.Index = faiss.IndexFlatIP(embeddings.shape[1])
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        for first in range(0, len(self.gallery), CHUNK):
+            self._flat.add(self._rows(self.gallery[first : first + CHUNK]))
+        self._on_gpus = faiss.index_cpu_to_all_gpus(self._flat) if faiss.get_num_gpus() > 0 else None
+
+    def _rows(self, where: Positions) -> NDArray[np.float32]:
+        rows = self.embeddings[torch.from_numpy(where)].float()
+        if not bool(rows.isfinite().all()):
+            raise ValueError("the network gives embeddings that are not finite")
+        normalised: NDArray[np.float32] = torch.nn.functional.normalize(rows, dim=1).numpy()
+        return normalised
+
+    def __call__(self, where: Positions, count: int) -> NDArray[np.int64]:
+        """The gallery rows most similar to the queries ``where`` [n], best first: positions [n, min(count, reach)].
+
+        Leaving one out, a query is left out by its number, not by its similarity: a copy of it under another number
+        stays.
+        """
+        wanted = min(count, self.reach) + self.leave_one_out
+        index = self._flat if self._on_gpus is None or wanted > GPU_LONGEST else self._on_gpus
+        _, found = index.search(self._rows(where), wanted)
+        nearest: NDArray[np.int64] = self.gallery[found]
+        if self.leave_one_out:
+            other = nearest != where[:, None]
+            other[other.all(1), -1] = False  # copies of the row have pushed it off the list: drop the last instead
+            nearest = nearest[other].reshape(len(where), wanted - 1)
+        return nearest
