@@ -88,3 +88,24 @@ def device(implementation):
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def emoji_cache(tmp_path_factory):
+    """A cache folder that holds a few classes of real emoji."""
+    from train.data import load, npm
+
+    path = tmp_path_factory.mktemp("emoji")
+    try:
+        load("emoji", cache_dir=path, max_classes=40)
+    except npm.RegistryError as error:
+        pytest.skip(f"the npm registry cannot be reached: {error}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def few_emoji(emoji_cache):
+    """40 classes of real emoji."""
+    from train.data import load
+
+    return load("emoji", cache_dir=emoji_cache, max_classes=40)

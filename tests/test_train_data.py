@@ -10,26 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import DataError, Dataset, cache, emoji, emoji_names, folder, load, npm, split, svg
+from train.data import DataError, Dataset, cache, emoji, emoji_names, images, load, npm, split, svg
 from train.data.emoji_names import IconSet
 
 CLASSES = 40
-
-
-@pytest.fixture(scope="module")
-def emoji_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder that holds a few classes of real emoji."""
-    path = tmp_path_factory.mktemp("emoji")
-    try:
-        load("emoji", cache_dir=path, max_classes=CLASSES)
-    except npm.RegistryError as error:
-        pytest.skip(f"the npm registry cannot be reached: {error}")
-    return path
-
-
-@pytest.fixture(scope="module")
-def few_emoji(emoji_cache: Path) -> Dataset:
-    return load("emoji", cache_dir=emoji_cache, max_classes=CLASSES)
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------
@@ -251,11 +235,11 @@ def test_the_split_is_the_same_for_ever() -> None:
 # ---- folder ---------------------------------------------------------------------------------------------------------
 
 
-def fill(path: Path, classes: int = 6, images: int = 3) -> Path:
+def fill(path: Path, classes: int = 6, count: int = 3) -> Path:
     """A folder of plainly coloured images."""
     for c in range(classes):
         (path / f"class{c}").mkdir(parents=True)
-        for i in range(images):
+        for i in range(count):
             colour = (40 * c, 255 - 40 * c, 60 * i)
             Image.new("RGB", (20 + i, 30), colour).save(path / f"class{c}" / f"{i}.png")
     return path
@@ -269,7 +253,7 @@ def test_a_folder_is_read_image_by_image(tmp_path: Path) -> None:
     for i, source in enumerate(part.sources):
         assert source.startswith(part.classes[part.labels[i]])
     assert part.images[2].shape == (30, 22, 3) and part.images[2].dtype == np.uint8
-    assert isinstance(part.images, folder.Files), "decoded when asked for"
+    assert isinstance(part.images, images.Files), "decoded when asked for"
 
 
 def test_other_files_nested_folders_and_lone_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,7 +262,7 @@ def test_other_files_nested_folders_and_lone_images(tmp_path: Path, capsys: pyte
     (tmp_path / "class0" / ".hidden.png").write_bytes(b"no image")
     (tmp_path / "class1" / "more").mkdir()
     (tmp_path / "class1" / "0.png").rename(tmp_path / "class1" / "more" / "0.png")
-    fill(tmp_path / "lonely", classes=1, images=1)
+    fill(tmp_path / "lonely", classes=1, count=1)
     (tmp_path / "lonely" / "class0").rename(tmp_path / "lone")
     (tmp_path / "lonely").rmdir()
     data = load(f"folder:{tmp_path}")
@@ -294,13 +278,13 @@ def test_max_classes_of_a_folder(tmp_path: Path) -> None:
 
 def test_transparency_becomes_white_and_cameras_are_held_upright(tmp_path: Path) -> None:
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (folder.decode(tmp_path / "clear.png") == 255).all()
+    assert (images.decode(tmp_path / "clear.png") == 255).all()
     Image.new("L", (4, 4), 7).save(tmp_path / "grey.png")
-    assert (folder.decode(tmp_path / "grey.png") == 7).all()
+    assert (images.decode(tmp_path / "grey.png") == 7).all()
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
-    assert folder.decode(tmp_path / "turned.jpg").shape == (8, 4, 3)
+    assert images.decode(tmp_path / "turned.jpg").shape == (8, 4, 3)
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
@@ -327,10 +311,10 @@ def test_an_image_cut_short_is_named_when_it_is_decoded(tmp_path: Path) -> None:
     path = fill(tmp_path) / "class2" / "1.png"
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(DataError, match=r"cannot read image .*class2/1\.png"):
-        folder.decode(path)
+        images.decode(path)
 
 
-@pytest.mark.parametrize("spec", ["", "emojis", "folder", "folder:", "SOP"])
+@pytest.mark.parametrize("spec", ["", "emojis", "folder", "folder:", "SOP", "sop", "sop:", "emoji:x"])
 def test_an_unknown_kind_of_data(spec: str) -> None:
-    with pytest.raises(DataError, match="expected 'emoji' or 'folder:PATH'"):
+    with pytest.raises(DataError, match="expected 'emoji' or 'folder:PATH' or 'sop:PATH' or 'inshop:PATH' or 'deepf"):
         load(spec)

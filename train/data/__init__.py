@@ -1,4 +1,4 @@
-"""What a data set is, and the one function that loads one: ``load("emoji")`` or ``load("folder:PATH")``.
+"""What a data set is, and the one function that loads one: ``load("emoji")``, ``load("folder:PATH")`` and others.
 
 The data layer knows numpy and PIL only, so that the processes that draw pictures start without torch.
 """
@@ -71,26 +71,49 @@ class Dataset:
         return ", ".join(counts)
 
 
+KINDS = ("folder", "sop", "inshop", "deepfashion2")
+"""Those that are somewhere on this machine: ``KIND:PATH``."""
+
+
 def check_spec(spec: str) -> None:
     """Raise DataError unless ``spec`` names a kind of data set; touches no file."""
     kind, _, path = spec.partition(":")
-    if not (spec == "emoji" or (kind == "folder" and path)):
-        raise DataError(f"--data {spec}: expected 'emoji' or 'folder:PATH'")
+    if not (spec == "emoji" or (kind in KINDS and path)):
+        kinds = " or ".join(f"'{kind}:PATH'" for kind in KINDS)
+        raise DataError(f"--data {spec}: expected 'emoji' or {kinds}")
 
 
 def load(spec: str, *, cache_dir: Path | None = None, max_classes: int | None = None) -> Dataset:
     """Load the data set that ``spec`` names.
 
     Args:
-        spec: ``"emoji"``, or ``"folder:PATH"`` with one sub-folder per class.
-        cache_dir: folder for downloaded data; None means ``$XBN_CACHE``, else ``~/.cache/xbn_ext``.
+        spec: ``"emoji"``; ``"folder:PATH"`` with one sub-folder per class; or ``"sop:PATH"``, ``"inshop:PATH"``,
+            ``"deepfashion2:PATH"``, a copy of that benchmark.
+        cache_dir: folder for downloaded data and indices; None means ``$XBN_CACHE``, else ``~/.cache/xbn_ext``.
         max_classes: use only this many classes, train and test together, always the same ones.
+
+    Raises:
+        DataError: what is wrong with the data, and where.
     """
     check_spec(spec)
-    if spec == "emoji":
-        from . import emoji
+    kind, _, place = spec.partition(":")
+    path = Path(place).expanduser()
+    if kind == "folder":
+        from . import folder
 
-        return emoji.load(cache_dir=cache_dir, max_classes=max_classes)
-    from . import folder
+        return folder.load(path, max_classes=max_classes)
+    if kind == "sop":
+        from . import sop
 
-    return folder.load(Path(spec.partition(":")[2]), max_classes=max_classes)
+        return sop.load(path, max_classes=max_classes)
+    if kind == "inshop":
+        from . import inshop
+
+        return inshop.load(path, max_classes=max_classes)
+    if kind == "deepfashion2":
+        from . import deepfashion2
+
+        return deepfashion2.load(path, cache_dir=cache_dir, max_classes=max_classes)
+    from . import emoji
+
+    return emoji.load(cache_dir=cache_dir, max_classes=max_classes)

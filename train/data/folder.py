@@ -1,50 +1,17 @@
-"""A folder of images, one sub-folder per class. Images are decoded when asked for: memory holds file names only."""
+"""A folder of images, one sub-folder per class."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from . import DataError, Dataset, Pixels, split
+from . import DataError, Dataset, images, split
 
 MIN_IMAGES = 2
 SUFFIXES = frozenset(Image.registered_extensions())
-
-
-class Files(Sequence[Pixels]):
-    """Image files as a sequence of pixels, uint8 [height, width, 3] each, decoded anew at every access."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = tuple(paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @overload
-    def __getitem__(self, index: int) -> Pixels: ...
-    @overload
-    def __getitem__(self, index: slice) -> Files: ...
-    def __getitem__(self, index: int | slice) -> Pixels | Files:
-        return Files(self.paths[index]) if isinstance(index, slice) else decode(self.paths[index])
-
-
-def decode(path: Path) -> Pixels:
-    """Pixels as a viewer shows them: turned as the camera says, transparency on white."""
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode == "P" or "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"--data: cannot read image {path}: {error}") from error
 
 
 def load(path: Path, *, max_classes: int | None = None) -> Dataset:
@@ -64,12 +31,12 @@ def load(path: Path, *, max_classes: int | None = None) -> Dataset:
     chosen = split.choose(usable, max_classes)
     files = [file for name in chosen for file in found[name]]
     for file in files:
-        _check(file)
+        images.check(file)
     return split.class_disjoint(
         f"folder {path.name}",
         [file.relative_to(path).parts[0] for file in files],
         [str(file.relative_to(path)) for file in files],
-        pick=lambda where: Files([files[i] for i in where.tolist()]),
+        pick=lambda where: images.Files([files[i] for i in where.tolist()]),
         mirror=True,
     )
 
@@ -82,11 +49,3 @@ def _images(folder: Path) -> list[Path]:
         for name in names
         if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
     )
-
-
-def _check(path: Path) -> None:
-    """Raise DataError unless the file starts like an image; reads its header only."""
-    try:
-        Image.open(path).close()
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"--data: cannot read image {path}: {error}") from error

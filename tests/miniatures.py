@@ -1,0 +1,111 @@
+"""Small data sets in the very layout of the public ones, made of real emoji, two drawings of one being two photographs.
+
+Each ``make`` fills a folder and returns the counts that its loader would call published.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from train.data import Dataset, Part, Pixels
+
+TRAIN_CLASSES, TEST_CLASSES = 8, 6
+PER_CLASS = 4
+
+
+def drawings(part: Part, classes: int) -> Iterator[tuple[int, list[Pixels]]]:
+    """PER_CLASS images of each of the first classes."""
+    for label in range(classes):
+        yield label, [part.images[i] for i in np.flatnonzero(part.labels == label)[:PER_CLASS].tolist()]
+
+
+def write(path: Path, pixels: Pixels) -> None:
+    """A JPEG, a little wider than high."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    photo = Image.new("RGB", (pixels.shape[1] + 8, pixels.shape[0]), "white")
+    photo.paste(Image.fromarray(pixels), (4, 0))
+    photo.save(path, quality=95)
+
+
+def make_sop(path: Path, emoji: Dataset) -> dict[str, int]:
+    """Ebay_train.txt, Ebay_test.txt, and a folder for each of two kinds of product."""
+    image_id = class_id = 0
+    counts = {}
+    for side, part, classes in (("train", emoji.train, TRAIN_CLASSES), ("test", emoji.test, TEST_CLASSES)):
+        rows = ["image_id class_id super_class_id path"]
+        for label, images in drawings(part, classes):
+            class_id += 1
+            super_class = label % 2
+            for i, pixels in enumerate(images):
+                image_id += 1
+                name = f"{('bicycle_final', 'mug_final')[super_class]}/{110000 + class_id}_{i}.JPG"
+                write(path / name, pixels)
+                rows.append(f"{image_id} {class_id} {super_class + 1} {name}")
+        (path / f"Ebay_{side}.txt").write_text("\n".join(rows) + "\n")
+        counts |= {f"{side} images": len(rows) - 1, f"{side} classes": classes}
+    return counts
+
+
+def make_inshop(path: Path, emoji: Dataset, images_in: str = "", list_in: str = "Eval") -> dict[str, int]:
+    """The list of partitions and the images of each item in a folder of its own."""
+    rows = []
+    item = 0
+    for side, part, classes in (("train", emoji.train, TRAIN_CLASSES), ("test", emoji.test, TEST_CLASSES)):
+        for label, images in drawings(part, classes):
+            item += 1
+            for i, pixels in enumerate(images):
+                name = f"img/{('WOMEN/Dresses', 'MEN/Denim')[label % 2]}/id_{item:08}/{i + 1:02}_1_front.jpg"
+                write(path / images_in / name, pixels)
+                status = "train" if side == "train" else ("query" if i % 2 else "gallery")
+                rows.append(f"{name:<75}id_{item:08}  {status}")
+    (path / list_in).mkdir(parents=True, exist_ok=True)
+    header = [str(len(rows)), "image_name item_id evaluation_status"]
+    (path / list_in / "list_eval_partition.txt").write_text("\n".join([*header, *rows]) + "\n")
+    test = TEST_CLASSES * PER_CLASS
+    return {
+        "train images": TRAIN_CLASSES * PER_CLASS,
+        "train items": TRAIN_CLASSES,
+        "queries": test // 2,
+        "gallery images": test - test // 2,
+    }
+
+
+def garment(box: list[int], style: int, category: str = "skirt") -> dict[str, Any]:
+    """An item of an annotation, with what else there is in one."""
+    return {"bounding_box": box, "style": style, "category_name": category, "category_id": 9, "scale": 2,
+            "segmentation": [[box[0], box[1], box[2], box[3]]], "landmarks": [0, 0, 0]}  # fmt: skip
+
+
+def make_deepfashion2(path: Path, emoji: Dataset) -> dict[str, int]:
+    """Photographs of two garments each: the pair's garment with style 1, and a companion with style 2 or none.
+
+    A pair has two photographs of users and two of shops. In ``validation`` the companions have no style.
+    """
+    counts = {}
+    for side, part, classes in (("train", emoji.train, TRAIN_CLASSES), ("validation", emoji.test, TEST_CLASSES)):
+        (path / side / "annos").mkdir(parents=True)
+        (path / side / "image").mkdir()
+        found = dict(drawings(part, classes))
+        number = 0
+        for pair in range(classes // 2):
+            for i in range(PER_CLASS):
+                number += 1
+                photo = Image.new("RGB", (160, 90), (200, 220, 240))
+                photo.paste(Image.fromarray(found[2 * pair][i]), (5, 10))
+                photo.paste(Image.fromarray(found[2 * pair + 1][i]), (90, 20))
+                photo.save(path / side / "image" / f"{number:06}.jpg", quality=95)
+                annotation = {
+                    "source": "user" if i % 2 else "shop",
+                    "pair_id": pair + 1,
+                    "item1": garment([5, 10, 69, 74], 1, "skirt" if i < 2 else "shorts"),
+                    "item2": garment([90, 20, 154, 84], 2 if side == "train" else 0, "sling"),
+                }
+                (path / side / "annos" / f"{number:06}.json").write_text(json.dumps(annotation))
+        counts[side] = number
+    return counts
