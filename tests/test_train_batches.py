@@ -101,6 +101,22 @@ def test_the_evaluation_view_is_the_middle_of_the_scaled_image() -> None:
     assert torch.equal(evaluation_view(24)(to_tensor(square)), to_tensor(square)), "untouched if of the right size"
 
 
+def test_views_of_photographs() -> None:
+    """Trained on parts of any size, mirrored only where that is right; tested on 7/8 of the middle."""
+    pixels = np.zeros((64, 128, 3), np.uint8)
+    pixels[:, :64, 0] = 200
+    torch.manual_seed(0)
+    seen = torch.stack([training_view(16, False, "photo")(to_tensor(pixels)) for _ in range(200)])[:, 0].float()
+    red = (seen > 100).float().mean((1, 2))
+    assert seen.shape == (200, 16, 16) and red.min() == 0 and red.max() == 1, "far from the whole image"
+    assert (seen[:, :, 0] >= seen[:, :, -1]).all(), "left stays left"
+    mirrored = torch.stack([training_view(16, True, "photo")(to_tensor(pixels)) for _ in range(50)])[:, 0].float()
+    assert (mirrored[:, :, 0] < mirrored[:, :, -1] - 100).any()
+    gradient = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None], (64, 64, 3))
+    tested = evaluation_view(56, "photo")(to_tensor(gradient))
+    assert tested.shape == (3, 56, 56) and tested[0, :, 0].tolist() == list(range(4, 60))
+
+
 def test_evaluation_batches_cover_all_images_in_order() -> None:
     data = part((24, 24))
     data = Part(list(data.images) * 8, np.tile(LABELS, 8), data.classes, ("",) * len(LABELS) * 8)

@@ -163,6 +163,20 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
         build(weights=str(tmp_path / "other.pth"))
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_the_backbone_computes_in_the_precision_asked_for(precision: str) -> None:
+    full, half = build(embedding_dim=8).eval(), build(embedding_dim=8, precision=precision).eval()
+    seen: list[torch.dtype] = []
+    half.backbone.get_submodule("_conv_head").register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    expected, found = full(images()), half(images())
+    assert seen == [getattr(torch, precision)]
+    assert found.dtype == half.features(images()).dtype == torch.float32
+    assert 0 < (found - expected).detach().abs().max() < 0.1 * expected.detach().abs().max()
+    found.sum().backward()
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in half.parameters())
+    assert half.head.weight.grad is not None and bool(half.head.weight.grad.isfinite().all())
+
+
 # ---- batch normalisation --------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 import xbn_ext
-from train import checkpoint, loop, losses, pictures, report, run
+from train import checkpoint, loop, losses, pictures, recipes, report, run
 from train.config import METHODS, Config, ConfigError, parse
 from train.data import npm
 
@@ -130,6 +130,10 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
         ("--loss multi_similarity --mining hardest", "--mining hardest: must be a number with --loss multi_similarity"),
         ("--loss triplet --mining 0.1", "--mining must be 'hardest' or 'all', got 0.1"),
         ("--loss circle --gamma x", "argument --gamma: invalid float value"),
+        ("--recipe sop", "--recipe sop needs --data sop:PATH, PATH being your copy of the data set"),
+        ("--recipe cars", "argument --recipe: invalid choice: 'cars'"),
+        ("--recipe inshop --data inshop:x --memory-size 8", "--memory-size 8: must be --batch-size"),
+        ("--precision float64", "argument --precision: invalid choice: 'float64'"),
     ],
 )
 def test_a_setting_that_is_not_allowed_is_named(
@@ -287,6 +291,56 @@ def test_the_curves_name_the_loss() -> None:
     assert axes.get_ylabel() == "contrastive loss, 1 batch"
 
 
+@pytest.mark.parametrize("name", recipes.NAMES)
+def test_a_recipe_says_every_setting_and_the_command_line_overrides_it(name: str) -> None:
+    """All that decides a result, but for which images there are and the seed."""
+    recipe = recipes.load(name)
+    place = [] if name == "emoji" else ["--data", f"{name}:/somewhere"]
+    config = parse(["--recipe", name, *place])
+    assert recipe.keys() | {"seed", "max_classes"} == config.settings().keys() | {"eval_every", "workers"}
+    assert {key: getattr(config, key) for key in recipe if key != "data"} == {
+        key: value for key, value in recipe.items() if key != "data"
+    }
+    changed = parse(
+        ["--recipe", name, "--data", "folder:/mine", "--steps", "7", "--neg-margin", "0.3", "--method", "xbm"]
+    )
+    assert (changed.data, changed.steps, changed.neg_margin, changed.method) == ("folder:/mine", 7, 0.3, "xbm")
+    differs = {key for key, value in changed.settings().items() if config.settings()[key] != value}
+    assert differs == {"data", "steps", "neg_margin", "method"}
+    other = parse(["--recipe", name, *place, "--loss", "supcon"])
+    assert other.pair_loss() == xbn_ext.SupCon() and other.memory_size == recipe["memory_size"]
+
+
+def test_the_recipe_of_the_emoji_is_the_defaults() -> None:
+    assert parse(["--recipe", "emoji"]).settings() == Config().settings()
+
+
+def test_learning_rates() -> None:
+    def rates(schedule: str, warmup: int = 4) -> list[float]:
+        return [loop.learning_rate(Config(schedule=schedule, steps=24, lr_warmup=warmup), step) for step in range(24)]
+
+    assert all(rates(schedule)[:4] == [0.25, 0.5, 0.75, 1.0] for schedule in ("cosine", "step", "constant"))
+    assert rates("constant")[4:] == [1.0] * 20
+    assert rates("step")[4:] == [1.0] * 14 + [0.1] * 6
+    assert rates("cosine")[4] == 1 and rates("cosine")[14] == pytest.approx(0.5) and rates("cosine")[23] < 0.01
+    assert rates("constant", warmup=0) == [1.0] * 24
+
+
+def test_weight_decay_is_beside_adam_or_part_of_the_gradient(shapes: str, tmp_path: Path, tiny: None) -> None:
+    """Without a gradient AdamW only shrinks weights; Adam takes the decay for a gradient, of whatever size."""
+    shrunk = {}
+    for name in ("adamw", "adam"):
+        config = settings(shapes, tmp_path, optimizer=name, weight_decay=0.5, lr=0.01)
+        network = run.model.build(config)[0]
+        optimizer = loop.make_optimizer(config, network)
+        before = network.head.weight.detach().clone()
+        network.head.weight.grad = torch.zeros_like(before)
+        optimizer.step()
+        shrunk[name] = before - network.head.weight.detach()
+    torch.testing.assert_close(shrunk["adamw"], 0.01 * 0.5 * before)
+    torch.testing.assert_close(shrunk["adam"], 0.01 * before.sign(), rtol=1e-3, atol=1e-5)
+
+
 def same(a: Any, b: Any) -> bool:
     """Equal bit for bit, through dicts and lists of tensors and numbers."""
     if isinstance(a, Tensor):
@@ -315,6 +369,37 @@ def test_a_continued_run_ends_where_an_uninterrupted_one_does(
     assert same(*ends)
     for name in (*SCORES, "before", "history"):
         assert same(straight[name], continued[name])
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_run_in_16_bits_trains_and_continues_exactly(precision: str, shapes: str, tmp_path: Path, tiny: None) -> None:
+    changes = {"precision": precision, "optimizer": "adam", "schedule": "step", "augment": "photo", "eval_every": 4}
+    straight = run.run(settings(shapes, tmp_path / "straight", **changes))
+    part = settings(shapes, tmp_path / "parts", resume=True, **changes)
+    with pytest.raises(loop.Interrupted):
+        run.run(part, asked_to_stop=after(5))
+    run.run(part)
+    ends = [checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("straight", "parts")]
+    assert same(*ends)
+    assert bool(ends[0]["scaler"]) == (precision == "float16")
+    assert all(value.dtype == torch.float32 for name, value in ends[0]["model"].items() if "batches" not in name)
+    assert all(math.isfinite(point["loss"]) for point in straight["history"]["loss"])
+    full = run.run(settings(shapes, tmp_path / "full", **changes | {"precision": "float32"}))
+    assert full["history"]["loss"] != straight["history"]["loss"]
+    assert full["history"]["loss"][0]["loss"] == pytest.approx(straight["history"]["loss"][0]["loss"], rel=0.05)
+
+
+def test_gradients_that_overflow_are_skipped_and_scaled_less(shapes: str, tmp_path: Path, tiny: None) -> None:
+    config = settings(shapes, tmp_path, precision="float16")
+    trainer = loop.Trainer(config, run.model.build(config)[0], run._load(config), torch.device("cpu"))
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    images, labels = trainer.batches[0]
+    before = trainer.model.head.weight.detach().clone()
+    assert math.isfinite(trainer.train_step(images, labels))
+    assert torch.equal(before, trainer.model.head.weight) and trainer.scaler.get_scale() == 2.0**99
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    trainer.train_step(images, labels)
+    assert not torch.equal(before, trainer.model.head.weight)
 
 
 def test_two_runs_of_the_same_settings_agree_and_another_seed_does_not(shapes: str, tmp_path: Path, tiny: None) -> None:

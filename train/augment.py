@@ -23,21 +23,29 @@ View = Callable[[Tensor], Tensor]
 """uint8 [3, height, width] -> uint8 [3, size, size]"""
 
 
-def training_view(size: int, mirror: bool) -> View:
-    """Most of the image, slightly turned, moved and sheared, in slightly other light."""
-    bilinear = T.InterpolationMode.BILINEAR
-    steps = [
-        T.RandomResizedCrop(size, scale=(0.8, 1.0), ratio=(0.9, 1.1), antialias=True),
-        T.RandomAffine(5, (0.03, 0.03), (0.92, 1.05), shear=3, interpolation=bilinear, fill=WHITE),
-        T.ColorJitter(brightness=0.1, contrast=0.1, saturation=0.1),
-    ]
+def training_view(size: int, mirror: bool, kind: str = "mild") -> View:
+    """A random view; ``kind`` says of what.
+
+    mild, for drawings: most of the image, slightly turned, moved and sheared, in slightly other light.
+    photo: a part of 20 % to all of the image, up to a third longer than wide or the other way round.
+    """
+    if kind == "photo":
+        steps = [T.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True)]
+    else:
+        bilinear = T.InterpolationMode.BILINEAR
+        steps = [
+            T.RandomResizedCrop(size, scale=(0.8, 1.0), ratio=(0.9, 1.1), antialias=True),
+            T.RandomAffine(5, (0.03, 0.03), (0.92, 1.05), shear=3, interpolation=bilinear, fill=WHITE),
+            T.ColorJitter(brightness=0.1, contrast=0.1, saturation=0.1),
+        ]
     view: View = T.Compose([T.RandomHorizontalFlip(), *steps] if mirror else steps)
     return view
 
 
-def evaluation_view(size: int) -> View:
-    """The whole image, its short side scaled to ``size``, less what sticks out."""
-    view: View = T.Compose([T.Resize(size, antialias=True), T.CenterCrop(size)])
+def evaluation_view(size: int, kind: str = "mild") -> View:
+    """The middle of the image, as large as its short side (photo: as 7/8 of it), scaled to ``size``."""
+    short = round(size * 8 / 7) if kind == "photo" else size
+    view: View = T.Compose([T.Resize(short, antialias=True), T.CenterCrop(size)])
     return view
 
 
@@ -69,8 +77,8 @@ class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
 class EvaluationBatches(Dataset[Tensor]):
     """The images of one part in order, in chunks: uint8 [<= EVALUATION_BATCH, 3, size, size]."""
 
-    def __init__(self, part: Part, size: int) -> None:
-        self.part, self.view = part, evaluation_view(size)
+    def __init__(self, part: Part, size: int, kind: str = "mild") -> None:
+        self.part, self.view = part, evaluation_view(size, kind)
 
     def __len__(self) -> int:
         return -(-len(self.part.images) // EVALUATION_BATCH)

@@ -11,7 +11,7 @@ from typing import Any
 
 from xbn_ext.losses import PairLoss
 
-from . import losses
+from . import losses, recipes
 from .data import DataError, check_spec
 
 METHODS = {  # name: (drift model of the memory, what it is)
@@ -54,17 +54,27 @@ class Config:
     data: str = field(
         default="emoji",
         metadata=_about(
-            "'emoji' (fetched with npm on first use), or 'folder:PATH', one sub-folder per class", group="data"
+            "'emoji' (fetched with npm on first use); 'folder:PATH', one sub-folder per class; or your copy of "
+            "Stanford Online Products, In-Shop or DeepFashion2: 'sop:PATH', 'inshop:PATH' or 'deepfashion2:PATH'",
+            group="data",
         ),
     )
     max_classes: int | None = field(
         default=None, metadata=_about("use only this many classes, always the same ones", type=int, metavar="N")
     )
     image_size: int = field(default=64, metadata=_about("images are fed to the network at this width and height"))
+    augment: str = field(
+        default="mild",
+        metadata=_about(
+            "what is seen of an image; mild, for drawings: most of it, slightly moved; photo: a fifth to all of it, in "
+            "tests the middle",
+            choices=("mild", "photo"),
+        ),
+    )
     cache: Path | None = field(
         default=None,
         metadata=_about(
-            "folder for fetched data (default: $XBN_CACHE, else ~/.cache/xbn_ext)",
+            "folder for fetched data and indices (default: $XBN_CACHE, else ~/.cache/xbn_ext)",
             type=Path,
             metavar="DIR",
             run_only=True,
@@ -134,15 +144,32 @@ class Config:
         default=0.2, metadata=_about("part of the pretrained backbone's layers, counted from the input, not trained")
     )
 
+    precision: str = field(
+        default="float32",
+        metadata=_about(
+            "what the backbone computes in; 16 bits: weights, head, loss and memory stay float32",
+            choices=("float32", "bfloat16", "float16"),
+        ),
+    )
+
     steps: int = field(default=650, metadata=_about("training steps", group="training"))
     batch_size: int = field(default=64, metadata=_about("images per step"))
     samples_per_class: int = field(default=4, metadata=_about("images of one class per step"))
-    lr: float = field(default=1e-3, metadata=_about("peak learning rate of the embedding head (AdamW)"))
-    backbone_lr: float = field(default=0.4, metadata=_about("the backbone's learning rate as a fraction of --lr"))
-    lr_warmup: int = field(
-        default=30, metadata=_about("steps over which learning rates rise; they fall to 0 along a cosine after that")
+    optimizer: str = field(
+        default="adamw",
+        metadata=_about("adamw: weights decay beside Adam; adam: as part of the gradient", choices=("adamw", "adam")),
     )
-    weight_decay: float = field(default=1e-4, metadata=_about("AdamW's weight decay"))
+    lr: float = field(default=1e-3, metadata=_about("peak learning rate of the embedding head"))
+    backbone_lr: float = field(default=0.4, metadata=_about("the backbone's learning rate as a fraction of --lr"))
+    lr_warmup: int = field(default=30, metadata=_about("steps over which learning rates rise"))
+    schedule: str = field(
+        default="cosine",
+        metadata=_about(
+            "learning rates after that; cosine: fall to 0; step: to a tenth after 0.7 of the run",
+            choices=("cosine", "step", "constant"),
+        ),
+    )
+    weight_decay: float = field(default=1e-4, metadata=_about("the optimizer's weight decay"))
     seed: int = field(
         default=0,
         metadata=_about("seed of initialisation, batches and augmentation; the test classes do not depend on it"),
@@ -259,6 +286,11 @@ class _Formatter(argparse.HelpFormatter):
 def parse(arguments: Sequence[str] | None = None) -> Config:
     """The command line as a Config; exits with a usage message that names the argument at fault."""
     parser = argparse.ArgumentParser("python -m train", description=DESCRIPTION, formatter_class=_Formatter)
+    parser.add_argument(
+        "--recipe",
+        choices=recipes.NAMES,
+        help="settings for a data set, which other arguments override: train/recipes/NAME.py",
+    )
     group: argparse._ActionsContainer = parser
     for f in fields(Config):
         if f.metadata["group"]:
@@ -269,7 +301,26 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
         if argument.get("type") in (int, float) and "choices" not in argument:
             argument.setdefault("metavar", "N" if argument["type"] is int else "X")
         group.add_argument(f"--{f.name.replace('_', '-')}", default=f.default, help=f.metadata["help"], **argument)
+    values = vars(_with_recipe(parser, arguments))
     try:
-        return Config(**vars(parser.parse_args(arguments)))
+        return Config(**{f.name: values[f.name] for f in fields(Config)})
     except ConfigError as error:
         parser.error(str(error))
+
+
+def _with_recipe(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, what it does not say from the recipe that it names."""
+    given = parser.parse_args(arguments)
+    if given.recipe is None:
+        return given
+    recipe = recipes.load(given.recipe)
+    parser.set_defaults(**recipe)
+    given = parser.parse_args(arguments)
+    if given.loss != recipe["loss"]:  # its parameters are not those of the recipe's loss
+        parser.set_defaults(**dict.fromkeys(losses.PARAMETERS))
+        given = parser.parse_args(arguments)
+    if given.data == f"{given.recipe}:{recipes.PLACE}":
+        parser.error(
+            f"--recipe {given.recipe} needs --data {given.data}, {recipes.PLACE} being your copy of the data set"
+        )
+    return given

@@ -27,6 +27,8 @@ DRIFT_MEASUREMENTS = 24
 """About so many over a whole run; each costs a few forward passes."""
 MEAN_LOSS_OVER = 10
 """Steps per point of the loss curve."""
+LR_DROP, LR_DROP_AT = 0.1, 0.7
+"""--schedule step: what learning rates are multiplied by, and after which part of the run."""
 MAX_BAD_STEPS = 10
 """Steps in a row without a finite loss after which there is no hope."""
 
@@ -56,21 +58,22 @@ def make_criterion(config: Config) -> xbn_ext.CrossBatchMemory:
 
 
 def make_optimizer(config: Config, model: Embedder) -> torch.optim.Optimizer:
-    """AdamW; each group's ``peak`` is its highest learning rate."""
+    """Adam, its weight decay as --optimizer says; each group's ``peak`` is its highest learning rate."""
     groups = [
         {"params": list(model.head.parameters()), "peak": config.lr},
         {"params": [p for p in model.backbone.parameters() if p.requires_grad], "peak": config.lr * config.backbone_lr},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.lr, weight_decay=config.weight_decay
-    )
+    make = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return make([group for group in groups if group["params"]], lr=config.lr, weight_decay=config.weight_decay)
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """The part of the peak rate used at a step: a linear rise, then a cosine to 0."""
+    """The part of the peak rate used at a step: a linear rise, then as --schedule says."""
     if step < config.lr_warmup:
         return (step + 1) / config.lr_warmup
     progress = (step - config.lr_warmup) / max(1, config.steps - config.lr_warmup)
+    if config.schedule != "cosine":
+        return LR_DROP if config.schedule == "step" and progress >= LR_DROP_AT else 1.0
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
@@ -80,11 +83,12 @@ class Trainer:
     def __init__(self, config: Config, model: Embedder, data: Dataset, device: torch.device) -> None:
         self.config, self.data, self.device = config, data, device
         sampler = ClassBalancedSampler(data.train.labels, config.batch_size, config.samples_per_class, config.seed)
-        view = training_view(config.image_size, data.mirror)
+        view = training_view(config.image_size, data.mirror, config.augment)
         self.batches = TrainingBatches(data.train, sampler, view, config.seed)
         self.model = model.to(device)
         self.criterion = make_criterion(config).to(device)
         self.optimizer = make_optimizer(config, model)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         self.drift = DriftMeter(config.memory_size, config.batch_size)
         self.drift_every = self.drift.interval * max(1, config.steps // DRIFT_MEASUREMENTS // self.drift.interval)
         self.step, self.seconds, self.bad_steps = 0, 0.0, 0
@@ -105,6 +109,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "criterion": self.criterion.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),  # empty but for float16
             "drift": self.drift.state_dict(),
             "rng": torch.get_rng_state(),  # dropout's; all else depends on seed and step alone
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -114,7 +119,7 @@ class Trainer:
         """Go on where a checkpoint was written."""
         self.step, self.seconds = state["step"], state["seconds"]
         self.recent_losses, self.before, self.history = state["recent_losses"], state["before"], state["history"]
-        for name in ("model", "criterion", "optimizer", "drift"):
+        for name in ("model", "criterion", "optimizer", "scaler", "drift"):
             getattr(self, name).load_state_dict(state[name])
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
@@ -173,10 +178,11 @@ class Trainer:
         embeddings = self.model(images)
         loss = self.criterion(embeddings, labels.to(self.device, non_blocking=True))
         self.optimizer.zero_grad()
-        loss.backward()
+        self.scaler.scale(loss).backward()
         value = float(loss.detach())
         if math.isfinite(value):  # the memory itself keeps rows that are not finite out
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)  # not where gradients overflow: their scale is halved then
+            self.scaler.update()
             self.bad_steps = 0
             if probe:
                 self.drift.record(self.step, head, images, embeddings)
@@ -250,5 +256,6 @@ class Trainer:
         )
 
     def _of_test_images(self, network: Network) -> list[Tensor]:
-        batches = EvaluationBatches(self.data.test, self.config.image_size).batches(self.config.workers)
-        return evaluate.embed(network, batches, self.device, len(self.data.test.labels))
+        config, part = self.config, self.data.test
+        batches = EvaluationBatches(part, config.image_size, config.augment).batches(config.workers)
+        return evaluate.embed(network, batches, self.device, len(part.labels))

@@ -20,10 +20,14 @@ IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class Embedder(nn.Module):
-    """Images uint8 [B, 3, H, W] to embeddings [B, D], not normalised to unit length."""
+    """Images uint8 [B, 3, H, W] to embeddings float32 [B, D], not normalised to unit length.
+
+    The backbone computes in ``precision``, its weights stay float32; the head is float32 throughout.
+    """
 
     mean: Tensor
     std: Tensor
+    precision = torch.float32
 
     def __init__(
         self, backbone: nn.Module, width: int, embedding_dim: int, norm: Normalisation, *, frozen_bn: bool
@@ -36,10 +40,12 @@ class Embedder(nn.Module):
         self.register_buffer("std", torch.tensor(norm.std).view(3, 1, 1), persistent=False)
 
     def features(self, images: Tensor) -> Tensor:
-        """The backbone's pooled features [B, F]."""
+        """The backbone's pooled features, float32 [B, F]."""
         pixels = (images.to(self.mean.dtype) - self.mean) / self.std
-        features: Tensor = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
-        return features
+        mixed = None if self.precision == torch.float32 else self.precision
+        with torch.autocast(images.device.type, mixed, enabled=mixed is not None):
+            features: Tensor = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        return features.float()
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [B, D]."""
@@ -73,7 +79,8 @@ def build(config: Config) -> tuple[Embedder, str]:
     if pretrained:
         _freeze(backbone, config.freeze)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _try(model, width, config)
+    _try(model, width, config)  # in float32, for it is not yet on its device
+    model.precision = getattr(torch, config.precision)
     return model, f"{config.backbone}: {note}"
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from . import evaluate, losses
-from .augment import evaluation_view, to_tensor
+from .augment import View, to_tensor
 from .data import Dataset
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#d55e00", "#00795c", "#c1272d", "#767676"  # told apart by the colour blind
@@ -128,10 +128,8 @@ def _columns(points: list[dict[str, float]], *names: str) -> list[list[float]]:
     return [[point[name] for point in points] for name in names]
 
 
-def neighbours(
-    path: Path, data: Dataset, queries: NDArray[np.int64], found: NDArray[np.int64], image_size: int
-) -> None:
-    """A few test images, each with its nearest neighbours: positions [n] and [n, >= 1]."""
+def neighbours(path: Path, data: Dataset, queries: NDArray[np.int64], found: NDArray[np.int64], view: View) -> None:
+    """A few test images, as ``view`` shows them, each with its nearest neighbours: positions [n] and [n, >= 1]."""
     part = data.test
     answers = evaluate.answers(part.labels, data.queries, data.gallery)
     asked = np.arange(len(answers)) if data.queries is None else data.queries
@@ -152,7 +150,7 @@ def neighbours(
             for column, image in enumerate([query, *found[row, :columns].tolist()]):
                 left = 2.5 + 0.92 * column + (0.3 if column else 0)
                 axes = figure.add_axes((left / width, bottom / height, 0.84 / width, 0.84 / height))
-                axes.imshow(evaluation_view(image_size)(to_tensor(part.images[image])).permute(1, 2, 0).numpy())
+                axes.imshow(view(to_tensor(part.images[image])).permute(1, 2, 0).numpy())
                 _frame(axes, None if column == 0 else bool(part.labels[image] == part.labels[query]))
                 if row == 0:
                     axes.set_title("query" if column == 0 else str(column), fontsize=10, pad=3)

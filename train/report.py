@@ -14,6 +14,7 @@ from torch import Tensor
 import xbn_ext
 
 from . import checkpoint, evaluate, pictures, vision
+from .augment import evaluation_view
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -54,7 +55,8 @@ def write(trainer: Trainer, embeddings: Tensor, note: str) -> None:
         "machine": _machine(trainer.device),
     }
     pictures.curves(config.folder / checkpoint.CURVES, metrics)
-    pictures.neighbours(config.folder / checkpoint.NEIGHBOURS, data, queries, found, config.image_size)
+    view = evaluation_view(config.image_size, config.augment)
+    pictures.neighbours(config.folder / checkpoint.NEIGHBOURS, data, queries, found, view)
     checkpoint.write_metrics(config.folder, metrics)
 
 
