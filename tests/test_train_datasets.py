@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from miniatures import PER_CLASS, TEST_CLASSES, TRAIN_CLASSES
+from PIL import Image
 
 from train import evaluate, loop, run
 from train.data import DataError, Dataset, deepfashion2, deepfashion2_index, images, inshop, load, sop
@@ -329,8 +330,6 @@ def test_an_index_is_made_anew_when_anything_changed(
 
 
 def test_a_box_is_cut_out_upright_and_clipped(tmp_path: Path) -> None:
-    from PIL import Image
-
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
@@ -385,5 +384,5 @@ def test_a_miniature_trains_and_is_tested_by_its_protocol(
     assert (metrics["data"]["queries"], metrics["data"]["gallery"]) == (asked, gallery)
     printed = capsys.readouterr().out
     assert all(name in printed for name in expected) and data.summary() in printed
-    with images.Image.open(tmp_path / "out" / "neighbours.png") as picture:
+    with Image.open(tmp_path / "out" / "neighbours.png") as picture:
         assert min(picture.size) > 300

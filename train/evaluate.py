@@ -44,7 +44,12 @@ def embed(network: Network, batches: Iterable[Tensor], device: torch.device, cou
 
 
 def neighbours(
-    embeddings: Tensor, count: int, where: Positions | None = None, **protocol: Positions | None
+    embeddings: Tensor,
+    count: int,
+    where: Positions | None = None,
+    *,
+    queries: Positions | None = None,
+    gallery: Positions | None = None,
 ) -> Positions:
     """The rows of the gallery most similar (cosine) to each query, best first: positions [Q, <= count].
 
@@ -52,9 +57,9 @@ def neighbours(
         embeddings: [N, D].
         count: how many; all there are where there are fewer.
         where: the queries to ask for; None: all.
-        protocol: ``queries`` and ``gallery``, as of ``evaluate``.
+        queries: as of ``evaluate``, and so is ``gallery``.
     """
-    index = Search(embeddings, **protocol)
+    index = Search(embeddings, queries, gallery)
     where = index.queries if where is None else where
     chunk = _queries_at_a_time(min(count, index.reach))
     return np.concatenate([index(where[i : i + chunk], count) for i in range(0, len(where), chunk)])
