@@ -471,6 +471,15 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_ends_the_run_after_a_whil
         trainer.train_step(images, labels)
 
 
+def test_embeddings_that_are_not_finite_have_no_scores(shapes: str, tmp_path: Path, tiny: None) -> None:
+    config = settings(shapes, tmp_path)
+    trainer = loop.Trainer(config, run.model.build(config)[0], run._load(config), torch.device("cpu"))
+    with torch.no_grad():
+        trainer.model.head.bias[0] = math.inf
+    with pytest.raises(loop.TrainingError, match=r"after 0 steps: the network gives embeddings that are not fin.*--lr"):
+        trainer.scores(trainer.test_embeddings())
+
+
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 

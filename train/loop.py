@@ -249,11 +249,19 @@ class Trainer:
         return embeddings
 
     def scores(self, embeddings: Tensor) -> Scores:
-        """Scores of embeddings [N, *] of the test images, by the data set's protocol."""
+        """Scores of embeddings [N, *] of the test images, by the data set's protocol.
+
+        Raises:
+            TrainingError: there are none to be had.
+        """
         data = self.data
-        return evaluate.evaluate(
-            embeddings, data.test.labels, queries=data.queries, gallery=data.gallery, recalls=data.recalls
-        )
+        try:
+            return evaluate.evaluate(
+                embeddings, data.test.labels, queries=data.queries, gallery=data.gallery, recalls=data.recalls
+            )
+        except ValueError as error:
+            advice = "lower --lr or --backbone-lr, or choose another --precision"
+            raise TrainingError(f"no scores after {self.step} steps: {error}; {advice}") from error
 
     def _of_test_images(self, network: Network) -> list[Tensor]:
         config, part = self.config, self.data.test

@@ -35,7 +35,7 @@ def load(path: Path, *, max_classes: int | None = None) -> Dataset:
     train = [row for row in train if row.key in keep_train]
     test = [row for row in test if row.key in keep_test]
     benchmark.check_files(SOURCE, path, [path / row.path for row in (*train, *test)])
-    titles = {row.key: f"{Path(row.path).parts[0].removesuffix('_final')} {row.key}" for row in (*train, *test)}
+    titles = {row.key: f"{row.path.partition('_final/')[0]} {row.key}" for row in (*train, *test)}
     return Dataset(
         SOURCE.title,
         benchmark.make_part(path, train, titles),
@@ -46,11 +46,12 @@ def load(path: Path, *, max_classes: int | None = None) -> Dataset:
 
 
 def _read(path: Path, name: str, ids: Unique, paths: Unique) -> list[Row]:
-    if not (path / name).is_file():
+    listed = path / name
+    if not listed.is_file():
         raise SOURCE.error(path, f"there is no {name}")
     rows = []
-    for number, (image, key, super_class, file) in benchmark.lines(path / name, [HEADER], 4):
-        place = f"{path / name}:{number}"
+    for number, (image, key, super_class, file) in benchmark.lines(listed, [HEADER], 4):
+        place = f"{listed}:{number}"
         if not (image.isdecimal() and key.isdecimal() and super_class.isdecimal()):
             raise DataError(f"--data: {place}: expected three numbers and a path, {HEADER!r}")
         ids.add(image, place)
