@@ -120,6 +120,6 @@ def test_views_of_photographs() -> None:
 def test_evaluation_batches_cover_all_images_in_order() -> None:
     data = part((24, 24))
     data = Part(list(data.images) * 8, np.tile(LABELS, 8), data.classes, ("",) * len(LABELS) * 8)
-    chunks = list(EvaluationBatches(data, 24).batches())
+    chunks = list(EvaluationBatches(data, evaluation_view(24)).batches())
     assert [len(chunk) for chunk in chunks] == [256, 8 * len(LABELS) - 256]
     assert torch.equal(torch.cat(chunks), torch.stack([to_tensor(image) for image in data.images]))

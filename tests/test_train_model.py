@@ -146,7 +146,7 @@ def test_the_first_layers_of_pretrained_weights_can_be_left_as_they_are(tmp_path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"backbone": "resnet19"}, r"--backbone resnet19: must be efficientnet-lite0 or one of .*resnet18"),
+        ({"backbone": "resnet19"}, r"--backbone resnet19: must be efficientnet-lite0, convnet or one of .*resnet18"),
         ({"backbone": "squeezenet1_1"}, "--backbone squeezenet1_1: it does not end in a linear layer"),
         ({"backbone": "vit_b_32"}, "--backbone vit_b_32 cannot take images of --image-size 32"),
         ({"weights": "/nowhere.pth"}, r"--weights /nowhere\.pth: .*No such file"),

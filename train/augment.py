@@ -1,6 +1,7 @@
 """From stored pixels to network input: random views for training, one fixed view for evaluation.
 
 Both give uint8, [3, size, size]; the model itself normalises. Each image of a batch gets parameters of its own.
+Features that stand in place of images (train/features.py) go through as they are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .vision import transforms as T
 WHITE = 255
 EVALUATION_BATCH = 256
 View = Callable[[Tensor], Tensor]
-"""uint8 [3, height, width] -> uint8 [3, size, size]"""
+"""uint8 [3, height, width] -> uint8 [3, size, size]; or features float32 [F] -> the same"""
 
 
 def training_view(size: int, mirror: bool, kind: str = "mild") -> View:
@@ -28,7 +29,10 @@ def training_view(size: int, mirror: bool, kind: str = "mild") -> View:
 
     mild, for drawings: most of the image, slightly turned, moved and sheared, in slightly other light.
     photo: a part of 20 % to all of the image, up to a third longer than wide or the other way round.
+    none: what an evaluation sees, not even mirrored.
     """
+    if kind == "none":
+        return evaluation_view(size)
     if kind == "photo":
         steps = [T.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True)]
     else:
@@ -49,13 +53,18 @@ def evaluation_view(size: int, kind: str = "mild") -> View:
     return view
 
 
-def to_tensor(pixels: Pixels) -> Tensor:
-    """uint8 [height, width, 3] -> uint8 [3, height, width], no copy where none is needed."""
+def to_tensor(pixels: Pixels | NDArray[np.float32]) -> Tensor:
+    """uint8 [height, width, 3] -> uint8 [3, height, width]; features [F] -> the same. No copy where none is needed."""
+    if pixels.ndim == 1:
+        return torch.from_numpy(pixels)
     return torch.from_numpy(np.require(pixels, requirements=("W", "C"))).permute(2, 0, 1)
 
 
 class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
-    """The batch of each step: ``batches[step]`` is (images uint8 [B, 3, size, size], labels int64 [B])."""
+    """The batch of each step: ``batches[step]`` is (images uint8 [B, 3, size, size], labels int64 [B]).
+
+    Where features stand in place of images, they are float32 [B, F].
+    """
 
     def __init__(self, part: Part, sampler: ClassBalancedSampler, view: View, seed: int) -> None:
         self.part, self.sampler, self.view, self.seed = part, sampler, view, seed
@@ -75,10 +84,10 @@ class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
 
 
 class EvaluationBatches(Dataset[Tensor]):
-    """The images of one part in order, in chunks: uint8 [<= EVALUATION_BATCH, 3, size, size]."""
+    """The images of one part in order, in chunks: uint8 [<= EVALUATION_BATCH, 3, size, size], or features [., F]."""
 
-    def __init__(self, part: Part, size: int, kind: str = "mild") -> None:
-        self.part, self.view = part, evaluation_view(size, kind)
+    def __init__(self, part: Part, view: View) -> None:
+        self.part, self.view = part, view
 
     def __len__(self) -> int:
         return -(-len(self.part.images) // EVALUATION_BATCH)

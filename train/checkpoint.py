@@ -33,10 +33,10 @@ def look(config: Config) -> Found:
         return Found.NOTHING
     finished, started = folder / METRICS, folder / CHECKPOINT
     if finished.exists():
-        _require_same(config, _read_json(finished).get("config", {}), "a finished run")
+        require_same(config, folder, _read_json(finished).get("config", {}), "a finished run")
         return Found.FINISHED
     if started.exists():
-        _require_same(config, load(started)["config"], "an unfinished run")
+        require_same(config, folder, load(started)["config"], "an unfinished run")
         if not config.resume:
             raise ConfigError(f"--out {folder} holds an unfinished run: continue it with --resume, or --overwrite it")
         return Found.CHECKPOINT
@@ -75,9 +75,14 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
     """Written last: its presence says that the run is finished."""
-    temporary = folder / f"{METRICS}.tmp"
-    temporary.write_text(json.dumps(metrics, indent=1) + "\n")
-    os.replace(temporary, folder / METRICS)
+    write_json(folder / METRICS, metrics)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -93,7 +98,8 @@ def _unreadable(path: Path, error: Exception) -> ConfigError:
     return ConfigError(f"--out {path.parent}: cannot read {path.name} ({why}); --overwrite starts anew")
 
 
-def _require_same(config: Config, stored: dict[str, Any], what: str) -> None:
+def require_same(config: Config, place: Path, stored: dict[str, Any], what: str) -> None:
+    """Raise ConfigError if a run at ``place`` has other settings than ``config``."""
     settings = config.settings()
     different = [
         f"--{name.replace('_', '-')} {stored.get(name)} there, {settings.get(name)} now"
@@ -102,6 +108,6 @@ def _require_same(config: Config, stored: dict[str, Any], what: str) -> None:
     ]
     if different:
         raise ConfigError(
-            f"--out {config.folder} holds {what} with other settings ({'; '.join(different)}): "
+            f"--out {place} holds {what} with other settings ({'; '.join(different)}): "
             "choose another --out, or --overwrite it"
         )

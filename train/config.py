@@ -67,8 +67,8 @@ class Config:
         default="mild",
         metadata=_about(
             "what is seen of an image; mild, for drawings: most of it, slightly moved; photo: a fifth to all of it, in "
-            "tests the middle",
-            choices=("mild", "photo"),
+            "tests the middle; none: all of it",
+            choices=("mild", "photo", "none"),
         ),
     )
     cache: Path | None = field(
@@ -126,12 +126,23 @@ class Config:
 
     backbone: str = field(
         default="efficientnet-lite0",
-        metadata=_about("'efficientnet-lite0', or a torchvision classifier such as resnet50", group="network"),
+        metadata=_about(
+            "'efficientnet-lite0'; 'convnet', small, for small images; or a torchvision classifier such as resnet50",
+            group="network",
+        ),
     )
     weights: str = field(
         default="auto",
         metadata=_about("auto: pretrained if on this machine, else random; none: random; or a state dict's path"),
     )
+    features: str = field(
+        default="live",
+        metadata=_about(
+            "frozen: the backbone is not trained and sees each image once, not augmented: only the head learns",
+            choices=("live", "frozen"),
+        ),
+    )
+    hidden: int = field(default=0, metadata=_about("units of a hidden layer of the head; 0: the head is linear"))
     embedding_dim: int = field(default=128, metadata=_about("dimension of the embeddings"))
     batchnorm: str = field(
         default="auto",
@@ -220,7 +231,7 @@ class Config:
             self._check(name, lambda v: v > 0, "more than 0")
         for name in ("memory_weight", "batch_weight", "warmup_steps", "backbone_lr", "lr_warmup", "weight_decay"):
             self._check(name, lambda v: v >= 0, "0 or more")
-        for name in ("seed", "eval_every", "threads", "workers"):
+        for name in ("seed", "hidden", "eval_every", "threads", "workers"):
             self._check(name, lambda v: v >= 0, "0 or more")
         self._check("max_classes", lambda v: v is None or v >= 4, "4 or more")
         self._check("ema_momentum", lambda v: 0 < v <= 1, "more than 0 and at most 1")

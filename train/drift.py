@@ -18,6 +18,8 @@ from .model import Embedder, without_traces
 
 PROBES = 4
 """Probes alive at a time, spread over the time a row stays in the memory."""
+MANY_PROBES = 16
+"""The same where embedding a probe again costs next to nothing."""
 
 
 class Probe(NamedTuple):
@@ -27,7 +29,7 @@ class Probe(NamedTuple):
     slots: Tensor
     """[B] int64: rows of the memory."""
     images: Tensor
-    """[B, 3, H, W] uint8, as the network saw them."""
+    """[B, 3, H, W] uint8, or [B, F], as the network saw them."""
     stored: Tensor
     """[B, D] of unit length, as first stored."""
 
@@ -45,9 +47,9 @@ class Staleness(NamedTuple):
 class DriftMeter:
     """Records probes during training and measures them when asked."""
 
-    def __init__(self, memory_size: int, batch_size: int) -> None:
+    def __init__(self, memory_size: int, batch_size: int, probes: int = PROBES) -> None:
         self.lifetime = memory_size // batch_size
-        self.interval = max(1, self.lifetime // PROBES)
+        self.interval = max(1, self.lifetime // probes)
         self.memory_size = memory_size
         self.probes: list[Probe] = []
 

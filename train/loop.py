@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 import xbn_ext
 
-from . import checkpoint, evaluate
-from .augment import EvaluationBatches, TrainingBatches, training_view
+from . import checkpoint, evaluate, features
+from .augment import EvaluationBatches, TrainingBatches, evaluation_view, training_view
 from .config import Config
 from .data import Dataset
-from .drift import DriftMeter
+from .drift import MANY_PROBES, PROBES, DriftMeter
 from .evaluate import Network, Scores
 from .model import Embedder
 from .sampler import ClassBalancedSampler, Stream, torch_seed
@@ -39,6 +39,22 @@ class TrainingError(RuntimeError):
 
 class Interrupted(Exception):
     """The run was asked to stop, and did so after writing a checkpoint."""
+
+
+class NoEvents(SummaryWriter):
+    """Stands for a log that nobody will read."""
+
+    def __init__(self) -> None:
+        pass
+
+    def add_scalar(self, *_: object) -> None:
+        """Nothing."""
+
+    def add_scalars(self, *_: object) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def make_criterion(config: Config) -> xbn_ext.CrossBatchMemory:
@@ -78,18 +94,30 @@ def learning_rate(config: Config, step: int) -> float:
 
 
 class Trainer:
-    """One run. Everything that a continued run needs is in ``state_dict``."""
+    """One run. Everything that a continued run needs is in ``state_dict``.
 
-    def __init__(self, config: Config, model: Embedder, data: Dataset, device: torch.device) -> None:
+    Args:
+        inputs: ``data`` with features in place of images, where they are frozen and at hand already.
+    """
+
+    def __init__(
+        self, config: Config, model: Embedder, data: Dataset, device: torch.device, inputs: Dataset | None = None
+    ) -> None:
         self.config, self.data, self.device = config, data, device
+        frozen = config.features == "frozen"
+        self.evaluation_view = evaluation_view(config.image_size, config.augment)
         sampler = ClassBalancedSampler(data.train.labels, config.batch_size, config.samples_per_class, config.seed)
         view = training_view(config.image_size, data.mirror, config.augment)
-        self.batches = TrainingBatches(data.train, sampler, view, config.seed)
+        if frozen:
+            inputs = inputs or features.of(data, model, self.evaluation_view, device, config.workers)
+            view = self.evaluation_view = features.as_they_are
+        self.inputs = inputs or data
+        self.batches = TrainingBatches(self.inputs.train, sampler, view, config.seed)
         self.model = model.to(device)
         self.criterion = make_criterion(config).to(device)
         self.optimizer = make_optimizer(config, model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
-        self.drift = DriftMeter(config.memory_size, config.batch_size)
+        self.drift = DriftMeter(config.memory_size, config.batch_size, MANY_PROBES if frozen else PROBES)
         self.drift_every = self.drift.interval * max(1, config.steps // DRIFT_MEASUREMENTS // self.drift.interval)
         self.step, self.seconds, self.bad_steps = 0, 0.0, 0
         self.recent_losses: list[float] = []
@@ -129,8 +157,12 @@ class Trainer:
         """Write the checkpoint."""
         checkpoint.save(self.config.folder / checkpoint.CHECKPOINT, self.state_dict())
 
-    def run(self, asked_to_stop: Callable[[], bool] = lambda: False) -> Tensor:
+    def run(self, asked_to_stop: Callable[[], bool] = lambda: False, *, quiet: bool = False) -> Tensor:
         """Train to the end and return the embeddings [N, D] of the test images.
+
+        Args:
+            asked_to_stop: asked after each step.
+            quiet: no bar, no events, and scores at the end only; checkpoints as ever.
 
         Raises:
             Interrupted: ``asked_to_stop`` said so after a step; a checkpoint has been written.
@@ -138,12 +170,12 @@ class Trainer:
         """
         config = self.config
         started = time.perf_counter() - self.seconds
-        events = SummaryWriter(config.folder / checkpoint.EVENTS, purge_step=self.step)
-        if not self.before:
+        events = NoEvents() if quiet else SummaryWriter(config.folder / checkpoint.EVENTS, purge_step=self.step)
+        if not self.before and not quiet:
             self.measure_before()
             self.seconds = time.perf_counter() - started
             self.save()
-        bar = tqdm(total=config.steps, initial=self.step, desc=config.method, unit=" steps", disable=None)
+        bar = tqdm(total=config.steps, initial=self.step, desc=config.method, unit=" steps", disable=quiet or None)
         loader = self.batches.loader(self.step, config.steps, workers=config.workers, pin=self.device.type == "cuda")
         embeddings: Tensor | None = None
         with events, bar:
@@ -156,9 +188,11 @@ class Trainer:
                 self.seconds = time.perf_counter() - started
                 self.log(events, loss, rate)
                 last = self.step == config.steps
-                if last or (config.eval_every and self.step % config.eval_every == 0):
+                due = bool(config.eval_every) and self.step % config.eval_every == 0
+                if last or (due and not quiet):
                     embeddings = self.evaluate(events)
                     self.seconds = time.perf_counter() - started
+                if last or due:
                     self.save()
                 elif asked_to_stop():
                     self.save()
@@ -166,7 +200,7 @@ class Trainer:
         return self.test_embeddings() if embeddings is None else embeddings
 
     def train_step(self, images: Tensor, labels: Tensor) -> float:
-        """One step on images uint8 [B, 3, H, W] with labels int64 [B]; returns the loss."""
+        """One step on images uint8 [B, 3, H, W], or features [B, F], with labels int64 [B]; returns the loss."""
         config = self.config
         self.model.train()
         scale = learning_rate(config, self.step)
@@ -228,7 +262,8 @@ class Trainer:
         self.history["evaluation"].append({"step": self.step, "seconds": self.seconds, **scores})
         for name, value in scores.items():
             events.add_scalar(f"test/{name}", value, self.step)
-        tqdm.write(f"step {self.step:5d}: " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items()))
+        if not isinstance(events, NoEvents):
+            tqdm.write(f"step {self.step:5d}: " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items()))
         return embeddings
 
     def measure_before(self) -> None:
@@ -264,6 +299,6 @@ class Trainer:
             raise TrainingError(f"no scores after {self.step} steps: {error}; {advice}") from error
 
     def _of_test_images(self, network: Network) -> list[Tensor]:
-        config, part = self.config, self.data.test
-        batches = EvaluationBatches(part, config.image_size, config.augment).batches(config.workers)
+        part = self.inputs.test
+        batches = EvaluationBatches(part, self.evaluation_view).batches(self.config.workers)
         return evaluate.embed(network, batches, self.device, len(part.labels))

@@ -1,4 +1,4 @@
-"""The network: a pretrained backbone, global pooling, and one linear layer to the embedding."""
+"""The network: a backbone, global pooling, and a head of one or two layers to the embedding."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import efficientnet_lite
+from . import convnet, efficientnet_lite
 from .config import Config, ConfigError
 from .sampler import Stream, torch_seed
 from .vision import models
 
-EFFICIENTNET_LITE0 = "efficientnet-lite0"
+EFFICIENTNET_LITE0, CONVNET = "efficientnet-lite0", "convnet"
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class Embedder(nn.Module):
-    """Images uint8 [B, 3, H, W] to embeddings float32 [B, D], not normalised to unit length.
+    """Images uint8 [B, 3, H, W], or their features float32 [B, F], to embeddings float32 [B, D], not of unit length.
 
     The backbone computes in ``precision``, its weights stay float32; the head is float32 throughout.
     """
@@ -29,18 +29,18 @@ class Embedder(nn.Module):
     std: Tensor
     precision = torch.float32
 
-    def __init__(
-        self, backbone: nn.Module, width: int, embedding_dim: int, norm: Normalisation, *, frozen_bn: bool
-    ) -> None:
+    def __init__(self, backbone: nn.Module, head: nn.Module, norm: Normalisation, *, frozen_bn: bool) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(width, embedding_dim)
+        self.head = head
         self.frozen_bn = frozen_bn
         self.register_buffer("mean", torch.tensor(norm.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(norm.std).view(3, 1, 1), persistent=False)
 
     def features(self, images: Tensor) -> Tensor:
-        """The backbone's pooled features, float32 [B, F]."""
+        """The backbone's pooled features, float32 [B, F]; of features, themselves."""
+        if images.is_floating_point():
+            return images
         pixels = (images.to(self.mean.dtype) - self.mean) / self.std
         mixed = None if self.precision == torch.float32 else self.precision
         with torch.autocast(images.device.type, mixed, enabled=mixed is not None):
@@ -72,12 +72,12 @@ def build(config: Config) -> tuple[Embedder, str]:
     """The network that a run starts from, and a line that says what its weights are."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(torch_seed(config.seed, Stream.INITIALISATION))
-        make = _efficientnet_lite0 if config.backbone == EFFICIENTNET_LITE0 else _torchvision
+        make = {EFFICIENTNET_LITE0: _efficientnet_lite0, CONVNET: _convnet}.get(config.backbone, _torchvision)
         backbone, width, norm, (pretrained, note) = make(config)
         frozen = config.batchnorm == "frozen" or (config.batchnorm == "auto" and pretrained)
-        model = Embedder(backbone, width, config.embedding_dim, norm, frozen_bn=frozen)
-    if pretrained:
-        _freeze(backbone, config.freeze)
+        model = Embedder(backbone, _head(width, config.hidden, config.embedding_dim), norm, frozen_bn=frozen)
+    if pretrained or config.features == "frozen":
+        _freeze(backbone, 1.0 if config.features == "frozen" else config.freeze)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _try(model, width, config)  # in float32, for it is not yet on its device
     model.precision = getattr(torch, config.precision)
@@ -103,6 +103,21 @@ Loaded = tuple[bool, str]
 Built = tuple[nn.Module, int, Normalisation, Loaded]
 
 
+def _head(width: int, hidden: int, embedding_dim: int) -> nn.Module:
+    if hidden == 0:
+        return nn.Linear(width, embedding_dim)
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, embedding_dim))
+
+
+def _convnet(config: Config) -> Built:
+    def unpublished() -> str:
+        return "there are none for this network"
+
+    backbone = convnet.convnet()
+    note = _load(backbone, config.weights, unpublished, set())
+    return backbone, convnet.FEATURES, Normalisation(convnet.MEAN, convnet.STD), note
+
+
 def _efficientnet_lite0(config: Config) -> Built:
     backbone = efficientnet_lite.EfficientNetLite0()
 
@@ -121,7 +136,9 @@ def _efficientnet_lite0(config: Config) -> Built:
 def _torchvision(config: Config) -> Built:
     names = models.list_models(module=models)
     if config.backbone not in names:
-        raise ConfigError(f"--backbone {config.backbone}: must be {EFFICIENTNET_LITE0} or one of {', '.join(names)}")
+        raise ConfigError(
+            f"--backbone {config.backbone}: must be {EFFICIENTNET_LITE0}, {CONVNET} or one of {', '.join(names)}"
+        )
     backbone: nn.Module = models.get_model(config.backbone, weights=None)
     linear = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
     if not linear:

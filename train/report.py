@@ -52,7 +52,7 @@ def write(trainer: Trainer, embeddings: Tensor, note: str) -> None:
             "gallery": len(data.test.labels if data.gallery is None else data.gallery),
             "credit": list(data.credit),
         },
-        "machine": _machine(trainer.device),
+        "machine": machine(trainer.device),
     }
     pictures.curves(config.folder / checkpoint.CURVES, metrics)
     view = evaluation_view(config.image_size, config.augment)
@@ -77,7 +77,8 @@ def show(folder: Path) -> dict[str, Any]:
     return metrics
 
 
-def _machine(device: torch.device) -> dict[str, str | int]:
+def machine(device: torch.device) -> dict[str, str | int]:
+    """What a run is done on, and with which versions."""
     cuda = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads",

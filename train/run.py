@@ -38,7 +38,7 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None) -> dict
     if found is Found.FINISHED:
         print(f"{config.folder} holds this run, finished; --overwrite would repeat it")
         return report.show(config.folder)
-    device = _device(config)
+    device = device_of(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     network, note = model.build(config)
@@ -53,7 +53,7 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None) -> dict
     else:
         checkpoint.prepare(config.folder)
     print(note, f"{config.method}, {losses.title(config.loss)}, on {device}, results in {config.folder}", sep="\n")
-    with _stop_signals() as signalled:
+    with stop_signals() as signalled:
         embeddings = trainer.run(asked_to_stop or signalled)
     report.write(trainer, embeddings, note)
     return report.show(config.folder)
@@ -65,7 +65,8 @@ def _load(config: Config) -> data.Dataset:
     return dataset
 
 
-def _device(config: Config) -> torch.device:
+def device_of(config: Config) -> torch.device:
+    """The device that a run is on; raises ConfigError if it is not there."""
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() and xbn_ext.build_info()["cuda"] else "cpu"
@@ -78,7 +79,7 @@ def _device(config: Config) -> torch.device:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
+def stop_signals() -> Iterator[Callable[[], bool]]:
     """While open, Ctrl-C and SIGTERM only set a flag, which the yielded function reads; a second one acts at once."""
     asked: list[int] = []
     handlers: dict[int, Any] = {}

@@ -24,8 +24,8 @@ class DataError(ValueError):
 class Part:
     """One side of the split: images and, for each, a label that indexes ``classes``."""
 
-    images: Sequence[Pixels]
-    """N images, each uint8 [height, width, 3]; sizes may differ from image to image."""
+    images: Sequence[Pixels] | NDArray[np.float32]
+    """N images, each uint8 [height, width, 3]; sizes may differ. Or features in their place, [N, F]."""
     labels: NDArray[np.int64]
     """[N], values 0 .. len(classes)-1, every class present."""
     classes: tuple[str, ...]

@@ -51,6 +51,25 @@ class Files(Sequence[Pixels]):
         return decode(self.paths[index], (left, top, right, bottom))
 
 
+class Picked(Sequence[Pixels]):
+    """Some images of a sequence, in their order there or in another."""
+
+    def __init__(self, images: Sequence[Pixels], where: NDArray[np.int64]) -> None:
+        self.images, self.where = images, where
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    @overload
+    def __getitem__(self, index: int) -> Pixels: ...
+    @overload
+    def __getitem__(self, index: slice) -> Picked: ...
+    def __getitem__(self, index: int | slice) -> Pixels | Picked:
+        if isinstance(index, slice):
+            return Picked(self.images, self.where[index])
+        return self.images[int(self.where[index])]
+
+
 def decode(path: Path, box: Box | None = None) -> Pixels:
     """Pixels as a viewer shows them: turned as the camera says, transparency on white; then ``box``, clipped.
 

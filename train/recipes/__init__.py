@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-NAMES = ("emoji", "sop", "inshop", "deepfashion2")
+NAMES = ("emoji", "emoji-small", "sop", "inshop", "deepfashion2")
 PLACE = "PATH"
 """Stands in a recipe for what only the command line can say."""
 
 
 def load(name: str) -> dict[str, Any]:
     """The settings of one of NAMES."""
-    settings: dict[str, Any] = importlib.import_module(f".{name}", __name__).SETTINGS
+    settings: dict[str, Any] = importlib.import_module(f".{name.replace('-', '_')}", __name__).SETTINGS
     return dict(settings)

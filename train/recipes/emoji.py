@@ -20,6 +20,8 @@ SETTINGS: dict[str, Any] = {
     "ema_momentum": 0.1,
     "backbone": "efficientnet-lite0",
     "weights": "auto",
+    "features": "live",
+    "hidden": 0,
     "embedding_dim": 128,
     "batchnorm": "auto",
     "freeze": 0.2,

@@ -24,6 +24,8 @@ SETTINGS: dict[str, Any] = {
     "ema_momentum": 0.1,  # ours
     "backbone": "resnet50",  # XBM, which pools by the maximum; torchvision's by the mean
     "weights": "auto",  # XBM: ImageNet; here the newest that torchvision publishes
+    "features": "live",
+    "hidden": 0,
     "embedding_dim": 128,  # XBM
     "batchnorm": "batch",  # XBM
     "freeze": 0.0,  # XBM

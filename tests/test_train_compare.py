@@ -1,0 +1,320 @@
+"""The study: its statistics by definition, its plan, and whole studies that are stopped, killed and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from train import checkpoint, features, loop, model
+from train.augment import evaluation_view
+from train.compare import drift, plan, statistics, study, work
+from train.compare.plan import TEST, VALIDATION, Plan
+from train.config import Config
+from train.data import Dataset, validation
+from train.model import Embedder
+from train.sampler import ClassBalancedSampler
+
+SMALL = {
+    "data": "emoji", "max-classes": "40", "steps": "12", "batch-size": "8", "samples-per-class": "2",
+    "memory-size": "24", "eval-every": "4", "seeds": "2", "map-seeds": "1", "lrs": "1e-3,1e-2", "memory-sizes": "8,24",
+    "batch-sizes": "4,8", "warmups": "0,4", "noises": "0.1,1", "momenta": "0.1", "jobs": "2",
+    "methods": "batch,xbm,axbn",
+}  # fmt: skip
+RUNS = 10 + 1 + 6 + 5
+"""Of SMALL: map, noise, test, effects that the map has not; those of both are done once."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def small_plan(**changes: Any) -> Plan:
+    return replace(study.parse(arguments(Path("cache"), Path("out")))[1], **changes)
+
+
+def arguments(cache: Path, out: Path) -> list[str]:
+    settings = SMALL | {"cache": str(cache), "out": str(out)}
+    return [word for name, value in settings.items() for word in (f"--{name}", value)]
+
+
+def results(out: Path) -> dict[str, Any]:
+    """What every run found, less how long it took."""
+    found = {path.name: json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))}
+    return {name: {k: v for k, v in result.items() if k != "seconds"} for name, result in found.items()}
+
+
+# ---- statistics -----------------------------------------------------------------------------------------------------
+
+
+def test_an_interval_is_students() -> None:
+    found = statistics.estimate([1.0, 2.0, 3.0, 4.0, 5.0])
+    half = 2.776445105 * np.sqrt(2.5) / np.sqrt(5)  # Student's t for four degrees of freedom, from a table
+    assert found.mean == 3 and found.count == 5
+    assert np.allclose([found.low, found.high], [3 - half, 3 + half])
+    assert str(found) == "3.0 ± 2.0"
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    held = [
+        found.low <= 7 <= found.high
+        for found in (statistics.estimate(rng.normal(7, 2, 5).tolist()) for _ in range(4000))
+    ]
+    assert 0.94 < np.mean(held) < 0.96
+
+
+def test_what_a_seed_does_to_both_cancels_out() -> None:
+    found = statistics.difference([11.0, 21.0, 31.5], [10.0, 20.0, 30.0])
+    assert found.mean == pytest.approx(3.5 / 3) and found.high - found.low < 2
+    assert str(statistics.estimate([4.0])) == "4.0"
+    with pytest.raises(ValueError, match="no values"):
+        statistics.estimate([])
+
+
+def test_one_is_above_another_only_if_the_intervals_are_apart() -> None:
+    low, high = statistics.estimate([1.0, 1.1, 0.9]), statistics.estimate([2.0, 2.1, 1.9])
+    assert high.above(low) and not low.above(high)
+    assert not statistics.estimate([0.0, 4.0]).above(low)
+
+
+def test_staleness_is_of_the_phase_and_age_asked_for() -> None:
+    config = Config(steps=100, memory_size=640, batch_size=64)  # a row lives for 10 steps
+    points = [
+        {"step": step, "age": age, "uncorrected": 0.2, "in_memory": 0.05 if step > 50 and age > 5 else 0.3}
+        for step in (10, 50, 51, 100)
+        for age in (5, 6)
+    ]
+    found = drift.staleness([{"drift": points}, {"drift": points}], config, (0.5, 1.0), (0.5, 1.0))
+    assert found is not None and found.in_memory.mean == pytest.approx(0.05) and found.removed == pytest.approx(75)
+    assert drift.staleness([{"drift": points}], config, (0.0, 0.05), (0.0, 1.0)) is None
+
+
+# ---- what is compared -----------------------------------------------------------------------------------------------
+
+
+def test_settings_are_chosen_on_held_out_training_classes_only(few_emoji: Dataset) -> None:
+    held_out = validation.of(few_emoji)
+    names = set(few_emoji.train.classes)
+    assert set(held_out.train.classes) | set(held_out.test.classes) == names
+    assert not set(held_out.train.classes) & set(held_out.test.classes)
+    assert len(held_out.test.classes) == round(0.25 * len(names))
+    for part in (held_out.train, held_out.test):
+        assert set(part.labels.tolist()) == set(range(len(part.classes)))
+        name = part.classes[part.labels[3]]
+        where = few_emoji.train.classes.index(name)
+        images = np.asarray(few_emoji.train.images)[few_emoji.train.labels == where]
+        assert any(np.array_equal(part.images[3], image) for image in images)
+    chosen = small_plan()
+    runs = [*chosen.map(), *plan.unique(chosen.own({method: {"lr": 1e-3} for method in chosen.methods}))]
+    assert {run.part for run in runs} == {VALIDATION}
+
+
+def test_every_method_sees_the_same_batches() -> None:
+    labels = np.repeat(np.arange(10), 4)
+    runs = small_plan().final({method: {"lr": 1e-3} for method in ("batch", "xbm", "axbn")})
+    for seed in range(2):
+        first, *others = (
+            [ClassBalancedSampler(labels, c.batch_size, c.samples_per_class, c.seed)(step) for step in range(3)]
+            for c in (of_method[seed].config for of_method in runs.values())
+        )
+        assert all(np.array_equal(first, other) for other in others)
+    assert {run.config.steps for of_method in runs.values() for run in of_method} == {12}
+
+
+def test_the_best_on_held_out_classes_is_chosen() -> None:
+    def mean_score(runs: list[plan.Run]) -> float:
+        c = runs[0].config
+        return c.lr * (1 if c.method == "xbm" else -1) + (c.process_noise if c.method == "axbn" else 0)
+
+    found = small_plan()
+    chosen = found.choose_lr(mean_score)  # type: ignore[arg-type]
+    assert chosen == {"batch": {"lr": 1e-3}, "xbm": {"lr": 1e-2}, "axbn": {"lr": 1e-3}}
+    chosen = found.choose_own(chosen, mean_score)  # type: ignore[arg-type]
+    assert chosen["axbn"] == {"lr": 1e-3, "process_noise": 1.0} and chosen["xbm"] == {"lr": 1e-2}
+    assert {run.part for run in found.final(chosen)["axbn"]} == {TEST}
+    assert [run.config.process_noise for run in found.final(chosen)["axbn"]] == [1.0, 1.0]
+
+
+def test_names_tell_runs_apart() -> None:
+    found = small_plan(methods=("batch", "xbm", "xbn", "axbn", "ema"))
+    chosen = {method: {"lr": 1e-3} for method in found.methods}
+    runs = [*found.map(), *plan.unique(found.own(chosen) | found.effects(chosen))]
+    by_name: dict[str, Config] = {}
+    for run in runs:
+        assert by_name.setdefault(run.name, run.config).settings() == run.config.settings()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--methods xbm,xbn2", "argument --methods: xbm,xbn2: must be different ones of batch, xbm"),
+        ("--methods xbm,xbm", "must be different ones"),
+        ("--seeds 0", "argument --seeds: 0: must be 1 or more"),
+        ("--memory-sizes 8", r"--memory-size 8: must be --batch-size \(16\) or more"),
+        ("--noises 0,1", "--process-noise 0.0: must be more than 0"),
+        ("--lrs x", "argument --lrs: invalid _floats value: 'x'"),
+        ("--recipe sop", "--recipe sop needs --data sop:PATH"),
+        ("--bath-size 4", "unrecognized arguments: --bath-size 4"),
+    ],
+)
+def test_a_setting_that_is_not_allowed_is_named(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        study.parse(arguments.split())
+    assert exit.value.code == 2
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(capsys.readouterr().err)
+
+
+# ---- whole studies --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(emoji_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that nothing has disturbed."""
+    out = tmp_path_factory.mktemp("study")
+    assert study.main(arguments(emoji_cache, out)) == 0
+    return out
+
+
+def test_a_study_leaves_a_report_with_its_pictures(whole: Path) -> None:
+    text, page = (whole / "report.md").read_text(), (whole / "report.html").read_text()
+    assert "python -m train.compare --data emoji --max-classes 40" in text
+    assert "Highest on the test classes: **" in text and "seed by seed" in text
+    assert len(results(whole)) == RUNS and f"{RUNS - 6} + 6 runs" in text
+    for name in ("final", "map", "drift", "effects"):
+        assert f"]({name}.png)" in text and f'src="{name}.png"' in page
+        with Image.open(whole / f"{name}.png") as image:
+            assert image.width > 400 and np.asarray(image.convert("L")).std() > 5
+    assert page.count("<table>") == sum(line.startswith("| ---") for line in text.splitlines()) > 4
+    scores = {
+        method: [r["scores"]["map@r"] for name, r in results(whole).items() if name.startswith(f"test-{method}-")]
+        for method in ("batch", "xbm", "axbn")
+    }
+    for method, values in scores.items():
+        assert f"| {method} |" in text and str(statistics.estimate(values)) in text
+
+
+def test_a_finished_study_is_only_written_again(
+    whole: Path, emoji_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "_do", lambda *_: pytest.fail("trained again"))
+    before = (whole / "report.md").read_text()
+    assert study.main(arguments(emoji_cache, whole)) == 0
+    assert (whole / "report.md").read_text() == before
+
+
+def test_a_folder_with_other_settings_is_left_alone(
+    whole: Path, emoji_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert study.main([*arguments(emoji_cache, whole), "--weight-decay", "0.5"]) == 2
+    assert "--weight-decay 0.0001 there, 0.5 now" in capsys.readouterr().err
+
+
+def wait_for(found: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 120
+    while not found():
+        assert process.poll() is None and time.monotonic() < end, "the study ended, or hangs"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_study_that_is_stopped_or_killed_comes_to_the_same_numbers(
+    how: signal.Signals, whole: Path, emoji_cache: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "train.compare", *arguments(emoji_cache, tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_for(lambda: any(tmp_path.glob(f"runs/*/{checkpoint.CHECKPOINT}")) and len(results(tmp_path)) >= 2, process)
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)  # as Ctrl-C does: the working processes get it, too
+        assert process.wait(60) == 130
+    else:
+        process.kill()
+        process.wait(60)
+        left = Path("/proc") if sys.platform == "linux" else None
+        end = time.monotonic() + 20
+        while left and any(group_of(path) == process.pid for path in left.glob("[0-9]*")):
+            assert time.monotonic() < end, "working processes outlive the study"
+            time.sleep(0.1)
+    assert 2 <= len(results(tmp_path)) < RUNS and not (tmp_path / "report.md").exists()
+    assert study.main(arguments(emoji_cache, tmp_path)) == 0
+    assert results(tmp_path) == results(whole)
+    assert not any(path.is_dir() for path in (tmp_path / "runs").iterdir()), "no checkpoints left behind"
+
+
+def group_of(process: Path) -> int | None:
+    """The process group of a running process."""
+    try:
+        after_name = (process / "stat").read_text().rpartition(")")[2].split()
+        return int(after_name[2]) if after_name[0] != "Z" else None
+    except OSError:
+        return None
+
+
+def test_training_that_breaks_down_counts_as_nothing_found(
+    emoji_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks_down(*_: Any, **__: Any) -> None:
+        raise loop.TrainingError("the loss was nan")
+
+    monkeypatch.setattr(loop.Trainer, "run", breaks_down)
+    monkeypatch.setattr(work, "_stop", type("Never", (), {"is_set": staticmethod(lambda: False)}), raising=False)
+    run = small_plan(base=replace(small_plan().base, cache=emoji_cache)).run(VALIDATION, "xbm", 0)
+    (tmp_path / "runs").mkdir()
+    result = work._do(work.Workshop(tmp_path / "runs", 1, 1, "cpu"), run)
+    assert result is not None and result["scores"] is None and result["failure"] == "the loss was nan"
+    assert study.score(result) == 0
+
+
+# ---- frozen features ------------------------------------------------------------------------------------------------
+
+
+def frozen(out: Path) -> Config:
+    return Config(
+        features="frozen", backbone="convnet", weights="none", image_size=32, hidden=16, embedding_dim=8, steps=6,
+        batch_size=8, samples_per_class=2, memory_size=16, out=out, threads=1, eval_every=3,
+    )  # fmt: skip
+
+
+def test_frozen_features_are_those_of_the_network(few_emoji: Dataset, tmp_path: Path) -> None:
+    config = frozen(tmp_path)
+    network, _ = model.build(config)
+    found = features.of(few_emoji, network, evaluation_view(32), torch.device("cpu"))
+    network.eval()
+    images = torch.from_numpy(np.asarray(few_emoji.test.images)[:5]).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = network.features(torch.stack([evaluation_view(32)(image) for image in images]))
+    assert torch.allclose(torch.from_numpy(np.asarray(found.test.images)[:5]), expected, atol=1e-6)
+    assert found.train.classes == few_emoji.train.classes
+
+
+def test_only_the_head_learns_from_frozen_features(
+    few_emoji: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = frozen(tmp_path)
+    network, _ = model.build(config)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    trainer = loop.Trainer(config, network, few_emoji, torch.device("cpu"))
+    monkeypatch.setattr(network.backbone, "forward", lambda *_: pytest.fail("an image went through the backbone again"))
+    embeddings = trainer.run(quiet=True)
+    assert embeddings.shape == (len(few_emoji.test.labels), 8)
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if name.startswith("head.")}
+    assert isinstance(network, Embedder) and len(list(network.head.parameters())) == 4
+    assert len(trainer.history["evaluation"]) == 1 and not (tmp_path / checkpoint.EVENTS).exists(), "quiet"

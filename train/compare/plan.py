@@ -1,0 +1,149 @@
+"""Which runs a study has, and which settings it chooses from them.
+
+All methods have one budget: the same steps, the same batches in the same order, the same learning rates to choose
+from. Settings are chosen by MAP@R on held-out training classes ("validation"); the test classes are looked at once, at
+the end, with what was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from ..config import METHODS, Config
+
+SCORE = "map@r"
+VALIDATION, TEST = "validation", "test"
+Chosen = dict[str, dict[str, float]]
+"""Settings of each method that differ from the base's."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    part: str
+    """VALIDATION: on some training classes, tested on the others. TEST: on all of them, tested on the test classes."""
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """What tells it from the other runs of a study; a file name."""
+        c = self.config
+        own = {"axbn": f"-q{c.process_noise:g}", "ema": f"-m{c.ema_momentum:g}"}.get(c.method, "")
+        memory = "" if c.method == "batch" else f"-memory{c.memory_size}-warmup{c.warmup_steps}"
+        return f"{self.part}-{c.method}{own}-lr{c.lr:g}-batch{c.batch_size}{memory}-seed{c.seed}"
+
+
+MeanScore = Callable[[Sequence[Run]], float]
+Row = tuple[str, float, list[Run]]
+"""A method, a value of some setting, and the runs with it."""
+Effects = dict[str, list[Row]]
+"""By setting."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be compared."""
+
+    base: Config
+    """Settings of every run but for what a run varies."""
+    methods: tuple[str, ...]
+    seeds: int
+    """Of the final runs."""
+    map_seeds: int
+    """Of the runs that settings are chosen from."""
+    lrs: tuple[float, ...]
+    memory_sizes: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    warmups: tuple[int, ...]
+    noises: tuple[float, ...]
+    """Of axbn: process noise over measurement noise."""
+    momenta: tuple[float, ...]
+    """Of ema."""
+
+    def run(self, part: str, method: str, seed: int, **changes: object) -> Run:
+        """A run of the base settings with these changes."""
+        config = replace(self.base, method=method, seed=seed, **changes)  # type: ignore[arg-type]
+        return Run(part, config)
+
+    def many(self, part: str, method: str, **changes: object) -> list[Run]:
+        """The same for each seed."""
+        return [
+            self.run(part, method, seed, **changes)
+            for seed in range(self.map_seeds if part == VALIDATION else self.seeds)
+        ]
+
+    def check(self) -> None:
+        """Raise ConfigError for the first setting that is not allowed."""
+        anything: Chosen = {method: {"lr": self.lrs[0]} for method in self.methods}
+        self.map(), self.own(anything), self.effects(anything)
+
+    def memory_sizes_of(self, method: str) -> tuple[int, ...]:
+        """Those that a method is tried with: without a memory, the base's, which does nothing."""
+        return (self.base.memory_size,) if method == "batch" else self.memory_sizes
+
+    def map(self) -> list[Run]:
+        """Learning rate x memory size x method."""
+        return [
+            run
+            for method in self.methods
+            for memory_size in self.memory_sizes_of(method)
+            for lr in self.lrs
+            for run in self.many(VALIDATION, method, lr=lr, memory_size=memory_size)
+        ]
+
+    def choose_lr(self, mean_score: MeanScore) -> Chosen:
+        """The learning rate of each method that is best on held-out classes, at the base's other settings."""
+        found: Chosen = {}
+        for method in self.methods:
+            scores = {lr: mean_score(self.many(VALIDATION, method, lr=lr)) for lr in self.lrs}
+            found[method] = {"lr": max(scores, key=scores.__getitem__)}
+        return found
+
+    def own(self, chosen: Chosen) -> Effects:
+        """What only one method has: its runs with each value, at its learning rate."""
+        values = {"axbn": ("process_noise", self.noises), "ema": ("ema_momentum", self.momenta)}
+        return {
+            setting: self._vary([method], setting, tried, chosen)
+            for method, (setting, tried) in values.items()
+            if method in self.methods
+        }
+
+    def choose_own(self, chosen: Chosen, mean_score: MeanScore) -> Chosen:
+        """The same with the best value of what only one method has."""
+        found = {method: dict(settings) for method, settings in chosen.items()}
+        for setting, rows in self.own(chosen).items():
+            method, value, _ = max(rows, key=lambda row: mean_score(row[2]))
+            found[method][setting] = value
+        return found
+
+    def effects(self, chosen: Chosen) -> Effects:
+        """One setting at a time away from the chosen ones."""
+        memories = [method for method in self.methods if method != "batch"]
+        return {
+            "memory_size": self._vary(memories, "memory_size", self.memory_sizes, chosen),
+            "batch_size": self._vary(self.methods, "batch_size", self.batch_sizes, chosen),
+            "warmup_steps": self._vary(memories, "warmup_steps", self.warmups, chosen),
+        }
+
+    def final(self, chosen: Chosen) -> dict[str, list[Run]]:
+        """Each method with what was chosen for it, on the test classes."""
+        return {method: self.many(TEST, method, **chosen[method]) for method in self.methods}
+
+    def _vary(self, methods: Iterable[str], setting: str, values: Sequence[float], chosen: Chosen) -> list[Row]:
+        return [
+            (method, value, self.many(VALIDATION, method, **{**chosen[method], setting: value}))
+            for method in methods
+            for value in values
+        ]
+
+
+def unique(effects: Effects) -> list[Run]:
+    """Each run once, in order."""
+    return list({run.name: run for rows in effects.values() for *_, runs in rows for run in runs}.values())
+
+
+def titles(methods: Iterable[str]) -> dict[str, str]:
+    """What each method is."""
+    return {method: METHODS[method][1] for method in methods}

@@ -1,0 +1,175 @@
+"""report.md, report.html and their pictures: what was found, in numbers and in words that follow from them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import markdown
+import torch
+
+from .. import report as run_report
+from . import pictures
+from .drift import AGES, PHASES, staleness
+from .plan import TEST, VALIDATION, titles
+from .statistics import CONFIDENCE, Estimate, difference
+from .work import Workshop
+
+if TYPE_CHECKING:
+    from .study import Findings
+
+SCORES = ("map@r", "recall@1", "recall@10", "recall@100")
+PICTURES = {"final": pictures.final, "map": pictures.lr_map, "drift": pictures.drift, "effects": pictures.effects}
+STYLE = """body{max-width:62em;margin:2em auto;padding:0 1em;font:16px/1.5 system-ui,sans-serif;color:#222}
+table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:right}
+td:first-child,th:first-child{text-align:left}img{max-width:100%}code{background:#f4f4f4;padding:.1em .3em}"""
+
+
+def machine(workshop: Workshop) -> dict[str, str | int]:
+    """What the runs are done on."""
+    return run_report.machine(torch.device(workshop.device)) | {"threads": workshop.threads}
+
+
+def write(out: Path, findings: Findings) -> None:
+    """Write the report and its pictures into ``out``."""
+    for name, draw in PICTURES.items():
+        draw(out / f"{name}.png", findings)
+    text = "\n\n".join(
+        [*_opening(findings), *_final(findings), *_map(findings), *_drift(findings), *_effects(findings)]
+    )
+    body = markdown.markdown(text, extensions=["tables"])
+    page = (
+        f"<!doctype html><meta charset=utf-8><title>What moment matching does</title><style>{STYLE}</style>\n{body}\n"
+    )
+    for name, content in (("report.md", text + "\n"), ("report.html", page)):
+        temporary = out / f".{name}"
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, out / name)
+
+
+def conclusions(findings: Findings) -> list[str]:
+    """What the final runs show of MAP@R: for each pair worth comparing, whether the intervals overlap."""
+    plan = findings.plan
+    runs = plan.final(findings.chosen)
+    found = {method: findings.estimate(runs[method]) for method in plan.methods}
+    best = max(found, key=lambda method: found[method].mean)
+    sentences = [f"Highest on the test classes: **{best}**, MAP@R {found[best]}."]
+    for method in [method for method in plan.methods if method not in ("batch", "xbm")]:
+        for other in [other for other in ("batch", "xbm") if other in plan.methods]:
+            gap = difference(*(findings.scores(runs[name], "map@r") for name in (method, other)))
+            if found[method].above(found[other]):
+                verdict = "above, intervals do not overlap"
+            elif found[other].above(found[method]):
+                verdict = "below, intervals do not overlap"
+            else:
+                verdict = "not told apart, intervals overlap"
+            sentences.append(f"{method} against {other}: {verdict}; seed by seed {_signed(gap)} points.")
+    return sentences
+
+
+def _signed(found: Estimate) -> str:
+    return f"{found.mean:+.1f} ± {(found.high - found.low) / 2:.1f}"
+
+
+def _words(settings: Mapping[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in settings.items())
+
+
+def _opening(findings: Findings) -> list[str]:
+    plan, base = findings.plan, findings.plan.base
+    counts = {part: sum(name.startswith(part) for name in findings.results) for part in (VALIDATION, TEST)}
+    seconds = sum(result["seconds"] for result in findings.results.values())
+    broken = sum(result["failure"] is not None for result in findings.results.values())
+    return [
+        "# What moment matching does to a cross-batch memory",
+        "\n".join(f"- **{method}**: {text}" for method, text in titles(plan.methods).items()),
+        f"One budget for all: {base.steps:,} steps, the same batches in the same order. The learning rate of each "
+        f"method is chosen from {', '.join(f'{lr:g}' for lr in plan.lrs)} by MAP@R on a quarter of the *training* "
+        f"classes, held out for that ({plan.map_seeds} seeds); then axbn's noise and ema's momentum. The test "
+        f"classes are looked at once, with what was chosen ({plan.seeds} seeds; ± is half of the {CONFIDENCE:.0%} "
+        "interval, Student's).",
+        f"Data: {base.data}. Network: {base.backbone}. Loss: {base.loss}, "
+        f"{base.reduction or 'its default reduction'}. Memory of {base.memory_size:,}, batches of {base.batch_size}, "
+        "if not said otherwise.",
+        f"`{findings.command}`",
+        f"{counts[VALIDATION]} + {counts[TEST]} runs, {seconds / 60:.0f} minutes of training in all; {broken} broke "
+        "down. " + ", ".join(f"{name} {value}" for name, value in findings.machine.items()) + ".",
+        "## In short",
+        "\n".join(f"- {sentence}" for sentence in conclusions(findings)),
+    ]
+
+
+def _final(findings: Findings) -> list[str]:
+    rows = [
+        [method, _words(findings.chosen[method]), *(str(findings.estimate(runs, name)) for name in SCORES)]
+        for method, runs in findings.plan.final(findings.chosen).items()
+    ]
+    return [
+        "## Test classes",
+        _table(["method", "chosen", "MAP@R", "Recall@1", "Recall@10", "Recall@100"], rows),
+        "![scores on the test classes](final.png)",
+    ]
+
+
+def _map(findings: Findings) -> list[str]:
+    plan = findings.plan
+    rows = [
+        [
+            method,
+            "-" if method == "batch" else f"{memory_size:,}",
+            *(str(findings.estimate(plan.many(VALIDATION, method, lr=lr, memory_size=memory_size))) for lr in plan.lrs),
+        ]
+        for method in plan.methods
+        for memory_size in plan.memory_sizes_of(method)
+    ]
+    return [
+        "## Learning rate and memory size",
+        "MAP@R on the held-out training classes:",
+        _table(["method", "memory", *(f"lr {lr:g}" for lr in plan.lrs)], rows),
+        "![MAP@R against learning rate](map.png)",
+    ]
+
+
+def _drift(findings: Findings) -> list[str]:
+    plan = findings.plan
+    rows = []
+    for method in (method for method in plan.methods if method != "batch"):
+        results = findings.of(plan.final(findings.chosen)[method])
+        for phase, when in PHASES.items():
+            cells = []
+            for age in AGES.values():
+                found = staleness(results, plan.base, when, age)
+                if found is None:
+                    cells.append("-")
+                else:
+                    numbers = f"{found.uncorrected.mean:.3f} → {found.in_memory.mean:.3f}"
+                    cells.append(numbers if method == "xbm" else f"{numbers} ({-found.removed:+.0f} %)")
+            rows.append([method, phase, *cells])
+    return [
+        "## Drift, against an oracle",
+        "The pixels of past batches are embedded again by the network of the day, in the mode of training, and "
+        "compared with the rows of the memory: mean cosine distance of the row as it was stored → as it is in the "
+        "memory (change), by the age of the row, in the final runs. An exact memory would have 0.",
+        _table(["method", "training", *AGES], rows),
+        "![distance to the rows embedded again](drift.png)",
+    ]
+
+
+def _effects(findings: Findings) -> list[str]:
+    parts = ["## Other settings", "One at a time, all else as chosen; MAP@R on the held-out training classes:"]
+    for name, entries in findings.effects().items():
+        if not entries:
+            continue
+        values = sorted({value for _, value, _ in entries})
+        methods = list(dict.fromkeys(method for method, *_ in entries))
+        cells = {(method, value): str(findings.estimate(runs)) for method, value, runs in entries}
+        header = [pictures.EFFECTS[name], *(f"{value:g}" for value in values)]
+        parts.append(_table(header, [[method, *(cells[method, value] for value in values)] for method in methods]))
+    return [*parts, "![MAP@R against other settings](effects.png)"]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

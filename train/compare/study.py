@@ -1,0 +1,153 @@
+"""A study from its command line to its report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import config, loop, run
+from ..config import METHODS, ConfigError
+from ..data import DataError
+from . import report
+from .plan import SCORE, Chosen, Effects, Plan, Run, unique
+from .statistics import Estimate, estimate
+from .work import Result, Workers, Workshop
+
+DESCRIPTION = """Train with each method under one budget, and say what it does, with error bars. Arguments that are not
+listed here are those of python -m train, and hold for every run. Stopped, or killed, the same command goes on."""
+RECIPE = "emoji-small"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study has found."""
+
+    plan: Plan
+    command: str
+    results: dict[str, Result]
+    """By name of the run."""
+    chosen: Chosen
+    machine: dict[str, str | int]
+
+    def of(self, runs: Sequence[Run]) -> list[Result]:
+        """The results of some runs."""
+        return [self.results[run.name] for run in runs]
+
+    def effects(self) -> Effects:
+        """One setting at a time away from the chosen ones, also those that only one method has."""
+        return self.plan.effects(self.chosen) | self.plan.own(self.chosen)
+
+    def scores(self, runs: Sequence[Run], name: str = SCORE) -> list[float]:
+        """One score of each run."""
+        return [score(result, name) for result in self.of(runs)]
+
+    def estimate(self, runs: Sequence[Run], name: str = SCORE) -> Estimate:
+        """A score over the seeds of one setting."""
+        return estimate(self.scores(runs, name))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    out, plan, workshop = parse(arguments)
+    command = " ".join(["python -m train.compare", *arguments])
+    try:
+        with run.stop_signals() as asked_to_stop, Workers(workshop, asked_to_stop) as workers:
+            started = time.monotonic()
+            results = workers.carry_out(plan.map(), "1 of 3: learning rate, memory size")
+
+            def mean_score(runs: Sequence[Run]) -> float:
+                return float(np.mean([score(results[r.name]) for r in runs]))
+
+            chosen = plan.choose_lr(mean_score)
+            results |= workers.carry_out(unique(plan.own(chosen)), "2 of 3: noise, momentum")
+            chosen = plan.choose_own(chosen, mean_score)
+            final = [r for runs in plan.final(chosen).values() for r in runs]
+            rest = [*final, *unique(plan.effects(chosen))]
+            results |= workers.carry_out(rest, "3 of 3: test classes, other settings")
+            findings = Findings(plan, command, results, chosen, report.machine(workshop))
+            report.write(out, findings)
+            print(f"{len(findings.results)} runs, {time.monotonic() - started:.0f} s just now; the report is in {out}")
+    except (ConfigError, DataError) as error:
+        print(f"python -m train.compare: error: {error}", file=sys.stderr)
+        return 2
+    except loop.Interrupted:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def score(result: Result, name: str = SCORE) -> float:
+    """A score of a run in percent: 0 if its training broke down."""
+    return float(result["scores"][name]) if result["scores"] else 0.0
+
+
+def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
+    """Where results go, what is compared, and how; exits with a usage message that names the argument at fault."""
+    parser = argparse.ArgumentParser("python -m train.compare", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--methods", type=_methods, default=tuple(METHODS), metavar="A,B,...",
+                        help=f"of {', '.join(METHODS)} (default: all)")  # fmt: skip
+    parser.add_argument("--seeds", type=_positive, default=5, metavar="N", help="of the final runs (default: 5)")
+    parser.add_argument("--map-seeds", type=_positive, default=2, metavar="N",
+                        help="of the runs that settings are chosen from (default: 2)")  # fmt: skip
+    lists = {
+        "--lrs": (_floats, (3e-4, 1e-3, 3e-3, 1e-2), "learning rates to choose from"),
+        "--memory-sizes": (_ints, (512, 4096, 8192), "memory sizes to show"),
+        "--batch-sizes": (_ints, (16, 32, 64), "batch sizes to show"),
+        "--warmups": (_ints, (0, 300), "steps before the memory takes part, to show"),
+        "--noises": (_floats, (1e-2, 1e-1, 1.0), "axbn: process over measurement noise, to choose from"),
+        "--momenta": (_floats, (0.1, 0.3), "ema: weights of the newest batch, to choose from"),
+    }
+    for name, (kind, default, text) in lists.items():
+        words = ",".join(f"{value:g}" for value in default)
+        parser.add_argument(name, type=kind, default=default, metavar="X,Y,...", help=f"{text} (default: {words})")
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="DIR",
+                        help="folder for the report and the runs (default: runs/compare)")  # fmt: skip
+    parser.add_argument("--jobs", type=_positive, default=_cores(), metavar="N",
+                        help=f"runs at a time (default: {_cores()}, one for each core)")  # fmt: skip
+    given, others = parser.parse_known_args(arguments)
+    base = config.parse(["--recipe", RECIPE, *others])
+    plan = Plan(
+        base, given.methods, given.seeds, given.map_seeds, given.lrs, given.memory_sizes, given.batch_sizes,
+        given.warmups, given.noises, given.momenta,
+    )  # fmt: skip
+    try:
+        plan.check()
+    except ConfigError as error:
+        parser.error(str(error))
+    threads = base.threads or max(1, _cores() // given.jobs)
+    return given.out, plan, Workshop(given.out / "runs", given.jobs, threads, str(run.device_of(base)))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: must be 1 or more")
+    return value
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    methods = tuple(text.split(","))
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown or len(set(methods)) < len(methods):
+        raise argparse.ArgumentTypeError(f"{text}: must be different ones of {', '.join(METHODS)}")
+    return methods
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    return tuple(sorted({float(word) for word in text.split(",")}))
+
+
+def _ints(text: str) -> tuple[int, ...]:
+    return tuple(sorted({int(word) for word in text.split(",")}))

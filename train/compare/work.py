@@ -1,0 +1,179 @@
+"""Carries out runs, several at a time, each in a process of its own; what is done already is not done again.
+
+A run leaves ``NAME.json``. While it goes on there is ``NAME/checkpoint.pt``, from which it continues bit for bit, so
+that being stopped, or killed, costs at most the steps since that was written.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .. import checkpoint, data, features, loop, model
+from ..augment import evaluation_view
+from ..config import Config
+from ..data import Dataset, validation
+from .plan import VALIDATION, Run
+
+Result = dict[str, Any]
+"""``scores`` (None: training broke down), ``failure``, ``drift`` and ``memory`` over time, ``seconds``, ``config``."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where and how runs are done."""
+
+    folder: Path
+    jobs: int
+    """Runs at a time."""
+    threads: int
+    """Of each."""
+    device: str
+
+    def path(self, run: Run) -> Path:
+        """The result of a run."""
+        return self.folder / f"{run.name}.json"
+
+
+def read(workshop: Workshop, run: Run) -> Result | None:
+    """The result of a run, None if there is none.
+
+    Raises:
+        ConfigError: there is one of a run with other settings.
+    """
+    path = workshop.path(run)
+    if not path.exists():
+        return None
+    result: Result = json.loads(path.read_text())
+    checkpoint.require_same(run.config, path, result["config"], "a run")
+    return result
+
+
+class Workers:
+    """Processes that do runs, from ``with`` to its end."""
+
+    def __init__(self, workshop: Workshop, asked_to_stop: Callable[[], bool]) -> None:
+        self.workshop, self.asked_to_stop = workshop, asked_to_stop
+        context = multiprocessing.get_context("spawn")
+        self.stop, self.done = context.Event(), threading.Event()
+        begin = (self.stop, workshop.threads, os.getpid())
+        self.pool = ProcessPoolExecutor(workshop.jobs, context, _begin, begin)
+
+    def __enter__(self) -> Workers:
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.stop.set()
+        self.pool.shutdown(cancel_futures=True)
+
+    def _watch(self) -> None:
+        """Pass the wish to stop on to the processes."""
+        while not self.done.wait(0.2):
+            if self.asked_to_stop():
+                self.stop.set()
+
+    def carry_out(self, runs: Iterable[Run], title: str) -> dict[str, Result]:
+        """Do the runs, but for those that are done, and return all results by name.
+
+        Raises:
+            Interrupted: it was asked to stop; what was going on has left checkpoints.
+            ConfigError: a run cannot be done, or the folder has one of other settings.
+        """
+        runs = list({run.name: run for run in runs}.values())
+        results = {run.name: found for run in runs if (found := read(self.workshop, run)) is not None}
+        self.workshop.folder.mkdir(parents=True, exist_ok=True)
+        left = {self.pool.submit(_do, self.workshop, run): run for run in runs if run.name not in results}
+        with tqdm(total=len(runs), initial=len(results), desc=title, unit=" runs", disable=None) as bar:
+            for done in as_completed(left):
+                result = done.result()
+                if result is None:
+                    raise loop.Interrupted
+                results[left[done].name] = result
+                bar.update()
+        return results
+
+
+_stop: Event
+_data: dict[tuple[Any, ...], tuple[Dataset, Dataset | None]] = {}
+"""Of a working process: what it has loaded."""
+
+
+def _begin(stop: Event, threads: int, parent: int) -> None:
+    """A working process starts. Ctrl-C reaches it, too, and is left to the parent; without a parent it ends."""
+    global _stop
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _do(workshop: Workshop, run: Run) -> Result | None:
+    """Train, and write the result; None if asked to stop before the end."""
+    if _stop.is_set():
+        return None
+    folder = workshop.folder / run.name
+    config = replace(run.config, out=folder, device=workshop.device)
+    network, _ = model.build(config)
+    dataset, inputs = _load(run.part, config, network)
+    folder.mkdir(exist_ok=True)
+    trainer = loop.Trainer(config, network, dataset, torch.device(workshop.device), inputs)
+    stored = folder / checkpoint.CHECKPOINT
+    if stored.exists():
+        state = checkpoint.load(stored)
+        checkpoint.require_same(config, stored, state["config"], "an unfinished run")
+        trainer.load_state_dict(state)
+    failure = None
+    try:
+        trainer.run(_stop.is_set, quiet=True)
+    except loop.Interrupted:
+        return None
+    except loop.TrainingError as error:
+        failure = str(error)
+    evaluations = trainer.history["evaluation"]
+    result = {
+        "scores": None if failure else {k: v for k, v in evaluations[-1].items() if k not in ("step", "seconds")},
+        "failure": failure,
+        "drift": trainer.history["drift"],
+        "memory": trainer.history["memory"],
+        "seconds": round(trainer.seconds, 1),
+        "config": config.settings(),
+    }
+    checkpoint.write_json(workshop.path(run), result)
+    shutil.rmtree(folder)
+    return result
+
+
+def _load(part: str, config: Config, network: model.Embedder) -> tuple[Dataset, Dataset | None]:
+    """The data of a part, and, if the backbone is frozen, the same with its features: once in a process."""
+    frozen = config.features == "frozen"
+    weights = sum(float(p.sum()) for p in network.backbone.parameters()) if frozen else None
+    of = part, config.data, config.max_classes, weights
+    if of not in _data:
+        found = data.load(config.data, cache_dir=config.cache, max_classes=config.max_classes)
+        if part == VALIDATION:
+            found = validation.of(found)
+        view = evaluation_view(config.image_size, config.augment)
+        _data[of] = found, features.of(found, network, view, torch.device(config.device)) if frozen else None
+    return _data[of]

@@ -1,0 +1,45 @@
+"""Choices without a look at the test classes: a part of the training classes is tested on in their stead."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import DataError, Dataset, Part, images, split
+
+HELD_OUT = 0.25
+"""Of the training classes."""
+
+
+def of(data: Dataset) -> Dataset:
+    """Train on three quarters of the training classes, test on the others: every image queries all the others.
+
+    Which classes depends on their names alone, as in ``train.data.split``.
+
+    Raises:
+        DataError: there are too few classes.
+    """
+    order = split.shuffled(data.train.classes, "validation")
+    held_out = max(2, round(HELD_OUT * len(order)))
+    if len(order) - held_out < 2:
+        raise DataError(
+            f"{data.name}: {len(order)} training classes; four are needed to choose settings on some of them"
+        )
+    chosen = set(order[:held_out])
+    aside = np.array([name in chosen for name in data.train.classes])
+    return replace(
+        data, train=_classes(data.train, ~aside), test=_classes(data.train, aside), queries=None, gallery=None
+    )
+
+
+def _classes(part: Part, kept: NDArray[np.bool_]) -> Part:
+    """The images of the classes that are kept."""
+    where = np.flatnonzero(kept[part.labels])
+    return Part(
+        part.images[where] if isinstance(part.images, np.ndarray) else images.Picked(part.images, where),
+        (np.cumsum(kept) - 1)[part.labels[where]],
+        tuple(name for name, keep in zip(part.classes, kept.tolist(), strict=True) if keep),
+        tuple(part.sources[i] for i in where.tolist()),
+    )

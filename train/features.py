@@ -1,0 +1,30 @@
+"""The backbone's features in place of images: where the backbone is not trained, each image goes through it once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from . import evaluate
+from .augment import EvaluationBatches, View
+from .data import Dataset, Part
+from .model import Embedder
+
+
+def of(data: Dataset, model: Embedder, view: View, device: torch.device, workers: int = 0) -> Dataset:
+    """The same data set with features float32 [N, F] in place of its images, each as ``view`` shows it."""
+    model.to(device).eval()
+
+    def part(side: Part) -> Part:
+        batches = EvaluationBatches(side, view).batches(workers)
+        (found,) = evaluate.embed(lambda images: (model.features(images),), batches, device, len(side.labels))
+        return replace(side, images=found.numpy())
+
+    return replace(data, train=part(data.train), test=part(data.test))
+
+
+def as_they_are(features: Tensor) -> Tensor:
+    """The view of features: themselves."""
+    return features
