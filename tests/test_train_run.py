@@ -295,7 +295,7 @@ def test_the_curves_name_the_loss() -> None:
 def test_a_recipe_says_every_setting_and_the_command_line_overrides_it(name: str) -> None:
     """All that decides a result, but for which images there are and the seed."""
     recipe = recipes.load(name)
-    place = [] if name == "emoji" else ["--data", f"{name}:/somewhere"]
+    place = [] if name.startswith("emoji") else ["--data", f"{name}:/somewhere"]
     config = parse(["--recipe", name, *place])
     assert recipe.keys() | {"seed", "max_classes"} == config.settings().keys() | {"eval_every", "workers"}
     assert {key: getattr(config, key) for key in recipe if key != "data"} == {
@@ -502,6 +502,27 @@ def test_ctrl_c_leaves_a_run_that_can_be_continued(shapes: str, tmp_path: Path) 
     assert process.returncode == 130, error
     assert "with --resume goes on" in error
     assert 0 < checkpoint.load(tmp_path / "checkpoint.pt")["step"] < 100000
+
+
+def test_a_killed_run_continues_from_its_last_checkpoint_to_the_same_numbers(shapes: str, tmp_path: Path) -> None:
+    small = command(
+        "--data", shapes, "--image-size", 32, "--batch-size", 8, "--samples-per-class", 2, "--memory-size", 16,
+        "--backbone", "convnet", "--steps", 160, "--eval-every", 20, "--threads", 1, "--resume", "--out",
+    )  # fmt: skip
+    arguments = [sys.executable, "-m", "train", *small, str(tmp_path / "killed")]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    stored = tmp_path / "killed" / "checkpoint.pt"
+    while not (stored.exists() and checkpoint.load(stored)["step"] > 0):
+        assert process.poll() is None
+    process.kill()
+    process.wait(60)
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    found = []
+    for name in ("whole", "killed"):
+        assert run.main([*small, str(tmp_path / name)]) == 0
+        history = json.loads((tmp_path / name / "metrics.json").read_text())["history"]
+        found.append(history | {"evaluation": [{**point, "seconds": 0} for point in history["evaluation"]]})
+    assert found[0] == found[1]
 
 
 def test_two_methods_on_real_emoji(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

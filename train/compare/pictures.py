@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 STYLE: Any = {"font.size": 10, "savefig.dpi": 110, "axes.spines.top": False, "axes.spines.right": False,
          "axes.grid": True, "grid.alpha": 0.25}  # fmt: skip
 COLOURS = {"batch": "#777777", "xbm": "#c0392b", "xbn": "#2e86c1", "axbn": "#1e8449", "ema": "#b9770e"}
+LEAST_SPAN = 4
+"""Percentage points that an axis shows."""
 TITLES = {"map@r": "MAP@R", "recall@1": "Recall@1", "recall@10": "Recall@10"}
 EFFECTS = {"memory_size": "memory size", "batch_size": "batch size", "warmup_steps": "warm-up steps",
            "process_noise": "axbn: process / measurement noise", "ema_momentum": "ema: momentum"}  # fmt: skip
@@ -27,17 +29,21 @@ EFFECTS = {"memory_size": "memory size", "batch_size": "batch size", "warmup_ste
 
 def final(path: Path, findings: Findings) -> None:
     """Scores on the test classes: every seed a dot, the mean with its interval."""
+    tested = findings.tested()
+    rows = {"own": "each at its own\nlearning rate", "common": f"all at learning\nrate {findings.plan.base.lr:g}"}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12, 3.6), layout="constrained")
-        for axes, (name, title) in zip(figure.subplots(1, 3), TITLES.items(), strict=True):
-            for x, (method, runs) in enumerate(findings.plan.final(findings.chosen).items()):
-                values = findings.scores(runs, name)
-                found = estimate(values)
-                axes.plot([x] * len(values), values, "o", ms=3, alpha=0.5, color=COLOURS[method])
-                _bar(axes, x, found, COLOURS[method])
-            axes.set_xticks(range(len(findings.plan.methods)), findings.plan.methods)
-            axes.set_xlim(-0.5, len(findings.plan.methods) - 0.5)
-            axes.set_title(f"{title}, % of test images")
+        figure = Figure(figsize=(12, 3.2 * len(tested)), layout="constrained")
+        grid = figure.subplots(len(tested), len(TITLES), squeeze=False, sharey="col")
+        for row, (which, by_method) in zip(grid, tested.items(), strict=True):
+            for axes, (name, title) in zip(row, TITLES.items(), strict=True):
+                for x, (method, runs) in enumerate(by_method.items()):
+                    values = findings.scores(runs, name)
+                    axes.plot([x] * len(values), values, "o", ms=3, alpha=0.5, color=COLOURS[method])
+                    _bar(axes, x, estimate(values), COLOURS[method])
+                axes.set_xticks(range(len(by_method)), list(by_method))
+                axes.set_xlim(-0.5, len(by_method) - 0.5)
+                axes.set_title(f"{title}, % of test images")
+            row[0].set_ylabel(rows[which])
         figure.savefig(path)
 
 
@@ -65,7 +71,7 @@ def lr_map(path: Path, findings: Findings) -> None:
 
 
 def drift(path: Path, findings: Findings) -> None:
-    """Distance to the network of the day, a row for each phase: as stored, and as it is in the memory."""
+    """Distance to the network of the day, a panel for each phase: as stored, and as it is in the memory."""
     plan = findings.plan
     methods = [method for method in plan.methods if method != "batch"]
     with matplotlib.rc_context(STYLE):
@@ -73,7 +79,7 @@ def drift(path: Path, findings: Findings) -> None:
         panels = figure.subplots(1, len(PHASES), squeeze=False)[0]
         for axes, (phase, when) in zip(panels, PHASES.items(), strict=True):
             for method in methods:
-                runs = plan.final(findings.chosen)[method]
+                runs = plan.common(findings.chosen)[method]
                 found = [staleness(findings.of(runs), plan.base, when, age) for age in AGES.values()]
                 shown = [(i, s) for i, s in enumerate(found) if s is not None]
                 xs = [i for i, _ in shown]
@@ -84,7 +90,9 @@ def drift(path: Path, findings: Findings) -> None:
             axes.set_ylim(bottom=0)
             axes.set_title(f"{phase} of training")
         panels[0].set_ylabel("cosine distance to the row\nembedded again")
-        panels[0].legend(frameon=False, title="in memory; dotted: as stored", title_fontsize=8)
+        lines, names = panels[0].get_legend_handles_labels()
+        names = [f"{name}, in memory" + (" (dotted: as stored)" if name != "xbm" else "") for name in names]
+        figure.legend(lines, names, loc="outside lower center", ncols=len(names), frameon=False)
         figure.savefig(path)
 
 
@@ -103,6 +111,9 @@ def effects(path: Path, findings: Findings) -> None:
                 if points:
                     _line(axes, points, method)
             axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+            low, high = axes.get_ylim()
+            room = max(0.0, LEAST_SPAN - (high - low)) / 2  # or noise looks like an effect
+            axes.set_ylim(low - room, high + room)
             axes.set_xlabel(EFFECTS[name])
         figure.axes[0].set_ylabel("MAP@R on held-out classes, %")
         figure.axes[0].legend(frameon=False)

@@ -119,7 +119,8 @@ class Plan:
         return found
 
     def effects(self, chosen: Chosen) -> Effects:
-        """One setting at a time away from the chosen ones."""
+        """One setting at a time away from the chosen ones, all at one learning rate, with which they interact."""
+        chosen = self.at_one_rate(chosen)
         memories = [method for method in self.methods if method != "batch"]
         return {
             "memory_size": self._vary(memories, "memory_size", self.memory_sizes, chosen),
@@ -130,6 +131,14 @@ class Plan:
     def final(self, chosen: Chosen) -> dict[str, list[Run]]:
         """Each method with what was chosen for it, on the test classes."""
         return {method: self.many(TEST, method, **chosen[method]) for method in self.methods}
+
+    def common(self, chosen: Chosen) -> dict[str, list[Run]]:
+        """The same, but for all methods the base's learning rate: for whoever does not tune it."""
+        return self.final(self.at_one_rate(chosen))
+
+    def at_one_rate(self, chosen: Chosen) -> Chosen:
+        """What was chosen, but for the learning rate, which is the base's."""
+        return {method: {**settings, "lr": self.base.lr} for method, settings in chosen.items()}
 
     def _vary(self, methods: Iterable[str], setting: str, values: Sequence[float], chosen: Chosen) -> list[Row]:
         return [

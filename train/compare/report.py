@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import markdown
 import torch
 
 from .. import report as run_report
+from ..config import Config
 from . import pictures
 from .drift import AGES, PHASES, staleness
 from .plan import TEST, VALIDATION, titles
@@ -50,31 +51,40 @@ def write(out: Path, findings: Findings) -> None:
 
 
 def conclusions(findings: Findings) -> list[str]:
-    """What the final runs show of MAP@R: for each pair worth comparing, whether the intervals overlap."""
+    """What the runs on the test classes show of MAP@R: for each pair worth comparing, whether the intervals overlap."""
     plan = findings.plan
-    runs = plan.final(findings.chosen)
-    found = {method: findings.estimate(runs[method]) for method in plan.methods}
-    best = max(found, key=lambda method: found[method].mean)
-    sentences = [f"Highest on the test classes: **{best}**, MAP@R {found[best]}."]
-    for method in [method for method in plan.methods if method not in ("batch", "xbm")]:
-        for other in [other for other in ("batch", "xbm") if other in plan.methods]:
-            gap = difference(*(findings.scores(runs[name], "map@r") for name in (method, other)))
-            if found[method].above(found[other]):
-                verdict = "above, intervals do not overlap"
-            elif found[other].above(found[method]):
-                verdict = "below, intervals do not overlap"
-            else:
-                verdict = "not told apart, intervals overlap"
-            sentences.append(f"{method} against {other}: {verdict}; seed by seed {_signed(gap)} points.")
+    sentences = []
+    for which, tested in findings.tested().items():
+        found = {method: findings.estimate(runs) for method, runs in tested.items()}
+        best = max(found, key=lambda method: found[method].mean)
+        sentences.append(f"{_at(findings, which)}: **{best}** is highest, MAP@R {found[best]}.")
+        for method in [method for method in plan.methods if method not in ("batch", "xbm")]:
+            for other in [other for other in ("batch", "xbm") if other in plan.methods]:
+                gap = difference(findings.scores(tested[method]), findings.scores(tested[other]))
+                if found[method].above(found[other]):
+                    verdict = "above, intervals do not overlap"
+                elif found[other].above(found[method]):
+                    verdict = "below, intervals do not overlap"
+                else:
+                    verdict = "not told apart, intervals overlap"
+                sentences.append(f"{method} against {other}: {verdict}; seed by seed {_signed(gap)} points.")
     return sentences
 
 
+def _at(findings: Findings, which: str) -> str:
+    if which == "common":
+        return f"All at learning rate {findings.plan.base.lr:g}"
+    return "Each method at its own learning rate"
+
+
 def _signed(found: Estimate) -> str:
-    return f"{found.mean:+.1f} ± {(found.high - found.low) / 2:.1f}"
+    return f"{found.mean:+.2f} ± {(found.high - found.low) / 2:.2f}"
 
 
-def _words(settings: Mapping[str, float]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in settings.items())
+def _words(config: Config, findings: Findings) -> str:
+    """The settings that were chosen, in this run's values."""
+    names = findings.chosen[config.method]
+    return ", ".join(f"{name.replace('_', ' ')} {getattr(config, name):g}" for name in names)
 
 
 def _opening(findings: Findings) -> list[str]:
@@ -102,15 +112,15 @@ def _opening(findings: Findings) -> list[str]:
 
 
 def _final(findings: Findings) -> list[str]:
-    rows = [
-        [method, _words(findings.chosen[method]), *(str(findings.estimate(runs, name)) for name in SCORES)]
-        for method, runs in findings.plan.final(findings.chosen).items()
-    ]
-    return [
-        "## Test classes",
-        _table(["method", "chosen", "MAP@R", "Recall@1", "Recall@10", "Recall@100"], rows),
-        "![scores on the test classes](final.png)",
-    ]
+    parts = ["## Test classes", "![scores on the test classes](final.png)"]
+    for which, tested in findings.tested().items():
+        rows = [
+            [method, _words(runs[0].config, findings), *(str(findings.estimate(runs, name)) for name in SCORES)]
+            for method, runs in tested.items()
+        ]
+        header = ["method", "settings", "MAP@R", "Recall@1", "Recall@10", "Recall@100"]
+        parts += [f"{_at(findings, which)}:", _table(header, rows)]
+    return parts
 
 
 def _map(findings: Findings) -> list[str]:
@@ -136,7 +146,7 @@ def _drift(findings: Findings) -> list[str]:
     plan = findings.plan
     rows = []
     for method in (method for method in plan.methods if method != "batch"):
-        results = findings.of(plan.final(findings.chosen)[method])
+        results = findings.of(plan.common(findings.chosen)[method])
         for phase, when in PHASES.items():
             cells = []
             for age in AGES.values():
@@ -151,14 +161,18 @@ def _drift(findings: Findings) -> list[str]:
         "## Drift, against an oracle",
         "The pixels of past batches are embedded again by the network of the day, in the mode of training, and "
         "compared with the rows of the memory: mean cosine distance of the row as it was stored → as it is in the "
-        "memory (change), by the age of the row, in the final runs. An exact memory would have 0.",
+        "memory (change), by the age of the row, all at one learning rate. An exact memory would have 0.",
         _table(["method", "training", *AGES], rows),
         "![distance to the rows embedded again](drift.png)",
     ]
 
 
 def _effects(findings: Findings) -> list[str]:
-    parts = ["## Other settings", "One at a time, all else as chosen; MAP@R on the held-out training classes:"]
+    parts = [
+        "## Other settings",
+        f"One at a time, at learning rate {findings.plan.base.lr:g} for all (noise and momentum: at the method's own); "
+        "MAP@R on the held-out training classes:",
+    ]
     for name, entries in findings.effects().items():
         if not entries:
             continue

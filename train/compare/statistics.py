@@ -22,7 +22,7 @@ class Estimate:
     """Seeds."""
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {(self.high - self.low) / 2:.1f}" if self.count > 1 else f"{self.mean:.1f}"
+        return f"{self.mean:.2f} ± {(self.high - self.low) / 2:.2f}" if self.count > 1 else f"{self.mean:.2f}"
 
     def above(self, other: Estimate) -> bool:
         """Whether the intervals do not overlap and this one is the higher."""

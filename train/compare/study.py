@@ -40,6 +40,10 @@ class Findings:
         """The results of some runs."""
         return [self.results[run.name] for run in runs]
 
+    def tested(self) -> dict[str, dict[str, list[Run]]]:
+        """The runs on the test classes, by method: at each method's learning rate, and at one for all."""
+        return {"own": self.plan.final(self.chosen), "common": self.plan.common(self.chosen)}
+
     def effects(self) -> Effects:
         """One setting at a time away from the chosen ones, also those that only one method has."""
         return self.plan.effects(self.chosen) | self.plan.own(self.chosen)
@@ -69,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             chosen = plan.choose_lr(mean_score)
             results |= workers.carry_out(unique(plan.own(chosen)), "2 of 3: noise, momentum")
             chosen = plan.choose_own(chosen, mean_score)
-            final = [r for runs in plan.final(chosen).values() for r in runs]
+            final = [
+                r for tested in (plan.final(chosen), plan.common(chosen)) for runs in tested.values() for r in runs
+            ]
             rest = [*final, *unique(plan.effects(chosen))]
             results |= workers.carry_out(rest, "3 of 3: test classes, other settings")
             findings = Findings(plan, command, results, chosen, report.machine(workshop))
