@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from .drift import AGES, PHASES, staleness
 from .plan import VALIDATION
-from .statistics import Estimate, estimate
+from .statistics import FEW, Estimate, estimate
 
 if TYPE_CHECKING:
     from .study import Findings
@@ -91,8 +91,8 @@ def drift(path: Path, findings: Findings) -> None:
             axes.set_title(f"{phase} of training")
         panels[0].set_ylabel("cosine distance to the row\nembedded again")
         lines, names = panels[0].get_legend_handles_labels()
-        names = [f"{name}, in memory" + (" (dotted: as stored)" if name != "xbm" else "") for name in names]
-        figure.legend(lines, names, loc="outside lower center", ncols=len(names), frameon=False)
+        figure.legend(lines, names, loc="outside lower center", ncols=len(names), frameon=False,
+                      title="in the memory; dotted: as first stored")  # fmt: skip
         figure.savefig(path)
 
 
@@ -121,11 +121,11 @@ def effects(path: Path, findings: Findings) -> None:
 
 
 def _line(axes: Axes, points: Sequence[tuple[float, Estimate]], method: str) -> None:
-    """Means in a line, with their intervals where those are of use: of three seeds and more."""
+    """Means in a line, with their intervals where there are seeds enough for them."""
     xs = [x for x, _ in points]
     axes.plot(xs, [found.mean for _, found in points], "o-", ms=4, color=COLOURS[method], label=method)
     for x, found in points:
-        if found.count > 2:
+        if found.count >= FEW:
             axes.plot([x, x], [found.low, found.high], "-", color=COLOURS[method], alpha=0.5, lw=1.2)
 
 

@@ -28,9 +28,12 @@ table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .8em;border-bott
 td:first-child,th:first-child{text-align:left}img{max-width:100%}code{background:#f4f4f4;padding:.1em .3em}"""
 
 
-def machine(workshop: Workshop) -> dict[str, str | int]:
-    """What the runs are done on."""
-    return run_report.machine(torch.device(workshop.device)) | {"threads": workshop.threads}
+def machine(workshop: Workshop) -> str:
+    """What the runs are done on, and how."""
+    found = run_report.machine(torch.device(workshop.device))
+    device = "CPU" if workshop.device == "cpu" else found["device"]
+    versions = ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "torchvision", "faiss", "xbn_ext"))
+    return f"{device}, {workshop.jobs} runs at a time, threads of each: {workshop.threads}; {versions}"
 
 
 def write(out: Path, findings: Findings) -> None:
@@ -105,7 +108,7 @@ def _opening(findings: Findings) -> list[str]:
         "if not said otherwise.",
         f"`{findings.command}`",
         f"{counts[VALIDATION]} + {counts[TEST]} runs, {seconds / 60:.0f} minutes of training in all; {broken} broke "
-        "down. " + ", ".join(f"{name} {value}" for name, value in findings.machine.items()) + ".",
+        "down. " + findings.machine + ".",
         "## In short",
         "\n".join(f"- {sentence}" for sentence in conclusions(findings)),
     ]
@@ -136,7 +139,7 @@ def _map(findings: Findings) -> list[str]:
     ]
     return [
         "## Learning rate and memory size",
-        "MAP@R on the held-out training classes:",
+        f"MAP@R on the held-out training classes, means of {plan.map_seeds} seeds:",
         _table(["method", "memory", *(f"lr {lr:g}" for lr in plan.lrs)], rows),
         "![MAP@R against learning rate](map.png)",
     ]
@@ -171,7 +174,7 @@ def _effects(findings: Findings) -> list[str]:
     parts = [
         "## Other settings",
         f"One at a time, at learning rate {findings.plan.base.lr:g} for all (noise and momentum: at the method's own); "
-        "MAP@R on the held-out training classes:",
+        f"MAP@R on the held-out training classes, means of {findings.plan.map_seeds} seeds:",
     ]
     for name, entries in findings.effects().items():
         if not entries:

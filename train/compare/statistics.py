@@ -9,6 +9,8 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+FEW = 3
+"""Of two values Student's interval is 13 standard errors wide."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Estimate:
     """Seeds."""
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} ± {(self.high - self.low) / 2:.2f}" if self.count > 1 else f"{self.mean:.2f}"
+        """With the interval, where there are values enough for it to say anything."""
+        return f"{self.mean:.2f} ± {(self.high - self.low) / 2:.2f}" if self.count >= FEW else f"{self.mean:.2f}"
 
     def above(self, other: Estimate) -> bool:
         """Whether the intervals do not overlap and this one is the higher."""

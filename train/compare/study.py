@@ -34,7 +34,7 @@ class Findings:
     results: dict[str, Result]
     """By name of the run."""
     chosen: Chosen
-    machine: dict[str, str | int]
+    machine: str
 
     def of(self, runs: Sequence[Run]) -> list[Result]:
         """The results of some runs."""
