@@ -31,7 +31,7 @@ SMALL = {
     "data": "emoji", "max-classes": "40", "steps": "12", "batch-size": "8", "samples-per-class": "2",
     "memory-size": "24", "eval-every": "4", "seeds": "2", "map-seeds": "1", "lrs": "1e-3,1e-2", "memory-sizes": "8,24",
     "batch-sizes": "4,8", "warmups": "0,4", "noises": "0.1,1", "momenta": "0.1",
-    "methods": "batch,xbm,axbn",
+    "methods": "batch,xbm,axbn", "threads": "1",
 }  # fmt: skip
 
 
@@ -216,7 +216,7 @@ def test_a_finished_study_is_only_written_again(
 ) -> None:
     monkeypatch.setattr(work, "_do", lambda *_: pytest.fail("trained again"))
     before = (whole / "report.md").read_text()
-    assert study.main(arguments(emoji_cache, whole)) == 0
+    assert study.main(arguments(emoji_cache, whole, jobs=2)) == 0
     assert (whole / "report.md").read_text() == before
 
 
