@@ -147,6 +147,13 @@ def test_the_best_on_held_out_classes_is_chosen() -> None:
     assert [run.config.process_noise for run in found.final(chosen)["axbn"]] == [1.0, 1.0]
 
 
+def test_learning_rates_are_chosen_from_runs_that_there_are() -> None:
+    found = study.parse(["--memory-size", "1000", "--memory-sizes", "64,4096"])[1]
+    assert found.memory_sizes == (64, 1000, 4096)
+    there = {run.name for run in found.map()}
+    found.choose_lr(lambda runs: float(all(run.name in there for run in runs) or pytest.fail("a run is missing")))
+
+
 def test_names_tell_runs_apart() -> None:
     found = small_plan(methods=("batch", "xbm", "xbn", "axbn", "ema"))
     chosen = {method: {"lr": 1e-3} for method in found.methods}
@@ -167,6 +174,8 @@ def test_names_tell_runs_apart() -> None:
         ("--lrs x", "argument --lrs: invalid _floats value: 'x'"),
         ("--recipe sop", "--recipe sop needs --data sop:PATH"),
         ("--bath-size 4", "unrecognized arguments: --bath-size 4"),
+        ("--seed 3", "argument --seed: a study has its own"),
+        ("--overwrite", "argument --overwrite: a study has its own; delete its --out to start anew"),
     ],
 )
 def test_a_setting_that_is_not_allowed_is_named(
@@ -224,7 +233,21 @@ def test_a_folder_with_other_settings_is_left_alone(
     whole: Path, emoji_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert study.main([*arguments(emoji_cache, whole), "--weight-decay", "0.5"]) == 2
-    assert "--weight-decay 0.0001 there, 0.5 now" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--weight-decay 0.0001 there, 0.5 now" in error and "or delete it" in error
+
+
+def test_a_damaged_result_and_too_few_classes_are_told_in_a_line(
+    emoji_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = small_plan().map()[0]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / f"{run.name}.json").write_text("{ no")
+    assert study.main(arguments(emoji_cache, tmp_path)) == 2
+    assert f"cannot read {run.name}.json" in (error := capsys.readouterr().err) and "delete it" in error
+    too_many = [*arguments(emoji_cache, tmp_path / "other"), "--batch-size", "400", "--memory-sizes", "400"]
+    assert study.main([*too_many, "--memory-size", "400", "--batch-sizes", "400"]) == 2
+    assert "--batch-size 400 with --samples-per-class 2 needs 200 training classes" in capsys.readouterr().err
 
 
 def wait_for(found: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:

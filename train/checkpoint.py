@@ -33,7 +33,7 @@ def look(config: Config) -> Found:
         return Found.NOTHING
     finished, started = folder / METRICS, folder / CHECKPOINT
     if finished.exists():
-        require_same(config, folder, _read_json(finished).get("config", {}), "a finished run")
+        require_same(config, folder, read_json(finished).get("config", {}), "a finished run")
         return Found.FINISHED
     if started.exists():
         require_same(config, folder, load(started)["config"], "an unfinished run")
@@ -70,7 +70,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """The metrics of a finished run."""
-    return _read_json(folder / METRICS)
+    return read_json(folder / METRICS)
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
@@ -85,21 +85,24 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, otherwise: str = "--overwrite starts anew") -> dict[str, Any]:
+    """The content of a file; raises ConfigError if it is damaged, and ``otherwise`` says what to do."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
         return content
     except ValueError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error, otherwise) from error
 
 
-def _unreadable(path: Path, error: Exception) -> ConfigError:
+def _unreadable(path: Path, error: Exception, otherwise: str = "--overwrite starts anew") -> ConfigError:
     why = str(error).splitlines()[0].split(". ")[0]
-    return ConfigError(f"--out {path.parent}: cannot read {path.name} ({why}); --overwrite starts anew")
+    return ConfigError(f"--out {path.parent}: cannot read {path.name} ({why}); {otherwise}")
 
 
-def require_same(config: Config, place: Path, stored: dict[str, Any], what: str) -> None:
-    """Raise ConfigError if a run at ``place`` has other settings than ``config``."""
+def require_same(
+    config: Config, place: Path, stored: dict[str, Any], what: str, otherwise: str = "--overwrite it"
+) -> None:
+    """Raise ConfigError if a run at ``place`` has other settings than ``config``; ``otherwise`` says what to do."""
     settings = config.settings()
     different = [
         f"--{name.replace('_', '-')} {stored.get(name)} there, {settings.get(name)} now"
@@ -109,5 +112,5 @@ def require_same(config: Config, place: Path, stored: dict[str, Any], what: str)
     if different:
         raise ConfigError(
             f"--out {place} holds {what} with other settings ({'; '.join(different)}): "
-            "choose another --out, or --overwrite it"
+            f"choose another --out, or {otherwise}"
         )

@@ -190,7 +190,7 @@ class Trainer:
                 last = self.step == config.steps
                 due = bool(config.eval_every) and self.step % config.eval_every == 0
                 if last or (due and not quiet):
-                    embeddings = self.evaluate(events)
+                    embeddings = self.evaluate(events, quiet=quiet)
                     self.seconds = time.perf_counter() - started
                 if last or due:
                     self.save()
@@ -255,14 +255,14 @@ class Trainer:
         for name, number in stats.items():
             events.add_scalar(f"memory/{name}", number, self.step)
 
-    def evaluate(self, events: SummaryWriter) -> Tensor:
-        """Score the test images as they are embedded now; returns their embeddings [N, D]."""
+    def evaluate(self, events: SummaryWriter, *, quiet: bool = False) -> Tensor:
+        """Score the test images as they are embedded now, and say so; returns their embeddings [N, D]."""
         embeddings = self.test_embeddings()
         scores = self.scores(embeddings)
         self.history["evaluation"].append({"step": self.step, "seconds": self.seconds, **scores})
         for name, value in scores.items():
             events.add_scalar(f"test/{name}", value, self.step)
-        if not isinstance(events, NoEvents):
+        if not quiet:
             tqdm.write(f"step {self.step:5d}: " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items()))
         return embeddings
 

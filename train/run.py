@@ -43,10 +43,7 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None) -> dict
         torch.set_num_threads(config.threads)
     network, note = model.build(config)
     dataset = _load(config)
-    try:
-        trainer = loop.Trainer(config, network, dataset, device)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    trainer = make_trainer(config, network, dataset, device)
     if found is Found.CHECKPOINT:
         trainer.load_state_dict(checkpoint.load(config.folder / checkpoint.CHECKPOINT))
         print(f"continuing {config.folder} at step {trainer.step}")
@@ -57,6 +54,20 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None) -> dict
         embeddings = trainer.run(asked_to_stop or signalled)
     report.write(trainer, embeddings, note)
     return report.show(config.folder)
+
+
+def make_trainer(
+    config: Config,
+    network: model.Embedder,
+    dataset: data.Dataset,
+    device: torch.device,
+    inputs: data.Dataset | None = None,
+) -> loop.Trainer:
+    """As ``Trainer``; raises ConfigError if the settings do not fit the data."""
+    try:
+        return loop.Trainer(config, network, dataset, device, inputs)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _load(config: Config) -> data.Dataset:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from .. import config, loop, run
 from ..config import METHODS, ConfigError
+from ..cores import cores
 from ..data import DataError
 from . import report
 from .plan import SCORE, Chosen, Effects, Plan, Run, unique
@@ -23,6 +23,8 @@ from .work import Result, Workers, Workshop
 DESCRIPTION = """Train with each method under one budget, and say what it does, with error bars. Arguments that are not
 listed here are those of python -m train, and hold for every run. Stopped, or killed, the same command goes on."""
 RECIPE = "emoji-small"
+OWN = {"--method", "--seed", "--resume", "--overwrite"}
+"""Arguments of python -m train that say what a study decides itself."""
 
 
 @dataclass(frozen=True)
@@ -116,24 +118,23 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
         parser.add_argument(name, type=kind, default=default, metavar="X,Y,...", help=f"{text} (default: {words})")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="DIR",
                         help="folder for the report and the runs (default: runs/compare)")  # fmt: skip
-    parser.add_argument("--jobs", type=_positive, default=_cores(), metavar="N",
-                        help=f"runs at a time (default: {_cores()}, one for each core)")  # fmt: skip
+    parser.add_argument("--jobs", type=_positive, default=cores(), metavar="N",
+                        help=f"runs at a time (default: {cores()}, one for each core)")  # fmt: skip
     given, others = parser.parse_known_args(arguments)
+    for name in OWN.intersection(word.partition("=")[0] for word in others):
+        parser.error(f"argument {name}: a study has its own; delete its --out to start anew")
     base = config.parse(["--recipe", RECIPE, *others])
+    memory_sizes = tuple(sorted({*given.memory_sizes, base.memory_size}))  # learning rates are chosen at the base's
     plan = Plan(
-        base, given.methods, given.seeds, given.map_seeds, given.lrs, given.memory_sizes, given.batch_sizes,
-        given.warmups, given.noises, given.momenta,
+        base, given.methods, given.seeds, given.map_seeds, given.lrs, memory_sizes, given.batch_sizes, given.warmups,
+        given.noises, given.momenta,
     )  # fmt: skip
     try:
         plan.check()
     except ConfigError as error:
         parser.error(str(error))
-    threads = base.threads or max(1, _cores() // given.jobs)
+    threads = base.threads or max(1, cores() // given.jobs)
     return given.out, plan, Workshop(given.out / "runs", given.jobs, threads, str(run.device_of(base)))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _positive(text: str) -> int:

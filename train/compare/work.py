@@ -6,7 +6,6 @@ that being stopped, or killed, costs at most the steps since that was written.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -27,10 +26,13 @@ from .. import checkpoint, data, features, loop, model
 from ..augment import evaluation_view
 from ..config import Config
 from ..data import Dataset, validation
+from ..run import make_trainer
 from .plan import VALIDATION, Run
 
 Result = dict[str, Any]
 """``scores`` (None: training broke down), ``failure``, ``drift`` and ``memory`` over time, ``seconds``, ``config``."""
+
+DELETE = "delete it"
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ def read(workshop: Workshop, run: Run) -> Result | None:
     path = workshop.path(run)
     if not path.exists():
         return None
-    result: Result = json.loads(path.read_text())
-    checkpoint.require_same(run.config, path, result["config"], "a run")
+    result = checkpoint.read_json(path, DELETE)
+    checkpoint.require_same(run.config, path, result["config"], "a run", DELETE)
     return result
 
 
@@ -138,11 +140,11 @@ def _do(workshop: Workshop, run: Run) -> Result | None:
     network, _ = model.build(config)
     dataset, inputs = _load(run.part, config, network)
     folder.mkdir(exist_ok=True)
-    trainer = loop.Trainer(config, network, dataset, torch.device(workshop.device), inputs)
+    trainer = make_trainer(config, network, dataset, torch.device(workshop.device), inputs)
     stored = folder / checkpoint.CHECKPOINT
     if stored.exists():
         state = checkpoint.load(stored)
-        checkpoint.require_same(config, stored, state["config"], "an unfinished run")
+        checkpoint.require_same(config, stored, state["config"], "an unfinished run", DELETE)
         trainer.load_state_dict(state)
     failure = None
     try:

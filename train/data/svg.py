@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from ..cores import cores
 from . import Pixels
 
 SUPERSAMPLING = 2
@@ -46,7 +46,7 @@ def draw_all(svgs: list[str], size: int) -> NDArray[np.uint8]:
     if len(svgs) <= SMALL_JOB:
         _collect(map(draw, svgs, sizes), out)
     else:  # spawned, not forked: the caller may have started threads
-        with ProcessPoolExecutor(_cores(), mp_context=multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(cores(), mp_context=multiprocessing.get_context("spawn")) as pool:
             _collect(pool.map(draw, svgs, sizes, chunksize=64), out)
     return out
 
@@ -54,7 +54,3 @@ def draw_all(svgs: list[str], size: int) -> NDArray[np.uint8]:
 def _collect(images: Iterable[Pixels], out: NDArray[np.uint8]) -> None:
     for i, image in enumerate(tqdm(images, "drawing", len(out), unit=" images", leave=False, disable=None)):
         out[i] = image
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
