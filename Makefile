@@ -20,9 +20,9 @@ train: build
 test: build
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
-# The CUDA kernels, executed on the CPU, under AddressSanitizer on every shape of the tests: 20 minutes. `make test` has fewer.
+# Of those tests, the ones under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 sanitize: build
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_sanitizers.py -k "cuda and address" --every-shape $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_sanitizers.py tests/test_emu.py --numprocesses auto --maxprocesses 8 $(ARGS)
 
 bench: build
 	$(BIN)/python -m xbn_ext.bench $(ARGS)

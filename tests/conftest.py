@@ -25,10 +25,6 @@ IMPLEMENTATIONS = ["cpu", *(["emu"] if HAS_EMULATOR else []), *(["cuda"] if HAS_
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 
 
-def pytest_addoption(parser):
-    parser.addoption("--every-shape", action="store_true", help="CUDA kernels under ASan on all shapes")
-
-
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.module.__name__ != "test_sanitizers")  # minutes each: beside the others, not after
 

@@ -17,6 +17,7 @@ VARIANTS = {
     "thread": ["-O1", "-fsanitize=thread"],
 }
 SEEDS = [0, 1]
+ALL_LANES = 32  # of a warp are threads to ThreadSanitizer; with fewer, several lanes are one
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++")
 
@@ -53,9 +54,11 @@ def line_of(kernel, text):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_sound_kernels(run, variant, seed):
-    ran = run(variant, "sound", seed)
+@pytest.mark.parametrize(
+    "variant, identities", [*((variant, ALL_LANES) for variant in VARIANTS), ("thread", 4), ("thread", 1)]
+)
+def test_sound_kernels(run, variant, identities, seed):
+    ran = run(variant, "sound", seed, identities)
     assert ran.returncode == 0 and "many_blocks done" in ran.stdout, ran.stdout
     assert "WARNING" not in ran.stdout and "ERROR" not in ran.stdout, ran.stdout
 
@@ -72,12 +75,15 @@ def test_two_translation_units(run, tmp_path):
         assert ran.returncode == 0 and "many_blocks done" in ran.stdout, ran.stdout
 
 
+@pytest.mark.parametrize("identities", [ALL_LANES, 4])
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
     "case, function",
     [
         ("no_barrier", "block_sum"),
         ("reuse_too_early", "reuse_too_early"),
+        ("order_warps_by_syncwarp", "order_warps_by_syncwarp"),
+        ("skip_syncwarp", "skip_syncwarp"),
         ("order_by_shuffle", "order_by_shuffle"),
         ("read_next_block", "read_next_block"),
         ("no_fence_every_thread", "sum_grid"),
@@ -88,11 +94,18 @@ def test_two_translation_units(run, tmp_path):
         ("no_reader_fence_one_thread", "sum_grid"),
     ],
 )
-def test_races(run, case, function, seed):
-    ran = run("thread", case, seed)
+def test_races(run, case, function, seed, identities):
+    ran = run("thread", case, seed, identities)
     races = [line for line in ran.stdout.splitlines() if line.startswith("SUMMARY: ThreadSanitizer: data race")]
     assert ran.returncode != 0 and races, ran.stdout
     assert all(f" in {function}" in race for race in races), ran.stdout
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("case", ["reuse_too_early", "order_warps_by_syncwarp", "read_next_block"])
+def test_races_of_warps(run, case, seed):
+    ran = run("thread", case, seed, 1)  # no race within a warp is seen so, any other is
+    assert ran.returncode != 0 and "SUMMARY: ThreadSanitizer: data race" in ran.stdout, ran.stdout
 
 
 def test_overrun_of_shared_memory(run):

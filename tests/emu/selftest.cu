@@ -346,6 +346,23 @@ __global__ void reuse_too_early(const float* in, float* out) {
   }
 }
 
+// The warps must not run ahead of one another: __syncwarp() orders the lanes of each alone.
+__global__ void order_warps_by_syncwarp(float* out) {
+  __shared__ float row[2][32];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  row[warp][lane] = 1;
+  __syncwarp();
+  out[threadIdx.x] = row[1 - warp][lane];
+}
+
+__global__ void skip_syncwarp(float* out) {
+  __shared__ float row[2][32];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  __syncthreads();
+  row[warp][lane] = 1;
+  out[threadIdx.x] = row[warp][lane ^ 1];
+}
+
 __global__ void order_by_shuffle(float* out) {
   __shared__ float row[32];
   row[threadIdx.x] = 1;
@@ -433,6 +450,8 @@ const Case kSound[] = {
 const Case kWrong[] = {
     {"no_barrier", [] { launch(sum_blocks<Wrong::kNoBarrier>, 2, kThreads, data, data + 4 * kThreads); }},
     {"reuse_too_early", [] { launch(reuse_too_early, 1, kThreads, data, data + kThreads); }},
+    {"order_warps_by_syncwarp", [] { launch(order_warps_by_syncwarp, 1, 64, data); }},
+    {"skip_syncwarp", [] { launch(skip_syncwarp, 1, 64, data); }},
     {"order_by_shuffle", [] { launch(order_by_shuffle, 1, 32, data); }},
     {"read_next_block", [] { launch(read_next_block, 2, 32, data); }},
     {"no_fence_every_thread", sum_of_grid<true, Wrong::kNoFence>},
@@ -452,11 +471,12 @@ const Case kWrong[] = {
 
 int main(int argc, char** argv) {
   if (argc > 2 && std::strcmp(argv[1], "second") == 0) return second_main(argc - 1, argv + 1);
-  if (argc != 3) {
-    std::puts("usage: selftest [second] CASE|sound SEED");
+  if (argc != 3 && argc != 4) {
+    std::puts("usage: selftest [second] CASE|sound SEED [IDENTITIES_OF_WARP]");
     return 2;
   }
   emu::settings().seed = std::strtoull(argv[2], nullptr, 10);
+  if (argc == 4) emu::settings().identities_of_warp = static_cast<unsigned>(std::atoi(argv[3]));
   const bool all = std::strcmp(argv[1], "sound") == 0;
   for (const Case& c : kSound) {
     if (!all && std::strcmp(argv[1], c.name) != 0) continue;

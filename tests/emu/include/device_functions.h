@@ -39,11 +39,11 @@ namespace [[gnu::visibility("hidden")]] emu {
 // Lane `source` of the warp, if it is in the calling lane's group of `width` lanes, else the calling lane itself.
 template <class T>
 T shuffle(unsigned mask, T value, unsigned source, Place place) {
-  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= sizeof(std::uint64_t));
+  static_assert(std::is_trivially_destructible_v<T> && sizeof(T) <= sizeof(std::uint64_t));
   std::uint64_t offer = 0;
-  std::memcpy(&offer, &value, sizeof(T));
+  std::memcpy(&offer, static_cast<const void*>(&value), sizeof(T));
   const std::uint64_t answer = executor.meet_warp(WarpOp::kShuffle, mask, offer, source, place);
-  std::memcpy(&value, &answer, sizeof(T));
+  std::memcpy(static_cast<void*>(&value), &answer, sizeof(T));
   return value;
 }
 

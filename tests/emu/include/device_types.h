@@ -8,11 +8,34 @@ struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
+// Copied in accesses of eight bytes, not float by float: fewer for a sanitizer to look at.
+__attribute__((always_inline)) inline void emu_copy_two(float* to, const float* from) {
+  using Two [[gnu::may_alias]] = unsigned long;
+  unsigned long two = *reinterpret_cast<const Two*>(from);
+  asm("" : "+r"(two));  // lest the compiler makes two accesses of it
+  *reinterpret_cast<Two*>(to) = two;
+}
+
 struct alignas(8) float2 {
   float x, y;
+  float2() = default;
+  constexpr float2(float x_, float y_) : x(x_), y(y_) {}
+  __attribute__((always_inline)) float2(const float2& from) { emu_copy_two(&x, &from.x); }
+  __attribute__((always_inline)) float2& operator=(const float2& from) {
+    emu_copy_two(&x, &from.x);
+    return *this;
+  }
 };
 struct alignas(16) float4 {
   float x, y, z, w;
+  float4() = default;
+  constexpr float4(float x_, float y_, float z_, float w_) : x(x_), y(y_), z(z_), w(w_) {}
+  __attribute__((always_inline)) float4(const float4& from) { *this = from; }
+  __attribute__((always_inline)) float4& operator=(const float4& from) {
+    emu_copy_two(&x, &from.x);
+    emu_copy_two(&z, &from.z);
+    return *this;
+  }
 };
 struct alignas(16) double2 {
   double x, y;

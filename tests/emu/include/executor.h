@@ -1,10 +1,11 @@
 // Runs CUDA kernels on the CPU: the CUDA threads of a block are fibers on the calling OS thread, and blocks run one
-// after the other. A fiber runs until it waits for other threads at a barrier or in a warp intrinsic, or returns.
+// after the other. A fiber runs until it waits for other threads at a barrier or in a warp intrinsic, or returns; it then
+// goes over to one that is ready, most often of its own warp.
 #pragma once
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <mutex>
 #include <optional>
 #include <source_location>
@@ -25,6 +26,10 @@ struct Settings {
   int multiprocessors = 4;     // cudaDevAttrMultiProcessorCount
   std::uint64_t launches = 0;  // counts the launches of kernels
   int launch_error = 0;        // a cudaError_t that every launch fails with; 0: none
+  // Under ThreadSanitizer, what a barrier takes grows with the square of the number of threads it knows of. With fewer
+  // than a warp has lanes, the lanes are dealt to them anew for each launch, and a race of two lanes that got the same
+  // one goes unseen. Threads of different warps never do.
+  unsigned identities_of_warp = 32;
 };
 inline Settings global_settings;
 inline Settings& settings() { return global_settings; }
@@ -42,28 +47,33 @@ constexpr unsigned kMaxThreads = 1024, kLanes = 32, kMaxWarps = kMaxThreads / kL
 class RandomNumbers {  // splitmix64
  public:
   explicit RandomNumbers(std::uint64_t seed = 0) : state_(seed) {}
-  EMU_UNINSTRUMENTED std::uint64_t below(std::uint64_t bound) {
+  EMU_HOT std::uint32_t next() {
     std::uint64_t z = state_ += 0x9e3779b97f4a7c15;
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
     z = (z ^ z >> 27) * 0x94d049bb133111eb;
-    return (z ^ z >> 31) % bound;
+    return static_cast<std::uint32_t>(z >> 32);
   }
+  EMU_HOT std::uint64_t below(std::uint64_t bound) { return (next() * bound) >> 32; }  // bound <= 2^32
 
  private:
   std::uint64_t state_;
 };
 
-enum class State : std::uint8_t { kReady, kAtBarrier, kInWarp, kReturned };
+// One of the bits that are set.
+EMU_HOT unsigned pick(unsigned bits, unsigned random) {
+  return static_cast<unsigned>(__builtin_ctz(std::rotr(bits, static_cast<int>(random % 32))) + random) % 32;
+}
 
 struct Thread {
-  Fiber* fiber;
+  void* stack_pointer;
+  Identity identity;
   uint3 index;
   unsigned lane, warp;
-  State state;
+  bool returned;
   Place place;           // of the barrier or warp intrinsic that it waits in
   std::uint64_t offer;   // what it brings to a warp intrinsic,
   unsigned source_lane;  // which lane's offer it asks for,
-  std::uint64_t answer;  // and what it gets; for a barrier, the number of threads with a true predicate
+  std::uint64_t answer;  // and what it gets
 };
 
 enum class WarpOp : std::uint8_t { kSync, kShuffle, kBallot };
@@ -73,24 +83,22 @@ struct Meeting {
   unsigned mask, came;
   WarpOp op;
   Place place;
-  Order* order;
 };
 
+// Sets of lanes are bit masks.
 struct Warp {
   // A meeting lives in the entry of the lane that came first, which cannot be at two meetings.
   Meeting meetings[kLanes];
-  unsigned open;  // bit mask of the entries in use
-  unsigned live;  // lanes that have not returned
-  // Used in rotation: lanes may still have to acquire() the order of the last meeting while others form the next.
-  Order orders[64];
-  unsigned next_order;
+  unsigned open;        // the entries in use
+  unsigned live;        // lanes that have not returned,
+  unsigned ready;       // that can go on,
+  unsigned at_barrier;  // and that wait at the block's barrier
 };
 
 struct Barrier {
   unsigned arrived, votes;
+  unsigned answer;  // the votes of the last one, which nobody has left before the next is complete
   Place place;
-  Order orders[2];  // used in turn: all threads have left a barrier before the next but one is reached
-  unsigned turn;
 };
 
 enum class Failure : std::uint8_t { kNone, kDivergent, kLaneNotInMask };
@@ -108,17 +116,18 @@ class Executor {
     threads_in_block_ = block.x * block.y * block.z;
     shuffled_ = settings().seed != 0;
     random_ = RandomNumbers(settings().seed);
-    provide_fibers(blocks);
+    provide_threads(blocks);
     if (!shared_memory_) shared_memory_.emplace();
 
     release(&launch_begin_);
+    by_all(&acquire, &launch_begin_);
     std::vector<std::uint64_t> order;
     if (shuffled_) {
       for (std::uint64_t i = 0; i < blocks; ++i) order.push_back(i);
       for (std::uint64_t i = blocks; i > 1; --i) std::swap(order[i - 1], order[random_.below(i)]);
     }
-    for (std::uint64_t i = 0; i < blocks; ++i) run_block(shuffled_ ? order[i] : i, i % fiber_sets_);
-    acquire(&launch_end_);
+    for (std::uint64_t i = 0; i < blocks; ++i) run_block(shuffled_ ? order[i] : i, i % sets_);
+    end_launch();
   }
 
   // The rest is called by CUDA threads.
@@ -129,21 +138,16 @@ class Executor {
     if (barrier_.arrived == 0) {
       barrier_.place = place;
       barrier_.votes = 0;
-      barrier_.turn ^= 1;
-      forget(&barrier_.orders[barrier_.turn], sizeof(Order));
     } else if (!same(barrier_.place, place)) {
       fail(Failure::kDivergent, place, barrier_.place);
     }
-    Order* const order = &barrier_.orders[barrier_.turn];
-    release(order);
     barrier_.votes += vote;
     ++barrier_.arrived;
-    self.state = State::kAtBarrier;
+    warps_[self.warp].at_barrier |= 1u << self.lane;
     self.place = place;
     if (barrier_.arrived == live_) end_barrier();
-    self.fiber->suspend();
-    acquire(order);
-    return static_cast<unsigned>(self.answer);
+    go_on();
+    return barrier_.answer;
   }
 
   // A warp intrinsic of the lanes in `mask` that have not returned. Only kSync orders memory.
@@ -157,24 +161,16 @@ class Executor {
     if (!meeting) {
       meeting = &warp.meetings[self.lane];
       warp.open |= bit;
-      *meeting = {mask, 0, op, place, nullptr};
-      if (op == WarpOp::kSync) {
-        meeting->order = &warp.orders[warp.next_order++ % std::size(warp.orders)];
-        forget(meeting->order, sizeof(Order));
-      }
+      *meeting = {mask, 0, op, place};
     } else if (!same(meeting->place, place)) {
       fail(Failure::kDivergent, place, meeting->place);
     }
-    Order* const order = meeting->order;
-    if (order) release(order);
     meeting->came |= bit;
-    self.state = State::kInWarp;
     self.place = place;
     self.offer = offer;
     self.source_lane = source_lane;
     if (meeting->came == (meeting->mask & warp.live)) end_meeting(self.warp, *meeting);
-    self.fiber->suspend();
-    if (order) acquire(order);
+    go_on();
     return self.answer;
   }
 
@@ -197,58 +193,92 @@ class Executor {
   EMU_UNINSTRUMENTED unsigned lane() const { return current_->lane; }
 
  private:
-  // Blocks must not learn of one another from running on the same fibers. Under ThreadSanitizer successive blocks
-  // therefore run on different fibers, with stacks of their own; only every fiber_sets_'th block shares them.
-  void provide_fibers(std::uint64_t blocks) {
-    fiber_sets_ = 1;
-    if (kRaceDetection && blocks > 1) {
-      const unsigned most = std::clamp(kMaxThreads / threads_in_block_, 2u, 8u);
-      fiber_sets_ = blocks < most ? static_cast<unsigned>(blocks) : most;
+  // Blocks must not learn of one another from running as the same threads of ThreadSanitizer. Successive blocks
+  // therefore run as different ones, on different stacks; only every sets_'th block shares them.
+  void provide_threads(std::uint64_t blocks) {
+    executor_ = this;
+    sets_ = 1;
+    if (!kRaceDetection) return stacks_.provide(threads_in_block_);
+
+    const unsigned warps = (threads_in_block_ + kLanes - 1) / kLanes;
+    const unsigned of_warp = std::clamp(settings().identities_of_warp, 1u, kLanes);
+    RandomNumbers random(settings().seed ^ settings().launches << 32);
+    for (unsigned i = 0; i < threads_in_block_; ++i) {
+      const unsigned lane = i % kLanes, mine = of_warp == kLanes ? lane : random.below(of_warp);
+      identity_of_[i] = static_cast<std::uint16_t>(i / kLanes * of_warp + mine);
     }
-    while (fibers_.size() < std::size_t{fiber_sets_} * threads_in_block_) {
-      fibers_.push_back(std::make_unique<Fiber>(fibers_.size()));
+    identities_of_block_ = of_warp == kLanes ? threads_in_block_ : warps * of_warp;
+    if (blocks > 1) {
+      const unsigned most = std::min(std::clamp(512 / identities_of_block_, 2u, 4u), Stacks::kMost / threads_in_block_);
+      sets_ = blocks < most ? static_cast<unsigned>(blocks) : most;
     }
+    stacks_.provide(sets_ * threads_in_block_);
+    for (; identities_ < sets_ * identities_of_block_; ++identities_) identity_[identities_] = new_identity();
   }
 
-  EMU_UNINSTRUMENTED void run_block(std::uint64_t block, unsigned fiber_set) {
+  // By every identity of this launch.
+  EMU_UNINSTRUMENTED void by_all(void (*f)(void*), Order* order) {
+    if (!kRaceDetection) return;
+    const Identity host = present_identity();
+    for (unsigned i = 0; i < sets_ * identities_of_block_; ++i) {
+      become(identity_[i]);
+      f(order);
+    }
+    become(host);
+  }
+
+  EMU_UNINSTRUMENTED void end_launch() {
+    by_all(&release, &launch_end_);
+    acquire(&launch_end_);
+  }
+
+  EMU_UNINSTRUMENTED void run_block(std::uint64_t block, unsigned set) {
     blockIdx = {static_cast<unsigned>(block % gridDim.x), static_cast<unsigned>(block / gridDim.x % gridDim.y),
                 static_cast<unsigned>(block / gridDim.x / gridDim.y)};
     shared_memory_->renew();
     forget(&block_fence_, sizeof(Order));
+    forget(&barrier_order_, sizeof(Order));
     const unsigned n = live_ = threads_in_block_;
     barrier_.arrived = 0;
     atomics_seen_ = fenced_ = false;
     failure_ = Failure::kNone;
-    ready_count_ = ready_head_ = 0;
-    const std::unique_ptr<Fiber>* fibers = fibers_.data() + std::size_t{fiber_set} * n;
-    for (unsigned w = 0; w * kLanes < n; ++w) warps_[w].open = warps_[w].live = 0;
+    warps_ready_ = warp_ = 0;
+    for (unsigned w = 0; w * kLanes < n; ++w) {
+      const unsigned lanes = n - w * kLanes < kLanes ? (1u << (n - w * kLanes)) - 1 : ~0u;
+      warps_[w].open = warps_[w].at_barrier = warps_[w].ready = 0;
+      warps_[w].live = lanes;
+      make_ready(w, lanes);
+    }
+    uint3 index{0, 0, 0};
     for (unsigned i = 0; i < n; ++i) {
       Thread& thread = threads_[i];
-      thread.fiber = fibers[i].get();
-      thread.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+      thread.stack_pointer = stacks_.start(set * n + i, &Executor::thread_main);
+      if (kRaceDetection) thread.identity = identity_[set * identities_of_block_ + identity_of_[i]];
+      thread.index = index;
       thread.lane = i % kLanes;
       thread.warp = i / kLanes;
-      warps_[thread.warp].live |= 1u << thread.lane;
-      thread.fiber->start(&thread_main, this);
-      make_ready(i);
+      thread.returned = false;
+      if (++index.x == blockDim.x) {
+        index.x = 0;
+        if (++index.y == blockDim.y) index.y = 0, ++index.z;
+      }
     }
-    while (ready_count_ > 0) {
-      current_ = &threads_[take_ready()];
-      threadIdx = current_->index;
-      current_->fiber->resume();
-      if (failure_ != Failure::kNone) give_up(describe_failure());
-    }
-    if (live_ > 0) give_up(describe_deadlock());
+    const Identity host = present_identity();
+    Thread& first = take_ready();
+    become(first.identity);
+    stacks_.enter(first.stack_pointer);
+    become(host);
+    if (failure_ != Failure::kNone) give_up(set, describe_failure());
+    if (live_ > 0) give_up(set, describe_deadlock());
   }
 
-  EMU_UNINSTRUMENTED static void thread_main(void* executor) { static_cast<Executor*>(executor)->run_thread(); }
+  EMU_UNINSTRUMENTED static void thread_main() { executor_->run_thread(); }
 
   EMU_UNINSTRUMENTED void run_thread() {
-    Thread& self = *current_;
-    acquire(&launch_begin_);
+    stacks_.entered();
     kernel_.run(kernel_.arguments);
-    release(&launch_end_);
-    self.state = State::kReturned;
+    Thread& self = *current_;
+    self.returned = true;
     Warp& warp = warps_[self.warp];
     warp.live &= ~(1u << self.lane);
     --live_;
@@ -257,19 +287,34 @@ class Executor {
       Meeting& meeting = warp.meetings[__builtin_ctz(open)];
       if (meeting.came == (meeting.mask & warp.live)) end_meeting(self.warp, meeting);
     }
-    self.fiber->finish();
+    go_on();
+    __builtin_trap();
+  }
+
+  // Runs the threads that are ready, until it is this one's turn again.
+  EMU_HOT void go_on() {
+    Thread& self = *current_;
+    if (warps_ready_ == 0) stacks_.leave();
+    Thread& next = take_ready();
+    if (&next == &self) return;
+    if (kRaceDetection && next.identity != self.identity) become(next.identity);
+    switch_stack(&self.stack_pointer, next.stack_pointer);
   }
 
   EMU_UNINSTRUMENTED void end_barrier() {
     barrier_.arrived = 0;
-    for (unsigned i = 0; i < threads_in_block_; ++i) {
-      if (threads_[i].state != State::kAtBarrier) continue;
-      threads_[i].answer = barrier_.votes;
-      make_ready(i);
+    barrier_.answer = barrier_.votes;
+    unsigned waiting[kMaxWarps]{};
+    for (unsigned w = 0; w * kLanes < threads_in_block_; ++w) {
+      waiting[w] = warps_[w].at_barrier;
+      if (waiting[w] == 0) continue;
+      make_ready(w, waiting[w]);
+      warps_[w].at_barrier = 0;
     }
+    if (kRaceDetection) let_know_of_each_other(0, (threads_in_block_ + kLanes - 1) / kLanes, waiting, &barrier_order_);
   }
 
-  EMU_UNINSTRUMENTED Meeting* find_meeting(Warp& warp, unsigned mask) {
+  EMU_HOT Meeting* find_meeting(Warp& warp, unsigned mask) {
     for (unsigned open = warp.open; open; open &= open - 1) {
       Meeting& meeting = warp.meetings[__builtin_ctz(open)];
       if (meeting.mask == mask) return &meeting;
@@ -277,42 +322,72 @@ class Executor {
     return nullptr;
   }
 
-  EMU_UNINSTRUMENTED void end_meeting(unsigned warp, Meeting& meeting) {
-    Thread* const lanes = &threads_[warp * kLanes];
-    unsigned ballot = 0;
-    for (unsigned came = meeting.came; came; came &= came - 1) {
-      const unsigned lane = __builtin_ctz(came);
-      ballot |= (lanes[lane].offer != 0 ? 1u : 0u) << lane;
+  EMU_UNINSTRUMENTED void end_meeting(unsigned w, Meeting& meeting) {
+    Warp& warp = warps_[w];
+    Thread* const lanes = &threads_[w * kLanes];
+    if (meeting.op == WarpOp::kBallot) {
+      unsigned ballot = 0;
+      for (unsigned came = meeting.came; came; came &= came - 1) {
+        const unsigned lane = __builtin_ctz(came);
+        ballot |= (lanes[lane].offer != 0 ? 1u : 0u) << lane;
+      }
+      for (unsigned came = meeting.came; came; came &= came - 1) lanes[__builtin_ctz(came)].answer = ballot;
+    } else if (meeting.op == WarpOp::kShuffle) {
+      for (unsigned came = meeting.came; came; came &= came - 1) {
+        Thread& thread = lanes[__builtin_ctz(came)];
+        const bool source_came = meeting.came >> thread.source_lane & 1;
+        thread.answer = source_came ? lanes[thread.source_lane].offer : ~std::uint64_t{0};  // undefined on a GPU
+      }
+    } else if (kRaceDetection) {
+      forget(&warp_order_, sizeof(Order));
+      let_know_of_each_other(w, w + 1, &meeting.came, &warp_order_);
     }
-    for (unsigned came = meeting.came; came; came &= came - 1) {
-      Thread& thread = lanes[__builtin_ctz(came)];
-      const bool source_came = meeting.came >> thread.source_lane & 1;
-      thread.answer = meeting.op == WarpOp::kBallot ? ballot
-                      : source_came                 ? lanes[thread.source_lane].offer
-                                                    : ~std::uint64_t{0};  // undefined on a GPU
-      make_ready(warp * kLanes + thread.lane);
-    }
-    warps_[warp].open &= ~(1u << (&meeting - warps_[warp].meetings));
+    make_ready(w, meeting.came);
+    warp.open &= ~(1u << (&meeting - warp.meetings));
   }
 
-  // The ready threads: a ring, in the order in which they became ready.
-  EMU_UNINSTRUMENTED void make_ready(unsigned thread) {
-    threads_[thread].state = State::kReady;
-    ready_[(ready_head_ + ready_count_++) % kMaxThreads] = static_cast<std::uint16_t>(thread);
+  // What any of the threads, lanes[0] of warp `first` and so on, has done is visible to all of them.
+  EMU_UNINSTRUMENTED void let_know_of_each_other(unsigned first, unsigned last, const unsigned* lanes, Order* order) {
+    Identity all[kMaxThreads];
+    unsigned n = 0;
+    for (unsigned w = first; w < last; ++w) {
+      const unsigned begin = n;
+      for (unsigned left = lanes[w - first]; left; left &= left - 1) {
+        const Identity identity = threads_[w * kLanes + __builtin_ctz(left)].identity;
+        unsigned k = begin;
+        while (k < n && all[k] != identity) ++k;
+        if (k == n) all[n++] = identity;
+      }
+    }
+    for (unsigned i = 0; i < n; ++i) become(all[i]), release(order);
+    for (unsigned i = 0; i < n; ++i) become(all[i]), acquire(order);
+    become(current_->identity);
   }
-  EMU_UNINSTRUMENTED unsigned take_ready() {
-    const unsigned first = ready_head_;
-    unsigned chosen = first;
-    if (shuffled_) chosen = (first + static_cast<unsigned>(random_.below(ready_count_))) % kMaxThreads;
-    const unsigned thread = ready_[chosen];
-    ready_[chosen] = ready_[first];
-    ready_head_ = (first + 1) % kMaxThreads;
-    --ready_count_;
-    return thread;
+
+  EMU_HOT void make_ready(unsigned warp, unsigned lanes) {
+    warps_[warp].ready |= lanes;
+    warps_ready_ |= 1u << warp;
+  }
+
+  // Takes a thread that is ready, which is now the current one: mostly of the warp that ran last, whose stacks are in
+  // the cache, and in order of index if threads are not shuffled.
+  EMU_HOT Thread& take_ready() {
+    const unsigned random = shuffled_ ? random_.next() : 0;
+    if (!(warps_ready_ >> warp_ & 1) || (shuffled_ && random >> 28 == 0)) warp_ = pick(warps_ready_, random >> 5);
+    Warp& warp = warps_[warp_];
+    const unsigned lane = pick(warp.ready, random);
+    warp.ready &= ~(1u << lane);
+    if (warp.ready == 0) warps_ready_ &= ~(1u << warp_);
+    current_ = &threads_[warp_ * kLanes + lane];
+    threadIdx = current_->index;
+    return *current_;
   }
 
   // file_name() of one place may be two strings if two translation units saw it.
-  EMU_UNINSTRUMENTED static bool same(const Place& a, const Place& b) {
+  EMU_HOT static bool same(const Place& a, const Place& b) {
+    return __builtin_bit_cast(const void*, a) == __builtin_bit_cast(const void*, b) || equal(a, b);
+  }
+  EMU_UNINSTRUMENTED static bool equal(const Place& a, const Place& b) {
     return a.line() == b.line() && a.column() == b.column() &&
            (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
   }
@@ -322,15 +397,15 @@ class Executor {
     failure_ = failure;
     current_->place = here;
     others_place_ = others;
-    current_->fiber->suspend();
-    __builtin_unreachable();
+    stacks_.leave();
   }
 
-  [[noreturn]] void give_up(const std::string& message) {
+  [[noreturn]] void give_up(unsigned set, const std::string& message) {
     for (unsigned i = 0; i < threads_in_block_; ++i) {
-      if (threads_[i].state != State::kReturned) threads_[i].fiber->abandon(&launch_end_);
+      if (!threads_[i].returned) stacks_.abandon(set * threads_in_block_ + i);
     }
-    acquire(&launch_end_);
+    end_launch();
+    while (identities_ > 0) end_identity(identity_[--identities_]);  // their records of calls are not unwound, either
     throw std::runtime_error("block (" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " +
                              std::to_string(blockIdx.z) + "): " + message);
   }
@@ -348,12 +423,12 @@ class Executor {
     std::string message = "deadlock:";
     for (unsigned i = 0; i < threads_in_block_;) {
       unsigned end = i + 1;
-      while (end < threads_in_block_ && threads_[end].state == threads_[i].state &&
-             (threads_[i].state == State::kReturned || same(threads_[end].place, threads_[i].place))) {
+      while (end < threads_in_block_ && threads_[end].returned == threads_[i].returned &&
+             (threads_[i].returned || same(threads_[end].place, threads_[i].place))) {
         ++end;
       }
       message += (i == 0 ? " threads " : "; threads ") + std::to_string(i) + "-" + std::to_string(end - 1);
-      message += threads_[i].state == State::kReturned ? " have returned" : " wait at " + describe(threads_[i].place);
+      message += threads_[i].returned ? " have returned" : " wait at " + describe(threads_[i].place);
       i = end;
     }
     return message;
@@ -364,13 +439,17 @@ class Executor {
   }
 
   std::mutex mutex_;  // launches from several host threads take turns
-  std::vector<std::unique_ptr<Fiber>> fibers_;
-  unsigned fiber_sets_ = 1;
+  static inline Executor* executor_;
+  Stacks stacks_;
+  unsigned sets_ = 1;
+  unsigned identities_ = 0, identities_of_block_ = 0;
+  Identity identity_[Stacks::kMost]{};        // [sets][of a block]
+  std::uint16_t identity_of_[kMaxThreads]{};  // by thread of a block
   std::optional<SharedMemory> shared_memory_;
   Kernel kernel_{};
   bool shuffled_ = false;
   RandomNumbers random_;
-  Order launch_begin_{}, launch_end_{}, fence_{};
+  Order launch_begin_{}, launch_end_{}, fence_{}, block_fence_{}, barrier_order_{}, warp_order_{};
 
   // Of the block that runs.
   Thread* current_ = nullptr;
@@ -379,10 +458,9 @@ class Executor {
   Thread threads_[kMaxThreads]{};
   Warp warps_[kMaxWarps]{};
   Barrier barrier_{};
-  Order block_fence_{};
   bool atomics_seen_ = false, fenced_ = false;
-  std::uint16_t ready_[kMaxThreads]{};
-  unsigned ready_head_ = 0, ready_count_ = 0;
+  unsigned warps_ready_ = 0;  // a bit mask
+  unsigned warp_ = 0;         // that ran last
   Failure failure_ = Failure::kNone;
   Place others_place_{};
 };

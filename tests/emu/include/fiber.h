@@ -1,4 +1,4 @@
-// A fiber: a call stack of its own, run by whoever calls resume() until it calls suspend(). x86-64 only.
+// Fibers: call stacks of their own, between which the one that runs switches. x86-64 only.
 #pragma once
 #include <sys/mman.h>
 
@@ -28,128 +28,87 @@ __attribute__((naked, noipa, no_sanitize("thread", "address"))) inline void swit
       "ret");
 }
 
-class Fiber {
+// The stacks, in one range of addresses: AddressSanitizer, which must know on which stack the program is, is told of
+// the range when the host enters it and leaves it, not of every switch within.
+class Stacks {
  public:
-  // `number` staggers the stacks, whose hottest lines would otherwise compete for the same few cache sets.
-  explicit Fiber(unsigned number) : top_offset_(number % kColours * kColourBytes) {
-    void* memory = mmap(nullptr, kGuardBytes + kStackBytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) throw std::bad_alloc();
-    mapping_ = static_cast<char*>(memory);
-    mprotect(mapping_, kGuardBytes, PROT_NONE);
-#ifdef __SANITIZE_THREAD__
-    tsan_self_ = __tsan_create_fiber(0);
-#endif
-  }
-  Fiber(const Fiber&) = delete;
-  Fiber& operator=(const Fiber&) = delete;
-  ~Fiber() {
-#ifdef __SANITIZE_THREAD__
-    __tsan_destroy_fiber(tsan_self_);
-#endif
-    munmap(mapping_, kGuardBytes + kStackBytes);
+  static constexpr unsigned kMost = 2048;
+
+  Stacks() = default;
+  Stacks(const Stacks&) = delete;
+  Stacks& operator=(const Stacks&) = delete;
+  ~Stacks() {
+    if (memory_) munmap(memory_, kMost * kPitch);
   }
 
-  // The next resume() calls entry(argument), which must never return: its last act is finish().
-  EMU_UNINSTRUMENTED void start(void (*entry)(void*), void* argument) {
-    entry_ = entry;
-    argument_ = argument;
-    void** top = reinterpret_cast<void**>(stack() + kStackBytes - top_offset_);
+  // At least so many. The rest of the range, and a page below each stack, are inaccessible.
+  void provide(unsigned count) {
+    if (!memory_) {
+      void* memory = mmap(nullptr, kMost * kPitch, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (memory == MAP_FAILED) throw std::bad_alloc();
+      memory_ = static_cast<char*>(memory);
+    }
+    for (; count_ < count; ++count_) {
+      if (mprotect(bottom(count_), kBytes, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
+    }
+  }
+
+  // What to switch_stack() to for entry(), which must never return, to begin on that stack.
+  EMU_UNINSTRUMENTED void* start(unsigned number, void (*entry)()) const {
+    // Staggered, for their hottest lines would otherwise compete for the same few cache sets.
+    void** top = reinterpret_cast<void**>(bottom(number) + kBytes - number % kColours * kColourBytes);
     top[-1] = nullptr;  // entry's return address
-    top[-2] = reinterpret_cast<void*>(&Fiber::begin);
-    stack_pointer_ = top - 8;  // six registers below that
+    top[-2] = reinterpret_cast<void*>(entry);
+    return top - 8;  // six registers below that
   }
 
-  EMU_UNINSTRUMENTED void resume() {
-    resumed() = this;
-#ifdef __SANITIZE_THREAD__
-    tsan_host_ = __tsan_get_current_fiber();
-    __tsan_switch_to_fiber(tsan_self_, __tsan_switch_to_fiber_no_sync);
+  // The frames on it are not unwound.
+  EMU_UNINSTRUMENTED void abandon([[maybe_unused]] unsigned number) const {
+#ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(bottom(number), kBytes);
 #endif
+  }
+
+  // By the host. The first entry to begin calls entered(); the host is back when somebody leaves for it.
+  EMU_UNINSTRUMENTED void enter(void* stack_pointer) {
 #ifdef __SANITIZE_ADDRESS__
     void* fake_stack;
-    __sanitizer_start_switch_fiber(&fake_stack, stack(), kStackBytes);
+    entering_ = true;
+    __sanitizer_start_switch_fiber(&fake_stack, memory_, kMost * kPitch);
 #endif
-    switch_stack(&host_stack_pointer_, stack_pointer_);
+    switch_stack(&host_stack_pointer_, stack_pointer);
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #endif
   }
-
-  EMU_UNINSTRUMENTED void suspend() {
+  EMU_UNINSTRUMENTED void entered() {
 #ifdef __SANITIZE_ADDRESS__
-    leave(&asan_fake_stack_);
-    __sanitizer_finish_switch_fiber(asan_fake_stack_, &asan_host_stack_, &asan_host_stack_bytes_);
-#else
-    leave(nullptr);
+    if (entering_) __sanitizer_finish_switch_fiber(nullptr, &host_stack_, &host_stack_bytes_);
+    entering_ = false;
 #endif
   }
-
-  // Leaves for good; the fiber may then be started again.
-  [[noreturn]] EMU_UNINSTRUMENTED void finish() {
-    leave(nullptr);
+  [[noreturn]] EMU_UNINSTRUMENTED void leave() {
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_start_switch_fiber(nullptr, host_stack_, host_stack_bytes_);
+#endif
+    void* nowhere;
+    switch_stack(&nowhere, host_stack_pointer_);
     __builtin_unreachable();
   }
 
-  // Gives up a suspended fiber where it stands, without unwinding its stack. What it has done is released to `order`.
-  EMU_UNINSTRUMENTED void abandon([[maybe_unused]] Order* order) {
-#ifdef __SANITIZE_ADDRESS__
-    __asan_unpoison_memory_region(stack(), kStackBytes);
-#endif
-#ifdef __SANITIZE_THREAD__
-    void* const host = __tsan_get_current_fiber();
-    __tsan_switch_to_fiber(tsan_self_, __tsan_switch_to_fiber_no_sync);
-    release(order);
-    __tsan_switch_to_fiber(host, __tsan_switch_to_fiber_no_sync);
-    __tsan_destroy_fiber(tsan_self_);  // its record of calls is not unwound either
-    tsan_self_ = __tsan_create_fiber(0);
-#endif
-  }
-
  private:
-  static constexpr std::size_t kGuardBytes = 4096, kStackBytes = 256 << 10;
+  static constexpr std::size_t kGuardBytes = 4096, kBytes = 256 << 10, kPitch = kGuardBytes + kBytes;
   static constexpr std::size_t kColours = 64, kColourBytes = 512 + 64;
 
-  static Fiber*& resumed() {
-    static constinit Fiber* fiber = nullptr;
-    return fiber;
-  }
+  EMU_UNINSTRUMENTED char* bottom(unsigned number) const { return memory_ + number * kPitch + kGuardBytes; }
 
-  EMU_UNINSTRUMENTED static void begin() {
-    Fiber& self = *resumed();
-#ifdef __SANITIZE_ADDRESS__
-    __sanitizer_finish_switch_fiber(nullptr, &self.asan_host_stack_, &self.asan_host_stack_bytes_);
-#endif
-    self.entry_(self.argument_);
-    __builtin_trap();
-  }
-
-  EMU_UNINSTRUMENTED void leave([[maybe_unused]] void** fake_stack) {
-#ifdef __SANITIZE_THREAD__
-    __tsan_switch_to_fiber(tsan_host_, __tsan_switch_to_fiber_no_sync);
-#endif
-#ifdef __SANITIZE_ADDRESS__
-    __sanitizer_start_switch_fiber(fake_stack, asan_host_stack_, asan_host_stack_bytes_);
-#endif
-    switch_stack(&stack_pointer_, host_stack_pointer_);
-  }
-
-  char* stack() { return mapping_ + kGuardBytes; }
-
-  char* mapping_;
-  std::size_t top_offset_;
-  void (*entry_)(void*) = nullptr;
-  void* argument_ = nullptr;
-  void* stack_pointer_ = nullptr;
+  char* memory_ = nullptr;
+  unsigned count_ = 0;
   void* host_stack_pointer_ = nullptr;
 #ifdef __SANITIZE_ADDRESS__
-  void* asan_fake_stack_ = nullptr;
-  const void* asan_host_stack_ = nullptr;
-  std::size_t asan_host_stack_bytes_ = 0;
-#endif
-#ifdef __SANITIZE_THREAD__
-  void* tsan_self_;
-  void* tsan_host_ = nullptr;
+  bool entering_ = false;
+  const void* host_stack_ = nullptr;
+  std::size_t host_stack_bytes_ = 0;
 #endif
 };
 

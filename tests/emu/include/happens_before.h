@@ -15,7 +15,12 @@ void __tsan_java_free(unsigned long address, unsigned long bytes);
 // Marks the executor's own functions. CUDA threads hand its bookkeeping to one another without any order that
 // ThreadSanitizer knows of, so that instrumented code would report it as racy. Functions of the standard library are
 // instrumented even when called from such a function, hence the plain arrays in the executor.
+#ifdef __SANITIZE_THREAD__
 #define EMU_UNINSTRUMENTED __attribute__((noinline, no_sanitize("thread")))
+#else
+#define EMU_UNINSTRUMENTED __attribute__((no_sanitize("address", "undefined")))
+#endif
+#define EMU_HOT inline __attribute__((always_inline))  // of functions that are called from such ones only
 
 namespace [[gnu::visibility("hidden")]] emu {
 
@@ -26,6 +31,13 @@ inline constexpr bool kRaceDetection = true;
 // What the calling thread has done is visible to those that acquire(object) later.
 inline void release(void* object) { __tsan_release(object); }
 inline void acquire(void* object) { __tsan_acquire(object); }
+
+// What ThreadSanitizer takes for a thread. Going over to another one orders nothing.
+using Identity = void*;
+inline Identity new_identity() { return __tsan_create_fiber(0); }
+inline void end_identity(Identity identity) { __tsan_destroy_fiber(identity); }
+inline Identity present_identity() { return __tsan_get_current_fiber(); }
+inline void become(Identity identity) { __tsan_switch_to_fiber(identity, __tsan_switch_to_fiber_no_sync); }
 
 // Makes memory as good as newly allocated: no access to it and no release() on it has happened yet.
 inline void forget(void* memory, std::size_t bytes) {
@@ -41,6 +53,11 @@ inline void forget(void* memory, std::size_t bytes) {
 inline constexpr bool kRaceDetection = false;
 inline void release(void*) {}
 inline void acquire(void*) {}
+using Identity = void*;
+inline Identity new_identity() { return nullptr; }
+inline void end_identity(Identity) {}
+inline Identity present_identity() { return nullptr; }
+inline void become(Identity) {}
 inline void forget(void*, std::size_t) {}
 
 #endif
