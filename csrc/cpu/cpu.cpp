@@ -1,6 +1,8 @@
 #include "cpu.h"
 
+#include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <stdexcept>
 
 namespace xbn {
@@ -8,6 +10,7 @@ namespace {
 
 bool processor_has(Isa isa) {
 #if defined(__x86_64__)
+  if (isa == Isa::avx512_vnni) return processor_has(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
   if (isa == Isa::avx512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -16,27 +19,36 @@ bool processor_has(Isa isa) {
   return isa == Isa::baseline;
 }
 
+constexpr Isa kBestFirst[] = {Isa::avx512_vnni, Isa::avx512, Isa::avx2, Isa::baseline};
+
 Isa best_isa() {
-  static const Isa best = processor_has(Isa::avx512) ? Isa::avx512
-                          : processor_has(Isa::avx2) ? Isa::avx2
-                                                     : Isa::baseline;
+  static const Isa best = *std::find_if(std::begin(kBestFirst), std::end(kBestFirst), processor_has);
   return best;
 }
 
 }  // namespace
 
-std::string isa_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline"; }
+std::string isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::avx512_vnni: return "avx512_vnni";
+    case Isa::avx512: return "avx512";
+    case Isa::avx2: return "avx2";
+    case Isa::baseline: break;
+  }
+  return "baseline";
+}
 
 Isa cpu_isa() {
   const char* forced = std::getenv("XBN_CPU_ISA");
   if (forced == nullptr || *forced == '\0') return best_isa();
-  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+  for (const Isa isa : kBestFirst) {
     if (isa_name(isa) != forced) continue;
     if (!processor_has(isa))
       throw std::runtime_error("XBN_CPU_ISA=" + isa_name(isa) + ": this processor does not have it");
     return isa;
   }
-  throw std::runtime_error("XBN_CPU_ISA must be avx512, avx2 or baseline, got '" + std::string(forced) + "'");
+  throw std::runtime_error("XBN_CPU_ISA must be avx512_vnni, avx512, avx2 or baseline, got '" + std::string(forced) +
+                           "'");
 }
 
 }  // namespace xbn

@@ -7,7 +7,7 @@
 
 namespace xbn {
 
-enum class Isa { baseline, avx2, avx512 };
+enum class Isa { baseline, avx2, avx512, avx512_vnni };  // from least to best; the last is avx512 but for screen.h
 
 // The best instruction set this processor has, or the one that the environment variable XBN_CPU_ISA names.
 // Throws std::runtime_error if that is unknown or the processor lacks it.
@@ -33,6 +33,7 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 #define XBN_CALL_ISA(isa, call)                                \
   do {                                                         \
     switch (isa) {                                             \
+      case ::xbn::Isa::avx512_vnni:                            \
       case ::xbn::Isa::avx512: ::xbn::avx512::call; break;     \
       case ::xbn::Isa::avx2: ::xbn::avx2::call; break;         \
       case ::xbn::Isa::baseline: ::xbn::baseline::call; break; \

@@ -12,6 +12,8 @@
 //          each times the row's inverse norm), scores the pairs, and multiplies it again with the weights (gradient),
 //          skipping the rows in which no pair is active. The workspace is slots times splits times B x D, about 8 MB;
 //          nothing of size B x M or M x D exists. A pending map may be written into the bank by the way.
+//   screen where a negative counts from a margin on, and the processor has the means, eight bits tell first which rows cannot
+//          count (screen.h)
 //   split  by shape alone (SweepPlan); every split has its own sums, added in order: the same bits on any
 //          number of threads
 #include "loss.h"
@@ -23,7 +25,9 @@
 #include <type_traits>
 #include <vector>
 
+#include "prefetch.h"
 #include "rewrite.h"
+#include "screen.h"
 #include "sweep.h"
 #include "transform.h"
 #include "triplets.h"
@@ -44,15 +48,22 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
   std::vector<Total> totals(p.B);
   std::optional<Triplets<T>> triplets;
   if (goes_in_rounds(loss)) triplets.emplace(sweep, p.bank_labels);
-  cpu.parallel(plan.blocks, [&](int64_t block) { XBN_CALL_ISA(cpu.isa, pack_anchors(p, sweep, block)); });
+  std::optional<Screen> screen;
+  if (std::is_same_v<T, float> && Screen::helps(cpu, loss, p.D, p.renormalize))
+    screen.emplace(static_cast<float>(loss.b), plan.blocks, p.D);
+  cpu.parallel(plan.blocks, [&](int64_t block) {
+    XBN_CALL_ISA(cpu.isa, pack_anchors(p, sweep, block));
+    if constexpr (std::is_same_v<T, float>)
+      if (screen) screen->encode(block, sweep);
+  });
   for (int64_t round = 0; round < (triplets ? triplets->rounds : 1); ++round) {
     if (triplets) triplets->begin_round(round, sweep);
     for (int k = 0; k < program.passes; ++k) {
       const Pass& pass = program.pass[k];
       if (round == 0 && pass.slot[1].formula != Formula::weigh) sweep.begin(pass);
       cpu.parallel(plan.groups * plan.splits, [&](int64_t unit) {
-        XBN_CALL_ISA(cpu.isa, sweep_unit(p, sweep, triplets ? &*triplets : nullptr, k == 0 ? rewrite : nullptr, pass,
-                                         unit / plan.splits, unit % plan.splits));
+        XBN_CALL_ISA(cpu.isa, sweep_unit(p, sweep, triplets ? &*triplets : nullptr, k == 0 ? rewrite : nullptr,
+                                         screen ? &*screen : nullptr, pass, unit / plan.splits, unit % plan.splits));
       });
       if (triplets && pass.slot[1].formula == Formula::threshold)
         cpu.parallel(sweep.rows(), [&](int64_t i) { triplets->sort(i); });

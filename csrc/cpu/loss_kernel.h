@@ -3,6 +3,7 @@
 #include "../pair_formulas.h"
 #include "products_kernel.h"
 #include "score_kernel.h"
+#include "screen_kernel.h"
 #include "transform_kernel.h"
 #include "triplets_kernel.h"
 
@@ -68,10 +69,10 @@ void load_tile(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, Tile<T>& 
   tile.data = copy;
 }
 
-// The anchors of a group against the bank rows of a split. triplets and rewrite may be null.
+// The anchors of a group against the bank rows of a split. triplets, rewrite and screen may be null.
 template <typename T, typename S>
 void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* triplets, Rewrite<S>* rewrite,
-                const Pass& pass, int64_t group, int64_t split) {
+                const Screen* screen, const Pass& pass, int64_t group, int64_t split) {
   const SweepPlan& plan = sweep.plan;
   const int64_t first_block = group * plan.group_blocks;
   const int64_t last_block = std::min(first_block + plan.group_blocks, plan.blocks);
@@ -84,6 +85,7 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* t
   T* const s = weights.data();
   std::vector<int32_t> list;
   CountsAbove<T> above(triplets != nullptr ? last_block - first_block : 0);
+  TileScreen<T> screening(screen, plan);
 
   for (int64_t next = split * plan.split_rows; next < end;) {
     const int64_t begin = next;
@@ -96,9 +98,10 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* t
     load_tile(p, sweep, tile);
     // The rows that come next, if they are those that follow.
     const int64_t ahead = positives_only ? 0 : std::min(plan.tile_rows, sweep.count - next);
-    Prefetch prefetch(p.bank + next * p.D, ahead * p.D * static_cast<int64_t>(sizeof(S)),
-                      Similarities<T>::steps(tile.rows, p.D));
+    const int64_t steps = screening.begin(tile) ? screening.steps(tile.rows) : Similarities<T>::steps(tile.rows, p.D);
+    Prefetch prefetch(p.bank + next * p.D, ahead * p.D * static_cast<int64_t>(sizeof(S)), steps);
     for (int64_t block = first_block; block < last_block; ++block) {
+      screening.mark(tile, block, prefetch);
       Similarities<T>::compute(tile, padded, p.D, sweep.anchors(block), prefetch, s);
       // The second slot first: the weights of the first take the place of the similarities.
       for (int k = kSlots - 1; k >= 0; --k) {

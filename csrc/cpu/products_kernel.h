@@ -39,27 +39,6 @@ T inverse_of_norm(T square, T eps) {
 // Accumulators take R x C registers, C more hold operands: 6 x 4 + 4 of 32, 6 x 2 + 2 of 16.
 constexpr int kColumns = kVectorRegisters == 32 ? 4 : 2;
 
-// Memory that is fetched into the second-level cache a little at a time, while there is other work to do. More than a line at
-// a time would wait for room in the processor's queue of misses.
-class Prefetch {
- public:
-  // steps: how often step() will be called, about.
-  Prefetch(const void* begin, int64_t bytes, int64_t steps)
-      : next_(static_cast<const char*>(begin)),
-        end_(next_ + bytes),
-        step_(std::min<int64_t>(ceil_div(bytes, steps), kLine)) {}
-  void step() {
-    __builtin_prefetch(next_, 0, 2);
-    next_ = end_ - next_ > step_ ? next_ + step_ : end_;
-  }
-
- private:
-  static constexpr int64_t kLine = 64;
-  const char* next_;
-  const char* end_;
-  int64_t step_;
-};
-
 // s[R][64], C vectors wide, = rows [R][D], normalised, times anchors [D][64].
 template <int R, int C, typename T>
 void similarity_kernel(const T* rows, const T* inverse_norm, int64_t padded, const T* anchors, int64_t D,
@@ -120,6 +99,7 @@ struct Similarities {
       const T* rows = tile.data + j * padded;
       T* inverse_norm = tile.inverse_norm.data() + j;
       if (tile.lacks_norms) norm_kernel<kTileUnit>(rows, padded, tile.eps, inverse_norm);
+      if (tile.out[j]) continue;
       for (int64_t i = 0; i < kAnchorBlock; i += kWidth)
         similarity_kernel<kTileUnit, kColumns>(rows, inverse_norm, padded, anchors + i, D, prefetch,
                                                s + j * kAnchorBlock + i);

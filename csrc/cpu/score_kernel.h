@@ -43,7 +43,7 @@ struct Scorer {
     return {taken & ~excluded, positive};
   }
 
-  bool looks_at(int64_t j) const { return tile.mixed[j] || slot.pairs != Pairs::positives; }
+  bool looks_at(int64_t j) const { return tile.mixed[j] || (slot.pairs != Pairs::positives && !tile.out[j]); }
 
   // Calls f(row, mask of the anchors from `first` on) for every row of the tile that the slot looks at.
   template <typename F>

@@ -184,7 +184,8 @@ struct Tile {
         bank_row(capacity),
         group(capacity),
         excluded(capacity),
-        mixed(capacity) {}
+        mixed(capacity),
+        out(round_up(capacity, kTileUnit)) {}
 
   // Takes rows of [begin, end), all or only those that a pass of positives looks at. Returns the first row left.
   int64_t choose(const Sweep<T>& sweep, const int64_t* bank_labels, const int64_t* bank_ids, int64_t begin, int64_t end,
@@ -212,6 +213,7 @@ struct Tile {
   std::vector<int32_t> group;     // of the row's label among the anchors', or kNoAnchor
   std::vector<int32_t> excluded;  // of the row's id among the excluded ones, or kNoAnchor
   std::vector<char> mixed;        // whether the row is anything but a negative of all anchors
+  std::vector<char> out;          // whether it has no active pair with the block at hand; never so for part of a unit
 };
 
 // An anchor's sums over the whole bank, and what its gradients are multiplied by.

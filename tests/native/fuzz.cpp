@@ -11,6 +11,7 @@
 #include "../../csrc/cpu/enqueue.h"
 #include "../../csrc/cpu/loss.h"
 #include "../../csrc/cpu/moments.h"
+#include "../../csrc/cpu/screen.h"
 #include "../../csrc/cpu/standardize.h"
 #include "../../csrc/cpu/track.h"
 #include "../../csrc/cpu/transform.h"
@@ -115,13 +116,55 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   require(std::memcmp(moved, moved_again, M * D * sizeof(S)) == 0, "moved: bank", B, M, D);
 }
 
+// A unit of bank rows that the screen takes for out must be so, and one that is far below the margin must be taken for it.
+void screen_round(int64_t D) {
+  constexpr int64_t A = xbn::kAnchorBlock, R = xbn::kTileUnit;
+  const int64_t padded = xbn::round_up(D, xbn::kPadding);
+  const float length = static_cast<float>(std::pow(10.0, static_cast<double>(up_to(4) - 2)));
+  const Exactly<float> z = normal<float>(D * A), rows = normal<float>(R * padded), inverse(R);
+  for (int64_t k = 0; k < D * A; ++k) z[k] *= length;
+  for (int64_t r = 0; r < R; ++r) {
+    const double size = std::pow(10.0, static_cast<double>(up_to(30) - 15));
+    double square = 0;
+    for (int64_t d = 0; d < padded; ++d) {
+      float& u = rows[r * padded + d];
+      const int64_t i = up_to(1);  // some rows lean towards an anchor
+      u = d < D ? static_cast<float>(size * (u + (r % 2 ? 3 * z[d * A + i] / length : 0))) : 0;
+      square += static_cast<double>(u) * u;
+    }
+    inverse[r] = static_cast<float>(1 / std::max(std::sqrt(square), 1e-6));
+  }
+  double most = -INFINITY, longest = 0;
+  for (int64_t i = 0; i < A; ++i) {
+    double norm = 0;
+    for (int64_t d = 0; d < D; ++d) norm += std::pow(static_cast<double>(z[d * A + i]), 2);
+    longest = std::max(longest, std::sqrt(norm));
+    for (int64_t r = 0; r < R; ++r) {
+      double s = 0;
+      for (int64_t d = 0; d < D; ++d) s += static_cast<double>(z[d * A + i]) * rows[r * padded + d];
+      most = std::max(most, s * inverse[r]);
+    }
+  }
+  xbn::CodedAnchors anchors(D);
+  anchors.encode(z, D);
+  xbn::CodedTile tile(R, padded);
+  tile.encode(rows, inverse, 0);
+  xbn::Prefetch none(nullptr, 0, 1);
+  const auto is_below = [&](double margin) { return tile.is_below(static_cast<float>(margin), anchors, 0, none); };
+  require(!is_below(most - 1e-6 * longest), "screen: a row is not out", A, R, D);
+  require(!is_below(most), "screen: float32 may round", A, R, D);
+  require(is_below(most + 0.1 * longest), "screen: a row is out", A, R, D);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 20;
   for (int round = 0; round < rounds; ++round) {
     const int64_t B = up_to(round % 4 == 0 ? 300 : 70), M = 1 + up_to(300), D = 1 + up_to(round % 4 == 1 ? 300 : 70);
-    for (const xbn::Isa isa : {xbn::Isa::baseline, xbn::Isa::avx2, xbn::Isa::avx512}) {
+    if (xbn::cpu_isa() == xbn::Isa::avx512_vnni)
+      for (int k = 0; k < 20; ++k) screen_round(xbn::kLeastScreenedDim + up_to(500));
+    for (const xbn::Isa isa : {xbn::Isa::baseline, xbn::Isa::avx2, xbn::Isa::avx512, xbn::Isa::avx512_vnni}) {
       if (isa > xbn::cpu_isa()) continue;  // ordered from least to best
       one_round<float, float>(isa, B, M, D);
       one_round<double, float>(isa, B, M, D);

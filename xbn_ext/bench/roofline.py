@@ -1,10 +1,10 @@
-"""How fast a kernel could be on this machine: what it cannot avoid doing, over what the machine reaches when it does
-nothing else, measured in the same run.
+"""How fast a kernel could be on this machine that does all of its work in the dtype of the problem: that work, over
+what the machine reaches when it does nothing else, measured in the same run. A kernel that does some of it in fewer
+bits, or finds it in the caches, can be faster.
 
 Arithmetic: on a CPU, multiply-adds in registers alone, in the instruction set and on the threads of the kernels
 (`torch.mm` is no roof: it may be half of it). On CUDA, `torch.mm` of large matrices, with TF32 for what may use it.
-Bandwidth: of main memory, the better of a copy (bytes read and written) and of a sum (bytes read); on CUDA of a copy. A
-bank that stays in the caches can be faster than that.
+Bandwidth: of main memory, the better of a copy (bytes read and written) and of a sum (bytes read); on CUDA of a copy.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Machine:
 
 
 class Work(NamedTuple):
-    """What a kernel cannot avoid: floating-point operations, bytes moved to or from main memory."""
+    """Floating-point operations, and bytes moved to or from main memory."""
 
     flop: float
     bytes: float

@@ -11,10 +11,10 @@ HEADER = (
 
 LEGEND = """
 x ours: times as long as this library (its first row). peak MB: most memory a call holds besides the bank.
-GB/s, GFLOP/s: of what a call cannot avoid, whatever else it does: the bank read once, and written once where it is
-moved; the similarities of all pairs, and the gradient of those that have a weight.
+GB/s, GFLOP/s: of the bank read once, and written once where it is moved; of the similarities of all pairs, and the
+gradient of those that have a weight, in the dtype of the problem.
 % of roof: the least time for that on this machine, over the time it took. FMA, tensor: arithmetic binds; memory:
-bandwidth does, and a bank that stays in the caches may be above 100.
+bandwidth does. Above 100: a bank that stays in the caches; pairs that eight bits tell to have no weight (avx512_vnni).
 error: against the float64 reference, relative, of the worst output.
 pytorch-metric-learning: its step moves no bank, measures no moments and does not rank the batch against itself."""
 
