@@ -116,7 +116,10 @@ def effects(path: Path, findings: Findings) -> None:
             axes.set_ylim(low - room, high + room)
             axes.set_xlabel(EFFECTS[name])
         figure.axes[0].set_ylabel("MAP@R on held-out classes, %")
-        figure.axes[0].legend(frameon=False)
+        lines = {name: line for axes in figure.axes
+                 for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}  # fmt: skip
+        figure.axes[0].legend([lines[name] for name in plan.methods if name in lines],
+                              [name for name in plan.methods if name in lines], frameon=False)  # fmt: skip
         figure.savefig(path)
 
 
