@@ -22,7 +22,7 @@ test: build
 
 # Of those tests, the ones under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 sanitize: build
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_sanitizers.py tests/test_emu.py --numprocesses auto --maxprocesses 8 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_sanitizers.py tests/test_emu.py --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 bench: build
 	$(BIN)/python -m xbn_ext.bench $(ARGS)

@@ -75,8 +75,7 @@ def test_two_translation_units(run, tmp_path):
         assert ran.returncode == 0 and "many_blocks done" in ran.stdout, ran.stdout
 
 
-@pytest.mark.parametrize("identities", [ALL_LANES, 4])
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("identities, seed", [(ALL_LANES, 0), (ALL_LANES, 1), (4, 1)])
 @pytest.mark.parametrize(
     "case, function",
     [
