@@ -87,6 +87,15 @@ def test_anchors_that_are_not_finite(monkeypatch):
     assert grad[70].isnan().all() and grad[:64].isfinite().all()
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("column", [0, 16, 127])
+def test_a_bank_row_that_is_not_finite(value, column, monkeypatch):
+    z, bank = random_rows(64, 128), random_rows(900, 128)
+    bank[505, column] = value
+    loss, _, _ = assert_same_bits(z, torch.arange(64), bank, torch.arange(900) + 64, MEAN, monkeypatch)
+    assert loss.isnan()
+
+
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("renormalize", [True, False])
 def test_options(stored, renormalize, monkeypatch):

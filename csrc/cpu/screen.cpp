@@ -86,7 +86,9 @@ XBN_VNNI void CodedTile::encode(const float* rows, const float* inverse_norm, in
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     const float inverse = inverse_norm[r];
-    rows_.data()[j + r] = {-128 * _mm512_reduce_add_epi32(sum[r]),
+    // Unsigned: of a row that is not finite, whose rest is not, either, the sum of codes may overflow.
+    const auto codes_sum = static_cast<uint32_t>(_mm512_reduce_add_epi32(sum[r]));
+    rows_.data()[j + r] = {static_cast<int32_t>(-128 * codes_sum),
                            inverse < kMostInverse ? step[r] * inverse : std::numeric_limits<float>::quiet_NaN(),
                            std::sqrt(_mm512_reduce_add_ps(rest_square[r])) * inverse};
   }
