@@ -72,6 +72,27 @@ def test_rows_of_any_length(scale, monkeypatch):
     assert_same_bits(z, labels[0], bank, labels[1], MEAN, monkeypatch, eps=1e-30)
 
 
+def test_a_row_whose_products_overflow(monkeypatch):
+    z = normalize(torch.ones(64, 64), dim=1)
+    bank = -random_rows(600, 64).abs()
+    bank[:6] = 127 * 2.0**120  # of which eight bits leave nothing out
+    loss, _, _ = assert_same_bits(z, torch.zeros(64).long(), bank, torch.ones(600).long(), MEAN, monkeypatch)
+    assert loss.isnan()
+    assert_same_bits(10 * z, torch.zeros(64).long(), bank / 8, torch.ones(600).long(), MEAN, monkeypatch)
+
+
+def test_numbers_that_are_flushed_to_zero(monkeypatch):
+    z, bank = torch.full((64, 128), 1e-19), torch.full((600, 128), 127.0)
+    z[:, 0], bank[:, 0] = 1e-15, -1
+    torch.set_flush_denormal(True)
+    try:
+        loss = Contrastive(neg_margin=0)
+        _, pairs, _ = assert_same_bits(z, torch.zeros(64).long(), bank, torch.ones(600).long(), loss, monkeypatch)
+    finally:
+        torch.set_flush_denormal(False)
+    assert pairs[1] == 600
+
+
 @pytest.mark.parametrize("margin", [-1, -0.1, 0, 1e-3, 0.05, 1])
 def test_margins(margin, monkeypatch):
     z, bank = random_rows(70, 100), random_rows(2000, 100)

@@ -18,6 +18,7 @@ namespace xbn {
 namespace {
 
 constexpr float kLargestCode = 127;
+constexpr float kNotToBeTold = std::numeric_limits<float>::quiet_NaN();  // is not below any margin
 
 // 1 / step; or 0 where that might overflow, and all is rest.
 float codes_per_unit(float largest) { return largest > 1e-30F ? kLargestCode / largest : 0; }
@@ -46,15 +47,15 @@ XBN_VNNI void CodedAnchors::encode(const float* z, int64_t D) {
     }
   }
   for (int64_t i = 0; i < kAnchorBlock; ++i) {
-    const bool squares_underflow = largest[i] > 0 && largest[i] < 1e-15F;
-    norm[i] = squares_underflow ? std::numeric_limits<float>::quiet_NaN() : std::sqrt(square[i]);
+    const bool squares_underflow = largest[i] > 0 && largest[i] < 1e-12F;  // even of the rest, and flushed to zero
+    norm[i] = squares_underflow ? kNotToBeTold : std::sqrt(square[i]);
     rest[i] = std::sqrt(rest_square[i]);
   }
 }
 
 XBN_VNNI void CodedTile::encode(const float* rows, const float* inverse_norm, int64_t j) {
-  // Above it, a row is so short that its squares may underflow.
-  constexpr float kMostInverse = 1e9F;
+  // Beyond, a row is so short that its squares may underflow, or so long that they, or products with it, may overflow.
+  constexpr float kLeastInverse = 1e-15F, kMostInverse = 1e9F;
   constexpr int R = kTileUnit;
   int8_t* const codes = codes_.data() + j * padded_;
   __m512 largest[R] = {}, rest_square[R] = {}, per_unit[R];
@@ -89,7 +90,7 @@ XBN_VNNI void CodedTile::encode(const float* rows, const float* inverse_norm, in
     // Unsigned: of a row that is not finite, whose rest is not, either, the sum of codes may overflow.
     const auto codes_sum = static_cast<uint32_t>(_mm512_reduce_add_epi32(sum[r]));
     rows_.data()[j + r] = {static_cast<int32_t>(-128 * codes_sum),
-                           inverse < kMostInverse ? step[r] * inverse : std::numeric_limits<float>::quiet_NaN(),
+                           kLeastInverse < inverse && inverse < kMostInverse ? step[r] * inverse : kNotToBeTold,
                            std::sqrt(_mm512_reduce_add_ps(rest_square[r])) * inverse};
   }
 }
@@ -98,7 +99,7 @@ XBN_VNNI bool CodedTile::is_below(float margin, const CodedAnchors& anchors, int
   constexpr int R = kTileUnit, C = kAnchorBlock / 16;
   const int8_t* u = codes_.data() + j * padded_;
   const Row* row = rows_.data() + j;
-  __m512i sum[R][C] = {};
+  __m512i sum[R][C] = {};  // multiplied by asm, for gcc 12 keeps copies of all of it on the stack with the intrinsic
   const int64_t fours = anchors.fours;
   Prefetch next = prefetch;  // a copy, which stays in registers
   for (int64_t d = 0; d < fours; ++d) {
@@ -117,7 +118,7 @@ XBN_VNNI bool CodedTile::is_below(float margin, const CodedAnchors& anchors, int
     }
   }
   prefetch = next;
-  // What float32 may round, here and in the similarity itself: a part in 2^24 of |z| for each dimension, and some.
+  // What float32 may round, here and in the similarity itself: about 2 parts in 2^24 of |z| for each dimension. Twice that.
   const float rounding = static_cast<float>(padded_ + 8) * 0x1p-22F;
   const __m512 margins = _mm512_set1_ps(margin);
   __mmask16 below = 0xffff;

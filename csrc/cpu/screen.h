@@ -2,7 +2,7 @@
 // be known. For losses of which a negative counts from a margin on: most are far below it.
 //
 //   codes   x = step q + rest: q whole numbers in [-127, 127], step = max |x| / 127
-//   bound   z . r = step_z step_r (q_z . q_r) + error,  |error| <= |z| |rest_r| + |rest_z| (|r| + |rest_r|),  |r| = 1
+//   bound   z . r = step_z step_r (q_z . q_r) + error,  |error| <= |z| |rest_r| + |rest_z| (|r| + |rest_r|),  |r| <= 1
 //   out     is a row that is at most the margin from every anchor by that, and by what float32 may round. It would have
 //           added zeros: the loss has the same bits with and without the screen.
 //   rate    one multiply-add of bytes does what four of floats do

@@ -124,7 +124,7 @@ void screen_round(int64_t D) {
   const Exactly<float> z = normal<float>(D * A), rows = normal<float>(R * padded), inverse(R);
   for (int64_t k = 0; k < D * A; ++k) z[k] *= length;
   for (int64_t r = 0; r < R; ++r) {
-    const double size = std::pow(10.0, static_cast<double>(up_to(30) - 15));
+    const double size = std::pow(10.0, static_cast<double>(up_to(24) - 12));
     double square = 0;
     for (int64_t d = 0; d < padded; ++d) {
       float& u = rows[r * padded + d];
