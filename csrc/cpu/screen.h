@@ -21,7 +21,7 @@
 
 namespace xbn {
 
-constexpr int64_t kLeastScreenedDim = 64;       // below, coding a row takes longer than it saves
+constexpr int64_t kLeastScreenedDim = 64;       // below, little is left to save
 constexpr int64_t kMostScreenedDim = 32 << 10;  // sums of products of bytes fit in 32 bits
 
 // A block of anchors.

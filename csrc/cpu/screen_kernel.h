@@ -19,11 +19,11 @@ class TileScreen<float> {
   bool begin(Tile<float>& tile) {
     if (screen_ == nullptr) return false;
     // Where it does not pay, as with few classes, most tiles go without.
-    if (asked_ > 0) unasked_ = 2 * found_ < asked_ ? kPause : 0;
-    on_ = unasked_ == 0;
+    if (asked_ > 0) to_skip_ = 2 * found_ < asked_ ? kPause : 0;
+    on_ = to_skip_ == 0;
     asked_ = found_ = 0;
     if (!on_) {
-      --unasked_;
+      --to_skip_;
       return false;
     }
     for (int64_t j = 0; j < tile.rows; j += kTileUnit) {
@@ -37,7 +37,7 @@ class TileScreen<float> {
   }
 
   // How many steps of a prefetch mark() makes.
-  int64_t steps(int64_t rows) const { return 2 * screen_->anchors[0].fours * ceil_div(rows, kTileUnit); }
+  int64_t steps(int64_t rows) const { return 2 * ceil_div(screen_->dim, 4) * ceil_div(rows, kTileUnit); }
 
   // Before the tile is multiplied by a block of anchors.
   void mark(Tile<float>& tile, int64_t block, Prefetch& prefetch) {
@@ -60,5 +60,6 @@ class TileScreen<float> {
   int64_t padded_;
   CodedTile coded_;
   bool on_ = false;
-  int64_t asked_ = 0, found_ = 0, unasked_ = 0;  // units of the last tile, and tiles to come
+  int64_t asked_ = 0, found_ = 0;  // units of the last tile, and which of them were out
+  int64_t to_skip_ = 0;            // tiles to come that are not asked about
 };
