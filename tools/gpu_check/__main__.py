@@ -31,7 +31,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def part_a(runner: Runner, facts: Row) -> None:
-    """What finds most comes first, so that a slow machine skips the rest."""
+    """What times nothing runs side by side once the library is built."""
     gpu = runner.device == "cuda"
     runner.work("ceilings", ".device:ceilings", limit=60)
     if gpu:
@@ -39,13 +39,16 @@ def part_a(runner: Runner, facts: Row) -> None:
             return
         build.registers(runner)
     n = 400 if gpu else SMALL_TRUTH
-    runner.work("truth", ".truth:worker", correctness=True, limit=120, n=n)
+    find_truth = partial(runner.work, "truth", ".truth:worker", correctness=True, limit=240, n=n)
     if not gpu:
+        find_truth()
         return
-    build.tests(runner, "tests", build.TESTS, limit=200)
-    for tool in sanitizers.CASES_OF:
-        sanitizers.sanitize(runner, tool, limit=70)
-    build.tests(runner, "long tests", build.LONG_TESTS, limit=150)
+    runner.together(
+        find_truth,
+        partial(build.tests, runner, "tests", build.TESTS, limit=300),
+        partial(build.tests, runner, "long tests", build.LONG_TESTS, limit=240),
+        *(partial(sanitizers.sanitize, runner, tool, limit=200) for tool in sanitizers.CASES_OF),
+    )
 
 
 def have_library(runner: Runner, facts: Row) -> bool:
@@ -62,11 +65,12 @@ def part_b(runner: Runner, facts: Row, report: Report) -> None:
     if not {"copy", "fp32", "tf32"} <= report.ceilings.keys():
         runner.work("ceilings", ".device:ceilings", limit=60)
     ceilings = report.ceilings
-    groups = {"loss": 180, "step": 140, "crossover": 45, "bank": 60, "compile": 240}
-    for group, limit in groups.items():
+    shares = {"bank": 0.1, "crossover": 0.1, "loss": 0.3, "step": 0.3, "compile": 1.0}  # of the time that is left
+    left = runner.left()
+    for group, share in shares.items():
         if group == "compile" and runner.device == "cpu":
             continue  # minutes
-        runner.work(group, ".timing:worker", limit=limit, group=group, ceilings=ceilings)
+        runner.work(group, ".timing:worker", limit=share * left, group=group, ceilings=ceilings)
 
 
 def part_c(runner: Runner, facts: Row) -> None:

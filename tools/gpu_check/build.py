@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 import re
 import shutil
 import sys
@@ -82,7 +84,8 @@ def tests(runner: Runner, name: str, modules: list[str], limit: float) -> Sectio
     def function(section: Section) -> None:
         files = [f"tests/{module}.py" for module in modules if Path(ROOT, "tests", f"{module}.py").exists()]
         done = command(
-            [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=short", "-p", "no:cacheprovider", "-k", "cuda", *files],
+            [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=short", "-p", "no:cacheprovider", "-k", "cuda",
+             *in_parallel(), *files],
             min(limit, runner.left()), OMP_NUM_THREADS="1",
         )  # fmt: skip
         numbers = read_closing_line(done.stdout)
@@ -93,8 +96,16 @@ def tests(runner: Runner, name: str, modules: list[str], limit: float) -> Sectio
         if not good:
             section.status = "failed"
             section.note += "\n" + ("\n".join(failures[:10]) or tail(done.stdout))
+            section.rows[0]["output"] = tail(done.stdout, 30_000)
 
     return runner.section(name, function, correctness=True)
+
+
+def in_parallel() -> list[str]:
+    """pytest's options for several processes, if it has xdist: a few contexts fit any GPU."""
+    if importlib.util.find_spec("xdist") is None:
+        return []
+    return ["--numprocesses", str(max(1, min(8, (os.cpu_count() or 1) // 2))), "--dist", "worksteal"]
 
 
 def read_closing_line(text: str) -> dict[str, int]:

@@ -12,9 +12,9 @@ from .run import Row, Runner, Section, command, tail
 # name -> (kernel, B, M, D)
 PROFILES = {
     "sweep 64 60k 512": ("sweep_kernel", 64, 60_000, 512),
-    "sweep 64 1M 512": ("sweep_kernel", 64, 1_000_000, 512),
-    "sweep 1024 200k 512": ("sweep_kernel", 1024, 200_000, 512),
     "rewrite 1M 512": ("rewrite_kernel", 64, 1_000_000, 512),
+    "sweep 1024 200k 512": ("sweep_kernel", 1024, 200_000, 512),
+    "sweep 64 1M 512": ("sweep_kernel", 64, 1_000_000, 512),
 }
 METRICS = {
     "gpu__time_duration.sum": "us",

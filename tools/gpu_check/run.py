@@ -13,9 +13,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,7 @@ class Runner:
         self.device = device
         self.until = time.time() + 60 * minutes
         self.record = record
+        self._one_at_a_time = threading.Lock()  # printing and recording
 
     def left(self) -> float:
         """Seconds until the deadline of the part."""
@@ -115,9 +118,16 @@ class Runner:
             except Exception as error:
                 section.status, section.note = "failed", tail(f"{type(error).__name__}: {error}")
         section.seconds = round(time.time() - begin, 1)
-        print(f"    {section.status} {section.note[-400:]}", flush=True)
-        self.record(section)
+        with self._one_at_a_time:
+            print(f"{section.name:>12}: {section.status} {section.note[-400:]}", flush=True)
+            self.record(section)
         return section
+
+    def together(self, *sections: Callable[[], object]) -> None:
+        """Runs sections side by side: those that time nothing."""
+        with ThreadPoolExecutor(len(sections)) as pool:
+            for done in [pool.submit(section) for section in sections]:
+                done.result()
 
     def work(self, name: str, worker: str, *, correctness: bool = False, limit: float | None = None,
              **options: Any) -> Section:  # fmt: skip
