@@ -1,7 +1,7 @@
 """One thread (two on busy cores can be ten times slower), and every test on every implementation of the ops.
 
 A test that takes `ops` and `device` runs on the CPU kernels and on the CUDA kernels: on a GPU where there is one, else
-executed on the CPU (`emu`). Tests of the loss do so for both of its ways on a GPU. `dtype` goes with them.
+executed on the CPU (`emu`). Tests of the loss do so for all of its ways on a GPU. `dtype` goes with them.
 """
 
 import os
@@ -35,14 +35,14 @@ def pytest_generate_tests(metafunc):
         if has_dtype:
             metafunc.parametrize("dtype", DTYPES.values(), ids=DTYPES)
         return
-    both_ways = metafunc.module.__name__ in ("test_memory_loss", "test_losses")
+    all_ways = metafunc.module.__name__ in ("test_memory_loss", "test_losses")
     cases = {}
     for name in IMPLEMENTATIONS:
         if name == "emu" and metafunc.module.__name__ == "test_long_run":
             continue  # minutes
-        for path in ["simt", "composite"] if both_ways and name != "cpu" else ["auto"]:
+        for path in ["tensor", "simt", "composite"] if all_ways and name != "cpu" else ["auto"]:
             for dtype in DTYPES if has_dtype else ["f32"]:
-                if path == "simt" and dtype == "f64":
+                if path in ("tensor", "simt") and dtype == "f64":
                     continue  # float32 only
                 words = [name, *([path] if path != "auto" else []), *([dtype] if has_dtype else [])]
                 cases["-".join(words)] = ((name, path), DTYPES[dtype])
@@ -56,7 +56,7 @@ def pytest_generate_tests(metafunc):
 def implementation(request, monkeypatch):
     name, path = request.param
     loss = request.node.callspec.params.get("loss")
-    if path == "simt" and getattr(loss, "kind", None) == "triplet_all":
+    if path in ("tensor", "simt") and getattr(loss, "kind", None) == "triplet_all":
         pytest.skip("goes by the composite way only")
     library = "emulated" if name == "emu" else "xbn_ext.ops"
     set_backend = torch.ops.xbn_ext.set_cuda_backend

@@ -42,7 +42,7 @@ def everything(module, path, set_backend):
     before = set_backend(path)
     results = [m.bank, m.sums, m.target_mean, m.target_std, slots]
     losses = [Contrastive(0.9, 0.1), Contrastive(0.9, 0.1, "avg_nonzero")]
-    for loss in [*losses, *([] if path == "simt" else [Triplet(mining="all")])]:
+    for loss in [*losses, *([Triplet(mining="all")] if path == "composite" else [])]:
         anchors = z.clone().requires_grad_()
         value = module.memory_loss(anchors, labels, m.bank, m.bank_labels, loss, count=m.count)
         results += [value.detach(), *torch.autograd.grad(value, anchors)]
@@ -50,7 +50,7 @@ def everything(module, path, set_backend):
     return results
 
 
-@pytest.mark.parametrize("path", ["simt", "composite"])
+@pytest.mark.parametrize("path", ["tensor", "simt", "composite"])
 def test_the_order_of_threads_and_blocks_changes_no_bit(path, executor):
     run = functools.partial(everything, emulated, path, torch.ops.xbn_emu.set_cuda_backend)
     expected = run()
@@ -61,7 +61,7 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(path, executor):
 
 
 def test_another_number_of_multiprocessors_changes_rounding_only(executor):
-    run = functools.partial(everything, emulated, "simt", torch.ops.xbn_emu.set_cuda_backend)
+    run = functools.partial(everything, emulated, "tensor", torch.ops.xbn_emu.set_cuda_backend)
     expected = run()
     for n in (1, 3, 132):
         executor.set_multiprocessors(n)
@@ -92,11 +92,12 @@ def test_which_way_the_loss_goes(B, D, precision, way, executor):
     assert n == {"sweep": 3, "composite": 5}[way]  # the last two add up
 
 
-def test_all_triplets_go_by_products_only(executor):
+@pytest.mark.parametrize("path", ["tensor", "simt"])
+def test_all_triplets_go_by_products_only(path, executor):
     args = (torch.randn(5, 8), torch.zeros(5, dtype=torch.int64), torch.randn(9, 8), torch.arange(9))
-    before = torch.ops.xbn_emu.set_cuda_backend("simt")
+    before = torch.ops.xbn_emu.set_cuda_backend(path)
     try:
-        with pytest.raises(RuntimeError, match="memory_loss: backend 'simt' does not have triplet_all"):
+        with pytest.raises(RuntimeError, match=f"memory_loss: backend '{path}' does not have triplet_all"):
             emulated.memory_loss(*args, Triplet(mining="all"))
     finally:
         torch.ops.xbn_emu.set_cuda_backend(before)
@@ -174,7 +175,7 @@ def test_backend_is_set_back():
     with xbn_ext.backend("composite"), xbn_ext.backend("simt"):
         pass
     assert xbn_ext.backend("auto").previous == "auto"
-    with pytest.raises(RuntimeError, match="backend must be 'auto', 'simt' or 'composite', got 'fast'"):
+    with pytest.raises(RuntimeError, match="backend must be 'auto', 'simt', 'tensor' or 'composite', got 'fast'"):
         xbn_ext.backend("fast")
 
 
@@ -232,7 +233,7 @@ def test_the_second_device():
 
 
 @needs_gpu
-@pytest.mark.parametrize("path", ["simt", "composite"])
+@pytest.mark.parametrize("path", ["tensor", "simt", "composite"])
 @pytest.mark.parametrize(
     "options",
     [{}, {"update": "deferred"}, {"enqueue": "before"}, *({"loss": loss} for loss in LOSSES.values())],
@@ -240,7 +241,7 @@ def test_the_second_device():
 )
 def test_graph_capture(path, options):
     """A captured step replays to the same numbers: no sync, no address or count that was fixed at capture."""
-    if path == "simt" and getattr(options.get("loss"), "kind", None) == "triplet_all":
+    if path != "composite" and getattr(options.get("loss"), "kind", None) == "triplet_all":
         pytest.skip("goes by the composite way only")
     data = list(batches(20, "cuda"))
     with xbn_ext.backend(path):
@@ -280,7 +281,7 @@ def test_no_host_sync():
 
 
 @needs_gpu
-@pytest.mark.parametrize("path", ["simt", "composite"])
+@pytest.mark.parametrize("path", ["tensor", "simt", "composite"])
 def test_same_bits_every_run(path):
     with xbn_ext.backend(path):
         first = train(new_criterion("cuda"), batches(10, "cuda"))
@@ -292,7 +293,7 @@ def test_same_bits_every_run(path):
 def test_opcheck_on_the_gpu():
     z, labels = torch.randn(5, 7, device="cuda", requires_grad=True), torch.arange(5, device="cuda")
     bank, bank_labels = torch.randn(11, 7, device="cuda"), torch.arange(11, device="cuda") % 3
-    options = (None, None, None, None, None, "contrastive_mean", [1.0, 0.5], True, 1e-6, True)
+    options = (None, None, None, None, None, None, "contrastive_mean", [1.0, 0.5], True, 1e-6, True)
     torch.library.opcheck(torch.ops.xbn_ext.memory_loss.default, (z, labels, bank, bank_labels, *options))
 
 

@@ -55,8 +55,8 @@ def test_options(loss, renormalize, pending, chosen, excluding, ops, device, dty
 @pytest.mark.parametrize("bank_dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
 def test_16_bit_banks(bank_dtype, loss, implementation, ops, device, dtype):
     z, labels, bank, bank_labels = problem(65, 257, 63, dtype, device)
-    if implementation.path == "simt":
-        with pytest.raises(RuntimeError, match="backend 'simt' takes float32"):
+    if implementation.path in ("tensor", "simt"):
+        with pytest.raises(RuntimeError, match=f"backend '{implementation.path}' takes float32"):
             ops.memory_loss(z, labels, bank.to(bank_dtype), bank_labels, loss)
         return
     scale, shift = (0.5 + torch.rand(63, dtype=torch.float64)).to(device), torch.randn(63).double().to(device) / 10

@@ -8,14 +8,16 @@ import torch
 
 from . import _C  # type: ignore[attr-defined]  # noqa: F401  registers torch.ops.xbn_ext
 
-Backend = Literal["auto", "simt", "composite"]
+Backend = Literal["auto", "simt", "tensor", "composite"]
 
 
 class backend:
-    """Forces one of the two ways in which `memory_loss` runs on a GPU. Without effect on a CPU.
+    """Forces one of the ways in which `memory_loss` runs on a GPU. Without effect on a CPU.
 
-    - `"simt"`: one fused sweep over the bank, in float32; takes float32 embeddings and bank with D <= 1024, and all
-      losses but `Triplet(mining="all")`.
+    - `"tensor"`: one fused sweep over the bank, with products on tensor cores to the digits of float32 (each of three
+      in TF32); takes float32 embeddings and bank with D <= 1024, all losses but `Triplet(mining="all")`, and a GPU of
+      compute capability 8.0 or later.
+    - `"simt"`: the same sweep with ordinary float32 arithmetic, on any GPU.
     - `"composite"`: two library products per chunk of the bank with a kernel between them; takes everything, and its
       products follow `torch.backends.cuda.matmul` (TF32 or not).
     - `"auto"`: the default, by the shapes.
@@ -31,7 +33,7 @@ class backend:
 
     def __init__(self, name: Backend) -> None:
         if not isinstance(name, str):
-            raise TypeError(f"backend must be 'auto', 'simt' or 'composite', got {name!r}")
+            raise TypeError(f"backend must be 'auto', 'simt', 'tensor' or 'composite', got {name!r}")
         self.previous: str = torch.ops.xbn_ext.set_cuda_backend(name)
 
     def __enter__(self) -> backend:

@@ -12,8 +12,9 @@ namespace {
 using cuda::Composite;
 using cuda::Launch;
 
-// From here on two library products should beat the sweep: a guess, until tools/gpu_check has measured it.
-constexpr int64_t kCompositeFrom = 512;  // anchors
+// Up to how many anchors the sweep is faster than two library products in float32, on a GPU with tensor cores and on
+// one without: the first measured by tools/gpu_check.
+constexpr int64_t kTensorUpTo = 1 << 30, kSimtUpTo = 511;
 
 class CudaDevice {
  public:
@@ -77,18 +78,26 @@ class CudaDevice {
   // Which way the loss goes. Throws if that is impossible.
   template <typename T, typename S>
   bool sweeps(const MemoryLossParams<T, S>& p, const LossSpec& loss) const {
-    const bool can_sweep = kSinglePrecision<T, S> && p.D <= cuda::kSweepMaxDim && !goes_in_rounds(loss);
     const LossPath wanted = loss_path();
-    check(!goes_in_rounds(loss) || wanted != LossPath::simt, op_, ": backend 'simt' does not have triplet_all");
-    check(can_sweep || wanted != LossPath::simt, op_, ": backend 'simt' takes float32 embeddings and bank of at most ",
+    const bool must = wanted == LossPath::simt || wanted == LossPath::tensor;
+    const char* name = wanted == LossPath::simt ? "simt" : "tensor";
+    check(!must || !goes_in_rounds(loss), op_, ": backend '", name, "' does not have triplet_all");
+    const bool can_sweep = kSinglePrecision<T, S> && p.D <= cuda::kSweepMaxDim && !goes_in_rounds(loss);
+    check(!must || can_sweep, op_, ": backend '", name, "' takes float32 embeddings and bank of at most ",
           cuda::kSweepMaxDim, " dimensions");
-    return can_sweep && (wanted == LossPath::simt || (wanted == LossPath::automatic && p.B < kCompositeFrom));
+    check(wanted != LossPath::tensor || has_tensor_cores(), op_, ": backend 'tensor' needs a GPU of compute capability ",
+          "8.0 or later, this one has ", info_.capability / 10, ".", info_.capability % 10);
+    const int64_t most = has_tensor_cores() ? kTensorUpTo : kSimtUpTo;
+    return can_sweep && (must || (wanted == LossPath::automatic && p.B <= most));
   }
+
+  bool has_tensor_cores() const { return info_.capability >= 80; }
 
   void sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss) const {
     const bool need_grad = p.grad_z != nullptr;
     const Tensor memory = bytes(cuda::sweep_workspace(p.B, p.M, p.D, loss, need_grad, info_.multiprocessors));
-    succeed(cuda::launch_sweep(p, loss, launch(memory)));
+    const bool tensor = has_tensor_cores() && loss_path() != LossPath::simt;
+    succeed(cuda::launch_sweep(p, loss, tensor, launch(memory)));
   }
 
   template <typename T, typename S>

@@ -63,6 +63,41 @@ __device__ __forceinline__ bool warp_row_is_finite(const T* row, int64_t D) {
   return __all_sync(0xffffffffu, finite);
 }
 
+// Asks for n floats to be brought to the second-level cache, by all threads of a block. n <= 0: nothing.
+template <int kThreads>
+__device__ __forceinline__ void prefetch_by_block(const float* begin, int64_t n) {
+#ifdef __CUDA_ARCH__
+  constexpr int kLine = 32;  // floats
+  for (int64_t i = static_cast<int64_t>(threadIdx.x) * kLine; i < n; i += kThreads * kLine)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(begin + i));
+#endif
+}
+
+// Starts to copy four floats to shared memory; of those, from the n-th on, zeros instead, and nothing is read. `wide`:
+// both addresses are multiples of 16.
+__device__ __forceinline__ void copy4_async(float* to, const float* from, int n, bool wide) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  if (wide) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(n > 0 ? 16 : 0) : "memory");
+    return;
+  }
+#pragma unroll
+  for (int e = 0; e < 4; ++e)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(at + 4 * e), "l"(from + e), "r"(e < n ? 4 : 0)
+                 : "memory");
+#else
+  for (int e = 0; e < 4; ++e) to[e] = e < n ? from[e] : 0.0f;
+#endif
+}
+
+// Waits for the copies of this thread. A barrier then makes them known to the others.
+__device__ __forceinline__ void wait_for_copies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 // Sum over the lanes of a group of `width` threads of a warp, in a fixed tree; in all of them.
 __device__ __forceinline__ double group_sum(double value, int width) {
   for (int step = 1; step < width; step *= 2) value += __shfl_xor_sync(0xffffffffu, value, step, width);

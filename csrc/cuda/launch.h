@@ -60,12 +60,13 @@ int launch_enqueue(const EnqueueParams<T, S>& p, const Launch& launch);
 
 // --- The loss ---------------------------------------------------------------------------------------------------
 
-// One fused sweep over the bank: float32 for anchors and bank, D <= kSweepMaxDim.
+// One fused sweep over the bank: float32 for anchors and bank, D <= kSweepMaxDim. Its products by tensor cores (which a
+// GPU has from compute capability 8.0 on; code for older ones ignores it) or by ordinary arithmetic.
 constexpr int64_t kSweepMaxDim = 1024;
 
 int64_t sweep_workspace(int64_t B, int64_t M, int64_t D, const LossSpec& loss, bool need_grad, int multiprocessors);
 
-int launch_sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, const Launch& launch);
+int launch_sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, bool tensor, const Launch& launch);
 
 // Two library products per chunk of the bank, which the caller does. The order of calls:
 //

@@ -25,7 +25,11 @@
 //          gradient. scale and shift are rounded to float once.
 //   order  splits by shape and number of multiprocessors, rows of a split in order, splits added in order:
 //          the same bits every run on the same kind of GPU
+#include <type_traits>
+
 #include "loss_score.cuh"
+#include "loss_simt.cuh"
+#include "loss_tensor.cuh"
 
 namespace xbn::cuda {
 namespace {
@@ -40,7 +44,7 @@ __device__ void load_anchors(const MemoryLossParams<float, float>& p, Shared<kDi
     if (i < p.B) {
       anchor.label = p.labels[i];
       anchor.exclude = excluded_id(p, i);
-      anchor.given = partial.given[i];
+      if (partial.given != nullptr) anchor.given = partial.given[i];
       anchor.state = anchor_state(p, i);
       if (reports && threadIdx.x % kWarp == 0) partial.state[i] = anchor.state;
     }
@@ -48,10 +52,11 @@ __device__ void load_anchors(const MemoryLossParams<float, float>& p, Shared<kDi
   }
 }
 
-template <int kDim>
+template <int kDim, bool kTensor>
 __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
     sweep_kernel(const MemoryLossParams<float, float> p, const Pass pass, const PartialLoss<float> partial, bool wide) {
   using Sizes = Shape<kDim>;
+  using Products = std::conditional_t<kTensor && kHasTensorCores, TensorProducts<kDim>, SimtProducts<kDim>>;
   __shared__ Shared<kDim> shared;
   const int thread = threadIdx.x, x = thread % kSide, y = thread / kSide;
   const int64_t first_anchor = static_cast<int64_t>(blockIdx.x) * Sizes::kAnchors;
@@ -71,18 +76,14 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
   const int64_t first_row = blockIdx.y * tiles_of_split * kTile;
   const int64_t end = smaller(first_row + tiles_of_split * kTile, count);
 
-  float4 grad[Sizes::kChunks][Sizes::kRows];
-#pragma unroll
-  for (int c = 0; c < Sizes::kChunks; ++c)
-#pragma unroll
-    for (int i = 0; i < Sizes::kRows; ++i) grad[c][i] = make_float4(0, 0, 0, 0);
-
+  Products products;
   for (int64_t begin = first_row; begin < end; begin += kTile) {
     const int rows = static_cast<int>(smaller(kTile, end - begin));
     if (thread < kTile) {
       shared.labels[thread] = thread < rows ? p.bank_labels[begin + thread] : 0;
       shared.ids[thread] = thread < rows ? row_id(p, begin + thread) : 0;
     }
+    prefetch_by_block<kThreads>(p.bank + (begin + kTile) * p.D, smaller(kTile, end - begin - kTile) * p.D);
     __syncthreads();
     if (shared.slot.pairs == Pairs::positives) {
       bool match = false;
@@ -92,20 +93,10 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
       if (!__syncthreads_or(match)) continue;
     }
     float dot[Sizes::kSquare][4] = {};
-    similarities<kDim>(p, shared, first_anchor, begin, rows, wide, dot);
+    Products::similarities(p, shared, first_anchor, begin, rows, wide, dot);
     const Scored scored = score_tile<kDim>(shared, begin, rows, partial.grad != nullptr, dot);
-    if (scored.rescale) {
-      const int group = thread / Sizes::kLanes;
-#pragma unroll
-      for (int i = 0; i < Sizes::kRows; ++i) {
-        const float factor = shared.rescale[Sizes::kRows * group + i];
-#pragma unroll
-        for (int c = 0; c < Sizes::kChunks; ++c)
-          grad[c][i] =
-              make_float4(grad[c][i].x * factor, grad[c][i].y * factor, grad[c][i].z * factor, grad[c][i].w * factor);
-      }
-    }
-    if (partial.grad != nullptr) add_gradient<kDim>(p, shared, begin, scored.rows, wide, grad);
+    if (scored.rescale) products.rescale(shared.rescale);
+    if (partial.grad != nullptr) products.add(p, shared, begin, scored.rows, wide);
   }
 
   __syncthreads();
@@ -113,23 +104,7 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
   if (thread < Sizes::kAnchors && first_anchor + thread < p.B)
     partial.sums[slice + first_anchor + thread] = shared.sums[thread];
   if (partial.grad == nullptr) return;
-  const int lane = thread % Sizes::kLanes, group = thread / Sizes::kLanes;
-#pragma unroll
-  for (int c = 0; c < Sizes::kChunks; ++c)
-#pragma unroll
-    for (int i = 0; i < Sizes::kRows; ++i) {
-      const int64_t anchor = first_anchor + Sizes::kRows * group + i, column = c * Sizes::kChunk + 4 * lane;
-      if (anchor >= p.B || column >= p.D) continue;
-      float* at = partial.grad + (slice + anchor) * p.D + column;
-      if (wide) {
-        *reinterpret_cast<float4*>(at) = grad[c][i];
-        continue;
-      }
-      const float four[4] = {grad[c][i].x, grad[c][i].y, grad[c][i].z, grad[c][i].w};
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (column + e < p.D) at[e] = four[e];
-    }
+  products.store(partial.grad + (slice + first_anchor) * p.D, p.B - first_anchor, p.D, wide);
 }
 
 // The smallest of the five sizes that holds D columns.
@@ -158,14 +133,27 @@ PartialLoss<float> partial_loss(Carver& carve, const Plan& plan, const LossSpec&
   return partial;
 }
 
-template <int kDim>
+template <int kDim, bool kTensor>
 int launch_sweep_of(const MemoryLossParams<float, float>& p, const Pass& pass, const PartialLoss<float>& partial,
                     const Plan& plan, const Launch& launch) {
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   const bool wide = p.D % 4 == 0 && aligned(p.z) && aligned(p.bank);
   const bool both = pass.slot[0].pairs != Pairs::none && pass.slot[1].pairs != Pairs::none;
   const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.splits), both ? 2 : 1);
-  return run(sweep_kernel<kDim>, grid, kThreads, launch, p, pass, partial, wide);
+  return run(sweep_kernel<kDim, kTensor>, grid, kThreads, launch, p, pass, partial, wide);
+}
+
+template <bool kTensor>
+int launch_sweep_of(const MemoryLossParams<float, float>& p, const Pass& pass, const PartialLoss<float>& partial,
+                    const Plan& plan, const Launch& launch) {
+  switch (padded_dim(p.D)) {
+    case 64: return launch_sweep_of<64, kTensor>(p, pass, partial, plan, launch);
+    case 128: return launch_sweep_of<128, kTensor>(p, pass, partial, plan, launch);
+    case 256: return launch_sweep_of<256, kTensor>(p, pass, partial, plan, launch);
+    case 512: return launch_sweep_of<512, kTensor>(p, pass, partial, plan, launch);
+    case 1024: return launch_sweep_of<1024, kTensor>(p, pass, partial, plan, launch);
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace
@@ -176,7 +164,7 @@ int64_t sweep_workspace(int64_t B, int64_t M, int64_t D, const LossSpec& loss, b
   return carve.bytes();
 }
 
-int launch_sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, const Launch& launch) {
+int launch_sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, bool tensor, const Launch& launch) {
   const Plan plan = plan_sweep(p.B, p.M, p.D, launch.multiprocessors);
   Carver carve(launch.workspace);
   const PartialLoss<float> partial = partial_loss(carve, plan, loss, p.B, p.D, p.grad_z != nullptr);
@@ -185,14 +173,9 @@ int launch_sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, 
     const Pass& pass = program.pass[k];
     PartialLoss<float> of_pass = partial;
     if (!pass.gradient) of_pass.grad = nullptr;
-    int error = cudaErrorInvalidValue;
-    switch (padded_dim(p.D)) {
-      case 64: error = launch_sweep_of<64>(p, pass, of_pass, plan, launch); break;
-      case 128: error = launch_sweep_of<128>(p, pass, of_pass, plan, launch); break;
-      case 256: error = launch_sweep_of<256>(p, pass, of_pass, plan, launch); break;
-      case 512: error = launch_sweep_of<512>(p, pass, of_pass, plan, launch); break;
-      case 1024: error = launch_sweep_of<1024>(p, pass, of_pass, plan, launch); break;
-    }
+    if (k == 0) of_pass.given = nullptr;  // nothing has been written there
+    int error = tensor ? launch_sweep_of<true>(p, pass, of_pass, plan, launch)
+                       : launch_sweep_of<false>(p, pass, of_pass, plan, launch);
     if (error == cudaSuccess) error = launch_settle(p, loss, k, partial, launch);
     if (error != cudaSuccess) return error;
   }

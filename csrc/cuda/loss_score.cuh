@@ -189,8 +189,7 @@ __device__ __forceinline__ Scored score_tile(Shared<kDim>& shared, int64_t begin
   const bool rescale = __syncthreads_or(grown);
 
   // The active rows move together: a row's place is the number of active rows before it, in the order of j, then x.
-  // All threads count alike from the bits. Weights go to that place; groups of four anchors are swapped by place, as in
-  // swizzled(), so that the 16 threads of a row of the square write side by side.
+  // All threads count alike from the bits. Weights go to that place.
   int before = 0;  // active rows of lower j
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
@@ -200,8 +199,7 @@ __device__ __forceinline__ Scored score_tile(Shared<kDim>& shared, int64_t begin
     if (columns >> x & 1u) {
       const int place = before + __popc(columns & ((1u << x) - 1u));
       if (y == 0) shared.list[place] = 4 * x + j;
-      const int group = ((kSquare * y >> 2) ^ place) & (kAnchors / 4 - 1);
-      float* at = shared.weights + place * kAnchors + 4 * group + (kSquare * y & 3);
+      float* at = shared.weights() + weight_at<kAnchors>(place, kSquare * y >> 2) + (kSquare * y & 3);
       if constexpr (kSquare == 4)
         *reinterpret_cast<float4*>(at) = make_float4(dot[0][j], dot[1][j], dot[2][j], dot[3][j]);
       else

@@ -5,11 +5,11 @@
 
 namespace xbn {
 
-enum class LossPath { automatic, simt, composite };
+enum class LossPath { automatic, simt, tensor, composite };
 
 LossPath loss_path();
 
-// Takes "auto", "simt" or "composite" and returns what was set before. Throws std::runtime_error on another name.
+// Takes "auto", "simt", "tensor" or "composite" and returns what was set before. Throws std::runtime_error on another name.
 std::string set_loss_path(const std::string& name);
 
 }  // namespace xbn

@@ -303,11 +303,12 @@ bool one_round(const Sizes& n) {
     close(what, difference(value, value64, 1), tolerance, n);
   };
   if constexpr (std::is_same_v<T, float> && std::is_same_v<S, float>)
-    if (!goes_in_rounds(loss))
-      check("sweep", [&](const auto& p) {
-        launch(cuda::sweep_workspace(n.B, n.M, n.D, loss, p.grad_z != nullptr, emu::settings().multiprocessors),
-               [&](const cuda::Launch& at) { return cuda::launch_sweep(p, loss, at); });
-      });
+    for (const bool tensor : {true, false})
+      if (!goes_in_rounds(loss))
+        check(tensor ? "tensor" : "simt", [&](const auto& p) {
+          launch(cuda::sweep_workspace(n.B, n.M, n.D, loss, p.grad_z != nullptr, emu::settings().multiprocessors),
+                 [&](const cuda::Launch& at) { return cuda::launch_sweep(p, loss, tensor, at); });
+        });
   check("composite", [&](const auto& p) { composite(p, loss); });
   return true;
 }

@@ -73,6 +73,12 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize,
   return emu::shuffle(mask, value, source < (lane & ~(width - 1)) ? lane : source, place);
 }
 
+// For mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32, which is inline PTX.
+inline void mma_m16n8k8_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2],
+                             emu::Place place = emu::Place::current()) {
+  emu::executor.multiply(c, a, b, place);
+}
+
 inline void __threadfence() {
   if constexpr (emu::kRaceDetection) emu::executor.fence();
   std::atomic_signal_fence(std::memory_order_seq_cst);

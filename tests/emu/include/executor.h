@@ -74,6 +74,7 @@ struct Thread {
   std::uint64_t offer;   // what it brings to a warp intrinsic,
   unsigned source_lane;  // which lane's offer it asks for,
   std::uint64_t answer;  // and what it gets
+  unsigned products;     // that it has taken part in
 };
 
 enum class WarpOp : std::uint8_t { kSync, kShuffle, kBallot };
@@ -85,6 +86,11 @@ struct Meeting {
   Place place;
 };
 
+// What the lanes of a warp bring to a product of matrices.
+struct Operands {
+  float a[16][8], b[8][8];
+};
+
 // Sets of lanes are bit masks.
 struct Warp {
   // A meeting lives in the entry of the lane that came first, which cannot be at two meetings.
@@ -93,6 +99,7 @@ struct Warp {
   unsigned live;        // lanes that have not returned,
   unsigned ready;       // that can go on,
   unsigned at_barrier;  // and that wait at the block's barrier
+  Operands operands[2];  // of a product and of the next, which a lane may come to while others compute this one
 };
 
 struct Barrier {
@@ -190,9 +197,29 @@ class Executor {
     atomics_seen_ = true;
   }
 
+  // The tensor cores' c += a b, m16n8k8: by all lanes of a warp; of a and b the first 19 bits count. Orders no memory.
+  EMU_UNINSTRUMENTED void multiply(float (&c)[4], const float (&a)[4], const float (&b)[2], Place place) {
+    Thread& self = *current_;
+    Operands& all = warps_[self.warp].operands[self.products++ % 2];
+    const unsigned g = self.lane / 4, t = self.lane % 4;
+    for (unsigned e = 0; e < 4; ++e) all.a[g + e % 2 * 8][t + e / 2 * 4] = cut_off(a[e]);
+    for (unsigned e = 0; e < 2; ++e) all.b[t + e * 4][g] = cut_off(b[e]);
+    meet_warp(WarpOp::kBallot, ~0u, 0, 0, place);
+    for (unsigned e = 0; e < 4; ++e) {
+      const float* const row = all.a[g + e / 2 * 8];
+      float sum = c[e];
+      for (unsigned k = 0; k < 8; ++k) sum += row[k] * all.b[k][2 * t + e % 2];
+      c[e] = sum;
+    }
+  }
+
   EMU_UNINSTRUMENTED unsigned lane() const { return current_->lane; }
 
  private:
+  EMU_HOT static float cut_off(float x) {
+    return std::bit_cast<float>(std::bit_cast<std::uint32_t>(x) & 0xffffe000u);
+  }
+
   // Blocks must not learn of one another from running as the same threads of ThreadSanitizer. Successive blocks
   // therefore run as different ones, on different stacks; only every sets_'th block shares them.
   void provide_threads(std::uint64_t blocks) {
@@ -258,6 +285,7 @@ class Executor {
       thread.lane = i % kLanes;
       thread.warp = i / kLanes;
       thread.returned = false;
+      thread.products = 0;
       if (++index.x == blockDim.x) {
         index.x = 0;
         if (++index.y == blockDim.y) index.y = 0, ++index.z;
