@@ -63,6 +63,14 @@ __device__ __forceinline__ bool warp_row_is_finite(const T* row, int64_t D) {
   return __all_sync(0xffffffffu, finite);
 }
 
+// The same number, of which the compiler knows no more than that.
+__device__ __forceinline__ int hidden(int x) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 // Asks for n floats to be brought to the second-level cache, by all threads of a block. n <= 0: nothing.
 template <int kThreads>
 __device__ __forceinline__ void prefetch_by_block(const float* begin, int64_t n) {
@@ -73,21 +81,13 @@ __device__ __forceinline__ void prefetch_by_block(const float* begin, int64_t n)
 #endif
 }
 
-// Starts to copy four floats to shared memory; of those, from the n-th on, zeros instead, and nothing is read. `wide`:
-// both addresses are multiples of 16.
-__device__ __forceinline__ void copy4_async(float* to, const float* from, int n, bool wide) {
+// Starts to copy four floats to shared memory, or zeros if they do not exist; both addresses are multiples of 16.
+__device__ __forceinline__ void copy4_async(float* to, const float* from, bool exist) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(to));
-  if (wide) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(n > 0 ? 16 : 0) : "memory");
-    return;
-  }
-#pragma unroll
-  for (int e = 0; e < 4; ++e)
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(at + 4 * e), "l"(from + e), "r"(e < n ? 4 : 0)
-                 : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(exist ? 16 : 0) : "memory");
 #else
-  for (int e = 0; e < 4; ++e) to[e] = e < n ? from[e] : 0.0f;
+  *reinterpret_cast<float4*>(to) = exist ? *reinterpret_cast<const float4*>(from) : make_float4(0, 0, 0, 0);
 #endif
 }
 

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
   using Sizes = Shape<kDim>;
   using Products = std::conditional_t<kTensor && kHasTensorCores, TensorProducts<kDim>, SimtProducts<kDim>>;
   __shared__ Shared<kDim> shared;
-  const int thread = threadIdx.x, x = thread % kSide, y = thread / kSide;
+  const int thread = threadIdx.x;
   const int64_t first_anchor = static_cast<int64_t>(blockIdx.x) * Sizes::kAnchors;
   const int k = pass.slot[0].pairs == Pairs::none ? 1 : static_cast<int>(blockIdx.z);
   load_anchors(p, shared, first_anchor, partial, blockIdx.y == 0 && blockIdx.z == 0);
@@ -86,6 +86,7 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
     prefetch_by_block<kThreads>(p.bank + (begin + kTile) * p.D, smaller(kTile, end - begin - kTile) * p.D);
     __syncthreads();
     if (shared.slot.pairs == Pairs::positives) {
+      const int at = hidden(thread), x = at % kSide, y = at / kSide;
       bool match = false;
       for (int k = y; k < Sizes::kAnchors; k += kSide)
         for (int j = x; j < rows; j += kSide)
@@ -133,27 +134,15 @@ PartialLoss<float> partial_loss(Carver& carve, const Plan& plan, const LossSpec&
   return partial;
 }
 
-template <int kDim, bool kTensor>
+template <int kDim>
 int launch_sweep_of(const MemoryLossParams<float, float>& p, const Pass& pass, const PartialLoss<float>& partial,
-                    const Plan& plan, const Launch& launch) {
+                    const Plan& plan, bool tensor, const Launch& launch) {
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   const bool wide = p.D % 4 == 0 && aligned(p.z) && aligned(p.bank);
   const bool both = pass.slot[0].pairs != Pairs::none && pass.slot[1].pairs != Pairs::none;
   const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.splits), both ? 2 : 1);
-  return run(sweep_kernel<kDim, kTensor>, grid, kThreads, launch, p, pass, partial, wide);
-}
-
-template <bool kTensor>
-int launch_sweep_of(const MemoryLossParams<float, float>& p, const Pass& pass, const PartialLoss<float>& partial,
-                    const Plan& plan, const Launch& launch) {
-  switch (padded_dim(p.D)) {
-    case 64: return launch_sweep_of<64, kTensor>(p, pass, partial, plan, launch);
-    case 128: return launch_sweep_of<128, kTensor>(p, pass, partial, plan, launch);
-    case 256: return launch_sweep_of<256, kTensor>(p, pass, partial, plan, launch);
-    case 512: return launch_sweep_of<512, kTensor>(p, pass, partial, plan, launch);
-    case 1024: return launch_sweep_of<1024, kTensor>(p, pass, partial, plan, launch);
-  }
-  return cudaErrorInvalidValue;
+  const auto kernel = tensor && wide ? sweep_kernel<kDim, true> : sweep_kernel<kDim, false>;
+  return run(kernel, grid, kThreads, launch, p, pass, partial, wide);
 }
 
 }  // namespace
@@ -174,8 +163,14 @@ int launch_sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, 
     PartialLoss<float> of_pass = partial;
     if (!pass.gradient) of_pass.grad = nullptr;
     if (k == 0) of_pass.given = nullptr;  // nothing has been written there
-    int error = tensor ? launch_sweep_of<true>(p, pass, of_pass, plan, launch)
-                       : launch_sweep_of<false>(p, pass, of_pass, plan, launch);
+    int error = cudaErrorInvalidValue;
+    switch (padded_dim(p.D)) {
+      case 64: error = launch_sweep_of<64>(p, pass, of_pass, plan, tensor, launch); break;
+      case 128: error = launch_sweep_of<128>(p, pass, of_pass, plan, tensor, launch); break;
+      case 256: error = launch_sweep_of<256>(p, pass, of_pass, plan, tensor, launch); break;
+      case 512: error = launch_sweep_of<512>(p, pass, of_pass, plan, tensor, launch); break;
+      case 1024: error = launch_sweep_of<1024>(p, pass, of_pass, plan, tensor, launch); break;
+    }
     if (error == cudaSuccess) error = launch_settle(p, loss, k, partial, launch);
     if (error != cudaSuccess) return error;
   }

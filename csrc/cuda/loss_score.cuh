@@ -134,7 +134,7 @@ template <int kDim>
 __device__ __forceinline__ Scored score_tile(Shared<kDim>& shared, int64_t begin, int rows, bool gradient,
                                              float (&dot)[Shape<kDim>::kSquare][4]) {
   constexpr int kAnchors = Shape<kDim>::kAnchors, kSquare = Shape<kDim>::kSquare;
-  const int thread = threadIdx.x, x = thread % kSide, y = thread / kSide;
+  const int thread = hidden(static_cast<int>(threadIdx.x)), x = thread % kSide, y = thread / kSide;
   const Slot& slot = shared.slot;
   ThreadPairs pairs;
 #pragma unroll 1  // a pair's label and id take eight registers: not those of all pairs at a time

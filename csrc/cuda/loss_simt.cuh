@@ -29,22 +29,31 @@ class SimtProducts {
     float* anchors = shared.operands();
     float* tile = anchors + kDepth * kTile;
     constexpr int kAnchorLoads = kAnchors / Staging::kStep;
-    StagedRows staged(p, begin, rows, wide);
-    float4 z[kAnchorLoads];
+    const float* bank = p.bank + begin * p.D;
+    RowNorms norms;
+    float4 z[kAnchorLoads], u[RowNorms::kLoads];
     const auto load = [&](int k) {
 #pragma unroll
       for (int q = 0; q < kAnchorLoads; ++q) {
         const int64_t i = first_anchor + Staging::row(q);
         z[q] = i < p.B ? load4(p.z + i * p.D, k + Staging::column(), D, wide) : make_float4(0, 0, 0, 0);
       }
-      staged.load(k);
+#pragma unroll
+      for (int q = 0; q < RowNorms::kLoads; ++q) {
+        const int j = Staging::row(q);
+        u[q] = j < rows ? load4(bank + j * D, k + Staging::column(), D, wide) : make_float4(0, 0, 0, 0);
+      }
     };
     load(0);
     for (int k = 0; k < D; k += kDepth) {
 #pragma unroll
       for (int q = 0; q < kAnchorLoads; ++q) put_across<kAnchors>(anchors, Staging::row(q), Staging::column(), z[q]);
-      staged.store(shared, k,
-                   [&](int row, int column, float4 four) { put_across<kTile>(tile, row, column, four); });
+#pragma unroll
+      for (int q = 0; q < RowNorms::kLoads; ++q) {
+        const float4 r = affine4(shared.scale, shared.shift, k + Staging::column(), u[q]);
+        norms.add(q, r);
+        put_across<kTile>(tile, Staging::row(q), Staging::column(), r);
+      }
       __syncthreads();
       if (k + kDepth < D) load(k + kDepth);
 #pragma unroll 8
@@ -69,7 +78,7 @@ class SimtProducts {
       }
       __syncthreads();
     }
-    staged.store_inverse_norms(shared);
+    norms.store_inverses(p, shared.inverse_norm);
     __syncthreads();
   }
 

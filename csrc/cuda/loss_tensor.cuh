@@ -33,73 +33,82 @@ class TensorProducts {
  public:
   // Phase 1: dot[i][j] = anchor kSquare * y + i times row 4 * x + j of the tile, and the rows' inverse norms.
   static __device__ __forceinline__ void similarities(const MemoryLossParams<float, float>& p, Shared<kDim>& shared,
-                                                      int64_t first_anchor, int64_t begin, int rows, bool wide,
+                                                      int64_t first_anchor, int64_t begin, int rows, bool /*wide*/,
                                                       float (&dot)[kSquare][4]) {
-    const int band = warp() % kBands, strip = warp() / kBands, D = static_cast<int>(p.D);
+    const Place at;
+    const int band = at.warp % kBands, strip = at.warp / kBands, D = static_cast<int>(p.D);
     const auto set = [&](int k) { return shared.products + k / kDepth % 2 * kSet; };  // of operands
-    StagedRows staged(p, begin, rows, wide);
+    const float *z = p.z + first_anchor * p.D, *bank = p.bank + begin * p.D;
+    const int anchors_left = static_cast<int>(smaller(kAnchors, p.B - first_anchor));
     const auto load = [&](int k) {
+      const int column = k + Staging::column();
 #pragma unroll
       for (int q = 0; q < kAnchors / Staging::kStep; ++q) {
-        const int64_t i = first_anchor + Staging::row(q);
-        const int column = k + Staging::column();
-        copy4_async(set(k) + in_row(Staging::row(q), Staging::column() / 4), p.z + i * p.D + column,
-                    i < p.B ? D - column : 0, wide);
+        const int i = Staging::row(q);
+        copy4_async(set(k) + in_row(i, Staging::column() / 4), z + i * D + column, i < anchors_left && column < D);
       }
-      staged.load(k);
+#pragma unroll
+      for (int q = 0; q < RowNorms::kLoads; ++q) {
+        const int j = Staging::row(q);
+        copy4_async(set(k) + kAnchors * kDepth + in_row(j, Staging::column() / 4), bank + j * D + column,
+                    j < rows && column < D);
+      }
     };
-    const auto store = [&](int k) {
-      staged.store(shared, k, [&](int row, int column, float4 four) {
-        *reinterpret_cast<float4*>(set(k) + kAnchors * kDepth + in_row(row, column / 4)) = four;
-      });
+    RowNorms norms;
+    const auto map = [&](int k) {  // what this thread has loaded
       wait_for_copies();
+#pragma unroll
+      for (int q = 0; q < RowNorms::kLoads; ++q) {
+        float* four = set(k) + kAnchors * kDepth + in_row(Staging::row(q), Staging::column() / 4);
+        const float4 r =
+            affine4(shared.scale, shared.shift, k + Staging::column(), *reinterpret_cast<const float4*>(four));
+        norms.add(q, r);
+        *reinterpret_cast<float4*>(four) = r;
+      }
     };
     float s[kStripTiles][4] = {};
     load(0);
-    store(0);
+    map(0);
     __syncthreads();
     for (int k = 0; k < D; k += kDepth) {
       if (k + kDepth < D) load(k + kDepth);
       const float* anchors = set(k);
       const float* tile = anchors + kAnchors * kDepth;
       float part[kStripTiles][4] = {};
-      // A lane takes four neighbouring columns of its rows, for two products: the order of columns is the same for
-      // anchors and rows, and of no matter to the sum.
-#pragma unroll 1  // or the compiler loads both halves first, and spills
-      for (int half = 0; half < 2; ++half) {
-        const float4 upper = four_of(anchors, 16 * band + g(), 4 * half + t());
-        const float4 lower = four_of(anchors, 16 * band + g() + 8, 4 * half + t());
-        Split<4> a[2];
-        a[0].set(0, upper.x), a[0].set(1, lower.x), a[0].set(2, upper.y), a[0].set(3, lower.y);
-        a[1].set(0, upper.z), a[1].set(1, lower.z), a[1].set(2, upper.w), a[1].set(3, lower.w);
+      // A lane takes two neighbouring columns where the product's are t and t + 4: their order is the same for anchors
+      // and rows, and of no matter to the sum.
+#pragma unroll(kDim <= 128 ? 1 : 2)  // more would spill
+      for (int step = 0; step < kDepth / 8; ++step) {
+        const float2 upper = two_of(anchors, 16 * band + at.g, 4 * step + at.t);
+        const float2 lower = two_of(anchors, 16 * band + at.g + 8, 4 * step + at.t);
+        Split<4> a;
+        a.set(0, upper.x), a.set(1, lower.x), a.set(2, upper.y), a.set(3, lower.y);
 #pragma unroll
         for (int n = 0; n < kStripTiles; ++n) {
-          const float4 row = four_of(tile, 8 * (kStripTiles * strip + n) + g(), 4 * half + t());
-          Split<2> b[2];
-          b[0].set(0, row.x), b[0].set(1, row.y);
-          b[1].set(0, row.z), b[1].set(1, row.w);
-          multiply_add(part[n], a[0], b[0]);
-          multiply_add(part[n], a[1], b[1]);
+          const float2 row = two_of(tile, 8 * (kStripTiles * strip + n) + at.g, 4 * step + at.t);
+          Split<2> b;
+          b.set(0, row.x), b.set(1, row.y);
+          multiply_add(part[n], a, b);
         }
       }
 #pragma unroll
       for (int n = 0; n < kStripTiles; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e) s[n][e] += part[n][e];
-      if (k + kDepth < D) store(k + kDepth);
+      if (k + kDepth < D) map(k + kDepth);
       __syncthreads();
     }
     // Through shared memory to the threads that score them.
     float* square = shared.operands();  // [kAnchors][kTile]
 #pragma unroll
     for (int n = 0; n < kStripTiles; ++n) {
-      const int column = 8 * (kStripTiles * strip + n) + 2 * t();
-      *reinterpret_cast<float2*>(square + in_square(16 * band + g(), column)) = make_float2(s[n][0], s[n][1]);
-      *reinterpret_cast<float2*>(square + in_square(16 * band + g() + 8, column)) = make_float2(s[n][2], s[n][3]);
+      const int column = 8 * (kStripTiles * strip + n) + 2 * at.t;
+      *reinterpret_cast<float2*>(square + in_square(16 * band + at.g, column)) = make_float2(s[n][0], s[n][1]);
+      *reinterpret_cast<float2*>(square + in_square(16 * band + at.g + 8, column)) = make_float2(s[n][2], s[n][3]);
     }
-    staged.store_inverse_norms(shared);
+    norms.store_inverses(p, shared.inverse_norm);
     __syncthreads();
-    const int x = threadIdx.x % kSide, y = threadIdx.x / kSide;
+    const int thread = kWarp * at.warp + 4 * at.g + at.t, x = thread % kSide, y = thread / kSide;
 #pragma unroll
     for (int i = 0; i < kSquare; ++i) {
       const float4 four = *reinterpret_cast<const float4*>(square + in_square(kSquare * y + i, 4 * x));
@@ -108,18 +117,37 @@ class TensorProducts {
   }
 
   __device__ __forceinline__ TensorProducts() {
-    each([](float& sum, int, int) { sum = 0; });
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c)
+#pragma unroll
+      for (int band = 0; band < kBands; ++band)
+#pragma unroll
+        for (int m = 0; m < kColumnTiles; ++m)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) sum_[c][band][m][e] = 0;
   }
 
   __device__ __forceinline__ void rescale(const float* by_anchor) {
-    each([&](float& sum, int anchor, int) { sum *= by_anchor[anchor]; });
+    const Place at;
+#pragma unroll
+    for (int band = 0; band < kBands; ++band) {
+      const float factor[2] = {by_anchor[16 * band + at.g], by_anchor[16 * band + at.g + 8]};
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c)
+#pragma unroll
+        for (int m = 0; m < kColumnTiles; ++m)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) sum_[c][band][m][e] *= factor[e / 2];
+    }
   }
 
   // Phase 3: the sum += weights of the n listed rows times those rows.
   __device__ __forceinline__ void add(const MemoryLossParams<float, float>& p, Shared<kDim>& shared, int64_t begin,
-                                      int n, bool wide) {
+                                      int n, bool /*wide*/) {
     constexpr int kLanes = kChunk / 4, kGroups = kThreads / kLanes;  // threads side by side and below each other
-    const int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes, D = static_cast<int>(p.D);
+    const Place at;
+    const int thread = kWarp * at.warp + 4 * at.g + at.t, lane = thread % kLanes, group = thread / kLanes;
+    const int D = static_cast<int>(p.D);
     // The rows of a product are eight: what is missing must be zero on both sides.
     for (int k = n * kAnchors + threadIdx.x; k < round_up(n) * kAnchors; k += kThreads) shared.weights()[k] = 0;
     float* tile = shared.operands();  // [kDepth][kChunk]
@@ -135,7 +163,7 @@ class TensorProducts {
           float4 r = make_float4(0, 0, 0, 0);
           if (k < rows)
             r = affine4(shared.scale, shared.shift, column,
-                        load4(p.bank + (begin + shared.list[first + k]) * p.D, column, D, wide));
+                        load4(p.bank + (begin + shared.list[first + k]) * p.D, column, D, true));
           *reinterpret_cast<float4*>(tile + in_chunk(k, 4 * lane)) = r;
         }
         __syncthreads();
@@ -145,16 +173,16 @@ class TensorProducts {
           Split<2> b[kColumnTiles];
 #pragma unroll
           for (int m = 0; m < kColumnTiles; ++m) {
-            const int column = kColumns * warp() + 8 * m + g();
-            b[m].set(0, tile[in_chunk(k + t(), column)]);
-            b[m].set(1, tile[in_chunk(k + t() + 4, column)]);
+            const int column = kColumns * at.warp + 8 * m + at.g;
+            b[m].set(0, tile[in_chunk(k + at.t, column)]);
+            b[m].set(1, tile[in_chunk(k + at.t + 4, column)]);
           }
 #pragma unroll
           for (int band = 0; band < kBands; ++band) {
             Split<4> a;
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-              const int anchor = 16 * band + g() + e % 2 * 8, place = first + k + t() + e / 2 * 4;
+              const int anchor = 16 * band + at.g + e % 2 * 8, place = first + k + at.t + e / 2 * 4;
               a.set(e, shared.weights()[weight_at<kAnchors>(place, anchor / 4) + anchor % 4]);
             }
 #pragma unroll
@@ -173,13 +201,8 @@ class TensorProducts {
   }
 
   // The sum, to `grad` [anchors of the block that exist, D].
-  __device__ __forceinline__ void store(float* grad, int64_t anchors, int64_t D, bool wide) {
-    if (!wide) {
-      each([&](float& sum, int anchor, int column) {
-        if (anchor < anchors && column < D) grad[anchor * D + column] = sum;
-      });
-      return;
-    }
+  __device__ __forceinline__ void store(float* grad, int64_t anchors, int64_t D, bool /*wide*/) {
+    const Place at;
 #pragma unroll
     for (int c = 0; c < kChunks; ++c)
 #pragma unroll
@@ -188,7 +211,7 @@ class TensorProducts {
         for (int m = 0; m < kColumnTiles; ++m)
 #pragma unroll
           for (int e = 0; e < 4; e += 2) {
-            const int anchor = anchor_of(band, e), column = column_of(c, m, e);
+            const int anchor = 16 * band + at.g + e / 2 * 8, column = c * kChunk + kColumns * at.warp + 8 * m + 2 * at.t;
             if (anchor < anchors && column < D)
               *reinterpret_cast<float2*>(grad + anchor * D + column) =
                   make_float2(sum_[c][band][m][e], sum_[c][band][m][e + 1]);
@@ -196,18 +219,23 @@ class TensorProducts {
   }
 
  private:
-  static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / kWarp; }
-  static __device__ __forceinline__ int g() { return static_cast<int>(threadIdx.x) % kWarp / 4; }
-  static __device__ __forceinline__ int t() { return static_cast<int>(threadIdx.x) % 4; }
+  // Of this thread. Taken anew in each phase, in a way that hides it from the compiler: else it works out every address
+  // of every phase before the first tile, and has no registers left for them.
+  struct Place {
+    int warp, g, t;
+    __device__ __forceinline__ Place() {
+      const int thread = hidden(static_cast<int>(threadIdx.x));
+      warp = thread / kWarp, g = thread % kWarp / 4, t = thread % 4;
+    }
+  };
+
   static __device__ __forceinline__ int round_up(int rows) { return (rows + 7) / 8 * 8; }
 
-  // Operands [rows][kDepth]: every other row has its halves swapped, for the eight lanes that read together are two rows
-  // times four groups.
-  static __device__ __forceinline__ int in_row(int row, int group) {
-    return row * kDepth + 4 * (group ^ (row & 1) << 2);
-  }
-  static __device__ __forceinline__ float4 four_of(const float* operand, int row, int group) {
-    return *reinterpret_cast<const float4*>(operand + in_row(row, group));
+  // Operands [rows][kDepth]: groups of eight columns are permuted by row, for the 16 lanes that read together are four rows
+  // times four pairs of columns.
+  static __device__ __forceinline__ int in_row(int row, int group) { return row * kDepth + 4 * (group ^ (row & 3) << 1); }
+  static __device__ __forceinline__ float2 two_of(const float* operand, int row, int pair) {
+    return *reinterpret_cast<const float2*>(operand + in_row(row, pair / 2) + pair % 2 * 2);
   }
 
   // Similarities [kAnchors][kTile] and rows of the gradient [kDepth][kChunk]: groups of eight are swapped within 32.
@@ -218,24 +246,7 @@ class TensorProducts {
     return row * kChunk + (column ^ (row & 3) << 3);
   }
 
-  static __device__ __forceinline__ int anchor_of(int band, int e) { return 16 * band + g() + e / 2 * 8; }
-  static __device__ __forceinline__ int column_of(int c, int m, int e) {
-    return c * kChunk + kColumns * warp() + 8 * m + 2 * t() + e % 2;
-  }
-
-  // Calls f(sum, anchor of the block, column) for all sums of this thread.
-  template <typename F>
-  __device__ __forceinline__ void each(const F& f) {
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c)
-#pragma unroll
-      for (int band = 0; band < kBands; ++band)
-#pragma unroll
-        for (int m = 0; m < kColumnTiles; ++m)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) f(sum_[c][band][m][e], anchor_of(band, e), column_of(c, m, e));
-  }
-
+  // Anchors 16 * band + at.g + (0 or 8, for e / 2), columns kChunk * c + kColumns * at.warp + 8 * m + 2 * at.t + e % 2.
   float sum_[kChunks][kBands][kColumnTiles][4];
 };
 

@@ -83,54 +83,27 @@ struct Staging {
   static __device__ __forceinline__ int column() { return static_cast<int>(threadIdx.x) % kAcross * 4; }
 };
 
-// A tile's rows on their way to shared memory, through registers, where they are mapped and their squares are added up.
-class StagedRows {
-  static constexpr int kLoads = kTile / Staging::kStep;
-
+// The squares of a tile's rows, as their columns come by.
+class RowNorms {
  public:
-  __device__ __forceinline__ StagedRows(const MemoryLossParams<float, float>& p, int64_t begin, int rows, bool wide)
-      : p_(p), begin_(begin), rows_(rows), wide_(wide) {}
+  static constexpr int kLoads = kTile / Staging::kStep;  // rows of a thread
 
-  // Columns k … k + kDepth - 1, into registers.
-  __device__ __forceinline__ void load(int k) {
-#pragma unroll
-    for (int q = 0; q < kLoads; ++q) {
-      const int j = Staging::row(q);
-      u_[q] = j < rows_ ? load4(p_.bank + (begin_ + j) * p_.D, k + Staging::column(), static_cast<int>(p_.D), wide_)
-                        : make_float4(0, 0, 0, 0);
-    }
-  }
-
-  // Those columns, mapped, to wherever put(row, column, four) puts them.
-  template <int kDim, typename Put>
-  __device__ __forceinline__ void store(const Shared<kDim>& shared, int k, const Put& put) {
-#pragma unroll
-    for (int q = 0; q < kLoads; ++q) {
-      const float4 r = affine4(shared.scale, shared.shift, k + Staging::column(), u_[q]);
-      square_[q] = fmaf(r.x, r.x, fmaf(r.y, r.y, fmaf(r.z, r.z, fmaf(r.w, r.w, square_[q]))));
-      put(Staging::row(q), Staging::column(), r);
-    }
+  __device__ __forceinline__ void add(int q, float4 r) {
+    square_[q] = fmaf(r.x, r.x, fmaf(r.y, r.y, fmaf(r.z, r.z, fmaf(r.w, r.w, square_[q]))));
   }
 
   // After all columns: what the rows' similarities are to be multiplied by.
-  template <int kDim>
-  __device__ __forceinline__ void store_inverse_norms(Shared<kDim>& shared) {
+  __device__ __forceinline__ void store_inverses(const MemoryLossParams<float, float>& p, float* inverse_norm) {
 #pragma unroll
     for (int q = 0; q < kLoads; ++q) {
       for (int step = 1; step < Staging::kAcross; step *= 2)
         square_[q] += __shfl_xor_sync(0xffffffffu, square_[q], step);
-      const float norm = sqrtf(square_[q]), eps = static_cast<float>(p_.eps);
-      if (Staging::column() == 0)
-        shared.inverse_norm[Staging::row(q)] = p_.renormalize ? 1.0f / (norm < eps ? eps : norm) : 1.0f;
+      const float norm = sqrtf(square_[q]), eps = static_cast<float>(p.eps);
+      if (Staging::column() == 0) inverse_norm[Staging::row(q)] = p.renormalize ? 1.0f / (norm < eps ? eps : norm) : 1.0f;
     }
   }
 
  private:
-  const MemoryLossParams<float, float>& p_;
-  int64_t begin_;
-  int rows_;
-  bool wide_;
-  float4 u_[kLoads];
   float square_[kLoads] = {};
 };
 
