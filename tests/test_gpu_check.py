@@ -34,7 +34,7 @@ def test_dry_run(tmp_path, capsys):
         "loss and gradient",
         "whole step",
         "passes over the bank",
-        "composite wins from B",
+        "composite wins over tensor from B",
         "nothing was found",
     ):
         assert words in table
@@ -173,9 +173,12 @@ def test_counters():
 
 
 def test_crossover():
-    us = {"simt": {64: 10, 128: 20, 256: 60}, "composite": {64: 9, 128: 30, 256: 40}, "composite tf32": {64: 99}}
+    us = {"simt": {64: 10, 128: 20, 256: 60}, "tensor": {256: 30}, "composite": {64: 9, 128: 30, 256: 40},
+          "composite tf32": {64: 99}}  # fmt: skip
     rows = [{"way": way, "B": B, "us": value} for way, of in us.items() for B, value in of.items()]
-    assert report.composite_from(rows, "composite") == 256 and report.composite_from(rows, "composite tf32") is None
+    assert report.composite_from(rows, "composite", "simt") == 256
+    assert report.composite_from(rows, "composite tf32", "simt") is None
+    assert report.composite_from(rows, "composite", "tensor") is None
     assert report.threshold() > 0
 
 

@@ -12,9 +12,9 @@ namespace {
 using cuda::Composite;
 using cuda::Launch;
 
-// Up to how many anchors the sweep is faster than two library products in float32, on a GPU with tensor cores and on
-// one without: the first measured by tools/gpu_check.
-constexpr int64_t kTensorUpTo = 1 << 30, kSimtUpTo = 511;
+// From here on two library products beat the sweep: on an H200, in float32, they were slower with 256 anchors (1345 us
+// to 954) and faster with 1024 (3446 to 3604). tools/gpu_check measures it.
+constexpr int64_t kCompositeFrom = 512;  // anchors
 
 class CudaDevice {
  public:
@@ -85,10 +85,10 @@ class CudaDevice {
     const bool can_sweep = kSinglePrecision<T, S> && p.D <= cuda::kSweepMaxDim && !goes_in_rounds(loss);
     check(!must || can_sweep, op_, ": backend '", name, "' takes float32 embeddings and bank of at most ",
           cuda::kSweepMaxDim, " dimensions");
-    check(wanted != LossPath::tensor || has_tensor_cores(), op_, ": backend 'tensor' needs a GPU of compute capability ",
-          "8.0 or later, this one has ", info_.capability / 10, ".", info_.capability % 10);
-    const int64_t most = has_tensor_cores() ? kTensorUpTo : kSimtUpTo;
-    return can_sweep && (must || (wanted == LossPath::automatic && p.B <= most));
+    check(wanted != LossPath::tensor || has_tensor_cores(), op_,
+          ": backend 'tensor' needs a GPU of compute capability ", "8.0 or later, this one has ", info_.capability / 10,
+          ".", info_.capability % 10);
+    return can_sweep && (must || (wanted == LossPath::automatic && p.B < kCompositeFrom));
   }
 
   bool has_tensor_cores() const { return info_.capability >= 80; }
@@ -96,7 +96,7 @@ class CudaDevice {
   void sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss) const {
     const bool need_grad = p.grad_z != nullptr;
     const Tensor memory = bytes(cuda::sweep_workspace(p.B, p.M, p.D, loss, need_grad, info_.multiprocessors));
-    const bool tensor = has_tensor_cores() && loss_path() != LossPath::simt;
+    const bool tensor = loss_path() == LossPath::tensor;  // only when asked for, until it has run on a GPU
     succeed(cuda::launch_sweep(p, loss, tensor, launch(memory)));
   }
 

@@ -95,8 +95,8 @@ class SimtProducts {
       const float factor = by_anchor[kRows * group() + i];
 #pragma unroll
       for (int c = 0; c < kChunks; ++c)
-        sum_[c][i] = make_float4(sum_[c][i].x * factor, sum_[c][i].y * factor, sum_[c][i].z * factor,
-                                 sum_[c][i].w * factor);
+        sum_[c][i] =
+            make_float4(sum_[c][i].x * factor, sum_[c][i].y * factor, sum_[c][i].z * factor, sum_[c][i].w * factor);
     }
   }
 
@@ -124,8 +124,8 @@ class SimtProducts {
           const float4 r = *reinterpret_cast<const float4*>(tile + k * kChunk + 4 * lane());
 #pragma unroll
           for (int i = 0; i < kRows; i += 4) {
-            const float4 w = *reinterpret_cast<const float4*>(
-                shared.weights() + weight_at<kAnchors>(first + k, kRows * group() + i >> 2));
+            const float4 w = *reinterpret_cast<const float4*>(shared.weights() +
+                                                              weight_at<kAnchors>(first + k, kRows * group() + i >> 2));
             const float weight[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
             for (int e = 0; e < 4; ++e) {

@@ -23,10 +23,10 @@ class TensorProducts {
   static constexpr int kChunk = Sizes::kChunk, kChunks = Sizes::kChunks;
   static constexpr int kWarps = kThreads / kWarp;
   static constexpr int kBands = kAnchors / 16, kStrips = kWarps / kBands;
-  static constexpr int kStripTiles = kTile / kStrips / 8;    // of eight rows
-  static constexpr int kColumns = kChunk / kWarps;           // of a warp in a chunk
-  static constexpr int kColumnTiles = kColumns / 8;          // of eight
-  static constexpr int kSet = (kAnchors + kTile) * kDepth;   // floats of a set of operands
+  static constexpr int kStripTiles = kTile / kStrips / 8;   // of eight rows
+  static constexpr int kColumns = kChunk / kWarps;          // of a warp in a chunk
+  static constexpr int kColumnTiles = kColumns / 8;         // of eight
+  static constexpr int kSet = (kAnchors + kTile) * kDepth;  // floats of a set of operands
   static_assert(2 * kSet <= Shared<kDim>::kOperands + kTile * kAnchors);
   static_assert(kDepth * kChunk <= Shared<kDim>::kOperands && kTile * kAnchors <= Shared<kDim>::kOperands);
 
@@ -211,7 +211,8 @@ class TensorProducts {
         for (int m = 0; m < kColumnTiles; ++m)
 #pragma unroll
           for (int e = 0; e < 4; e += 2) {
-            const int anchor = 16 * band + at.g + e / 2 * 8, column = c * kChunk + kColumns * at.warp + 8 * m + 2 * at.t;
+            const int anchor = 16 * band + at.g + e / 2 * 8,
+                      column = c * kChunk + kColumns * at.warp + 8 * m + 2 * at.t;
             if (anchor < anchors && column < D)
               *reinterpret_cast<float2*>(grad + anchor * D + column) =
                   make_float2(sum_[c][band][m][e], sum_[c][band][m][e + 1]);
@@ -233,7 +234,9 @@ class TensorProducts {
 
   // Operands [rows][kDepth]: groups of eight columns are permuted by row, for the 16 lanes that read together are four rows
   // times four pairs of columns.
-  static __device__ __forceinline__ int in_row(int row, int group) { return row * kDepth + 4 * (group ^ (row & 3) << 1); }
+  static __device__ __forceinline__ int in_row(int row, int group) {
+    return row * kDepth + 4 * (group ^ (row & 3) << 1);
+  }
   static __device__ __forceinline__ float2 two_of(const float* operand, int row, int pair) {
     return *reinterpret_cast<const float2*>(operand + in_row(row, pair / 2) + pair % 2 * 2);
   }

@@ -74,7 +74,6 @@ __device__ __forceinline__ int weight_at(int place, int group) {
   return place * kAnchors + 4 * permuted;
 }
 
-
 // The threads' places as they bring kDepth columns of an operand to shared memory: four columns of some rows each.
 struct Staging {
   static constexpr int kAcross = kDepth / 4, kStep = kThreads / kAcross;  // threads side by side, and below each other
@@ -99,7 +98,8 @@ class RowNorms {
       for (int step = 1; step < Staging::kAcross; step *= 2)
         square_[q] += __shfl_xor_sync(0xffffffffu, square_[q], step);
       const float norm = sqrtf(square_[q]), eps = static_cast<float>(p.eps);
-      if (Staging::column() == 0) inverse_norm[Staging::row(q)] = p.renormalize ? 1.0f / (norm < eps ? eps : norm) : 1.0f;
+      if (Staging::column() == 0)
+        inverse_norm[Staging::row(q)] = p.renormalize ? 1.0f / (norm < eps ? eps : norm) : 1.0f;
     }
   }
 

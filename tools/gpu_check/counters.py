@@ -53,7 +53,7 @@ def drive(name: str) -> None:
     else:
         z, labels = random_unit(B, D, "cuda", seed=2)
         z.requires_grad_()
-        with backend("simt"):
+        with backend("tensor"):
             for _ in range(3):
                 ops.memory_loss(z, labels, bank, bank_labels, Contrastive(neg_margin=0.15))
     torch.cuda.synchronize()

@@ -12,6 +12,7 @@ from typing import Any
 
 from .run import ROOT, Row, Section
 
+SWEEPS = ("tensor", "simt")
 UNITS = {"copy": "GB/s", "l2 read": "GB/s"}
 MOST_CHARACTERS = 11_000  # of all tables of a part
 
@@ -139,23 +140,26 @@ def _registers(rows: Rows) -> list[str]:
 
 def _loss(rows: Rows) -> list[str]:
     def key(row: Row) -> str:
-        return f"{row['way']} {row['density']:g}" if row["way"] == "simt" else row["way"]
+        return f"{row['way']} {row['density']:g}" if row["way"] == "tensor" else row["way"]
 
     columns = {
-        "simt 0": _us("simt 0"),
-        "1e-3": _us("simt 0.001"),
-        "0.1": _us("simt 0.1"),
-        "% of ceiling": _field("simt 0.001", "of_ceiling"),
+        "tensor 0": _us("tensor 0"),
+        "1e-3": _us("tensor 0.001"),
+        "0.1": _us("tensor 0.1"),
+        "% of ceiling": _field("tensor 0.001", "of_ceiling"),
+        "simt": _us("simt"),
+        " %": _field("simt", "of_ceiling"),
         "composite": _us("composite"),
         "%": _field("composite", "of_ceiling"),
         "tf32": _us("composite tf32"),
         "% ": _field("composite tf32", "of_ceiling"),
         "torch": _us("torch"),
         "torch tf32": _us("torch tf32"),
-        "x simt": _times("torch", "simt 0.001"),
+        "x tensor": _times("torch", "tensor 0.001"),
+        "x simt": _times("torch", "simt"),
         "x tf32": _times("torch tf32", "composite tf32"),
     }
-    title = "loss and gradient, us; simt by the share of active negatives, the others at 1e-3; x: torch over ours"
+    title = "loss and gradient, us; tensor by the share of active negatives, the others at 1e-3; x: torch over ours"
     return _pivot(title, rows.get("loss", []), ["B", "M", "D"], columns, key)
 
 
@@ -177,6 +181,7 @@ def _step(rows: Rows) -> list[str]:
         "in place": _us("xbn_ext"),
         "%": _field("xbn_ext", "of_ceiling"),
         "peak MB": _field("xbn_ext", "peak_mb"),
+        "tensor": _us("xbn_ext tensor"),
         "deferred": _us("xbn_ext deferred"),
         "tf32": _us("xbn_ext tf32"),
         "eager": _times("eager", "xbn_ext"),
@@ -191,23 +196,23 @@ def _step(rows: Rows) -> list[str]:
 
 
 def _crossover(rows: Rows) -> list[str]:
-    columns = {way: _us(way) for way in ("simt", "composite", "composite tf32")}
-    lines = _pivot("simt against composite", rows.get("crossover", []), ["B", "M", "D"], columns,
+    columns = {way: _us(way) for way in ("tensor", "simt", "composite", "composite tf32")}
+    lines = _pivot("sweeps against composite", rows.get("crossover", []), ["B", "M", "D"], columns,
                    lambda row: row["way"])  # fmt: skip
     if not lines:
         return []
     for way in ("composite", "composite tf32"):
-        first = composite_from(rows["crossover"], way)
-        lines.append(f"{way} wins from B = {first}; csrc/cuda/backend.cpp says {threshold()}")
+        first = ", ".join(f"{sweep} from B = {composite_from(rows['crossover'], way, sweep)}" for sweep in SWEEPS)
+        lines.append(f"{way} wins over {first}; csrc/cuda/backend.cpp says {threshold()}")
     return lines
 
 
-def composite_from(rows: list[Row], way: str) -> int | None:
-    """The smallest measured B from which on `way` is faster than the sweep at every larger one, too."""
+def composite_from(rows: list[Row], way: str, sweep: str) -> int | None:
+    """The smallest measured B from which on `way` is faster than that sweep at every larger one, too."""
     us = {(row["way"], row["B"]): row["us"] for row in rows if "us" in row}
     first = None
     for B in sorted({B for _, B in us}, reverse=True):
-        if us.get((way, B), float("inf")) >= us.get(("simt", B), float("inf")):
+        if us.get((way, B), float("inf")) >= us.get((sweep, B), float("inf")):
             break
         first = B
     return first

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xbn_ext import Contrastive, CrossBatchMemory, backend, ops
+from xbn_ext.backend import Backend
 from xbn_ext.bench.torch_memory import MEASUREMENT_NOISE, PROCESS_NOISE, Compiled, Eager, TorchMemory
 
 from .clock import Call, measure, peak_megabytes
@@ -29,9 +30,11 @@ SMALL = [(4, 70, 16), (8, 130, 33)]
 CLASSES = 11_318
 COLD_BYTES = 512e6  # banks of a sample together: ten times the second-level cache of an H100
 BATCH_NEG_MARGIN = 0.5
-LOSS_WAYS = ["simt", "composite", "composite tf32", "torch", "torch tf32"]
+LOSS_WAYS = ["tensor", "simt", "composite", "composite tf32", "torch", "torch tf32"]
+BACKENDS: list[Backend] = ["simt", "tensor", "composite"]
 BANK_KERNELS = ["transform_", "standardize_", "track_", "enqueue_"]
-STEP_WAYS = ["xbn_ext", "xbn_ext deferred", "xbn_ext tf32", "eager", "eager-tuned", "eager-tuned tf32"]
+STEP_WAYS = ["xbn_ext", "xbn_ext tensor", "xbn_ext deferred", "xbn_ext tf32", "eager", "eager-tuned",
+             "eager-tuned tf32"]  # fmt: skip
 
 
 def random_unit(rows: int, D: int, device: str, seed: int) -> tuple[Tensor, Tensor]:
@@ -47,7 +50,7 @@ def loss_cases(shapes: Iterable[tuple[int, int, int]]) -> list[Row]:
     rows = []
     for B, M, D in shapes:
         for way in LOSS_WAYS:
-            for density in (0.0, 1e-3, 0.1) if way == "simt" else (1e-3,):
+            for density in (0.0, 1e-3, 0.1) if way == "tensor" else (1e-3,):
                 rows.append({"kernel": "loss", "B": B, "M": M, "D": D, "way": way, "density": density})
     return rows
 
@@ -106,13 +109,14 @@ def time_case(case: Row, device: str, ceilings: dict[str, float], seconds: float
         torch.compiler.reset()  # it gives up on a function that it has compiled for eight shapes
     torch.set_float32_matmul_precision("high" if case["way"].endswith("tf32") else "highest")
     try:
-        with backend(way if way in ("simt", "composite") else "auto"):
+        forced = [name for name in BACKENDS if name in case["way"].split()]
+        with backend(forced[0] if forced else "auto"):
             copies = 1 if device == "cpu" else math.ceil(COLD_BYTES / (4 * case["M"] * case["D"]))
             calls = _prepare(case, device, copies)
             peak = peak_megabytes(calls[0], device)
             timing = measure(calls, device, seconds)
     except torch.OutOfMemoryError as error:
-        if way in ("simt", "composite", "xbn_ext"):
+        if forced or way == "xbn_ext":
             raise
         return {"out of memory": str(error)[:200]}
     finally:
@@ -126,6 +130,8 @@ def time_case(case: Row, device: str, ceilings: dict[str, float], seconds: float
     }
     if "copy" in ceilings and "fp32" in ceilings and "tf32" in ceilings:
         arithmetic = ceilings["tf32"] if case["way"].endswith("tf32") else ceilings["fp32"]
+        if "tensor" in case["way"]:
+            arithmetic = ceilings["tf32"] / 3  # products for one to the digits of float32
         by_memory, by_arithmetic = megabytes / 1e3 / ceilings["copy"], needed / 1e3 / arithmetic
         row["bound"] = "memory" if by_memory > by_arithmetic else "math"
         row["of_ceiling"] = round(100 * max(by_memory, by_arithmetic) / seconds_each, 1)
@@ -149,7 +155,7 @@ def work_of(case: Row) -> tuple[float, float, float]:
     half = 2e-9 * B * M * D
     in_place = kernel == "step" and case["way"] != "xbn_ext deferred"
     needed = 2 * half
-    if case["way"] == "simt":
+    if case["way"] in ("simt", "tensor"):
         active = case["density"] + 1 / CLASSES
         needed = half * (2 - (1 - min(active, 1.0)) ** min(B, 64))
     return 1e-6 * (M * (8 * D if in_place else 4 * D) + 8 * M + 12 * B * D), 2 * half, needed

@@ -45,7 +45,8 @@ BASELINES: dict[str, type[TorchMemory]] = {
     "chunked": Chunked,
     "eager": Eager,
 }
-ON_CUDA = [f"{OURS} simt", f"{OURS} composite", f"{OURS} composite{TF32}", *(name + TF32 for name in BASELINES)]
+ON_CUDA = [f"{OURS} tensor", f"{OURS} simt", f"{OURS} composite", f"{OURS} composite{TF32}",
+           *(name + TF32 for name in BASELINES)]  # fmt: skip
 NAMES = [OURS, DEFERRED, *BASELINES, THEIRS, *ON_CUDA]
 
 
@@ -77,7 +78,7 @@ def why_not(name: str, problem: Problem) -> str | None:
         return "there is no drift to follow"
     if name == OURS and problem.kernel == "step" and problem.drift != "none" and problem.dtype.itemsize == 2:
         return "a 16-bit bank is deferred"
-    if name.endswith("simt") and (
+    if name.endswith(("tensor", "simt")) and (
         problem.dtype != torch.float32 or problem.dim > 1024 or problem.loss == "triplet_all"
     ):
         return "takes float32, D <= 1024 and not all triplets"
@@ -224,6 +225,6 @@ def _on_cuda(name: str, call: Call, x: Tensor, labels: Tensor) -> tuple[Tensor, 
     torch.backends.cuda.matmul.allow_tf32 = "tf32" in words
     with ExitStack() as stack:
         stack.callback(setattr, torch.backends.cuda.matmul, "allow_tf32", before)
-        ways: list[Backend] = ["simt", "composite"]
+        ways: list[Backend] = ["tensor", "simt", "composite"]
         stack.enter_context(backend(next((way for way in ways if way in words), "auto")))
         return call(x, labels)

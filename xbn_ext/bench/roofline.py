@@ -89,8 +89,10 @@ def work_of(problem: Problem, rewrites_bank: bool, pairs: float) -> Work:
 
 def bound_of(work: Work, machine: Machine, problem: Problem, name: str) -> Bound:
     """The least time that `work` takes this machine in the arithmetic of the implementation `name`."""
-    tf32 = name.endswith(TF32) and machine.tf32 > 0
+    tf32 = name.endswith((TF32, " tensor")) and machine.tf32 > 0
     peak = machine.tf32 if tf32 else machine.float64 if problem.compute == torch.float64 else machine.float32
+    if name.endswith(" tensor"):
+        peak /= 3  # products in TF32 for one to the digits of float32
     arithmetic, memory = 1e-6 * work.flop / peak, 1e-6 * work.bytes / machine.gbs
     return Bound(memory, "memory") if memory > arithmetic else Bound(arithmetic, "tensor" if tf32 else "FMA")
 

@@ -95,10 +95,10 @@ struct Operands {
 struct Warp {
   // A meeting lives in the entry of the lane that came first, which cannot be at two meetings.
   Meeting meetings[kLanes];
-  unsigned open;        // the entries in use
-  unsigned live;        // lanes that have not returned,
-  unsigned ready;       // that can go on,
-  unsigned at_barrier;  // and that wait at the block's barrier
+  unsigned open;         // the entries in use
+  unsigned live;         // lanes that have not returned,
+  unsigned ready;        // that can go on,
+  unsigned at_barrier;   // and that wait at the block's barrier
   Operands operands[2];  // of a product and of the next, which a lane may come to while others compute this one
 };
 
@@ -216,9 +216,7 @@ class Executor {
   EMU_UNINSTRUMENTED unsigned lane() const { return current_->lane; }
 
  private:
-  EMU_HOT static float cut_off(float x) {
-    return std::bit_cast<float>(std::bit_cast<std::uint32_t>(x) & 0xffffe000u);
-  }
+  EMU_HOT static float cut_off(float x) { return std::bit_cast<float>(std::bit_cast<std::uint32_t>(x) & 0xffffe000u); }
 
   // Blocks must not learn of one another from running as the same threads of ThreadSanitizer. Successive blocks
   // therefore run as different ones, on different stacks; only every sets_'th block shares them.
