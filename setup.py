@@ -21,7 +21,7 @@ from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 TORCH_2_10 = "0x020a000000000000"
-ARCHITECTURES = "75;80;86;89;90a;100;120;75-ptx"  # those of them that the nvcc at hand knows
+ARCHITECTURES = "75;80;86;89;90a;100;120;80-ptx"  # those of them that the nvcc at hand knows
 OLDEST_NVCC = (12, 0)  # of those that know C++20
 CUDA_SOURCES = sorted(glob("csrc/cuda/*.cu"))
 CUDA_HEADERS = [*glob("csrc/*.h"), *glob("csrc/cuda/*.cuh"), *glob("csrc/cuda/*.h")]

@@ -37,7 +37,7 @@ __all__ = [
 def build_info() -> dict[str, Any]:
     """What was built and what it runs on.
 
-    `version`, `torch`; `cuda`: the GPU architectures that this build has kernels for, as in `["80", "90a", "75-ptx"]`
+    `version`, `torch`; `cuda`: the GPU architectures that this build has kernels for, as in `["80", "90a", "80-ptx"]`
     (`-ptx`: and any later one), empty if it was built without a CUDA compiler; `cpu_isa` and `threads` in use.
     """
     return {

@@ -16,7 +16,7 @@ class backend:
 
     - `"tensor"`: one fused sweep over the bank, with products on tensor cores to the digits of float32 (each of three
       in TF32); takes float32 embeddings and bank with D <= 1024, all losses but `Triplet(mining="all")`, and a GPU of
-      compute capability 8.0 or later.
+      compute capability 8.0 or later. As "simt" where D is no multiple of four, or rows are not aligned to 16 bytes.
     - `"simt"`: the same sweep with ordinary float32 arithmetic, on any GPU.
     - `"composite"`: two library products per chunk of the bank with a kernel between them; takes everything, and its
       products follow `torch.backends.cuda.matmul` (TF32 or not).

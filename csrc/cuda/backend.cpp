@@ -121,7 +121,7 @@ class CudaDevice {
       for (int k = 0; k < program.passes; ++k) {
         const Pass& pass = program.pass[k];
         const int first = pass.slot[0].pairs == Pairs::none, last = pass.slot[1].pairs == Pairs::none ? 1 : 2;
-        succeed(cuda::launch_composite_begin(p, pass, c, at));
+        succeed(cuda::launch_composite_begin(p, pass, k, c, at));
         for (int64_t chunk = 0; chunk < c.chunks && p.B > 0 && p.M > 0; ++chunk) {
           succeed(cuda::launch_composite_rows(p, c, chunk * c.chunk, at));
           torch_cuda::mm_out(s, z, rows_transposed);

@@ -29,7 +29,7 @@ const char* error_string(int error);
 bool is_missing_kernel(int error);       // the build has nothing for this GPU
 bool is_insufficient_driver(int error);  // the driver is older than the CUDA this was built with
 
-// What this build has machine code for, as in "75;80;90a;75-ptx".
+// What this build has machine code for, as in "75;80;90a;80-ptx".
 const char* architectures();
 
 // --- Moments ----------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ template <typename T>
 int64_t composite_workspace(int64_t B, int64_t D, const Composite<T>& c);
 
 template <typename T, typename S>
-int launch_composite_begin(const MemoryLossParams<T, S>& p, const Pass& pass, const Composite<T>& c,
+int launch_composite_begin(const MemoryLossParams<T, S>& p, const Pass& pass, int k, const Composite<T>& c,
                            const Launch& launch);
 
 template <typename T, typename S>

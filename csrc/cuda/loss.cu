@@ -10,17 +10,20 @@
 //          sums_i = sum_j of what the slot's formula says of s_ij,  grad_i = sum_j weight(s_ij) r_j; weights of exponents
 //          are e^(x - largest x so far), so a larger one scales down sums and gradient of the tiles before
 //   grid   (blocks of 64 anchors, 32 above D = 512) x splits of the bank x slots, 256 threads. A block takes its share
-//          of the bank in tiles of 64 rows; loss_tile.cuh has the three phases:
-//            1 similarities  64 x 64 in registers, 4 x 4 a thread; operands pass through shared memory 32 columns at a
-//                            time, the next ones on their way meanwhile; the rows' norms fall out on the side
+//          of the bank in tiles of 64 rows, each in three phases:
+//            1 similarities  64 x 64; operands pass through shared memory 32 columns at a time, the next ones on their
+//                            way meanwhile; the rows' norms fall out on the side
 //            2 scores        value and weight of every pair; rows in which no pair is active are dropped
 //            3 gradient      weights x the rows that are left, read a second time: a tile of all D columns would not
 //                            fit shared memory, and is still in the second-level cache. The sums of all D columns stay
 //                            in registers until the last tile, 128 a thread at D = 512
+//          Phase 2 is in loss_score.cuh. The products of 1 and 3 are there twice: in ordinary arithmetic, loss_simt.cuh,
+//          and on tensor cores, loss_tensor.cuh.
 //          The similarities never leave the block: nothing of size B x M exists.
 //   keeps  the partial sums in the workspace: with one slot, 64 x D floats for each block that runs at once; on 132
 //          multiprocessors with B = 64, D = 512: 17 MB, with two slots twice that
-//   needs  16-byte loads of z and bank where D and the addresses allow them; 36 to 42 KB of shared memory; no spills
+//   needs  16-byte loads of z and bank where D and the addresses allow them, as the tensor cores' products need them; 36 to
+//          42 KB of shared memory; no spills
 //   digits products, scores and the sums of a tile in float; tiles, splits and anchors are added in double, but for the
 //          gradient. scale and shift are rounded to float once.
 //   order  splits by shape and number of multiprocessors, rows of a split in order, splits added in order:

@@ -41,12 +41,13 @@ struct Workspace {
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    begin_kernel(const MemoryLossParams<T, T> p, const Pass pass, const Workspace<T> w) {
+    begin_kernel(const MemoryLossParams<T, T> p, const Pass pass, bool first, const Workspace<T> w) {
   const int64_t warp = blockIdx.x * kWarps + threadIdx.x / kWarp, warps = gridDim.x * kWarps;
   for (int64_t i = warp; i < p.B; i += warps) {
     const uint8_t state = anchor_state(p, i);
     if (threadIdx.x % kWarp != 0) continue;
     w.partial.state[i] = state;
+    if (first) w.partial.given[i] = 0;  // read by the first pass, too
 #pragma unroll
     for (int k = 0; k < kSlots; ++k)
       if (pass.slot[k].pairs != Pairs::none &&
@@ -284,13 +285,14 @@ int64_t composite_workspace(int64_t B, int64_t D, const Composite<T>& c) {
 }
 
 template <typename T, typename S>
-int launch_composite_begin(const MemoryLossParams<T, S>& p, const Pass& pass, const Composite<T>& c,
+int launch_composite_begin(const MemoryLossParams<T, S>& p, const Pass& pass, int k, const Composite<T>& c,
                            const Launch& launch) {
   const Workspace<T> w(launch.workspace, p.B, p.D, c);
   int error = cudaSuccess;
   if (c.round == 0) {
     const int64_t blocks = larger(1, smaller(larger(ceil_div(p.B, kWarps), ceil_div(p.D, kThreads)), 1024));
-    error = run(begin_kernel<T>, dim3(static_cast<unsigned>(blocks)), kThreads, launch, without_bank(p), pass, w);
+    error =
+        run(begin_kernel<T>, dim3(static_cast<unsigned>(blocks)), kThreads, launch, without_bank(p), pass, k == 0, w);
   }
   if (pass.slot[1].formula != Formula::threshold || p.B == 0 || error != cudaSuccess) return error;
   return launch_triplets_begin(without_bank(p), c, w.thresholds, launch);
@@ -336,12 +338,13 @@ template Composite<double> plan_composite(int64_t, int64_t, int64_t, const LossS
 template int64_t composite_workspace(int64_t, int64_t, const Composite<float>&);
 template int64_t composite_workspace(int64_t, int64_t, const Composite<double>&);
 
-#define XBN_INSTANTIATE(T, S)                                                                                          \
-  template int launch_composite_begin(const MemoryLossParams<T, S>&, const Pass&, const Composite<T>&, const Launch&); \
-  template int launch_composite_rows(const MemoryLossParams<T, S>&, const Composite<T>&, int64_t, const Launch&);      \
-  template int launch_composite_score(const MemoryLossParams<T, S>&, const Pass&, const Composite<T>&, int64_t,        \
-                                      const Launch&);                                                                  \
-  template int launch_composite_end(const MemoryLossParams<T, S>&, const LossSpec&, int, const Composite<T>&,          \
+#define XBN_INSTANTIATE(T, S)                                                                                     \
+  template int launch_composite_begin(const MemoryLossParams<T, S>&, const Pass&, int, const Composite<T>&,       \
+                                      const Launch&);                                                             \
+  template int launch_composite_rows(const MemoryLossParams<T, S>&, const Composite<T>&, int64_t, const Launch&); \
+  template int launch_composite_score(const MemoryLossParams<T, S>&, const Pass&, const Composite<T>&, int64_t,   \
+                                      const Launch&);                                                             \
+  template int launch_composite_end(const MemoryLossParams<T, S>&, const LossSpec&, int, const Composite<T>&,     \
                                     const Launch&);
 XBN_INSTANTIATE(float, float)
 XBN_INSTANTIATE(float, double)

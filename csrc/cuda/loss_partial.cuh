@@ -1,4 +1,4 @@
-// What the two ways to compute the loss share: the partial results that are added up at the end, and what a pair sees of
+// What the ways to compute the loss share: the partial results that are added up at the end, and what a pair sees of
 // its anchor.
 #pragma once
 
@@ -19,7 +19,7 @@ struct PartialLoss {
   RowSums* total;  // [kSlots, B] over the splits
   double* factor;  // [kSlots, B] of RowResult
   T* average;      // [kSlots]
-  T* given;        // [B] to the next pass
+  T* given;        // [B] to the next pass; null in the first of a sweep
   uint8_t* state;  // [B]
 
   // All but the gradient.

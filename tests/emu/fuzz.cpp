@@ -173,7 +173,7 @@ void composite(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
     for (; c.round < c.rounds; ++c.round)
       for (int k = 0; k < program.passes; ++k) {
         const Pass& pass = program.pass[k];
-        error |= cuda::launch_composite_begin(p, pass, c, at);
+        error |= cuda::launch_composite_begin(p, pass, k, c, at);
         for (int64_t first = 0; first < c.chunks * c.chunk && p.B > 0; first += c.chunk) {
           error |= cuda::launch_composite_rows(p, c, first, at);
           multiply_transposed(p.z, rows.data.get(), p.B, c.chunk, p.D, s.data.get());
