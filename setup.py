@@ -144,8 +144,11 @@ class Build(BuildExtension):
             folder.mkdir(parents=True, exist_ok=True)
             jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
             with ThreadPoolExecutor(jobs) as pool:
-                largest_first = sorted(CUDA_SOURCES, key=os.path.getsize, reverse=True)
-                objects = list(pool.map(lambda source: nvcc.compile(source, architectures, folder), largest_first))
+                # What takes longest first: the two sweeps, a minute each, and then by size.
+                sweeps_first = sorted(
+                    CUDA_SOURCES, key=lambda s: ("loss_sweep.cuh" in Path(s).read_text(), os.path.getsize(s))
+                )
+                objects = list(pool.map(lambda source: nvcc.compile(source, architectures, folder), sweeps_first[::-1]))
             for extension in self.extensions:
                 extension.extra_objects = [*objects, str(nvcc.runtime)]
                 extension.libraries += ["rt", "dl", "pthread"]

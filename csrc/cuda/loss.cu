@@ -17,8 +17,8 @@
 //            3 gradient      weights x the rows that are left, read a second time: a tile of all D columns would not
 //                            fit shared memory, and is still in the second-level cache. The sums of all D columns stay
 //                            in registers until the last tile, 128 a thread at D = 512
-//          Phase 2 is in loss_score.cuh. The products of 1 and 3 are there twice: in ordinary arithmetic, loss_simt.cuh,
-//          and on tensor cores, loss_tensor.cuh.
+//          The kernel is in loss_sweep.cuh, phase 2 in loss_score.cuh. The products of 1 and 3 are there twice: in
+//          ordinary arithmetic, loss_simt.cuh, and on tensor cores, loss_tensor.cuh.
 //          The similarities never leave the block: nothing of size B x M exists.
 //   keeps  the partial sums in the workspace: with one slot, 64 x D floats for each block that runs at once; on 132
 //          multiprocessors with B = 64, D = 512: 17 MB, with two slots twice that
@@ -28,124 +28,24 @@
 //          gradient. scale and shift are rounded to float once.
 //   order  splits by shape and number of multiprocessors, rows of a split in order, splits added in order:
 //          the same bits every run on the same kind of GPU
-#include <type_traits>
-
-#include "loss_score.cuh"
-#include "loss_simt.cuh"
-#include "loss_tensor.cuh"
+#include "loss_sweep.cuh"
 
 namespace xbn::cuda {
 namespace {
 
-// Anchors of this block. Those that fill it up, and those that are none, have no kRanks and pair with nobody.
-template <int kDim>
-__device__ void load_anchors(const MemoryLossParams<float, float>& p, Shared<kDim>& shared, int64_t first,
-                             const PartialLoss<float>& partial, bool reports) {
-  for (int k = threadIdx.x / kWarp; k < Shape<kDim>::kAnchors; k += kThreads / kWarp) {
-    const int64_t i = first + k;
-    Anchor<float> anchor = {0, kNoId, 0, kFinite};
-    if (i < p.B) {
-      anchor.label = p.labels[i];
-      anchor.exclude = excluded_id(p, i);
-      if (partial.given != nullptr) anchor.given = partial.given[i];
-      anchor.state = anchor_state(p, i);
-      if (reports && threadIdx.x % kWarp == 0) partial.state[i] = anchor.state;
-    }
-    if (threadIdx.x % kWarp == 0) shared.anchors[k] = anchor;
-  }
-}
-
-template <int kDim, bool kTensor>
-__global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
-    sweep_kernel(const MemoryLossParams<float, float> p, const Pass pass, const PartialLoss<float> partial, bool wide) {
-  using Sizes = Shape<kDim>;
-  using Products = std::conditional_t<kTensor && kHasTensorCores, TensorProducts<kDim>, SimtProducts<kDim>>;
-  __shared__ Shared<kDim> shared;
-  const int thread = threadIdx.x;
-  const int64_t first_anchor = static_cast<int64_t>(blockIdx.x) * Sizes::kAnchors;
-  const int k = pass.slot[0].pairs == Pairs::none ? 1 : static_cast<int>(blockIdx.z);
-  load_anchors(p, shared, first_anchor, partial, blockIdx.y == 0 && blockIdx.z == 0);
-  // In shared memory it takes no registers; indexed at run time it would be copied to the stack.
-  if (thread == 0) shared.slot = k == 0 ? pass.slot[0] : pass.slot[1];
-  __syncthreads();
-  if (thread < Sizes::kAnchors) shared.sums[thread] = no_sums(shared.slot.formula);
-  for (int d = thread; d < kDim; d += kThreads) {
-    shared.scale[d] = p.scale != nullptr && d < p.D ? static_cast<float>(p.scale[d]) : 1.0f;
-    shared.shift[d] = p.scale != nullptr && d < p.D ? static_cast<float>(p.shift[d]) : 0.0f;
-  }
-
-  const int64_t count = stored_rows(p.count, p.M), tiles = ceil_div(count, kTile);
-  const int64_t tiles_of_split = ceil_div(tiles, gridDim.y);
-  const int64_t first_row = blockIdx.y * tiles_of_split * kTile;
-  const int64_t end = smaller(first_row + tiles_of_split * kTile, count);
-
-  Products products;
-  for (int64_t begin = first_row; begin < end; begin += kTile) {
-    const int rows = static_cast<int>(smaller(kTile, end - begin));
-    if (thread < kTile) {
-      shared.labels[thread] = thread < rows ? p.bank_labels[begin + thread] : 0;
-      shared.ids[thread] = thread < rows ? row_id(p, begin + thread) : 0;
-    }
-    prefetch_by_block<kThreads>(p.bank + (begin + kTile) * p.D, smaller(kTile, end - begin - kTile) * p.D);
-    __syncthreads();
-    if (shared.slot.pairs == Pairs::positives) {
-      const int at = hidden(thread), x = at % kSide, y = at / kSide;
-      bool match = false;
-      for (int k = y; k < Sizes::kAnchors; k += kSide)
-        for (int j = x; j < rows; j += kSide)
-          match = match || ((shared.anchors[k].state & kRanks) && shared.anchors[k].label == shared.labels[j]);
-      if (!__syncthreads_or(match)) continue;
-    }
-    float dot[Sizes::kSquare][4] = {};
-    Products::similarities(p, shared, first_anchor, begin, rows, wide, dot);
-    const Scored scored = score_tile<kDim>(shared, begin, rows, partial.grad != nullptr, dot);
-    if (scored.rescale) products.rescale(shared.rescale);
-    if (partial.grad != nullptr) products.add(p, shared, begin, scored.rows, wide);
-  }
-
-  __syncthreads();
-  const int64_t slice = (blockIdx.y * partial.slots + k) * p.B;  // [B] of this split and slot
-  if (thread < Sizes::kAnchors && first_anchor + thread < p.B)
-    partial.sums[slice + first_anchor + thread] = shared.sums[thread];
-  if (partial.grad == nullptr) return;
-  products.store(partial.grad + (slice + first_anchor) * p.D, p.B - first_anchor, p.D, wide);
-}
-
-// The smallest of the five sizes that holds D columns.
-int padded_dim(int64_t D) {
-  int dim = 64;
-  while (dim < D) dim *= 2;
-  return dim;
-}
-
-struct Plan {
-  int64_t blocks;  // of anchors
-  int64_t splits;  // of the bank: as many blocks in all as run at once
-};
-
-Plan plan_sweep(int64_t B, int64_t M, int64_t D, int multiprocessors) {
+// As many blocks in all as run at once.
+SweepGrid plan_sweep(int64_t B, int64_t M, int64_t D, int multiprocessors) {
   const int dim = padded_dim(D), anchors = anchors_of_block(dim), resident = multiprocessors * blocks_at_once(dim);
   const int64_t blocks = larger(1, ceil_div(B, anchors));
   return {blocks, larger(1, smaller(resident / blocks, ceil_div(M, kTile)))};
 }
 
-PartialLoss<float> partial_loss(Carver& carve, const Plan& plan, const LossSpec& loss, int64_t B, int64_t D,
+PartialLoss<float> partial_loss(Carver& carve, const SweepGrid& plan, const LossSpec& loss, int64_t B, int64_t D,
                                 bool need_grad) {
   const int64_t slots = slots_of(loss);
   PartialLoss<float> partial = PartialLoss<float>::carve(carve, plan.splits, slots, B);
   if (need_grad && sums_gradients(loss)) partial.grad = carve.take<float>(plan.splits * slots * B * D);
   return partial;
-}
-
-template <int kDim>
-int launch_sweep_of(const MemoryLossParams<float, float>& p, const Pass& pass, const PartialLoss<float>& partial,
-                    const Plan& plan, bool tensor, const Launch& launch) {
-  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
-  const bool wide = p.D % 4 == 0 && aligned(p.z) && aligned(p.bank);
-  const bool both = pass.slot[0].pairs != Pairs::none && pass.slot[1].pairs != Pairs::none;
-  const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.splits), both ? 2 : 1);
-  const auto kernel = tensor && wide ? sweep_kernel<kDim, true> : sweep_kernel<kDim, false>;
-  return run(kernel, grid, kThreads, launch, p, pass, partial, wide);
 }
 
 }  // namespace
@@ -157,23 +57,19 @@ int64_t sweep_workspace(int64_t B, int64_t M, int64_t D, const LossSpec& loss, b
 }
 
 int launch_sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, bool tensor, const Launch& launch) {
-  const Plan plan = plan_sweep(p.B, p.M, p.D, launch.multiprocessors);
+  const SweepGrid plan = plan_sweep(p.B, p.M, p.D, launch.multiprocessors);
   Carver carve(launch.workspace);
   const PartialLoss<float> partial = partial_loss(carve, plan, loss, p.B, p.D, p.grad_z != nullptr);
+  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+  const bool wide = p.D % 4 == 0 && aligned(p.z) && aligned(p.bank);
   const Program program = make_program(loss);
   for (int k = 0; k < program.passes; ++k) {
     const Pass& pass = program.pass[k];
     PartialLoss<float> of_pass = partial;
     if (!pass.gradient) of_pass.grad = nullptr;
     if (k == 0) of_pass.given = nullptr;  // nothing has been written there
-    int error = cudaErrorInvalidValue;
-    switch (padded_dim(p.D)) {
-      case 64: error = launch_sweep_of<64>(p, pass, of_pass, plan, tensor, launch); break;
-      case 128: error = launch_sweep_of<128>(p, pass, of_pass, plan, tensor, launch); break;
-      case 256: error = launch_sweep_of<256>(p, pass, of_pass, plan, tensor, launch); break;
-      case 512: error = launch_sweep_of<512>(p, pass, of_pass, plan, tensor, launch); break;
-      case 1024: error = launch_sweep_of<1024>(p, pass, of_pass, plan, tensor, launch); break;
-    }
+    int error = tensor && wide ? launch_tensor_pass(p, pass, of_pass, plan, launch)
+                               : launch_pass<false>(p, pass, of_pass, plan, wide, launch);
     if (error == cudaSuccess) error = launch_settle(p, loss, k, partial, launch);
     if (error != cudaSuccess) return error;
   }

@@ -43,6 +43,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     begin_kernel(const MemoryLossParams<T, T> p, const Pass pass, bool first, const Workspace<T> w) {
   const int64_t warp = blockIdx.x * kWarps + threadIdx.x / kWarp, warps = gridDim.x * kWarps;
+  if (blockIdx.x == 0 && threadIdx.x == 0) *w.partial.ticket = 0;
   for (int64_t i = warp; i < p.B; i += warps) {
     const uint8_t state = anchor_state(p, i);
     if (threadIdx.x % kWarp != 0) continue;

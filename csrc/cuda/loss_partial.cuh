@@ -13,14 +13,15 @@ constexpr uint8_t kFinite = 2;  // so is every value of it
 template <typename T>
 struct PartialLoss {
   int64_t splits, slots;
-  T* grad;         // [splits, slots, B, D] sum of weight * bank row, or null
-  RowSums* sums;   // [splits, slots, B]
-  T* scale;        // [splits, slots, B] what grad is multiplied by, but for the average over anchors
-  RowSums* total;  // [kSlots, B] over the splits
-  double* factor;  // [kSlots, B] of RowResult
-  T* average;      // [kSlots]
-  T* given;        // [B] to the next pass; null in the first of a sweep
-  uint8_t* state;  // [B]
+  T* grad;            // [splits, slots, B, D] sum of weight * bank row, or null
+  RowSums* sums;      // [splits, slots, B]
+  T* scale;           // [splits, slots, B] what grad is multiplied by, but for the average over anchors
+  RowSums* total;     // [kSlots, B] over the splits
+  RowResult* result;  // [B] of the anchors that rank
+  unsigned* ticket;   // [1] 0 where a pass begins
+  T* average;         // [kSlots]
+  T* given;           // [B] to the next pass; null in the first of a sweep
+  uint8_t* state;     // [B]
 
   // All but the gradient.
   static PartialLoss carve(Carver& carve, int64_t splits, int64_t slots, int64_t B) {
@@ -31,7 +32,8 @@ struct PartialLoss {
     partial.sums = carve.take<RowSums>(splits * slots * B);
     partial.scale = carve.take<T>(splits * slots * B);
     partial.total = carve.take<RowSums>(kSlots * B);
-    partial.factor = carve.take<double>(kSlots * B);
+    partial.result = carve.take<RowResult>(B);
+    partial.ticket = carve.take<unsigned>(1);
     partial.average = carve.take<T>(kSlots);
     partial.given = carve.take<T>(B);
     partial.state = carve.take<uint8_t>(B);

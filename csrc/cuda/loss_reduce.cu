@@ -7,15 +7,15 @@
 //          1 / sum of their counts;  grad_z_i = sum_slot average factor_i sum_split e^(shift_split - shift) grad.  Losses
 //          of extremes gather the two rows instead. 0 for a row that is no anchor, NaN for one that is not finite, so that
 //          whoever looks at gradients only, as a gradient scaler does, sees it
-//   grid   settle_kernel: one block, up to a warp to an anchor; gradient_kernel: up to 8 threads to an element;
-//          gather_kernel: a warp to an anchor
+//   grid   settle_kernel: up to a warp to an anchor; the block that finishes last adds up the anchors. gradient_kernel: up
+//          to 8 threads to an element; gather_kernel: a warp to an anchor
 //   order  fixed by the shapes: the same bits every run
 #include "loss_partial.cuh"
 
 namespace xbn::cuda {
 namespace {
 
-constexpr int kSettleThreads = 512;
+constexpr int kSettleThreads = 256;
 constexpr int kGradientThreads = 256;
 constexpr int kMaxLanes = 8;
 
@@ -37,47 +37,35 @@ __device__ __forceinline__ RowSums group_add(Formula formula, RowSums sums, int 
   return sums;
 }
 
+// What an anchor's slot sums up to, by a group of `width` threads; in all of them. A lane takes every width'th split from
+// `first` on. All threads of a warp call it.
 template <typename T>
-__global__ void __launch_bounds__(kSettleThreads, 1)
-    settle_kernel(const PartialLoss<T> partial, const LossSpec loss, const Settled settled, int64_t B, int width,
-                  T* value_of_all, double* pairs) {
-  const int lane = threadIdx.x % width, group = threadIdx.x / width, groups = kSettleThreads / width;
-  double value[kSlots] = {}, count[kSlots] = {}, anchors = 0, positives = 0, negatives = 0;
-  for (int64_t begin = 0; begin < B; begin += groups) {  // the same number of rounds for all threads: they shuffle
-    const int64_t i = begin + group;
-    const bool ranks = i < B && (partial.state[i] & kRanks);
-    RowSums total[kSlots] = {};
-#pragma unroll
-    for (int slot = 0; slot < kSlots; ++slot) {
-      if (!settled.filled[slot]) continue;
-      RowSums sums = no_sums(settled.formula[slot]);
-      for (int64_t split = ranks ? lane : partial.splits; split < partial.splits; split += width)
-        sums = add(settled.formula[slot], sums, partial.sums[(split * partial.slots + slot) * B + i]);
-      total[slot] = group_add(settled.formula[slot], sums, width);
-    }
-    if (!ranks) continue;
-    if (settled.next != 0) {
-      if (lane == 0) partial.given[i] = static_cast<T>(given_for(loss, settled.next, total));
-      continue;
-    }
-    const RowResult result = finish(loss, total);
-#pragma unroll
-    for (int slot = 0; slot < kSlots; ++slot) {
-      if (slot >= partial.slots) break;
-      for (int64_t split = lane; split < partial.splits; split += width) {
-        const int64_t at = (split * partial.slots + slot) * B + i;
-        partial.scale[at] = static_cast<T>(result.factor[slot] * rescale(partial.sums[at].shift, total[slot].shift));
-      }
-      if (lane != 0) continue;
-      partial.total[slot * B + i] = total[slot];
-      partial.factor[slot * B + i] = result.factor[slot];
-    }
-    if (lane != 0) continue;
-#pragma unroll
-    for (int slot = 0; slot < kSlots; ++slot) value[slot] += result.value[slot], count[slot] += result.count[slot];
-    anchors += 1, positives += result.positives, negatives += result.negatives;
+__device__ __forceinline__ RowSums total_of(const PartialLoss<T>& partial, Formula formula, int slot, int64_t i,
+                                            int64_t B, int64_t first, int width) {
+  const auto of_split = [&](int64_t split) {
+    return split < partial.splits ? partial.sums[(split * partial.slots + slot) * B + i] : no_sums(formula);
+  };
+  RowSums sums = no_sums(formula), next = of_split(first);
+  for (int64_t split = first; split < partial.splits; split += width) {
+    const RowSums here = next;
+    next = of_split(split + width);  // on its way while this one is added
+    sums = add(formula, sums, here);
   }
-  if (settled.next != 0) return;
+  return group_add(formula, sums, width);
+}
+
+// The sums over all anchors, in order: by the last block.
+template <typename T>
+__device__ void finish_all(const PartialLoss<T>& partial, int64_t B, T* value_of_all, double* pairs) {
+  double value[kSlots] = {}, count[kSlots] = {}, anchors = 0, positives = 0, negatives = 0;
+  for (int64_t i = threadIdx.x; i < B; i += kSettleThreads) {
+    if (!(partial.state[i] & kRanks)) continue;
+    const RowResult& result = partial.result[i];
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot)
+      value[slot] += __ldcg(&result.value[slot]), count[slot] += __ldcg(&result.count[slot]);
+    anchors += 1, positives += __ldcg(&result.positives), negatives += __ldcg(&result.negatives);
+  }
   double all = 0;
 #pragma unroll
   for (int k = 0; k < kSlots; ++k) {
@@ -92,6 +80,41 @@ __global__ void __launch_bounds__(kSettleThreads, 1)
   *value_of_all = static_cast<T>(all);
   pairs[0] = positives / (anchors > 1.0 ? anchors : 1.0);
   pairs[1] = negatives / (anchors > 1.0 ? anchors : 1.0);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kSettleThreads, 2)
+    settle_kernel(const PartialLoss<T> partial, const LossSpec loss, const Settled settled, int64_t B, int width,
+                  T* value_of_all, double* pairs) {
+  __shared__ bool last;
+  const int lane = threadIdx.x % width;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * (kSettleThreads / width) + threadIdx.x / width;
+  const bool ranks = i < B && (partial.state[i] & kRanks);
+  RowSums total[kSlots] = {};
+#pragma unroll
+  for (int slot = 0; slot < kSlots; ++slot)
+    if (settled.filled[slot])
+      total[slot] = total_of(partial, settled.formula[slot], slot, i, B, ranks ? lane : partial.splits, width);
+  if (ranks) {
+    if (settled.next != 0) {
+      if (lane == 0) partial.given[i] = static_cast<T>(given_for(loss, settled.next, total));
+    } else {
+      const RowResult result = finish(loss, total);
+#pragma unroll
+      for (int slot = 0; slot < kSlots; ++slot) {
+        if (slot >= partial.slots) break;
+        for (int64_t split = lane; split < partial.splits; split += width) {
+          const int64_t at = (split * partial.slots + slot) * B + i;
+          partial.scale[at] = static_cast<T>(result.factor[slot] * rescale(partial.sums[at].shift, total[slot].shift));
+        }
+        if (lane == 0) partial.total[slot * B + i] = total[slot];
+      }
+      if (lane == 0) partial.result[i] = result;
+    }
+  }
+  if (settled.next != 0 || !is_last_block(partial.ticket, gridDim.x, &last)) return;
+  if (threadIdx.x == 0) *partial.ticket = 0;  // there may be another round
+  finish_all(partial, B, value_of_all, pairs);
 }
 
 template <typename T>
@@ -135,9 +158,9 @@ __global__ void __launch_bounds__(kGradientThreads, 4)
   T factor[kSlots] = {};
 #pragma unroll
   for (int slot = 0; slot < kSlots; ++slot) {
-    if (!(state & kRanks) || partial.factor[slot * p.B + i] == 0) continue;
+    if (!(state & kRanks) || partial.result[i].factor[slot] == 0) continue;
     row[slot] = static_cast<int64_t>(partial.total[slot * p.B + i].value);
-    factor[slot] = static_cast<T>(partial.factor[slot * p.B + i]) * partial.average[0];
+    factor[slot] = static_cast<T>(partial.result[i].factor[slot]) * partial.average[0];
     if (!p.renormalize) continue;
     T square = 0;
     for (int64_t d = lane; d < p.D; d += kWarp) square += row_value(row[slot], d) * row_value(row[slot], d);
@@ -176,8 +199,9 @@ int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, 
   const bool last = k + 1 == program.passes;
   settled.next = last ? 0 : k + 1;
   const int width = power_of_two_up_to(partial.splits, kWarp);
+  const dim3 blocks(static_cast<unsigned>(larger(1, ceil_div(p.B, kSettleThreads / width))));
   const int error =
-      run(settle_kernel<T>, dim3(1), kSettleThreads, launch, partial, loss, settled, p.B, width, p.loss, p.pairs);
+      run(settle_kernel<T>, blocks, kSettleThreads, launch, partial, loss, settled, p.B, width, p.loss, p.pairs);
   if (error != cudaSuccess || !last || p.grad_z == nullptr || p.B == 0) return error;
   if (!sums_gradients(loss)) {
     const dim3 grid(static_cast<unsigned>(ceil_div(p.B, kGradientThreads / kWarp)));

@@ -41,27 +41,28 @@ class TensorProducts {
     const float *z = p.z + first_anchor * p.D, *bank = p.bank + begin * p.D;
     const int anchors_left = static_cast<int>(smaller(kAnchors, p.B - first_anchor));
     const auto load = [&](int k) {
-      const int column = k + Staging::column();
+      const Place here;
+      const int row = here.thread / Staging::kAcross, group = here.thread % Staging::kAcross, column = k + 4 * group;
 #pragma unroll
       for (int q = 0; q < kAnchors / Staging::kStep; ++q) {
-        const int i = Staging::row(q);
-        copy4_async(set(k) + in_row(i, Staging::column() / 4), z + i * D + column, i < anchors_left && column < D);
+        const int i = row + q * Staging::kStep;
+        copy4_async(set(k) + in_row(i, group), z + i * D + column, i < anchors_left && column < D);
       }
 #pragma unroll
       for (int q = 0; q < RowNorms::kLoads; ++q) {
-        const int j = Staging::row(q);
-        copy4_async(set(k) + kAnchors * kDepth + in_row(j, Staging::column() / 4), bank + j * D + column,
-                    j < rows && column < D);
+        const int j = row + q * Staging::kStep;
+        copy4_async(set(k) + kAnchors * kDepth + in_row(j, group), bank + j * D + column, j < rows && column < D);
       }
     };
     RowNorms norms;
     const auto map = [&](int k) {  // what this thread has loaded
+      const Place here;
+      const int row = here.thread / Staging::kAcross, group = here.thread % Staging::kAcross;
       wait_for_copies();
 #pragma unroll
       for (int q = 0; q < RowNorms::kLoads; ++q) {
-        float* four = set(k) + kAnchors * kDepth + in_row(Staging::row(q), Staging::column() / 4);
-        const float4 r =
-            affine4(shared.scale, shared.shift, k + Staging::column(), *reinterpret_cast<const float4*>(four));
+        float* four = set(k) + kAnchors * kDepth + in_row(row + q * Staging::kStep, group);
+        const float4 r = affine4(shared.scale, shared.shift, k + 4 * group, *reinterpret_cast<const float4*>(four));
         norms.add(q, r);
         *reinterpret_cast<float4*>(four) = r;
       }
@@ -108,7 +109,7 @@ class TensorProducts {
     }
     norms.store_inverses(p, shared.inverse_norm);
     __syncthreads();
-    const int thread = kWarp * at.warp + 4 * at.g + at.t, x = thread % kSide, y = thread / kSide;
+    const int x = at.thread % kSide, y = at.thread / kSide;
 #pragma unroll
     for (int i = 0; i < kSquare; ++i) {
       const float4 four = *reinterpret_cast<const float4*>(square + in_square(kSquare * y + i, 4 * x));
@@ -146,7 +147,7 @@ class TensorProducts {
                                       int n, bool /*wide*/) {
     constexpr int kLanes = kChunk / 4, kGroups = kThreads / kLanes;  // threads side by side and below each other
     const Place at;
-    const int thread = kWarp * at.warp + 4 * at.g + at.t, lane = thread % kLanes, group = thread / kLanes;
+    const int lane = at.thread % kLanes, group = at.thread / kLanes;
     const int D = static_cast<int>(p.D);
     // The rows of a product are eight: what is missing must be zero on both sides.
     for (int k = n * kAnchors + threadIdx.x; k < round_up(n) * kAnchors; k += kThreads) shared.weights()[k] = 0;
@@ -223,9 +224,9 @@ class TensorProducts {
   // Of this thread. Taken anew in each phase, in a way that hides it from the compiler: else it works out every address
   // of every phase before the first tile, and has no registers left for them.
   struct Place {
-    int warp, g, t;
+    int thread, warp, g, t;
     __device__ __forceinline__ Place() {
-      const int thread = hidden(static_cast<int>(threadIdx.x));
+      thread = hidden(static_cast<int>(threadIdx.x));
       warp = thread / kWarp, g = thread % kWarp / 4, t = thread % 4;
     }
   };

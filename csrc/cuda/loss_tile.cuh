@@ -51,7 +51,8 @@ struct Shared {
   alignas(16) float products[kOperands + kTile * kAnchors];
   alignas(16) float scale[kDim];
   alignas(16) float shift[kDim];
-  Slot slot;  // of the pass, that this block fills
+  int64_t end;  // of this block's share of the bank
+  Slot slot;    // of the pass, that this block fills
   Anchor<float> anchors[kAnchors];
   RowSums sums[kAnchors];
   float rescale[kAnchors];  // of the gradient so far, as exponents have grown
