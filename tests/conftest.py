@@ -58,6 +58,8 @@ def implementation(request, monkeypatch):
     loss = request.node.callspec.params.get("loss")
     if path in ("tensor", "simt") and getattr(loss, "kind", None) == "triplet_all":
         pytest.skip("goes by the composite way only")
+    if path == "tensor" and request.node.callspec.params.get("D", 4) % 4 != 0:
+        pytest.skip("goes as simt")
     library = "emulated" if name == "emu" else "xbn_ext.ops"
     set_backend = torch.ops.xbn_ext.set_cuda_backend
     module = importlib.import_module(library)  # builds the emulated kernels on first use

@@ -84,6 +84,12 @@ def test_ragged_shapes(B, M, D, ops, device, dtype):
     assert_right(ops, *problem(B, M, D, dtype, device), loss)
 
 
+@pytest.mark.parametrize("D", [4, 36, 100, 128, 200, 256, 500, 512, 900, 1024])
+def test_all_widths(D, ops, device, dtype):
+    """Of the kernels for 64 to 1024 columns, full and not."""
+    assert_right(ops, *problem(70, 150, D, dtype, device), Contrastive(pos_margin=0.9, neg_margin=0.1))
+
+
 @pytest.mark.parametrize("B, D", [(1, 5), (65, 7), (300, 5), (70, 600)])
 @pytest.mark.parametrize("M", [6145, 6144 + 96 + 3, 20011])
 def test_a_split_of_many_tiles(B, M, D, ops, device, dtype):

@@ -113,7 +113,6 @@ __global__ void __launch_bounds__(kSettleThreads, 2)
     }
   }
   if (settled.next != 0 || !is_last_block(partial.ticket, gridDim.x, &last)) return;
-  if (threadIdx.x == 0) *partial.ticket = 0;  // there may be another round
   finish_all(partial, B, value_of_all, pairs);
 }
 
