@@ -32,8 +32,8 @@ def test_ragged_shapes(loss, shape, ops, device, dtype):
 @pytest.mark.parametrize("pending", [True, False], ids=["deferred", "plain"])
 @pytest.mark.parametrize("chosen", [True, False], ids=["anchors", "all"])
 @pytest.mark.parametrize("excluding", ["rows", "ids", None])
-def test_options(loss, renormalize, pending, chosen, excluding, ops, device, dtype):
-    B, M, D = 70, 500, 33
+def test_options(loss, renormalize, pending, chosen, excluding, width, ops, device, dtype):
+    B, M, D = 70, 500, width
     z, labels, bank, bank_labels = problem(B, M, D, dtype, device)
     options = {"renormalize": renormalize}
     if not renormalize:
@@ -66,8 +66,8 @@ def test_16_bit_banks(bank_dtype, loss, implementation, ops, device, dtype):
 
 @every_loss
 @pytest.mark.parametrize("count", [0, 1, 64, 130, 499])
-def test_rows_beyond_the_count_do_not_exist(loss, count, ops, device, dtype):
-    z, labels, bank, bank_labels = problem(70, 500, 33, dtype, device)
+def test_rows_beyond_the_count_do_not_exist(loss, count, width, ops, device, dtype):
+    z, labels, bank, bank_labels = problem(70, 500, width, dtype, device)
     cut = run(ops.memory_loss, z, labels, bank[:count].clone(), bank_labels[:count], loss)
     bank[count:] = torch.nan
     counted = run(ops.memory_loss, z, labels, bank, bank_labels, loss, count=torch.tensor(count, device=device))
@@ -341,8 +341,8 @@ def test_any_parameters_labels_and_skews(loss, shape, classes, skew, dtype, seed
 
 
 @pytest.mark.parametrize("loss", [SupCon, NTXent])
-def test_gradient_of_the_temperature(loss, ops, device, dtype):
-    z, labels, bank, bank_labels = problem(70, 500, 33, dtype, device)
+def test_gradient_of_the_temperature(loss, width, ops, device, dtype):
+    z, labels, bank, bank_labels = problem(70, 500, width, dtype, device)
 
     def run(function, z, bank, temperature):
         temperature = torch.tensor(temperature, dtype=z.dtype, device=device, requires_grad=True)

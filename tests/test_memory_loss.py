@@ -103,8 +103,8 @@ def test_a_split_of_many_tiles(B, M, D, ops, device, dtype):
 @pytest.mark.parametrize("chosen", [True, False], ids=["anchors", "all"])
 @pytest.mark.parametrize("excluding", ["rows", "ids", None])
 @pytest.mark.parametrize("count", [0, 1, 300, 777])
-def test_options(reduction, renormalize, pending, chosen, excluding, count, ops, device, dtype):
-    B, M, D = 130, 777, 33
+def test_options(reduction, renormalize, pending, chosen, excluding, count, width, ops, device, dtype):
+    B, M, D = 130, 777, width
     z, labels, bank, bank_labels = problem(B, M, D, dtype, device)
     options = {"renormalize": renormalize, "count": torch.tensor(count, device=device)}
     if pending:

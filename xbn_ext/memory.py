@@ -251,11 +251,10 @@ class CrossBatchMemory(nn.Module):
         if ids is not None:
             own_ids = -1 if own_slots is None else -2 - own_slots  # as enqueue_ has it; -1, none, if not stored
             exclude = torch.where(ids >= 0, ids, own_ids)
-        value = z.new_zeros(())
+        values = []
         if self.batch_weight != 0:
-            value = value + self.batch_weight * batch_loss(
-                z, labels, self.loss, ids=ids, anchors=anchors, renormalize=self.renormalize, eps=self.eps
-            )
+            own = batch_loss(z, labels, self.loss, ids=ids, anchors=anchors, renormalize=self.renormalize, eps=self.eps)
+            values.append(_weighted(own, self.batch_weight))
         if self.memory_weight != 0:
             # No rows are visible while warming up: decided on the device, so nothing waits.
             ranked = torch.where(self.step < self.warmup_steps, 0, self.count) if self.warmup_steps else self.count
@@ -273,10 +272,10 @@ class CrossBatchMemory(nn.Module):
                     z, labels, self.bank, self.bank_labels, self.loss, count=ranked, scale=self.scale, shift=self.shift,
                     **options,
                 )  # fmt: skip
-            value = value + self.memory_weight * memory_value
+            values.append(_weighted(memory_value, self.memory_weight))
             if self.training:
                 self.pairs.copy_(pairs)
-        return value
+        return sum(values[1:], values[0]) if values else z.new_zeros(())
 
     @torch.no_grad()
     def stats(self) -> dict[str, Tensor]:
@@ -450,6 +449,10 @@ class CrossBatchMemory(nn.Module):
             f"{self.loss}, embedding_size={self.embedding_size}, memory_size={self.memory_size}, "
             f"drift={self.drift!r}, update={self.update!r}, enqueue={self.enqueue!r}, bank_dtype={self.bank.dtype}"
         )
+
+
+def _weighted(value: Tensor, weight: float) -> Tensor:
+    return value if weight == 1 else weight * value  # an operation less where a small step is many of them
 
 
 def _whole(name: str, value: Any, least: int) -> int:

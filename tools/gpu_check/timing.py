@@ -30,6 +30,7 @@ SMALL = [(4, 70, 16), (8, 130, 33)]
 CLASSES = 11_318
 COLD_BYTES = 512e6  # banks of a sample together: ten times the second-level cache of an H100
 BATCH_NEG_MARGIN = 0.5
+POS_MARGIN = 0.9  # of a step
 LOSS_WAYS = ["tensor", "simt", "composite", "composite tf32", "torch", "torch tf32"]
 BACKENDS: list[Backend] = ["simt", "tensor", "composite"]
 BANK_KERNELS = ["transform_", "standardize_", "track_", "enqueue_"]
@@ -221,9 +222,12 @@ def _standardized(m: CrossBatchMemory) -> Call:
 
 
 def _step(way: str, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, neg_margin: float) -> Call:
+    """Every step stores the same batch, so that the bank fills with copies of it. They are within the positive margin:
+    else they would be active, a tile full of them in the block that has the newest rows, as in no training."""
+    loss = Contrastive(POS_MARGIN, neg_margin)
     if way.startswith("xbn_ext"):
         criterion = CrossBatchMemory(
-            Contrastive(neg_margin=neg_margin), bank.shape[1], len(bank), process_noise=PROCESS_NOISE,
+            loss, bank.shape[1], len(bank), process_noise=PROCESS_NOISE,
             measurement_noise=MEASUREMENT_NOISE, update="deferred" if "deferred" in way else "inplace",
         ).to(bank.device)  # fmt: skip
         criterion.fill_from([(bank, bank_labels)])
@@ -234,5 +238,5 @@ def _step(way: str, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor
 
         return step
     kind = {"eager": Eager, "eager-tuned": TorchMemory, "compile": Compiled}
-    memory = kind[way.split()[0]](bank, bank_labels, Contrastive(neg_margin=neg_margin))
+    memory = kind[way.split()[0]](bank, bank_labels, loss)
     return lambda: memory.step(x, labels)

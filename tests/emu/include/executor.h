@@ -86,20 +86,23 @@ struct Meeting {
   Place place;
 };
 
-// What the lanes of a warp bring to a product of matrices.
-struct Operands {
-  float a[16][8], b[8][8];
+// A product of matrices: what the lanes of a warp bring to it, and what they get.
+using Row = float __attribute__((vector_size(32)));
+struct Product {
+  float a[16][8];
+  Row b[8], c[16];
+  unsigned done;  // the number of the product that c is the result of
 };
 
 // Sets of lanes are bit masks.
 struct Warp {
   // A meeting lives in the entry of the lane that came first, which cannot be at two meetings.
   Meeting meetings[kLanes];
-  unsigned open;         // the entries in use
-  unsigned live;         // lanes that have not returned,
-  unsigned ready;        // that can go on,
-  unsigned at_barrier;   // and that wait at the block's barrier
-  Operands operands[2];  // of a product and of the next, which a lane may come to while others compute this one
+  unsigned open;        // the entries in use
+  unsigned live;        // lanes that have not returned,
+  unsigned ready;       // that can go on,
+  unsigned at_barrier;  // and that wait at the block's barrier
+  Product products[2];  // one and the next, which a lane may come to while others still have to take their part of this
 };
 
 struct Barrier {
@@ -200,17 +203,20 @@ class Executor {
   // The tensor cores' c += a b, m16n8k8: by all lanes of a warp; of a and b the first 19 bits count. Orders no memory.
   EMU_UNINSTRUMENTED void multiply(float (&c)[4], const float (&a)[4], const float (&b)[2], Place place) {
     Thread& self = *current_;
-    Operands& all = warps_[self.warp].operands[self.products++ % 2];
-    const unsigned g = self.lane / 4, t = self.lane % 4;
-    for (unsigned e = 0; e < 4; ++e) all.a[g + e % 2 * 8][t + e / 2 * 4] = cut_off(a[e]);
+    const unsigned number = ++self.products, g = self.lane / 4, t = self.lane % 4;
+    Product& all = warps_[self.warp].products[number % 2];
+    for (unsigned e = 0; e < 4; ++e) {
+      all.a[g + e % 2 * 8][t + e / 2 * 4] = cut_off(a[e]);
+      all.c[g + e / 2 * 8][2 * t + e % 2] = c[e];
+    }
     for (unsigned e = 0; e < 2; ++e) all.b[t + e * 4][g] = cut_off(b[e]);
     meet_warp(WarpOp::kBallot, ~0u, 0, 0, place);
-    for (unsigned e = 0; e < 4; ++e) {
-      const float* const row = all.a[g + e / 2 * 8];
-      float sum = c[e];
-      for (unsigned k = 0; k < 8; ++k) sum += row[k] * all.b[k][2 * t + e % 2];
-      c[e] = sum;
+    if (all.done != number) {  // the first to go on
+      for (unsigned i = 0; i < 16; ++i)
+        for (unsigned k = 0; k < 8; ++k) all.c[i] += all.a[i][k] * all.b[k];
+      all.done = number;
     }
+    for (unsigned e = 0; e < 4; ++e) c[e] = all.c[g + e / 2 * 8][2 * t + e % 2];
   }
 
   EMU_UNINSTRUMENTED unsigned lane() const { return current_->lane; }
@@ -271,6 +277,7 @@ class Executor {
     for (unsigned w = 0; w * kLanes < n; ++w) {
       const unsigned lanes = n - w * kLanes < kLanes ? (1u << (n - w * kLanes)) - 1 : ~0u;
       warps_[w].open = warps_[w].at_barrier = warps_[w].ready = 0;
+      for (Product& product : warps_[w].products) product.done = 0;
       warps_[w].live = lanes;
       make_ready(w, lanes);
     }
