@@ -3,10 +3,9 @@
 import pytest
 import state
 import torch
+from shapes import SIZES
 
 from xbn_ext import reference
-
-SIZES = [1, 7, 63, 64, 65, 257]
 
 
 def enqueue(module, m, z, labels, mask=None, **more):
@@ -37,8 +36,8 @@ def same(ops, m, z, labels, mask=None):
     return slots
 
 
-@pytest.mark.parametrize("B", SIZES)
-@pytest.mark.parametrize("M", SIZES)
+@pytest.mark.parametrize("B", SIZES[:-1])
+@pytest.mark.parametrize("M", SIZES[:-1])
 @pytest.mark.parametrize("fill", [0, 0.6, 1], ids=["empty", "partial", "full"])
 @pytest.mark.parametrize("bank_dtype", [torch.float32, torch.float64], ids=["bank-f32", "bank-f64"])
 def test_ragged_shapes_and_wrap_around(B, M, fill, bank_dtype, ops, device, dtype):

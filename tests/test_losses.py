@@ -10,19 +10,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_cases import LOSSES, assert_right, problem, run, run_with_pairs
+from shapes import PAIRS, name
 
 from xbn_ext import Circle, Contrastive, CrossBatchMemory, MultiSimilarity, NTXent, SupCon, Triplet, reference
 from xbn_ext import ops as cpu_ops
-
-SIZES = [1, 7, 63, 64, 65, 257, 1000]
-# Every pair of sizes in every two places: a Latin square, with the largest two beside the smallest.
-SHAPES = [(SIZES[i], SIZES[j], SIZES[(5 - i - j) % 7]) for i in range(7) for j in range(7)]
 
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
 
 @every_loss
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape)))
+@pytest.mark.parametrize("shape", PAIRS, ids=name)
 def test_ragged_shapes(loss, shape, ops, device, dtype):
     assert_right(ops, *problem(*shape, dtype, device), loss)
 

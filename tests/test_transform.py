@@ -3,12 +3,11 @@
 import pytest
 import state
 import torch
+from shapes import SIZES
 
 from xbn_ext import ops as cpu_ops
 from xbn_ext import reference
 from xbn_ext.testing import assert_within_budget
-
-SIZES = [1, 7, 63, 64, 65, 257, 1000]
 
 
 def transform(module, m):

@@ -24,13 +24,13 @@ struct Sizes {
   int64_t B, M, D;
 };
 
-int compared = 0;  // losses, with their gradients
+// How a round updates the memory, and the loss that it ends with.
+struct Choice {
+  bool in_place;  // the rows are transformed; else they keep a map that is pending
+  LossSpec loss;
+};
 
-// What is left out of a round of a large shape, which takes up to a minute as it is: losses that go through the memory
-// several times, one of the two sweeps, and races within a warp. Every pair of sizes is in a shape that is not.
-bool is_large(const Sizes& n) { return n.B * n.M * n.D > 1'000'000; }
-// And the loss without its gradient, unless a shape is small. Every size is in every place of one that is.
-bool is_small(const Sizes& n) { return n.B * n.M * n.D <= 100'000; }
+int compared = 0;  // losses, with and without their gradients
 
 const Cpu kCpu{cpu_isa(), [](int64_t units, const std::function<void(int64_t)>& unit) {
                  for (int64_t i = 0; i < units; ++i) unit(i);
@@ -163,7 +163,10 @@ void composite(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
   cuda::Composite<T> c = cuda::plan_composite<T>(p.B, p.M, p.D, loss);
   c.chunk = 64 * ((p.M + 255) / 256);  // at most four chunks; planned, one would hold all of these small banks
   c.chunks = (p.M + c.chunk - 1) / c.chunk;
-  if (c.thresholds > 16 && up_to(3) == 0) c.thresholds = 16, c.rounds = (p.M + 15) / 16;
+  if (c.thresholds > 16 && up_to(3) == 0) {  // some rounds
+    c.thresholds = std::max<int64_t>(16, (p.M + 3) / 4);
+    c.rounds = (p.M + c.thresholds - 1) / c.thresholds;
+  }
   Exactly<T> rows(c.chunk * p.D), s(c.slots * p.B * c.chunk), grad(c.slots * p.B * p.D);
   c.rows = rows, c.s = s;
   if (sums_gradients(loss) && p.grad_z != nullptr) c.grad = grad;
@@ -189,9 +192,9 @@ void composite(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
   });
 }
 
-// All ops in a row on a memory of random shape and fill. False: the loss could not be compared.
+// All ops in a row on a memory of random fill. False: the loss could not be compared.
 template <typename T, typename S>
-bool one_round(const Sizes& n) {
+bool one_round(const Sizes& n, const Choice& choice) {
   const double unit = std::max<double>(std::numeric_limits<T>::epsilon(), std::numeric_limits<S>::epsilon());
   const double rewritten = std::max(10000 * unit, 1e-9);  // in double, what the moments differ by decides
   Exactly<T> z = normal<T>(n.B * n.D);
@@ -209,19 +212,20 @@ bool one_round(const Sizes& n) {
   const MomentsParams<T> m{z, maybe_chosen, n.B, n.D, mean, std, rows};
   const MomentsParams<double> m64{z64, maybe_chosen, n.B, n.D, mean64, std64, rows64};
   moments(m64, kCpu);
-  if (up_to(1)) {
-    launch(cuda::moments_workspace(n.B, n.D), [&](const cuda::Launch& at) { return cuda::launch_moments(m, at); });
-  } else {
-    track(track_params(m64, truth));
-    launch(cuda::moments_workspace(n.B, n.D),
-           [&](const cuda::Launch& at) { return cuda::launch_track(m, track_params(m, ours), at); });
-  }
-  close("mean", difference(mean, mean64), 1e-11, n);
-  close("std", difference(std, std64), 1e-11, n);
-  require(*rows == *rows64, "rows", n.B, n.M, n.D);
+  const auto same_moments = [&] {
+    close("mean", difference(mean, mean64), 1e-11, n);
+    close("std", difference(std, std64), 1e-11, n);
+    require(*rows == *rows64, "rows", n.B, n.M, n.D);
+  };
+  launch(cuda::moments_workspace(n.B, n.D), [&](const cuda::Launch& at) { return cuda::launch_moments(m, at); });
+  same_moments();
+  track(track_params(m64, truth));
+  launch(cuda::moments_workspace(n.B, n.D),
+         [&](const cuda::Launch& at) { return cuda::launch_track(m, track_params(m, ours), at); });
+  same_moments();
   same("track", ours, truth, 1e-9, n);
 
-  if (up_to(1)) {
+  if (choice.in_place) {
     double terms = 1;  // scale * row and shift may be far larger than their sum
     for (int64_t d = 0; d < n.D; ++d) terms = std::max(terms, std::fabs(truth.shift[d]));
     transform(TransformParams<double>{truth.bank, truth.sums, truth.scale, truth.shift, truth.count, n.M, n.D}, kCpu);
@@ -258,22 +262,20 @@ bool one_round(const Sizes& n) {
 
   // From here on the truth starts from the very numbers that the kernels see.
   truth = ours.template as<double>();
-  const bool pending = up_to(1) == 1;
   MemoryLossParams<T, S> options{};
   options.anchors = sometimes(chosen);
   options.exclude = sometimes(slots);
   if (up_to(1)) options.bank_ids = ours.ids, options.exclude = ids;
   options.renormalize = up_to(1) == 1;
   options.eps = 1e-6;
-  if (pending) options.scale = ours.scale, options.shift = ours.shift;
+  if (!choice.in_place) options.scale = ours.scale, options.shift = ours.shift;
   MemoryLossParams<double, double> options64{};
   options64.anchors = options.anchors, options64.exclude = options.exclude, options64.bank_ids = options.bank_ids,
   options64.renormalize = options.renormalize;
   options64.eps = options.eps, options64.scale = options.scale;
   options64.shift = options.shift;
   const Exactly<double> value64(1), grad64(n.B * n.D), pairs64(2);
-  LossSpec loss = random_loss();
-  while (is_large(n) && make_program(loss).passes > 1) loss = random_loss();
+  const LossSpec& loss = choice.loss;
   const MemoryLossParams<double, double> p64 = loss_params(z64, y, truth, n, options64, value64, grad64, pairs64);
   memory_loss(p64, loss, kCpu);
   // A comparison decides whether a pair counts, or which is the hardest: where a touch of the anchors decides otherwise,
@@ -295,17 +297,15 @@ bool one_round(const Sizes& n) {
     close(what, difference(value, value64, 1), tolerance, n);
     close(what, difference(grad, grad64, 1e-3), tolerance, n);
     close(what, difference(pairs, pairs64, 1), 1e-12, n);
-    compared += 1;
-    if (!is_small(n)) return;
     auto no_grad = loss_params(z, y, ours, n, options, value, grad, pairs);
     no_grad.grad_z = nullptr;
     run(no_grad);
     close(what, difference(value, value64, 1), tolerance, n);
+    compared += 1;
   };
   if constexpr (std::is_same_v<T, float> && std::is_same_v<S, float>) {
-    const bool left_out = up_to(1) == 1;  // of a large shape
     for (const bool tensor : {true, false})
-      if (!goes_in_rounds(loss) && !(is_large(n) && tensor == left_out))
+      if (!goes_in_rounds(loss))
         check(tensor ? "tensor" : "simt", [&](const auto& p) {
           launch(cuda::sweep_workspace(n.B, n.M, n.D, loss, p.grad_z != nullptr, emu::settings().multiprocessors),
                  [&](const cuda::Launch& at) { return cuda::launch_sweep(p, loss, tensor, at); });
@@ -317,15 +317,13 @@ bool one_round(const Sizes& n) {
 
 }  // namespace
 
-// fuzz PART PARTS ROUNDS SIZE…: as many rounds of random shapes, then every PARTS'th, from the PART'th on (which is 0 for
-// the first), of the shapes that can be made of the sizes.
+// fuzz SEED ROUNDS B,M,D…: as many rounds of random shapes, then each shape in place and deferred, with a loss that goes
+// by all ways and with the one that goes by the composite way only.
 int main(int argc, char** argv) {
-  if (argc < 4) return std::fputs("usage: fuzz PART PARTS ROUNDS SIZE...\n", stderr), 2;
-  const int part = std::atoi(argv[1]), parts = std::atoi(argv[2]), rounds = std::atoi(argv[3]);
-  std::vector<int64_t> sizes;
-  for (int k = 4; k < argc; ++k) sizes.push_back(std::atoi(argv[k]));
-  generator.seed(static_cast<std::uint64_t>(part + 1));
-  int round = 0, shapes = 0;
+  if (argc < 3) return std::fputs("usage: fuzz SEED ROUNDS B,M,D...\n", stderr), 2;
+  generator.seed(std::strtoull(argv[1], nullptr, 10));
+  const int rounds = std::atoi(argv[2]);
+  int round = 0;
   const auto vary = [&] {
     emu::settings().seed = static_cast<std::uint64_t>(round++);  // the first in order of index
     emu::settings().multiprocessors = static_cast<int>(1 + up_to(5));
@@ -338,21 +336,24 @@ int main(int argc, char** argv) {
     if (kind % 8 == 7) n = {1 + up_to(6), 1 + up_to(70), 257 + up_to(767)};          // the wide kernels
     if (kind % 4 == 2) emu::settings().multiprocessors = 1, n.M = 130 + up_to(130);  // blocks of several tiles
     if (up_to(2) == 0) n.D = (n.D + 3) / 4 * 4;                                      // 16-byte accesses
-    one_round<float, float>(n);
-    if (kind % 4 == 0) one_round<double, double>(n);
-    if (kind % 4 == 1) one_round<float, double>(n);
-    if (kind % 4 == 2) one_round<double, float>(n);
+    const Choice choice{up_to(1) == 1, random_loss()};
+    one_round<float, float>(n, choice);
+    if (kind % 4 == 0) one_round<double, double>(n, choice);
+    if (kind % 4 == 1) one_round<float, double>(n, choice);
+    if (kind % 4 == 2) one_round<double, float>(n, choice);
   }
-  int shape = 0;
-  for (const int64_t B : sizes)
-    for (const int64_t M : sizes)
-      for (const int64_t D : sizes) {
-        if (shape++ % parts != part) continue;
-        const Sizes n{B, M, D};
-        emu::settings().identities_of_warp = is_large(n) ? 1 : 4;
-        do vary();
-        while (!one_round<float, float>(n));
-        ++shapes;
+  int shapes = 0;
+  for (; shapes < argc - 3; ++shapes) {
+    long long B, M, D;
+    if (std::sscanf(argv[3 + shapes], "%lld,%lld,%lld", &B, &M, &D) != 3) return 2;
+    emu::settings().identities_of_warp = 4;
+    for (const bool in_place : {true, false})
+      for (const bool all_ways : {true, false}) {
+        LossSpec loss;
+        do vary(), loss = random_loss();
+        while (goes_in_rounds(loss) == all_ways);
+        while (!one_round<float, float>({B, M, D}, {in_place, loss})) vary();
       }
+  }
   std::printf("%d rounds, %d shapes, %d losses compared\n", rounds, shapes, compared);
 }

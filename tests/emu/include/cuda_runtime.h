@@ -122,7 +122,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   };
   const Call call{kernel, {std::forward<Arguments>(arguments)...}};
   emu::executor.launch(grid, block,
-                       {[](const void* data) {
+                       {reinterpret_cast<const void*>(kernel),
+                        [](const void* data) {
                           const Call& call = *static_cast<const Call*>(data);
                           std::apply(call.kernel, call.arguments);
                         },

@@ -38,6 +38,7 @@ using Place = std::source_location;
 
 // A kernel with its arguments.
 struct Kernel {
+  const void* function;
   void (*run)(const void* arguments);
   const void* arguments;
 };
@@ -128,6 +129,7 @@ class Executor {
     random_ = RandomNumbers(settings().seed);
     provide_threads(blocks);
     if (!shared_memory_) shared_memory_.emplace();
+    shared_memory_->belongs_to(kernel.function);
 
     release(&launch_begin_);
     by_all(&acquire, &launch_begin_);

@@ -2,7 +2,8 @@
 //
 // They are static variables with the attribute noinit, which puts them in ELF sections named .noinit or .noinit.*. (The
 // attribute section does not reach the static variables of templates in g++ 12.) The linker defines no symbols for the
-// ends of sections with such names, so that they are looked up in the headers of the file itself.
+// ends of sections with such names, so that they are looked up in the file itself: the variables in its symbol table, by
+// whose names they are a function's; in its headers the whole sections, should the file have no such table.
 #pragma once
 #include <elf.h>
 #include <link.h>
@@ -12,6 +13,7 @@
 #include <fstream>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "happens_before.h"
@@ -32,30 +34,68 @@ class SharedMemory {
     };
     ElfW(Ehdr) header;
     read(0, &header, sizeof header);
-    std::vector<ElfW(Shdr)> sections(header.e_shnum);
-    read(header.e_shoff, sections.data(), sections.size() * sizeof(ElfW(Shdr)));
-    std::vector<char> names(sections.at(header.e_shstrndx).sh_size);
-    read(sections[header.e_shstrndx].sh_offset, names.data(), names.size());
+    const auto read_all = [&]<class T>(std::vector<T> all, std::uint64_t offset) {
+      read(offset, all.data(), all.size() * sizeof(T));
+      return all;
+    };
+    const auto sections = read_all(std::vector<ElfW(Shdr)>(header.e_shnum), header.e_shoff);
+    const auto contents = [&]<class T>(const ElfW(Shdr) & section, T) {
+      return read_all(std::vector<T>(section.sh_size / sizeof(T)), section.sh_offset);
+    };
+    const auto section_names = contents(sections.at(header.e_shstrndx), char{});
     for (const ElfW(Shdr) & section : sections) {
-      const char* name = names.data() + section.sh_name;
+      const char* name = section_names.data() + section.sh_name;
       if (std::strcmp(name, ".noinit") != 0 && std::strncmp(name, ".noinit.", 8) != 0) continue;
-      ranges_.push_back({reinterpret_cast<char*>(load_address + section.sh_addr), section.sh_size});
+      variables_.push_back({reinterpret_cast<char*>(load_address + section.sh_addr), section.sh_size, "", nullptr});
     }
+    const std::vector<Variable> whole_sections = variables_;
+    for (const ElfW(Shdr) & section : sections) {
+      if (section.sh_type != SHT_SYMTAB) continue;
+      variables_.clear();
+      const auto names = contents(sections.at(section.sh_link), char{});
+      for (const ElfW(Sym) & symbol : contents(section, ElfW(Sym){})) {
+        char* const address = reinterpret_cast<char*>(load_address + symbol.st_value);
+        const char* name = names.data() + symbol.st_name;
+        if (ELF64_ST_TYPE(symbol.st_info) == STT_FUNC) functions_[address] = name;
+        for (const Variable& whole : whole_sections)
+          if (ELF64_ST_TYPE(symbol.st_info) == STT_OBJECT && address >= whole.begin &&
+              address < whole.begin + whole.bytes)
+            variables_.push_back({address, symbol.st_size, name, nullptr});
+      }
+    }
+  }
+
+  // From here on renew() is for the blocks of this kernel. Of a variable that no kernel so far owns, it may be a function
+  // that they all call.
+  void belongs_to(const void* kernel) {
+    const auto function = functions_.find(kernel);
+    if (function != functions_.end()) {  // _Zf, whose variables are called _ZZfE…
+      const std::string prefix = "_Z" + function->second.substr(1) + "E";
+      for (Variable& variable : variables_)
+        if (variable.name.compare(0, prefix.size(), prefix) == 0) variable.owner = kernel;
+      functions_.erase(function);
+    }
+    kernel_ = kernel;
   }
 
   // As good as new for the next block. Contents left uninitialised show: all bits set is NaN, or -1. In assembly,
   // because the fill is no access by the program, nor may it stop at AddressSanitizer's redzones between the variables.
   void renew() const {
-    for (auto [begin, bytes] : ranges_) {
+    for (const Variable& variable : variables_) {
+      if (variable.owner != nullptr && variable.owner != kernel_) continue;
+      char* begin = variable.begin;
+      std::size_t bytes = variable.bytes;
       forget(begin, bytes);
       asm volatile("rep stosb" : "+D"(begin), "+c"(bytes) : "a"(0xff) : "memory");
     }
   }
 
  private:
-  struct Range {
+  struct Variable {
     char* begin;
     std::size_t bytes;
+    std::string name;   // mangled
+    const void* owner;  // the kernel that it is declared in, if that has been launched
   };
   struct Object {
     std::string path;
@@ -82,7 +122,10 @@ class SharedMemory {
     return found;
   }
 
-  std::vector<Range> ranges_;
+  std::vector<Variable> variables_;
+  std::unordered_map<const void*, std::string>
+      functions_;  // mangled names, but for the kernels that have been launched
+  const void* kernel_ = nullptr;
 };
 
 }  // namespace emu
