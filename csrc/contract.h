@@ -219,6 +219,18 @@ inline void check_transform_memory_loss(const Tensor& bank, const Tensor& sums, 
   if (ranked) Contract(op, bank).counter("ranked", *ranked);
 }
 
+inline void check_batch_loss(const Tensor& dots, const Tensor& labels, const OptionalTensor& ids,
+                             const OptionalTensor& anchors, double eps) {
+  const Contract c("batch_loss", dots);
+  c.floating("dots", dots);
+  const int64_t B = labels.dim() == 1 ? labels.size(0) : dots.size(0);
+  c.shape("dots", dots, "[B, B]", {B, B});
+  c.labels("labels", labels, "[B]", B);
+  if (ids) c.labels("ids", *ids, "[B]", B);
+  c.rows_mask("anchors", anchors, B);
+  check_eps("batch_loss", eps);
+}
+
 inline void check_peak_fma(int64_t threads, int64_t rounds) {
   check(threads >= 1, "_peak_fma: threads must be at least 1, got ", threads);
   check(rounds >= 1, "_peak_fma: rounds must be at least 1, got ", rounds);

@@ -217,6 +217,20 @@ XBN_FORMULA double given_for(const LossSpec& loss, int next, const RowSums (&sum
   return (sums[0].shift + loss.b * loss.c) / loss.b + loss.mining;  // positives below the hardest negative, nearly
 }
 
+// The loss, from the parts of the anchors.
+struct LossSum {
+  double value[kSlots] = {0, 0}, count[kSlots] = {0, 0};
+
+  void add(const RowResult& anchor) {
+    for (int group = 0; group < kSlots; ++group)
+      value[group] += anchor.value[group], count[group] += anchor.count[group];
+  }
+  double average(int group) const {
+    return 1 / (count[group] > 1 ? count[group] : 1.0);
+  }  // what sums are multiplied by
+  double loss() const { return average(0) * value[0] + average(1) * value[1]; }
+};
+
 // How many slots have sums, and whether gradients are sums at all: those of extremes are gathered from two rows.
 inline int slots_of(const LossSpec& loss) { return loss.kind == LossKind::contrastive && loss.mean ? 1 : 2; }
 inline bool sums_gradients(const LossSpec& loss) { return loss.kind != LossKind::triplet; }

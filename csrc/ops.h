@@ -280,6 +280,35 @@ struct Ops {
     return {r.value, r.grad_z, r.pairs};
   }
 
+  static std::tuple<Tensor, Tensor> batch_loss(const Tensor& dots, const Tensor& labels, const OptionalTensor& ids,
+                                               const OptionalTensor& anchors, const std::string& loss,
+                                               const std::vector<double>& parameters, bool renormalize, double eps,
+                                               bool need_grad) {
+    check_batch_loss(dots, labels, ids, anchors, eps);
+    const LossSpec spec = parse_loss(loss, parameters);
+    const Tensor dense_dots = as_dense(dots), dense_labels = as_dense(labels);
+    const Dense dense_ids(ids), dense_anchors(anchors);
+    const int64_t B = dots.size(0);
+    const Tensor value = torch::stable::new_empty(dense_dots, {});
+    const Tensor grad_dots = torch::stable::new_empty(dense_dots, {need_grad ? B : 0, B});
+    const Device device("batch_loss", dense_dots);
+    dispatch(dots, [&](auto type) {
+      using T = typename decltype(type)::type;
+      BatchLossParams<T> p;
+      p.dots = dense_dots.const_data_ptr<T>();
+      p.labels = dense_labels.const_data_ptr<int64_t>();
+      p.ids = dense_ids.template data<int64_t>();
+      p.anchors = dense_anchors.template data<bool>();
+      p.B = B;
+      p.renormalize = renormalize;
+      p.eps = eps;
+      p.loss = value.mutable_data_ptr<T>();
+      p.grad_dots = need_grad ? grad_dots.mutable_data_ptr<T>() : nullptr;
+      device.batch_loss(p, spec);
+    });
+    return {value, grad_dots};
+  }
+
  private:
   template <typename S>
   static TransformParams<S> transform_params(const Tensor& bank, const Tensor& sums, const Tensor& scale,
@@ -304,6 +333,7 @@ struct Ops {
     m.impl("enqueue_", TORCH_BOX(&xbn::Ops<Device>::enqueue));                             \
     m.impl("memory_loss", TORCH_BOX(&xbn::Ops<Device>::memory_loss));                      \
     m.impl("transform_memory_loss_", TORCH_BOX(&xbn::Ops<Device>::transform_memory_loss)); \
+    m.impl("batch_loss", TORCH_BOX(&xbn::Ops<Device>::batch_loss));                        \
   } while (false)
 
 }  // namespace xbn

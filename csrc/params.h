@@ -100,4 +100,17 @@ struct MemoryLossParams {
   double* pairs;               // [2] out, positives and negatives of an anchor that have a weight, on average
 };
 
+template <typename T>
+struct BatchLossParams {
+  const T* dots;          // [B, B] of each anchor with every row of its own batch
+  const int64_t* labels;  // [B]
+  const int64_t* ids;     // [B] of samples, or null: rows of the same one (>= 0) are no pair
+  const bool* anchors;    // [B] rows that rank, or null for all of them
+  int64_t B;              //
+  bool renormalize;       // divide a row by max(norm, eps): its norm is the root of its product with itself
+  double eps;             //
+  T* loss;                // [1] out
+  T* grad_dots;           // [B, B] out, or null
+};
+
 }  // namespace xbn

@@ -8,6 +8,8 @@
 //   enqueue_     rows of z, their labels, ids and the step enter the ring -> slots [B], -1 where a row was not stored
 //   memory_loss  z against the bank -> loss [], dLoss/dz [B, D] ([0, D] unless need_grad), pairs [2] per anchor
 //   transform_memory_loss_   the two in turn or, where that is free of races, in one sweep
+//   batch_loss   z against the other rows of its batch, from dots [B, B] = z z^T -> loss [], dLoss/ddots [B, B]
+//                ([0, B] unless need_grad)
 //
 // A bank row u stands for scale * u + shift. Statistics are float64, counters int64 scalars, all on the device
 // of the bank. xbn_ext/ops.py documents the arguments; xbn_ext/reference.py says what they compute.
@@ -40,6 +42,9 @@ STABLE_TORCH_LIBRARY(XBN_LIBRARY, m) {
       "Tensor z, Tensor labels, Tensor bank_labels, Tensor? ranked, Tensor? bank_ids, Tensor? exclude, "
       "Tensor? anchors, str loss, float[] parameters, bool renormalize, float eps, bool need_grad) -> "
       "(Tensor loss, Tensor grad_z, Tensor pairs)");
+  m.def(
+      "batch_loss(Tensor dots, Tensor labels, Tensor? ids, Tensor? anchors, str loss, float[] parameters, "
+      "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_dots)");
   m.def("cpu_isa() -> str");
   m.def("cuda_architectures() -> str");        // that the build has kernels for; "" without nvcc
   m.def("set_cuda_backend(str name) -> str");  // auto, simt or composite; returns what was set before

@@ -180,7 +180,8 @@ def test_backend_is_set_back():
 
 
 def test_kernels_are_registered_for_cuda():
-    for op in ("moments", "track_", "transform_", "standardize_", "enqueue_", "memory_loss", "transform_memory_loss_"):
+    for op in ("moments", "track_", "transform_", "standardize_", "enqueue_", "memory_loss", "transform_memory_loss_",
+               "batch_loss"):  # fmt: skip
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"xbn_ext::{op}", "CUDA")
 
 

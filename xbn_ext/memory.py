@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from . import ops
 from .filter import Drift, make_filter
 from .losses import PairLoss, at_temperature
-from .reference import batch_loss
 
 
 class CrossBatchMemory(nn.Module):
@@ -253,7 +252,9 @@ class CrossBatchMemory(nn.Module):
             exclude = torch.where(ids >= 0, ids, own_ids)
         values = []
         if self.batch_weight != 0:
-            own = batch_loss(z, labels, self.loss, ids=ids, anchors=anchors, renormalize=self.renormalize, eps=self.eps)
+            own = ops.batch_loss(
+                z, labels, self.loss, ids=ids, anchors=anchors, renormalize=self.renormalize, eps=self.eps
+            )
             values.append(_weighted(own, self.batch_weight))
         if self.memory_weight != 0:
             # No rows are visible while warming up: decided on the device, so nothing waits.

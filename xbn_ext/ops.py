@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -229,7 +230,7 @@ def memory_loss_and_pairs(
 
 def _needs_grad(z: Tensor) -> bool:
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(z).tangent is not None:
-        raise RuntimeError("xbn_ext.memory_loss has no forward-mode derivative")
+        raise RuntimeError("the losses of xbn_ext have no forward-mode derivative")
     return torch.is_grad_enabled() and z.requires_grad
 
 
@@ -258,7 +259,7 @@ class _DifferentiableOnce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError("xbn_ext.memory_loss can be differentiated only once")
+        raise RuntimeError("the losses of xbn_ext can be differentiated only once")
 
 
 def _memory_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -325,6 +326,75 @@ def _(
     bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor, z: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _memory_loss_fake(z, *args)  # type: ignore[no-any-return]
+
+
+def batch_loss(
+    z: Tensor,
+    labels: Tensor,
+    loss: PairLoss,
+    *,
+    ids: Tensor | None = None,
+    anchors: Tensor | None = None,
+    renormalize: bool = True,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Loss of a batch against itself: of each anchor with all rows but its own. Differentiable in `z` on both sides.
+
+    Stores the B×B similarities and their gradient.
+
+    Args:
+        z: `[B, D]` embeddings.
+        labels: `[B]` int64.
+        loss: which loss, with its parameters (`xbn_ext.losses`).
+        ids: `[B]` int64 of samples: rows of the same one (>= 0) are no pair.
+        anchors: `[B]` bool, the rows that rank; None: all. Every row is ranked.
+        renormalize: the similarity is `z_i · z_j / max(|z_j|, eps)`; False: `z_i · z_j`.
+        eps: lower bound of a row's norm.
+
+    Returns:
+        A scalar of z's dtype. A row with a NaN or an Inf makes it NaN (unless it is in no pair), and the gradient in
+        any case.
+
+    Raises:
+        RuntimeError: an argument is not as above; or a second derivative or a forward-mode one is asked for.
+    """
+    loss, dots, renormalize = batch_products(loss, z, renormalize, eps)
+    value, _ = _ops.batch_loss(
+        dots, labels, ids, anchors, loss.kind, loss.parameters, renormalize, eps, _needs_grad(dots)
+    )
+    return value  # type: ignore[no-any-return]
+
+
+def batch_products(loss: PairLoss, z: Tensor, renormalize: bool, eps: float) -> tuple[PairLoss, Tensor, bool]:
+    """What the op takes: the loss with a number for its temperature, the products `[B, B]` of `z [B, D]` with itself,
+    and whether the op is to divide them by the rows' norms. Those it takes from the diagonal, where they are not if a
+    temperature has gone into the products."""
+    with torch.autocast(z.device.type, enabled=False):
+        folded, scaled = fold_temperature(loss, z)
+        if scaled is z or not renormalize:
+            return folded, scaled @ z.T, renormalize
+        return folded, scaled @ F.normalize(z, dim=1, eps=eps).T, False
+
+
+@torch.library.register_fake("xbn_ext::batch_loss")
+def _(dots: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    need_grad = args[-1]
+    return dots.new_empty(()), dots.new_empty(dots.shape if need_grad else (0, dots.shape[1]))
+
+
+def _batch_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(inputs[0], output[1])
+
+
+def _batch_loss_backward(ctx: Any, grad_loss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    dots, grad_dots = ctx.saved_tensors
+    if grad_dots.shape != dots.shape:
+        raise RuntimeError("xbn_ext.batch_loss was called with need_grad=False and cannot be differentiated")
+    return _scaled_gradient(grad_loss, dots, grad_dots), *[None] * 8
+
+
+torch.library.register_autograd("xbn_ext::batch_loss", _batch_loss_backward, setup_context=_batch_loss_setup)
 
 
 # An op that writes its arguments has no derivative in torch; this one, which writes nothing, has it.

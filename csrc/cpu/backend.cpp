@@ -2,6 +2,7 @@
 #include <atomic>
 
 #include "../ops.h"
+#include "batch_loss.h"
 #include "enqueue.h"
 #include "loss.h"
 #include "moments.h"
@@ -63,6 +64,10 @@ class CpuDevice {
   void transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T, S>& p, const LossSpec& loss,
                              const Tensor&) const {
     xbn::transform_memory_loss(t, p, loss, cpu_);
+  }
+  template <typename T>
+  void batch_loss(const BatchLossParams<T>& p, const LossSpec& loss) const {
+    xbn::batch_loss(p, loss, cpu_);
   }
 
  private:

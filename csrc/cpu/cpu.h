@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <type_traits>
 
 namespace xbn {
 
@@ -22,6 +23,10 @@ struct Cpu {
   Isa isa;
   ParallelFor parallel;
 };
+
+// An integer as wide as T, so that vectors of both have the same number of lanes.
+template <typename T>
+using Count = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }

@@ -79,31 +79,24 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
     }
   }
 
-  double value[kSlots] = {0, 0}, count[kSlots] = {0, 0}, anchors = 0, positives = 0, negatives = 0;
+  LossSum sum;
+  double anchors = 0, positives = 0, negatives = 0;
   for (int64_t i = 0; i < p.B; ++i) {
     if (p.anchors != nullptr && !p.anchors[i]) continue;
     const RowResult row = finish(loss, totals[i].sums);
     anchors += 1;
     positives += row.positives;
     negatives += row.negatives;
-    for (int slot = 0; slot < kSlots; ++slot) {
-      value[slot] += row.value[slot];
-      count[slot] += row.count[slot];
-      totals[i].factor[slot] = row.factor[slot];
-    }
+    sum.add(row);
+    for (int slot = 0; slot < kSlots; ++slot) totals[i].factor[slot] = row.factor[slot];
   }
-  double average[kSlots], all = 0;  // average: by group, what sums are multiplied by
-  for (int group = 0; group < kSlots; ++group) {
-    average[group] = 1 / std::max(count[group], 1.0);
-    all += average[group] * value[group];
-  }
-  *p.loss = static_cast<T>(all);
+  *p.loss = static_cast<T>(sum.loss());
   p.pairs[0] = positives / std::max(anchors, 1.0);
   p.pairs[1] = negatives / std::max(anchors, 1.0);
   if (p.grad_z == nullptr) return;
   const bool summed = sums_gradients(loss);
   cpu.parallel(p.B, [&](int64_t i) {
-    for (int slot = 0; slot < kSlots; ++slot) totals[i].factor[slot] *= average[group_of(loss, slot)];
+    for (int slot = 0; slot < kSlots; ++slot) totals[i].factor[slot] *= sum.average(group_of(loss, slot));
     if (summed)
       XBN_CALL_ISA(cpu.isa, reduce_gradient(p, sweep, totals[i], i));
     else

@@ -15,10 +15,6 @@ namespace xbn {
 
 constexpr int64_t kFewThresholds = 32;  // of every anchor of a block: negatives are then compared with each, in vectors
 
-// As wide as T, so that vectors of both have the same number of lanes.
-template <typename T>
-using Count = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-
 // Rows of the bank with the label of an anchor: of the label that has the most.
 template <typename T>
 int64_t most_positives(const Sweep<T>& sweep, const int64_t* bank_labels) {

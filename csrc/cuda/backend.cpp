@@ -71,6 +71,12 @@ class CudaDevice {
     memory_loss(p, loss, z);
   }
 
+  template <typename T>
+  void batch_loss(const BatchLossParams<T>& p, const LossSpec& loss) const {
+    const Tensor memory = bytes(cuda::batch_loss_workspace<T>(p.B, loss));
+    succeed(cuda::launch_batch_loss(p, loss, launch(memory)));
+  }
+
  private:
   template <typename T, typename S>
   static constexpr bool kSinglePrecision = std::is_same_v<T, float> && std::is_same_v<S, float>;

@@ -113,4 +113,12 @@ template <typename T, typename S>
 int launch_composite_end(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, const Composite<T>& c,
                          const Launch& launch);
 
+// --- The batch's own loss ---------------------------------------------------------------------------------------
+
+template <typename T>
+int64_t batch_loss_workspace(int64_t B, const LossSpec& loss);
+
+template <typename T>
+int launch_batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Launch& launch);
+
 }  // namespace xbn::cuda

@@ -11,6 +11,7 @@
 //          known; rows beyond it count for nothing
 //   order  chunks one after the other; a block adds to the sums of its anchors alone: the same bits every run, as far
 //          as the library's products are
+#include "loss_block.cuh"
 #include "loss_triplets.cuh"
 
 namespace xbn::cuda {
@@ -112,34 +113,6 @@ struct ChunkPairs {
   }
 };
 
-// Largest over a block; in all threads. Never NaN.
-template <typename T>
-__device__ __forceinline__ T block_top(T value) {
-  __shared__ T tops[kWarps];
-  for (int step = 1; step < kWarp; step *= 2) {
-    const T other = __shfl_xor_sync(0xffffffffu, value, step);
-    if (other > value) value = other;
-  }
-  __syncthreads();  // former ones have been read
-  if (threadIdx.x % kWarp == 0) tops[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  for (int warp = 0; warp < kWarps; ++warp)
-    if (tops[warp] > value) value = tops[warp];
-  return value;
-}
-
-template <typename T>
-__device__ __forceinline__ Extreme<T> block_extreme(Extreme<T> best) {
-  __shared__ Extreme<T> bests[kWarps];
-  for (int step = 1; step < kWarp; step *= 2)
-    best.take({__shfl_xor_sync(0xffffffffu, best.x, step), __shfl_xor_sync(0xffffffffu, best.row, step)});
-  __syncthreads();
-  if (threadIdx.x % kWarp == 0) bests[threadIdx.x / kWarp] = best;
-  __syncthreads();
-  for (int warp = 0; warp < kWarps; ++warp) best.take(bests[warp]);
-  return best;
-}
-
 // Adds what the block's threads have of each of its anchors to the anchor's sums.
 template <typename T>
 __device__ __forceinline__ void add_chunk(Formula formula, const T (&value)[kAnchors], const T (&weight)[kAnchors],
@@ -171,7 +144,7 @@ __device__ __forceinline__ void score_chunk(const ChunkPairs<T>& c, const Slot& 
     });
 #pragma unroll
     for (int a = 0; a < kAnchors; ++a) {
-      best[a] = block_extreme(best[a]);
+      best[a] = block_extreme<kThreads>(best[a]);
       value[a] = 0, shift[a] = best[a].x;
       const double all = block_sum<kThreads>(static_cast<double>(pairs[a]));
       if (threadIdx.x != 0 || c.block + a >= c.B) continue;
@@ -192,7 +165,7 @@ __device__ __forceinline__ void score_chunk(const ChunkPairs<T>& c, const Slot& 
       });
 #pragma unroll
       for (int a = 0; a < kAnchors; ++a) {
-        shift[a] = block_top(shift[a]);
+        shift[a] = block_top<kThreads>(shift[a]);
         if (threadIdx.x == 0 && c.block + a < c.B)
           rescale[c.block + a] = shift[a] > before[a] ? std::exp(before[a] - shift[a]) : T(1);
       }

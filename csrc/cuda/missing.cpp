@@ -26,6 +26,8 @@ struct MissingDevice {
   void memory_loss(const Params&...) const {}
   template <typename... Params>
   void transform_memory_loss(const Params&...) const {}
+  template <typename... Params>
+  void batch_loss(const Params&...) const {}
 };
 
 std::string architectures() { return ""; }

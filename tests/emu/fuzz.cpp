@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "../../csrc/cpu/batch_loss.h"
 #include "../../csrc/cpu/enqueue.h"
 #include "../../csrc/cpu/loss.h"
 #include "../../csrc/cpu/moments.h"
@@ -26,7 +27,8 @@ struct Sizes {
 
 // How a round updates the memory, and the loss that it ends with.
 struct Choice {
-  bool in_place;  // the rows are transformed; else they keep a map that is pending
+  bool in_place;         // the rows are transformed; else they keep a map that is pending
+  bool with_batch_loss;  // which depends on B alone
   LossSpec loss;
 };
 
@@ -192,6 +194,41 @@ void composite(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
   });
 }
 
+// A batch against itself. False: it could not be compared.
+template <typename T>
+bool batch_round(const Exactly<T>& z, const Exactly<int64_t>& y, const LossSpec& loss, const Sizes& n) {
+  const double unit = std::numeric_limits<T>::epsilon();
+  Exactly<T> dots(n.B * n.B);
+  multiply_transposed(z.data.get(), z.data.get(), n.B, n.B, n.D, dots.data.get());
+  const Exactly<double> dots64 = converted<double>(dots);
+  const Exactly<int64_t> ids = labels(n.B, 9);
+  const Exactly<bool> chosen = mask(n.B);
+  const Exactly<double> value64(1), grad64(n.B * n.B);
+  const BatchLossParams<double> p64{dots64, y,       sometimes(ids), sometimes(chosen), n.B, up_to(1) == 1,
+                                    1e-6,   value64, grad64};
+  batch_loss(p64, loss, kCpu);
+  const double tolerance = 1000 * unit * (loss.kind == LossKind::contrastive ? 1 : 20);
+  for (const double touch : {30 * unit, -30 * unit}) {  // as for the memory below
+    Exactly<double> touched = copy(dots64);
+    for (int64_t k = 0; k < touched.size; ++k) touched[k] += (k % 2 ? touch : -touch) * touched[k];
+    const Exactly<double> value(1), grad(n.B * n.B);
+    BatchLossParams<double> p = p64;
+    p.dots = touched, p.loss = value, p.grad_dots = grad;
+    batch_loss(p, loss, kCpu);
+    if (difference(value, value64, 1) > tolerance || difference(grad, grad64) > tolerance) return false;
+  }
+  const Exactly<T> value(1), grad(n.B * n.B);
+  std::fill(grad.data.get(), grad.data.get() + grad.size, static_cast<T>(7));
+  for (T* const grad_dots : {static_cast<T*>(grad), static_cast<T*>(nullptr)}) {
+    const BatchLossParams<T> p{dots, y, p64.ids, p64.anchors, n.B, p64.renormalize, 1e-6, value, grad_dots};
+    launch(cuda::batch_loss_workspace<T>(n.B, loss),
+           [&](const cuda::Launch& at) { return cuda::launch_batch_loss(p, loss, at); });
+    close("batch_loss", difference(value, value64, 1), tolerance, n);
+  }
+  close("batch_loss, gradient", difference(grad, grad64, 1e-3), tolerance, n);
+  return true;
+}
+
 // All ops in a row on a memory of random fill. False: the loss could not be compared.
 template <typename T, typename S>
 bool one_round(const Sizes& n, const Choice& choice) {
@@ -276,6 +313,7 @@ bool one_round(const Sizes& n, const Choice& choice) {
   options64.shift = options.shift;
   const Exactly<double> value64(1), grad64(n.B * n.D), pairs64(2);
   const LossSpec& loss = choice.loss;
+  if (choice.with_batch_loss && !batch_round(z, y, loss, n)) return false;
   const MemoryLossParams<double, double> p64 = loss_params(z64, y, truth, n, options64, value64, grad64, pairs64);
   memory_loss(p64, loss, kCpu);
   // A comparison decides whether a pair counts, or which is the hardest: where a touch of the anchors decides otherwise,
@@ -336,7 +374,7 @@ int main(int argc, char** argv) {
     if (kind % 8 == 7) n = {1 + up_to(6), 1 + up_to(70), 257 + up_to(767)};          // the wide kernels
     if (kind % 4 == 2) emu::settings().multiprocessors = 1, n.M = 130 + up_to(130);  // blocks of several tiles
     if (up_to(2) == 0) n.D = (n.D + 3) / 4 * 4;                                      // 16-byte accesses
-    const Choice choice{up_to(1) == 1, random_loss()};
+    const Choice choice{up_to(1) == 1, true, random_loss()};
     one_round<float, float>(n, choice);
     if (kind % 4 == 0) one_round<double, double>(n, choice);
     if (kind % 4 == 1) one_round<float, double>(n, choice);
@@ -352,7 +390,7 @@ int main(int argc, char** argv) {
         LossSpec loss;
         do vary(), loss = random_loss();
         while (goes_in_rounds(loss) == all_ways);
-        while (!one_round<float, float>({B, M, D}, {in_place, loss})) vary();
+        while (!one_round<float, float>({B, M, D}, {in_place, in_place && M == 1, loss})) vary();
       }
   }
   std::printf("%d rounds, %d shapes, %d losses compared\n", rounds, shapes, compared);

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "../../csrc/cpu/batch_loss.h"
 #include "../../csrc/cpu/enqueue.h"
 #include "../../csrc/cpu/loss.h"
 #include "../../csrc/cpu/moments.h"
@@ -114,6 +115,18 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   const Exactly<S> moved_again = bank_as_moved(one);
   require(std::memcmp(value, value_again, sizeof(T)) == 0, "moved: loss", B, M, D);
   require(std::memcmp(moved, moved_again, M * D * sizeof(S)) == 0, "moved: bank", B, M, D);
+
+  const Exactly<T> dots = normal<T>(B * B), grad_dots(B * B), grad_dots_again(B * B);
+  for (int64_t i = 0; i < B; ++i) dots[i * B + i] = std::fabs(dots[i * B + i]);
+  xbn::BatchLossParams<T> batch{dots, y, sometimes(ids), p.anchors, B, p.renormalize, 1e-6, value, nullptr};
+  if (need_grad) batch.grad_dots = grad_dots;
+  xbn::batch_loss(batch, loss, many);
+  batch.loss = value_again;
+  if (need_grad) batch.grad_dots = grad_dots_again;
+  xbn::batch_loss(batch, loss, one);
+  require(std::memcmp(value, value_again, sizeof(T)) == 0, "batch: loss differs between thread counts", B, M, D);
+  if (need_grad && B > 0)
+    require(std::memcmp(grad_dots, grad_dots_again, B * B * sizeof(T)) == 0, "batch: gradient differs", B, M, D);
 }
 
 // A unit of bank rows that the screen takes for out must be so, and one that is far below the margin must be taken for it.

@@ -33,7 +33,7 @@ def drive(tool: str) -> None:
     import torch
     import torch.nn.functional as F
 
-    from xbn_ext import Contrastive, CrossBatchMemory, backend, ops
+    from xbn_ext import Contrastive, CrossBatchMemory, Triplet, backend, ops
 
     for B, M, D, way, reduction in CASES_OF[tool]:
         generator = torch.Generator().manual_seed(B + M + D)
@@ -49,6 +49,7 @@ def drive(tool: str) -> None:
                 for _ in range(3):
                     z = x.clone().requires_grad_()
                     criterion(z, labels).backward()
+        ops.batch_loss(x.clone().requires_grad_(), labels, Triplet(mining="all")).backward()
         ops.moments(x)
     torch.cuda.synchronize()
     print("all cases ran", flush=True)

@@ -128,6 +128,8 @@ def run_ops(module: ModuleType, device: str) -> dict[str, list[Tensor]]:
     moved = (m.bank, m.sums, m.scale, m.shift, m.count)
     loss, pairs = module.transform_memory_loss_(*moved, z, labels, m.bank_labels, Contrastive())
     results["transform_memory_loss_"] = state(loss, *torch.autograd.grad(loss, z), pairs)
+    loss = module.batch_loss(z, labels, Contrastive())
+    results["batch_loss"] = state(loss, *torch.autograd.grad(loss, z))
     return results
 
 
