@@ -221,11 +221,11 @@ def memory_loss_and_pairs(
     over the anchors. A pair has none that is within its margin, not mined, or in no triplet that costs something."""
     loss, z = fold_temperature(loss, z)
     need_grad = _needs_grad(z)
-    value, _, pairs = _ops.memory_loss(
-        z, labels, bank.detach(), bank_labels, count, _f64(scale), _f64(shift), bank_ids, exclude, anchors,
+    value, grad_z, pairs = _ops.memory_loss(
+        z.detach(), labels, bank.detach(), bank_labels, count, _f64(scale), _f64(shift), bank_ids, exclude, anchors,
         loss.kind, loss.parameters, renormalize, eps, need_grad,
     )  # fmt: skip
-    return value, pairs
+    return (_with_gradient(value, z, grad_z) if need_grad else value), pairs
 
 
 def _needs_grad(z: Tensor) -> bool:
@@ -318,7 +318,7 @@ def transform_memory_loss_(
         bank, sums, scale, shift, count, z.detach(), labels, bank_labels, ranked, bank_ids, exclude, anchors,
         loss.kind, loss.parameters, renormalize, eps, need_grad,
     )  # fmt: skip
-    return (_ops._with_gradient(value, z, grad_z) if need_grad else value), pairs
+    return (_with_gradient(value, z, grad_z) if need_grad else value), pairs
 
 
 @torch.library.register_fake("xbn_ext::transform_memory_loss_")
@@ -359,10 +359,11 @@ def batch_loss(
         RuntimeError: an argument is not as above; or a second derivative or a forward-mode one is asked for.
     """
     loss, dots, renormalize = batch_products(loss, z, renormalize, eps)
-    value, _ = _ops.batch_loss(
-        dots, labels, ids, anchors, loss.kind, loss.parameters, renormalize, eps, _needs_grad(dots)
+    need_grad = _needs_grad(dots)
+    value, grad_dots = _ops.batch_loss(
+        dots.detach(), labels, ids, anchors, loss.kind, loss.parameters, renormalize, eps, need_grad
     )
-    return value  # type: ignore[no-any-return]
+    return _with_gradient(value, dots, grad_dots) if need_grad else value
 
 
 def batch_products(loss: PairLoss, z: Tensor, renormalize: bool, eps: float) -> tuple[PairLoss, Tensor, bool]:
@@ -397,6 +398,24 @@ def _batch_loss_backward(ctx: Any, grad_loss: Tensor, *_: Tensor | None) -> tupl
 torch.library.register_autograd("xbn_ext::batch_loss", _batch_loss_backward, setup_context=_batch_loss_setup)
 
 
+def _with_gradient(value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
+    """`value`, which depends on z by a gradient that is known: in the way that takes PyTorch least."""
+    if torch.compiler.is_compiling():
+        return _ops._with_gradient(value, z, grad_z)  # type: ignore[no-any-return]
+    return _WithGradient.apply(value, z, grad_z)  # type: ignore[no-any-return]
+
+
+class _WithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
+        ctx.save_for_backward(z, grad_z)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
+        return None, _scaled_gradient(grad_value, *ctx.saved_tensors), None
+
+
 # An op that writes its arguments has no derivative in torch; this one, which writes nothing, has it.
 _library = torch.library.Library("xbn_ext", "FRAGMENT")
 _library.define("_with_gradient(Tensor value, Tensor z, Tensor grad_z) -> Tensor")
@@ -416,8 +435,4 @@ def _with_gradient_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output
     ctx.save_for_backward(*inputs[1:])
 
 
-def _with_gradient_backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
-    return None, _scaled_gradient(grad_value, *ctx.saved_tensors), None
-
-
-torch.library.register_autograd("xbn_ext::_with_gradient", _with_gradient_backward, setup_context=_with_gradient_setup)
+torch.library.register_autograd("xbn_ext::_with_gradient", _WithGradient.backward, setup_context=_with_gradient_setup)
