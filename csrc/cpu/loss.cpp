@@ -10,21 +10,24 @@
 //   sweep  the bank goes by in tiles that stay in cache, the next one fetched meanwhile. A tile is converted and mapped
 //          once, or used where it lies if there is nothing to do; then each block of 64 anchors multiplies it (similarities,
 //          each times the row's inverse norm), scores the pairs, and multiplies it again with the weights (gradient),
-//          skipping the rows in which no pair is active. The workspace is slots times splits times B x D, about 8 MB;
-//          nothing of size B x M or M x D exists. A pending map may be written into the bank by the way.
+//          skipping the rows in which no pair is active. The workspace is slots times B x D for each thread and for each
+//          level of a tree (contribution.h); nothing of size B x M or M x D exists. A pending map may be written into the
+//          bank by the way.
 //   screen where a negative counts from a margin on, and the processor has the means, eight bits tell first which rows cannot
 //          count (screen.h)
-//   split  by shape alone (SweepPlan); every split has its own sums, added in order: the same bits on any
-//          number of threads
+//   split  by shape alone (SweepPlan); every split has its own sums, added along a tree of fixed shape: the same bits on
+//          any number of threads
 #include "loss.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <type_traits>
 #include <vector>
 
+#include "contribution.h"
 #include "prefetch.h"
 #include "rewrite.h"
 #include "screen.h"
@@ -46,6 +49,12 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
   const SweepPlan& plan = sweep.plan;
   const Program program = make_program(loss, p.grad_z != nullptr);
   std::vector<Total> totals(p.B);
+  std::vector<std::unique_ptr<Accumulation<T>>> groups;
+  for (int64_t group = 0; group < plan.groups; ++group)
+    groups.push_back(std::make_unique<Accumulation<T>>(plan, group, p.grad_z != nullptr && sums_gradients(loss)));
+  const int64_t group_rows = plan.group_blocks * kAnchorBlock;
+  const auto all = [&](int64_t i) -> Contribution<T>& { return groups[i / group_rows]->total; };
+  const auto sums_of = [&](int slot, int64_t i) -> RowSums& { return all(i).sums(slot, 0)[i % group_rows]; };
   std::optional<Triplets<T>> triplets;
   if (goes_in_rounds(loss)) triplets.emplace(sweep, p.bank_labels);
   std::optional<Screen> screen;
@@ -60,20 +69,25 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
     if (triplets) triplets->begin_round(round, sweep);
     for (int k = 0; k < program.passes; ++k) {
       const Pass& pass = program.pass[k];
-      if (round == 0 && pass.slot[1].formula != Formula::weigh) sweep.begin(pass);
+      for (int slot = 0; slot < kSlots; ++slot)
+        if (round == 0 && pass.slot[slot].pairs != Pairs::none && pass.slot[slot].formula != Formula::weigh)
+          for (const auto& group : groups) group->total.begin(slot, pass.slot[slot].formula);
       cpu.parallel(plan.groups * plan.splits, [&](int64_t unit) {
+        const int64_t group = unit / plan.splits, split = unit % plan.splits;
+        auto part = groups[group]->part(pass);
         XBN_CALL_ISA(cpu.isa, sweep_unit(p, sweep, triplets ? &*triplets : nullptr, k == 0 ? rewrite : nullptr,
-                                         screen ? &*screen : nullptr, pass, unit / plan.splits, unit % plan.splits));
+                                         screen ? &*screen : nullptr, pass, group, split, *part));
+        groups[group]->give(split, std::move(part), [&](Contribution<T>& left, Contribution<T>& right) {
+          XBN_CALL_ISA(cpu.isa, add_contribution(left, right, pass));
+        });
       });
       if (triplets && pass.slot[1].formula == Formula::threshold)
         cpu.parallel(sweep.rows(), [&](int64_t i) { triplets->sort(i); });
       if (triplets && pass.slot[0].formula == Formula::rank)
-        cpu.parallel(sweep.rows(),
-                     [&](int64_t i) { triplets->settle(i, sweep.sums(0, 0, 0)[i], sweep.sums(0, 1, 0)[i]); });
+        cpu.parallel(sweep.rows(), [&](int64_t i) { triplets->settle(i, sums_of(0, i), sums_of(1, i)); });
       for (int64_t i = 0; i < p.B; ++i) {
         for (int slot = 0; slot < kSlots; ++slot)
-          if (triplets || pass.slot[slot].pairs != Pairs::none)
-            totals[i].sums[slot] = sweep.total(pass.slot[slot].formula, slot, i);
+          if (triplets || pass.slot[slot].pairs != Pairs::none) totals[i].sums[slot] = sums_of(slot, i);
         if (k + 1 < program.passes) sweep.given[i] = static_cast<T>(given_for(loss, k + 1, totals[i].sums));
       }
     }
@@ -98,7 +112,7 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
   cpu.parallel(p.B, [&](int64_t i) {
     for (int slot = 0; slot < kSlots; ++slot) totals[i].factor[slot] *= sum.average(group_of(loss, slot));
     if (summed)
-      XBN_CALL_ISA(cpu.isa, reduce_gradient(p, sweep, totals[i], i));
+      XBN_CALL_ISA(cpu.isa, reduce_gradient(p, sweep, all(i), totals[i], i, i % group_rows));
     else
       XBN_CALL_ISA(cpu.isa, gather_gradient(p, sweep, totals[i], i));
   });

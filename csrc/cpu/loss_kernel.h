@@ -72,7 +72,7 @@ void load_tile(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, Tile<T>& 
 // The anchors of a group against the bank rows of a split. triplets, rewrite and screen may be null.
 template <typename T, typename S>
 void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* triplets, Rewrite<S>* rewrite,
-                const Screen* screen, const Pass& pass, int64_t group, int64_t split) {
+                const Screen* screen, const Pass& pass, int64_t group, int64_t split, Contribution<T>& part) {
   const SweepPlan& plan = sweep.plan;
   const int64_t first_block = group * plan.group_blocks;
   const int64_t last_block = std::min(first_block + plan.group_blocks, plan.blocks);
@@ -108,8 +108,8 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* t
         const Slot& slot = pass.slot[k];
         if (slot.pairs == Pairs::none) continue;
         T* weight = s + k * plan.tile_rows * kAnchorBlock;
-        T* grad = gradient ? sweep.grad(split, k, block) : nullptr;
-        char& touched = sweep.touched(split, k, block);
+        T* grad = gradient ? part.grad(k, block - first_block) : nullptr;
+        char& touched = part.touched(k, block - first_block);
         list.clear();
         Scorer<T> scorer{tile,
                          slot,
@@ -118,7 +118,7 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* t
                          sweep.given.data() + block * kAnchorBlock,
                          s,
                          weight,
-                         sweep.sums(split, k, block),
+                         part.sums(k, block - first_block),
                          list};
         if (triplets != nullptr)
           TripletScorer<T>{scorer, *triplets, block * kAnchorBlock, above.of(block - first_block)}.add();
@@ -134,7 +134,36 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* t
   }
   if (triplets == nullptr || pass.slot[0].formula != Formula::rank) return;
   for (int64_t block = first_block; block < last_block; ++block)
-    above.add_to(*triplets, block - first_block, block * kAnchorBlock, sweep.sums(split, 0, block));
+    above.add_to(*triplets, block - first_block, block * kAnchorBlock, part.sums(0, block - first_block));
+}
+
+// Adds what splits further to the right contribute to the slots of a pass.
+template <typename T>
+void add_contribution(Contribution<T>& left, Contribution<T>& right, const Pass& pass) {
+  const int64_t padded = left.padded;
+  for (int slot = 0; slot < kSlots; ++slot) {
+    if (pass.slot[slot].pairs == Pairs::none) continue;
+    const Formula formula = pass.slot[slot].formula;
+    for (int64_t block = 0; block < left.blocks; ++block) {
+      RowSums *sums = left.sums(slot, block), *more = right.sums(slot, block);
+      char& touched = left.touched(slot, block);
+      const bool had = touched != 0, has_more = right.touched(slot, block) != 0;
+      touched = had || has_more;
+      for (int64_t i = 0; i < kAnchorBlock; ++i) {
+        const double before = sums[i].shift;
+        sums[i] = add(formula, sums[i], more[i]);
+        if (!touched) continue;
+        T* grad = left.grad(slot, block) + i * padded;
+        const T* other = right.grad(slot, block) + i * padded;
+        const T factor = static_cast<T>(rescale(before, sums[i].shift));
+        const T of_other = static_cast<T>(rescale(more[i].shift, sums[i].shift));
+        if (!has_more && factor == T(1)) continue;
+#pragma omp simd
+        for (int64_t d = 0; d < padded; ++d)
+          grad[d] = (had ? factor * grad[d] : T(0)) + (has_more ? of_other * other[d] : T(0));
+      }
+    }
+  }
 }
 
 // NaN for an anchor that is not finite, so that whoever looks at gradients only, as a gradient scaler does, sees it.
@@ -145,21 +174,19 @@ bool begin_gradient(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int6
   return sweep.finite[i] && (p.anchors == nullptr || p.anchors[i]);
 }
 
-// grad_z of one anchor: the splits of each slot, in order, times the slot's factor.
+// grad_z of one anchor, which is number i of all and `place` of its group: its slots' sums times their factors.
 template <typename T, typename S>
-void reduce_gradient(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, const Total& total, int64_t i) {
+void reduce_gradient(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, Contribution<T>& all, const Total& total,
+                     int64_t i, int64_t place) {
   if (!begin_gradient(p, sweep, i)) return;
   T* out = p.grad_z + i * p.D;
-  const int64_t block = i / kAnchorBlock, row = i % kAnchorBlock;
-  for (int slot = 0; slot < kSlots; ++slot)
-    for (int64_t split = 0; split < sweep.plan.splits; ++split) {
-      if (!sweep.touched(split, slot, block)) continue;
-      const T* grad = sweep.grad(split, slot, block) + row * sweep.plan.padded_dim;
-      const double shift = sweep.sums(split, slot, block)[row].shift;
-      const T factor = static_cast<T>(total.factor[slot] * rescale(shift, total.sums[slot].shift));
+  for (int slot = 0; slot < kSlots; ++slot) {
+    if (!all.touched(slot, place / kAnchorBlock)) continue;
+    const T* grad = all.grad(slot, 0) + place * all.padded;
+    const T factor = static_cast<T>(total.factor[slot]);
 #pragma omp simd
-      for (int64_t d = 0; d < p.D; ++d) out[d] += factor * grad[d];
-    }
+    for (int64_t d = 0; d < p.D; ++d) out[d] += factor * grad[d];
+  }
 }
 
 // The same where an anchor's gradient is that of two extremes, hardest negative and positive.

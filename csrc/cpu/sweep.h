@@ -35,7 +35,7 @@ struct SweepPlan {
   static SweepPlan make(int64_t B, int64_t count, int64_t D, int64_t element_size) {
     constexpr int64_t kTileBytes = 192 << 10;    // a tile, and the anchors beside it, in a second-level cache
     constexpr int64_t kGroupBlocks = 4;          // 256 anchors amortise the reading of a tile
-    constexpr int64_t kGradientBytes = 8 << 20;  // for the gradients of all splits, unless that is too few units
+    constexpr int64_t kGradientBytes = 8 << 20;  // of the gradients that splits add up to, unless that is too few units
     constexpr int64_t kMinUnits = 4;             // groups * splits, for the threads
     constexpr int64_t kMaxSplits = 64;
 
@@ -71,7 +71,7 @@ class Workspace {
   T* data_;
 };
 
-// The plan of one sweep, its operands made ready, and a place for the results of every split.
+// The plan of one sweep, and its operands made ready.
 template <typename T>
 class Sweep {
  public:
@@ -86,10 +86,7 @@ class Sweep {
         groups(distinct(p.labels, p.B)),
         excluded(p.exclude != nullptr ? distinct(p.exclude, p.B) : std::vector<int64_t>()),
         anchors_(plan.blocks * p.D * kAnchorBlock),
-        block_size_(p.D * kAnchorBlock),
-        grad_(p.grad_z != nullptr ? plan.splits * kSlots * rows() * plan.padded_dim : 0),
-        sums_(plan.splits * kSlots * rows()),
-        touched_(plan.splits * kSlots * plan.blocks, 0) {
+        block_size_(p.D * kAnchorBlock) {
     for (int64_t i = 0; i < p.B; ++i) {
       anchor_group[i] = find(groups, p.labels[i]);
       if (p.exclude != nullptr && p.exclude[i] != -1) excluded_group[i] = find(excluded, p.exclude[i]);
@@ -123,37 +120,8 @@ class Sweep {
 
   int64_t rows() const { return plan.blocks * kAnchorBlock; }
 
-  // Empties the slots that a pass fills.
-  void begin(const Pass& pass) {
-    for (int slot = 0; slot < kSlots; ++slot) {
-      if (pass.slot[slot].pairs == Pairs::none) continue;
-      for (int64_t split = 0; split < plan.splits; ++split) {
-        std::fill_n(sums(split, slot, 0), rows(), no_sums(pass.slot[slot].formula));
-        for (int64_t block = 0; block < plan.blocks; ++block) touched(split, slot, block) = 0;
-      }
-    }
-  }
-
-  // An anchor's sums over all splits.
-  RowSums total(Formula formula, int slot, int64_t anchor) {
-    RowSums sum = no_sums(formula);
-    for (int64_t split = 0; split < plan.splits; ++split) sum = add(formula, sum, sums(split, slot, 0)[anchor]);
-    return sum;
-  }
-
   // [D][64] the anchors of a block side by side.
   T* anchors(int64_t block) const { return anchors_.data() + block * block_size_; }
-  // [64] of a block
-  RowSums* sums(int64_t split, int slot, int64_t block) {
-    return sums_.data() + (split * kSlots + slot) * rows() + block * kAnchorBlock;
-  }
-  // [64][padded_dim] of a block: sum of weight * bank row. Holds garbage until `touched`.
-  T* grad(int64_t split, int slot, int64_t block) const {
-    return grad_.data() + ((split * kSlots + slot) * rows() + block * kAnchorBlock) * plan.padded_dim;
-  }
-  char& touched(int64_t split, int slot, int64_t block) {
-    return touched_[(split * kSlots + slot) * plan.blocks + block];
-  }
 
   const int64_t count;  // bank rows
   const SweepPlan plan;
@@ -169,9 +137,6 @@ class Sweep {
  private:
   Workspace<T> anchors_;
   int64_t block_size_;
-  Workspace<T> grad_;
-  std::vector<RowSums> sums_;
-  std::vector<char> touched_;
 };
 
 // Bank rows that are gone through together.
