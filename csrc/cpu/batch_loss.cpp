@@ -36,6 +36,7 @@ struct BatchRow {
         positive(n),
         pair(n),
         weight{std::vector<T>(n), std::vector<T>(n)},
+        grad(n),
         thresholds(n),
         below(n + 1),
         above(n + 1) {}
@@ -44,7 +45,9 @@ struct BatchRow {
   bool finite = true;                    // whether the anchor is
   std::vector<T> s;                      // similarities
   std::vector<Count<T>> positive, pair;  // whether they are of one label, and whether they are a pair: -1 or 0
-  std::vector<T> weight[kSlots];         // of the pairs in each slot
+  Pairs pairs[kSlots] = {};              // that each slot takes
+  std::vector<T> weight[kSlots];         // of those
+  std::vector<T> grad;                   // their sum, each slot's times its factor
   std::vector<T> thresholds;             // of all triplets: the similarities of the positives, sorted,
   std::vector<double> below;             // the sum of all that are lower,
   std::vector<int64_t> above;            // and how many negatives are above

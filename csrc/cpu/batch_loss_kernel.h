@@ -48,6 +48,7 @@ struct RowScorer {
   RowSums score(const Slot& slot, int k, T given) {
     const T a = static_cast<T>(slot.a), b = static_cast<T>(slot.b);
     T* weights = row.weight[k].data();
+    row.pairs[k] = slot.pairs;
     switch (slot.formula) {
       case Formula::margin: return add_scores(MarginFormula<T>{a, b}, slot.pairs, weights, given);
       case Formula::similarity: return add_scores(SimilarityFormula<T>{a}, slot.pairs, weights, given);
@@ -136,6 +137,7 @@ struct RowScorer {
 
   // All triplets: see ../triplets.h. Sums over the negatives; weights of both.
   RowSums rank_triplets(T margin) {
+    row.pairs[0] = Pairs::negatives, row.pairs[1] = Pairs::positives;
     T *negatives = row.weight[0].data(), *positives = row.weight[1].data(), *thresholds = row.thresholds.data();
     double* below = row.below.data();
     int64_t *above = row.above.data(), m = 0;
@@ -160,6 +162,16 @@ struct RowScorer {
     each(Pairs::positives,
          [&](int64_t j) { positives[j] = static_cast<T>(above[place_among(thresholds, m, row.s[j])]); });
     return sums;
+  }
+
+  // row.grad += factor times the weights of the pairs of slot k. If a similarity is NaN, the factor is.
+  void add_gradient(int k, T factor) {
+    const V zero = {};
+    const T* weights = row.weight[k].data();
+    each_vector(row.pairs[k], [&](int64_t j, V, Mask, Mask on) {
+      const V w = vector_at(weights + j);
+      vector_at(row.grad.data() + j) += on ? factor * w : zero;
+    });
   }
 
   // f(pair) for those that a slot takes.
@@ -206,13 +218,9 @@ void rank_rows(const BatchLossParams<T>& p, const LossSpec& loss, const T* inver
     }
     results[i] = finish(loss, sums);
     if (grad == nullptr || !row.finite) continue;
-    std::fill_n(grad, p.B, T(0));
-    for (int k = 0; k < slots_of(loss); ++k) {
-      const T factor = static_cast<T>(results[i].factor[k]);  // NaN if a similarity is; a pair without a weight is not
-      const T* weight = row.weight[k].data();
-#pragma omp simd
-      for (int64_t j = 0; j < p.B; ++j) grad[j] += weight[j] == 0 ? T(0) : factor * weight[j];
-    }
+    std::fill_n(row.grad.data(), row.n, T(0));
+    for (int k = 0; k < slots_of(loss); ++k) scorer.add_gradient(k, static_cast<T>(results[i].factor[k]));
+    std::copy_n(row.grad.data(), p.B, grad);
   }
 }
 

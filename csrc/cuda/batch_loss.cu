@@ -44,7 +44,7 @@ struct Workspace {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) batch_norms_kernel(const BatchLossParams<T> p, const Workspace<T> w) {
+__global__ void __launch_bounds__(kThreads, 2) batch_norms_kernel(const BatchLossParams<T> p, const Workspace<T> w) {
   const int64_t j = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (j == 0) *w.ticket = 0;
   if (j >= p.B) return;
@@ -232,8 +232,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int k = 0; k < kSlots; ++k) {
         if (scored[k].slot.pairs == Pairs::none || !c.on(j, scored[k].slot.pairs)) continue;
-        const T weight = weight_of(scored[k], j, s, positive);
-        if (weight != T(0)) grad += factor[k] * weight;  // a factor is NaN if a similarity is
+        grad += factor[k] * weight_of(scored[k], j, s, positive);  // if a similarity is NaN, the factor is
       }
       p.grad_dots[c.i * p.B + j] = grad;
     });
@@ -243,7 +242,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // All triplets: every negative is compared with every positive. See ../triplets.h.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     batch_triplets_kernel(const BatchLossParams<T> p, const LossSpec loss, const Workspace<T> w) {
   __shared__ int listed;
   const AnchorPairs<T> c(p, w);
@@ -284,13 +283,13 @@ __global__ void __launch_bounds__(kThreads)
     }
     const double values = block_sum<kThreads>(value), counts = block_sum<kThreads>(triplets);
     const RowSums sums[kSlots] = {{values, 0, counts, 0}, {}};
-    if (threadIdx.x == 0) w.result[c.i] = finish(loss, sums);
+    if (threadIdx.x == 0) w.result[c.i] = finish(LossSpec{LossKind::triplet_all}, sums);
   }
   add_up(p, w);
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     batch_settle_kernel(const BatchLossParams<T> p, const LossSpec loss, const Workspace<T> w) {
   __shared__ T sums[kThreads];
   const int64_t j = static_cast<int64_t>(blockIdx.x) * kColumns + threadIdx.x % kColumns;
