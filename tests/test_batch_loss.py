@@ -136,6 +136,8 @@ def test_every_instruction_set(loss, isa, dtype, monkeypatch):
     try:
         assert_right(cpu_ops, z, labels, loss)
     except RuntimeError as error:
+        if "this processor does not have it" not in str(error):
+            raise
         pytest.skip(str(error))
 
 
