@@ -25,13 +25,6 @@ struct Sizes {
   int64_t B, M, D;
 };
 
-// How a round updates the memory, and the loss that it ends with.
-struct Choice {
-  bool in_place;         // the rows are transformed; else they keep a map that is pending
-  bool with_batch_loss;  // which depends on B alone
-  LossSpec loss;
-};
-
 int compared = 0;  // losses, with and without their gradients
 
 const Cpu kCpu{cpu_isa(), [](int64_t units, const std::function<void(int64_t)>& unit) {
@@ -194,10 +187,21 @@ void composite(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
   });
 }
 
-// A batch against itself. False: it could not be compared.
+// A unit-size batch, in which a row may be NaN.
 template <typename T>
-bool batch_round(const Exactly<T>& z, const Exactly<int64_t>& y, const LossSpec& loss, const Sizes& n) {
+Exactly<T> batch(int64_t B, int64_t D) {
+  Exactly<T> z = normal<T>(B * D);
+  for (int64_t k = 0; k < z.size; ++k) z[k] /= static_cast<T>(std::sqrt(static_cast<double>(D)));
+  if (B > 1 && up_to(3) == 0) z[D] = NAN;
+  return z;
+}
+
+// The loss of a batch against itself. False: it could not be compared.
+template <typename T>
+bool batch_round(const Sizes& n, const LossSpec& loss) {
   const double unit = std::numeric_limits<T>::epsilon();
+  const Exactly<T> z = batch<T>(n.B, n.D);
+  const Exactly<int64_t> y = labels(n.B, 5);
   Exactly<T> dots(n.B * n.B);
   multiply_transposed(z.data.get(), z.data.get(), n.B, n.B, n.D, dots.data.get());
   const Exactly<double> dots64 = converted<double>(dots);
@@ -229,14 +233,13 @@ bool batch_round(const Exactly<T>& z, const Exactly<int64_t>& y, const LossSpec&
   return true;
 }
 
-// All ops in a row on a memory of random fill. False: the loss could not be compared.
+// All other ops in a row on a memory of random fill: its rows are transformed in place, or keep a map that is pending.
+// False: the loss could not be compared.
 template <typename T, typename S>
-bool one_round(const Sizes& n, const Choice& choice) {
+bool memory_round(const Sizes& n, bool in_place, const LossSpec& loss) {
   const double unit = std::max<double>(std::numeric_limits<T>::epsilon(), std::numeric_limits<S>::epsilon());
   const double rewritten = std::max(10000 * unit, 1e-9);  // in double, what the moments differ by decides
-  Exactly<T> z = normal<T>(n.B * n.D);
-  for (int64_t k = 0; k < z.size; ++k) z[k] /= static_cast<T>(std::sqrt(static_cast<double>(n.D)));
-  if (n.B > 1 && up_to(3) == 0) z[n.D] = NAN;
+  const Exactly<T> z = batch<T>(n.B, n.D);
   const Exactly<double> z64 = converted<double>(z);
   const Exactly<int64_t> y = labels(n.B, 5);
   const Exactly<bool> chosen = mask(n.B);
@@ -262,7 +265,7 @@ bool one_round(const Sizes& n, const Choice& choice) {
   same_moments();
   same("track", ours, truth, 1e-9, n);
 
-  if (choice.in_place) {
+  if (in_place) {
     double terms = 1;  // scale * row and shift may be far larger than their sum
     for (int64_t d = 0; d < n.D; ++d) terms = std::max(terms, std::fabs(truth.shift[d]));
     transform(TransformParams<double>{truth.bank, truth.sums, truth.scale, truth.shift, truth.count, n.M, n.D}, kCpu);
@@ -305,15 +308,13 @@ bool one_round(const Sizes& n, const Choice& choice) {
   if (up_to(1)) options.bank_ids = ours.ids, options.exclude = ids;
   options.renormalize = up_to(1) == 1;
   options.eps = 1e-6;
-  if (!choice.in_place) options.scale = ours.scale, options.shift = ours.shift;
+  if (!in_place) options.scale = ours.scale, options.shift = ours.shift;
   MemoryLossParams<double, double> options64{};
   options64.anchors = options.anchors, options64.exclude = options.exclude, options64.bank_ids = options.bank_ids,
   options64.renormalize = options.renormalize;
   options64.eps = options.eps, options64.scale = options.scale;
   options64.shift = options.shift;
   const Exactly<double> value64(1), grad64(n.B * n.D), pairs64(2);
-  const LossSpec& loss = choice.loss;
-  if (choice.with_batch_loss && !batch_round(z, y, loss, n)) return false;
   const MemoryLossParams<double, double> p64 = loss_params(z64, y, truth, n, options64, value64, grad64, pairs64);
   memory_loss(p64, loss, kCpu);
   // A comparison decides whether a pair counts, or which is the hardest: where a touch of the anchors decides otherwise,
@@ -343,7 +344,7 @@ bool one_round(const Sizes& n, const Choice& choice) {
   };
   if constexpr (std::is_same_v<T, float> && std::is_same_v<S, float>) {
     for (const bool tensor : {true, false})
-      if (!goes_in_rounds(loss))
+      if (!goes_in_rounds(loss) && (!tensor || n.D % 4 == 0))  // else it would go as simt
         check(tensor ? "tensor" : "simt", [&](const auto& p) {
           launch(cuda::sweep_workspace(n.B, n.M, n.D, loss, p.grad_z != nullptr, emu::settings().multiprocessors),
                  [&](const cuda::Launch& at) { return cuda::launch_sweep(p, loss, tensor, at); });
@@ -356,7 +357,8 @@ bool one_round(const Sizes& n, const Choice& choice) {
 }  // namespace
 
 // fuzz SEED ROUNDS B,M,D…: as many rounds of random shapes, then each shape in place and deferred, with a loss that goes
-// by all ways and with the one that goes by the composite way only.
+// by all ways and with the one that goes by the composite way only. A batch against itself where M is 1, for it depends
+// on B and D only.
 int main(int argc, char** argv) {
   if (argc < 3) return std::fputs("usage: fuzz SEED ROUNDS B,M,D...\n", stderr), 2;
   generator.seed(std::strtoull(argv[1], nullptr, 10));
@@ -374,24 +376,31 @@ int main(int argc, char** argv) {
     if (kind % 8 == 7) n = {1 + up_to(6), 1 + up_to(70), 257 + up_to(767)};          // the wide kernels
     if (kind % 4 == 2) emu::settings().multiprocessors = 1, n.M = 130 + up_to(130);  // blocks of several tiles
     if (up_to(2) == 0) n.D = (n.D + 3) / 4 * 4;                                      // 16-byte accesses
-    const Choice choice{up_to(1) == 1, true, random_loss()};
-    one_round<float, float>(n, choice);
-    if (kind % 4 == 0) one_round<double, double>(n, choice);
-    if (kind % 4 == 1) one_round<float, double>(n, choice);
-    if (kind % 4 == 2) one_round<double, float>(n, choice);
+    const bool in_place = up_to(1) == 1;
+    const LossSpec loss = random_loss();
+    memory_round<float, float>(n, in_place, loss);
+    if (kind % 4 == 0) memory_round<double, double>(n, in_place, loss);
+    if (kind % 4 == 1) memory_round<float, double>(n, in_place, loss);
+    if (kind % 4 == 2) memory_round<double, float>(n, in_place, loss);
+    batch_round<float>(n, loss);
+    if (kind % 4 == 0) batch_round<double>(n, loss);
   }
   int shapes = 0;
   for (; shapes < argc - 3; ++shapes) {
     long long B, M, D;
     if (std::sscanf(argv[3 + shapes], "%lld,%lld,%lld", &B, &M, &D) != 3) return 2;
     emu::settings().identities_of_warp = 4;
-    for (const bool in_place : {true, false})
-      for (const bool all_ways : {true, false}) {
-        LossSpec loss;
-        do vary(), loss = random_loss();
-        while (goes_in_rounds(loss) == all_ways);
-        while (!one_round<float, float>({B, M, D}, {in_place, in_place && M == 1, loss})) vary();
-      }
+    const auto vary_loss = [&](bool all_ways) {
+      LossSpec loss;
+      do vary(), loss = random_loss();
+      while (goes_in_rounds(loss) == all_ways);
+      return loss;
+    };
+    for (const bool all_ways : {true, false}) {
+      for (const bool in_place : {true, false})
+        while (!memory_round<float, float>({B, M, D}, in_place, vary_loss(all_ways)));
+      while (M == 1 && !batch_round<float>({B, M, D}, vary_loss(all_ways)));
+    }
   }
   std::printf("%d rounds, %d shapes, %d losses compared\n", rounds, shapes, compared);
 }

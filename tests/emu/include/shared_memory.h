@@ -46,7 +46,7 @@ class SharedMemory {
     for (const ElfW(Shdr) & section : sections) {
       const char* name = section_names.data() + section.sh_name;
       if (std::strcmp(name, ".noinit") != 0 && std::strncmp(name, ".noinit.", 8) != 0) continue;
-      variables_.push_back({reinterpret_cast<char*>(load_address + section.sh_addr), section.sh_size, "", nullptr});
+      variables_.push_back({reinterpret_cast<char*>(load_address + section.sh_addr), section.sh_size, ""});
     }
     const std::vector<Variable> whole_sections = variables_;
     for (const ElfW(Shdr) & section : sections) {
@@ -60,29 +60,28 @@ class SharedMemory {
         for (const Variable& whole : whole_sections)
           if (ELF64_ST_TYPE(symbol.st_info) == STT_OBJECT && address >= whole.begin &&
               address < whole.begin + whole.bytes)
-            variables_.push_back({address, symbol.st_size, name, nullptr});
+            variables_.push_back({address, symbol.st_size, name});
       }
     }
   }
 
-  // From here on renew() is for the blocks of this kernel. Of a variable that no kernel so far owns, it may be a function
-  // that they all call.
+  // From here on renew() is for the blocks of this kernel. What is declared in another kernel, by whose name that is one,
+  // it leaves alone; what is declared in a function that is none may be anybody's.
   void belongs_to(const void* kernel) {
-    const auto function = functions_.find(kernel);
-    if (function != functions_.end()) {  // _Zf, whose variables are called _ZZfE…
-      const std::string prefix = "_Z" + function->second.substr(1) + "E";
-      for (Variable& variable : variables_)
-        if (variable.name.compare(0, prefix.size(), prefix) == 0) variable.owner = kernel;
-      functions_.erase(function);
-    }
-    kernel_ = kernel;
+    const auto [found, is_new] = of_kernel_.try_emplace(kernel);
+    renewed_ = &found->second;
+    if (!is_new) return;
+    const auto function = functions_.find(kernel);  // _Zf, whose variables are called _ZZfE…
+    const std::string own = function == functions_.end() ? "" : "_Z" + function->second.substr(1) + "E";
+    for (const Variable& variable : variables_)
+      if (variable.name.find("_kernel") == std::string::npos || variable.name.starts_with(own))
+        renewed_->push_back(variable);
   }
 
   // As good as new for the next block. Contents left uninitialised show: all bits set is NaN, or -1. In assembly,
   // because the fill is no access by the program, nor may it stop at AddressSanitizer's redzones between the variables.
   void renew() const {
-    for (const Variable& variable : variables_) {
-      if (variable.owner != nullptr && variable.owner != kernel_) continue;
+    for (const Variable& variable : *renewed_) {
       char* begin = variable.begin;
       std::size_t bytes = variable.bytes;
       forget(begin, bytes);
@@ -94,8 +93,7 @@ class SharedMemory {
   struct Variable {
     char* begin;
     std::size_t bytes;
-    std::string name;   // mangled
-    const void* owner;  // the kernel that it is declared in, if that has been launched
+    std::string name;  // mangled
   };
   struct Object {
     std::string path;
@@ -123,9 +121,9 @@ class SharedMemory {
   }
 
   std::vector<Variable> variables_;
-  std::unordered_map<const void*, std::string>
-      functions_;  // mangled names, but for the kernels that have been launched
-  const void* kernel_ = nullptr;
+  std::unordered_map<const void*, std::string> functions_;  // mangled names
+  std::unordered_map<const void*, std::vector<Variable>> of_kernel_;
+  std::vector<Variable>* renewed_ = nullptr;
 };
 
 }  // namespace emu
