@@ -10,7 +10,7 @@ import torch
 from torch.utils.cpp_extension import load
 
 from xbn_ext.losses import fold_temperature
-from xbn_ext.ops import batch_products
+from xbn_ext.ops import from_products
 
 ROOT = Path(__file__).parent.parent
 FLAGS = [
@@ -111,19 +111,8 @@ def transform_memory_loss_(
     return _MemoryLoss.apply(z, lambda z, need_grad: _ops.transform_memory_loss_(*moved, z, *args, need_grad))
 
 
-class _BatchLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, dots, op):
-        value, grad_dots = op(dots, ctx.needs_input_grad[0])
-        ctx.save_for_backward(grad_dots)
-        return value
-
-    @staticmethod
-    def backward(ctx, grad_value):
-        return grad_value * ctx.saved_tensors[0], None
-
-
 def batch_loss(z, labels, loss, *, ids=None, anchors=None, renormalize=True, eps=1e-6):
-    loss, dots, renormalize = batch_products(loss, z, renormalize, eps)
-    args = (labels, ids, anchors, loss.kind, loss.parameters, renormalize, eps)
-    return _BatchLoss.apply(dots, lambda dots, need_grad: _ops.batch_loss(dots, *args, need_grad))
+    def op(dots, loss, renormalize, need_grad):
+        return _ops.batch_loss(dots, labels, ids, anchors, loss.kind, loss.parameters, renormalize, eps, need_grad)
+
+    return from_products(op, loss, z, renormalize, eps)

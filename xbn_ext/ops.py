@@ -8,6 +8,7 @@ devices raise RuntimeError naming the op and the argument before anything is wri
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -358,23 +359,35 @@ def batch_loss(
     Raises:
         RuntimeError: an argument is not as above; or a second derivative or a forward-mode one is asked for.
     """
-    loss, dots, renormalize = batch_products(loss, z, renormalize, eps)
-    need_grad = _needs_grad(dots)
-    value, grad_dots = _ops.batch_loss(
-        dots.detach(), labels, ids, anchors, loss.kind, loss.parameters, renormalize, eps, need_grad
-    )
-    return _with_gradient(value, dots, grad_dots) if need_grad else value
+
+    def op(dots: Tensor, loss: PairLoss, renormalize: bool, need_grad: bool) -> tuple[Tensor, Tensor]:
+        return _ops.batch_loss(  # type: ignore[no-any-return]
+            dots, labels, ids, anchors, loss.kind, loss.parameters, renormalize, eps, need_grad
+        )
+
+    return from_products(op, loss, z, renormalize, eps)
 
 
-def batch_products(loss: PairLoss, z: Tensor, renormalize: bool, eps: float) -> tuple[PairLoss, Tensor, bool]:
-    """What the op takes: the loss with a number for its temperature, the products `[B, B]` of `z [B, D]` with itself,
-    and whether the op is to divide them by the rows' norms. Those it takes from the diagonal, where they are not if a
-    temperature has gone into the products."""
+def from_products(
+    op: Callable[[Tensor, PairLoss, bool, bool], tuple[Tensor, Tensor]],
+    loss: PairLoss,
+    z: Tensor,
+    renormalize: bool,
+    eps: float,
+) -> Tensor:
+    """The loss by `op(dots, loss, renormalize, need_grad)`, which gives it and its derivative G by the products
+    `[B, B]` of `z [B, D]` with itself. By z that is `(G + Gᵀ) z`. The op takes the rows' norms from the diagonal; where
+    it cannot, as a learned temperature has gone into one side of the products, they are left to PyTorch."""
     with torch.autocast(z.device.type, enabled=False):
-        folded, scaled = fold_temperature(loss, z)
-        if scaled is z or not renormalize:
-            return folded, scaled @ z.T, renormalize
-        return folded, scaled @ F.normalize(z, dim=1, eps=eps).T, False
+        folded, anchors = fold_temperature(loss, z)
+        if anchors is z:
+            need_grad, rows = _needs_grad(z), z.detach()
+            value, grad_dots = op(rows @ rows.T, folded, renormalize, need_grad)
+            return _with_gradient(value, z, (grad_dots + grad_dots.T) @ rows) if need_grad else value
+        dots = anchors @ (F.normalize(z, dim=1, eps=eps) if renormalize else z).T
+        need_grad = _needs_grad(dots)
+        value, grad_dots = op(dots.detach(), folded, False, need_grad)
+        return _with_gradient(value, dots, grad_dots) if need_grad else value
 
 
 @torch.library.register_fake("xbn_ext::batch_loss")
