@@ -341,7 +341,7 @@ def batch_loss(
 ) -> Tensor:
     """Loss of a batch against itself: of each anchor with all rows but its own. Differentiable in `z` on both sides.
 
-    Stores the B×B similarities and their gradient.
+    Holds the B×B similarities and their gradient while it runs.
 
     Args:
         z: `[B, D]` embeddings.
@@ -379,12 +379,12 @@ def from_products(
     `[B, B]` of `z [B, D]` with itself. By z that is `(G + Gᵀ) z`. The op takes the rows' norms from the diagonal; where
     it cannot, as a learned temperature has gone into one side of the products, they are left to PyTorch."""
     with torch.autocast(z.device.type, enabled=False):
-        folded, anchors = fold_temperature(loss, z)
-        if anchors is z:
+        folded, scaled = fold_temperature(loss, z)
+        if scaled is z:
             need_grad, rows = _needs_grad(z), z.detach()
             value, grad_dots = op(rows @ rows.T, folded, renormalize, need_grad)
             return _with_gradient(value, z, (grad_dots + grad_dots.T) @ rows) if need_grad else value
-        dots = anchors @ (F.normalize(z, dim=1, eps=eps) if renormalize else z).T
+        dots = scaled @ (F.normalize(z, dim=1, eps=eps) if renormalize else z).T
         need_grad = _needs_grad(dots)
         value, grad_dots = op(dots.detach(), folded, False, need_grad)
         return _with_gradient(value, dots, grad_dots) if need_grad else value
