@@ -71,10 +71,10 @@ class SharedMemory {
     const auto [found, is_new] = of_kernel_.try_emplace(kernel);
     renewed_ = &found->second;
     if (!is_new) return;
-    const auto function = functions_.find(kernel);  // _Zf, whose variables are called _ZZfE…
-    const std::string own = function == functions_.end() ? "" : "_Z" + function->second.substr(1) + "E";
+    const auto function = functions_.find(kernel);  // _Zf, whose variables are called _ZZfE…, of a lambda in it _ZZZfE…
+    const std::string own = function == functions_.end() ? "" : function->second.substr(1) + "E";
     for (const Variable& variable : variables_)
-      if (variable.name.find("_kernel") == std::string::npos || variable.name.starts_with(own))
+      if (variable.name.find("_kernel") == std::string::npos || variable.name.find(own) != std::string::npos)
         renewed_->push_back(variable);
   }
 
