@@ -16,9 +16,10 @@ namespace xbn {
 template <typename T>
 class Contribution {
  public:
-  Contribution(int64_t blocks, int64_t padded, bool gradient)
+  Contribution(int64_t blocks, int64_t padded, bool gradient, int64_t rewritten)
       : blocks(blocks),
         padded(padded),
+        rewritten(rewritten, 0.0),
         sums_(kSlots * blocks * kAnchorBlock),
         grad_(gradient ? kSlots * blocks * kAnchorBlock * padded : 0),
         touched_(kSlots * blocks, 0) {}
@@ -36,6 +37,7 @@ class Contribution {
   char& touched(int slot, int64_t block) { return touched_[slot * blocks + block]; }
 
   const int64_t blocks, padded;
+  std::vector<double> rewritten;  // [2, D] sum and sum of squares of the rows, if a map is written into them on the way
 
  private:
   std::vector<RowSums> sums_;
@@ -49,8 +51,10 @@ class Accumulation {
  public:
   using Part = std::unique_ptr<Contribution<T>>;
 
-  Accumulation(const SweepPlan& plan, int64_t group, bool gradient)
-      : total(std::min(plan.group_blocks, plan.blocks - group * plan.group_blocks), plan.padded_dim, gradient),
+  // rewritten: the size of Contribution::rewritten.
+  Accumulation(const SweepPlan& plan, int64_t group, bool gradient, int64_t rewritten)
+      : total(std::min(plan.group_blocks, plan.blocks - group * plan.group_blocks), plan.padded_dim, gradient,
+              rewritten),
         gradient_(gradient) {
     for (int64_t n = plan.splits; n > 1; n = ceil_div(n, 2)) levels_.emplace_back(n);
   }
@@ -58,7 +62,9 @@ class Accumulation {
   // For a split to fill in: nothing so far, in the slots of a pass.
   Part part(const Pass& pass) {
     Part part = spare();
-    if (part == nullptr) part = std::make_unique<Contribution<T>>(total.blocks, total.padded, gradient_);
+    if (part == nullptr)
+      part = std::make_unique<Contribution<T>>(total.blocks, total.padded, gradient_, total.rewritten.size());
+    std::fill(part->rewritten.begin(), part->rewritten.end(), 0.0);
     for (int slot = 0; slot < kSlots; ++slot)
       if (pass.slot[slot].pairs != Pairs::none) part->begin(slot, pass.slot[slot].formula);
     return part;

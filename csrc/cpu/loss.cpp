@@ -50,8 +50,10 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
   const Program program = make_program(loss, p.grad_z != nullptr);
   std::vector<Total> totals(p.B);
   std::vector<std::unique_ptr<Accumulation<T>>> groups;
+  const int64_t rewritten = rewrite != nullptr ? 2 * p.D : 0;
   for (int64_t group = 0; group < plan.groups; ++group)
-    groups.push_back(std::make_unique<Accumulation<T>>(plan, group, p.grad_z != nullptr && sums_gradients(loss)));
+    groups.push_back(
+        std::make_unique<Accumulation<T>>(plan, group, p.grad_z != nullptr && sums_gradients(loss), rewritten));
   const int64_t group_rows = plan.group_blocks * kAnchorBlock;
   const auto all = [&](int64_t i) -> Contribution<T>& { return groups[i / group_rows]->total; };
   const auto sums_of = [&](int slot, int64_t i) -> RowSums& { return all(i).sums(slot, 0)[i % group_rows]; };
@@ -92,6 +94,8 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
       }
     }
   }
+
+  if (rewrite != nullptr) rewrite->finish(groups[0]->total.rewritten);
 
   LossSum sum;
   double anchors = 0, positives = 0, negatives = 0;
@@ -141,11 +145,10 @@ void transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T
     transform(t, cpu);
     return memory_loss(p, loss, cpu);
   }
-  Rewrite<S> rewrite(t, plan.splits);
+  Rewrite<S> rewrite(t);
   MemoryLossParams<T, S> moved = p;
   moved.scale = moved.shift = nullptr;
   rank(moved, loss, cpu, &rewrite);
-  rewrite.settle(t);
 }
 
 #define XBN_INSTANTIATE(T, S)                                                                                    \

@@ -94,7 +94,7 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* t
     if constexpr (std::is_same_v<T, S>)
       if (rewrite != nullptr)
         transform_rows(rewrite->bank + begin * p.D, next - begin, p.D, rewrite->scale.data(), rewrite->shift.data(),
-                       rewrite->sums(split), rewrite->sums(split) + p.D);
+                       part.rewritten.data(), part.rewritten.data() + p.D);
     load_tile(p, sweep, tile);
     // The rows that come next, if they are those that follow.
     const int64_t ahead = positives_only ? 0 : std::min(plan.tile_rows, sweep.count - next);
@@ -141,6 +141,7 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* t
 template <typename T>
 void add_contribution(Contribution<T>& left, Contribution<T>& right, const Pass& pass) {
   const int64_t padded = left.padded;
+  for (size_t k = 0; k < left.rewritten.size(); ++k) left.rewritten[k] += right.rewritten[k];
   for (int slot = 0; slot < kSlots; ++slot) {
     if (pass.slot[slot].pairs == Pairs::none) continue;
     const Formula formula = pass.slot[slot].formula;
