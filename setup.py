@@ -71,19 +71,28 @@ class Nvcc:
         made_of = [source, __file__, *CUDA_HEADERS]
         if target.exists() and target.stat().st_mtime > max(os.path.getmtime(path) for path in made_of):
             return str(target)
-        codes = []
-        for name in architectures:
-            number, ptx = name.removesuffix("-ptx"), name.endswith("-ptx")
-            codes.append(f"-gencode=arch=compute_{number},code={'compute' if ptx else 'sm'}_{number}")
         part = f"{target}.{os.getpid()}"
         command = [
-            self.program, "-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xfatbin=-compress-all", *codes,
-            f'-DXBN_CUDA_ARCHITECTURES="{";".join(architectures)}"', "-c", source, "-o", part,
+            self.program, "-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xfatbin=-compress-all",
+            *targets(architectures), f'-DXBN_CUDA_ARCHITECTURES="{";".join(architectures)}"', "-c", source, "-o", part,
         ]  # fmt: skip
         print(" ".join(command), flush=True)
         subprocess.check_call(command)
         os.replace(part, target)
         return str(target)
+
+
+def targets(architectures: list[str]) -> list[str]:
+    """nvcc's options for them. Half of its time goes into intermediate code, which plain ones of a generation share:
+    that of the oldest, for the sources tell none of them apart."""
+    generation = {name: min(int(name) // 10, 10) for name in architectures if name.isdigit()}
+    machine_codes: dict[str, list[str]] = {}
+    for name in architectures:
+        kin = [int(other) for other in generation if generation[other] == generation.get(name)]
+        through = str(min(kin)) if kin else name.removesuffix("-ptx")
+        code = f"compute_{through}" if name.endswith("-ptx") else f"sm_{name}"
+        machine_codes.setdefault(through, []).append(code)
+    return [f"-gencode=arch=compute_{through},code=[{','.join(codes)}]" for through, codes in machine_codes.items()]
 
 
 def find_nvcc() -> "Nvcc | None":
