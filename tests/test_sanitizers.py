@@ -49,7 +49,7 @@ def run(*command):
 def test_cpu_kernels(sanitizers, tmp_path):
     program = tmp_path / "fuzz"
     build(program, [*CPU_KERNELS, ROOT / "tests" / "native" / "fuzz.cpp"], sanitizers)
-    assert "25 rounds" in run(str(program), "25")
+    assert "16 rounds" in run(str(program), "16")
 
 
 PARTS = 8  # programs, of which as many run at once as there are processors
