@@ -7,6 +7,7 @@ executed on the CPU (`emu`). Tests of the loss do so for all of its ways on a GP
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TSAN_OPTIONS", "atexit_sleep_ms=0")  # a second for each program, for threads that still run
 
 import importlib
 import re
@@ -35,9 +36,13 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item in kept]
 
 
+def parameters(item):
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
 def goes_this_way(item):
     """False where the loss would silently go another way."""
-    params = item.callspec.params if hasattr(item, "callspec") else {}
+    params = parameters(item)
     path = params.get("implementation", ("", ""))[1]
     if path in ("tensor", "simt") and getattr(params.get("loss"), "kind", None) == "triplet_all":
         return False
@@ -49,7 +54,7 @@ def thinned(items):
     dtypes only, drawn by its name: the fuzz of test_sanitizers takes all ways, a GPU all of both."""
     ways = {}  # by test and set of parameters
     for item in items:
-        name, path = item.callspec.params.get("implementation", ("", "")) if hasattr(item, "callspec") else ("", "")
+        name, path = parameters(item).get("implementation", ("", ""))
         if name == "emu" and path != "auto":
             one_set = re.sub(rf"{name}-{path}(-f..)?", "", item.nodeid)
             ways.setdefault(item.nodeid.partition("[")[0], {}).setdefault(one_set, []).append(item)

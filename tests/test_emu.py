@@ -1,7 +1,6 @@
 """The stand-in for CUDA that runs kernels on the CPU: sound kernels compute what they should, wrong ones are caught."""
 
 import functools
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,7 +16,6 @@ VARIANTS = {
     "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "thread": ["-O1", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"],  # reports without callers
 }
-NO_SLEEP = {"TSAN_OPTIONS": "atexit_sleep_ms=0"}  # a second by default, for threads that still run
 SEEDS = [0, 1]
 ALL_LANES = 32  # of a warp are threads to ThreadSanitizer; with fewer, several lanes are one
 
@@ -42,9 +40,7 @@ def run(tmp_path_factory):
 
     def run(variant, *arguments, program=None):
         command = [str(program or build(variant)), *map(str, arguments)]
-        return subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, env=os.environ | NO_SLEEP
-        )
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
 
     return run
 
