@@ -29,11 +29,26 @@ MANY_SETS = 40  # of parameters of one test
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 
 
+@pytest.hookimpl(trylast=True)  # -k and -m have chosen
 def pytest_collection_modifyitems(config, items):
-    items.sort(key=lambda item: item.module.__name__ != "test_sanitizers")  # minutes each: beside the others, not after
     kept = thinned([item for item in items if goes_this_way(item)])
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = [item for item in items if item in kept]
+    items[:] = dealt([item for item in items if item in kept], int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+
+
+def dealt(items, workers):
+    """The items in an order in which every worker begins with tests under sanitizers: minutes each, side by side, and
+    in the end nothing waits for them. `--dist worksteal` gives each worker a run of the items to begin with."""
+    long = [item for item in items if item.module.__name__ == "test_sanitizers"]
+    others = [item for item in items if item not in long]
+    order = []
+    for worker in range(workers):
+        its_own = long[worker::workers]
+        share = (len(items) - len(order)) // (workers - worker)
+        rest = max(share - len(its_own), 0)
+        order += its_own + others[:rest]
+        del others[:rest]
+    return order
 
 
 def parameters(item):

@@ -9,7 +9,7 @@ namespace xbn {
 namespace {
 
 bool processor_has(Isa isa) {
-#if defined(__x86_64__)
+#if defined(XBN_X86_ISAS)
   if (isa == Isa::avx512_vnni) return processor_has(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
   if (isa == Isa::avx512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

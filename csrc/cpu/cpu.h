@@ -6,6 +6,11 @@
 #include <string>
 #include <type_traits>
 
+// Whether kernels are compiled for instruction sets above the baseline of x86, too. XBN_BASELINE_ONLY compiles sooner.
+#if defined(__x86_64__) && !defined(XBN_BASELINE_ONLY)
+#define XBN_X86_ISAS
+#endif
+
 namespace xbn {
 
 enum class Isa { baseline, avx2, avx512, avx512_vnni };  // from least to best; the last is avx512 but for screen.h
@@ -34,7 +39,7 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 }  // namespace xbn
 
 // Calls the copy of a function that for_each_isa.h made for the instruction set `isa`.
-#if defined(__x86_64__)
+#if defined(XBN_X86_ISAS)
 #define XBN_CALL_ISA(isa, call)                                \
   do {                                                         \
     switch (isa) {                                             \

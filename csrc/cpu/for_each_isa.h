@@ -10,7 +10,7 @@
 //
 // No include guard: every kernel file includes this once with its own source.
 
-#if defined(__x86_64__)
+#if defined(XBN_X86_ISAS)
 
 #if defined(__clang__)
 #define XBN_ISA_BEGIN_AVX512                                                                                     \
