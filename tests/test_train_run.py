@@ -58,10 +58,15 @@ class TinyBackbone(nn.Module):
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes resnet18 tiny, and pictures, which take a second each, files of one byte."""
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes pictures, which take a second each, files of one byte."""
     for picture in ("curves", "neighbours"):
         monkeypatch.setattr(report.pictures, picture, lambda path, *_: path.write_bytes(b"."))
+
+
+@pytest.fixture
+def tiny(no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes resnet18 tiny, without pictures."""
     monkeypatch.setattr(
         "train.model._torchvision",
         lambda config: (TinyBackbone(), 12, run.model.Normalisation((0.0,) * 3, (255.0,) * 3), (False, "tiny")),
@@ -504,10 +509,12 @@ def test_ctrl_c_leaves_a_run_that_can_be_continued(shapes: str, tmp_path: Path) 
     assert 0 < checkpoint.load(tmp_path / "checkpoint.pt")["step"] < 100000
 
 
-def test_a_killed_run_continues_from_its_last_checkpoint_to_the_same_numbers(shapes: str, tmp_path: Path) -> None:
+def test_a_killed_run_continues_from_its_last_checkpoint_to_the_same_numbers(
+    shapes: str, tmp_path: Path, no_pictures: None
+) -> None:
     small = command(
         "--data", shapes, "--image-size", 32, "--batch-size", 8, "--samples-per-class", 2, "--memory-size", 16,
-        "--backbone", "convnet", "--steps", 160, "--eval-every", 20, "--threads", 1, "--resume", "--out",
+        "--backbone", "convnet", "--steps", 100, "--eval-every", 20, "--threads", 1, "--resume", "--out",
     )  # fmt: skip
     arguments = [sys.executable, "-m", "train", *small, str(tmp_path / "killed")]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
