@@ -14,7 +14,7 @@ from xbn_ext.ops import from_products
 
 ROOT = Path(__file__).parent.parent
 FLAGS = [
-    *("-O3", "-std=c++20", "-march=native", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-unknown-pragmas"),
+    *("-O2", "-std=c++20", "-march=native", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-unknown-pragmas"),
     *("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DXBN_CUDA_KEY=CPU"),
 ]  # fmt: skip
 SCHEMA = ["csrc/schema.cpp", "csrc/cpu/cpu.cpp", "csrc/cuda/path.cpp"]
