@@ -262,13 +262,11 @@ def test_a_study_that_is_stopped_then_killed_comes_to_the_same_numbers(
 ) -> None:
     command = [sys.executable, "-m", "train.compare", *arguments(emoji_cache, tmp_path, jobs=2)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = f"runs/*/{checkpoint.CHECKPOINT}"
     done = 0
     for how in (signal.SIGINT, signal.SIGKILL):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
-        wait_for(
-            lambda: any(tmp_path.glob(f"runs/*/{checkpoint.CHECKPOINT}")) and len(results(tmp_path)) >= done + 2,  # noqa: B023
-            process,
-        )
+        wait_for(lambda least=done + 2: any(tmp_path.glob(started)) and len(results(tmp_path)) >= least, process)
         if how == signal.SIGINT:
             os.killpg(process.pid, how)  # as Ctrl-C does: the working processes get it, too
             assert process.wait(60) == 130
