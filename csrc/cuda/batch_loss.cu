@@ -11,7 +11,7 @@
 //   keeps  norms [B], results [B]; of all triplets also the list of each anchor's positives [B, B]
 //   needs  any GPU; float and double
 //   order  fixed by the shapes: the same bits every run
-#include "loss_block.cuh"
+#include "loss_partial.cuh"
 
 #include "../triplets.h"
 
@@ -105,9 +105,9 @@ __device__ __forceinline__ RowSums score(const AnchorPairs<T>& c, const Slot& sl
       if (on) best.take({positive ? -s : s, j});
       pairs += on;
     });
-    best = block_extreme<kThreads>(best);
-    const double all = block_sum<kThreads>(static_cast<double>(pairs));
-    return {static_cast<double>(best.row), 0, all, static_cast<double>(best.x)};
+    best = BlockExtremes<kThreads, 1, T>({best})[0];
+    const BlockSums<kThreads, 1> all({static_cast<double>(pairs)});
+    return {static_cast<double>(best.row), 0, all[0], static_cast<double>(best.x)};
   }
   T value = 0, weight = 0, top = 0;
   int pairs = 0;
@@ -118,7 +118,7 @@ __device__ __forceinline__ RowSums score(const AnchorPairs<T>& c, const Slot& sl
         const Exponent<T> e = formula(s, positive, given);
         if (on && e.counts && e.x > top) top = e.x;
       });
-      top = block_top<kThreads>(top);
+      top = BlockTops<kThreads, 1, T>({top})[0];
       c.each(slot.pairs, [&](int64_t, T s, bool positive, bool on) {
         const Exponent<T> e = formula(s, positive, given);
         const bool counts = on && e.counts;
@@ -134,9 +134,9 @@ __device__ __forceinline__ RowSums score(const AnchorPairs<T>& c, const Slot& sl
       });
     }
   });
-  const double values = block_sum<kThreads>(static_cast<double>(value));
-  const double weights = block_sum<kThreads>(static_cast<double>(weight));
-  return {values, weights, block_sum<kThreads>(static_cast<double>(pairs)), static_cast<double>(top)};
+  const BlockSums<kThreads, 3> sums(
+      {static_cast<double>(value), static_cast<double>(weight), static_cast<double>(pairs)});
+  return {sums[0], sums[1], sums[2], static_cast<double>(top)};
 }
 
 // What a pair that the slot has adds to the gradient, but for the factor.
@@ -167,14 +167,16 @@ __device__ __forceinline__ void add_up(const BatchLossParams<T>& p, const Worksp
     for (int k = 0; k < kSlots; ++k)
       value[k] += __ldcg(&w.result[i].value[k]), count[k] += __ldcg(&w.result[i].count[k]);
   }
+  static_assert(kSlots == 2);
+  const BlockSums<kThreads, 4> sums({value[0], value[1], count[0], count[1]});
+  if (threadIdx.x != 0) return;
 #pragma unroll
   for (int k = 0; k < kSlots; ++k) {
-    const double values = block_sum<kThreads>(value[k]), counts = block_sum<kThreads>(count[k]);
-    const double average = 1.0 / (counts > 1.0 ? counts : 1.0);
-    all += average * values;
-    if (threadIdx.x == 0) w.average[k] = static_cast<T>(average);
+    const double average = 1.0 / std::fmax(1.0, sums[kSlots + k]);
+    all += average * sums[k];
+    w.average[k] = static_cast<T>(average);
   }
-  if (threadIdx.x == 0) *p.loss = static_cast<T>(all);
+  *p.loss = static_cast<T>(all);
 }
 
 // The gradient of an anchor that does not rank is zero, of one that is not finite NaN.
@@ -281,8 +283,8 @@ __global__ void __launch_bounds__(kThreads, 2)
         above += c.on(j, Pairs::negatives) && is_below(threshold, c.similarity(j) + margin);
       p.grad_dots[c.i * p.B + positives[r]] = static_cast<T>(-above);
     }
-    const double values = block_sum<kThreads>(value), counts = block_sum<kThreads>(triplets);
-    const RowSums sums[kSlots] = {{values, 0, counts, 0}, {}};
+    const BlockSums<kThreads, 2> all({value, triplets});
+    const RowSums sums[kSlots] = {{all[0], 0, all[1], 0}, {}};
     if (threadIdx.x == 0) w.result[c.i] = finish(LossSpec{LossKind::triplet_all}, sums);
   }
   add_up(p, w);

@@ -98,25 +98,6 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
-// Sum over the lanes of a group of `width` threads of a warp, in a fixed tree; in all of them.
-__device__ __forceinline__ double group_sum(double value, int width) {
-  for (int step = 1; step < width; step *= 2) value += __shfl_xor_sync(0xffffffffu, value, step, width);
-  return value;
-}
-
-// Sum over a block of kThreads in a fixed order; in thread 0, and not in the other warps.
-template <int kThreads>
-__device__ __forceinline__ double block_sum(double value) {
-  constexpr int kWarps = kThreads / kWarp;
-  __shared__ double partial[kWarps];
-  value = group_sum(value, kWarp);
-  __syncthreads();  // a former sum has been read
-  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  if (threadIdx.x >= kWarp) return 0.0;
-  return group_sum(threadIdx.x < kWarps ? partial[threadIdx.x] : 0.0, kWarp);
-}
-
 // Announces that this block has written its part of a workspace; true in the block that comes last, which then sees the
 // parts of all. To be called by all threads of a block; `ticket` starts at 0, `flag` is shared memory.
 __device__ __forceinline__ bool is_last_block(unsigned* ticket, unsigned blocks, bool* flag) {

@@ -11,7 +11,7 @@
 //          known; rows beyond it count for nothing
 //   order  chunks one after the other; a block adds to the sums of its anchors alone: the same bits every run, as far
 //          as the library's products are
-#include "loss_block.cuh"
+#include "loss_partial.cuh"
 #include "loss_triplets.cuh"
 
 namespace xbn::cuda {
@@ -118,14 +118,19 @@ template <typename T>
 __device__ __forceinline__ void add_chunk(Formula formula, const T (&value)[kAnchors], const T (&weight)[kAnchors],
                                           const int (&pairs)[kAnchors], const T (&shift)[kAnchors],
                                           const ChunkPairs<T>& c, RowSums* sums) {
+  double values[3 * kAnchors];
 #pragma unroll
-  for (int a = 0; a < kAnchors; ++a) {
-    if (c.block + a >= c.B) break;
-    const RowSums all = {block_sum<kThreads>(static_cast<double>(value[a])),
-                         block_sum<kThreads>(static_cast<double>(weight[a])),
-                         block_sum<kThreads>(static_cast<double>(pairs[a])), static_cast<double>(shift[a])};
-    if (threadIdx.x == 0) sums[c.block + a] = add(formula, sums[c.block + a], all);
-  }
+  for (int a = 0; a < kAnchors; ++a)
+    values[a] = value[a], values[kAnchors + a] = weight[a], values[2 * kAnchors + a] = pairs[a];
+  const BlockSums<kThreads, 3 * kAnchors> all(values);
+  const int mine = static_cast<int>(threadIdx.x);  // the first threads, one to an anchor
+  if (mine >= kAnchors || c.block + mine >= c.B) return;
+  double shift_of_mine = 0;
+#pragma unroll
+  for (int a = 0; a < kAnchors; ++a)
+    if (a == mine) shift_of_mine = shift[a];
+  const RowSums of_chunk = {all[mine], all[kAnchors + mine], all[2 * kAnchors + mine], shift_of_mine};
+  sums[c.block + mine] = add(formula, sums[c.block + mine], of_chunk);
 }
 
 // One slot of a chunk. weights [B, chunk] may be the similarities.
@@ -142,15 +147,16 @@ __device__ __forceinline__ void score_chunk(const ChunkPairs<T>& c, const Slot& 
       if (on) best[a].take({positive ? -s : s, c.first + j});
       pairs[a] += on;
     });
+    double counts[kAnchors];
 #pragma unroll
-    for (int a = 0; a < kAnchors; ++a) {
-      best[a] = block_extreme<kThreads>(best[a]);
-      value[a] = 0, shift[a] = best[a].x;
-      const double all = block_sum<kThreads>(static_cast<double>(pairs[a]));
-      if (threadIdx.x != 0 || c.block + a >= c.B) continue;
-      const RowSums of_chunk = {static_cast<double>(best[a].row), 0, all, static_cast<double>(best[a].x)};
-      sums[c.block + a] = add(slot.formula, sums[c.block + a], of_chunk);
-    }
+    for (int a = 0; a < kAnchors; ++a) counts[a] = pairs[a];
+    const BlockExtremes<kThreads, kAnchors, T> bests(best);
+    const BlockSums<kThreads, kAnchors> all(counts);
+    const int mine = static_cast<int>(threadIdx.x);
+    if (mine >= kAnchors || c.block + mine >= c.B) return;
+    const Extreme<T> extreme = bests[mine];
+    const RowSums of_chunk = {static_cast<double>(extreme.row), 0, all[mine], static_cast<double>(extreme.x)};
+    sums[c.block + mine] = add(slot.formula, sums[c.block + mine], of_chunk);
     return;
   }
   with_formula<T>(slot, [&](const auto& formula) {
@@ -163,9 +169,10 @@ __device__ __forceinline__ void score_chunk(const ChunkPairs<T>& c, const Slot& 
         const Exponent<T> e = formula(s, positive, c.anchors[a].given);
         if (on && e.counts && e.x > shift[a]) shift[a] = e.x;
       });
+      const BlockTops<kThreads, kAnchors, T> tops(shift);
 #pragma unroll
       for (int a = 0; a < kAnchors; ++a) {
-        shift[a] = block_top<kThreads>(shift[a]);
+        shift[a] = tops[a];
         if (threadIdx.x == 0 && c.block + a < c.B)
           rescale[c.block + a] = shift[a] > before[a] ? std::exp(before[a] - shift[a]) : T(1);
       }

@@ -2,7 +2,7 @@
 // its anchor.
 #pragma once
 
-#include "device.cuh"
+#include "reduce.cuh"
 
 namespace xbn::cuda {
 
@@ -100,6 +100,22 @@ struct Extreme {
     if (other.row >= 0 && (exceeds(other.x, x) || (other.x == x && other.row < row))) *this = other;
   }
 };
+
+template <typename T>
+__device__ __forceinline__ Extreme<T> shuffle_xor(Extreme<T> value, int step) {
+  return {shuffle_xor(value.x, step), shuffle_xor(value.row, step)};
+}
+
+struct Better {
+  template <typename T>
+  __device__ __forceinline__ Extreme<T> operator()(Extreme<T> a, Extreme<T> b) const {
+    a.take(b);
+    return a;
+  }
+};
+
+template <int kThreads, int kCount, typename T>
+using BlockExtremes = BlockReduction<kThreads, kCount, Extreme<T>, Better>;
 
 // After pass k: what each anchor is given for the next one; or, after the last, loss [1] and grad_z [B, D]. In
 // loss_reduce.cu.

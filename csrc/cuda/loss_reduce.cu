@@ -66,20 +66,19 @@ __device__ void finish_all(const PartialLoss<T>& partial, int64_t B, T* value_of
       value[slot] += __ldcg(&result.value[slot]), count[slot] += __ldcg(&result.count[slot]);
     anchors += 1, positives += __ldcg(&result.positives), negatives += __ldcg(&result.negatives);
   }
+  static_assert(kSlots == 2);
+  const BlockSums<kSettleThreads, 7> sums({value[0], value[1], count[0], count[1], anchors, positives, negatives});
+  if (threadIdx.x != 0) return;
   double all = 0;
 #pragma unroll
   for (int k = 0; k < kSlots; ++k) {
-    const double values = block_sum<kSettleThreads>(value[k]), counts = block_sum<kSettleThreads>(count[k]);
-    const double average = 1.0 / (counts > 1.0 ? counts : 1.0);
-    all += average * values;
-    if (threadIdx.x == 0) partial.average[k] = static_cast<T>(average);
+    const double average = 1.0 / std::fmax(1.0, sums[kSlots + k]);
+    all += average * sums[k];
+    partial.average[k] = static_cast<T>(average);
   }
-  anchors = block_sum<kSettleThreads>(anchors);
-  positives = block_sum<kSettleThreads>(positives), negatives = block_sum<kSettleThreads>(negatives);
-  if (threadIdx.x != 0) return;
   *value_of_all = static_cast<T>(all);
-  pairs[0] = positives / (anchors > 1.0 ? anchors : 1.0);
-  pairs[1] = negatives / (anchors > 1.0 ? anchors : 1.0);
+  pairs[0] = sums[5] / std::fmax(1.0, sums[4]);
+  pairs[1] = sums[6] / std::fmax(1.0, sums[4]);
 }
 
 template <typename T>

@@ -137,11 +137,10 @@ __global__ void __launch_bounds__(kThreads)
     s[i * chunk + j] = static_cast<T>(k);
   }
   if (n == 0) return;
-  const RowSums of_chunk = {block_sum<kThreads>(value), 0, block_sum<kThreads>(static_cast<double>(triplets)), 0};
-  const double highest = block_sum<kThreads>(static_cast<double>(above_all));
+  const BlockSums<kThreads, 3> sums({value, static_cast<double>(triplets), static_cast<double>(above_all)});
   if (threadIdx.x != 0) return;
-  above[n] += static_cast<unsigned>(highest);
-  partial.sums[i] = add(slot.formula, partial.sums[i], of_chunk);
+  above[n] += static_cast<unsigned>(sums[2]);
+  partial.sums[i] = add(slot.formula, partial.sums[i], {sums[0], 0, sums[1], 0});
 }
 
 // Negatives of every rank become negatives above every threshold; what the thresholds cost goes off the sum. Of both kinds,
@@ -149,7 +148,9 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 __global__ void __launch_bounds__(kThreads) settle_ranks_kernel(const PartialLoss<T> partial, const Thresholds<T> t) {
   __shared__ unsigned totals[kThreads];
-  const int64_t i = blockIdx.x, n = t.collected[i], part = ceil_div(n, kThreads);
+  const int64_t i = blockIdx.x, n = t.collected[i];
+  if (n == 0) return;
+  const int64_t part = ceil_div(n, kThreads), parts = ceil_div(n, part);
   const int64_t begin = smaller(threadIdx.x * part, n), end = smaller(begin + part, n);
   unsigned* above = t.above + i * (t.most + 1);
   unsigned total = 0, of_next = above[end];
@@ -158,7 +159,7 @@ __global__ void __launch_bounds__(kThreads) settle_ranks_kernel(const PartialLos
   __syncthreads();
   unsigned higher = 0;
   if (begin < end)
-    for (int other = threadIdx.x + 1; other < kThreads; ++other) higher += totals[other];
+    for (int64_t other = threadIdx.x + 1; other < parts; ++other) higher += totals[other];
   double cost = 0, positives = 0;
   for (int64_t r = end - 1; r >= begin; --r) {
     higher += of_next;
@@ -167,12 +168,11 @@ __global__ void __launch_bounds__(kThreads) settle_ranks_kernel(const PartialLos
     positives += higher > 0;
     if (higher > 0) cost += static_cast<double>(higher) * static_cast<double>(t.similarity[i * t.most + r]);
   }
-  cost = block_sum<kThreads>(cost);
-  positives = block_sum<kThreads>(positives);
-  if (threadIdx.x != 0 || n == 0) return;
-  partial.sums[i].value -= cost;
+  const BlockSums<kThreads, 2> sums({cost, positives});
+  if (threadIdx.x != 0) return;
+  partial.sums[i].value -= sums[0];
   partial.sums[i].weight = std::fmax(partial.sums[i].weight, static_cast<double>(higher));  // thread 0 has the lowest
-  partial.sums[gridDim.x + i].weight += positives;
+  partial.sums[gridDim.x + i].weight += sums[1];
 }
 
 template <typename T>

@@ -11,7 +11,7 @@
 //   grid   up to 64 blocks of 256 threads, each a run of rows; 32 to 256 threads side by side on the columns
 //   keeps  three doubles per column and block in the workspace
 //   order  fixed: threads in order within a block, blocks in order by the one that finishes last. Same bits every run.
-#include "device.cuh"
+#include "reduce.cuh"
 
 namespace xbn::cuda {
 namespace {
@@ -169,11 +169,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     __syncthreads();  // every thread has read the variance
     if (threadIdx.x == 0) *t.variance = k.variance;
     if (t.gaps == nullptr) return;
-    before = block_sum<kThreads>(before);
-    after = block_sum<kThreads>(after);
-    if (threadIdx.x != 0) return;
-    t.gaps[0] = moment_gap(before, rows, count);
-    t.gaps[1] = moment_gap(after, rows, count);
+    const BlockSums<kThreads, 2> gaps({before, after});
+    if (threadIdx.x < 2) t.gaps[threadIdx.x] = moment_gap(gaps[threadIdx.x], rows, count);
   }
 }
 

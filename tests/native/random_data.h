@@ -25,9 +25,9 @@ inline std::mt19937_64 generator(1);
 inline int64_t up_to(int64_t n) { return static_cast<int64_t>(generator() % static_cast<uint64_t>(n + 1)); }
 
 template <typename T>
-Exactly<T> normal(int64_t n) {
+Exactly<T> normal(int64_t n, double spread = 1) {
   Exactly<T> x(n);
-  std::normal_distribution<double> draw;
+  std::normal_distribution<double> draw(0, spread);
   for (int64_t i = 0; i < n; ++i) x[i] = static_cast<T>(draw(generator));
   return x;
 }
