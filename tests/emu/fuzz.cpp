@@ -284,11 +284,22 @@ class MemoryRound {
   const State<S> ours_ = State<S>::random(n_);
 };
 
+// Losses one after the other with the same memory; one that cannot be compared is drawn anew with another memory.
+template <typename T, typename S, typename... Draw>
+void compare_all(const Sizes& n, bool in_place, const Draw&... draw) {
+  const MemoryRound<T, S> memory(n, in_place);
+  const auto compare = [&](const auto& draw_loss) {
+    bool done = memory.compare(draw_loss());
+    while (!done) done = MemoryRound<T, S>(n, in_place).compare(draw_loss());
+  };
+  (compare(draw), ...);
+}
+
 }  // namespace
 
-// fuzz SEED ROUNDS B,M,D…: as many rounds of random shapes, then each shape in place and deferred, with a loss that goes
-// by all ways and with the one that goes by the composite way only. A batch against itself where M is 1, for it depends
-// on B and D only.
+// fuzz SEED ROUNDS B,M,D…: as many rounds of random shapes, then each shape in place and deferred, with memories of
+// float, Float16 and BFloat16: that of float with a loss that goes by all ways and with the one that goes by the
+// composite way only. A batch against itself where M is 1, for it depends on B and D only.
 int main(int argc, char** argv) {
   if (argc < 3) return std::fputs("usage: fuzz SEED ROUNDS B,M,D...\n", stderr), 2;
   const int seed = std::atoi(argv[1]), rounds = std::atoi(argv[2]);
@@ -317,16 +328,18 @@ int main(int argc, char** argv) {
     batch_round<float>(n, loss);
     if (kind % 2 == 0) batch_round<double>(n, loss);
   }
-  const auto loss_of = [&](bool all_ways) {
+  const auto draw = [&](bool all_ways) {
     LossSpec loss;
     do vary(), loss = random_loss();
     while (goes_in_rounds(loss) == all_ways);
     return loss;
   };
-  // The two kernels of a loss that depend on the bank's dtype both run in this one, most often without a tie.
-  const auto of_16_bits = [&](const auto& memory) {
-    if (!memory.compare({LossKind::triplet, false, 0.3}))
-      while (!memory.compare({LossKind::contrastive, false, 0.9, 0.1}));
+  const auto of_all_ways = [&] { return draw(true); };
+  const auto of_one_way = [&] { return draw(false); };
+  // In this one both of a loss's kernels run that depend on the bank's dtype.
+  const auto hardest_triplets = [&] {
+    vary();
+    return LossSpec{LossKind::triplet, false, 0.3};
   };
   int shapes = 0;
   for (; shapes < argc - 3; ++shapes) {
@@ -335,15 +348,12 @@ int main(int argc, char** argv) {
     const Sizes n{B, M, D};
     emu::settings().identities_of_warp = 2;
     for (const bool in_place : {true, false}) {
-      vary();
-      const MemoryRound<float, float> memory(n, in_place);
-      for (const bool all_ways : {true, false})
-        while (!memory.compare(loss_of(all_ways)));
-      of_16_bits(MemoryRound<float, Float16>(n, in_place));
-      of_16_bits(MemoryRound<float, BFloat16>(n, in_place));
+      compare_all<float, float>(n, in_place, of_all_ways, of_one_way);
+      compare_all<float, Float16>(n, in_place, hardest_triplets);
+      compare_all<float, BFloat16>(n, in_place, hardest_triplets);
     }
     for (const bool all_ways : {true, false})
-      while (M == 1 && !batch_round<float>(n, loss_of(all_ways)));
+      while (M == 1 && !batch_round<float>(n, draw(all_ways)));
   }
   std::printf("%d rounds, %d shapes, %d losses compared\n", rounds, shapes, compared);
 }
