@@ -34,7 +34,7 @@ template <int kThreads, int kCount, typename T, typename Op>
 class BlockReduction {
  public:
   // By all threads of the block.
-  __device__ __forceinline__ explicit BlockReduction(const T (&values)[kCount], Op op = {}) : op_(op) {
+  __device__ __forceinline__ explicit BlockReduction(const T (&values)[kCount]) {
     __shared__ T partial[kWarps][kPadded];
     partial_ = partial;
     T value[kPadded] = {};
@@ -49,7 +49,7 @@ class BlockReduction {
   __device__ __forceinline__ T operator[](int k) const {
     T value = partial_[0][k];
 #pragma unroll
-    for (int warp = 1; warp < kWarps; ++warp) value = op_(value, partial_[warp][k]);
+    for (int warp = 1; warp < kWarps; ++warp) value = Op()(value, partial_[warp][k]);
     return value;
   }
 
@@ -59,20 +59,20 @@ class BlockReduction {
   static constexpr int kPadded = padded(kCount);
   static_assert(kPadded <= kWarp);
 
-  // The first `count` of `value` become the warp's, one to a lane, as value[0]: returns which. The lanes that differ in
-  // their higher bits only have the same one.
+  // The first `count` of `value` become the warp's, one to a lane, as value[0]: returns which. Lanes that differ in
+  // higher bits than there are values for have the same one.
   template <int count, int step>
-  __device__ __forceinline__ int reduce(T (&value)[kPadded], int lane) const {
+  __device__ __forceinline__ static int reduce(T (&value)[kPadded], int lane) {
     constexpr int half = count / 2;
     int upper = 0;
     if constexpr (count == 1) {
-      value[0] = op_(value[0], shuffle_xor(value[0], step));
+      value[0] = Op()(value[0], shuffle_xor(value[0], step));
     } else {
       upper = (lane & step) != 0;
 #pragma unroll
       for (int k = 0; k < half; ++k) {
         const T given = shuffle_xor(upper ? value[k] : value[k + half], step);
-        value[k] = op_(upper ? value[k + half] : value[k], given);
+        value[k] = Op()(upper ? value[k + half] : value[k], given);
       }
     }
     if constexpr (2 * step < kWarp)
@@ -82,7 +82,6 @@ class BlockReduction {
   }
 
   const T (*partial_)[kPadded];
-  [[no_unique_address]] Op op_;
 };
 
 template <int kThreads, int kCount>
