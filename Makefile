@@ -10,8 +10,7 @@ OUT    ?= runs/axbn
 ARGS   ?=
 
 BIN := $(VENV)/bin
-# Python compiles what it imports: half of the time of an installation would go into all the rest.
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .PHONY: train test sanitize bench lint format build wheel wheel-check gpu-check clean always
 
