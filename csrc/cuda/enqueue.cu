@@ -9,6 +9,7 @@
 //            out the slots and moves the ring on. store_kernel: a block to 32 columns, 8 threads deep; writes the rows
 //            and, in the same launch, moves the sums by what enters and what leaves.
 //   keeps    a flag per row in the workspace
+//   needs    any GPU; columns beside each other go to threads beside each other, one element at a time
 //   order    fixed: each of the 8 threads of a column takes every eighth row, their sums are added in order
 #include "device.cuh"
 

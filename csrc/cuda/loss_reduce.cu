@@ -9,6 +9,8 @@
 //          whoever looks at gradients only, as a gradient scaler does, sees it
 //   grid   settle_kernel: up to a warp to an anchor; the block that finishes last adds up the anchors. gradient_kernel: up
 //          to 8 threads to an element; gather_kernel: a warp to an anchor
+//   keeps  of each anchor its totals, result and factors in the workspace: loss_partial.cuh
+//   needs  any GPU; float and double, banks of any dtype
 //   order  fixed by the shapes: the same bits every run
 #include "loss_partial.cuh"
 

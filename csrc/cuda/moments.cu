@@ -10,6 +10,7 @@
 //          var = sum_b (M2_b + n_b (off_b - o)^2) / n;  filter and map: formulas.h
 //   grid   up to 64 blocks of 256 threads, each a run of rows; 32 to 256 threads side by side on the columns
 //   keeps  three doubles per column and block in the workspace
+//   needs  any GPU; float and double
 //   order  fixed: threads in order within a block, blocks in order by the one that finishes last. Same bits every run.
 #include "reduce.cuh"
 
