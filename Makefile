@@ -10,7 +10,10 @@ OUT    ?= runs/axbn
 ARGS   ?=
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# Modules are compiled to bytecode as they are first imported, even if the environment forbids that: all of torch at once
+# would take a minute, and each process anew ten seconds.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: train test sanitize bench lint format build wheel wheel-check gpu-check clean always
 
