@@ -48,8 +48,8 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
   load_anchors(p, shared, first_anchor, partial, blockIdx.y == 0 && blockIdx.z == 0);
   const int64_t count = stored_rows(p.count, p.M), tiles_of_split = ceil_div(ceil_div(count, kTile), gridDim.y);
   const int64_t first_row = blockIdx.y * tiles_of_split * kTile;
-  if (thread ==
-      0) {  // in shared memory they take no registers; a slot indexed at run time would be copied to the stack
+  // In shared memory they take no registers; and a slot indexed at run time would be copied to the stack.
+  if (thread == 0) {
     shared.slot = k == 0 ? pass.slot[0] : pass.slot[1];
     shared.end = smaller(first_row + tiles_of_split * kTile, count);
   }
