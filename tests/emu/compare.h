@@ -30,14 +30,17 @@ Exactly<T> copy(const Exactly<T>& from) {
 template <typename From>
 Exactly<double> doubles(const Exactly<From>& from) {
   Exactly<double> to(from.size);
-  for (int64_t i = 0; i < from.size; ++i) to[i] = as<double>(from[i]);
+  const From* const x = from;
+  double* const y = to;
+  for (int64_t i = 0; i < to.size; ++i) y[i] = as<double>(x[i]);
   return to;
 }
 
 // As `from`, every second element larger by so much of its size, the others smaller.
 inline Exactly<double> touched(const Exactly<double>& from, double touch) {
   Exactly<double> to = copy(from);
-  for (int64_t k = 0; k < to.size; ++k) to[k] += (k % 2 ? touch : -touch) * to[k];
+  double* const x = to;
+  for (int64_t k = 0; k < to.size; ++k) x[k] += (k % 2 ? touch : -touch) * x[k];
   return to;
 }
 
@@ -45,8 +48,10 @@ inline Exactly<double> touched(const Exactly<double>& from, double touch) {
 template <typename A, typename B>
 double difference(const Exactly<A>& a, const Exactly<B>& b, double unit = 1e-300) {
   double largest = unit, off = 0;
+  const A* const of_a = a;
+  const B* const of_b = b;
   for (int64_t i = 0; i < a.size; ++i) {
-    const double ours = as<double>(a[i]), truth = as<double>(b[i]);
+    const double ours = as<double>(of_a[i]), truth = as<double>(of_b[i]);
     if (std::isnan(ours) != std::isnan(truth)) return INFINITY;
     if (std::isnan(ours)) continue;
     largest = std::max(largest, std::fabs(truth));

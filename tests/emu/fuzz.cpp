@@ -87,8 +87,7 @@ void composite(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
 // Rows of length one or so, of which one may be NaN.
 template <typename T>
 Exactly<T> batch(int64_t B, int64_t D) {
-  Exactly<T> z = normal<T>(B * D);
-  for (int64_t k = 0; k < z.size; ++k) z[k] /= static_cast<T>(std::sqrt(static_cast<double>(D)));
+  Exactly<T> z = normal<T>(B * D, 1 / std::sqrt(static_cast<double>(D)));
   if (B > 1 && up_to(3) == 0) z[D] = NAN;
   return z;
 }

@@ -28,7 +28,7 @@ template <typename T>
 Exactly<T> normal(int64_t n, double spread = 1) {
   Exactly<T> x(n);
   std::normal_distribution<double> draw(0, spread);
-  for (int64_t i = 0; i < n; ++i) x[i] = static_cast<T>(draw(generator));
+  std::generate_n(x.data.get(), n, [&] { return static_cast<T>(draw(generator)); });
   return x;
 }
 

@@ -224,7 +224,9 @@ class Executor {
   EMU_UNINSTRUMENTED unsigned lane() const { return current_->lane; }
 
  private:
-  EMU_HOT static float cut_off(float x) { return std::bit_cast<float>(std::bit_cast<std::uint32_t>(x) & 0xffffe000u); }
+  EMU_HOT static float cut_off(float x) {
+    return __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, x) & 0xffffe000u);
+  }
 
   // Blocks must not learn of one another from running as the same threads of ThreadSanitizer. Successive blocks
   // therefore run as different ones, on different stacks; only every sets_'th block shares them.
