@@ -37,9 +37,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 def dealt(items, workers):
-    """The items in an order in which every worker begins with tests under sanitizers: minutes each, side by side, and
-    in the end nothing waits for them. `--dist worksteal` gives each worker a run of the items to begin with."""
-    long = [item for item in items if item.module.__name__ == "test_sanitizers"]
+    """The items in an order in which every worker begins with CUDA kernels under sanitizers, minutes each, side by
+    side: in the end nothing waits for them. `--dist worksteal` gives each worker a run of the items to begin with."""
+    long = [item for item in items if item.originalname == "test_cuda_kernels"]
     others = [item for item in items if item not in long]
     order = []
     for worker in range(workers):
