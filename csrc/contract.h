@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <initializer_list>
 #include <iterator>
 #include <sstream>
 #include <stdexcept>
@@ -107,6 +109,35 @@ class Contract {
   torch::stable::Device device_;
 };
 
+// An argument that may be missing, by its name.
+struct Argument {
+  Argument(const char* its_name, const Tensor& t) : name(its_name), begin(address(t)), end(begin + bytes(t)) {}
+  Argument(const char* its_name, const OptionalTensor& t) : name(its_name) {
+    if (t) *this = Argument(its_name, *t);
+  }
+  bool shares_memory_with(const Argument& other) const { return begin < other.end && other.begin < end; }
+
+  const char* name;
+  uintptr_t begin = UINTPTR_MAX, end = 0;  // of its memory; as they stand here, none
+
+ private:
+  static uintptr_t bytes(const Tensor& t) { return static_cast<uintptr_t>(t.numel() * t.element_size()); }
+  static uintptr_t address(const Tensor& t) {
+    return t.numel() > 0 ? reinterpret_cast<uintptr_t>(t.const_data_ptr()) : UINTPTR_MAX;
+  }
+};
+
+// What an op writes shares no memory with what it reads, nor with anything else it writes: rows would be overwritten
+// before they are read. All tensors are dense.
+inline void check_apart(const char* op, std::initializer_list<Argument> written, std::initializer_list<Argument> read) {
+  for (const Argument* w = written.begin(); w != written.end(); ++w) {
+    for (const Argument& r : read)
+      check(!r.shares_memory_with(*w), op, ": ", r.name, " must not share memory with ", w->name);
+    for (const Argument* other = written.begin(); other != w; ++other)
+      check(!w->shares_memory_with(*other), op, ": ", w->name, " must not share memory with ", other->name);
+  }
+}
+
 // Not below what float32 holds: a norm is divided by at least eps.
 inline void check_eps(const char* op, double eps) {
   check(eps >= 1e-30 && std::isfinite(eps), op, ": eps must be positive (at least 1e-30) and finite, got ", eps);
@@ -121,7 +152,7 @@ inline void check_moments(const Tensor& x, const OptionalTensor& mask) {
 inline void check_track(const Tensor& target_mean, const Tensor& target_std, const Tensor& variance,
                         const Tensor& scale, const Tensor& shift, const Tensor& x, const OptionalTensor& mask,
                         const Tensor& sums, const Tensor& count, double process_noise, double measurement_noise,
-                        std::optional<double> fixed_gain, double eps, const OptionalTensor& gaps) {
+                        std::optional<double> fixed_gain, double eps, const OptionalTensor& stats) {
   const Contract c("track_", x);
   c.matrix("x", x, "[B, D]", {-1, -1});
   const int64_t D = x.size(1);
@@ -133,7 +164,7 @@ inline void check_track(const Tensor& target_mean, const Tensor& target_std, con
   c.statistic("shift", shift, "[D]", {D});
   c.statistic("sums", sums, "[2, D]", {2, D});
   c.counter("count", count);
-  if (gaps) c.statistic("gaps", *gaps, "[2]", {2});
+  if (stats) c.statistic("stats", *stats, "[3]", {3});
   check(process_noise >= 0, "track_: process_noise must not be negative, got ", process_noise);
   check(measurement_noise > 0 && std::isfinite(measurement_noise),
         "track_: measurement_noise must be positive and finite, got ", measurement_noise);
@@ -237,7 +268,7 @@ inline void check_peak_fma(int64_t threads, int64_t rounds) {
 }
 
 // The loss by its name in xbn_ext/losses.py and its parameters in the order of losses.h.
-inline LossSpec parse_loss(const std::string& name, const std::vector<double>& parameters) {
+inline LossSpec parse_loss(const char* op, const std::string& name, const std::vector<double>& parameters) {
   struct Known {
     const char* name;
     LossKind kind;
@@ -254,10 +285,10 @@ inline LossSpec parse_loss(const std::string& name, const std::vector<double>& p
       {"triplet_all", LossKind::triplet_all, 1},
   };
   const auto known = std::find_if(std::begin(all), std::end(all), [&](const Known& k) { return name == k.name; });
-  check(known != std::end(all), "memory_loss: unknown loss '", name, "'");
-  check(parameters.size() == known->parameters, "memory_loss: ", name, " takes ", known->parameters,
-        " parameters, got ", parameters.size());
-  for (const double x : parameters) check(std::isfinite(x), "memory_loss: the parameters of ", name, " must be finite");
+  check(known != std::end(all), op, ": unknown loss '", name, "'");
+  check(parameters.size() == known->parameters, op, ": ", name, " takes ", known->parameters, " parameters, got ",
+        parameters.size());
+  for (const double x : parameters) check(std::isfinite(x), op, ": the parameters of ", name, " must be finite");
   const auto parameter = [&](size_t k) { return k < parameters.size() ? parameters[k] : 0.0; };
   LossSpec loss;
   loss.kind = known->kind;
@@ -268,13 +299,11 @@ inline LossSpec parse_loss(const std::string& name, const std::vector<double>& p
   if (loss.kind == LossKind::multi_similarity) loss.mining = parameter(3);
   const bool divides = loss.kind == LossKind::supcon || loss.kind == LossKind::ntxent;
   const auto in_range = [](double x) { return x >= 1e-30 && x <= 1e30; };  // float32 holds it and its reciprocal
-  check(!divides || in_range(loss.a), "memory_loss: the temperature of ", name, " must be within [1e-30, 1e30], got ",
-        loss.a);
+  check(!divides || in_range(loss.a), op, ": the temperature of ", name, " must be within [1e-30, 1e30], got ", loss.a);
   if (loss.kind == LossKind::multi_similarity)
-    check(in_range(loss.a) && in_range(loss.b), "memory_loss: alpha and beta must be within [1e-30, 1e30], got ",
-          loss.a, " and ", loss.b);
-  if (loss.kind == LossKind::circle)
-    check(in_range(loss.b), "memory_loss: gamma must be within [1e-30, 1e30], got ", loss.b);
+    check(in_range(loss.a) && in_range(loss.b), op, ": alpha and beta must be within [1e-30, 1e30], got ", loss.a,
+          " and ", loss.b);
+  if (loss.kind == LossKind::circle) check(in_range(loss.b), op, ": gamma must be within [1e-30, 1e30], got ", loss.b);
   return loss;
 }
 

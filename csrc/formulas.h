@@ -105,7 +105,13 @@ XBN_FORMULA bool off_standard(Moments stored) {
   return std::fabs(stored.mean) > 4.0 || stored.std > 4.0 || stored.std < 0.25;
 }
 
-// --- The ring -------------------------------------------------------------------------------------------
+// --- Ids and the ring ------------------------------------------------------------------------------------
+
+// Neither of these is an id. A GPU's kernels give the first to rows without one and the second to such anchors, so that
+// the two differ and a pair needs one comparison.
+constexpr int64_t kRowWithoutId = -1, kAnchorWithoutId = INT64_MIN;
+
+XBN_FORMULA bool is_id(int64_t id) { return id != kRowWithoutId && id != kAnchorWithoutId; }
 
 // The id that row i of a batch has in its slot: that of its sample or, where it has none, one no other row has.
 XBN_FORMULA int64_t stored_id(const int64_t* ids, int64_t i, int64_t slot) {

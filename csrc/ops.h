@@ -51,13 +51,6 @@ struct Dense {
   OptionalTensor tensor;
 };
 
-// Whether two dense tensors share memory. A row of z that is a row of the bank could be overwritten before it is read.
-inline bool overlap(const Tensor& a, const Tensor& b) {
-  const auto begin = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()); };
-  const auto end = [&](const Tensor& t) { return begin(t) + t.numel() * t.element_size(); };
-  return begin(a) < end(b) && begin(b) < end(a);
-}
-
 // A batch to be measured, dense, and room for its moments.
 struct Measurement {
   Measurement(const Tensor& batch, const OptionalTensor& rows_mask)
@@ -141,10 +134,18 @@ struct Ops {
 
   static void track(Tensor target_mean, Tensor target_std, Tensor variance, Tensor scale, Tensor shift, const Tensor& x,
                     const OptionalTensor& mask, const Tensor& sums, const Tensor& count, double process_noise,
-                    double measurement_noise, std::optional<double> fixed_gain, double eps, OptionalTensor gaps) {
+                    double measurement_noise, std::optional<double> fixed_gain, double eps, OptionalTensor stats) {
     check_track(target_mean, target_std, variance, scale, shift, x, mask, sums, count, process_noise, measurement_noise,
-                fixed_gain, eps, gaps);
+                fixed_gain, eps, stats);
     const Measurement m(x, mask);
+    check_apart("track_",
+                {{"target_mean", target_mean},
+                 {"target_std", target_std},
+                 {"variance", variance},
+                 {"scale", scale},
+                 {"shift", shift},
+                 {"stats", stats}},
+                {{"x", m.x}, {"mask", m.mask.tensor}, {"sums", sums}, {"count", count}});
     const Device device("track_", m.x);
     TrackParams p;
     p.mean = m.mean.const_data_ptr<double>();
@@ -162,12 +163,13 @@ struct Ops {
     p.measurement_noise = measurement_noise;
     p.fixed_gain = fixed_gain.value_or(-1.0);
     p.eps = eps;
-    p.gaps = gaps ? gaps->mutable_data_ptr<double>() : nullptr;
+    p.stats = stats ? stats->mutable_data_ptr<double>() : nullptr;
     dispatch(x, [&](auto type) { device.track(m.params<typename decltype(type)::type>(), p); });
   }
 
   static void transform(Tensor bank, Tensor sums, Tensor scale, Tensor shift, const Tensor& count) {
     check_transform(bank, sums, scale, shift, count);
+    check_apart("transform_", {{"bank", bank}, {"sums", sums}, {"scale", scale}, {"shift", shift}}, {{"count", count}});
     const Device device("transform_", bank);
     device.check_counter("count", count, bank.size(0));
     dispatch_bank(bank, [&](auto type) {
@@ -178,6 +180,8 @@ struct Ops {
 
   static void standardize(Tensor bank, Tensor sums, Tensor scale, Tensor shift, const Tensor& count, double eps) {
     check_standardize(bank, sums, scale, shift, count, eps);
+    check_apart("standardize_", {{"bank", bank}, {"sums", sums}, {"scale", scale}, {"shift", shift}},
+                {{"count", count}});
     const Device device("standardize_", bank);
     device.check_counter("count", count, bank.size(0));
     dispatch_bank(bank, [&](auto type) {
@@ -194,14 +198,25 @@ struct Ops {
                         const OptionalTensor& step) {
     check_enqueue(bank, bank_labels, sums, head, count, z, labels, mask, scale, shift, bank_ids, ids, bank_steps, step);
     const Tensor dense_z = as_dense(z), dense_labels = as_dense(labels);
-    check(!overlap(dense_z, bank), "enqueue_: z must not share memory with bank");
-    check(!overlap(dense_labels, bank_labels), "enqueue_: labels must not share memory with bank_labels");
-    const Dense dense_ids(ids);
-    if (ids) check(!overlap(*dense_ids.tensor, *bank_ids), "enqueue_: ids must not share memory with bank_ids");
+    const Dense dense_ids(ids), rows_mask(mask);
+    check_apart("enqueue_",
+                {{"bank", bank},
+                 {"bank_labels", bank_labels},
+                 {"sums", sums},
+                 {"head", head},
+                 {"count", count},
+                 {"bank_ids", bank_ids},
+                 {"bank_steps", bank_steps}},
+                {{"z", dense_z},
+                 {"labels", dense_labels},
+                 {"ids", dense_ids.tensor},
+                 {"mask", rows_mask.tensor},
+                 {"scale", scale},
+                 {"shift", shift},
+                 {"step", step}});
     const Device device("enqueue_", bank);
     device.check_counter("head", head, bank.size(0) - 1);
     device.check_counter("count", count, bank.size(0));
-    const Dense rows_mask(mask);
     const Tensor slots = torch::stable::new_empty(dense_labels, {z.size(0)});
     dispatch(z, [&](auto z_type) {
       using T = typename decltype(z_type)::type;
@@ -240,7 +255,7 @@ struct Ops {
                                                         const std::vector<double>& parameters, bool renormalize,
                                                         double eps, bool need_grad) {
     check_memory_loss(z, labels, bank, bank_labels, count, scale, shift, bank_ids, exclude, anchors, eps);
-    const LossSpec spec = parse_loss(loss, parameters);
+    const LossSpec spec = parse_loss("memory_loss", loss, parameters);
     const Ranking r(z, labels, bank_labels, bank_ids, exclude, anchors, need_grad);
     const Device device("memory_loss", r.z);
     if (count) device.check_counter("count", *count, bank.size(0));
@@ -262,9 +277,17 @@ struct Ops {
     constexpr const char* op = "transform_memory_loss_";
     check_transform_memory_loss(bank, sums, scale, shift, count, z, labels, bank_labels, ranked, bank_ids, exclude,
                                 anchors, eps);
-    const LossSpec spec = parse_loss(loss, parameters);
+    const LossSpec spec = parse_loss(op, loss, parameters);
     const Ranking r(z, labels, bank_labels, bank_ids, exclude, anchors, need_grad);
-    check(!overlap(r.z, bank), op, ": z must not share memory with bank");
+    check_apart(op, {{"bank", bank}, {"sums", sums}, {"scale", scale}, {"shift", shift}},
+                {{"count", count},
+                 {"z", r.z},
+                 {"labels", r.labels},
+                 {"bank_labels", r.rows_labels},
+                 {"ranked", ranked},
+                 {"bank_ids", r.rows_ids.tensor},
+                 {"exclude", r.exclude.tensor},
+                 {"anchors", r.anchors.tensor}});
     const Device device(op, r.z);
     device.check_counter("count", count, bank.size(0));
     if (ranked) device.check_counter("ranked", *ranked, bank.size(0));
@@ -285,7 +308,7 @@ struct Ops {
                                                const std::vector<double>& parameters, bool renormalize, double eps,
                                                bool need_grad) {
     check_batch_loss(dots, labels, ids, anchors, eps);
-    const LossSpec spec = parse_loss(loss, parameters);
+    const LossSpec spec = parse_loss("batch_loss", loss, parameters);
     const Tensor dense_dots = as_dense(dots), dense_labels = as_dense(labels);
     const Dense dense_ids(ids), dense_anchors(anchors);
     const int64_t B = dots.size(0);

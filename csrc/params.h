@@ -36,7 +36,7 @@ struct TrackParams {
   double measurement_noise;  // r
   double fixed_gain;         // < 0: the Kalman gain; else this gain after the first measurement
   double eps;                // standard deviations below it mark a dead dimension
-  double* gaps;              // [2] out, moment gap of bank and batch before and after the map; or null
+  double* stats;             // [3] out, moment gap of bank and batch before and after the map, gain; or null
 };
 
 template <typename S>
@@ -90,8 +90,8 @@ struct MemoryLossParams {
   int64_t B, M, D;             //
   const double* scale;         // [D] pending map of the bank, or null: a row u stands for scale * u + shift
   const double* shift;         // [D] null exactly when scale is
-  const int64_t* bank_ids;     // [M] the rows' ids, or null: a row's id is its number
-  const int64_t* exclude;      // [B] rows with this id are not paired with the anchor (-1: none), or null
+  const int64_t* bank_ids;     // [M] the rows' ids (formulas.h: is_id), or null: a row's id is its number
+  const int64_t* exclude;      // [B] rows with this id are not paired with the anchor, or null
   const bool* anchors;         // [B] rows that rank, or null for all of them
   bool renormalize;            // divide a bank row by max(norm, eps) as it is read
   double eps;                  //

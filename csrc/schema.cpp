@@ -1,8 +1,8 @@
 // Every op of xbn_ext. Letters: B batch rows, M bank rows (capacity), D dimension.
 //
 //   moments      x [B, D] -> mean [D], std [D], rows []              of the rows in the mask and finite
-//   track_       measure x, filter, and compose the map that moves the bank to the filtered moments; how far its
-//                moments are from the batch's before and after -> gaps [2]
+//   track_       measure x, filter, and compose the map that moves the bank to the filtered moments; stats [3]: how far
+//                its moments are from the batch's before and after, and the filter's gain
 //   transform_   write the pending map into the bank; scale, shift become 1, 0
 //   standardize_ rewrite the bank in standardised coordinates, if it has left them; the pending map compensates
 //   enqueue_     rows of z, their labels, ids and the step enter the ring -> slots [B], -1 where a row was not stored
@@ -24,7 +24,7 @@ STABLE_TORCH_LIBRARY(XBN_LIBRARY, m) {
   m.def(
       "track_(Tensor(a!) target_mean, Tensor(b!) target_std, Tensor(c!) variance, Tensor(d!) scale, "
       "Tensor(e!) shift, Tensor x, Tensor? mask, Tensor sums, Tensor count, float process_noise, "
-      "float measurement_noise, float? fixed_gain, float eps, Tensor(f!)? gaps=None) -> ()");
+      "float measurement_noise, float? fixed_gain, float eps, Tensor(f!)? stats=None) -> ()");
   m.def("transform_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count) -> ()");
   m.def(
       "standardize_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count, "

@@ -175,6 +175,27 @@ def test_backend_is_set_back():
     with xbn_ext.backend("composite"), xbn_ext.backend("simt"):
         pass
     assert xbn_ext.backend("auto").previous == "auto"
+
+
+def test_a_backend_can_be_used_again():
+    def now():
+        return xbn_ext.backend(xbn_ext.backend("auto").previous).name
+
+    chosen = xbn_ext.backend("simt")
+    for _ in range(2):
+        with chosen:
+            assert now() == "simt"
+            with xbn_ext.backend("composite"), chosen:
+                assert now() == "simt"
+            assert now() == "simt"
+        assert now() == "auto"
+    with xbn_ext.backend("composite"):
+        with chosen:
+            assert now() == "simt"
+        assert now() == "composite"
+
+
+def test_a_backend_is_one_of_four():
     with pytest.raises(RuntimeError, match="backend must be 'auto', 'simt', 'tensor' or 'composite', got 'fast'"):
         xbn_ext.backend("fast")
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from xbn_ext import Contrastive, CrossBatchMemory, reference
+from xbn_ext.losses import PairLoss
 
 B, M, D = 24, 100, 16
 STATE = [f.name for f in dataclasses.fields(reference.Memory)]
@@ -266,7 +267,15 @@ def test_fill_from(update, device):
     with pytest.raises(ValueError, match="embeddings must be"):
         criterion.fill_from([data[0], (data[0][0][:, 1:], data[0][1])])
     assert all(torch.equal(v, before[k]) for k, v in criterion.state_dict().items())
-    criterion.fill_from([(criterion.embedding_memory, criterion.label_memory)])
+    for odd, message in {
+        (data[0][0],): "got a tuple of 1",
+        (*data[0], data[0][1], 1): "got a tuple of 4",
+        "ab": "got a str",
+    }.items():
+        with pytest.raises(ValueError, match=f"batches must yield .*embeddings, labels, ids.*, {message}"):
+            criterion.fill_from([data[0], odd])
+    assert all(torch.equal(v, before[k]) for k, v in criterion.state_dict().items())
+    criterion.fill_from([[criterion.embedding_memory, criterion.label_memory]])  # lists, as a DataLoader has them
     torch.testing.assert_close(criterion.embedding_memory, rows)
     train(criterion, data)
     assert criterion.count == M
@@ -386,6 +395,9 @@ BAD_CALLS = [
     ((X, Y), {"ids": Y.float()}, TypeError, "ids must be an integer tensor"),
     ((X, Y), {"ids": Y[1:]}, ValueError, r"ids must be \[B=24\]"),
     ((X, Y), {"ids": Y.to("meta")}, ValueError, "ids is on meta"),
+    ((X, Y), {"ids": Y.to(torch.uint64)}, TypeError, "ids must be of a dtype that int64 holds, got torch.uint64"),
+    ((X, Y, (Y, Y, Y)), {}, ValueError, "indices_tuple must be None: .*mining="),
+    ((X, Y, Y > 3), {}, ValueError, "indices_tuple must be None: .*enqueue_mask="),
     ((X, Y), {"enqueue_mask": Y}, TypeError, "enqueue_mask must be a bool tensor"),
     ((X, Y), {"enqueue_mask": Y[1:] > 3}, ValueError, "enqueue_mask must be"),
     ((X.to("meta"), Y), {}, ValueError, "embeddings is on meta, the memory on cpu"),
@@ -422,6 +434,17 @@ def test_bad_calls_change_nothing(args, kwargs, error, message):
         ({"eps": 0.0}, ValueError),
         ({"eps": float("inf")}, ValueError),
         ({"batch_weight": float("nan")}, ValueError),
+        ({"batch_weight": None}, ValueError),
+        ({"memory_weight": "1"}, ValueError),
+        ({"process_noise": None}, ValueError),
+        ({"process_noise": float("inf")}, ValueError),
+        ({"measurement_noise": [1.0]}, ValueError),
+        ({"ema_momentum": "0.1"}, ValueError),
+        ({"eps": "a"}, ValueError),
+        ({"embedding_size": "16"}, ValueError),
+        ({"warmup_steps": None}, ValueError),
+        ({"loss": PairLoss()}, TypeError),
+        ({"loss": Contrastive}, TypeError),
         ({"batch_weight": 0.0, "memory_weight": 0.0}, ValueError),
     ],
 )
@@ -429,6 +452,17 @@ def test_bad_options_are_named(options, error):
     arguments = {"loss": Contrastive(), "embedding_size": D, "memory_size": M} | options
     with pytest.raises(error, match=next(iter(options))):
         CrossBatchMemory(**arguments)
+
+
+def test_the_positions_of_pytorch_metric_learning():
+    x, labels = next(batches(1))
+    mask = labels % 2 == 0
+    calls = [((), {"enqueue_mask": mask}), ((None, mask), {}), ((None,), {"enqueue_mask": mask}),
+             ((), {"indices_tuple": None, "enqueue_mask": mask})]  # fmt: skip
+    values = [CrossBatchMemory(Contrastive(), D, M)(x, labels, *args, **named) for args, named in calls]
+    assert all(torch.equal(value, values[0]) for value in values)
+    plain = [CrossBatchMemory(Contrastive(), D, M)(x, labels, *args) for args in ((), (None,), (None, None))]
+    assert all(torch.equal(value, plain[0]) for value in plain) and plain[0] != values[0]
 
 
 def test_repr():
@@ -443,6 +477,42 @@ def test_a_16_bit_memory_is_filled_with_standardised_rows(bank_dtype, device):
     assert criterion.count == M
     off = (criterion.embedding_memory - x).abs().max() / 100
     assert off <= 4 * torch.finfo(bank_dtype).eps
+
+
+@pytest.mark.parametrize("bank_dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_memory_that_follows_no_drift_is_filled_with_the_rows(bank_dtype, device):
+    """As a step stores them; no map is left pending, no moments are a target."""
+    filled, stepped = (
+        CrossBatchMemory(Contrastive(), D, M, drift="none", bank_dtype=bank_dtype).to(device) for _ in range(2)
+    )
+    x, labels = next(batches(1, device=device))
+    filled.fill_from([(x, labels)])
+    stepped(x, labels)
+    assert torch.equal(filled.bank, stepped.bank)
+    for name in ("scale", "shift", "target_mean", "target_std", "variance"):
+        assert torch.equal(getattr(filled, name), getattr(stepped, name)), name
+
+
+@pytest.mark.parametrize("weights", [{"batch_weight": 0.0}, {"memory_weight": 0.0}], ids=str)
+def test_a_weight_of_zero_hides_a_nan(weights, device):
+    """A loss that does not count is not computed, in the specification as in the module."""
+    criterion = CrossBatchMemory(Contrastive(), D, M, **weights).to(device)
+    memory = state.to(reference.Memory.empty(M, D), device)
+    for t, (x, labels) in enumerate(batches(2, torch.float64, device=device)):
+        x[0, 0] = torch.nan
+        value = criterion(x, labels)
+        torch.testing.assert_close(value, reference.step(memory, x, labels, Contrastive(), **weights), equal_nan=True)
+        assert value.isnan() == (t > 0 or "memory_weight" in weights), "an empty memory has no pairs"
+
+
+def test_a_batch_that_measures_nothing_gains_nothing(device):
+    criterion = CrossBatchMemory(Contrastive(), D, M).to(device)
+    train(criterion, batches(3, device=device))
+    assert criterion.stats()["gain"] > 0.5
+    x, labels = next(batches(1, size=1, device=device))
+    mean = criterion.target_mean.clone()
+    criterion(x, labels)
+    assert criterion.stats()["gain"] == 0 and torch.equal(criterion.target_mean, mean)
 
 
 def test_a_checkpoint_is_not_rounded_in_silence():
@@ -542,7 +612,7 @@ def test_stats(drift, update, device):
         s, positive = z.double() @ F.normalize(moved.double(), dim=1).T, labels[:, None] == bank_labels
         torch.testing.assert_close(stats["positives"], (positive & (s < 1)).sum() / torch.tensor(float(B)).double())
         torch.testing.assert_close(stats["negatives"], (~positive & (s > 0.2)).sum() / torch.tensor(float(B)).double())
-    q, variance = 1e-2, 1.0  # the first batch is taken over
+    q, variance = 1.0, 1.0  # the first batch is taken over
     for _ in range(2):
         gain = (variance + q) / (variance + q + 1)
         variance = gain

@@ -121,6 +121,18 @@ def test_options(reduction, renormalize, pending, chosen, excluding, count, widt
     assert_right(ops, z, labels, bank, bank_labels, Contrastive(neg_margin=0.2, reduction=reduction), **options)
 
 
+@pytest.mark.parametrize("has_exclude", [False, True])
+def test_numbers_that_are_no_id(has_exclude, ops, device, dtype):
+    """-1 and the smallest int64 exclude nothing and are excluded by nothing; all other numbers are ids."""
+    z, labels, bank, bank_labels = problem(70, 500, 48, dtype, device)
+    loss, no_ids, ids = Contrastive(neg_margin=0.2), [-1, -(2**63)], [-2, 0, -(2**63) + 1, 2**63 - 1]
+    bank_ids = torch.tensor((no_ids + ids) * 84, device=device)[:500]
+    some = torch.tensor((no_ids + ids if has_exclude else no_ids) * 35, device=device)[:70]
+    assert_right(ops, z, labels, bank, bank_labels, loss, exclude=some, bank_ids=bank_ids)
+    value = run(ops.memory_loss, z, labels, bank, bank_labels, loss, exclude=some, bank_ids=bank_ids)[0]
+    assert (value == run(ops.memory_loss, z, labels, bank, bank_labels, loss)[0]) != has_exclude
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("margins", [(1.0, 0.5), (0.8, 0.0), (0.3, -0.2), (1.5, -2.0), (-2.0, 2.0)])
 def test_margins(margins, reduction, ops, device, dtype):

@@ -8,6 +8,7 @@ import state
 import torch
 
 from xbn_ext import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet, ops
+from xbn_ext.losses import PairLoss
 
 B, M, D = 5, 11, 7
 
@@ -49,7 +50,7 @@ def track_arguments(**changes):
         "measurement_noise": 1.0,
         "fixed_gain": None,
         "eps": 1e-6,
-        "gaps": torch.zeros(2, dtype=torch.float64),
+        "stats": torch.zeros(3, dtype=torch.float64),
     }
     return arguments | changes
 
@@ -94,6 +95,13 @@ def transform_loss_arguments(**changes):
     return arguments | changes
 
 
+def batch_loss_arguments(**changes):
+    z = torch.randn(B, D)
+    rows = {"dots": z @ z.T, "labels": torch.arange(B), "ids": torch.arange(B), "anchors": torch.arange(B) > 0}
+    options = {name: loss_arguments()[name] for name in ("loss", "parameters", "renormalize", "eps", "need_grad")}
+    return rows | options | changes
+
+
 def moments_arguments(**changes):
     return {"x": torch.randn(B, D), "mask": torch.ones(B, dtype=torch.bool)} | changes
 
@@ -106,6 +114,7 @@ ARGUMENTS = {
     "enqueue_": enqueue_arguments,
     "memory_loss": loss_arguments,
     "transform_memory_loss_": transform_loss_arguments,
+    "batch_loss": batch_loss_arguments,
 }
 
 
@@ -127,7 +136,7 @@ def test_opcheck(op):
         bare = {"bank_ids": None, "ids": None, "bank_steps": None, "step": None}
         torch.library.opcheck(overload, tuple(enqueue_arguments(**bare).values()))
     if op == "track_":
-        torch.library.opcheck(overload, tuple(track_arguments(gaps=None).values()))
+        torch.library.opcheck(overload, tuple(track_arguments(stats=None).values()))
 
 
 f32, f64, i32 = torch.float32, torch.float64, torch.int32
@@ -147,8 +156,8 @@ BAD = [
     ("track_", {"measurement_noise": 0.0}, "measurement_noise must be positive"),
     ("track_", {"fixed_gain": 1.5}, "fixed_gain must be within"),
     ("track_", {"eps": 0.0}, "eps must be positive"),
-    ("track_", {"gaps": torch.zeros(3, dtype=f64)}, r"gaps must be \[2\]"),
-    ("track_", {"gaps": torch.zeros(2)}, "gaps must be float64"),
+    ("track_", {"stats": torch.zeros(2, dtype=f64)}, r"stats must be \[3\]"),
+    ("track_", {"stats": torch.zeros(3)}, "stats must be float64"),
     ("transform_", {"bank": torch.randn(D, M).T}, "bank must be contiguous"),
     ("transform_", {"bank": torch.ones(M, D, dtype=i32)}, "bank must be float32, float64, float16 or bfloat16"),
     ("enqueue_", {"bank": torch.ones(M, D, dtype=i32)}, "bank must be float32, float64, float16 or bfloat16"),
@@ -201,6 +210,18 @@ BAD = [
     ("transform_memory_loss_", {"bank_labels": torch.arange(M + 1)}, r"bank_labels must be \[M\]"),
     ("transform_memory_loss_", {"exclude": None}, "bank_ids are for exclude"),
     ("transform_memory_loss_", {"eps": 0.0}, "eps must be positive"),
+    ("batch_loss", {"dots": torch.randn(B, B + 1)}, r"dots must be \[B, B\]"),
+    ("batch_loss", {"labels": torch.zeros(B)}, "labels must be int64"),
+    ("batch_loss", {"ids": torch.arange(B + 1)}, r"ids must be \[B\]"),
+    ("batch_loss", {"anchors": torch.ones(B)}, "anchors must be bool"),
+    ("batch_loss", {"eps": 0.0}, "eps must be positive"),
+]
+# What is wrong with a loss, every op that takes one says of itself.
+BAD += [
+    (op, change, message)
+    for op in ("transform_memory_loss_", "batch_loss")
+    for name, change, message in BAD
+    if name == "memory_loss" and ("loss" in change or "parameters" in change)
 ]
 
 
@@ -261,20 +282,64 @@ def test_the_wrapper_takes_float32_maps():
     assert torch.equal(narrow, ops.memory_loss(*args, scale=scale.double(), shift=shift.double()))
 
 
-def test_rows_of_the_bank_cannot_be_enqueued_into_it():
-    a = enqueue_arguments(mask=None)
-    a["z"] = a["bank"][2 : 2 + B]
-    before = a["bank"].clone()
-    with pytest.raises(RuntimeError, match="enqueue_: z must not share memory with bank"):
-        torch.ops.xbn_ext.enqueue_(*a.values())
-    assert torch.equal(a["bank"], before)
+@pytest.mark.parametrize(
+    "op, name, other, view",
+    [
+        ("enqueue_", "z", "bank", lambda bank: bank[2 : 2 + B]),
+        ("enqueue_", "labels", "bank_labels", lambda rows: rows[:B]),
+        ("enqueue_", "labels", "bank_ids", lambda rows: rows[1 : 1 + B]),
+        ("enqueue_", "ids", "bank_labels", lambda rows: rows[1 : 1 + B]),
+        ("enqueue_", "ids", "bank_steps", lambda rows: rows[1 : 1 + B]),
+        ("enqueue_", "scale", "sums", lambda sums: sums[1]),
+        ("enqueue_", "step", "bank_steps", lambda rows: rows[3]),
+        ("enqueue_", "step", "head", lambda head: head),
+        ("enqueue_", "bank_ids", "bank_labels", lambda rows: rows),
+        ("enqueue_", "count", "head", lambda head: head),
+        ("track_", "sums", "scale", lambda scale: scale.new_zeros(2, D)),
+        ("track_", "shift", "scale", lambda scale: scale),
+        ("track_", "target_std", "target_mean", lambda mean: mean),
+        ("transform_", "shift", "scale", lambda scale: scale),
+        ("standardize_", "shift", "sums", lambda sums: sums[0]),
+        ("transform_memory_loss_", "z", "bank", lambda bank: bank[:B]),
+        ("transform_memory_loss_", "scale", "sums", lambda sums: sums[1]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_written_shares_no_memory(op, name, other, view):
+    """An op that reads what it is writing would store something else than it was given."""
+    a = ARGUMENTS[op]()
+    a[name] = view(a[other])
+    if name == "sums":  # [2, D], so the written one is a part of it
+        a[other] = a[name][1].fill_(1)
+    before = {k: v.detach().clone() for k, v in a.items() if isinstance(v, torch.Tensor)}
+    with pytest.raises(RuntimeError, match=f"{op}: ({name} must not share memory with {other}|{other} .* {name}$)"):
+        getattr(torch.ops.xbn_ext, op)(*a.values())
+    assert all(torch.equal(a[k], v) for k, v in before.items())
 
 
-def test_labels_of_the_bank_cannot_be_enqueued_into_it():
-    a = enqueue_arguments(mask=None)
-    a["labels"] = a["bank_labels"][:B]
-    with pytest.raises(RuntimeError, match="enqueue_: labels must not share memory with bank_labels"):
-        torch.ops.xbn_ext.enqueue_(*a.values())
+def test_a_copy_of_what_is_written_may_be_given():
+    """A view that is not dense is copied first, and an empty one shares nothing."""
+    a = enqueue_arguments(mask=None, ids=None, bank_ids=None)
+    a["labels"] = a["bank_steps"][: 2 * B : 2]
+    given = a["labels"].clone()
+    slots = torch.ops.xbn_ext.enqueue_(*a.values())
+    assert torch.equal(a["bank_labels"][slots], given)
+    a["z"], a["labels"] = a["bank"][:0], a["bank_labels"][:0]
+    assert torch.ops.xbn_ext.enqueue_(*a.values()).shape == (0,)
+
+
+@pytest.mark.parametrize("call", ["memory_loss", "memory_loss_and_pairs", "transform_memory_loss_", "batch_loss"])
+def test_a_wrapper_names_what_is_no_loss(call):
+    class Own(PairLoss):
+        pass
+
+    a, m = loss_arguments(), transform_arguments(bank=torch.randn(M, D))
+    rows = {"batch_loss": (), "transform_memory_loss_": (a["bank_labels"],)}.get(call, (a["bank"], a["bank_labels"]))
+    first = tuple(m.values()) if call == "transform_memory_loss_" else ()
+    for loss, name in ((Own(), "Own"), ("contrastive", "str"), (None, "NoneType")):
+        op = "memory_loss" if call == "memory_loss_and_pairs" else call
+        with pytest.raises(TypeError, match=f"{op}: loss must be an xbn_ext loss .*, got {name}"):
+            getattr(ops, call)(*first, a["z"].detach(), a["labels"], *rows, loss)
 
 
 def test_a_call_without_gradient_cannot_be_differentiated():

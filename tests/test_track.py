@@ -17,12 +17,12 @@ FILTERS = {
 
 
 def track(module, m, x, filter, mask=None):
-    """Returns the gaps."""
-    gaps = m.sums.new_zeros(2)
+    """Returns the gaps before and after, and the gain."""
+    stats = m.sums.new_zeros(3)
     module.track_(
-        m.target_mean, m.target_std, m.variance, m.scale, m.shift, x, mask, m.sums, m.count, *filter, 1e-6, gaps
+        m.target_mean, m.target_std, m.variance, m.scale, m.shift, x, mask, m.sums, m.count, *filter, 1e-6, stats
     )
-    return gaps
+    return stats
 
 
 @pytest.mark.parametrize("filter", FILTERS.values(), ids=FILTERS.keys())
@@ -34,8 +34,8 @@ def test_against_reference(filter, count, D, ops, device, dtype):
     for B in (16, 2, 1, 16, 0, 64):
         x = torch.randn(B, D, dtype=dtype, device=device)
         mask = torch.rand(B, device=device) < 0.8 if B == 64 else None
-        gaps, true_gaps = track(ops, ours, x, filter, mask), track(reference, truth, x, filter, mask)
-        torch.testing.assert_close(gaps, true_gaps, rtol=1e-9, atol=1e-9, equal_nan=True)
+        stats, true_stats = track(ops, ours, x, filter, mask), track(reference, truth, x, filter, mask)
+        torch.testing.assert_close(stats, true_stats, rtol=1e-9, atol=1e-9, equal_nan=True)
         state.assert_same_state(ours, truth, rtol=1e-10, atol=1e-10)
 
 
@@ -58,15 +58,18 @@ def test_gaps_are_distances_of_the_rows(ops, device):
         return ((rows.mean(0) - x.mean(0)).square() + (rows.std(0, False) - x.std(0, False)).square()).sum().sqrt()
 
     before = distance()
-    gaps = track(ops, m, x, FILTERS["ema"])
-    torch.testing.assert_close(gaps, torch.stack([before, distance()]), rtol=1e-5, atol=1e-5)
-    assert gaps[1] < 1e-5, "the first batch is taken over"
+    *gaps, gain = track(ops, m, x, FILTERS["ema"])
+    torch.testing.assert_close(torch.stack(gaps), torch.stack([before, distance()]), rtol=1e-5, atol=1e-5)
+    assert gaps[1] < 1e-5 and gain == 1, "the first batch is taken over"
     x = x + 1
-    gaps = track(ops, m, x, FILTERS["ema"])
+    *gaps, gain = track(ops, m, x, FILTERS["ema"])
     torch.testing.assert_close(gaps[1], 0.9 * gaps[0], rtol=1e-5, atol=1e-5)
-    assert track(ops, m, x[:1], FILTERS["ema"]).isnan().all()
+    assert gain == 0.1
+    *gaps, gain = track(ops, m, x[:1], FILTERS["ema"])
+    assert all(gap.isnan() for gap in gaps) and gain == 0, "one row measures nothing"
     m.count.zero_()
-    assert track(ops, m, x, FILTERS["ema"]).isnan().all()
+    *gaps, gain = track(ops, m, x, FILTERS["ema"])
+    assert all(gap.isnan() for gap in gaps) and gain == 0.1
 
 
 def test_bank_gets_the_moments_of_the_batch(ops, device):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from . import ops, reference
-from .backend import backend
+from ._backend import backend
 from .losses import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet
 from .memory import CrossBatchMemory
 from .ops import memory_loss

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
+from . import checks
+
 Drift = Literal["none", "xbn", "axbn", "ema"]
 
 
@@ -27,10 +29,14 @@ def make_filter(drift: Drift, process_noise: float, measurement_noise: float, em
     """
     if drift not in ("none", "xbn", "axbn", "ema"):
         raise ValueError(f"drift must be 'none', 'xbn', 'axbn' or 'ema', got {drift!r}")
-    if not 0 <= process_noise < math.inf:
-        raise ValueError(f"process_noise must be finite and not negative, got {process_noise}")
-    if not 0 < measurement_noise < math.inf:
-        raise ValueError(f"measurement_noise must be finite and positive, got {measurement_noise}")
+    for name, value in {
+        "process_noise": process_noise, "measurement_noise": measurement_noise, "ema_momentum": ema_momentum,
+    }.items():  # fmt: skip
+        checks.finite(name, value)
+    if process_noise < 0:
+        raise ValueError(f"process_noise must not be negative, got {process_noise}")
+    if measurement_noise <= 0:
+        raise ValueError(f"measurement_noise must be positive, got {measurement_noise}")
     if not 0 < ema_momentum <= 1:
         raise ValueError(f"ema_momentum must be within (0, 1], got {ema_momentum}")
     if drift == "xbn":

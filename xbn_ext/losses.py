@@ -10,12 +10,12 @@ similarity of a pair.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
-from numbers import Real
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
+
+from . import checks
 
 Reduction = Literal["mean", "avg_nonzero"]
 TripletMining = Literal["hardest", "all"]
@@ -38,11 +38,11 @@ class PairLoss:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name == "temperature" and isinstance(value, Tensor):
-                if value.dim() != 0 or not value.is_floating_point():
+                if value.numel() != 1 or value.dim() > 1 or not value.is_floating_point():
                     got = f"{value.dtype} {list(value.shape)}"
-                    raise ValueError(f"temperature must be a number or a floating-point scalar, got {got}")
+                    raise ValueError(f"temperature must be a number or a floating-point tensor [] or [1], got {got}")
             elif field.name not in ("reduction", "mining"):
-                _finite(field.name, value)
+                checks.finite(field.name, value)
 
     @property
     def kind(self) -> str:
@@ -96,7 +96,8 @@ class SupCon(PairLoss):
     all its pairs. Averaged over the anchors that pay something: those with positives and more than one pair.
 
     Args:
-        temperature: > 0. A scalar tensor is learned if it requires a gradient; its value is not looked at.
+        temperature: > 0. A tensor of shape [] or [1] is learned if it requires a gradient; its value is not
+            looked at.
     """
 
     _kind = "supcon"
@@ -105,7 +106,7 @@ class SupCon(PairLoss):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.temperature, Tensor):
-            _positive("temperature", self.temperature)
+            checks.positive("temperature", self.temperature)
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ class NTXent(PairLoss):
     Averaged over all positive pairs. (pytorch-metric-learning adds 1e-7 inside its logarithm; this does not.)
 
     Args:
-        temperature: > 0. A scalar tensor is learned if it requires a gradient; its value is not looked at.
+        temperature: > 0. A tensor of shape [] or [1] is learned if it requires a gradient; its value is not
+            looked at.
     """
 
     _kind = "ntxent"
@@ -126,7 +128,7 @@ class NTXent(PairLoss):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.temperature, Tensor):
-            _positive("temperature", self.temperature)
+            checks.positive("temperature", self.temperature)
 
 
 @dataclass(frozen=True)
@@ -151,10 +153,10 @@ class MultiSimilarity(PairLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive("alpha", self.alpha)
-        _positive("beta", self.beta)
+        checks.positive("alpha", self.alpha)
+        checks.positive("beta", self.beta)
         if self.mining is not None:
-            _finite("mining", self.mining)
+            checks.finite("mining", self.mining)
         if self.mining is not None and self.mining < 0:
             raise ValueError(f"mining must be None or an epsilon >= 0, got {self.mining}")
 
@@ -182,7 +184,7 @@ class Circle(PairLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _positive("gamma", self.gamma)
+        checks.positive("gamma", self.gamma)
 
 
 @dataclass(frozen=True)
@@ -216,10 +218,22 @@ class Triplet(PairLoss):
         return f"triplet_{self.mining}"
 
 
+def check_loss(op: str, loss: Any) -> None:
+    """Raises TypeError unless the kernels know the loss."""
+    if not isinstance(loss, (Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet)):
+        raise TypeError(f"{op}: loss must be an xbn_ext loss such as Contrastive(), got {type(loss).__name__}")
+
+
 def at_temperature(loss: PairLoss, temperature: float | Tensor) -> PairLoss:
     """A loss that has a temperature, at another one."""
     assert isinstance(loss, (SupCon, NTXent))
     return type(loss)(temperature)
+
+
+def default_temperature(loss: PairLoss) -> float:
+    """That of a loss which has one."""
+    assert isinstance(loss, (SupCon, NTXent))
+    return float(type(loss)().temperature)
 
 
 def fold_temperature(loss: PairLoss, z: Tensor) -> tuple[PairLoss, Tensor]:
@@ -228,17 +242,3 @@ def fold_temperature(loss: PairLoss, z: Tensor) -> tuple[PairLoss, Tensor]:
     if isinstance(loss, (SupCon, NTXent)) and isinstance(loss.temperature, Tensor):
         return at_temperature(loss, 1.0), z / loss.temperature
     return loss, z
-
-
-def _finite(name: str, value: float) -> None:
-    if isinstance(value, Tensor):
-        raise ValueError(f"{name} must be a number, got a tensor: only a temperature can be learned")
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
-
-
-def _positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} must be positive, got {value}")
-    if not 1e-30 <= value <= 1e30:  # float32 holds it and its reciprocal
-        raise ValueError(f"{name} must be within [1e-30, 1e30], got {value}")

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import ops
+from . import checks, ops
+from ._autograd import check_not_in_backward, without_autocast
 from .filter import Drift, make_filter
-from .losses import PairLoss, at_temperature
+from .losses import PairLoss, at_temperature, check_loss, default_temperature
+from .state import StatefulModule
 
 
-class CrossBatchMemory(nn.Module):
+class CrossBatchMemory(StatefulModule):
     """Ranks each batch against itself and against a memory of past batches.
 
     Called as pytorch-metric-learning's `CrossBatchMemory` is: `loss = criterion(embeddings, labels)`. Each call in
@@ -74,7 +75,7 @@ class CrossBatchMemory(nn.Module):
     variance: Tensor
     step: Tensor
     pairs: Tensor
-    gaps: Tensor
+    drift_stats: Tensor
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class CrossBatchMemory(nn.Module):
         memory_size: int = 1024,
         *,
         drift: Drift = "axbn",
-        process_noise: float = 1e-2,
+        process_noise: float = 1.0,
         measurement_noise: float = 1.0,
         ema_momentum: float = 0.1,
         update: Literal["inplace", "deferred"] | None = None,
@@ -97,14 +98,12 @@ class CrossBatchMemory(nn.Module):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        if not isinstance(loss, PairLoss) or type(loss) is PairLoss:
-            raise TypeError(f"loss must be an xbn_ext loss such as Contrastive(), got {type(loss).__name__}")
-        embedding_size = _whole("embedding_size", embedding_size, 1)
-        memory_size = _whole("memory_size", memory_size, 1)
-        warmup_steps = _whole("warmup_steps", warmup_steps, 0)
-        for name, weight in (("batch_weight", batch_weight), ("memory_weight", memory_weight)):
-            if not math.isfinite(weight):
-                raise ValueError(f"{name} must be finite, got {weight}")
+        check_loss("CrossBatchMemory", loss)
+        embedding_size = checks.whole("embedding_size", embedding_size, 1)
+        memory_size = checks.whole("memory_size", memory_size, 1)
+        warmup_steps = checks.whole("warmup_steps", warmup_steps, 0)
+        for name, number in (("batch_weight", batch_weight), ("memory_weight", memory_weight), ("eps", eps)):
+            checks.finite(name, number)
         if batch_weight == 0 and memory_weight == 0:
             raise ValueError("batch_weight and memory_weight are both 0: there is nothing to learn from")
         if bank_dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
@@ -121,8 +120,8 @@ class CrossBatchMemory(nn.Module):
             )
         if enqueue not in ("after", "before"):
             raise ValueError(f"enqueue must be 'after' or 'before', got {enqueue!r}")
-        if not 1e-30 <= eps < math.inf:
-            raise ValueError(f"eps must be positive (at least 1e-30) and finite, got {eps}")
+        if eps < 1e-30:
+            raise ValueError(f"eps must be at least 1e-30, got {eps}")
         self.filter = make_filter(drift, process_noise, measurement_noise, ema_momentum)
         temperature = getattr(loss, "temperature", None)
         learned = temperature if isinstance(temperature, nn.Parameter) else None
@@ -130,6 +129,7 @@ class CrossBatchMemory(nn.Module):
             raise ValueError("loss: its temperature must be an nn.Parameter to be learned")
         self.register_parameter("temperature", learned)
         self._loss = loss if learned is None else at_temperature(loss, 1.0)  # the module alone holds what is learned
+        self._first_temperature = math.nan if learned is None else _number_in(learned, default_temperature(loss))
         self.embedding_size = embedding_size
         self.memory_size = memory_size
         self.drift = drift
@@ -143,22 +143,22 @@ class CrossBatchMemory(nn.Module):
         self.eps = eps
 
         D, M, f64, i64 = embedding_size, memory_size, torch.float64, torch.int64
-        self.register_buffer("bank", torch.zeros(M, D, dtype=bank_dtype))
-        self.register_buffer("bank_labels", torch.zeros(M, dtype=i64))
-        self.register_buffer("bank_ids", torch.zeros(M, dtype=i64))
-        self.register_buffer("bank_steps", torch.zeros(M, dtype=i64))
-        self.register_buffer("sums", torch.zeros(2, D, dtype=f64))
-        self.register_buffer("head", torch.zeros((), dtype=i64))
-        self.register_buffer("count", torch.zeros((), dtype=i64))
-        self.register_buffer("scale", torch.ones(D, dtype=f64))
-        self.register_buffer("shift", torch.zeros(D, dtype=f64))
-        self.register_buffer("target_mean", torch.zeros(D, dtype=f64))
-        self.register_buffer("target_std", torch.zeros(D, dtype=f64))
-        self.register_buffer("variance", torch.full((), torch.inf, dtype=f64))
-        self.register_buffer("step", torch.zeros((), dtype=i64))
+        self.register_state("bank", torch.zeros(M, D, dtype=bank_dtype))
+        self.register_state("bank_labels", torch.zeros(M, dtype=i64))
+        self.register_state("bank_ids", torch.zeros(M, dtype=i64))
+        self.register_state("bank_steps", torch.zeros(M, dtype=i64))
+        self.register_state("sums", torch.zeros(2, D, dtype=f64))
+        self.register_state("head", torch.zeros((), dtype=i64))
+        self.register_state("count", torch.zeros((), dtype=i64))
+        self.register_state("scale", torch.ones(D, dtype=f64))
+        self.register_state("shift", torch.zeros(D, dtype=f64))
+        self.register_state("target_mean", torch.zeros(D, dtype=f64))
+        self.register_state("target_std", torch.zeros(D, dtype=f64))
+        self.register_state("variance", torch.full((), torch.inf, dtype=f64))
+        self.register_state("step", torch.zeros((), dtype=i64))
         # What stats() says of the last step.
-        self.register_buffer("pairs", torch.full((2,), torch.nan, dtype=f64), persistent=False)
-        self.register_buffer("gaps", torch.full((2,), torch.nan, dtype=f64), persistent=False)
+        self.register_state("pairs", torch.full((2,), torch.nan, dtype=f64), persistent=False)
+        self.register_state("drift_stats", torch.full((3,), torch.nan, dtype=f64), persistent=False)
 
     @property
     def loss(self) -> PairLoss:
@@ -167,13 +167,20 @@ class CrossBatchMemory(nn.Module):
         return self._loss if self.temperature is None else at_temperature(self._loss, self.temperature)
 
     def forward(
-        self, embeddings: Tensor, labels: Tensor, *, enqueue_mask: Tensor | None = None, ids: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: None = None,
+        enqueue_mask: Tensor | None = None,
+        *,
+        ids: Tensor | None = None,
     ) -> Tensor:
         """Loss of a batch; in training mode the memory moves on by one step.
 
         Args:
             embeddings: `[B, D]`, any floating dtype (16-bit ones are computed in float32), on the module's device.
             labels: `[B]` integers, any values.
+            indices_tuple: None; it has the place that pytorch-metric-learning's callers expect.
             enqueue_mask: `[B]` bool. Rows marked True enter the memory and are not anchors; the others are
                 anchors and stay out (pytorch-metric-learning's meaning). None: every row is and does both.
             ids: `[B]` integers that tell samples apart, such as the image's index in the data set. Rows of the same id
@@ -182,9 +189,16 @@ class CrossBatchMemory(nn.Module):
 
         Returns:
             A scalar.
+
+        Raises:
+            TypeError, ValueError: an argument is not as above, naming it.
+            RuntimeError: called in training mode while a backward pass runs, as activation checkpointing does to
+                compute the loss a second time.
         """
-        labels, ids = self._check(embeddings, labels, enqueue_mask, ids)
-        with torch.autocast(embeddings.device.type, enabled=False):
+        labels, ids = self._check(embeddings, labels, indices_tuple, enqueue_mask, ids)
+        if self.training:
+            check_not_in_backward(self.step)
+        with without_autocast(embeddings.device.type):
             z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
             if self.normalize_embeddings:
                 z = F.normalize(z, dim=1, eps=self.eps)
@@ -197,7 +211,7 @@ class CrossBatchMemory(nn.Module):
             if self.training:
                 if self.enqueue == "after":
                     self._store(z.detach(), labels, enqueue_mask, ids)
-                self.step += 1
+                self.step.add_(1)
         return value
 
     def _follow_drift(self, z: Tensor, mask: Tensor | None) -> None:
@@ -206,13 +220,14 @@ class CrossBatchMemory(nn.Module):
             mean, std, variance, scale, shift = (t.clone() for t in state)
             ops.track_(
                 mean, std, variance, scale, shift, z, mask, self.sums, self.count, math.inf, 1.0, None,
-                eps=self.eps, gaps=self.gaps,
+                eps=self.eps, stats=self.drift_stats,
             )  # fmt: skip
-            self.gaps[1].copy_(self.gaps[0])
+            self.drift_stats[1].copy_(self.drift_stats[0])
+            self.drift_stats[2].fill_(torch.nan)
             return
         ops.track_(
             self.target_mean, self.target_std, self.variance, self.scale, self.shift, z, mask,
-            self.sums, self.count, *self.filter, eps=self.eps, gaps=self.gaps,
+            self.sums, self.count, *self.filter, eps=self.eps, stats=self.drift_stats,
         )  # fmt: skip
         if self.update == "inplace" and not self._moves_while_ranking():
             ops.transform_(self.bank, self.sums, self.scale, self.shift, self.count)
@@ -257,8 +272,11 @@ class CrossBatchMemory(nn.Module):
             )
             values.append(_weighted(own, self.batch_weight))
         if self.memory_weight != 0:
-            # No rows are visible while warming up: decided on the device, so nothing waits.
-            ranked = torch.where(self.step < self.warmup_steps, 0, self.count) if self.warmup_steps else self.count
+            # No rows are visible while warming up: decided on the device, so nothing waits. A compiler that recomputes
+            # the loss in backward recomputes what it depends on, and by `step` that includes check_not_in_backward.
+            ranked = self.count
+            if self.warmup_steps or torch.compiler.is_compiling():
+                ranked = torch.where(self.step < self.warmup_steps, 0, self.count)
             options: dict[str, Any] = {
                 "bank_ids": None if ids is None else self.bank_ids, "exclude": exclude, "anchors": anchors,
                 "renormalize": self.renormalize, "eps": self.eps,
@@ -276,7 +294,7 @@ class CrossBatchMemory(nn.Module):
             values.append(_weighted(memory_value, self.memory_weight))
             if self.training:
                 self.pairs.copy_(pairs)
-        return sum(values[1:], values[0]) if values else z.new_zeros(())
+        return sum(values[1:], values[0])
 
     @torch.no_grad()
     def stats(self) -> dict[str, Tensor]:
@@ -288,16 +306,14 @@ class CrossBatchMemory(nn.Module):
           within their margin, mined, in a triplet that cost something.
         * `gap_before`, `gap_after`: how far the memory's moments were from those of the last batch before and after
           they were moved, `sqrt(|mean - mean|² + |std - std|²)`. Part of it is the noise of a batch.
-        * `gain`: of the filter, how much of what the last batch measured it took over.
+        * `gain`: of the filter, how much of what the last batch measured it took over; 0 if it measured nothing.
 
-        What there is none of is NaN: before the first step, `age` of no rows, pairs without a memory loss, gain with
-        `drift="none"`.
+        Undefined entries are NaN: all of them before the first step, `age` of an empty memory, pairs without a memory
+        loss, gain with `drift="none"`.
         """
         ages = torch.where(self._filled(), self.step - self.bank_steps, 0)
         positives, negatives = self.pairs.unbind()
-        gap_before, gap_after = self.gaps.unbind()
-        noise = math.nan if self.filter is None else self.filter.measurement_noise
-        gain = self.variance / noise  # what an update leaves of the variance is gain * noise
+        gap_before, gap_after, gain = self.drift_stats.unbind()
         return {
             "fill": self.count / self.memory_size,
             "age": ages.sum() / self.count,
@@ -305,7 +321,7 @@ class CrossBatchMemory(nn.Module):
             "negatives": negatives.clone(),
             "gap_before": gap_before.clone(),
             "gap_after": gap_after.clone(),
-            "gain": torch.where(gain.isinf(), torch.nan, gain),
+            "gain": gain.clone(),
         }
 
     def _filled(self) -> Tensor:
@@ -341,15 +357,15 @@ class CrossBatchMemory(nn.Module):
     @torch.no_grad()
     def reset_queue(self) -> None:
         """Empties the memory and forgets the drift and the warm-up: the state of a new module."""
-        for t in (
-            self.bank, self.bank_labels, self.bank_ids, self.bank_steps, self.sums, self.head, self.count, self.shift,
-            self.target_mean, self.target_std, self.step,
-        ):  # fmt: skip
-            t.zero_()
-        self.scale.fill_(1)
-        self.variance.fill_(torch.inf)
-        self.pairs.fill_(torch.nan)
-        self.gaps.fill_(torch.nan)
+        _empty(self)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """`reset_queue()`, and a learned temperature is what it was at first: what launchers call after `to_empty()`.
+        If the module was made on the meta device, where that had no value, it becomes the default of the loss."""
+        self.reset_queue()
+        if self.temperature is not None:
+            self.temperature.fill_(self._first_temperature)
 
     @torch.no_grad()
     def fill_from(self, batches: Iterable[tuple[Tensor, ...]]) -> None:
@@ -359,90 +375,57 @@ class CrossBatchMemory(nn.Module):
         stored become the target of the filter, taken as exact. Warm-up goes on where it was. If anything raises, the
         memory stays as it was: it is filled in a copy first, which takes the memory's size once more while it lasts.
         """
-        filled = copy.deepcopy(self)
-        filled.reset_queue()
+        if self.bank.is_meta:
+            raise RuntimeError("fill_from: the memory is on the meta device, which holds no values")
+        filled = copy.copy(self)
+        for name, tensor in self.named_state():
+            setattr(filled, name, torch.empty_like(tensor))
+        _empty(filled)
         filled.step.copy_(self.step)
-        for embeddings, labels, *rest in batches:
-            labels, ids = self._check(embeddings, labels, None, *rest)
+        for batch in batches:
+            if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+                got = f"{type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
+                raise ValueError(f"batches must yield (embeddings, labels) or (embeddings, labels, ids), got a {got}")
+            embeddings, labels, *rest = batch
+            labels, ids = self._check(embeddings, labels, None, None, *rest)
             z = embeddings.to(torch.promote_types(self.bank.dtype, torch.float32))
             if self.normalize_embeddings:
                 z = F.normalize(z, dim=1, eps=self.eps)
-            if filled.bank.dtype.itemsize == 2 and filled.count == 0:  # 16 bits are for standardised values
+            if self.filter is not None and filled.bank.dtype.itemsize == 2 and filled.count == 0:
+                # 16 bits are for standardised values.
                 mean, std, _ = ops.moments(z)
                 filled.shift.copy_(mean)
                 filled.scale.copy_(torch.where(std < self.eps, 1.0, std))
             filled._store(z, labels, None, ids)
-        if int(filled.count) >= 2:
+        if self.filter is not None and int(filled.count) >= 2:
             mean, std, _ = ops.moments(filled.embedding_memory)
             filled.target_mean.copy_(mean)
             filled.target_std.copy_(std)
             filled.variance.zero_()
-        self.load_state_dict(filled.state_dict())
+        for name, tensor in filled.named_state(persistent=True):
+            getattr(self, name).copy_(tensor)
 
     def _check(
-        self, embeddings: Tensor, labels: Tensor, enqueue_mask: Tensor | None, ids: Tensor | None = None
+        self, embeddings: Any, labels: Any, indices_tuple: Any, enqueue_mask: Any, ids: Any = None
     ) -> tuple[Tensor, Tensor | None]:
         """Raises on bad input, naming the argument; returns labels and ids as int64."""
-        if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
-            raise TypeError(f"embeddings must be a floating-point tensor, got {_kind(embeddings)}")
-        if embeddings.dim() != 2 or embeddings.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"embeddings must be [B, embedding_size={self.embedding_size}], got {list(embeddings.shape)}"
-            )
+        checks.embeddings(embeddings, self.embedding_size)
         B = embeddings.shape[0]
-        for name, whole in (("labels", labels), ("ids", ids)):
-            if name == "ids" and whole is None:
-                continue
-            if not isinstance(whole, Tensor) or whole.is_floating_point() or whole.is_complex():
-                raise TypeError(f"{name} must be an integer tensor, got {_kind(whole)}")
-            if whole.dtype == torch.bool:
-                raise TypeError(f"{name} must be an integer tensor, got torch.bool")
-            if whole.shape != (B,):
-                raise ValueError(f"{name} must be [B={B}], got {list(whole.shape)}")
+        checks.integers("labels", labels, B)
+        if indices_tuple is not None:
+            raise ValueError(
+                "indices_tuple must be None: pairs are never listed here. To mine, choose Triplet(mining=...) or "
+                "MultiSimilarity(mining=...); to choose anchors and stored rows, pass enqueue_mask= or ids="
+            )
         if enqueue_mask is not None:
-            if not isinstance(enqueue_mask, Tensor) or enqueue_mask.dtype != torch.bool:
-                raise TypeError(f"enqueue_mask must be a bool tensor, got {_kind(enqueue_mask)}")
-            if enqueue_mask.shape != (B,):
-                raise ValueError(f"enqueue_mask must be [B={B}], got {list(enqueue_mask.shape)}")
+            checks.mask("enqueue_mask", enqueue_mask, B)
+        if ids is not None:
+            checks.sample_ids(ids, B)
         on_device = {"embeddings": embeddings, "labels": labels, "enqueue_mask": enqueue_mask, "ids": ids}
         for name, t in on_device.items():
             if t is not None and t.device != self.bank.device:
                 raise ValueError(f"{name} is on {t.device}, the memory on {self.bank.device}: move one of them")
         return labels.long(), None if ids is None else ids.long()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossBatchMemory:
-        """Moves the state between devices but keeps its dtypes: `.half()` must not round statistics or bank."""
-
-        def move(t: Tensor) -> Tensor:
-            moved = fn(t)
-            return moved if moved.dtype == t.dtype else t.to(moved.device)
-
-        super()._apply(move, recurse)
-        return self
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str],
-        unexpected: list[str], errors: list[str],
-    ) -> None:  # fmt: skip
-        """Takes all of a memory's state or, if a tensor is missing or of another shape, nothing of it."""
-        buffers = (name for name, _ in self.named_buffers(recurse=False) if name not in ("pairs", "gaps"))
-        names = [*buffers, *(name for name, _ in self.named_parameters(recurse=False))]
-        absent = [prefix + name for name in names if prefix + name not in state_dict]
-        wrong = [name for name in names if prefix + name in state_dict
-                 and state_dict[prefix + name].shape != getattr(self, name).shape]  # fmt: skip
-        bank = state_dict.get(prefix + "bank", self.bank)
-        if torch.promote_types(bank.dtype, self.bank.dtype) != self.bank.dtype:
-            errors.append(f"{prefix}bank is {bank.dtype} and would be rounded to {self.bank.dtype}; nothing was loaded")
-            return
-        if absent or wrong:
-            missing.extend(absent)
-            errors.extend(
-                f"{name} must be {list(getattr(self, name).shape)} for embedding_size={self.embedding_size} and "
-                f"memory_size={self.memory_size}, got {list(state_dict[prefix + name].shape)}; nothing was loaded"
-                for name in wrong
-            )
-            return
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
     def extra_repr(self) -> str:
         """What `print(criterion)` shows."""
@@ -456,15 +439,13 @@ def _weighted(value: Tensor, weight: float) -> Tensor:
     return value if weight == 1 else weight * value  # an operation less where a small step is many of them
 
 
-def _whole(name: str, value: Any, least: int) -> int:
+def _empty(memory: CrossBatchMemory) -> None:
+    for name, tensor in memory.named_state():
+        tensor.fill_({"scale": 1.0, "variance": torch.inf, "pairs": torch.nan, "drift_stats": torch.nan}.get(name, 0))
+
+
+def _number_in(tensor: Tensor, default: float) -> float:
     try:
-        whole = operator.index(value)
-    except TypeError:
-        whole = least - 1
-    if whole < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
-    return whole
-
-
-def _kind(value: Any) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+        return float(tensor.detach())
+    except RuntimeError:  # it is on the meta device, or a fake one
+        return default

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import _C  # type: ignore[attr-defined]  # noqa: F401  registers torch.ops.xbn_ext
-from .losses import PairLoss, fold_temperature
+from ._autograd import needs_grad, scaled_gradient, with_gradient, without_autocast, writes
+from .losses import PairLoss, check_loss, fold_temperature
 
 _ops = torch.ops.xbn_ext
 
@@ -54,7 +54,7 @@ def track_(
     measurement_noise: float,
     fixed_gain: float | None = None,
     eps: float = 1e-6,
-    gaps: Tensor | None = None,
+    stats: Tensor | None = None,
 ) -> None:
     """Measures the moments of `x [B, D]`, filters them, and composes the map that moves the bank there.
 
@@ -68,12 +68,14 @@ def track_(
         process_noise, measurement_noise: q >= 0 (may be infinite) and r > 0; only q / r matters.
         fixed_gain: use this gain in [0, 1] after the first measurement instead of the Kalman gain.
         eps: a dimension with a standard deviation below it keeps its scale.
-        gaps: `[2]` float64, written: how far the bank's moments are from those of the batch before and after the map,
-            `sqrt(|mean - mean|² + |std - std|²)`; NaN where the batch measures nothing or the bank is empty.
+        stats: `[3]` float64, written: how far the bank's moments are from those of the batch before and after the map,
+            `sqrt(|mean - mean|² + |std - std|²)`, NaN where the batch measures nothing or the bank is empty; and the
+            gain of the filter, 0 where the batch measures nothing.
     """
+    writes(target_mean, target_std, variance, scale, shift, stats)
     _ops.track_(
         target_mean, target_std, variance, scale, shift, x, mask, sums, count,
-        process_noise, measurement_noise, fixed_gain, eps, gaps,
+        process_noise, measurement_noise, fixed_gain, eps, stats,
     )  # fmt: skip
 
 
@@ -87,6 +89,7 @@ def transform_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: 
 
     `sums [2, D]` is recounted from the rows as written; `scale`, `shift` `[D]` become 1 and 0.
     """
+    writes(bank, sums, scale, shift)
     _ops.transform_(bank, sums, scale, shift, count)
 
 
@@ -101,6 +104,7 @@ def standardize_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count
     What the rows stand for does not change: `scale`, `shift` `[D]` compensate, `sums [2, D]` is recounted. A dimension
     whose standard deviation is below `eps` is left alone. Costs a look at D numbers when there is nothing to do.
     """
+    writes(bank, sums, scale, shift)
     _ops.standardize_(bank, sums, scale, shift, count, eps)
 
 
@@ -134,6 +138,7 @@ def enqueue_(
     `bank_ids [M]` (int64) takes the rows' `ids [B]`, or `-2 - slot` for a row that has none (`ids` is None or
     negative): no other row of the ring has that. `bank_steps [M]` (int64) takes `step`, a scalar.
     """
+    writes(bank, bank_labels, sums, head, count, bank_ids, bank_steps)
     return _ops.enqueue_(  # type: ignore[no-any-return]
         bank, bank_labels, sums, head, count, z, labels, mask, scale, shift, bank_ids, ids, bank_steps, step
     )
@@ -182,9 +187,9 @@ def memory_loss(
         loss: which loss, with its parameters (`xbn_ext.losses`).
         count: int64 scalar on the same device: only the first `count` rows of the bank exist.
         scale, shift: `[D]` a bank row u stands for `scale * u + shift`.
-        exclude: `[B]` int64, the bank row that an anchor must not be paired with (-1: none); with `bank_ids`, all rows
-            of this id.
-        bank_ids: `[M]` int64 ids of the rows, -1 for none; None: a row's id is its number.
+        exclude: `[B]` int64, the bank row that an anchor must not be paired with; with `bank_ids`, all rows of this
+            id. -1 and the smallest int64 are no id.
+        bank_ids: `[M]` int64 ids of the rows; None: a row's id is its number.
         anchors: `[B]` bool, the rows of z that rank; None: all.
         renormalize: False takes `s_ij = z_i · r_j`.
         eps: lower bound of a row's norm.
@@ -220,19 +225,14 @@ def memory_loss_and_pairs(
 ) -> tuple[Tensor, Tensor]:
     """`memory_loss`, and `pairs [2]` (float64): how many positives and negatives of an anchor have a weight, on average
     over the anchors. A pair has none that is within its margin, not mined, or in no triplet that costs something."""
+    check_loss("memory_loss", loss)
     loss, z = fold_temperature(loss, z)
-    need_grad = _needs_grad(z)
+    need_grad = needs_grad(z)
     value, grad_z, pairs = _ops.memory_loss(
         z.detach(), labels, bank.detach(), bank_labels, count, _f64(scale), _f64(shift), bank_ids, exclude, anchors,
         loss.kind, loss.parameters, renormalize, eps, need_grad,
     )  # fmt: skip
-    return (_with_gradient(value, z, grad_z) if need_grad else value), pairs
-
-
-def _needs_grad(z: Tensor) -> bool:
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(z).tangent is not None:
-        raise RuntimeError("the losses of xbn_ext have no forward-mode derivative")
-    return torch.is_grad_enabled() and z.requires_grad
+    return (with_gradient(value, z, grad_z) if need_grad else value), pairs
 
 
 def _f64(t: Tensor | None) -> Tensor | None:
@@ -246,23 +246,6 @@ def _memory_loss_fake(z: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return z.new_empty(()), grad_z, z.new_empty(2, dtype=torch.float64)
 
 
-class _DifferentiableOnce(torch.autograd.Function):
-    """Passes `grad` on and raises in the second backward. The kernel's gradient does not know how it depends on z;
-    without this node a second backward would take it for a constant and return a wrong number."""
-
-    @staticmethod
-    def forward(grad: Tensor, z: Tensor) -> Tensor:
-        return grad.view_as(grad)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError("the losses of xbn_ext can be differentiated only once")
-
-
 def _memory_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     _, grad_z, pairs = output
     ctx.mark_non_differentiable(grad_z, pairs)
@@ -273,14 +256,7 @@ def _memory_loss_backward(ctx: Any, grad_loss: Tensor, *_: Tensor | None) -> tup
     z, grad_z = ctx.saved_tensors
     if grad_z.shape != z.shape:
         raise RuntimeError("xbn_ext.memory_loss was called with need_grad=False and cannot be differentiated")
-    return _scaled_gradient(grad_loss, z, grad_z), *[None] * 14
-
-
-def _scaled_gradient(grad_loss: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
-    grad = grad_loss * grad_z
-    if torch.is_grad_enabled():  # create_graph=True
-        grad = _DifferentiableOnce.apply(grad, z)
-    return grad
+    return scaled_gradient(grad_loss, z, grad_z), *[None] * 14
 
 
 torch.library.register_autograd("xbn_ext::memory_loss", _memory_loss_backward, setup_context=_memory_loss_setup)
@@ -313,13 +289,15 @@ def transform_memory_loss_(
 
     The other arguments are those of the two, `z` must not share memory with `bank`.
     """
+    check_loss("transform_memory_loss_", loss)
     loss, z = fold_temperature(loss, z)
-    need_grad = _needs_grad(z)
+    need_grad = needs_grad(z)
+    writes(bank, sums, scale, shift)
     value, grad_z, pairs = _ops.transform_memory_loss_(
         bank, sums, scale, shift, count, z.detach(), labels, bank_labels, ranked, bank_ids, exclude, anchors,
         loss.kind, loss.parameters, renormalize, eps, need_grad,
     )  # fmt: skip
-    return (_with_gradient(value, z, grad_z) if need_grad else value), pairs
+    return (with_gradient(value, z, grad_z) if need_grad else value), pairs
 
 
 @torch.library.register_fake("xbn_ext::transform_memory_loss_")
@@ -365,6 +343,7 @@ def batch_loss(
             dots, labels, ids, anchors, loss.kind, loss.parameters, renormalize, eps, need_grad
         )
 
+    check_loss("batch_loss", loss)
     return from_products(op, loss, z, renormalize, eps)
 
 
@@ -378,16 +357,16 @@ def from_products(
     """The loss by `op(dots, loss, renormalize, need_grad)`, which gives it and its derivative G by the products
     `[B, B]` of `z [B, D]` with itself. By z that is `(G + Gᵀ) z`. The op takes the rows' norms from the diagonal; where
     it cannot, as a learned temperature has gone into one side of the products, they are left to PyTorch."""
-    with torch.autocast(z.device.type, enabled=False):
+    with without_autocast(z.device.type):
         folded, scaled = fold_temperature(loss, z)
         if scaled is z:
-            need_grad, rows = _needs_grad(z), z.detach()
+            need_grad, rows = needs_grad(z), z.detach()
             value, grad_dots = op(rows @ rows.T, folded, renormalize, need_grad)
-            return _with_gradient(value, z, (grad_dots + grad_dots.T) @ rows) if need_grad else value
+            return with_gradient(value, z, (grad_dots + grad_dots.T) @ rows) if need_grad else value
         dots = scaled @ (F.normalize(z, dim=1, eps=eps) if renormalize else z).T
-        need_grad = _needs_grad(dots)
+        need_grad = needs_grad(dots)
         value, grad_dots = op(dots.detach(), folded, False, need_grad)
-        return _with_gradient(value, dots, grad_dots) if need_grad else value
+        return with_gradient(value, dots, grad_dots) if need_grad else value
 
 
 @torch.library.register_fake("xbn_ext::batch_loss")
@@ -405,47 +384,7 @@ def _batch_loss_backward(ctx: Any, grad_loss: Tensor, *_: Tensor | None) -> tupl
     dots, grad_dots = ctx.saved_tensors
     if grad_dots.shape != dots.shape:
         raise RuntimeError("xbn_ext.batch_loss was called with need_grad=False and cannot be differentiated")
-    return _scaled_gradient(grad_loss, dots, grad_dots), *[None] * 8
+    return scaled_gradient(grad_loss, dots, grad_dots), *[None] * 8
 
 
 torch.library.register_autograd("xbn_ext::batch_loss", _batch_loss_backward, setup_context=_batch_loss_setup)
-
-
-def _with_gradient(value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
-    """`value`, which depends on z by a gradient that is known: in the way that takes PyTorch least."""
-    if torch.compiler.is_compiling():
-        return _ops._with_gradient(value, z, grad_z)  # type: ignore[no-any-return]
-    return _WithGradient.apply(value, z, grad_z)  # type: ignore[no-any-return]
-
-
-class _WithGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
-        ctx.save_for_backward(z, grad_z)
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
-        return None, _scaled_gradient(grad_value, *ctx.saved_tensors), None
-
-
-# An op that writes its arguments has no derivative in torch; this one, which writes nothing, has it.
-_library = torch.library.Library("xbn_ext", "FRAGMENT")
-_library.define("_with_gradient(Tensor value, Tensor z, Tensor grad_z) -> Tensor")
-
-
-@torch.library.impl(_library, "_with_gradient", "CompositeExplicitAutograd")
-def _(value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
-    return value.clone()
-
-
-@torch.library.register_fake("xbn_ext::_with_gradient")
-def _(value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
-    return torch.empty_like(value)
-
-
-def _with_gradient_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:])
-
-
-torch.library.register_autograd("xbn_ext::_with_gradient", _WithGradient.backward, setup_context=_with_gradient_setup)

@@ -50,13 +50,14 @@ def kalman_(
     process_noise: float,
     measurement_noise: float,
     fixed_gain: float | None = None,
-) -> None:
+) -> Tensor:
     """One step of a scalar random-walk Kalman filter shared by all dimensions of all `state` tensors.
 
         P⁻ = P + q      K = P⁻ / (P⁻ + r)      state += K (measured - state)      P = (1 - K) P⁻
 
     `variance` starts infinite: nothing is known, K is 1, and the first measurement is the state (P = r).
     An infinite q keeps it so: the state is the last measurement. `fixed_gain` replaces K after the first.
+    Returns the gain.
     """
     prior = variance + process_noise
     gain = 1 / (1 + measurement_noise / prior)
@@ -65,6 +66,7 @@ def kalman_(
     for s, m in zip(state, measured, strict=True):
         s += gain * (m - s)
     variance.copy_(gain * measurement_noise)  # (1 - K) P⁻ = K r
+    return gain
 
 
 def bank_moments(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,20 +109,22 @@ def track_(
     measurement_noise: float,
     fixed_gain: float | None = None,
     eps: float = 1e-6,
-    gaps: Tensor | None = None,
+    stats: Tensor | None = None,
 ) -> None:
     """Measures the batch `x`, filters, and composes into (scale, shift) the map that moves the bank to the target.
 
-    A stored row u stands for `scale * u + shift`. A batch with fewer than two usable rows measures nothing. `gaps [2]`
-    becomes how far the bank's moments are from the batch's before and after, NaN where either has none.
+    A stored row u stands for `scale * u + shift`. A batch with fewer than two usable rows measures nothing. `stats [3]`
+    becomes how far the bank's moments are from the batch's before and after, NaN where either has none, and the gain.
     """
     mean, std, rows = moments(x, mask)
+    gain = torch.zeros_like(variance)
     if rows >= 2:
-        kalman_([target_mean, target_std], variance, [mean, std], process_noise, measurement_noise, fixed_gain)
+        gain = kalman_([target_mean, target_std], variance, [mean, std], process_noise, measurement_noise, fixed_gain)
     else:
         variance += process_noise
-    if gaps is not None:
-        gaps.fill_(torch.nan)
+    if stats is not None:
+        stats.fill_(torch.nan)
+        stats[2] = gain
     if variance.isinf():
         return
     stored_mean, stored_std = bank_moments(sums, count)
@@ -128,9 +132,9 @@ def track_(
     a, b = match_moments(*before, target_mean, target_std, eps)
     scale.copy_(a * scale)
     shift.copy_(a * shift + b)
-    if gaps is not None and rows >= 2 and count > 0:
+    if stats is not None and rows >= 2 and count > 0:
         after = scale * stored_mean + shift, scale.abs() * stored_std
-        gaps[0], gaps[1] = moment_gap(*before, mean, std), moment_gap(*after, mean, std)
+        stats[0], stats[1] = moment_gap(*before, mean, std), moment_gap(*after, mean, std)
 
 
 # --- The bank: a ring of past embeddings ------------------------------------------------------------------
@@ -248,8 +252,8 @@ def memory_loss(
 ) -> Tensor:
     """Loss of the anchors `z [B, D]` against the first `count` bank rows, each standing for `scale * u + shift`.
 
-    `exclude [B]` is the bank row an anchor must not be paired with (-1: none), its own copy; with `bank_ids [M]`, the
-    id of such rows. The bank carries no gradient.
+    `exclude [B]` is the bank row an anchor must not be paired with, its own copy; with `bank_ids [M]`, the id of such
+    rows. -1 and the smallest int64 are no id. The bank carries no gradient.
     """
     return memory_loss_and_pairs(
         z, labels, bank, bank_labels, loss, count=count, scale=scale, shift=shift, bank_ids=bank_ids, exclude=exclude,
@@ -282,7 +286,8 @@ def memory_loss_and_pairs(
     pair = torch.ones_like(positive)
     if exclude is not None:
         row_ids = torch.arange(n, device=z.device) if bank_ids is None else bank_ids[:n]
-        pair = (exclude[:, None] == -1) | (exclude[:, None] != row_ids)
+        has_id = (exclude != -1) & (exclude != torch.iinfo(torch.int64).min)
+        pair = ~has_id[:, None] | (exclude[:, None] != row_ids)
     s = similarity(z, rows, renormalize, eps)
     return pair_loss(loss, s, positive, pair, anchors), weighted_pairs(loss, s.detach(), positive, pair, anchors)
 
@@ -374,7 +379,7 @@ def step(
     loss: PairLoss,
     *,
     drift: str = "axbn",
-    process_noise: float = 1e-2,
+    process_noise: float = 1.0,
     measurement_noise: float = 1.0,
     ema_momentum: float = 0.1,
     update: str = "inplace",
@@ -416,8 +421,10 @@ def step(
     own_ids = -2 - own_slots  # what enqueue_ calls a row without an id
     exclude = own_ids if ids is None else torch.where(ids >= 0, ids, own_ids)
     anchors = None if enqueue_mask is None else ~enqueue_mask
-    total = batch_weight * batch_loss(z, labels, loss, ids=ids, anchors=anchors, renormalize=renormalize, eps=eps)
-    if m.step >= warmup_steps:
+    total = z.new_zeros(())
+    if batch_weight != 0:  # 0 times NaN would be NaN
+        total = batch_weight * batch_loss(z, labels, loss, ids=ids, anchors=anchors, renormalize=renormalize, eps=eps)
+    if memory_weight != 0 and m.step >= warmup_steps:
         total = total + memory_weight * memory_loss(
             z, labels, m.bank, m.bank_labels, loss, count=m.count, scale=m.scale, shift=m.shift,
             bank_ids=m.bank_ids, exclude=exclude, anchors=anchors, renormalize=renormalize, eps=eps,

@@ -89,7 +89,7 @@ class Sweep {
         block_size_(p.D * kAnchorBlock) {
     for (int64_t i = 0; i < p.B; ++i) {
       anchor_group[i] = find(groups, p.labels[i]);
-      if (p.exclude != nullptr && p.exclude[i] != -1) excluded_group[i] = find(excluded, p.exclude[i]);
+      if (p.exclude != nullptr && is_id(p.exclude[i])) excluded_group[i] = find(excluded, p.exclude[i]);
     }
     from.assign(groups.size(), 0);
     to.assign(groups.size(), count);

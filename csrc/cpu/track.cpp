@@ -3,7 +3,7 @@
 //
 //   in       mean, std [D] measured on a batch of `rows` rows; sums [2, D], count of the stored rows
 //   in, out  target_mean, target_std [D], variance [1]; scale, shift [D]
-//   out      gaps [2] between the moments of bank and batch, before and after the map; or null
+//   out      stats [3]: the gap between the moments of bank and batch before and after the map, the gain; or null
 //   math     formulas.h: filter_step, kalman_state, bank_moments, follow, moment_gap
 #include "track.h"
 
@@ -32,9 +32,10 @@ void track(const TrackParams& p) {
     p.scale[d] = map.scale;
     p.shift[d] = map.shift;
   }
-  if (p.gaps == nullptr) return;
-  p.gaps[0] = moment_gap(before, *p.rows, count);
-  p.gaps[1] = moment_gap(after, *p.rows, count);
+  if (p.stats == nullptr) return;
+  p.stats[0] = moment_gap(before, *p.rows, count);
+  p.stats[1] = moment_gap(after, *p.rows, count);
+  p.stats[2] = k.gain;
 }
 
 }  // namespace xbn

@@ -100,7 +100,7 @@ struct ChunkPairs {
     for (int64_t j = threadIdx.x; j < chunk; j += kThreads) {
       const bool exists = j < rows;
       const int64_t label = exists ? bank_labels[first + j] : 0;
-      const int64_t id = exists && bank_ids != nullptr ? bank_ids[first + j] : first + j;
+      const int64_t id = exists ? row_id(bank_ids, first + j) : kRowWithoutId;
 #pragma unroll
       for (int a = 0; a < kAnchors; ++a) {
         if (block + a >= B) break;

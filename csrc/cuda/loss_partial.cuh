@@ -41,13 +41,11 @@ struct PartialLoss {
   }
 };
 
-constexpr int64_t kNoId = INT64_MIN;
-
 // An anchor as pairs see it.
 template <typename T>
 struct Anchor {
   int64_t label;
-  int64_t exclude;  // rows with this id it is not paired with, or kNoId
+  int64_t exclude;  // rows with this id it is not paired with, or kAnchorWithoutId
   T given;
   uint8_t state;
 
@@ -58,12 +56,12 @@ struct Anchor {
 
 template <typename T, typename S>
 __device__ __forceinline__ int64_t excluded_id(const MemoryLossParams<T, S>& p, int64_t i) {
-  return p.exclude == nullptr || p.exclude[i] == -1 ? kNoId : p.exclude[i];
+  return p.exclude != nullptr && is_id(p.exclude[i]) ? p.exclude[i] : kAnchorWithoutId;
 }
 
-template <typename T, typename S>
-__device__ __forceinline__ int64_t row_id(const MemoryLossParams<T, S>& p, int64_t j) {
-  return p.bank_ids != nullptr ? p.bank_ids[j] : j;
+__device__ __forceinline__ int64_t row_id(const int64_t* bank_ids, int64_t j) {
+  if (bank_ids == nullptr) return j;
+  return is_id(bank_ids[j]) ? bank_ids[j] : kRowWithoutId;
 }
 
 // The state of anchor i, by a full warp.

@@ -24,7 +24,7 @@ __device__ void load_anchors(const MemoryLossParams<float, float>& p, Shared<kDi
   if (reports && blockIdx.x == 0 && threadIdx.x == 0) *partial.ticket = 0;
   for (int k = threadIdx.x / kWarp; k < Shape<kDim>::kAnchors; k += kThreads / kWarp) {
     const int64_t i = first + k;
-    Anchor<float> anchor = {0, kNoId, 0, kFinite};
+    Anchor<float> anchor = {0, kAnchorWithoutId, 0, kFinite};
     if (i < p.B) {
       anchor.label = p.labels[i];
       anchor.exclude = excluded_id(p, i);
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
     const int rows = static_cast<int>(smaller(kTile, shared.end - begin));
     if (thread < kTile) {
       shared.labels[thread] = thread < rows ? p.bank_labels[begin + thread] : 0;
-      shared.ids[thread] = thread < rows ? row_id(p, begin + thread) : 0;
+      shared.ids[thread] = thread < rows ? row_id(p.bank_ids, begin + thread) : 0;
     }
     prefetch_by_block<kThreads>(p.bank + (begin + kTile) * p.D, smaller(kTile, shared.end - begin - kTile) * p.D);
     __syncthreads();

@@ -70,7 +70,7 @@ struct AnchorPairs {
 
   __device__ __forceinline__ bool on(int64_t j, Pairs pairs) const {
     if (j >= rows) return false;
-    const int64_t id = bank_ids != nullptr ? bank_ids[first + j] : first + j;
+    const int64_t id = row_id(bank_ids, first + j);
     return anchor.pairs_with(id, bank_labels[first + j] == anchor.label, pairs);
   }
   __device__ __forceinline__ T similarity(int64_t j) const {

@@ -2,8 +2,8 @@
 // same launch, one step of the filter on them and the affine map that gives the bank the filtered moments.
 //
 //   in     x [B, D], mask [B] or null; for track_ also sums [2, D] and count of the stored rows
-//   out    mean, std [D], rows [1] in double; for track_ also target_mean, target_std, variance, scale, shift; gaps [2]
-//          between the moments of bank and batch, before and after the map, or null
+//   out    mean, std [D], rows [1] in double; for track_ also target_mean, target_std, variance, scale, shift; stats [3]:
+//          the gap between the moments of bank and batch before and after the map, the gain; or null
 //   math   per block: sums shifted by its first usable row, so that a mean far from zero costs no digits;
 //          a block's pivot is a value of x, and blocks are merged by what they are off the first pivot p0:
 //          off_b = (pivot_b - p0) + sum_b / n_b,  o = sum_b n_b off_b / n,  mean = p0 + o,
@@ -169,9 +169,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   if constexpr (kTrack) {
     __syncthreads();  // every thread has read the variance
     if (threadIdx.x == 0) *t.variance = k.variance;
-    if (t.gaps == nullptr) return;
+    if (t.stats == nullptr) return;
     const BlockSums<kThreads, 2> gaps({before, after});
-    if (threadIdx.x < 2) t.gaps[threadIdx.x] = moment_gap(gaps[threadIdx.x], rows, count);
+    if (threadIdx.x < 2) t.stats[threadIdx.x] = moment_gap(gaps[threadIdx.x], rows, count);
+    if (threadIdx.x == 2) t.stats[2] = k.gain;
   }
 }
 

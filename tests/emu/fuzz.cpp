@@ -202,7 +202,7 @@ class MemoryRound {
   template <typename R>
   static TrackParams track_params(const MomentsParams<R>& m, const auto& s) {
     return {m.mean, m.std,   m.rows, s.mean, s.std, s.variance, s.scale, s.shift,
-            s.sums, s.count, m.D,    0.01,   1.0,   -1.0,       kEps,    s.gaps};
+            s.sums, s.count, m.D,    0.01,   1.0,   -1.0,       kEps,    s.stats};
   }
 
   void step_memory() {

@@ -44,7 +44,8 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   Exactly<int64_t> ids = labels(B, 9), bank_ids = labels(M, 9), bank_steps(M), step(1);
   Exactly<bool> chosen = mask(B);
   Exactly<S> bank = normal<S>(M * D, up_to(1) ? 20 : 1);  // off standard, or not
-  Exactly<double> sums(2 * D), mean(D), std(D), target_mean(D), target_std(D), variance(1), scale(D), shift(D), gaps(2);
+  Exactly<double> sums(2 * D), mean(D), std(D), target_mean(D), target_std(D), variance(1), scale(D), shift(D),
+      stats(3);
   *count = up_to(M);
   *head = up_to(M - 1);
   *variance = INFINITY;
@@ -55,7 +56,7 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
 
   xbn::moments(xbn::MomentsParams<T>{z, sometimes(chosen), B, D, mean, std, rows}, many);
   xbn::track(xbn::TrackParams{mean, std, rows, target_mean, target_std, variance, scale, shift, sums, count, D, 0.01,
-                              1.0, up_to(1) ? -1.0 : 0.1, 1e-6, gaps});
+                              1.0, up_to(1) ? -1.0 : 0.1, 1e-6, stats});
   if (up_to(1))
     xbn::standardize(xbn::StandardizeParams<S>{bank, sums, scale, shift, count, M, D, 1e-6}, many);
   else

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xbn_ext import Contrastive, CrossBatchMemory, backend, ops
-from xbn_ext.backend import Backend
+from xbn_ext._backend import Backend
 from xbn_ext.bench.torch_memory import MEASUREMENT_NOISE, PROCESS_NOISE, Compiled, Eager, TorchMemory
 
 from .clock import Call, measure, peak_megabytes

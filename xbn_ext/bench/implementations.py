@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import ops, reference
-from ..backend import Backend, backend
+from .._backend import Backend, backend
 from ..memory import CrossBatchMemory
 from .chunked import can_be_chunked
 from .comparisons import COMPARISONS, OURS, THEIRS, theirs_installed

@@ -22,22 +22,28 @@ class backend:
       products follow `torch.backends.cuda.matmul` (TF32 or not).
     - `"auto"`: the default, by the shapes.
 
-    A call sets it for the process; as a context manager it is set back at the end:
+    A call sets it for the process; as a context manager, as often as you like, it is set back at the end:
 
         with xbn_ext.backend("composite"):
             loss = criterion(embeddings, labels)
 
     Raises:
-        TypeError, RuntimeError: not a name, or another one.
+        TypeError: `name` is not a string.
+        RuntimeError: it is none of the four names.
     """
 
     def __init__(self, name: Backend) -> None:
         if not isinstance(name, str):
             raise TypeError(f"backend must be 'auto', 'simt', 'tensor' or 'composite', got {name!r}")
+        self.name = name
         self.previous: str = torch.ops.xbn_ext.set_cuda_backend(name)
+        self._outside: list[str] = []  # what the blocks that have been entered go back to
 
     def __enter__(self) -> backend:
+        outside = torch.ops.xbn_ext.set_cuda_backend(self.name)
+        # `with backend(...)`: the call has set it, so what was there before the block is what was before the call.
+        self._outside.append(self.previous if outside == self.name else outside)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        torch.ops.xbn_ext.set_cuda_backend(self.previous)
+        torch.ops.xbn_ext.set_cuda_backend(self._outside.pop())

@@ -1,0 +1,131 @@
+"""What autograd may do with a criterion: recomputing it is refused, a backward that needs what has been overwritten
+raises, and nothing that the loss itself needs in backward is written."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from xbn_ext import Contrastive, CrossBatchMemory, SupCon, ops
+from xbn_ext.reference import Memory
+
+B, D, M = 8, 16, 32
+REFUSED = "called during a backward pass, as activation checkpointing does"
+
+
+def labels():
+    return torch.arange(B) % 4
+
+
+def checkpointed(use_reentrant, compiled, backend="aot_eager", training=True, **options):
+    """One step of a network and a criterion, both recomputed in backward."""
+    torch._dynamo.reset()
+    network = nn.Linear(D, D)
+    criterion = CrossBatchMemory(Contrastive(neg_margin=0.2), D, M, **options).train(training)
+
+    def step(x):
+        return criterion(network(x), labels())
+
+    if compiled == "inside":
+        step = torch.compile(step, backend=backend, fullgraph=True)
+
+    def recomputed(x):
+        return checkpoint(step, x, use_reentrant=use_reentrant)
+
+    if compiled == "around":
+        recomputed = torch.compile(recomputed, backend=backend)
+    recomputed(torch.randn(B, D, requires_grad=True)).backward()
+    return criterion
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_recomputed_criterion_raises(use_reentrant):
+    with pytest.raises(RuntimeError, match=REFUSED):
+        checkpointed(use_reentrant, compiled=None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"warmup_steps": 1}, {"update": "deferred"}, {"enqueue": "before"}, {"drift": "none"}, {"batch_weight": 0.0}],
+    ids=str,
+)
+def test_a_recomputed_and_compiled_criterion_raises(options):
+    for compiled in ("inside", "around"):
+        with pytest.raises(RuntimeError, match=REFUSED):
+            checkpointed(False, compiled, **options)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("compiled", ["inside", "around"])
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_inductor_keeps_the_check(compiled, use_reentrant):
+    with pytest.raises(RuntimeError, match=REFUSED):
+        checkpointed(use_reentrant, compiled, backend="inductor")
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_criterion_that_only_reads_may_be_recomputed(use_reentrant):
+    assert checkpointed(use_reentrant, None, training=False).count == 0
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("options", [{}, {"update": "deferred"}, {"drift": "none"}], ids=str)
+def test_a_backward_that_needs_the_overwritten_memory_raises(options, compiled):
+    torch._dynamo.reset()
+    criterion = CrossBatchMemory(Contrastive(neg_margin=0.2), D, B, **options)
+    step = torch.compile(criterion, backend="aot_eager", fullgraph=True) if compiled else criterion
+    step(torch.randn(B, D), labels())
+    z = torch.randn(B, D, requires_grad=True)
+    regulariser = (z @ criterion.bank.T).square().sum()
+    step(torch.randn(B, D), labels())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        regulariser.backward()
+
+
+def written_by(op, m, stats):
+    """Calls the op and says what it is to write."""
+    z, y = torch.randn(B, D), labels()
+    if op == "track_":
+        ops.track_(m.target_mean, m.target_std, m.variance, m.scale, m.shift, z, None, m.sums, m.count, 1.0, 1.0,
+                   stats=stats)  # fmt: skip
+        return {"target_mean", "target_std", "variance", "scale", "shift", "stats"}
+    if op == "transform_":
+        ops.transform_(m.bank, m.sums, m.scale, m.shift, m.count)
+        return {"bank", "sums", "scale", "shift"}
+    if op == "standardize_":
+        ops.standardize_(m.bank, m.sums, m.scale, m.shift, m.count)
+        return {"bank", "sums", "scale", "shift"}
+    if op == "transform_memory_loss_":
+        ops.transform_memory_loss_(m.bank, m.sums, m.scale, m.shift, m.count, z, y, m.bank_labels, Contrastive())
+        return {"bank", "sums", "scale", "shift"}
+    ops.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, z, y, None, m.scale, m.shift, bank_ids=m.bank_ids,
+                 ids=y, bank_steps=m.bank_steps, step=m.step)  # fmt: skip
+    return {"bank", "bank_labels", "sums", "head", "count", "bank_ids", "bank_steps"}
+
+
+@pytest.mark.parametrize("op", ["track_", "transform_", "standardize_", "transform_memory_loss_", "enqueue_"])
+def test_versions_grow_of_what_is_written_and_of_nothing_else(op):
+    schema = getattr(torch.ops.xbn_ext, op).default._schema
+    m, stats = Memory.empty(M, D), torch.zeros(3, dtype=torch.float64)
+    tensors = vars(m) | {"stats": stats}
+    before = {name: tensor._version for name, tensor in tensors.items()}
+    written = written_by(op, m, stats)
+    assert {name for name, tensor in tensors.items() if tensor._version > before[name]} == written
+    assert {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write} == written
+
+
+def test_the_memory_may_be_filled_before_backward():
+    """Nothing that the loss has saved is written: neither a learned temperature nor the rows."""
+    temperature = nn.Parameter(torch.tensor(0.1))
+    criterion = CrossBatchMemory(SupCon(temperature), D, M)
+    x = torch.randn(B, D)
+    gradients = []
+    for fills in (False, True):
+        criterion.reset_queue()
+        z = x.clone().requires_grad_()
+        value = criterion(z, labels())
+        if fills:
+            criterion.fill_from([(torch.randn(B, D), labels())])
+        gradients.append(torch.autograd.grad(value, (z, temperature)))
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,279 @@
+"""The memory's state is in `state_dict()` and not among the buffers: what wraps, averages, casts, moves, copies or
+loads a model that owns its criterion leaves a memory that existed."""
+
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from xbn_ext import Contrastive, CrossBatchMemory, SupCon, Triplet
+
+D, M, B = 8, 32, 6
+OLD = Path(__file__).parent / "data" / "memory-0.1.0.pt"
+
+
+class Net(nn.Module):
+    """A model that owns its criterion, as a LightningModule does."""
+
+    def __init__(self, loss=None):
+        super().__init__()
+        self.fc = nn.Linear(D, D)
+        self.criterion = CrossBatchMemory(loss or Contrastive(neg_margin=0.2), D, M)
+
+    def forward(self, x, labels):
+        return self.criterion(self.fc(x), labels)
+
+
+class Subclass(CrossBatchMemory):
+    """With tensors of its own."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.register_buffer("cache", torch.zeros(3), persistent=False)
+        self.register_buffer("weights", torch.ones(3))
+        self.head_of_class = nn.Linear(2, 2)
+
+
+def train(module, steps=3, first_label=0):
+    for _ in range(steps):
+        x = torch.randn(B, D, requires_grad=True)
+        module(x, torch.arange(B) % 3 + first_label).backward()
+    return module
+
+
+def state_of(criterion):
+    return {name: tensor.clone() for name, tensor in criterion.state_dict().items()}
+
+
+def assert_state(criterion, expected):
+    found = criterion.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_there_are_no_buffers():
+    criterion = CrossBatchMemory(Contrastive(), D, M)
+    assert not list(criterion.buffers()) and not list(criterion.parameters())
+    assert [name for name, _ in Subclass(Contrastive(), D, M).named_buffers()] == ["cache", "weights"]
+
+
+def _rank(rank, store, queue):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    net = Net()
+    train(nn.parallel.DistributedDataParallel(net), first_label=100 * rank)
+    queue.put((rank, net.criterion.label_memory.tolist(), net.fc.weight.detach().tolist()))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.long
+def test_every_rank_of_distributed_data_parallel_keeps_its_memory(tmp_path):
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    torch.multiprocessing.spawn(_rank, (str(tmp_path / "store"), queue), nprocs=2)
+    (_, labels, weight), (_, other_labels, other_weight) = sorted(queue.get() for _ in range(2))
+    assert weight == other_weight
+    assert labels == [0, 1, 2] * 6 and other_labels == [100, 101, 102] * 6
+
+
+def test_distributed_data_parallel_has_nothing_to_broadcast(one_process):
+    wrapped = nn.parallel.DistributedDataParallel(Net())
+    assert not wrapped.modules_buffers
+    train(wrapped)
+    assert wrapped.module.criterion.count == 3 * B
+
+
+def test_averaging_leaves_a_memory_that_existed():
+    """The average has the memory of the model that it was made of, and copying it back leaves the model's own."""
+    net = train(Net(), first_label=1000)
+    at_first = state_of(net.criterion)
+    averaged = AveragedModel(net, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    for _ in range(4):
+        train(net, 1, first_label=1000)
+        averaged.update_parameters(net)
+    assert_state(averaged.module.criterion, at_first)
+    now = state_of(net.criterion)
+    with torch.no_grad():  # as Lightning's WeightAveraging does when training ends
+        for ours, theirs in zip(net.parameters(), averaged.module.parameters(), strict=True):
+            ours.copy_(theirs)
+        for ours, theirs in zip(net.buffers(), averaged.module.buffers(), strict=True):
+            ours.copy_(theirs)
+    assert_state(net.criterion, now)
+
+
+def test_fsdp1_casts_nothing(one_process):
+    from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
+
+    precision = MixedPrecision(param_dtype=torch.bfloat16, buffer_dtype=torch.bfloat16)
+    net = Net()
+    dtypes = {name: tensor.dtype for name, tensor in net.criterion.state_dict().items()}
+    wrapped = FullyShardedDataParallel(net, device_id=torch.device("cpu"), mixed_precision=precision)
+    train(wrapped)
+    assert {name: tensor.dtype for name, tensor in net.criterion.state_dict().items()} == dtypes
+    assert net.criterion.count == 3 * B
+
+
+def test_fsdp2_learns_a_temperature_of_one_element(one_process):
+    from torch.distributed.fsdp import fully_shard
+
+    net = Net(SupCon(nn.Parameter(torch.tensor([0.3]))))
+    alone = copy.deepcopy(net)
+    mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+    fully_shard(net, mesh=mesh)
+    x, labels = torch.randn(B, D), torch.arange(B) % 3
+    for module in (net, alone):
+        module(x, labels).backward()
+    torch.testing.assert_close(net.criterion.temperature.grad.full_tensor(), alone.criterion.temperature.grad)
+    assert net.criterion.temperature.grad.full_tensor().abs() > 0
+
+
+def test_checkpoints_of_torch_distributed(one_process):
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    net, other = train(Net()), Net()
+    state = get_model_state_dict(net)
+    assert "criterion.bank" in state
+    set_model_state_dict(other, state)
+    assert_state(other.criterion, state_of(net.criterion))
+
+
+@pytest.mark.parametrize("loss", [Contrastive(), SupCon(nn.Parameter(torch.tensor([0.3])))], ids=["plain", "learned"])
+def test_made_on_meta_and_reset(loss):
+    """What launchers do: to_empty(), then reset_parameters() of every module that has it."""
+    with torch.device("meta"):
+        net = Net(copy.deepcopy(loss))
+    net.to("meta")  # the temperature
+    assert net(torch.randn(B, D, device="meta"), torch.arange(B, device="meta")).is_meta
+    net.to_empty(device="cpu")
+    for tensor in (*net.parameters(), *(tensor for _, tensor in net.criterion.named_state())):
+        tensor.data.fill_(77)
+    for module in net.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    expected = CrossBatchMemory(loss, D, M).state_dict()
+    assert_state(net.criterion, expected)
+    assert torch.isnan(net.criterion.stats()["gain"])
+    train(net)
+
+
+def test_a_temperature_that_never_had_a_value_becomes_the_default():
+    criterion = CrossBatchMemory(SupCon(nn.Parameter(torch.empty(1, device="meta"))), D, M).to_empty(device="cpu")
+    criterion.reset_parameters()
+    assert criterion.temperature.item() == pytest.approx(SupCon().temperature)
+
+
+def test_a_memory_on_meta_says_so():
+    criterion, trained = CrossBatchMemory(Contrastive(), D, M).to("meta"), train(CrossBatchMemory(Contrastive(), D, M))
+    with pytest.raises(RuntimeError, match="fill_from: the memory is on the meta device"):
+        criterion.fill_from([(torch.randn(B, D), torch.arange(B))])
+    with pytest.raises(RuntimeError, match="on the meta device: load with assign=True, or call to_empty"):
+        criterion.load_state_dict(trained.state_dict())
+    criterion.load_state_dict(trained.state_dict(), assign=True)
+    assert_state(criterion, state_of(trained))
+    assert criterion.stats()["gap_before"].isnan() and criterion.stats()["fill"] > 0
+    train(criterion)
+
+
+def test_assign_takes_copies_and_keeps_dtypes():
+    narrow = train(CrossBatchMemory(Contrastive(), D, M, bank_dtype=torch.float16))
+    wide = CrossBatchMemory(Contrastive(), D, M)
+    wide.load_state_dict(narrow.state_dict(), assign=True)
+    assert wide.bank.dtype == torch.float32 and torch.equal(wide.bank, narrow.bank.float())
+    before = state_of(narrow)
+    train(wide)
+    assert_state(narrow, before)
+    with pytest.raises(RuntimeError, match=r"bank is torch\.float32 and would be rounded to torch\.float16; nothing"):
+        narrow.load_state_dict(wide.state_dict(), assign=True)
+    mixed = wide.state_dict() | {"sums": wide.sums.to("meta")}
+    with pytest.raises(RuntimeError, match="must be on one device to be assigned, got cpu, meta; nothing"):
+        wide.load_state_dict(mixed, assign=True)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"bank_labels": torch.zeros(M)}, r"bank_labels is torch\.float32 and would be rounded to torch\.int64"),
+        ({"head": 3}, "head must be a tensor, got int"),
+        ({"temperature": torch.ones(1)}, 'Unexpected key.*"temperature"'),
+    ],
+)
+def test_a_state_that_is_not_one_is_refused(change, message):
+    criterion = train(CrossBatchMemory(Contrastive(), D, M))
+    before = state_of(criterion)
+    with pytest.raises(RuntimeError, match=message):
+        criterion.load_state_dict(CrossBatchMemory(Contrastive(), D, M).state_dict() | change)
+    if "temperature" not in change:  # as everywhere in torch, what is known has been loaded by then
+        assert_state(criterion, before)
+
+
+def test_a_part_of_a_model_may_be_loaded_without_it():
+    net = train(Net())
+    before = state_of(net.criterion)
+    weights = {name: tensor for name, tensor in Net().state_dict().items() if not name.startswith("criterion")}
+    missing, unexpected = net.load_state_dict(weights, strict=False)
+    assert "criterion.bank" in missing and not unexpected
+    assert_state(net.criterion, before)
+
+
+def test_a_subclass_has_tensors_of_its_own():
+    trained, other = train(Subclass(Contrastive(), D, M)), Subclass(Contrastive(), D, M)
+    trained.weights.fill_(5)
+    assert {"weights", "head_of_class.weight", "bank"} < set(trained.state_dict())
+    other.load_state_dict(trained.state_dict())
+    assert_state(other, state_of(trained))
+    trained.half()
+    assert trained.head_of_class.weight.dtype == torch.float16 and trained.bank.dtype == torch.float32
+    other.fill_from([(torch.randn(B, D), torch.arange(B))])
+    assert other.count == B and other.weights.eq(5).all()
+
+
+def test_moving_moves_everything():
+    criterion = CrossBatchMemory(Contrastive(), D, M).to("meta")
+    assert all(tensor.is_meta for _, tensor in criterion.named_state())
+    assert {name for name, _ in criterion.named_state(persistent=False)} == {"pairs", "drift_stats"}
+
+
+def test_functional_call_takes_another_state():
+    criterion = train(CrossBatchMemory(Contrastive(neg_margin=0.2), D, M))
+    other = state_of(train(copy.deepcopy(criterion)))
+    x, labels = torch.randn(B, D), torch.arange(B) % 3
+    before = state_of(criterion)
+    value = torch.func.functional_call(criterion, other, (x, labels))
+    assert_state(criterion, before)
+    assert other["step"] == 7, "it is what was written"
+    assert value != criterion.eval()(x, labels)
+
+
+@pytest.mark.parametrize(
+    "name, make",
+    {
+        "axbn": lambda: CrossBatchMemory(Contrastive(), 4, 16),
+        "axbn_float16": lambda: CrossBatchMemory(Triplet(), 4, 16, bank_dtype=torch.float16),
+        "learned": lambda: CrossBatchMemory(SupCon(nn.Parameter(torch.tensor(1.0))), 4, 16, drift="none"),
+    }.items(),
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_checkpoint_of_version_0_1_0_loads(name, make, assign):
+    """Written when the state was buffers: `state`, and the `rows` that it stood for."""
+    saved = torch.load(OLD, weights_only=True)[name]
+    criterion = make()
+    criterion.load_state_dict(saved["state"], assign=assign)
+    assert list(criterion.state_dict()) == list(saved["state"])
+    assert_state(criterion, saved["state"])
+    assert torch.equal(criterion.embedding_memory, saved["rows"])
+    criterion(torch.randn(3, 4), torch.arange(3))

@@ -1,0 +1,116 @@
+"""What the ops tell autograd: which gradient a value has, what they have written, and what must not be differentiated
+or computed a second time."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def writes(*tensors: Tensor | None) -> None:
+    """Tells autograd that an op is about to write these, so that a backward which has saved one of them raises."""
+    if not torch.compiler.is_compiling():  # there the op becomes a copy_, which tells it
+        torch.autograd.graph.increment_version([t for t in tensors if t is not None])
+
+
+def needs_grad(z: Tensor) -> bool:
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(z).tangent is not None:
+        raise RuntimeError("the losses of xbn_ext have no forward-mode derivative")
+    return torch.is_grad_enabled() and z.requires_grad
+
+
+class _DifferentiableOnce(torch.autograd.Function):
+    """Passes `grad` on and raises in the second backward. The kernel's gradient does not know how it depends on z;
+    without this node a second backward would take it for a constant and return a wrong number."""
+
+    @staticmethod
+    def forward(grad: Tensor, z: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError("the losses of xbn_ext can be differentiated only once")
+
+
+def scaled_gradient(grad_loss: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
+    grad = grad_loss * grad_z
+    if torch.is_grad_enabled():  # create_graph=True
+        grad = _DifferentiableOnce.apply(grad, z)
+    return grad
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Turns autocast off for a type of device, if that has it (meta has not)."""
+    available = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if available else nullcontext()
+
+
+def check_not_in_backward(step: Tensor) -> None:
+    """Raises RuntimeError while a backward pass runs: activation checkpointing calls what it wraps a second time then,
+    and a memory that has moved since would move again and rank another loss than the one returned."""
+    if torch.compiler.is_compiling():
+        torch.ops.xbn_ext._check_not_in_backward(step)  # when the compiled code runs
+    else:
+        _check_not_in_backward(step)
+
+
+def _check_not_in_backward(step: Tensor) -> None:
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "a CrossBatchMemory in training mode was called during a backward pass, as activation checkpointing does: "
+            "its memory would move twice. Keep the criterion outside of what is checkpointed"
+        )
+
+
+def with_gradient(value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
+    """`value`, which depends on z by a gradient that is known: with as little autograd overhead as possible."""
+    if torch.compiler.is_compiling():
+        return torch.ops.xbn_ext._with_gradient(value, z, grad_z)  # type: ignore[no-any-return]
+    return _WithGradient.apply(value, z, grad_z)  # type: ignore[no-any-return]
+
+
+class _WithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
+        ctx.save_for_backward(z, grad_z)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
+        return None, scaled_gradient(grad_value, *ctx.saved_tensors), None
+
+
+_library = torch.library.Library("xbn_ext", "FRAGMENT")
+
+# It claims to write `step`, or a compiler would leave out a call that gives nothing.
+_library.define("_check_not_in_backward(Tensor(a!) step) -> ()")
+_library.impl("_check_not_in_backward", _check_not_in_backward, "CompositeExplicitAutograd")
+torch.library.register_fake("xbn_ext::_check_not_in_backward")(lambda step: None)
+
+# An op that writes its arguments has no derivative in torch; this one, which writes nothing, has it.
+_library.define("_with_gradient(Tensor value, Tensor z, Tensor grad_z) -> Tensor")
+
+
+@torch.library.impl(_library, "_with_gradient", "CompositeExplicitAutograd")
+def _(value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
+    return value.clone()
+
+
+@torch.library.register_fake("xbn_ext::_with_gradient")
+def _(value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
+    return torch.empty_like(value)
+
+
+def _with_gradient_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+torch.library.register_autograd("xbn_ext::_with_gradient", _WithGradient.backward, setup_context=_with_gradient_setup)

@@ -1,0 +1,78 @@
+"""What users may pass: raises and names the argument, before anything is written."""
+
+from __future__ import annotations
+
+import math
+import operator
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """`value` as an int, if it is an integer that is not below `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+    return number
+
+
+def finite(name: str, value: Any) -> None:
+    """A real number, and no bool."""
+    if isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a number, got a tensor: only a temperature can be learned")
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
+def positive(name: str, value: float) -> None:
+    """Within [1e-30, 1e30]: float32 holds it and its reciprocal."""
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+    if not 1e-30 <= value <= 1e30:
+        raise ValueError(f"{name} must be within [1e-30, 1e30], got {value}")
+
+
+def embeddings(value: Any, columns: int) -> None:
+    """A floating-point tensor `[B, columns]`."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"embeddings must be a floating-point tensor, got {kind(value)}")
+    if value.dim() != 2 or value.shape[1] != columns:
+        raise ValueError(f"embeddings must be [B, embedding_size={columns}], got {list(value.shape)}")
+
+
+def integers(name: str, value: Any, B: int) -> None:
+    """An integer tensor `[B]`."""
+    is_tensor = isinstance(value, Tensor)
+    if not is_tensor or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must be an integer tensor, got {kind(value)}")
+    if value.shape != (B,):
+        raise ValueError(f"{name} must be [B={B}], got {list(value.shape)}")
+
+
+def sample_ids(value: Any, B: int) -> None:
+    """Integers `[B]` that int64 holds: a uint64 one of 2^63 or more would be negative there, which is no id."""
+    integers("ids", value, B)
+    if value.dtype == torch.uint64:
+        raise TypeError(
+            "ids must be of a dtype that int64 holds, got torch.uint64: pass ids.to(torch.int64), and clear the top bit "
+            "first if they are hashes, since a negative id is no id"
+        )
+
+
+def mask(name: str, value: Any, B: int) -> None:
+    """A bool tensor `[B]`."""
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        raise TypeError(f"{name} must be a bool tensor, got {kind(value)}")
+    if value.shape != (B,):
+        raise ValueError(f"{name} must be [B={B}], got {list(value.shape)}")
+
+
+def kind(value: Any) -> str:
+    """What a message calls the type of a value."""
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
