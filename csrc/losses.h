@@ -1,5 +1,5 @@
-// The pair losses, written once for all devices. xbn_ext/reference.py states the same in PyTorch; the tests hold the two
-// side by side.
+// The pair losses, written once for all devices. xbn_ext/reference_losses.py states the same in PyTorch; the tests hold
+// the two side by side.
 //
 // A loss is a Program of at most three passes over the bank. A pass fills one or two slots: a slot takes the negatives,
 // the positives or all pairs of every anchor, scores each with one Formula and adds up, anchor by anchor,

@@ -2,8 +2,8 @@
 // they are written without branches. Comparisons are written so that a NaN similarity counts: it reaches the loss, as it
 // does in PyTorch.
 //
-// No include guard, and it includes nothing: losses.h includes it in namespace xbn, and loss_kernel.h once more for each
-// instruction set, since a function of vectors is no good unless it is compiled for theirs.
+// No include guard, and it includes nothing: losses.h includes it in namespace xbn, and loss_kernel.h and batch_loss_kernel.h
+// once more for each instruction set, since a function of vectors is no good unless it is compiled for theirs.
 
 // What a comparison gives: a bool; of vectors, for each lane an integer, -1 or 0.
 template <typename V>

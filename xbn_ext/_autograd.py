@@ -18,7 +18,8 @@ def writes(*tensors: Tensor | None) -> None:
 
 
 def needs_grad(z: Tensor) -> bool:
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(z).tangent is not None:
+    level = getattr(forward_ad, "_current_level", 0)  # private: where it is not, ask always
+    if level >= 0 and forward_ad.unpack_dual(z).tangent is not None:
         raise RuntimeError("the losses of xbn_ext have no forward-mode derivative")
     return torch.is_grad_enabled() and z.requires_grad
 

@@ -2,7 +2,7 @@
 
 `s [B, n]` similarities of B anchors with n rows; `positive [B, n]` whether a row is of the anchor's class;
 `pair [B, n]` whether the pair exists at all. A NaN similarity counts, so that it makes the loss NaN. No data-dependent
-shapes and no host sync: the loss of a batch against itself runs through this, compiled or not.
+shapes and no host sync, so that it can be compiled.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 // Compiled once per instruction set: see for_each_isa.h.
 
-// As many accumulators as the products of loss_kernel.h have, which is enough to hide the latency of a multiply-add. In two
+// As many accumulators as products_kernel.h has, which is enough to hide the latency of a multiply-add. In two
 // dimensions, as there: a single loop over so many is not unrolled, and they would live in memory.
 template <typename T>
 void multiply_add(int64_t rounds, T factor, T term, Peak* peak) {
