@@ -113,6 +113,15 @@ def test_a_few_classes_of_sop_need_their_files_only(sop_folder: Path) -> None:
         load(f"sop:{sop_folder}")
 
 
+def test_lists_may_begin_with_a_byte_order_mark(sop_folder: Path, inshop_folder: Path, df2_folder: Path) -> None:
+    for kind, folder in (("sop", sop_folder), ("inshop", inshop_folder), ("deepfashion2", df2_folder)):
+        before = load(f"{kind}:{folder}")
+        for file in (*folder.rglob("*.txt"), *folder.rglob("*.json")):
+            file.write_text(file.read_text(), encoding="utf-8-sig")
+        after = load(f"{kind}:{folder}")
+        assert (after.train.sources, after.test.classes) == (before.train.sources, before.test.classes)
+
+
 # ---- In-Shop --------------------------------------------------------------------------------------------------------
 
 

@@ -47,6 +47,18 @@ class Row(NamedTuple):
     """Relative to the folder of images."""
 
 
+def text(path: Path) -> str:
+    """A text in UTF-8, without the byte order mark that some editors begin it with.
+
+    Raises:
+        DataError: names the file that cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--data: cannot read {path}: {error}") from error
+
+
 def lines(path: Path, header: Sequence[str], fields: int) -> Iterator[tuple[int, list[str]]]:
     """The words of each line after the header, with the number of the line; empty lines are skipped.
 
@@ -58,11 +70,7 @@ def lines(path: Path, header: Sequence[str], fields: int) -> Iterator[tuple[int,
     Raises:
         DataError: names the file and the line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--data: cannot read {path}: {error}") from error
-    rows = text.splitlines()
+    rows = text(path).splitlines()
     for number, expected in enumerate(header, 1):
         found = rows[number - 1] if number <= len(rows) else ""
         if expected and found.split() != expected.split():

@@ -71,7 +71,7 @@ def _read(path: Path) -> dict[str, list[Row]]:
             raise DataError(f"--data: {place}: evaluation_status {status!r} is none of {', '.join(STATUSES)}")
         names.add(name, place)
         rows[status].append(Row(key, name))
-    count = file.read_text(encoding="utf-8").split(maxsplit=1)[0]
+    count = benchmark.text(file).split(maxsplit=1)[0]
     total = sum(map(len, rows.values()))
     if count != str(total):
         raise SOURCE.error(path, f"{file} says that it has {count} images, and has {total:,}")
