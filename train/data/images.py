@@ -6,19 +6,25 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from . import DataError, Pixels
+from .formats import DECODED
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; right and bottom are just outside."""
-_UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
 _ORIENTATION = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
+_UNSIGNED = ("PNG", "TIFF", "PPM", "JPEG2000")
+"""Formats whose grey of 16 bits goes from black, 0, to white, 65535 (a TIFF may say otherwise)."""
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+"""The last bytes of a whole file."""
+SHOWN = 3
+"""Files that a message names."""
 
 
 class Files(Sequence[Pixels]):
@@ -73,39 +79,105 @@ class Picked(Sequence[Pixels]):
 def decode(path: Path, box: Box | None = None) -> Pixels:
     """Pixels as a viewer shows them: turned as the camera says, transparency on white; then ``box``, clipped.
 
+    Of grey of 16 bits the upper 8.
+
     Raises:
-        DataError: names the file that is no image, or in which nothing of the box lies.
+        DataError: names the file that is no image, whose grey values have no fixed range (32 bits, floating point), or
+            in which nothing of the box lies.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=DECODED) as file:
+            wide = _wide_grey(file)
             image = ImageOps.exif_transpose(file)
             if box is not None:
                 inside = clip(box, image.size)
                 if inside is None:
                     raise DataError(f"--data: {path}: the box {list(box)} is outside of its {image.size} pixels")
                 image = image.crop(inside)
+            if wide is not None:
+                return _narrow(image, wide)
             if image.mode == "P" or "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return np.asarray(image.convert("RGB"))
     except DataError:
         raise
-    except _UNREADABLE as error:
+    except Exception as error:  # Pillow's plugins raise whatever a broken file makes of them
         raise _unreadable(path, error) from error
+
+
+class _WideGrey(NamedTuple):
+    """Grey of more than 8 bits."""
+
+    bits: int
+    white_is_zero: bool
+
+
+def _wide_grey(file: ImageFile.ImageFile) -> _WideGrey | None:
+    """How grey of more than 8 bits is stored, None of any other image; Pillow would clip it at 255.
+
+    Raises:
+        ValueError: names a mode whose white is not known.
+    """
+    if not file.mode.startswith(("I", "F")):
+        return None
+    tiff = file.tag_v2 if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
+    known = file.format in _UNSIGNED and file.mode != "F" and not (tiff and file.mode == "I")
+    if not known:
+        raise ValueError(f"grey values of mode {file.mode!r} have no fixed white; convert it to 8 or 16 bits")
+    (bits,) = tiff.get(TiffImagePlugin.BITSPERSAMPLE, (16,))
+    white_is_zero = tiff.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    return _WideGrey(bits, white_is_zero)
+
+
+def _narrow(image: Image.Image, wide: _WideGrey) -> Pixels:
+    """The upper 8 bits of wide grey, as RGB, where transparent white."""
+    values = np.asarray(image).astype(np.int64)
+    grey = values >> (wide.bits - 8)
+    grey = 255 - grey if wide.white_is_zero else grey
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
 
 
 def check(path: Path) -> tuple[int, int]:
-    """Width and height that ``decode`` would give; reads the file's header only.
+    """Width and height that ``decode`` would give; reads the file's first and last bytes, and more where they look odd.
 
     Raises:
-        DataError: names the file that does not start like an image.
+        DataError: names the file that does not start like an image, that ``decode`` would refuse, or that is cut short.
     """
     try:
-        with Image.open(path) as file:
-            turned = file.getexif().get(_ORIENTATION) in _QUARTER_TURNS
-            return (file.height, file.width) if turned else (file.width, file.height)
-    except _UNREADABLE as error:
+        with open(path, "rb") as stream, Image.open(stream, formats=DECODED) as file:
+            _wide_grey(file)
+            told = "exif" in file.info or "xmp" in file.info  # getexif() of a PNG that has neither decodes it
+            turned = told and file.getexif().get(_ORIENTATION) in _QUARTER_TURNS
+            size = (file.height, file.width) if turned else (file.width, file.height)
+            end = _ENDS.get(file.format or "")
+            if end is not None:
+                header = stream.tell()
+                stream.seek(max(0, stream.seek(0, os.SEEK_END) - len(end)))
+                found = stream.read()
+                stream.seek(header)
+                if found != end:  # cut short; or there is something behind the image
+                    file.draft("L", (1, 1))
+                    file.load()
+            return size
+    except Exception as error:
         raise _unreadable(path, error) from error
+
+
+def check_all(paths: Iterable[Path]) -> None:
+    """``check`` each; raises DataError that counts those that cannot be read and names a few."""
+    wrong: list[tuple[Path, DataError]] = []
+    for path in paths:
+        try:
+            check(path)
+        except DataError as error:
+            wrong.append((path, error))
+    if wrong:
+        others = f"; nor {few([path for path, _ in wrong[1:]])} ({len(wrong)} in all)" if wrong[1:] else ""
+        raise DataError(f"{wrong[0][1]}{others}")
 
 
 def clip(box: Box, size: tuple[int, int]) -> Box | None:
@@ -129,6 +201,11 @@ def missing(paths: Iterable[Path]) -> list[Path]:
             there = set()
         absent += [path for name, path in wanted.items() if name not in there]
     return absent
+
+
+def few(names: Sequence[object]) -> str:
+    """The first of some names, in quotes, for what a name may hold."""
+    return ", ".join([*(repr(str(name)) for name in names[:SHOWN]), *(["..."] if len(names) > SHOWN else [])])
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

@@ -1,0 +1,118 @@
+"""Image files of every mode become the RGB that a viewer shows, or are refused by name."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from train.data import DataError, formats, images
+
+RAMP = (np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16)
+"""0 .. 65,520."""
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif", "x.jp2", "x.pgm"])
+def test_grey_of_16_bits_stays_a_ramp(name: str, tmp_path: Path) -> None:
+    Image.fromarray(RAMP).save(tmp_path / name, **({"irreversible": False} if name == "x.jp2" else {}))
+    images.check(tmp_path / name)
+    assert np.array_equal(images.decode(tmp_path / name), np.repeat(RAMP[:, :, None] >> 8, 3, axis=2))
+    box = images.decode(tmp_path / name, (60, 2, 99, 4))
+    assert np.array_equal(box[:, :, 1], RAMP[2:4, 60:] >> 8)
+
+
+@pytest.mark.parametrize(("order", "white_is_zero"), [("<", False), (">", False), ("<", True)])
+def test_a_tiff_says_which_end_is_white(order: str, white_is_zero: bool, tmp_path: Path) -> None:
+    write_tiff(tmp_path / "x.tif", RAMP.astype(f"{order}u2").tobytes(), 16, order, white_is_zero)
+    expected = RAMP >> 8
+    assert np.array_equal(images.decode(tmp_path / "x.tif")[:, :, 0], 255 - expected if white_is_zero else expected)
+
+
+def test_grey_of_12_bits_reaches_white(tmp_path: Path) -> None:
+    pairs = (RAMP >> 4).reshape(-1, 2).astype(np.uint32)
+    packed = (pairs[:, 0] << 12 | pairs[:, 1]).astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:]
+    write_tiff(tmp_path / "x.tif", packed.tobytes(), 12, "<", False)
+    assert np.array_equal(images.decode(tmp_path / "x.tif")[:, :, 0], RAMP >> 8)
+
+
+def write_tiff(path: Path, pixels: bytes, bits: int, order: str, white_is_zero: bool) -> None:
+    """64 x 64 of grey in one strip, not compressed."""
+    tags = {256: 64, 257: 64, 258: bits, 259: 1, 262: int(not white_is_zero), 277: 1, 278: 64, 279: len(pixels)}
+    start = 8 + 2 + 12 * (len(tags) + 1) + 4
+    entries = sorted((tags | {273: start}).items())
+    header = struct.pack(f"{order}2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(entries))
+    body = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in entries)
+    path.write_bytes(header + body + bytes(4) + pixels)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_grey_without_a_fixed_white_is_refused(kind: Any, tmp_path: Path) -> None:
+    Image.fromarray(RAMP.astype(kind)).save(tmp_path / "x.tif")
+    mode = {np.int32: "I", np.float32: "F"}[kind]
+    for read in (images.check, images.decode):
+        with pytest.raises(DataError, match=rf"x\.tif: grey values of mode '{mode}' have no fixed white"):
+            read(tmp_path / "x.tif")
+
+
+RED = (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "options", "expected"),
+    [
+        ("x.png", Image.new("1", (4, 2), 1), {}, (255, 255, 255)),
+        ("x.png", Image.new("LA", (4, 2), (0, 128)), {}, (127, 127, 127)),
+        ("x.png", Image.new("RGB", (4, 2), RED).quantize(2), {"transparency": 0}, (255, 255, 255)),
+        ("x.png", Image.new("L", (4, 2), 3), {"transparency": 3}, (255, 255, 255)),
+        ("x.png", Image.new("RGB", (4, 2), RED), {"transparency": RED}, (255, 255, 255)),
+        ("x.png", Image.fromarray(np.full((2, 4), 770, np.uint16)), {"transparency": 770}, (255, 255, 255)),
+        ("x.png", Image.fromarray(np.full((2, 4), 770, np.uint16)), {"transparency": 771}, (3, 3, 3)),
+        ("x.jpg", Image.new("CMYK", (4, 2), (0, 255, 255, 0)), {"quality": 100}, RED),
+        ("x.tif", Image.new("CMYK", (4, 2), (0, 255, 255, 0)), {}, RED),
+        ("x.gif", Image.new("RGB", (4, 2), RED),
+         {"save_all": True, "append_images": [Image.new("RGB", (4, 2), "blue")]}, RED),
+    ],
+)  # fmt: skip
+def test_modes(name: str, image: Image.Image, options: dict[str, Any], expected: Any, tmp_path: Path) -> None:
+    image.save(tmp_path / name, **options)
+    assert images.check(tmp_path / name) == (4, 2)
+    pixels = images.decode(tmp_path / name)
+    assert pixels.shape == (2, 4, 3) and pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.webp", "x.tif"])
+def test_the_size_is_that_of_the_upright_image(name: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # turned by a quarter
+    Image.new("RGB", (8, 4)).save(tmp_path / name, exif=exif)
+    assert images.check(tmp_path / name) == (4, 8)
+    assert images.decode(tmp_path / name).shape == (8, 4, 3)
+
+
+def test_a_png_is_not_decoded_to_be_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (8, 4)).save(tmp_path / "x.png")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda *_: pytest.fail("decoded"))
+    assert images.check(tmp_path / "x.png") == (8, 4)
+
+
+def test_formats_are_those_that_are_decoded() -> None:
+    assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm"} <= formats.SUFFIXES
+    assert not {".pdf", ".h5", ".hdf", ".mpg", ".mpeg", ".grib", ".bufr", ".palm", ".emf"} & formats.SUFFIXES
+
+
+@pytest.mark.parametrize("wrong", [RuntimeError, NotImplementedError, struct.error, KeyError])
+def test_whatever_a_decoder_raises_names_the_file(
+    wrong: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise wrong("broken")
+
+    Image.new("RGB", (8, 4)).save(tmp_path / "x.png")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    with pytest.raises(DataError, match=r"cannot read image .*x\.png: .*broken"):
+        images.decode(tmp_path / "x.png")
