@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -443,6 +445,56 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_up(shapes: str, tmp_path: P
     metrics = run.run(settings(shapes, tmp_path, seed=1, overwrite=True))
     assert metrics["seed"] == 1
     assert (tmp_path / "notes.txt").read_text() == "mine", "--overwrite removes what runs write and nothing else"
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda path: shutil.rmtree(path / "corners-05"), "its class names, "),
+        (lambda path: (path / "corners-05").rename(path / "corners-11"), "class names, image names"),
+        (lambda path: swap(path / "corners-03" / "red.png", path / "corners-08" / "red.png"), "its images \\("),
+        (lambda path: (path / "corners-05" / "red.png").rename(path / "corners-05" / "a.png"), "its image names"),
+        (
+            lambda path: shutil.copy(path / "corners-05" / "red.png", path / "corners-05" / "a.png"),
+            "its labels, image names, images",
+        ),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_data(
+    change: Callable[[Path], Any], where: str, shapes: str, tmp_path: Path, tiny: None
+) -> None:
+    path, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(shapes.partition(":")[2], path)
+    config = settings(f"folder:{path}", out, batch_size=4)
+    with pytest.raises(loop.Interrupted):
+        run.run(config, asked_to_stop=after(3))
+    before = (out / "checkpoint.pt").read_bytes()
+    change(path)
+    with pytest.raises(ConfigError, match=rf"an unfinished run on other data: .* has changed since in .*{where}"):
+        run.run(replace(config, resume=True))
+    assert (out / "checkpoint.pt").read_bytes() == before
+    assert run.run(replace(config, overwrite=True))["steps"] == 12
+
+
+def swap(one: Path, other: Path) -> None:
+    """Of two files each gets the content of the other."""
+    first, second = one.read_bytes(), other.read_bytes()
+    assert len(first) != len(second)
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_note(
+    shapes: str, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(loop.Interrupted):
+        run.run(settings(shapes, tmp_path), asked_to_stop=after(3))
+    stored = checkpoint.load(tmp_path / "checkpoint.pt")
+    del stored["data"]
+    checkpoint.save(tmp_path / "checkpoint.pt", stored)
+    assert run.run(settings(shapes, tmp_path, resume=True))["steps"] == 12
+    assert f"make sure that --data {shapes} has not changed since" in capsys.readouterr().err
+    assert set(checkpoint.load(tmp_path / "checkpoint.pt")["data"]) >= {"class names", "labels", "images"}
 
 
 def test_resume_without_a_run_starts_one(shapes: str, tmp_path: Path, tiny: None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from .config import Config, ConfigError
+from .data.fingerprint import Fingerprint, differences
 
 METRICS, CHECKPOINT, EVENTS = "metrics.json", "checkpoint.pt", "tensorboard"
 CURVES, NEIGHBOURS = "curves.png", "neighbours.png"
@@ -80,7 +82,7 @@ def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all."""
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")  # several processes may write one file
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(temporary, path)
 
@@ -113,4 +115,42 @@ def require_same(
         raise ConfigError(
             f"--out {place} holds {what} with other settings ({'; '.join(different)}): "
             f"choose another --out, or {otherwise}"
+        )
+
+
+def require_same_data(
+    spec: str,
+    place: Path,
+    stored: Fingerprint | None,
+    now: Fingerprint,
+    what: str,
+    otherwise: str = "--overwrite it",
+) -> None:
+    """Raise ConfigError if the data of ``--data spec`` have changed since a run at ``place`` was begun.
+
+    Labels are positions among the classes, batches positions among the images: on other data a run that goes on would
+    take one class for another, and test on classes it was trained on. Where nothing is stored, as by earlier versions,
+    only a note says so.
+
+    Args:
+        spec: as on the command line.
+        place: a folder or file, for messages.
+        stored: of the data that the run was begun on; None if it is not known.
+        now: of the data that there are.
+        what: there is at ``place``.
+        otherwise: what to do except for restoring the data, or going elsewhere.
+    """
+    if stored is None:
+        print(
+            f"{place} holds {what} of an earlier version, which did not store what data it had: "
+            f"make sure that --data {spec} has not changed since",
+            file=sys.stderr,
+        )
+        return
+    different = differences(stored, now)
+    if different:
+        raise ConfigError(
+            f"--out {place} holds {what} on other data: --data {spec} has changed since in its "
+            f"{', '.join(different)} ({stored['summary']} there; {now['summary']} now): "
+            f"restore the data, choose another --out, or {otherwise}"
         )

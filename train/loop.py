@@ -129,6 +129,7 @@ class Trainer:
         """Tensors, numbers, strings, lists and dicts only."""
         return {
             "config": self.config.settings(),
+            "data": self.data.fingerprint,
             "step": self.step,
             "seconds": self.seconds,
             "recent_losses": list(self.recent_losses),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,13 @@ class Dataset:
             raise ValueError("queries and gallery go together")
         if self.recalls[:1] != (1,) or list(self.recalls) != sorted(set(self.recalls)):
             raise ValueError(f"recalls {self.recalls}: must ascend from 1")
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """What tells it from other data: see ``train.data.fingerprint``."""
+        from . import fingerprint
+
+        return fingerprint.of(self)
 
     def summary(self) -> str:
         """The counts, on one line."""
