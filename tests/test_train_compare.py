@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from train import checkpoint, features, loop, model
 from train.augment import evaluation_view
 from train.compare import drift, plan, statistics, study, work
 from train.compare.plan import TEST, VALIDATION, Plan
-from train.config import Config
+from train.config import Config, ConfigError
 from train.data import Dataset, validation
 from train.model import Embedder
 from train.sampler import ClassBalancedSampler
@@ -294,14 +295,69 @@ def group_of(process: Path) -> int | None:
         return None
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are done in this process, as in a working one."""
+    monkeypatch.setattr(work, "_stop", type("Never", (), {"is_set": staticmethod(lambda: False)}), raising=False)
+    monkeypatch.setattr(work, "_data", {})
+
+
+def coloured(images: Path, classes: int) -> str:
+    """A folder data set of so many classes."""
+    for c in range(classes):
+        (images / f"c{c}").mkdir(parents=True, exist_ok=True)
+        for i in range(2):
+            Image.new("RGB", (8, 8), (20 * c, 99 * i, 0)).save(images / f"c{c}" / f"{i}.png")
+    return f"folder:{images}"
+
+
+def test_a_study_does_not_go_on_with_other_data(
+    here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loop.Trainer, "run", lambda self, *_, **__: self.history["evaluation"].append({"map@r": 1.0}))
+    (tmp_path / "runs").mkdir()
+    base = replace(small_plan().base, data=coloured(tmp_path / "images", 16), image_size=16)
+    runs = small_plan(base=base, map_seeds=4).many(VALIDATION, "xbm")
+    workshop = work.Workshop(tmp_path / "runs", 1, 1, "cpu")
+    for run in runs[:2]:
+        assert work._do(workshop, run)
+    coloured(tmp_path / "images", 18)
+    work._data.clear()
+    with pytest.raises(ConfigError, match=r"holds runs on other data: .* class names, .*; train: 18 images"):
+        work._do(workshop, runs[2])
+    assert capsys.readouterr().err == ""
+    (tmp_path / "data.json").unlink()  # as earlier versions left it
+    assert work._do(workshop, runs[2])
+    assert "runs of an earlier version, which did not store what data it had" in capsys.readouterr().err
+
+
+def killed(workshop: work.Workshop, run: plan.Run) -> None:
+    """Stands for a run that takes more memory than there is."""
+    (workshop.folder / run.name).mkdir()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_killed_by_the_system_ends_the_study_with_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(work, "_do", killed)
+    fork = multiprocessing.get_context("fork")  # the killer is known there
+    monkeypatch.setattr(work.multiprocessing, "get_context", lambda _: fork)
+    assert study.main(arguments(tmp_path, tmp_path, jobs=1)) == 1
+    error = capsys.readouterr().err
+    first = small_plan().map()[0].name
+    assert "error: the system has ended a working process, most likely for want of memory" in error
+    assert f"unfinished: {first}. The same command goes on" in error and "(--jobs, now 1)" in error
+    assert "Traceback" not in error
+
+
 def test_training_that_breaks_down_counts_as_nothing_found(
-    emoji_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    emoji_cache: Path, tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def breaks_down(*_: Any, **__: Any) -> None:
         raise loop.TrainingError("the loss was nan")
 
     monkeypatch.setattr(loop.Trainer, "run", breaks_down)
-    monkeypatch.setattr(work, "_stop", type("Never", (), {"is_set": staticmethod(lambda: False)}), raising=False)
     run = small_plan(base=replace(small_plan().base, cache=emoji_cache)).run(VALIDATION, "xbm", 0)
     (tmp_path / "runs").mkdir()
     result = work._do(work.Workshop(tmp_path / "runs", 1, 1, "cpu"), run)

@@ -18,7 +18,7 @@ from ..data import DataError
 from . import report
 from .plan import SCORE, Chosen, Effects, Plan, Run, unique
 from .statistics import Estimate, estimate
-from .work import Result, Workers, Workshop
+from .work import Result, WorkerLost, Workers, Workshop
 
 DESCRIPTION = """Train with each method under one budget, and say what it does, with error bars. Arguments that are not
 listed here are those of python -m train, and hold for every run. Stopped, or killed, the same command goes on."""
@@ -86,6 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError) as error:
         print(f"python -m train.compare: error: {error}", file=sys.stderr)
         return 2
+    except WorkerLost as error:
+        print(f"python -m train.compare: error: {error}", file=sys.stderr)
+        return 1
     except loop.Interrupted:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130

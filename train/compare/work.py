@@ -1,7 +1,8 @@
 """Carries out runs, several at a time, each in a process of its own; what is done already is not done again.
 
 A run leaves ``NAME.json``. While it goes on there is ``NAME/checkpoint.pt``, from which it continues bit for bit, so
-that being stopped, or killed, costs at most the steps since that was written.
+that being stopped, or killed, costs at most the steps since that was written. ``data.json`` beside the runs says which
+data they are on.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -33,6 +35,12 @@ Result = dict[str, Any]
 """``scores`` (None: training broke down), ``failure``, ``drift`` and ``memory`` over time, ``seconds``, ``config``."""
 
 DELETE = "delete it"
+NAMED = 8
+"""Runs that a message names."""
+
+
+class WorkerLost(RuntimeError):
+    """A working process ended in the midst of a run; the message names the runs and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,11 @@ class Workshop:
     def path(self, run: Run) -> Path:
         """The result of a run."""
         return self.folder / f"{run.name}.json"
+
+    @property
+    def data(self) -> Path:
+        """The fingerprint of the data that all runs are on."""
+        return self.folder.parent / "data.json"
 
 
 def read(workshop: Workshop, run: Run) -> Result | None:
@@ -95,20 +108,37 @@ class Workers:
 
         Raises:
             Interrupted: it was asked to stop; what was going on has left checkpoints.
-            ConfigError: a run cannot be done, or the folder has one of other settings.
+            ConfigError: a run cannot be done, or the folder has one of other settings, or runs on other data.
+            WorkerLost: the system has killed a working process.
         """
         runs = list({run.name: run for run in runs}.values())
         results = {run.name: found for run in runs if (found := read(self.workshop, run)) is not None}
         self.workshop.folder.mkdir(parents=True, exist_ok=True)
-        left = {self.pool.submit(_do, self.workshop, run): run for run in runs if run.name not in results}
-        with tqdm(total=len(runs), initial=len(results), desc=title, unit=" runs", disable=None) as bar:
-            for done in as_completed(left):
-                result = done.result()
-                if result is None:
-                    raise loop.Interrupted
-                results[left[done].name] = result
-                bar.update()
+        left: dict[Future[Result | None], Run] = {}
+        try:
+            for run in runs:
+                if run.name not in results:
+                    left[self.pool.submit(_do, self.workshop, run)] = run
+            with tqdm(total=len(runs), initial=len(results), desc=title, unit=" runs", disable=None) as bar:
+                for done in as_completed(left):
+                    result = done.result()
+                    if result is None:
+                        raise loop.Interrupted
+                    results[left[done].name] = result
+                    bar.update()
+        except BrokenProcessPool as error:
+            raise self._lost(runs) from error
         return results
+
+    def _lost(self, runs: Sequence[Run]) -> WorkerLost:
+        """Names the runs that have been begun and have no result."""
+        begun = [run.name for run in runs if (self.workshop.folder / run.name).exists()]
+        names = ", ".join(begun[:NAMED]) + (", ..." if len(begun) > NAMED else "")
+        return WorkerLost(
+            f"the system has ended a working process, most likely for want of memory; unfinished: {names or 'no run'}. "
+            f"The same command goes on from their last checkpoints; with fewer runs at a time it needs less memory "
+            f"(--jobs, now {self.workshop.jobs})"
+        )
 
 
 _stop: Event
@@ -137,9 +167,9 @@ def _do(workshop: Workshop, run: Run) -> Result | None:
         return None
     folder = workshop.folder / run.name
     config = replace(run.config, out=folder, device=workshop.device)
+    folder.mkdir(exist_ok=True)  # from here on the run has been begun
     network, _ = model.build(config)
-    dataset, inputs = _load(run.part, config, network)
-    folder.mkdir(exist_ok=True)
+    dataset, inputs = _load(run.part, config, network, workshop)
     trainer = make_trainer(config, network, dataset, torch.device(workshop.device), inputs)
     stored = folder / checkpoint.CHECKPOINT
     if stored.exists():
@@ -167,15 +197,31 @@ def _do(workshop: Workshop, run: Run) -> Result | None:
     return result
 
 
-def _load(part: str, config: Config, network: model.Embedder) -> tuple[Dataset, Dataset | None]:
-    """The data of a part, and, if the backbone is frozen, the same with its features: once in a process."""
+def _load(part: str, config: Config, network: model.Embedder, workshop: Workshop) -> tuple[Dataset, Dataset | None]:
+    """The data of a part, and, if the backbone is frozen, the same with its features: once in a process.
+
+    Raises:
+        ConfigError: they are not those of the other runs.
+    """
     frozen = config.features == "frozen"
     weights = sum(float(p.sum()) for p in network.backbone.parameters()) if frozen else None
     of = part, config.data, config.max_classes, weights
     if of not in _data:
         found = data.load(config.data, cache_dir=config.cache, max_classes=config.max_classes)
+        _require_same_data(config.data, workshop, found)
         if part == VALIDATION:
             found = validation.of(found)
         view = evaluation_view(config.image_size, config.augment)
         _data[of] = found, features.of(found, network, view, torch.device(config.device)) if frozen else None
     return _data[of]
+
+
+def _require_same_data(spec: str, workshop: Workshop, found: Dataset) -> None:
+    """The first run says which data a study is on."""
+    now = found.fingerprint
+    stored = checkpoint.read_json(workshop.data, DELETE) if workshop.data.exists() else None
+    if stored is None:
+        checkpoint.write_json(workshop.data, now)
+        if not any(workshop.folder.glob("*.json")):
+            return
+    checkpoint.require_same_data(spec, workshop.folder, stored, now, "runs", DELETE)
