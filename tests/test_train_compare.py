@@ -21,7 +21,7 @@ from PIL import Image
 
 from train import checkpoint, features, loop, model
 from train.augment import evaluation_view
-from train.compare import drift, plan, statistics, study, work
+from train.compare import drift, findings, plan, report, statistics, study, work
 from train.compare.plan import TEST, VALIDATION, Plan
 from train.config import Config, ConfigError
 from train.data import Dataset, validation
@@ -84,10 +84,36 @@ def test_what_a_seed_does_to_both_cancels_out() -> None:
         statistics.estimate([])
 
 
-def test_one_is_above_another_only_if_the_intervals_are_apart() -> None:
-    low, high = statistics.estimate([1.0, 1.1, 0.9]), statistics.estimate([2.0, 2.1, 1.9])
-    assert high.above(low) and not low.above(high)
-    assert not statistics.estimate([0.0, 4.0]).above(low)
+def test_a_corrected_interval_is_bonferronis() -> None:
+    found = statistics.estimate([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert statistics.corrected(found, 1).half == pytest.approx(found.half)
+    half = 4.604094871 * np.sqrt(2.5) / np.sqrt(5)  # Student's t at 1 - 0.05 / 5, two-sided, from a table
+    assert statistics.corrected(found, 5).half == pytest.approx(half)
+    with pytest.raises(ValueError, match="one value has no interval"):
+        statistics.corrected(statistics.estimate([1.0]), 2)
+
+
+def test_seldom_is_one_of_many_differences_of_nothing_called_significant() -> None:
+    rng = np.random.default_rng(0)
+    studies = [[report.judgement(statistics.estimate(rng.normal(0, 1, 5).tolist()), 12) for _ in range(12)]
+               for _ in range(1000)]  # fmt: skip
+    wrong = np.mean([any(sentence.startswith("significantly") for sentence in study) for study in studies])
+    assert 0.02 < wrong < 0.06
+
+
+def test_a_difference_is_judged_seed_by_seed() -> None:
+    ours, theirs = [11.1, 21.0, 30.9, 41.0], [10.0, 20.0, 30.0, 40.0]
+    assert statistics.estimate(ours).low < statistics.estimate(theirs).high, "each alone they overlap by far"
+    gap = statistics.difference(ours, theirs)
+    assert report.judgement(gap, 12).startswith("significantly different, higher; seed by seed +1.00 ± 0.13 points, ")
+    gap = statistics.difference(theirs, ours)
+    assert report.judgement(gap, 12).startswith("significantly different, lower; seed by seed -1.00 ± 0.13 points, ")
+    barely = statistics.difference([1.2, 0.9, 0.6, 1.3], [0.0, 0.0, 0.0, 0.0])
+    assert report.judgement(barely, 1).startswith("significantly") and barely.low > 0
+    assert (
+        report.judgement(barely, 12) == "no significant difference; seed by seed +1.00 ± 0.50 points, corrected ± 1.26"
+    )
+    assert report.judgement(statistics.estimate([1.0]), 12) == "+1.00 points; one seed shows no more"
 
 
 def test_staleness_is_of_the_phase_and_age_asked_for() -> None:
@@ -203,7 +229,10 @@ def whole(emoji_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_study_leaves_a_report_with_its_pictures(whole: Path) -> None:
     text, page = (whole / "report.md").read_text(), (whole / "report.html").read_text()
     assert "python -m train.compare --data emoji --max-classes 40" in text
-    assert "Each method at its own learning rate: **" in text and "seed by seed" in text
+    assert "Each method at its own learning rate: **" in text
+    judged = [line for line in text.splitlines() if " against " in line and line.startswith("- ")]
+    assert len(judged) == 4 and "corrected for all 4 comparisons below" in text, "axbn against two, at two rates"
+    assert all("significant" in line and "seed by seed" in line for line in judged)
     tested = sum(name.startswith("test-") for name in results(whole))
     assert 6 <= tested <= 12 and f"{len(results(whole)) - tested} + {tested} runs" in text
     for name in ("final", "map", "drift", "effects"):
@@ -362,7 +391,7 @@ def test_training_that_breaks_down_counts_as_nothing_found(
     (tmp_path / "runs").mkdir()
     result = work._do(work.Workshop(tmp_path / "runs", 1, 1, "cpu"), run)
     assert result is not None and result["scores"] is None and result["failure"] == "the loss was nan"
-    assert study.score(result) == 0
+    assert findings.score(result) == 0
 
 
 # ---- frozen features ------------------------------------------------------------------------------------------------

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .drift import AGES, PHASES, staleness
+from .findings import Findings
 from .plan import VALIDATION
 from .statistics import FEW, Estimate, estimate
-
-if TYPE_CHECKING:
-    from .study import Findings
 
 STYLE: Any = {"font.size": 10, "savefig.dpi": 110, "axes.spines.top": False, "axes.spines.right": False,
          "axes.grid": True, "grid.alpha": 0.25}  # fmt: skip

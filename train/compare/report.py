@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import markdown
 import torch
@@ -14,13 +13,13 @@ from .. import report as run_report
 from ..config import Config
 from . import pictures
 from .drift import AGES, PHASES, staleness
+from .findings import Findings
 from .plan import TEST, VALIDATION, titles
-from .statistics import CONFIDENCE, Estimate, difference
+from .statistics import CONFIDENCE, Estimate, corrected, difference
 from .work import Workshop
 
-if TYPE_CHECKING:
-    from .study import Findings
-
+STILL = ("batch", "xbm")
+"""Methods that move no memory."""
 SCORES = ("map@r", "recall@1", "recall@10", "recall@100")
 PICTURES = {"final": pictures.final, "map": pictures.lr_map, "drift": pictures.drift, "effects": pictures.effects}
 STYLE = """body{max-width:62em;margin:2em auto;padding:0 1em;font:16px/1.5 system-ui,sans-serif;color:#222}
@@ -43,45 +42,72 @@ def write(out: Path, findings: Findings) -> None:
     text = "\n\n".join(
         [*_opening(findings), *_final(findings), *_map(findings), *_drift(findings), *_effects(findings)]
     )
-    body = markdown.markdown(text, extensions=["tables"])
-    page = (
-        f"<!doctype html><meta charset=utf-8><title>What moment matching does</title><style>{STYLE}</style>\n{body}\n"
-    )
-    for name, content in (("report.md", text + "\n"), ("report.html", page)):
+    for name, content in (("report.md", text + "\n"), ("report.html", page(text))):
         temporary = out / f".{name}"
         temporary.write_text(content, encoding="utf-8")
         os.replace(temporary, out / name)
 
 
+def page(text: str) -> str:
+    """The report in Markdown as a page of HTML."""
+    body = markdown.markdown(text, extensions=["tables"])
+    return (
+        f"<!doctype html><meta charset=utf-8><title>What moment matching does</title><style>{STYLE}</style>\n{body}\n"
+    )
+
+
 def conclusions(findings: Findings) -> list[str]:
-    """What the runs on the test classes show of MAP@R: for each pair worth comparing, whether the intervals overlap."""
-    plan = findings.plan
-    sentences = []
+    """What the runs on the test classes show of MAP@R.
+
+    Each method that moves its memory is compared with those that do not, at each method's own learning rate and at one
+    for all. A comparison is decided by the paired interval of the difference, seed by seed, corrected by Bonferroni
+    for the number of all these comparisons: see ``judgement``.
+    """
+    pairs, sentences = _pairs(findings), []
     for which, tested in findings.tested().items():
         found = {method: findings.estimate(runs) for method, runs in tested.items()}
         best = max(found, key=lambda method: found[method].mean)
         sentences.append(f"{_at(findings, which)}: **{best}** is highest, MAP@R {found[best]}.")
-        for method in [method for method in plan.methods if method not in ("batch", "xbm")]:
-            for other in [other for other in ("batch", "xbm") if other in plan.methods]:
-                gap = difference(findings.scores(tested[method]), findings.scores(tested[other]))
-                if found[method].above(found[other]):
-                    verdict = "above, intervals do not overlap"
-                elif found[other].above(found[method]):
-                    verdict = "below, intervals do not overlap"
-                else:
-                    verdict = "not told apart, intervals overlap"
-                sentences.append(f"{method} against {other}: {verdict}; seed by seed {_signed(gap)} points.")
+        for method, other in pairs:
+            gap = difference(findings.scores(tested[method]), findings.scores(tested[other]))
+            sentences.append(f"{method} against {other}: {judgement(gap, _comparisons(findings))}.")
     return sentences
+
+
+def _pairs(findings: Findings) -> list[tuple[str, str]]:
+    """Each method that moves its memory with each that does not."""
+    methods = findings.plan.methods
+    return [(method, other) for method in methods if method not in STILL for other in STILL if other in methods]
+
+
+def _comparisons(findings: Findings) -> int:
+    return len(_pairs(findings)) * len(findings.tested())
+
+
+def rule(comparisons: int) -> str:
+    """How ``judgement`` decides."""
+    return (
+        f"Differences are taken seed by seed, ± is half of their {CONFIDENCE:.0%} interval, Student's. Significantly "
+        f"different means that 0 is outside of the interval corrected for all {comparisons} comparisons below, of both "
+        "learning rates (Bonferroni)."
+    )
+
+
+def judgement(gap: Estimate, comparisons: int) -> str:
+    """Whether a difference, seed by seed, is one of ``comparisons`` that are significant, and the difference itself."""
+    if gap.count < 2:
+        return f"{gap.mean:+.2f} points; one seed shows no more"
+    wide = corrected(gap, comparisons)
+    verdict = "no significant difference"
+    if wide.low > 0 or wide.high < 0:
+        verdict = f"significantly different, {'higher' if gap.mean > 0 else 'lower'}"
+    return f"{verdict}; seed by seed {gap.mean:+.2f} ± {gap.half:.2f} points, corrected ± {wide.half:.2f}"
 
 
 def _at(findings: Findings, which: str) -> str:
     if which == "common":
         return f"All at learning rate {findings.plan.base.lr:g}"
     return "Each method at its own learning rate"
-
-
-def _signed(found: Estimate) -> str:
-    return f"{found.mean:+.2f} ± {(found.high - found.low) / 2:.2f}"
 
 
 def _words(config: Config, findings: Findings) -> str:
@@ -110,6 +136,7 @@ def _opening(findings: Findings) -> list[str]:
         f"{counts[VALIDATION]} + {counts[TEST]} runs, {seconds / 60:.0f} minutes of training in all; {broken} broke "
         "down. " + findings.machine + ".",
         "## In short",
+        *([rule(_comparisons(findings))] if _pairs(findings) else []),
         "\n".join(f"- {sentence}" for sentence in conclusions(findings)),
     ]
 

@@ -25,11 +25,12 @@ class Estimate:
 
     def __str__(self) -> str:
         """With the interval, where there are values enough for it to say anything."""
-        return f"{self.mean:.2f} ± {(self.high - self.low) / 2:.2f}" if self.count >= FEW else f"{self.mean:.2f}"
+        return f"{self.mean:.2f} ± {self.half:.2f}" if self.count >= FEW else f"{self.mean:.2f}"
 
-    def above(self, other: Estimate) -> bool:
-        """Whether the intervals do not overlap and this one is the higher."""
-        return self.low > other.high
+    @property
+    def half(self) -> float:
+        """Of the interval."""
+        return (self.high - self.low) / 2
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -43,10 +44,28 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean, count = float(np.mean(values)), len(values)
     if count == 1:
         return Estimate(mean, mean, mean, count)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * np.std(values, ddof=1) / np.sqrt(count))
+    half = float(_quantile(CONFIDENCE, count) * np.std(values, ddof=1) / np.sqrt(count))
     return Estimate(mean, mean - half, mean + half, count)
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     """The mean of ours - theirs, seed by seed: both saw the same batches, so what a seed does to both cancels out."""
     return estimate([a - b for a, b in zip(ours, theirs, strict=True)])
+
+
+def corrected(found: Estimate, comparisons: int) -> Estimate:
+    """One of several estimates with a wider interval, after Bonferroni: all of them hold together at ``CONFIDENCE``.
+
+    Raises:
+        ValueError: it is of one value, which has no interval.
+    """
+    if found.count < 2:
+        raise ValueError("one value has no interval")
+    wide = _quantile(1 - (1 - CONFIDENCE) / comparisons, found.count)
+    half = found.half * wide / _quantile(CONFIDENCE, found.count)
+    return Estimate(found.mean, found.mean - half, found.mean + half, found.count)
+
+
+def _quantile(confidence: float, count: int) -> float:
+    """Half of Student's interval of the mean of ``count`` values, in standard errors."""
+    return float(stats.t.ppf((1 + confidence) / 2, count - 1))

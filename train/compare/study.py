@@ -6,7 +6,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,47 +15,15 @@ from ..config import METHODS, ConfigError
 from ..cores import cores
 from ..data import DataError
 from . import report
-from .plan import SCORE, Chosen, Effects, Plan, Run, unique
-from .statistics import Estimate, estimate
-from .work import Result, WorkerLost, Workers, Workshop
+from .findings import Findings, score
+from .plan import Plan, Run, unique
+from .work import WorkerLost, Workers, Workshop
 
 DESCRIPTION = """Train with each method under one budget, and say what it does, with error bars. Arguments that are not
 listed here are those of python -m train, and hold for every run. Stopped, or killed, the same command goes on."""
 RECIPE = "emoji-small"
 OWN = {"--method", "--seed", "--resume", "--overwrite"}
 """Arguments of python -m train that say what a study decides itself."""
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What a study has found."""
-
-    plan: Plan
-    command: str
-    results: dict[str, Result]
-    """By name of the run."""
-    chosen: Chosen
-    machine: str
-
-    def of(self, runs: Sequence[Run]) -> list[Result]:
-        """The results of some runs."""
-        return [self.results[run.name] for run in runs]
-
-    def tested(self) -> dict[str, dict[str, list[Run]]]:
-        """The runs on the test classes, by method: at each method's learning rate, and at one for all."""
-        return {"own": self.plan.final(self.chosen), "common": self.plan.common(self.chosen)}
-
-    def effects(self) -> Effects:
-        """One setting at a time away from the chosen ones, also those that only one method has."""
-        return self.plan.effects(self.chosen) | self.plan.own(self.chosen)
-
-    def scores(self, runs: Sequence[Run], name: str = SCORE) -> list[float]:
-        """One score of each run."""
-        return [score(result, name) for result in self.of(runs)]
-
-    def estimate(self, runs: Sequence[Run], name: str = SCORE) -> Estimate:
-        """A score over the seeds of one setting."""
-        return estimate(self.scores(runs, name))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,11 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
-
-
-def score(result: Result, name: str = SCORE) -> float:
-    """A score of a run in percent: 0 if its training broke down."""
-    return float(result["scores"][name]) if result["scores"] else 0.0
 
 
 def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:

@@ -1,0 +1,47 @@
+"""What a study has found: the results of its runs, as its report and pictures ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .plan import SCORE, Chosen, Effects, Plan, Run
+from .statistics import Estimate, estimate
+from .work import Result
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study has found."""
+
+    plan: Plan
+    command: str
+    results: dict[str, Result]
+    """By name of the run."""
+    chosen: Chosen
+    machine: str
+
+    def of(self, runs: Sequence[Run]) -> list[Result]:
+        """The results of some runs."""
+        return [self.results[run.name] for run in runs]
+
+    def tested(self) -> dict[str, dict[str, list[Run]]]:
+        """The runs on the test classes, by method: at each method's learning rate, and at one for all."""
+        return {"own": self.plan.final(self.chosen), "common": self.plan.common(self.chosen)}
+
+    def effects(self) -> Effects:
+        """One setting at a time away from the chosen ones, also those that only one method has."""
+        return self.plan.effects(self.chosen) | self.plan.own(self.chosen)
+
+    def scores(self, runs: Sequence[Run], name: str = SCORE) -> list[float]:
+        """One score of each run."""
+        return [score(result, name) for result in self.of(runs)]
+
+    def estimate(self, runs: Sequence[Run], name: str = SCORE) -> Estimate:
+        """A score over the seeds of one setting."""
+        return estimate(self.scores(runs, name))
+
+
+def score(result: Result, name: str = SCORE) -> float:
+    """A score of a run in percent: 0 if its training broke down."""
+    return float(result["scores"][name]) if result["scores"] else 0.0
