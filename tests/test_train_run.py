@@ -229,6 +229,13 @@ def test_methods_differ_in_the_criterion_alone(method: str) -> None:
     assert criterion.memory_weight == (0 if method == "batch" else 0.7)
 
 
+def test_the_default_filter_follows_the_network_within_a_step() -> None:
+    criterion = loop.make_criterion(Config(memory_size=64, embedding_dim=8, batch_size=16))
+    for _ in range(10):
+        criterion(torch.randn(16, 8), torch.arange(16) // 2)
+    assert float(criterion.stats()["gain"]) > 0.5, "of a jump more than half is made up for in one step"
+
+
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 

@@ -120,7 +120,11 @@ class Config:
         ),
     )
     process_noise: float = field(
-        default=1e-2, metadata=_about("axbn: how fast moments drift, relative to how noisily a batch measures them")
+        default=1.0,
+        metadata=_about(
+            "axbn: how fast moments drift, relative to how noisily a batch measures them; the filter lags one step "
+            "behind with 1, ten with 0.01"
+        ),
     )
     ema_momentum: float = field(default=0.1, metadata=_about("ema: weight of the newest batch's moments"))
 

@@ -20,7 +20,7 @@ SETTINGS: dict[str, Any] = {
     "neg_margin": 0.5,  # XBM; there a negative costs its similarity, which has the same gradient
     "reduction": "mean",  # XBM
     "update": "inplace",  # ours
-    "process_noise": 1e-2,  # ours
+    "process_noise": 1.0,  # ours
     "ema_momentum": 0.1,  # ours
     "backbone": "resnet50",  # XBM, which pools by the maximum; torchvision's by the mean
     "weights": "auto",  # XBM: ImageNet; here the newest that torchvision publishes

@@ -16,7 +16,7 @@ SETTINGS: dict[str, Any] = {
     "neg_margin": 0.5,
     "reduction": "avg_nonzero",
     "update": "inplace",
-    "process_noise": 1e-2,
+    "process_noise": 1.0,
     "ema_momentum": 0.1,
     "backbone": "efficientnet-lite0",
     "weights": "auto",
