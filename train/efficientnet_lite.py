@@ -77,7 +77,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]"""
-        y = F.relu6(self._bn0(self._expand_conv(x)), inplace=True) if self.widens else x
+        y: Tensor = F.relu6(self._bn0(self._expand_conv(x)), inplace=True) if self.widens else x
         y = F.relu6(self._bn1(self._depthwise_conv(y)), inplace=True)
         y = self._bn2(self._project_conv(y))
         return x + y if self.residual else y

@@ -6,6 +6,7 @@ import csv
 import re
 import shutil
 import sys
+from typing import Any
 
 from .run import Row, Runner, Section, command, tail
 
@@ -46,7 +47,7 @@ def drive(name: str) -> None:
     kernel, B, M, D = PROFILES[name]
     bank, bank_labels = random_unit(M, D, "cuda", seed=1)
     if kernel == "rewrite_kernel":
-        f64 = {"dtype": torch.float64, "device": "cuda"}
+        f64: dict[str, Any] = {"dtype": torch.float64, "device": "cuda"}
         count = torch.tensor(M, device="cuda")
         for _ in range(3):
             ops.transform_(bank, torch.zeros(2, D, **f64), torch.ones(D, **f64), torch.zeros(D, **f64), count)
@@ -105,7 +106,7 @@ def summary(values: dict[str, str]) -> Row:
     for metric, name in METRICS.items():
         if (value := _number(values.get(metric))) is not None:
             row[name] = round(value * SCALE.get(name, 1), 2)
-    stalls = {}
+    stalls: dict[str, float] = {}
     for metric, text in values.items():
         found = STALL.match(metric)
         if found and not found[1].endswith("not_issued") and (value := _number(text)) is not None:

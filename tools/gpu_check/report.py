@@ -52,7 +52,7 @@ class Report:
     @property
     def ceilings(self) -> dict[str, float]:
         """What has been measured of them today, in whichever part."""
-        found = {}
+        found: dict[str, float] = {}
         for part in self.data["parts"].values():
             for section in part:
                 if section["name"] == "ceilings":

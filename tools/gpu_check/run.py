@@ -208,7 +208,8 @@ def _child(worker: str, job: Job) -> tuple[list[Row], int, str]:
 def load(worker: str) -> Callable[[Job], None]:
     """`.module:function` of this package, or of any other without the dot."""
     module, function = worker.split(":")
-    return getattr(importlib.import_module(module, __package__), function)
+    found: Callable[[Job], None] = getattr(importlib.import_module(module, __package__), function)
+    return found
 
 
 def run_worker(worker: str, settings: str, file: str) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from typing import TYPE_CHECKING
 
 from .run import Runner, Section, command, tail
 
+if TYPE_CHECKING:
+    from xbn_ext.backend import Backend
+    from xbn_ext.losses import Reduction
+
 # (B, M, D, way, reduction): one of each size of kernel, ragged in all directions
-CASES = [
+CASES: list[tuple[int, int, int, Backend, Reduction]] = [
     (65, 130, 33, "simt", "avg_nonzero"),
     (70, 300, 128, "tensor", "avg_nonzero"),
     (3, 70, 129, "composite", "avg_nonzero"),

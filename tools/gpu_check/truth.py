@@ -8,7 +8,9 @@ pair is active, there are none, and the budget is rounding alone.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,14 +70,16 @@ class Problem:
         """The bank rows that exist, as they count, in float64."""
         rows = self.bank[: len(self.bank) if self.count is None else int(self.count)].double()
         scale, shift = self.options.get("scale"), self.options.get("shift")
-        return rows if scale is None else rows * scale + shift
+        if isinstance(scale, Tensor) and isinstance(shift, Tensor):
+            rows = rows * scale + shift
+        return rows
 
     @property
     def count(self) -> Tensor | None:
         count = self.options.get("count")
         return count if isinstance(count, Tensor) else None
 
-    def run(self, function, z: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, function: Callable[..., Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
         z = z.detach().requires_grad_()
         value = function(z, self.labels, self.bank.to(z.dtype), self.bank_labels, self.loss, **self.options)
         (grad,) = torch.autograd.grad(value, z)
@@ -87,7 +91,7 @@ def make(case: Row, device: str) -> Problem:
     B, M, D, classes = case["B"], case["M"], case["D"], 20
     dtype = torch.float64 if case["way"] == "composite float64" else torch.float32
     torch.manual_seed(case["seed"])
-    random_like = {"device": device, "dtype": torch.float64}
+    random_like: dict[str, Any] = {"device": device, "dtype": torch.float64}
     centres = torch.randn(classes, D, **random_like)
     labels, bank_labels = (torch.randint(classes, (n,), device=device) for n in (B, M))
     z = F.normalize(centres[labels] + torch.randn(B, D, **random_like), dim=1)
