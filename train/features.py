@@ -10,9 +10,11 @@ from torch import Tensor
 from . import evaluate
 from .augment import EvaluationBatches, View
 from .data import Dataset, Part
+from .loading import plain_errors
 from .model import Embedder
 
 
+@plain_errors()
 def of(data: Dataset, model: Embedder, view: View, device: torch.device, workers: int = 0) -> Dataset:
     """The same data set with features float32 [N, F] in place of its images, each as ``view`` shows it."""
     model.to(device).eval()

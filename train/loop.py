@@ -20,6 +20,7 @@ from .config import Config
 from .data import Dataset
 from .drift import MANY_PROBES, PROBES, DriftMeter
 from .evaluate import Network, Scores
+from .loading import plain_errors
 from .model import Embedder
 from .sampler import ClassBalancedSampler, Stream, torch_seed
 
@@ -158,6 +159,7 @@ class Trainer:
         """Write the checkpoint."""
         checkpoint.save(self.config.folder / checkpoint.CHECKPOINT, self.state_dict())
 
+    @plain_errors()
     def run(self, asked_to_stop: Callable[[], bool] = lambda: False, *, quiet: bool = False) -> Tensor:
         """Train to the end and return the embeddings [N, D] of the test images.
 
@@ -166,6 +168,7 @@ class Trainer:
             quiet: no bar, no events, and scores at the end only; checkpoints as ever.
 
         Raises:
+            DataError: an image cannot be read, or the system has ended a process that reads them.
             Interrupted: ``asked_to_stop`` said so after a step; a checkpoint has been written.
             TrainingError: the loss stopped being a number.
         """

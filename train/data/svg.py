@@ -6,6 +6,7 @@ import io
 import multiprocessing
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import resvg_py
@@ -14,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..cores import cores
-from . import Pixels
+from . import DataError, Pixels
 
 SUPERSAMPLING = 2
 SMALL_JOB = 200
@@ -40,14 +41,24 @@ def draw(svg: str, size: int) -> Pixels:
 
 
 def draw_all(svgs: list[str], size: int) -> NDArray[np.uint8]:
-    """Many SVG texts on white, uint8 [N, size, size, 3]."""
+    """Many SVG texts on white, uint8 [N, size, size, 3].
+
+    Raises:
+        DataError: the system has ended one of the processes.
+    """
     out = np.empty((len(svgs), size, size, 3), np.uint8)
     sizes = [size] * len(svgs)
     if len(svgs) <= SMALL_JOB:
         _collect(map(draw, svgs, sizes), out)
     else:  # spawned, not forked: the caller may have started threads
-        with ProcessPoolExecutor(cores(), mp_context=multiprocessing.get_context("spawn")) as pool:
-            _collect(pool.map(draw, svgs, sizes, chunksize=64), out)
+        try:
+            with ProcessPoolExecutor(cores(), mp_context=multiprocessing.get_context("spawn")) as pool:
+                _collect(pool.map(draw, svgs, sizes, chunksize=64), out)
+        except BrokenProcessPool as error:
+            raise DataError(
+                "--data emoji: the system has ended a process that draws, most likely for want of memory; close other "
+                "programs and start again"
+            ) from error
     return out
 
 

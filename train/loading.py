@@ -1,0 +1,32 @@
+"""What goes wrong in the processes of --workers, told in a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .data import DataError
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """While open, DataErrors from working processes lose torch's tracebacks, and a killed process becomes a DataError.
+
+    Not only where batches are waited for: torch tells of a killed process from a signal handler, whatever goes on.
+
+    Raises:
+        DataError: an image cannot be read; or the system has ended a process, and what to do.
+    """
+    try:
+        yield
+    except DataError as error:
+        if not str(error).startswith("Caught DataError in DataLoader worker"):
+            raise
+        raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise DataError(
+            f"--workers: the system has ended a process that prepares images, most likely for want of memory; fewer "
+            f"--workers need less ({error})"
+        ) from error
