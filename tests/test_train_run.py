@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 import xbn_ext
 from train import checkpoint, loop, losses, pictures, recipes, report, run
+from train.augment import evaluation_view
 from train.config import METHODS, Config, ConfigError, parse
-from train.data import npm
+from train.data import Dataset, Part, npm
 
 CLASSES, IMAGES = 8, 4
 SCORES = ("recall@1", "recall@10", "recall@100", "map@r")
@@ -303,6 +304,14 @@ def test_the_curves_name_the_loss() -> None:
     assert axes.get_ylabel() == "multi-similarity loss, 0.5 batch + 1 memory"
     pictures._loss(axes, [{"step": 1, "loss": 2.0}], Config(method="batch").settings())
     assert axes.get_ylabel() == "contrastive loss, 1 batch"
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
+    part = Part([np.zeros((8, 8, 3), np.uint8)] * 4, np.array([0, 0, 1, 1]), ("$\\frac{$", "a $5"), ("", "", "", ""))
+    data = Dataset("$\\frac{$", part, part, mirror=True)
+    nearest = np.array([[1, 2], [3, 0]])
+    pictures.neighbours(tmp_path / "x.png", data, np.array([0, 2]), nearest, evaluation_view(8))
+    assert (tmp_path / "x.png").exists()
 
 
 @pytest.mark.parametrize("name", recipes.NAMES)

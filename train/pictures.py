@@ -32,6 +32,7 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#e5e5e5",
     "legend.frameon": False,
     "savefig.dpi": 130,
+    "text.parse_math": False,  # names of classes and folders may hold dollars
 }
 
 
@@ -136,7 +137,7 @@ def neighbours(path: Path, data: Dataset, queries: NDArray[np.int64], found: NDA
     to_find = dict(zip(asked.tolist(), answers.tolist(), strict=True))
     columns = min(NEIGHBOURS, found.shape[1])
     credit = ["Pictures:", *_by_two(data.credit)] if data.credit else []
-    with matplotlib.rc_context({"font.size": 10, "savefig.dpi": 130}):
+    with matplotlib.rc_context({name: STYLE[name] for name in ("font.size", "savefig.dpi", "text.parse_math")}):
         figure = Figure(figsize=(3.1 + 0.92 * (columns + 1), 1.35 + 0.92 * len(queries) + 0.16 * len(credit)))
         width, height = figure.get_size_inches()
         figure.text(0.2 / width, 1 - 0.3 / height, "Nearest test images", fontsize=14, fontweight="bold", va="center")
