@@ -75,7 +75,10 @@ def test_sop_is_read_by_its_lists(sop_folder: Path, few_emoji: Dataset) -> None:
         ),
         (lambda text: text.replace(" 9 1 ", " 1 1 "), r"1 classes are both trained on and tested on: 1\n"),
         (lambda text: text[: text.rindex("56 ")], r"not the lists as published: 23 test images, not 24\n"),
-        (lambda text: text.replace("110009_1", "110009_7"), r"1 of 56 files are missing: .*110009_7\.JPG\n  Stanford"),
+        (
+            lambda text: text.replace("110009_1", "110009_7"),
+            r"1 of 56 files are missing or empty: .*110009_7\.JPG\n  Stanford",
+        ),
     ],
 )
 def test_a_broken_list_of_sop(change: Edit, message: str, sop_folder: Path) -> None:
@@ -89,10 +92,19 @@ def test_what_of_sop_is_missing(sop_folder: Path, tmp_path: Path) -> None:
         load(f"sop:{tmp_path}/nowhere")
     for file in (sop_folder / "mug_final").iterdir():
         file.unlink()
-    with pytest.raises(DataError, match=r"28 of 56 files are missing: .*JPG, .*JPG, .*JPG, \.\.\.\n"):
+    with pytest.raises(DataError, match=r"28 of 56 files are missing or empty: .*JPG, .*JPG, .*JPG, \.\.\.\n"):
         load(f"sop:{sop_folder}")
     (sop_folder / "Ebay_test.txt").unlink()
     with pytest.raises(DataError, match=r"there is no Ebay_test\.txt\n  Stanford .* bicycle_final/ .*get it at https:"):
+        load(f"sop:{sop_folder}")
+
+
+def test_an_empty_file_or_a_link_to_nothing_is_missing(sop_folder: Path) -> None:
+    files = sorted((sop_folder / "mug_final").iterdir())
+    files[0].write_bytes(b"")
+    files[1].unlink()
+    files[1].symlink_to(sop_folder / "nowhere.JPG")
+    with pytest.raises(DataError, match=rf"2 of 56 files are missing or empty: .*{files[0].name}, .*{files[1].name}"):
         load(f"sop:{sop_folder}")
 
 
@@ -186,7 +198,9 @@ def test_what_of_inshop_is_missing(inshop_folder: Path) -> None:
         load(f"inshop:{inshop_folder}")
     file.write_text(text)
     (inshop_folder / "img" / "MEN").rename(inshop_folder / "img" / "GONE")
-    with pytest.raises(DataError, match=r"28 of 56 files are missing: .*img/MEN/Denim/.*\n  In-Shop.*agreement"):
+    with pytest.raises(
+        DataError, match=r"28 of 56 files are missing or empty: .*img/MEN/Denim/.*\n  In-Shop.*agreement"
+    ):
         load(f"inshop:{inshop_folder}")
     file.unlink()
     with pytest.raises(DataError, match=r"there is no Eval/list_eval_partition\.txt and no list_eval_partition\.txt\n"):
@@ -287,7 +301,9 @@ def test_what_of_deepfashion2_is_missing(df2_folder: Path, capsys: pytest.Captur
     with pytest.raises(DataError, match=r"cannot read .*annos/000003\.json: Unterminated string"):
         load(f"deepfashion2:{df2_folder}")
     (df2_folder / "validation" / "image" / "000007.jpg").unlink()
-    with pytest.raises(DataError, match=r"1 annotations have no image, the first .*validation/image/000007\.jpg"):
+    with pytest.raises(
+        DataError, match=r"1 annotations have no image, or an empty one, the first .*validation/image/000007\.jpg"
+    ):
         load(f"deepfashion2:{df2_folder}")
     (df2_folder / "validation" / "annos").rename(df2_folder / "annos")
     with pytest.raises(

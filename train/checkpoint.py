@@ -83,8 +83,11 @@ def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all."""
     temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")  # several processes may write one file
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path, otherwise: str = "--overwrite starts anew") -> dict[str, Any]:

@@ -112,12 +112,12 @@ def check_disjoint(source: Source, path: Path, train: Iterable[str], test: Itera
 
 
 def check_files(source: Source, path: Path, files: Collection[Path]) -> None:
-    """Raise DataError if files are missing; looks at folders, not into files."""
+    """Raise DataError if files are missing or empty; looks at folders, not into files."""
     absent = images.missing(files)
     if absent:
         names = ", ".join(str(file) for file in absent[:SHOWN])
         more = ", ..." if len(absent) > SHOWN else ""
-        raise source.error(path, f"{len(absent):,} of {len(files):,} files are missing: {names}{more}")
+        raise source.error(path, f"{len(absent):,} of {len(files):,} files are missing or empty: {names}{more}")
 
 
 def choose(train: Iterable[str], test: Iterable[str], max_classes: int | None) -> tuple[set[str], set[str]]:

@@ -97,7 +97,7 @@ def _scan(folder: Path) -> Index:
     annotations = sorted((folder / "annos").glob("*.json"))
     absent = images.missing([_image_of(path) for path in annotations])
     if absent:
-        raise DataError(f"--data: {len(absent):,} annotations have no image, the first {absent[0]}")
+        raise DataError(f"--data: {len(absent):,} annotations have no image, or an empty one, the first {absent[0]}")
     garments: list[Garment] = []
     degenerate = 0
     for path in tqdm(annotations, f"reading {folder.name}", unit=" files", leave=False, disable=None):
