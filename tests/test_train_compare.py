@@ -202,6 +202,7 @@ def test_names_tell_runs_apart() -> None:
         ("--recipe sop", "--recipe sop needs --data sop:PATH"),
         ("--bath-size 4", "unrecognized arguments: --bath-size 4"),
         ("--seed 3", "argument --seed: a study has its own"),
+        ("--data folder:runs --out runs/x", "--out runs/x lies in --data folder:runs"),
         ("--overwrite", "argument --overwrite: a study has its own; delete its --out to start anew"),
     ],
 )

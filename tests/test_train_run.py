@@ -210,6 +210,16 @@ def test_errors_come_before_any_work(
     assert not (tmp_path / "out").exists(), "nothing was written"
 
 
+def test_results_are_not_written_among_the_images(shapes: str, tmp_path: Path, tiny: None) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(shapes.partition(":")[2], images)
+    for out in (images / "runs", images / "corners-03"):
+        with pytest.raises(ConfigError, match=rf"--out {out} lies in --data folder:{images}: its pictures would be"):
+            run.run(settings(f"folder:{images}", out))
+        assert not (images / "runs").exists()
+    assert run.run(settings(f"folder:{images}", images / ".runs", steps=1))["steps"] == 1
+
+
 def test_more_classes_per_batch_than_there_are(shapes: str, tmp_path: Path, tiny: None) -> None:
     with pytest.raises(ConfigError, match=r"--batch-size 16 with --samples-per-class 2 needs 8 training classes .* 4"):
         run.run(settings(shapes, tmp_path / "out", batch_size=16))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .config import Config, ConfigError
+from .data import tree
 from .data.fingerprint import Fingerprint, differences
 
 METRICS, CHECKPOINT, EVENTS = "metrics.json", "checkpoint.pt", "tensorboard"
@@ -29,8 +30,7 @@ class Found(Enum):
 def look(config: Config) -> Found:
     """What there is in ``config.folder``; raises ConfigError if it must not be touched. Writes nothing."""
     folder = config.folder
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out {folder}: exists and is not a folder")
+    check_place(config, folder)
     if config.overwrite:
         return Found.NOTHING
     finished, started = folder / METRICS, folder / CHECKPOINT
@@ -43,6 +43,17 @@ def look(config: Config) -> Found:
             raise ConfigError(f"--out {folder} holds an unfinished run: continue it with --resume, or --overwrite it")
         return Found.CHECKPOINT
     return Found.NOTHING
+
+
+def check_place(config: Config, folder: Path) -> None:
+    """Raise ConfigError if ``folder`` is none, or if pictures in it would be images of the data; writes nothing."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {folder}: exists and is not a folder")
+    kind, _, place = config.data.partition(":")
+    if kind == "folder" and tree.would_read(Path(place).expanduser(), folder):
+        raise ConfigError(
+            f"--out {folder} lies in --data {config.data}: its pictures would be images of a class; choose another"
+        )
 
 
 def prepare(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import config, loop, run
+from .. import checkpoint, config, loop, run
 from ..config import METHODS, ConfigError
 from ..cores import cores
 from ..data import DataError
@@ -96,6 +96,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     )  # fmt: skip
     try:
         plan.check()
+        checkpoint.check_place(base, given.out)
     except ConfigError as error:
         parser.error(str(error))
     threads = base.threads or max(1, cores() // given.jobs)

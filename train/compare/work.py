@@ -1,7 +1,7 @@
 """Carries out runs, several at a time, each in a process of its own; what is done already is not done again.
 
 A run leaves ``NAME.json``. While it goes on there is ``NAME/checkpoint.pt``, from which it continues bit for bit, so
-that being stopped, or killed, costs at most the steps since that was written. ``data.json`` beside the runs says which
+that being stopped, or killed, costs at most the steps since that was written. ``data.json``, one folder up, says which
 data they are on.
 """
 

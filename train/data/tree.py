@@ -19,7 +19,7 @@ from .formats import SUFFIXES
 COPIES = frozenset(
     ("@eaDir", "__MACOSX", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 )
-"""Folders that systems fill with thumbnails, copies and rubbish, besides those whose names begin with a dot."""
+"""Folders that systems fill with thumbnails, copies and rubbish; so are those whose names begin with a dot."""
 
 
 class Tree:
@@ -96,7 +96,7 @@ class Tree:
         kept = []
         for entry in entries:
             path = folder / entry.name
-            if entry.name.startswith(".") or entry.name in COPIES:
+            if _hidden(entry.name):
                 self.left_out[f"hidden {'folders' if _is_folder(entry) else 'files'}"].append(path)
             elif path.suffix.lower() not in SUFFIXES and not path.exists():
                 self.left_out["links to nothing"].append(path)
@@ -146,8 +146,21 @@ class Tree:
 _NO_IMAGES = "files that Pillow does not decode here"
 
 
+def would_read(root: Path, place: Path) -> bool:
+    """Whether images in the folder ``place``, which need not be there, would be images of a class of ``root``."""
+    try:
+        below = place.resolve().relative_to(root.resolve()).parts
+    except ValueError:
+        return False
+    return bool(below) and not any(map(_hidden, below))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in COPIES
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Also through a link; False of a link that leads in a circle, of which ``DirEntry.is_dir`` makes an error."""
+    """Also through a link; False of a link that leads in a circle, for which ``DirEntry.is_dir`` raises OSError."""
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
