@@ -73,20 +73,21 @@ def test_an_image_comes_once_and_where_it_really_is(root: Path, capsys: pytest.C
     os.link(root / "c3" / "0.png", root / "c3" / "z.png")
     assert sources(load(f"folder:{root}")) == ALL
     said = capsys.readouterr().err
-    assert "2 links to folders that are read already left out: 'a', 'c0/a-sibling'" in said
-    assert "3 links to images that are read already left out: 'c1/a.png', 'c1/b.png', 'c3/z.png'" in said
+    assert "2 folders that are read already under another name left out: 'a', 'c0/a-sibling'" in said
+    assert "3 files that are read already under another name left out: 'c1/a.png', 'c1/b.png', 'c3/z.png'" in said
 
 
 def test_loops_of_links_end(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     link(root / "c0" / "up", root)
     link(root / "c1" / "itself", root / "c1")
-    (tmp_path / "far").mkdir()
+    paint(tmp_path / "far" / "inside" / "x.png", 1)
+    link(root / "c2" / "a-part", tmp_path / "far" / "inside")
     link(root / "c2" / "far", tmp_path / "far")
     link(tmp_path / "far" / "back", tmp_path / "far")
     (root / "c3" / "circle").symlink_to(root / "c3" / "circle")
-    assert sources(load(f"folder:{root}")) == ALL
+    assert sources(load(f"folder:{root}")) == sorted([*ALL, "c2: c2/a-part/x.png"])
     said = capsys.readouterr().err
-    assert "3 links to folders that are read already left out" in said
+    assert "4 folders that are read already under another name left out" in said
     assert "1 links to nothing left out: 'c3/circle'" in said
 
 

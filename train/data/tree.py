@@ -55,7 +55,7 @@ class Tree:
             if self._first_time(os.stat(path)):
                 self._walk(name, path)
             else:
-                self.left_out["links to folders that are read already"].append(path)
+                self.left_out[_AGAIN].append(path)
         for name, path in self._linked_files:
             self._add_file(name, path)
         for files in self.classes.values():
@@ -117,6 +117,8 @@ class Tree:
                     self._add_file(name, path)
                 elif self._first_time(os.stat(path)):
                     waiting.append(path)
+                else:
+                    self.left_out[_AGAIN].append(path)
 
     def _add_file(self, name: str, path: Path) -> None:
         if path.suffix.lower() not in SUFFIXES:
@@ -131,7 +133,7 @@ class Tree:
         elif self._first_time(found):
             self.classes[name].append(path)
         else:
-            self.left_out["links to images that are read already"].append(path)
+            self.left_out["files that are read already under another name"].append(path)
 
     def _first_time(self, found: os.stat_result) -> bool:
         identity = _identity(found)
@@ -143,6 +145,7 @@ class Tree:
         return self.source(path).split("/")
 
 
+_AGAIN = "folders that are read already under another name"
 _NO_IMAGES = "files that Pillow does not decode here"
 
 
