@@ -124,7 +124,7 @@ def _wide_grey(file: ImageFile.ImageFile) -> _WideGrey | None:
     tiff = file.tag_v2 if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
     known = file.format in _UNSIGNED and file.mode != "F" and not (tiff and file.mode == "I")
     if not known:
-        raise ValueError(f"grey values of mode {file.mode!r} have no fixed white; convert it to 8 or 16 bits")
+        raise ValueError(f"grey values of mode {file.mode!r} have no fixed white; make a PNG of 8 or 16 bits of it")
     (bits,) = tiff.get(TiffImagePlugin.BITSPERSAMPLE, (16,))
     white_is_zero = tiff.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
     return _WideGrey(bits, white_is_zero)
