@@ -353,7 +353,9 @@ def test_a_study_does_not_go_on_with_other_data(
         assert work._do(workshop, run)
     coloured(tmp_path / "images", 18)
     work._data.clear()
-    with pytest.raises(ConfigError, match=r"holds runs on other data: .* class names, .*; train: 18 images"):
+    with pytest.raises(
+        ConfigError, match=rf"--out {tmp_path} holds runs on other data: .* class names, .*; train: 18 images"
+    ):
         work._do(workshop, runs[2])
     assert capsys.readouterr().err == ""
     (tmp_path / "data.json").unlink()  # as earlier versions left it

@@ -224,4 +224,4 @@ def _require_same_data(spec: str, workshop: Workshop, found: Dataset) -> None:
         checkpoint.write_json(workshop.data, now)
         if not any(workshop.folder.glob("*.json")):
             return
-    checkpoint.require_same_data(spec, workshop.folder, stored, now, "runs", DELETE)
+    checkpoint.require_same_data(spec, workshop.data.parent, stored, now, "runs", DELETE)
