@@ -60,8 +60,8 @@ def sample_ids(value: Any, B: int) -> None:
     integers("ids", value, B)
     if value.dtype == torch.uint64:
         raise TypeError(
-            "ids must be of a dtype that int64 holds, got torch.uint64: pass ids.to(torch.int64), and clear the top bit "
-            "first if they are hashes, since a negative id is no id"
+            "ids must be of a dtype that int64 holds, got torch.uint64: pass ids.to(torch.int64), and clear the top "
+            "bit first if they are hashes, since a negative id is no id"
         )
 
 

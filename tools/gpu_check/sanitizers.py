@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .run import Runner, Section, command, tail
 
 if TYPE_CHECKING:
-    from xbn_ext.backend import Backend
+    from xbn_ext._backend import Backend
     from xbn_ext.losses import Reduction
 
 # (B, M, D, way, reduction): one of each size of kernel, ragged in all directions
