@@ -19,7 +19,7 @@
 #include "cuda/path.h"
 #include "tensor.h"
 
-STABLE_TORCH_LIBRARY(XBN_LIBRARY, m) {
+XBN_TORCH_LIBRARY(XBN_LIBRARY, m) {
   m.def("moments(Tensor x, Tensor? mask=None) -> (Tensor mean, Tensor std, Tensor rows)");
   m.def(
       "track_(Tensor(a!) target_mean, Tensor(b!) target_std, Tensor(c!) variance, Tensor(d!) scale, "
@@ -56,7 +56,7 @@ namespace {
 std::string cpu_isa() { return xbn::isa_name(xbn::cpu_isa()); }
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(XBN_LIBRARY, CompositeExplicitAutograd, m) {
+XBN_TORCH_LIBRARY_IMPL(XBN_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
   m.impl("set_cuda_backend", TORCH_BOX(&xbn::set_loss_path));
 }

@@ -85,5 +85,5 @@ std::tuple<double, double> peak(int64_t threads, int64_t rounds, bool float64) {
 }  // namespace
 }  // namespace xbn
 
-STABLE_TORCH_LIBRARY_IMPL(xbn_ext, CPU, m) { XBN_REGISTER_OPS(m, xbn::CpuDevice); }
-STABLE_TORCH_LIBRARY_IMPL(xbn_ext, CompositeExplicitAutograd, m) { m.impl("_peak_fma", TORCH_BOX(&xbn::peak)); }
+XBN_TORCH_LIBRARY_IMPL(XBN_LIBRARY, CPU, m) { XBN_REGISTER_OPS(m, xbn::CpuDevice); }
+XBN_TORCH_LIBRARY_IMPL(XBN_LIBRARY, CompositeExplicitAutograd, m) { m.impl("_peak_fma", TORCH_BOX(&xbn::peak)); }

@@ -35,7 +35,7 @@ std::string architectures() { return ""; }
 }  // namespace
 }  // namespace xbn
 
-STABLE_TORCH_LIBRARY_IMPL(XBN_LIBRARY, XBN_CUDA_KEY, m) { XBN_REGISTER_OPS(m, xbn::MissingDevice); }
-STABLE_TORCH_LIBRARY_IMPL(XBN_LIBRARY, CompositeExplicitAutograd, m) {
+XBN_TORCH_LIBRARY_IMPL(XBN_LIBRARY, XBN_CUDA_KEY, m) { XBN_REGISTER_OPS(m, xbn::MissingDevice); }
+XBN_TORCH_LIBRARY_IMPL(XBN_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("cuda_architectures", TORCH_BOX(&xbn::architectures));
 }
