@@ -33,7 +33,7 @@ struct RowScorer {
 
   // A vector of the masks of the pairs that a slot takes.
   Mask mask(Pairs pairs, int64_t j) const {
-    const Mask all = vector_at(row.pair.data() + j), positives = vector_at(row.positive.data() + j);
+    const Mask all = load_lanes(row.pair.data() + j), positives = load_lanes(row.positive.data() + j);
     return pairs == Pairs::all ? all : pairs == Pairs::positives ? all & positives : all & ~positives;
   }
 
@@ -41,7 +41,7 @@ struct RowScorer {
   template <typename F>
   void each_vector(Pairs pairs, const F& f) const {
     for (int64_t j = 0; j < row.n; j += L)
-      f(j, V(vector_at(row.s.data() + j)), Mask(vector_at(row.positive.data() + j)), mask(pairs, j));
+      f(j, load_lanes(row.s.data() + j), load_lanes(row.positive.data() + j), mask(pairs, j));
   }
 
   // Fills row.weight[k] and returns the sums of slot k.
@@ -72,8 +72,8 @@ struct RowScorer {
       const V w = on ? score.weight : zero;
       value += on ? score.value : zero;
       sum += w;
-      counted += on & score.counts ? one : zero;
-      vector_at(weights + j) = w;
+      counted += (on & score.counts) ? one : zero;
+      store_lanes(weights + j, w);
     });
     return {total(value), total(sum), total(counted), 0};
   }
@@ -102,7 +102,7 @@ struct RowScorer {
     V largest = zero - std::numeric_limits<T>::infinity();
     each_vector(slot.pairs, [&](int64_t, V x, Mask positives, Mask on) {
       const Exponent<V> e = formula(x, positives, zero + given);
-      largest = on & e.counts & (e.x > largest) ? e.x : largest;
+      largest = (on & e.counts & (e.x > largest)) ? e.x : largest;
     });
     T top = largest[0];
     for (int lane = 1; lane < L; ++lane) top = std::max(top, largest[lane]);
@@ -113,7 +113,7 @@ struct RowScorer {
       const V term = counts ? exp_of_negative(e.x - top) : zero;
       value += term;
       counted += counts ? one : zero;
-      vector_at(weights + j) = counts ? e.slope * term : zero;
+      store_lanes(weights + j, counts ? e.slope * term : zero);
     });
     return {total(value), 0, total(counted), static_cast<double>(top)};
   }
@@ -169,8 +169,8 @@ struct RowScorer {
     const V zero = {};
     const T* weights = row.weight[k].data();
     each_vector(row.pairs[k], [&](int64_t j, V, Mask, Mask on) {
-      const V w = vector_at(weights + j);
-      vector_at(row.grad.data() + j) += on ? factor * w : zero;
+      T* const grad = row.grad.data() + j;
+      store_lanes(grad, load_lanes(grad) + (on ? factor * load_lanes(weights + j) : zero));
     });
   }
 

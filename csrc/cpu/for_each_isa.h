@@ -13,10 +13,11 @@
 #if defined(XBN_X86_ISAS)
 
 #if defined(__clang__)
-#define XBN_ISA_BEGIN_AVX512                                                                                     \
-  _Pragma(                                                                                                       \
-      "clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,avx2,fma\"))), apply_to " \
-      "= function)")
+// clang-format would cut the literal in two, and _Pragma takes one.
+// clang-format off
+#define XBN_ISA_BEGIN_AVX512 \
+  _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,avx2,fma\"))), apply_to = function)")
+// clang-format on
 #define XBN_ISA_BEGIN_AVX2 _Pragma("clang attribute push(__attribute__((target(\"avx2,fma\"))), apply_to = function)")
 #define XBN_ISA_END _Pragma("clang attribute pop")
 #else

@@ -21,13 +21,13 @@ template <int R, int C, typename T>
 void similarity_kernel(const T* rows, const T* inverse_norm, int64_t padded, const T* anchors, int64_t D,
                        Prefetch& prefetch, T* s) {
   constexpr int L = kLanes<T>;
-  Vector<T> sum[R][C] = {};
+  Lanes<T> sum[R][C] = {};
   Prefetch ahead = prefetch;  // a copy, which stays in registers
   for (int64_t d = 0; d < D; ++d) {
     ahead.step();
-    Vector<T> z[C];
+    Lanes<T> z[C];
     XBN_UNROLL
-    for (int c = 0; c < C; ++c) z[c] = vector_at(anchors + d * kAnchorBlock + c * L);
+    for (int c = 0; c < C; ++c) z[c] = load_lanes(anchors + d * kAnchorBlock + c * L);
     XBN_UNROLL
     for (int r = 0; r < R; ++r) {
       const T u = rows[r * padded + d];
@@ -39,7 +39,7 @@ void similarity_kernel(const T* rows, const T* inverse_norm, int64_t padded, con
   XBN_UNROLL
   for (int r = 0; r < R; ++r) {
     XBN_UNROLL
-    for (int c = 0; c < C; ++c) vector_at(s + r * kAnchorBlock + c * L) = sum[r][c] * inverse_norm[r];
+    for (int c = 0; c < C; ++c) store_lanes(s + r * kAnchorBlock + c * L, sum[r][c] * inverse_norm[r]);
   }
 }
 
@@ -51,7 +51,7 @@ void norm_kernel(const T* rows, int64_t padded, T eps, T* inverse_norm) {
   for (int64_t d = 0; d < padded; d += L) {
     XBN_UNROLL
     for (int r = 0; r < R; ++r) {
-      const Lanes<T> u = vector_at(rows + r * padded + d);
+      const Lanes<T> u = load_lanes(rows + r * padded + d);
       sum[r] += u * u;
     }
   }
@@ -88,25 +88,26 @@ struct Similarities {
 // weights [64] of a row, so that they are those of the row before it is normalised.
 template <typename T>
 void scale_weights(T* weights, T inverse_norm) {
-  for (int64_t i = 0; i < kAnchorBlock; i += kLanes<T>) vector_at(weights + i) *= inverse_norm;
+  for (int64_t i = 0; i < kAnchorBlock; i += kLanes<T>)
+    store_lanes(weights + i, load_lanes(weights + i) * inverse_norm);
 }
 
 // grad[R][.], C vectors wide, += weights [.][64] transposed times the listed rows of the tile.
 template <int R, int C, typename T>
 void gradient_kernel(const T* weights, const T* tile, int64_t padded, const int32_t* list, int64_t n, T* grad) {
   constexpr int L = kLanes<T>;
-  Vector<T> sum[R][C];
+  Lanes<T> sum[R][C];
   XBN_UNROLL
   for (int r = 0; r < R; ++r) {
     XBN_UNROLL
-    for (int c = 0; c < C; ++c) sum[r][c] = vector_at(grad + r * padded + c * L);
+    for (int c = 0; c < C; ++c) sum[r][c] = load_lanes(grad + r * padded + c * L);
   }
   for (int64_t k = 0; k < n; ++k) {
     const T* row = tile + list[k] * padded;
     const T* w = weights + list[k] * kAnchorBlock;
-    Vector<T> u[C];
+    Lanes<T> u[C];
     XBN_UNROLL
-    for (int c = 0; c < C; ++c) u[c] = vector_at(row + c * L);
+    for (int c = 0; c < C; ++c) u[c] = load_lanes(row + c * L);
     XBN_UNROLL
     for (int r = 0; r < R; ++r) {
       XBN_UNROLL
@@ -116,7 +117,7 @@ void gradient_kernel(const T* weights, const T* tile, int64_t padded, const int3
   XBN_UNROLL
   for (int r = 0; r < R; ++r) {
     XBN_UNROLL
-    for (int c = 0; c < C; ++c) vector_at(grad + r * padded + c * L) = sum[r][c];
+    for (int c = 0; c < C; ++c) store_lanes(grad + r * padded + c * L, sum[r][c]);
   }
 }
 

@@ -5,10 +5,12 @@
 template <typename T>
 inline Truth<Lanes<T>> lanes_that_are(const int32_t* numbers, int32_t number) {
   if constexpr (sizeof(T) == sizeof(int32_t)) {
-    return vector_at(numbers) == number;
+    return load_lanes(numbers) == number;
   } else {
-    typedef int32_t Narrow __attribute__((vector_size(kVectorBytes / 2), aligned(alignof(int32_t)), may_alias));
-    return __builtin_convertvector(*reinterpret_cast<const Narrow*>(numbers) == number, Truth<Lanes<T>>);
+    typedef int32_t Narrow __attribute__((vector_size(kVectorBytes / 2)));
+    Narrow narrow;
+    __builtin_memcpy(&narrow, numbers, sizeof(narrow));
+    return __builtin_convertvector(narrow == number, Truth<Lanes<T>>);
   }
 }
 
@@ -62,15 +64,15 @@ struct Scorer {
     const Lanes<T> zero = {}, one = zero + T(1);
     for (int64_t first = 0; first < kAnchorBlock; first += L) {
       Lanes<T> value = {}, weights = {}, pairs = {};
-      const Lanes<T> given_lanes = vector_at(given + first);
+      const Lanes<T> given_lanes = load_lanes(given + first);
       each_row(first, [&](int64_t j, const auto& mask) {
         const int64_t at = j * kAnchorBlock + first;
-        const auto score = lanewise(formula, Lanes<T>(vector_at(s + at)), mask.positive, given_lanes);
+        const auto score = lanewise(formula, load_lanes(s + at), mask.positive, given_lanes);
         const Lanes<T> w = mask.on ? score.weight : zero;
         value += mask.on ? score.value : zero;
         if (Formula::kSumsWeights) weights += w;
-        pairs += mask.on & score.counts ? one : zero;
-        vector_at(weight + at) = w;
+        pairs += (mask.on & score.counts) ? one : zero;
+        store_lanes(weight + at, w);
       });
       for (int64_t i = 0; i < L; ++i) {
         sums[first + i].value += static_cast<double>(value[i]);
@@ -104,22 +106,22 @@ struct Scorer {
   void add_exponents(const Formula& formula, T* grad, int64_t padded) {
     const Lanes<T> zero = {}, one = zero + T(1);
     for (int64_t first = 0; first < kAnchorBlock; first += L) {
-      const Lanes<T> given_lanes = vector_at(given + first);
+      const Lanes<T> given_lanes = load_lanes(given + first);
       Lanes<T> top, value = {}, pairs = {};
       for (int64_t i = 0; i < L; ++i) top[i] = static_cast<T>(sums[first + i].shift);
       each_row(first, [&](int64_t j, const auto& mask) {
-        const auto e = formula(Lanes<T>(vector_at(s + j * kAnchorBlock + first)), mask.positive, given_lanes);
-        top = mask.on & e.counts & (e.x > top) ? e.x : top;
+        const auto e = formula(load_lanes(s + j * kAnchorBlock + first), mask.positive, given_lanes);
+        top = (mask.on & e.counts & (e.x > top)) ? e.x : top;
       });
       for (int64_t i = 0; i < L; ++i) rescale_sums(first + i, top[i], grad, padded);
       each_row(first, [&](int64_t j, const auto& mask) {
         const int64_t at = j * kAnchorBlock + first;
-        const auto e = formula(Lanes<T>(vector_at(s + at)), mask.positive, given_lanes);
+        const auto e = formula(load_lanes(s + at), mask.positive, given_lanes);
         const Truth<Lanes<T>> counts = mask.on & e.counts;
         const Lanes<T> term = counts ? exp_of_negative(e.x - top) : zero;
         value += term;
         pairs += counts ? one : zero;
-        vector_at(weight + at) = counts ? e.slope * term : zero;
+        store_lanes(weight + at, counts ? e.slope * term : zero);
       });
       for (int64_t i = 0; i < L; ++i) {
         sums[first + i].value += static_cast<double>(value[i]);
@@ -147,7 +149,7 @@ struct Scorer {
       Truth<Lanes<T>> at = ~Truth<Lanes<T>>();  // rows of the tile, -1 for none
       for (int64_t i = 0; i < L; ++i) top[i] = static_cast<T>(sums[first + i].shift);
       each_row(first, [&](int64_t j, const auto& mask) {
-        const Lanes<T> similarity = vector_at(s + j * kAnchorBlock + first);
+        const Lanes<T> similarity = load_lanes(s + j * kAnchorBlock + first);
         const Lanes<T> x = mask.positive ? -similarity : similarity;
         const Truth<Lanes<T>> farther = mask.on & exceeds(x, top);
         top = farther ? x : top;
@@ -168,7 +170,7 @@ struct Scorer {
     for (int64_t j = 0; j < tile.rows; ++j) {
       if (!looks_at(j)) continue;
       Truth<Lanes<T>> any = {};
-      for (int64_t i = 0; i < kAnchorBlock; i += L) any |= vector_at(weight + j * kAnchorBlock + i) != Lanes<T>();
+      for (int64_t i = 0; i < kAnchorBlock; i += L) any |= load_lanes(weight + j * kAnchorBlock + i) != Lanes<T>();
       if (any_lane(any)) list.push_back(static_cast<int32_t>(j));
     }
   }

@@ -89,10 +89,10 @@ struct TripletScorer {
     alignas(kVectorBytes) T x[kAnchorBlock];
     Truth<Lanes<T>> any;
     each_vector([&](int64_t j, int64_t i, Truth<Lanes<T>> on) {
-      const Lanes<T> raised = vector_at(scorer.s + j * kAnchorBlock + i) + margin;
+      const Lanes<T> raised = load_lanes(scorer.s + j * kAnchorBlock + i) + margin;
       const Lanes<T> xs = on ? raised : Lanes<T>() + kNone;
-      vector_at(x + i) = xs;
-      any = (i == 0 ? Truth<Lanes<T>>() : any) | ~(xs <= vector_at(lowest + i));
+      store_lanes(x + i, xs);
+      any = (i == 0 ? Truth<Lanes<T>>() : any) | ~(xs <= load_lanes(lowest + i));
       if (i + L < kAnchorBlock || !scorer.any_lane(any)) return;
       f(j, x);
       scorer.list.push_back(static_cast<int32_t>(j));
@@ -105,18 +105,19 @@ struct TripletScorer {
     T value[kAnchorBlock] = {};
     each_active_row([&](int64_t j, const T* x) {
       for (int64_t i = 0; i < kAnchorBlock; i += L) {
-        const Vector<T> xs = vector_at(x + i), none = {};
-        Vector<T> cost = {};
-        Vector<Count<T>> active = {};
+        const Lanes<T> xs = load_lanes(x + i), none = {};
+        Lanes<T> cost = {};
+        Lanes<Count<T>> active = {};
         for (int64_t r = 0; r < few; ++r) {
-          const Vector<T> t = vector_at(thresholds + r * kAnchorBlock + i);
+          const Lanes<T> t = load_lanes(thresholds + r * kAnchorBlock + i);
           const auto below = xs <= t;  // -1 where it is
           cost += below ? none : xs - t;
           active += below + 1;
-          vector_at(above + r * kAnchorBlock + i) += below + 1;
+          Count<T>* const counts = above + r * kAnchorBlock + i;
+          store_lanes(counts, load_lanes(counts) + below + 1);
         }
-        vector_at(value + i) += cost;
-        vector_at(scorer.weight + j * kAnchorBlock + i) = __builtin_convertvector(active, Vector<T>);
+        store_lanes(value + i, load_lanes(value + i) + cost);
+        store_lanes(scorer.weight + j * kAnchorBlock + i, __builtin_convertvector(active, Lanes<T>));
       }
     });
     for (int64_t i = 0; i < kAnchorBlock; ++i) {
@@ -159,7 +160,7 @@ struct TripletScorer {
   // Positives, one anchor after the other, too. First marks them with a weight of 1.
   void weigh() {
     each_vector([&](int64_t j, int64_t i, Truth<Lanes<T>> on) {
-      vector_at(scorer.weight + j * kAnchorBlock + i) = on ? Lanes<T>() + T(1) : Lanes<T>();
+      store_lanes(scorer.weight + j * kAnchorBlock + i, on ? Lanes<T>() + T(1) : Lanes<T>());
     });
     bool any[kMaxTileRows] = {};
     for (int64_t i = 0; i < kAnchorBlock; ++i) {
