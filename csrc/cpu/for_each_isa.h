@@ -51,7 +51,11 @@ XBN_ISA_END
 
 namespace baseline {
 constexpr int kVectorBytes = 16;
+#if defined(__aarch64__)
+constexpr int kVectorRegisters = 32;
+#else
 constexpr int kVectorRegisters = 16;
+#endif
 #include XBN_ISA_SOURCE
 }  // namespace baseline
 

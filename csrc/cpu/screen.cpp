@@ -15,6 +15,9 @@
 #endif
 
 namespace xbn {
+
+#if defined(__x86_64__)
+
 namespace {
 
 constexpr float kLargestCode = 127;
@@ -24,8 +27,6 @@ constexpr float kNotToBeTold = std::numeric_limits<float>::quiet_NaN();  // is n
 float codes_per_unit(float largest) { return largest > 1e-30F ? kLargestCode / largest : 0; }
 
 }  // namespace
-
-#if defined(__x86_64__)
 
 XBN_VNNI void CodedAnchors::encode(const float* z, int64_t D) {
   constexpr float kRounds = 0x1.8p23F;  // added and taken away, leaves a whole number

@@ -1,6 +1,7 @@
-// The CPU kernels without torch, on random shapes, for the sanitizers: compiled with ASan and UBSan, then with TSan,
-// by tests/test_sanitizers.py. Numbers are checked by the Python tests; here only finiteness and the promise of the
-// same bits on any threads.
+// The CPU kernels without torch, on random shapes: compiled with ASan and UBSan, then with TSan, by
+// tests/test_sanitizers.py; by other compilers and for other processors by tests/test_compilers.py, which compares the sum
+// that is printed. Numbers are checked by the Python tests; here only finiteness and the promise of the same bits on any
+// threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -20,6 +21,16 @@
 #include "random_data.h"
 
 namespace {
+
+double sum = 0;  // of all losses and gradients, each squeezed into (-1, 1)
+
+template <typename T>
+void add_to_sum(const Exactly<T>& values) {
+  for (int64_t i = 0; i < values.size; ++i) {
+    const double x = static_cast<double>(values[i]);
+    if (std::isfinite(x)) sum += x / (1 + std::fabs(x));
+  }
+}
 
 void serial(int64_t units, const std::function<void(int64_t)>& unit) {
   for (int64_t i = 0; i < units; ++i) unit(i);
@@ -99,6 +110,8 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   require(std::memcmp(value, value_again, sizeof(T)) == 0, "loss differs between thread counts", B, M, D);
   if (need_grad && B > 0)
     require(std::memcmp(grad, grad_again, B * D * sizeof(T)) == 0, "gradient differs between thread counts", B, M, D);
+  add_to_sum(value);
+  add_to_sum(grad);
 
   // The same with a map that is written into the bank by the way.
   const auto bank_as_moved = [&](const xbn::Cpu& cpu) {
@@ -127,6 +140,8 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   require(std::memcmp(value, value_again, sizeof(T)) == 0, "batch: loss differs between thread counts", B, M, D);
   if (need_grad && B > 0)
     require(std::memcmp(grad_dots, grad_dots_again, B * B * sizeof(T)) == 0, "batch: gradient differs", B, M, D);
+  add_to_sum(value);
+  add_to_sum(grad_dots);
 }
 
 // A unit of bank rows that the screen takes for out must be so, and one that is far below the margin must be taken for it.
@@ -195,5 +210,5 @@ int main(int argc, char** argv) {
       }
     }
   }
-  std::printf("%d rounds\n", rounds);
+  std::printf("%d rounds, best instruction set %s, sum %.9g\n", rounds, xbn::isa_name(best).c_str(), sum);
 }
