@@ -19,11 +19,7 @@ bool processor_has(Isa isa) {
   return isa == Isa::baseline;
 }
 
-#if defined(XBN_X86_ISAS)
 constexpr Isa kBestFirst[] = {Isa::avx512_vnni, Isa::avx512, Isa::avx2, Isa::baseline};
-#else
-constexpr Isa kBestFirst[] = {Isa::baseline};
-#endif
 
 #if defined(__aarch64__)
 constexpr const char* kBaselineName = "neon";
@@ -51,15 +47,14 @@ std::string isa_name(Isa isa) {
 Isa cpu_isa() {
   const char* forced = std::getenv("XBN_CPU_ISA");
   if (forced == nullptr || *forced == '\0') return best_isa();
-  std::string names;
   for (const Isa isa : kBestFirst) {
-    names += (names.empty() ? "" : ", ") + isa_name(isa);
     if (isa_name(isa) != forced) continue;
     if (!processor_has(isa))
       throw std::runtime_error("XBN_CPU_ISA=" + isa_name(isa) + ": this processor does not have it");
     return isa;
   }
-  throw std::runtime_error("XBN_CPU_ISA must be one of " + names + "; got '" + std::string(forced) + "'");
+  throw std::runtime_error("XBN_CPU_ISA must be avx512_vnni, avx512, avx2 or " + isa_name(Isa::baseline) + ", got '" +
+                           forced + "'");
 }
 
 }  // namespace xbn
