@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from .audit import check_abi
+from .built import check_build
 from .environments import Folder
-from .pairs import NEWEST, check_pair, choose_pairs
+from .pairs import NEWEST, Pair, check_pair, choose_pairs
 from .report import CUDA_BUILD, SECOND_PYTHON, Outcome, attempt, parts_not_covered, print_table
 from .wheel import Wheel
 
@@ -17,7 +18,8 @@ from .wheel import Wheel
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tools.wheel_check",
-        description="Imports and runs one wheel under several versions of Python and torch, and audits its ABI.",
+        description="Imports and runs one wheel under several versions of Python and torch, builds another with the "
+        "oldest torch, and audits the ABI.",
         epilog="The first --python is paired with the first --torch, the second with the second, and so on; "
         "the last of the shorter list goes with all that remain of the other.",
     )
@@ -44,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     with Folder.open(args.folder, args.keep) as folder:
         pairs = choose_pairs(args.python, args.torch, wheel)
         outcomes = [attempt(str(pair), partial(check_pair, pair, wheel, folder, index)) for pair in pairs]
+        if not args.torch or wheel.oldest_torch in args.torch:
+            oldest = Pair(pairs[0].program, wheel.oldest_torch)
+            outcomes.append(attempt(f"built with {oldest}", partial(check_build, oldest, wheel, folder, index)))
         outcomes.append(attempt("abi3audit", partial(check_abi, wheel, folder)))
 
     missing = parts_not_covered(outcomes)

@@ -42,6 +42,19 @@ class Environment:
         """
         return run([self.programs / program, *arguments], Failed, {**os.environ, "PATH": str(self.programs)})
 
+    def build(self, sources: Path, folder: Path, **environ: str) -> Path:
+        """Builds a wheel into an empty folder, with what is installed here and the compilers of this machine.
+
+        Raises:
+            Failed: with the end of what was printed.
+        """
+        pip = ["-I", "-m", "pip", "wheel", "--disable-pip-version-check", "--no-build-isolation", "--no-deps"]
+        path = os.pathsep.join([str(self.programs), os.environ["PATH"]])
+        environ = {**os.environ, **environ, "PATH": path}
+        run([self.programs / "python", *pip, "--wheel-dir", folder, sources], Failed, environ)
+        [wheel] = folder.glob("*.whl")
+        return wheel
+
 
 @dataclass(frozen=True)
 class Folder:

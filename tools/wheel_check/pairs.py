@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .environments import Folder
+from .environments import Environment, Folder
 from .interpreters import Interpreter, find_interpreters
 from .report import Outcome
 from .run import Failed
@@ -27,6 +28,19 @@ class Pair:
 
     def __str__(self) -> str:
         return f"{self.program}, torch {self.torch}"
+
+    @contextmanager
+    def environment(self, wheel: Wheel, folder: Folder, index: Sequence[str]) -> Iterator[Environment]:
+        """An environment that has the two, and what the wheel requires.
+
+        Raises:
+            Unavailable: there is no such Python, or pip finds no such torch for it.
+        """
+        version = ".".join(map(str, Interpreter.ask(self.program).version))
+        torch = "torch" if self.torch == NEWEST else f"torch=={self.torch}"
+        with folder.environment(self.program, f"python-{version}-torch-{self.torch}") as there:
+            there.install("--upgrade", *index, torch, *wheel.requirements)
+            yield there
 
 
 def choose_pairs(programs: Sequence[str], versions: Sequence[str], wheel: Wheel) -> list[Pair]:
@@ -58,12 +72,19 @@ def check_pair(pair: Pair, wheel: Wheel, folder: Folder, index: Sequence[str]) -
         Unavailable: there is no such Python, or pip finds no such torch for it.
         Failed: the wheel cannot be installed, or does not hold what it claims.
     """
-    version = ".".join(map(str, Interpreter.ask(pair.program).version))
-    torch = "torch" if pair.torch == NEWEST else f"torch=={pair.torch}"
-    with folder.environment(pair.program, f"python-{version}-torch-{pair.torch}") as there:
-        there.install("--upgrade", *index, torch, *wheel.requirements)
-        there.install("--no-deps", "--force-reinstall", wheel.path, otherwise=Failed)
-        report = json.loads(there.run("python", "-I", INSIDE).splitlines()[-1])
+    with pair.environment(wheel, folder, index) as there:
+        report = run_inside(there, wheel.path)
     what = f"Python {report['python']}, torch {report['torch']}"
     cuda = f"CUDA {report['cuda']}, kernels {report['kernels']}" if report["cuda"] else "no CUDA in this torch"
     return Outcome(what, cuda, report=report)
+
+
+def run_inside(there: Environment, wheel: Path) -> dict[str, str]:
+    """Installs a wheel, runs `inside.py` and returns what that printed.
+
+    Raises:
+        Failed: the wheel cannot be installed, or does not hold what it claims.
+    """
+    there.install("--no-deps", "--force-reinstall", wheel, otherwise=Failed)
+    report: dict[str, str] = json.loads(there.run("python", "-I", INSIDE).splitlines()[-1])
+    return report
