@@ -13,6 +13,7 @@ import xbn_ext
 from xbn_ext import _C
 
 ARCHITECTURES = xbn_ext.build_info()["cuda"]
+MACHINE_CODE = {name for name in ARCHITECTURES if not name.endswith("-ptx")}
 
 
 def tool(name):
@@ -63,13 +64,13 @@ def resources():
 
 
 def test_every_architecture_is_there():
-    machine_code = {name for name in ARCHITECTURES if not name.endswith("-ptx")}
-    assert {architecture for architecture, _, _ in resources()} == machine_code
+    assert {architecture for architecture, _, _ in resources()} == MACHINE_CODE
     assert set(re.findall(r"\.sm_(\w+)\.ptx", dump("--list-ptx"))) == {
         name.removesuffix("-ptx") for name in ARCHITECTURES if name.endswith("-ptx")
     }
 
 
+@pytest.mark.skipif(not MACHINE_CODE, reason="only code that the driver compiles")
 def test_nothing_spills():
     """A spilled register, or an array that is indexed at run time, would be a stack frame."""
     found = list(resources())
