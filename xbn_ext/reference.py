@@ -1,8 +1,8 @@
 """The specification: one training step of adaptive cross batch normalization in plain PyTorch.
 
 Every op of `xbn_ext.ops` has its twin here under the same name and with the same arguments, and `step` puts them
-together as `xbn_ext.CrossBatchMemory` does. Nothing is fused and the whole similarity matrix is built: this is for reading
-and for testing. Run it in float64 and it is the truth that every kernel is measured against.
+together as `xbn_ext.CrossBatchMemory` does. Nothing is fused and the whole similarity matrix is built: this is for
+reading and for testing. Run it in float64 and it is the truth that every kernel is measured against.
 
 Letters: B batch rows, M bank rows (capacity), D dimension, `count` filled bank rows. `z [B, D]` are the
 embeddings of the batch, `bank [M, D]` those of past batches. Whatever the dtype of the embeddings, statistics
