@@ -17,11 +17,11 @@ def labels():
     return torch.arange(B) % 4
 
 
-def checkpointed(use_reentrant, compiled, backend="aot_eager", training=True, **options):
+def checkpointed(use_reentrant, compiled, backend="aot_eager", **options):
     """One step of a network and a criterion, both recomputed in backward."""
     torch._dynamo.reset()
     network = nn.Linear(D, D)
-    criterion = CrossBatchMemory(Contrastive(neg_margin=0.2), D, M, **options).train(training)
+    criterion = CrossBatchMemory(Contrastive(neg_margin=0.2), D, M, **options)
 
     def step(x):
         return criterion(network(x), labels())
@@ -35,7 +35,6 @@ def checkpointed(use_reentrant, compiled, backend="aot_eager", training=True, **
     if compiled == "around":
         recomputed = torch.compile(recomputed, backend=backend)
     recomputed(torch.randn(B, D, requires_grad=True)).backward()
-    return criterion
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -64,8 +63,25 @@ def test_inductor_keeps_the_check(compiled, use_reentrant):
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_a_criterion_that_only_reads_may_be_recomputed(use_reentrant):
-    assert checkpointed(use_reentrant, None, training=False).count == 0
+@pytest.mark.parametrize("at_first", [True, False], ids=["train", "eval"])
+def test_evaluation_is_no_way_round(use_reentrant, at_first):
+    """A memory that has moved since the first call, in another mode, would rank another loss."""
+    network = nn.Linear(D, D)
+    criterion = CrossBatchMemory(Contrastive(neg_margin=0.2), D, M).train(at_first)
+    x = torch.randn(B, D, requires_grad=True)
+    value = checkpoint(lambda x: criterion(network(x), labels()), x, use_reentrant=use_reentrant)
+    criterion.train(not at_first)
+    with pytest.raises(RuntimeError, match=REFUSED):
+        value.backward()
+
+
+def test_a_criterion_without_gradient_may_be_called_in_backward():
+    """As a hook that only logs does."""
+    criterion = CrossBatchMemory(Contrastive(neg_margin=0.2), D, M).eval()
+    x, seen = torch.randn(B, D, requires_grad=True), []
+    x.register_hook(lambda grad: seen.append(criterion(grad.detach(), labels())))
+    x.square().sum().backward()
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -112,6 +128,20 @@ def test_versions_grow_of_what_is_written_and_of_nothing_else(op):
     written = written_by(op, m, stats)
     assert {name for name, tensor in tensors.items() if tensor._version > before[name]} == written
     assert {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write} == written
+
+
+@pytest.mark.parametrize("compute", ["forward mode", "torch.func"])
+def test_what_has_no_derivative_leaves_the_memory_alone(compute):
+    criterion = CrossBatchMemory(Contrastive(neg_margin=0.2), D, M)
+    criterion(torch.randn(B, D), labels())
+    before = {name: tensor.clone() for name, tensor in criterion.named_state()}
+    if compute == "forward mode":
+        with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="no forward-mode derivative"):
+            criterion(torch.autograd.forward_ad.make_dual(torch.randn(B, D), torch.ones(B, D)), labels())
+    else:
+        with pytest.raises(RuntimeError, match=r"cannot be transformed by torch\.func"):
+            torch.func.grad(lambda x: criterion(x, labels()))(torch.randn(B, D))
+    torch.testing.assert_close(dict(criterion.named_state()), before, rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_memory_may_be_filled_before_backward():

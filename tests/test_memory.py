@@ -6,13 +6,15 @@ import io
 import itertools
 import pickle
 import shutil
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import state
 import torch
 import torch.nn.functional as F
 
-from xbn_ext import Contrastive, CrossBatchMemory, reference
+from xbn_ext import Contrastive, CrossBatchMemory, SupCon, reference
 from xbn_ext.losses import PairLoss
 
 B, M, D = 24, 100, 16
@@ -263,6 +265,7 @@ def test_fill_from(update, device):
     torch.testing.assert_close(mean.float(), rows.mean(0))
     torch.testing.assert_close(std.float(), rows.std(0, correction=0))
     assert criterion.step == 3 and criterion.variance == 0
+    assert all(criterion.stats()[name].isnan() for name in ("positives", "gap_before", "gain")), "of what was replaced"
     before = {k: v.clone() for k, v in criterion.state_dict().items()}
     with pytest.raises(ValueError, match="embeddings must be"):
         criterion.fill_from([data[0], (data[0][0][:, 1:], data[0][1])])
@@ -398,6 +401,9 @@ BAD_CALLS = [
     ((X, Y), {"ids": Y.to(torch.uint64)}, TypeError, "ids must be of a dtype that int64 holds, got torch.uint64"),
     ((X, Y, (Y, Y, Y)), {}, ValueError, "indices_tuple must be None: .*mining="),
     ((X, Y, Y > 3), {}, ValueError, "indices_tuple must be None: .*enqueue_mask="),
+    ((X.to_sparse(), Y), {}, TypeError, "embeddings must be a floating-point tensor, got torch.float32, torch.sparse"),
+    ((X, Y.to_sparse()), {}, TypeError, "labels must be an integer tensor, got torch.int64, torch.sparse_coo"),
+    ((X, Y), {"ids": Y.to_sparse()}, TypeError, "ids must be an integer tensor, got torch.int64, torch.sparse_coo"),
     ((X, Y), {"enqueue_mask": Y}, TypeError, "enqueue_mask must be a bool tensor"),
     ((X, Y), {"enqueue_mask": Y[1:] > 3}, ValueError, "enqueue_mask must be"),
     ((X.to("meta"), Y), {}, ValueError, "embeddings is on meta, the memory on cpu"),
@@ -441,6 +447,10 @@ def test_bad_calls_change_nothing(args, kwargs, error, message):
         ({"measurement_noise": [1.0]}, ValueError),
         ({"ema_momentum": "0.1"}, ValueError),
         ({"eps": "a"}, ValueError),
+        ({"eps": 1e300}, ValueError),
+        ({"renormalize": "false"}, ValueError),
+        ({"normalize_embeddings": 1}, ValueError),
+        ({"warmup_steps": 10**30}, ValueError),
         ({"embedding_size": "16"}, ValueError),
         ({"warmup_steps": None}, ValueError),
         ({"loss": PairLoss()}, TypeError),
@@ -463,6 +473,62 @@ def test_the_positions_of_pytorch_metric_learning():
     assert all(torch.equal(value, values[0]) for value in values)
     plain = [CrossBatchMemory(Contrastive(), D, M)(x, labels, *args) for args in ((), (None,), (None, None))]
     assert all(torch.equal(value, plain[0]) for value in plain) and plain[0] != values[0]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_rows_of_the_memory_may_be_a_batch(normalize, device):
+    """What is given is read before it is overwritten."""
+    given, copied = (
+        CrossBatchMemory(Contrastive(), D, M, normalize_embeddings=normalize, drift="xbn").to(device) for _ in range(2)
+    )
+    for criterion in (given, copied):
+        train(criterion, batches(5, device=device), ids=torch.arange(B, device=device))
+    assert given.head == 20
+    rows = given.bank[18 : 18 + B], given.bank_labels[18 : 18 + B]
+    ids = given.bank_ids[18 : 18 + B]
+    expected = copied(*(t.clone() for t in rows), ids=ids.clone())
+    assert torch.equal(given(*rows, ids=ids), expected)
+    for name, tensor in copied.named_state():
+        assert torch.equal(getattr(given, name), tensor), name
+
+
+def test_numbers_of_any_kind():
+    """Options are numbers of Python's once they are checked."""
+    plain = CrossBatchMemory(Contrastive(), D, M, batch_weight=0.5, eps=0.25, process_noise=0.5)
+    other = CrossBatchMemory(
+        Contrastive(), D, M, batch_weight=Fraction(1, 2), eps=Fraction(1, 4), process_noise=np.float32(0.5)
+    )
+    for x, labels in batches(3):
+        assert torch.equal(plain(x, labels), other(x, labels))
+
+
+def test_drift_is_chosen_once():
+    criterion = CrossBatchMemory(Contrastive(), D, M)
+    with pytest.raises(AttributeError):
+        criterion.drift = "none"
+    assert criterion.drift == "axbn"
+
+
+@pytest.mark.parametrize("its_dtype", [torch.float64, torch.float16])
+def test_a_temperature_of_another_dtype(its_dtype):
+    """It divides embeddings of their own dtype, and gets its gradient in its own."""
+    values, gradients = [], []
+    for t in (torch.float32, its_dtype):
+        temperature = torch.nn.Parameter(torch.tensor([0.25], dtype=t))
+        criterion = CrossBatchMemory(SupCon(temperature), D, M)
+        losses = [criterion(x, labels) for x, labels in batches(3)]
+        losses[-1].backward()
+        assert losses[-1].dtype == torch.float32 and temperature.grad.dtype == t
+        values.append(losses[-1]), gradients.append(temperature.grad.float())
+    assert torch.equal(*values)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=0)
+
+
+def test_a_temperature_on_another_device_is_named():
+    criterion = CrossBatchMemory(SupCon(torch.nn.Parameter(torch.tensor(0.1, device="meta"))), D, M)
+    with pytest.raises(ValueError, match="temperature is on meta, the memory on cpu"):
+        criterion(X, Y)
+    assert criterion.variance.isinf()
 
 
 def test_repr():
@@ -503,6 +569,21 @@ def test_a_weight_of_zero_hides_a_nan(weights, device):
         value = criterion(x, labels)
         torch.testing.assert_close(value, reference.step(memory, x, labels, Contrastive(), **weights), equal_nan=True)
         assert value.isnan() == (t > 0 or "memory_weight" in weights), "an empty memory has no pairs"
+
+
+def test_a_nan_while_warming_up(device):
+    """No pairs, so a loss of 0, and still no gradient for a scaler to take."""
+    options = {"batch_weight": 0.0, "warmup_steps": 2}
+    criterion = CrossBatchMemory(Contrastive(), D, M, **options).to(device)
+    memory = state.to(reference.Memory.empty(M, D), device)
+    for x, labels in batches(3, torch.float64, device=device):
+        x[0, 0] = torch.nan
+        ours, truth = x.clone().requires_grad_(), x.clone().requires_grad_()
+        value, true_value = criterion(ours, labels), reference.step(memory, truth, labels, Contrastive(), **options)
+        value.backward(), true_value.backward()
+        torch.testing.assert_close(value, true_value, equal_nan=True)
+        torch.testing.assert_close(ours.grad, truth.grad, equal_nan=True)
+        assert ours.grad[0].isnan().all() and ours.grad[1:].isfinite().all()
 
 
 def test_a_batch_that_measures_nothing_gains_nothing(device):

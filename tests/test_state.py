@@ -203,21 +203,93 @@ def test_assign_takes_copies_and_keeps_dtypes():
         wide.load_state_dict(mixed, assign=True)
 
 
+def number(value, dtype=torch.int64):
+    return torch.tensor(value, dtype=dtype)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"bank_labels": torch.zeros(M)}, r"bank_labels is torch\.float32 and would be rounded to torch\.int64"),
         ({"head": 3}, "head must be a tensor, got int"),
-        ({"temperature": torch.ones(1)}, 'Unexpected key.*"temperature"'),
+        ({"head": number(M)}, r"head must be within \[0, 31\], got 32"),
+        ({"count": number(-3)}, r"count must be within \[0, 32\], got -3"),
+        ({"step": number(-1)}, "step must not be negative, got -1"),
+        ({"variance": number(torch.nan, torch.float64)}, "variance must not be negative or NaN, got nan"),
+        ({"scale": torch.zeros(D, dtype=torch.float64)}, "scale must not be 0"),
+        ({"sums": torch.full((2, D), torch.inf, dtype=torch.float64)}, "sums must be finite"),
+        ({"bank": torch.full((M, D), torch.nan), "count": number(1)}, "bank must be finite"),
+        ({"temperature": torch.ones(3)}, r"temperature must be \[1\], got \[3\]"),
     ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_a_state_that_is_not_one_is_refused(change, message):
-    criterion = train(CrossBatchMemory(Contrastive(), D, M))
+def test_a_state_that_cannot_be_is_refused_whole(change, message):
+    criterion = train(CrossBatchMemory(SupCon(nn.Parameter(torch.tensor([0.2]))), D, M))
     before = state_of(criterion)
-    with pytest.raises(RuntimeError, match=message):
-        criterion.load_state_dict(CrossBatchMemory(Contrastive(), D, M).state_dict() | change)
-    if "temperature" not in change:  # as everywhere in torch, what is known has been loaded by then
+    other = CrossBatchMemory(SupCon(nn.Parameter(torch.tensor([0.7]))), D, M).state_dict()
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match=f"{message}; nothing was loaded"):
+            criterion.load_state_dict(other | change, strict=strict)
         assert_state(criterion, before)
+
+
+def test_rows_that_nothing_was_stored_in_may_be_anything():
+    state = CrossBatchMemory(Contrastive(), D, M).state_dict() | {"bank": torch.full((M, D), torch.nan)}
+    CrossBatchMemory(Contrastive(), D, M).load_state_dict(state)
+
+
+def test_a_part_of_the_state_is_none():
+    net = train(Net())
+    before = state_of(net.criterion)
+    part = {name: tensor for name, tensor in Net().state_dict().items() if name != "criterion.bank_steps"}
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match=r"criterion\.bank_steps: missing from the state; nothing was loaded"):
+            net.load_state_dict(part, strict=strict)
+        assert_state(net.criterion, before)
+
+
+def test_a_memory_is_loaded_without_a_temperature_and_a_temperature_without_a_memory():
+    fixed, learned = SupCon(0.2), SupCon(nn.Parameter(torch.tensor([0.7])))
+    trained = train(CrossBatchMemory(fixed, D, M))
+    criterion = CrossBatchMemory(learned, D, M)
+    missing, unexpected = criterion.load_state_dict(trained.state_dict(), strict=False)
+    assert missing == ["temperature"] and not unexpected
+    assert torch.equal(criterion.bank, trained.bank) and criterion.temperature == 0.7
+    missing, _ = criterion.load_state_dict({"temperature": torch.tensor([0.3])}, strict=False)
+    assert criterion.temperature == torch.tensor(0.3) and torch.equal(criterion.bank, trained.bank)
+    assert set(missing) == set(trained.state_dict())
+
+
+def test_what_was_measured_on_another_state_is_forgotten():
+    criterion = train(CrossBatchMemory(Contrastive(neg_margin=0.2), D, M))
+    assert not criterion.stats()["gap_before"].isnan()
+    criterion.load_state_dict(criterion.state_dict())
+    assert all(criterion.stats()[name].isnan() for name in ("gap_before", "gap_after", "gain", "positives"))
+
+
+def test_a_wrapped_criterion_can_be_filled(one_process):
+    from torch.distributed.fsdp import fully_shard
+
+    sharded = fully_shard(CrossBatchMemory(Contrastive(), D, M), mesh=dist.device_mesh.init_device_mesh("cpu", (1,)))
+    half = nn.Module()
+    half.forward = lambda t: t / 2
+    parametrized = CrossBatchMemory(SupCon(nn.Parameter(torch.tensor(0.2))), D, M)
+    nn.utils.parametrize.register_parametrization(parametrized, "temperature", half)
+    for criterion in (sharded, parametrized):
+        criterion.fill_from([(torch.randn(B, D), torch.arange(B))])
+        assert criterion.count == B
+
+
+def test_a_generator_that_trains_the_criterion_loses_no_step():
+    criterion = train(CrossBatchMemory(Contrastive(), D, M))
+
+    def batches():
+        for _ in range(2):
+            criterion(torch.randn(B, D), torch.arange(B))
+        yield torch.randn(B, D), torch.arange(B)
+
+    criterion.fill_from(batches())
+    assert criterion.step == 5 and criterion.count == B
 
 
 def test_a_part_of_a_model_may_be_loaded_without_it():

@@ -54,20 +54,28 @@ def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     return torch.autocast(device_type, enabled=False) if available else nullcontext()
 
 
-def check_not_in_backward(step: Tensor) -> None:
-    """Raises RuntimeError while a backward pass runs: activation checkpointing calls what it wraps a second time then,
-    and a memory that has moved since would move again and rank another loss than the one returned."""
+def check_step(z: Tensor, step: Tensor) -> None:
+    """Raises RuntimeError, before a memory is written, where its loss has no derivative or would be computed twice.
+
+    Activation checkpointing calls what it wraps once more during the backward pass. A memory that has moved since would
+    move again and rank another loss than the one returned.
+    """
     if torch.compiler.is_compiling():
         torch.ops.xbn_ext._check_not_in_backward(step)  # when the compiled code runs
-    else:
-        _check_not_in_backward(step)
+        return
+    _check_not_in_backward(step)
+    needs_grad(z)
+    if torch._C._functorch.is_functorch_wrapped_tensor(z):
+        raise RuntimeError(
+            "a CrossBatchMemory in training mode cannot be transformed by torch.func: it writes its memory"
+        )
 
 
 def _check_not_in_backward(step: Tensor) -> None:
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
-            "a CrossBatchMemory in training mode was called during a backward pass, as activation checkpointing does: "
-            "its memory would move twice. Keep the criterion outside of what is checkpointed"
+            "a CrossBatchMemory was called during a backward pass, as activation checkpointing does: its memory would "
+            "move twice, or has moved since. Keep the criterion outside of what is checkpointed"
         )
 
 

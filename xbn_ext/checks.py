@@ -12,22 +12,32 @@ from torch import Tensor
 
 
 def whole(name: str, value: Any, least: int) -> int:
-    """`value` as an int, if it is an integer that is not below `least`."""
+    """`value` as an int, if it is an integer that is not below `least` and that int64 holds."""
     try:
         number = operator.index(value)
     except TypeError:
         number = least - 1
     if number < least:
         raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+    if number >= 2**63:
+        raise ValueError(f"{name} must be below 2^63, got {value!r}")
     return number
 
 
-def finite(name: str, value: Any) -> None:
-    """A real number, and no bool."""
+def finite(name: str, value: Any) -> float:
+    """`value` as a float, if it is a real number and no bool."""
     if isinstance(value, Tensor):
         raise ValueError(f"{name} must be a number, got a tensor: only a temperature can be learned")
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, not what counts as one of them: "false" would be true."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return value
 
 
 def positive(name: str, value: float) -> None:
@@ -39,17 +49,16 @@ def positive(name: str, value: float) -> None:
 
 
 def embeddings(value: Any, columns: int) -> None:
-    """A floating-point tensor `[B, columns]`."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    """A dense floating-point tensor `[B, columns]`."""
+    if not is_dense(value) or not value.is_floating_point():
         raise TypeError(f"embeddings must be a floating-point tensor, got {kind(value)}")
     if value.dim() != 2 or value.shape[1] != columns:
         raise ValueError(f"embeddings must be [B, embedding_size={columns}], got {list(value.shape)}")
 
 
 def integers(name: str, value: Any, B: int) -> None:
-    """An integer tensor `[B]`."""
-    is_tensor = isinstance(value, Tensor)
-    if not is_tensor or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+    """A dense integer tensor `[B]`."""
+    if not is_dense(value) or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must be an integer tensor, got {kind(value)}")
     if value.shape != (B,):
         raise ValueError(f"{name} must be [B={B}], got {list(value.shape)}")
@@ -66,13 +75,20 @@ def sample_ids(value: Any, B: int) -> None:
 
 
 def mask(name: str, value: Any, B: int) -> None:
-    """A bool tensor `[B]`."""
-    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+    """A dense bool tensor `[B]`."""
+    if not is_dense(value) or value.dtype != torch.bool:
         raise TypeError(f"{name} must be a bool tensor, got {kind(value)}")
     if value.shape != (B,):
         raise ValueError(f"{name} must be [B={B}], got {list(value.shape)}")
 
 
+def is_dense(value: Any) -> bool:
+    """A tensor, and not a sparse one."""
+    return isinstance(value, Tensor) and value.layout == torch.strided
+
+
 def kind(value: Any) -> str:
     """What a message calls the type of a value."""
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return str(value.dtype) if is_dense(value) else f"{value.dtype}, {value.layout}"

@@ -240,5 +240,5 @@ def fold_temperature(loss: PairLoss, z: Tensor) -> tuple[PairLoss, Tensor]:
     """The same loss with a number for its temperature: a tensor divides the embeddings `z [B, D]` instead, since
     `s / t = (z / t) · r`. So it gets its gradient, and nobody waits for its value."""
     if isinstance(loss, (SupCon, NTXent)) and isinstance(loss.temperature, Tensor):
-        return at_temperature(loss, 1.0), z / loss.temperature
+        return at_temperature(loss, 1.0), z / loss.temperature.to(z.dtype)
     return loss, z

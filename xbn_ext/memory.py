@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checks, ops
-from ._autograd import check_not_in_backward, without_autocast
+from ._autograd import check_step, without_autocast
 from .filter import Drift, make_filter
 from .losses import PairLoss, at_temperature, check_loss, default_temperature
 from .state import StatefulModule
@@ -103,8 +102,11 @@ class CrossBatchMemory(StatefulModule):
         embedding_size = checks.whole("embedding_size", embedding_size, 1)
         memory_size = checks.whole("memory_size", memory_size, 1)
         warmup_steps = checks.whole("warmup_steps", warmup_steps, 0)
-        for name, number in (("batch_weight", batch_weight), ("memory_weight", memory_weight), ("eps", eps)):
-            checks.finite(name, number)
+        normalize_embeddings = checks.flag("normalize_embeddings", normalize_embeddings)
+        renormalize = checks.flag("renormalize", renormalize)
+        batch_weight = checks.finite("batch_weight", batch_weight)
+        memory_weight = checks.finite("memory_weight", memory_weight)
+        eps = checks.finite("eps", eps)
         if batch_weight == 0 and memory_weight == 0:
             raise ValueError("batch_weight and memory_weight are both 0: there is nothing to learn from")
         if bank_dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
@@ -121,8 +123,7 @@ class CrossBatchMemory(StatefulModule):
             )
         if enqueue not in ("after", "before"):
             raise ValueError(f"enqueue must be 'after' or 'before', got {enqueue!r}")
-        if eps < 1e-30:
-            raise ValueError(f"eps must be at least 1e-30, got {eps}")
+        checks.positive("eps", eps)
         self.filter = make_filter(drift, process_noise, measurement_noise, ema_momentum)
         temperature = getattr(loss, "temperature", None)
         learned = temperature if isinstance(temperature, nn.Parameter) else None
@@ -133,7 +134,7 @@ class CrossBatchMemory(StatefulModule):
         self._first_temperature = math.nan if learned is None else _number_in(learned, default_temperature(loss))
         self.embedding_size = embedding_size
         self.memory_size = memory_size
-        self.drift = drift
+        self._drift = drift
         self.update = update
         self.normalize_embeddings = normalize_embeddings
         self.renormalize = renormalize
@@ -160,6 +161,11 @@ class CrossBatchMemory(StatefulModule):
         # What stats() says of the last step.
         self.register_state("pairs", torch.full((2,), torch.nan, dtype=f64), persistent=False)
         self.register_state("drift_stats", torch.full((3,), torch.nan, dtype=f64), persistent=False)
+
+    @property
+    def drift(self) -> Drift:
+        """How stored embeddings follow the network; chosen once."""
+        return self._drift
 
     @property
     def loss(self) -> PairLoss:
@@ -193,16 +199,16 @@ class CrossBatchMemory(StatefulModule):
 
         Raises:
             TypeError, ValueError: an argument is not as above, naming it.
-            RuntimeError: called in training mode while a backward pass runs, as activation checkpointing does to
-                compute the loss a second time.
+            RuntimeError: called while a backward pass runs, as activation checkpointing does to compute the loss a
+                second time; or, in training mode, with forward-mode derivatives or under `torch.func`.
         """
         labels, ids = self._check(embeddings, labels, indices_tuple, enqueue_mask, ids)
-        if self.training:
-            check_not_in_backward(self.step)
+        if self.training or embeddings.requires_grad:
+            check_step(embeddings, self.step)
         with without_autocast(embeddings.device.type):
             z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-            if self.normalize_embeddings:
-                z = F.normalize(z, dim=1, eps=self.eps)
+            # Either way another tensor: the embeddings could be rows of the memory that is about to be written.
+            z = F.normalize(z, dim=1, eps=self.eps) if self.normalize_embeddings else z.clone()
             own_slots = None
             if self.training:
                 self._follow_drift(z.detach(), enqueue_mask)
@@ -378,7 +384,8 @@ class CrossBatchMemory(StatefulModule):
         """
         if self.bank.is_meta:
             raise RuntimeError("fill_from: the memory is on the meta device, which holds no values")
-        filled = copy.copy(self)
+        filled = object.__new__(CrossBatchMemory)  # whatever has wrapped this one's class
+        filled.__dict__.update(self.__dict__)
         for name, tensor in self.named_state():
             setattr(filled, name, torch.empty_like(tensor))
         _empty(filled)
@@ -403,8 +410,9 @@ class CrossBatchMemory(StatefulModule):
             filled.target_mean.copy_(mean)
             filled.target_std.copy_(std)
             filled.variance.zero_()
-        for name, tensor in filled.named_state(persistent=True):
-            getattr(self, name).copy_(tensor)
+        for name, tensor in filled.named_state():
+            if name != "step":  # a generator may have trained meanwhile
+                getattr(self, name).copy_(tensor)
 
     def _check(
         self, embeddings: Any, labels: Any, indices_tuple: Any, enqueue_mask: Any, ids: Any = None
@@ -426,7 +434,31 @@ class CrossBatchMemory(StatefulModule):
         for name, t in on_device.items():
             if t is not None and t.device != self.bank.device:
                 raise ValueError(f"{name} is on {t.device}, the memory on {self.bank.device}: move one of them")
-        return labels.long(), None if ids is None else ids.long()
+        if self.temperature is not None and self.temperature.device != self.bank.device:
+            raise ValueError(
+                f"temperature is on {self.temperature.device}, the memory on {self.bank.device}: move one of them"
+            )
+        # Copies: what is given could be a part of the memory that is about to be written.
+        return labels.to(torch.int64, copy=True), None if ids is None else ids.to(torch.int64, copy=True)
+
+    def _impossible(self, state: Mapping[str, Tensor]) -> Iterator[str]:
+        M = len(state["bank"])
+        count, head, step = (int(state[name]) for name in ("count", "head", "step"))
+        if not 0 <= count <= M:
+            yield f"count must be within [0, {M}], got {count}"
+        if not 0 <= head < M:
+            yield f"head must be within [0, {M - 1}], got {head}"
+        if step < 0:
+            yield f"step must not be negative, got {step}"
+        if not state["variance"] >= 0:
+            yield f"variance must not be negative or NaN, got {float(state['variance'])}"
+        for name in ("sums", "scale", "shift", "target_mean", "target_std"):
+            if not state[name].isfinite().all():
+                yield f"{name} must be finite"
+        if not state["bank"][: max(count, 0)].isfinite().all():
+            yield "bank must be finite"
+        if (state["scale"] == 0).any():
+            yield "scale must not be 0"
 
     def extra_repr(self) -> str:
         """What `print(criterion)` shows."""

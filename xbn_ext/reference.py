@@ -424,9 +424,10 @@ def step(
     total = z.new_zeros(())
     if batch_weight != 0:  # 0 times NaN would be NaN
         total = batch_weight * batch_loss(z, labels, loss, ids=ids, anchors=anchors, renormalize=renormalize, eps=eps)
-    if memory_weight != 0 and m.step >= warmup_steps:
+    if memory_weight != 0:
+        ranked = m.count * (m.step >= warmup_steps)
         total = total + memory_weight * memory_loss(
-            z, labels, m.bank, m.bank_labels, loss, count=m.count, scale=m.scale, shift=m.shift,
+            z, labels, m.bank, m.bank_labels, loss, count=ranked, scale=m.scale, shift=m.shift,
             bank_ids=m.bank_ids, exclude=exclude, anchors=anchors, renormalize=renormalize, eps=eps,
         )  # fmt: skip
     if enqueue == "after":

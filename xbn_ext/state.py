@@ -63,58 +63,66 @@ class StatefulModule(nn.Module):
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str],
         unexpected: list[str], errors: list[str],
     ) -> None:  # fmt: skip
-        """Takes all of the state or, if a tensor is missing, of another shape, or would be rounded, nothing of it.
+        """Takes all of the state or, if the dictionary has nothing of it, none. If it has a part of it, or a tensor is
+        of another shape, would be rounded, or is impossible, that is an error and nothing at all is loaded.
 
         `assign=True` replaces the tensors by copies: what is written in place must not be shared with the dictionary.
         """
         assign = metadata.get("assign_to_params_buffers", False)
-        absent, wrong = self._faults_of(state_dict, prefix, assign)
-        if absent or wrong:
-            missing.extend(absent)
-            errors.extend(f"{fault}; nothing was loaded" for fault in wrong)
+        state = {name: state_dict[prefix + name] for name, _ in self.named_state(True) if prefix + name in state_dict}
+        faults = list(self._faults_of(state, assign)) if state else []
+        for name, own in (*self.named_parameters(recurse=False), *self.named_buffers(recurse=False)):
+            new = state_dict.get(prefix + name, own)
+            if isinstance(new, Tensor) and new.shape != own.shape:
+                faults.append(f"{name} must be {list(own.shape)}, got {list(new.shape)}")
+        if faults:
+            errors.extend(f"{prefix}{fault}; nothing was loaded" for fault in faults)
             return
         foreign: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, foreign, errors)
         unexpected.extend(key for key in foreign if key.removeprefix(prefix) not in self._persistent)
-        with torch.no_grad():
-            for name, own in self.named_state(persistent=True):
-                if assign:
-                    device = state_dict[prefix + name].device
-                    setattr(self, name, torch.empty_like(own, device=device))
-                getattr(self, name).copy_(state_dict[prefix + name])
-            for name, own in self.named_state(persistent=False):
-                if assign and own.device != device:
-                    setattr(self, name, torch.full_like(own, torch.nan, device=device))
+        if state:
+            self._take(state, assign)
+        else:
+            missing.extend(prefix + name for name, _ in self.named_state(persistent=True))
 
-    def _faults_of(self, state_dict: Mapping[str, Any], prefix: str, assign: bool) -> tuple[list[str], list[str]]:
-        """The keys that are missing, and what is wrong with the others."""
-        own: dict[str, Tensor] = dict(self.named_parameters(recurse=False))
-        own |= {k: b for k, b in self.named_buffers(recurse=False) if k not in self._non_persistent_buffers_set}
-        own.update(self.named_state(persistent=True))
-        absent = [prefix + name for name in own if prefix + name not in state_dict]
-        found = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
-        wrong = [
-            f"{prefix}{name} must be a tensor, got {checks.kind(new)}"
-            for name, new in found.items()
-            if not isinstance(new, Tensor)
-        ]
-        if wrong:
-            return absent, wrong
-        wrong = [
-            f"{prefix}{name} must be {list(own[name].shape)} for {self._get_name()}({self.extra_repr()}), "
-            f"got {list(new.shape)}"
-            for name, new in found.items()
-            if new.shape != own[name].shape
-        ]
-        state = {name: new for name, new in found.items() if name in self._persistent}
-        wrong += [
-            f"{prefix}{name} is {new.dtype} and would be rounded to {own[name].dtype}"
-            for name, new in state.items()
-            if torch.promote_types(new.dtype, own[name].dtype) != own[name].dtype
-        ]
-        devices = {str(new.device) for new in state.values()}
+    @torch.no_grad()
+    def _take(self, state: Mapping[str, Tensor], assign: bool) -> None:
+        for name, own in self.named_state():
+            device = next(iter(state.values())).device if assign else own.device
+            mine = torch.empty_like(own, device=device) if assign else own
+            setattr(self, name, mine.copy_(state[name]) if name in state else mine.fill_(torch.nan))
+
+    def _faults_of(self, state: Mapping[str, Any], assign: bool) -> Iterator[str]:
+        """What is wrong with tensors that are to become the state."""
+        own = dict(self.named_state(persistent=True))
+        absent = [name for name in own if name not in state]
+        if absent:
+            yield f"{', '.join(absent)}: missing from the state"
+            return
+        sound = True
+        for name, new in state.items():
+            if not isinstance(new, Tensor):
+                fault = f"must be a tensor, got {checks.kind(new)}"
+            elif new.shape != own[name].shape:
+                place = f"{self._get_name()}({self.extra_repr()})"
+                fault = f"must be {list(own[name].shape)} for {place}, got {list(new.shape)}"
+            elif torch.promote_types(new.dtype, own[name].dtype) != own[name].dtype:
+                fault = f"is {new.dtype} and would be rounded to {own[name].dtype}"
+            else:
+                continue
+            sound = False
+            yield f"{name} {fault}"
+        if not sound:
+            return
+        devices = sorted({str(new.device) for new in state.values()})
         if assign and len(devices) > 1:
-            wrong.append(f"{prefix}state must be on one device to be assigned, got {', '.join(sorted(devices))}")
-        if not assign and state and any(t.is_meta for _, t in self.named_state()):
-            wrong.append(f"{prefix}state is on the meta device: load with assign=True, or call to_empty() first")
-        return absent, wrong
+            yield f"state must be on one device to be assigned, got {', '.join(devices)}"
+        elif not assign and any(t.is_meta for _, t in self.named_state()):
+            yield "state is on the meta device: load with assign=True, or call to_empty() first"
+        elif not any(new.is_meta for new in state.values()):
+            yield from self._impossible(state)
+
+    def _impossible(self, state: Mapping[str, Tensor]) -> Iterator[str]:
+        """What a subclass says of values that no state of its own has. Not called for tensors on meta."""
+        yield from ()
