@@ -14,18 +14,23 @@ BIN := $(VENV)/bin
 # would take a minute, and each process anew ten seconds.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: train test sanitize bench lint format build wheel wheel-check gpu-check clean always
+.PHONY: train test test-all sanitize bench lint format build wheel wheel-check gpu-check clean always
 
 train: build
 	$(BIN)/python -m train --method axbn --out $(OUT) $(ARGS)
 
 test: build
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
+	$(PYTEST) $(ARGS)
 
-# Of those tests, the ones under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
+# The same tests with all sets of parameters, and those that take minutes: under sanitizers, over thousands of steps.
+test-all: build
+	$(PYTEST) --all $(ARGS)
+
+# Of those, the ones under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 sanitize: build
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_sanitizers.py tests/test_emu.py --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
+	$(PYTEST) --all tests/test_sanitizers.py tests/test_emu.py $(ARGS)
 
 bench: build
 	$(BIN)/python -m xbn_ext.bench $(ARGS)

@@ -10,13 +10,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TSAN_OPTIONS", "atexit_sleep_ms=0")  # a second for each program, for threads that still run
 
 import importlib
-import re
 import shutil
-import zlib
 from types import SimpleNamespace
 
 import pytest
 import torch
+from selection import dealt, is_long, select
 
 import xbn_ext
 
@@ -25,75 +24,51 @@ torch.set_num_threads(1)
 HAS_GPU = torch.cuda.is_available() and bool(xbn_ext.build_info()["cuda"])
 HAS_EMULATOR = shutil.which("g++") is not None and not HAS_GPU  # no need for it beside the real thing
 IMPLEMENTATIONS = ["cpu", *(["emu"] if HAS_EMULATOR else []), *(["cuda"] if HAS_GPU else [])]
-MANY_SETS = 40  # of parameters of one test
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 
 
-@pytest.hookimpl(trylast=True)  # -k and -m have chosen
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="also run what is marked long")
+
+
+@pytest.hookimpl(wrapper=True)  # around -k and -m
 def pytest_collection_modifyitems(config, items):
-    kept = thinned([item for item in items if goes_this_way(item)])
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = dealt([item for item in items if item in kept], int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+    collected = list(items)
+    items[:] = [item for item in select(config, items) if config.getoption("all") or not is_long(item)]
+    kept = set(items)
+    config.hook.pytest_deselected(items=[item for item in collected if item not in kept])
+    yield
+    items[:] = dealt(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
 
 
-def dealt(items, workers):
-    """The items in an order in which every worker begins with CUDA kernels under sanitizers, minutes each, side by
-    side: in the end nothing waits for them. `--dist worksteal` gives each worker a run of the items to begin with."""
-    long = [item for item in items if item.originalname == "test_cuda_kernels"]
-    others = [item for item in items if item not in long]
-    order = []
-    for worker in range(workers):
-        its_own = long[worker::workers]
-        share = (len(items) - len(order)) // (workers - worker)
-        rest = max(share - len(its_own), 0)
-        order += its_own + others[:rest]
-        del others[:rest]
-    return order
+def only(**names):
+    """What of all that there is a test is about: `only(dtype="f64")`, of a GPU's ways `only(way="composite")`, and with
+    `only(compiled=True)` no kernels executed by the emulator."""
 
+    def decorate(test):
+        test.only = names
+        return test
 
-def parameters(item):
-    return item.callspec.params if hasattr(item, "callspec") else {}
-
-
-def goes_this_way(item):
-    """False where the loss would silently go another way."""
-    params = parameters(item)
-    path = params.get("implementation", ("", ""))[1]
-    if path in ("tensor", "simt") and getattr(params.get("loss"), "kind", None) == "triplet_all":
-        return False
-    return path != "tensor" or (params.get("D", 4) % 4 == 0 and params.get("shape", (4,))[-1] % 4 == 0)
-
-
-def thinned(items):
-    """The items, as a set. Where a test has many sets of parameters, each is executed on the CPU by one of the ways and
-    dtypes only, drawn by its name: the fuzz of test_sanitizers takes all ways, a GPU all of both."""
-    ways = {}  # by test and set of parameters
-    for item in items:
-        name, path = parameters(item).get("implementation", ("", ""))
-        if name == "emu" and path != "auto":
-            one_set = re.sub(rf"{name}-{path}(-f..)?", "", item.nodeid)
-            ways.setdefault(item.nodeid.partition("[")[0], {}).setdefault(one_set, []).append(item)
-    left_out = set()
-    for sets in ways.values():
-        for one_set, its_items in sets.items() if len(sets) > MANY_SETS else ():
-            left_out.update(its_items)
-            left_out.remove(its_items[zlib.crc32(one_set.encode()) % len(its_items)])
-    return {item for item in items if item not in left_out}
+    return decorate
 
 
 def pytest_generate_tests(metafunc):
     has_dtype = "dtype" in metafunc.fixturenames
+    wanted = getattr(metafunc.function, "only", {})
+    dtypes = {name: dtype for name, dtype in DTYPES.items() if name == wanted.get("dtype", name)}
     if "implementation" not in metafunc.fixturenames:
         if has_dtype:
-            metafunc.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+            metafunc.parametrize("dtype", dtypes.values(), ids=dtypes)
         return
     all_ways = metafunc.module.__name__ in ("test_memory_loss", "test_losses")
     cases = {}
     for name in IMPLEMENTATIONS:
-        if name == "emu" and metafunc.module.__name__ == "test_long_run":
-            continue  # minutes
+        if name == "emu" and "compiled" in wanted:
+            continue
         for path in ["tensor", "simt", "composite"] if all_ways and name != "cpu" else ["auto"]:
-            for dtype in DTYPES if has_dtype else ["f32"]:
+            if path not in ("auto", wanted.get("way", path)):
+                continue
+            for dtype in dtypes if has_dtype else ["f32"]:
                 if path in ("tensor", "simt") and dtype == "f64":
                     continue  # float32 only
                 words = [name, *([path] if path != "auto" else []), *([dtype] if has_dtype else [])]

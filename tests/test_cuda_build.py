@@ -85,6 +85,7 @@ def test_nothing_spills():
         assert use["SHARED"] <= 48 << 10, f"{kernel} on sm_{architecture}: {use}"  # what every GPU gives without asking
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", [name for name in ("75", "80", "90a", "120") if name in ARCHITECTURES])
 def test_accesses_are_as_wide_as_the_kernels_say(architecture, tmp_path):
     code = machine_code(architecture, ["sweep_kernel", "rewrite_kernel"], tmp_path)

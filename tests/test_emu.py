@@ -16,6 +16,7 @@ VARIANTS = {
     "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "thread": ["-O1", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"],  # reports without callers
 }
+BY_VARIANT = ["plain", *(pytest.param(name, marks=pytest.mark.long) for name in VARIANTS if name != "plain")]
 SEEDS = [0, 1]
 ALL_LANES = 32  # of a warp are threads to ThreadSanitizer; with fewer, several lanes are one
 
@@ -55,7 +56,14 @@ def line_of(kernel, text):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
-    "variant, identities", [*((variant, ALL_LANES) for variant in VARIANTS), ("thread", 2), ("thread", 1)]
+    "variant, identities",
+    [
+        ("plain", ALL_LANES),
+        *(
+            pytest.param(*of_variant, marks=pytest.mark.long)
+            for of_variant in [("address", ALL_LANES), ("thread", ALL_LANES), ("thread", 2), ("thread", 1)]
+        ),
+    ],
 )
 def test_sound_kernels(run, variant, identities, seed):
     ran = run(variant, "sound", seed, identities)
@@ -75,6 +83,7 @@ def test_two_translation_units(run, tmp_path):
         assert ran.returncode == 0 and "many_blocks done" in ran.stdout, ran.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("identities, seed", [(ALL_LANES, 0), (ALL_LANES, 1), (2, 1)])
 @pytest.mark.parametrize(
     "case, function",
@@ -100,6 +109,7 @@ def test_races(run, case, function, seed, identities):
     assert all(f" in {function}" in race for race in races), ran.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("case", ["reuse_too_early", "order_warps_by_syncwarp", "read_next_block"])
 def test_races_of_warps(run, case, seed):
@@ -107,6 +117,7 @@ def test_races_of_warps(run, case, seed):
     assert ran.returncode != 0 and "SUMMARY: ThreadSanitizer: data race" in ran.stdout, ran.stdout
 
 
+@pytest.mark.long
 def test_overrun_of_shared_memory(run):
     ran = run("address", "overrun", 0)
     assert ran.returncode != 0 and "selftest.cu" in ran.stdout, ran.stdout
@@ -116,7 +127,7 @@ def test_overrun_of_shared_memory(run):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", BY_VARIANT)
 @pytest.mark.parametrize(
     "case, message, places",
     [

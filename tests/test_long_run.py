@@ -4,10 +4,11 @@ import pytest
 import state
 import torch
 import torch.nn.functional as F
+from conftest import only
 
 from xbn_ext import Contrastive, CrossBatchMemory, reference
 
-B, M, D, STEPS = 16, 512, 24, 3000
+B, M, D = 16, 512, 24
 
 
 def drifting_embeddings(steps):
@@ -28,8 +29,14 @@ def distance(rows, true_rows):
     return float((a - b).norm(dim=1).max())
 
 
+def steps(few, many):
+    return pytest.mark.parametrize("steps", [few, pytest.param(many, marks=pytest.mark.long)])
+
+
+@only(compiled=True)
+@steps(400, 3000)
 @pytest.mark.parametrize("drift", ["xbn", "axbn"])
-def test_float32_follows_float64(drift, device):
+def test_float32_follows_float64(drift, steps, device):
     loss = Contrastive(neg_margin=0.4)
     options = {"drift": drift, "batch_weight": 0.0}
     truth = CrossBatchMemory(loss, D, M, bank_dtype=torch.float64, **options).to(device)
@@ -40,7 +47,7 @@ def test_float32_follows_float64(drift, device):
     value_error, row_error = (dict.fromkeys([*runs, "torch"], 0.0) for _ in range(2))
 
     with torch.no_grad():
-        for t, (x, labels) in enumerate(drifting_embeddings(STEPS)):
+        for t, (x, labels) in enumerate(drifting_embeddings(steps)):
             x, labels = x.to(device), labels.to(device)
             true_value = truth(x.double(), labels)
             values = {update: criterion(x, labels) for update, criterion in runs.items()}
@@ -65,8 +72,10 @@ def test_float32_follows_float64(drift, device):
     assert row_error["deferred"] <= row_error["inplace"], row_error
 
 
+@only(compiled=True)
+@steps(1500, 12_000)
 @pytest.mark.parametrize("drift", ["axbn", "ema"])
-def test_a_small_deferred_memory_outlives_its_map(drift, device):
+def test_a_small_deferred_memory_outlives_its_map(drift, steps, device):
     """Rows enter a little wider than the biased std of a small batch, so the map shrinks at every step: without
     standardize_ the stored coordinates overflow and the memory stops taking rows."""
     loss = Contrastive(neg_margin=0.4)
@@ -78,7 +87,7 @@ def test_a_small_deferred_memory_outlives_its_map(drift, device):
     labels = torch.arange(16, device=device)
     smallest = torch.inf
     with torch.no_grad():
-        for t in range(12_000):
+        for t in range(steps):
             x = torch.randn(16, 4, generator=generator).to(device) + 0.5
             deferred(x, labels)
             truth(x.double(), labels)
@@ -88,6 +97,7 @@ def test_a_small_deferred_memory_outlives_its_map(drift, device):
     assert smallest > 1e-3
 
 
+@only(compiled=True)
 @pytest.mark.parametrize("bank_dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
 def test_a_16_bit_memory_is_rounded_once(bank_dtype, device):
     """Rows are rounded as they are stored, and then only when the bank is standardised anew: errors do not add up."""

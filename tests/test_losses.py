@@ -7,6 +7,7 @@ import loss_cases
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import only
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_cases import LOSSES, assert_right, problem, run, run_with_pairs
@@ -48,14 +49,11 @@ def test_options(loss, renormalize, pending, chosen, excluding, width, ops, devi
     assert_right(ops, z, labels, bank, bank_labels, loss, **options)
 
 
+@only(way="composite")  # test_memory_loss has the others, which refuse
 @every_loss
 @pytest.mark.parametrize("bank_dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
-def test_16_bit_banks(bank_dtype, loss, implementation, ops, device, dtype):
+def test_16_bit_banks(bank_dtype, loss, ops, device, dtype):
     z, labels, bank, bank_labels = problem(65, 257, 63, dtype, device)
-    if implementation.path in ("tensor", "simt"):
-        with pytest.raises(RuntimeError, match=f"backend '{implementation.path}' takes float32"):
-            ops.memory_loss(z, labels, bank.to(bank_dtype), bank_labels, loss)
-        return
     scale, shift = (0.5 + torch.rand(63, dtype=torch.float64)).to(device), torch.randn(63).double().to(device) / 10
     assert_right(ops, z, labels, bank.to(bank_dtype), bank_labels, loss, scale=scale, shift=shift)
     assert_right(ops, z, labels, bank.to(bank_dtype), bank_labels, loss)
@@ -259,10 +257,9 @@ def test_a_bank_row_that_is_not_finite_makes_the_loss_nan(loss, classes, of, ops
     assert value.isnan() == (of != "nobody" and classes > 1)
 
 
+@only(dtype="f64")
 @every_loss
 def test_gradcheck(loss, ops, device, dtype):
-    if dtype != torch.float64:
-        pytest.skip("needs float64")
     if isinstance(loss, Circle):
         pytest.skip("its gradient takes the self-paced factors for constants")
     z, labels, bank, bank_labels = problem(5, 40, 6, torch.float64, device, classes=4)
@@ -518,12 +515,11 @@ def test_the_memory_is_that_of_pytorch_metric_learning(loss):
 # --- The whole step ---------------------------------------------------------------------------------------
 
 
+@only(dtype="f64")  # over many steps no other agrees pair by pair
 @every_loss
 @pytest.mark.parametrize("update", ["inplace", "deferred"])
 @pytest.mark.parametrize("enqueue", ["after", "before"])
 def test_step_is_the_reference_step(loss, update, enqueue, ops, device, dtype):
-    if dtype != torch.float64:
-        pytest.skip("over many steps only float64 agrees pair by pair")
     ours = CrossBatchMemory(loss, 12, 50, update=update, enqueue=enqueue, bank_dtype=torch.float64).to(device)
     truth = reference.Memory.empty(50, 12)
     centres = torch.randn(6, 12, dtype=torch.float64)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import only
 from shapes import SHAPES, name
 
 import xbn_ext
@@ -198,7 +199,7 @@ def test_short_rows_are_divided_by_eps(ops, device, dtype):
     torch.testing.assert_close(grad, true_grad, check_dtype=False, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("bank_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bank_dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_the_bank_has_its_own_dtype(bank_dtype, implementation, ops, device, dtype):
     z, labels, bank, bank_labels = problem(70, 500, 48, dtype, device)
     if implementation.path in ("tensor", "simt") and bank_dtype != dtype:
@@ -238,9 +239,8 @@ def test_upstream_gradient_and_a_second_use_of_the_graph(ops, device, dtype):
     assert torch.equal(z.grad, 2 * grad)
 
 
+@only(dtype="f64")
 def test_gradcheck(ops, device, dtype):
-    if dtype != torch.float64:
-        pytest.skip("needs float64")
     z, *rest = problem(5, 40, 6, torch.float64, device)
     for reduction in REDUCTIONS:
         loss = Contrastive(0.9, 0.1, reduction)

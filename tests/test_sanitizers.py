@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from shapes import SHAPES
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fopenmp-simd", "-pthread"]

@@ -84,7 +84,7 @@ def tests(runner: Runner, name: str, modules: list[str], limit: float) -> Sectio
     def function(section: Section) -> None:
         files = [f"tests/{module}.py" for module in modules if Path(ROOT, "tests", f"{module}.py").exists()]
         done = command(
-            [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=short", "-p", "no:cacheprovider", "-k", "cuda",
+            [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=short", "-p", "no:cacheprovider", "--all", "-k", "cuda",
              *in_parallel(), *files],
             min(limit, runner.left()), OMP_NUM_THREADS="1",
         )  # fmt: skip
