@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TSAN_OPTIONS", "atexit_sleep_ms=0")  # a second for each program, for threads that still run
 
+import gc
 import importlib
 import shutil
 from types import SimpleNamespace
@@ -39,6 +40,10 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=[item for item in collected if item not in kept])
     yield
     items[:] = dealt(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # a million objects of torch's and pytest's: the benchmarks collect garbage before every round
 
 
 def only(**names):
