@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TSAN_OPTIONS", "atexit_sleep_ms=0")  # a second for each program, for threads that still run
 
+import fcntl
 import gc
 import importlib
 import shutil
@@ -123,15 +124,19 @@ def seed():
 
 @pytest.fixture(scope="session")
 def emoji_cache(tmp_path_factory):
-    """A cache folder that holds a few classes of real emoji."""
+    """A cache folder that holds a few classes of real emoji, fetched once for all processes."""
     from train.data import load, npm
 
-    path = tmp_path_factory.mktemp("emoji")
-    try:
-        load("emoji", cache_dir=path, max_classes=40)
-    except npm.RegistryError as error:
-        pytest.skip(f"the npm registry cannot be reached: {error}")
-    return path
+    of_this_run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        of_this_run = of_this_run.parent
+    with open(of_this_run / "fetching", "w") as fetching:
+        fcntl.flock(fetching, fcntl.LOCK_EX)
+        try:
+            load("emoji", cache_dir=of_this_run / "emoji", max_classes=40)
+        except npm.RegistryError as error:
+            pytest.skip(f"the npm registry cannot be reached: {error}")
+    return of_this_run / "emoji"
 
 
 @pytest.fixture(scope="session")

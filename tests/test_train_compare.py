@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -281,6 +282,23 @@ def test_a_damaged_result_and_too_few_classes_are_told_in_a_line(
     assert "--batch-size 400 with --samples-per-class 2 needs 200 training classes" in capsys.readouterr().err
 
 
+def test_a_run_of_a_study_that_is_stopped_goes_on_to_the_same_numbers(
+    whole: Path, emoji_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = replace(small_plan().base, cache=emoji_cache)
+    run = small_plan(base=base).run(VALIDATION, "axbn", 0, lr=1e-3)
+    workshop = work.Workshop(tmp_path / "runs", 1, 1, "cpu")
+    workshop.folder.mkdir()
+    asked = iter([False] * 7 + [True])  # before each step, and of the runs
+    monkeypatch.setattr(work, "_stop", SimpleNamespace(is_set=lambda: next(asked)), raising=False)
+    assert work._do(workshop, run) is None and not results(tmp_path)
+    assert 0 < checkpoint.load(tmp_path / "runs" / run.name / checkpoint.CHECKPOINT)["step"] < 12
+    monkeypatch.setattr(work, "_stop", SimpleNamespace(is_set=lambda: False))
+    assert work._do(workshop, run) is not None
+    assert results(tmp_path)[f"{run.name}.json"] == results(whole)[f"{run.name}.json"]
+    assert not (tmp_path / "runs" / run.name).exists(), "no checkpoint left behind"
+
+
 def wait_for(found: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + 120
     while not found():
@@ -288,6 +306,7 @@ def wait_for(found: Callable[[], bool], process: subprocess.Popen[bytes]) -> Non
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_a_study_that_is_stopped_then_killed_comes_to_the_same_numbers(
     whole: Path, emoji_cache: Path, tmp_path: Path
 ) -> None:

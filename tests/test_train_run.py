@@ -24,7 +24,7 @@ import xbn_ext
 from train import checkpoint, loop, losses, pictures, recipes, report, run
 from train.augment import evaluation_view
 from train.config import METHODS, Config, ConfigError, parse
-from train.data import Dataset, Part, npm
+from train.data import Dataset, Part
 
 CLASSES, IMAGES = 8, 4
 SCORES = ("recall@1", "recall@10", "recall@100", "map@r")
@@ -572,8 +572,8 @@ def test_ctrl_c_leaves_a_run_that_can_be_continued(shapes: str, tmp_path: Path) 
     )
     arguments = [*small, "--steps", "100000", "--eval-every", "100000", "--threads", "1", "--out", str(tmp_path)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-u", "-m", "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )  # -u: into a pipe it would write by the page, so next to nothing before its end
     assert process.stdout is not None
     for line in process.stdout:
         if "results in" in line:
@@ -610,14 +610,10 @@ def test_a_killed_run_continues_from_its_last_checkpoint_to_the_same_numbers(
     assert found[0] == found[1]
 
 
-def test_two_methods_on_real_emoji(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_two_methods_on_real_emoji(emoji_cache: Path, tmp_path: Path) -> None:
     """The whole program as a user runs it, with a pretrained network, on the smallest data that mean something."""
     small = command("--max-classes", 40, "--batch-size", 24, "--memory-size", 96, "--steps", 12, "--eval-every", 6)
-    common = [*small, *command("--image-size", 32, "--threads", 1, "--cache", tmp_path / "cache", "--resume")]
-    try:
-        run.data.load("emoji", cache_dir=tmp_path / "cache", max_classes=40)
-    except npm.RegistryError as error:
-        pytest.skip(f"the npm registry cannot be reached: {error}")
+    common = [*small, *command("--image-size", 32, "--threads", 1, "--cache", emoji_cache, "--resume")]
     metrics = {}
     for method in ("xbm", "axbn"):
         assert run.main([*common, "--method", method, "--out", str(tmp_path / method)]) == 0
