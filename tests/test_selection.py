@@ -2,10 +2,12 @@
 
 import random
 from itertools import combinations, product
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from covering import covering, pairs
-from selection import SELECTED
+from selection import SELECTED, dealt
 from shapes import PAIRS, ROWS, SHAPES, SIZES
 
 
@@ -54,3 +56,19 @@ def test_what_make_test_runs_leaves_no_two_values_apart(request):
     assert any(test.endswith("two_values_that_never_meet_are_not_missed") for test in every)
     for test, sets in every.items():
         assert met(quick.get(test, [])) == met(sets), test
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_every_worker_begins_with_what_takes_longest(workers):
+    names = [("test_a.py", 40), ("test_sanitizers.py", 2), ("test_train_run.py", 30)]
+    items = [
+        SimpleNamespace(path=Path(name), originalname="test_cuda_kernels" if "sanitizers" in name else "test_x", i=i)
+        for name, count in names
+        for i in range(count)
+    ]
+    order = dealt(items, workers)
+    assert sorted(map(id, order)) == sorted(map(id, items))
+    shares = [order[len(items) * worker // workers :] for worker in range(min(workers, 2))]
+    assert all(share[0].originalname == "test_cuda_kernels" for share in shares)
+    others = [item.path.name for item in order if item.path.name != "test_sanitizers.py"]
+    assert others == ["test_train_run.py"] * 30 + ["test_a.py"] * 40
