@@ -16,9 +16,13 @@ VARIANTS = {
     "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "thread": ["-O1", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"],  # reports without callers
 }
-BY_VARIANT = ["plain", *(pytest.param(name, marks=pytest.mark.long) for name in VARIANTS if name != "plain")]
 SEEDS = [0, 1]
 ALL_LANES = 32  # of a warp are threads to ThreadSanitizer; with fewer, several lanes are one
+
+
+def long(*sets):
+    return [pytest.param(*each, marks=pytest.mark.long) for each in sets]
+
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++")
 
@@ -59,10 +63,7 @@ def line_of(kernel, text):
     "variant, identities",
     [
         ("plain", ALL_LANES),
-        *(
-            pytest.param(*of_variant, marks=pytest.mark.long)
-            for of_variant in [("address", ALL_LANES), ("thread", ALL_LANES), ("thread", 2), ("thread", 1)]
-        ),
+        *long(("address", ALL_LANES), ("thread", ALL_LANES), ("thread", 2), ("thread", 1)),
     ],
 )
 def test_sound_kernels(run, variant, identities, seed):
@@ -83,23 +84,24 @@ def test_two_translation_units(run, tmp_path):
         assert ran.returncode == 0 and "many_blocks done" in ran.stdout, ran.stdout
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("identities, seed", [(ALL_LANES, 0), (ALL_LANES, 1), (2, 1)])
+@pytest.mark.parametrize("identities, seed", [(ALL_LANES, 0), *long((ALL_LANES, 1), (2, 1))])
 @pytest.mark.parametrize(
     "case, function",
     [
         ("no_barrier", "block_sum"),
-        ("reuse_too_early", "reuse_too_early"),
-        ("order_warps_by_syncwarp", "order_warps_by_syncwarp"),
-        ("skip_syncwarp", "skip_syncwarp"),
-        ("order_by_shuffle", "order_by_shuffle"),
-        ("read_next_block", "read_next_block"),
-        ("no_fence_every_thread", "sum_grid"),
-        ("no_fence_one_thread", "sum_grid"),
-        ("no_writer_fence_every_thread", "sum_grid"),
-        ("no_writer_fence_one_thread", "sum_grid"),
-        ("no_reader_fence_every_thread", "sum_grid"),
-        ("no_reader_fence_one_thread", "sum_grid"),
+        *long(
+            ("reuse_too_early", "reuse_too_early"),
+            ("order_warps_by_syncwarp", "order_warps_by_syncwarp"),
+            ("skip_syncwarp", "skip_syncwarp"),
+            ("order_by_shuffle", "order_by_shuffle"),
+            ("read_next_block", "read_next_block"),
+            ("no_fence_every_thread", "sum_grid"),
+            ("no_fence_one_thread", "sum_grid"),
+            ("no_writer_fence_every_thread", "sum_grid"),
+            ("no_writer_fence_one_thread", "sum_grid"),
+            ("no_reader_fence_every_thread", "sum_grid"),
+            ("no_reader_fence_one_thread", "sum_grid"),
+        ),
     ],
 )
 def test_races(run, case, function, seed, identities):
@@ -127,7 +129,7 @@ def test_overrun_of_shared_memory(run):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("variant", BY_VARIANT)
+@pytest.mark.parametrize("variant", ["plain", *long(["address"], ["thread"])])
 @pytest.mark.parametrize(
     "case, message, places",
     [
