@@ -297,6 +297,10 @@ def test_a_run_of_a_study_that_is_stopped_goes_on_to_the_same_numbers(
     assert work._do(workshop, run) is not None
     assert results(tmp_path)[f"{run.name}.json"] == results(whole)[f"{run.name}.json"]
     assert not (tmp_path / "runs" / run.name).exists(), "no checkpoint left behind"
+    (tmp_path / "runs" / run.name).mkdir()  # as if killed right after the result
+    with work.Workers(workshop, lambda: False) as workers:
+        assert list(workers.carry_out([run], "again")) == [run.name]
+    assert not (tmp_path / "runs" / run.name).exists()
 
 
 def wait_for(found: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:

@@ -114,6 +114,8 @@ class Workers:
         runs = list({run.name: run for run in runs}.values())
         results = {run.name: found for run in runs if (found := read(self.workshop, run)) is not None}
         self.workshop.folder.mkdir(parents=True, exist_ok=True)
+        for name in results:  # of a run that was killed between its result and the end of its folder
+            shutil.rmtree(self.workshop.folder / name, ignore_errors=True)
         left: dict[Future[Result | None], Run] = {}
         try:
             for run in runs:
