@@ -404,13 +404,28 @@ def test_a_learned_temperature_that_is_no_parameter():
     trained(torch.randn(5, 8), torch.arange(5))
     with pytest.raises(RuntimeError, match="temperature"):
         learned.load_state_dict(trained.state_dict())
-    assert learned.count == 0
+    assert torch.equal(learned.bank, trained.bank), "as everywhere in torch, what is known has been loaded by then"
 
 
-@pytest.mark.parametrize("temperature", [torch.ones(1), torch.tensor(1), torch.ones(2, 2)], ids=str)
-def test_a_temperature_that_is_no_scalar(temperature):
-    with pytest.raises(ValueError, match="temperature must be a number or a floating-point scalar"):
+@pytest.mark.parametrize("temperature", [torch.ones(2), torch.tensor(1), torch.ones(1, 1), torch.ones(0)], ids=str)
+def test_a_temperature_of_several_elements_or_dimensions(temperature):
+    with pytest.raises(ValueError, match=r"temperature must be a number or a floating-point tensor \[\] or \[1\]"):
         SupCon(temperature)
+
+
+@pytest.mark.parametrize("loss", [SupCon, NTXent])
+def test_a_temperature_of_one_element_is_a_number(loss):
+    """FSDP2 shards no scalars."""
+    z, labels, bank, bank_labels = problem(9, 40, 5, torch.float64)
+    values, gradients = [], []
+    for shape in ((), (1,)):
+        temperature = torch.nn.Parameter(torch.full(shape, 0.3, dtype=torch.float64))
+        value = cpu_ops.memory_loss(z, labels, bank, bank_labels, loss(temperature))
+        value = value + cpu_ops.batch_loss(z, labels, loss(temperature))
+        assert value.dim() == 0
+        value.backward()
+        values.append(value), gradients.append(temperature.grad.reshape(()))
+    assert torch.equal(*values) and torch.equal(*gradients) and gradients[0] != 0
 
 
 # --- What training code relies on ---------------------------------------------------------------------------
