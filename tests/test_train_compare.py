@@ -319,7 +319,10 @@ def test_a_study_that_is_stopped_then_killed_comes_to_the_same_numbers(
     started = f"runs/*/{checkpoint.CHECKPOINT}"
     done = 0
     for how in (signal.SIGINT, signal.SIGKILL):
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what a shell starts with & ignores it
+        )  # fmt: skip
         wait_for(lambda least=done + 2: any(tmp_path.glob(started)) and len(results(tmp_path)) >= least, process)
         if how == signal.SIGINT:
             os.killpg(process.pid, how)  # as Ctrl-C does: the working processes get it, too

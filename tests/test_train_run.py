@@ -572,8 +572,9 @@ def test_ctrl_c_leaves_a_run_that_can_be_continued(shapes: str, tmp_path: Path) 
     )
     arguments = [*small, "--steps", "100000", "--eval-every", "100000", "--threads", "1", "--out", str(tmp_path)]
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )  # -u: into a pipe it would write by the page, so next to nothing before its end
+        [sys.executable, "-u", "-m", "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what a shell starts with & ignores it
+    )  # fmt: skip  # -u: into a pipe it would write by the page, so next to nothing before its end
     assert process.stdout is not None
     for line in process.stdout:
         if "results in" in line:
