@@ -36,7 +36,8 @@ def pytest_addoption(parser):
 @pytest.hookimpl(wrapper=True)  # around -k and -m
 def pytest_collection_modifyitems(config, items):
     collected = list(items)
-    items[:] = [item for item in select(config, items) if config.getoption("all") or not is_long(item)]
+    every = config.getoption("all") or "long" in config.getoption("markexpr")  # asked for by -m long
+    items[:] = [item for item in select(config, items) if every or not is_long(item)]
     kept = set(items)
     config.hook.pytest_deselected(items=[item for item in collected if item not in kept])
     yield

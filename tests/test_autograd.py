@@ -75,6 +75,18 @@ def test_evaluation_is_no_way_round(use_reentrant, at_first):
         value.backward()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_temperature_that_learns_is_reason_enough(compiled):
+    """Of embeddings that learn nothing."""
+    torch._dynamo.reset()
+    criterion = CrossBatchMemory(SupCon(nn.Parameter(torch.tensor(0.2))), D, M)
+    step = torch.compile(criterion, backend="aot_eager") if compiled else criterion
+    value = checkpoint(lambda x: step(x, labels()), torch.randn(B, D), use_reentrant=False)
+    criterion.eval()
+    with pytest.raises(RuntimeError, match=REFUSED):
+        value.backward()
+
+
 def test_a_criterion_without_gradient_may_be_called_in_backward():
     """As a hook that only logs does."""
     criterion = CrossBatchMemory(Contrastive(neg_margin=0.2), D, M).eval()
@@ -130,17 +142,23 @@ def test_versions_grow_of_what_is_written_and_of_nothing_else(op):
     assert {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write} == written
 
 
-@pytest.mark.parametrize("compute", ["forward mode", "torch.func"])
+@pytest.mark.parametrize("compute", ["forward mode", "torch.func", "of the temperature", "vmap over ids"])
 def test_what_has_no_derivative_leaves_the_memory_alone(compute):
-    criterion = CrossBatchMemory(Contrastive(neg_margin=0.2), D, M)
+    criterion = CrossBatchMemory(SupCon(nn.Parameter(torch.tensor(0.2))), D, M)
     criterion(torch.randn(B, D), labels())
     before = {name: tensor.clone() for name, tensor in criterion.named_state()}
     if compute == "forward mode":
         with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="no forward-mode derivative"):
             criterion(torch.autograd.forward_ad.make_dual(torch.randn(B, D), torch.ones(B, D)), labels())
     else:
+        x, y, t = torch.randn(B, D), labels(), torch.tensor(0.2)
         with pytest.raises(RuntimeError, match=r"cannot be transformed by torch\.func"):
-            torch.func.grad(lambda x: criterion(x, labels()))(torch.randn(B, D))
+            if compute == "torch.func":
+                torch.func.grad(lambda x: criterion(x, y))(x)
+            elif compute == "of the temperature":
+                torch.func.grad(lambda t: torch.func.functional_call(criterion, {"temperature": t}, (x, y)))(t)
+            else:
+                torch.func.vmap(lambda ids: criterion(x, y, ids=ids))(torch.arange(2 * B).view(2, B))
     torch.testing.assert_close(dict(criterion.named_state()), before, rtol=0, atol=0, equal_nan=True)
 
 

@@ -219,16 +219,21 @@ def number(value, dtype=torch.int64):
         ({"scale": torch.zeros(D, dtype=torch.float64)}, "scale must not be 0"),
         ({"sums": torch.full((2, D), torch.inf, dtype=torch.float64)}, "sums must be finite"),
         ({"bank": torch.full((M, D), torch.nan), "count": number(1)}, "bank must be finite"),
-        ({"temperature": torch.ones(3)}, r"temperature must be \[1\], got \[3\]"),
+        ({"head": number(3).to("meta")}, "head is on the meta device, which holds no values"),
+        (
+            {"bank_steps": torch.zeros(M, dtype=torch.int64).to_sparse()},
+            "bank_steps must be a tensor, got .*sparse_coo",
+        ),
+        ({"bank_labels": torch.zeros(M, dtype=torch.uint64)}, r"bank_labels is torch\.uint64 and would be rounded to torch\.int64"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_a_state_that_cannot_be_is_refused_whole(change, message):
     criterion = train(CrossBatchMemory(SupCon(nn.Parameter(torch.tensor([0.2]))), D, M))
     before = state_of(criterion)
-    other = CrossBatchMemory(SupCon(nn.Parameter(torch.tensor([0.7]))), D, M).state_dict()
+    other = CrossBatchMemory(SupCon(nn.Parameter(torch.tensor([0.2]))), D, M).state_dict()
     for strict in (True, False):
-        with pytest.raises(RuntimeError, match=f"{message}; nothing was loaded"):
+        with pytest.raises(RuntimeError, match=f"{message}; nothing of the state was loaded"):
             criterion.load_state_dict(other | change, strict=strict)
         assert_state(criterion, before)
 
@@ -243,7 +248,9 @@ def test_a_part_of_the_state_is_none():
     before = state_of(net.criterion)
     part = {name: tensor for name, tensor in Net().state_dict().items() if name != "criterion.bank_steps"}
     for strict in (True, False):
-        with pytest.raises(RuntimeError, match=r"criterion\.bank_steps: missing from the state; nothing was loaded"):
+        with pytest.raises(
+            RuntimeError, match=r"criterion\.bank_steps: missing from the state; nothing of the state was loaded"
+        ):
             net.load_state_dict(part, strict=strict)
         assert_state(net.criterion, before)
 
@@ -258,6 +265,54 @@ def test_a_memory_is_loaded_without_a_temperature_and_a_temperature_without_a_me
     missing, _ = criterion.load_state_dict({"temperature": torch.tensor([0.3])}, strict=False)
     assert criterion.temperature == torch.tensor(0.3) and torch.equal(criterion.bank, trained.bank)
     assert set(missing) == set(trained.state_dict())
+
+
+def test_hooks_see_the_state_first():
+    """As of any module: what they rename or mend is what is loaded."""
+    trained, criterion = (CrossBatchMemory(Contrastive(), D, M) for _ in range(2))
+    train(trained)
+    old = {f"old_{name}": tensor for name, tensor in trained.state_dict().items()}
+
+    def rename(module, state_dict, prefix, *_):
+        for name in list(state_dict):
+            state_dict[name.replace("old_", "")] = state_dict.pop(name)
+        state_dict[prefix + "bank_labels"] = state_dict[prefix + "bank_labels"] + 1000
+
+    criterion.register_load_state_dict_pre_hook(rename)
+    criterion.load_state_dict(old)
+    assert torch.equal(criterion.label_memory, trained.label_memory + 1000) and torch.equal(
+        criterion.bank, trained.bank
+    )
+
+
+def test_a_state_that_is_assigned_where_nothing_is_tracked_can_be_written():
+    saved = train(CrossBatchMemory(Contrastive(), D, M)).state_dict()
+    criterion = CrossBatchMemory(Contrastive(), D, M)
+    with torch.inference_mode():
+        criterion.load_state_dict(saved, assign=True)
+    train(criterion)
+
+
+def test_a_fake_state_is_loaded():
+    """To plan memory without having it; no value can be looked at."""
+    with torch._subclasses.FakeTensorMode():
+        saved = CrossBatchMemory(Contrastive(), D, M).state_dict()
+        CrossBatchMemory(Contrastive(), D, M).load_state_dict(saved)
+
+
+def test_emptying_and_filling_are_of_the_memory_alone():
+    """A subclass may have state of its own."""
+    criterion = Subclass(Contrastive(), D, M)
+    criterion.register_state("prototypes", torch.full((3,), 5.0))
+    train(criterion)
+    criterion.fill_from([(torch.randn(B, D), torch.arange(B))])
+    assert criterion.count == B and criterion.prototypes.eq(5).all() and criterion.weights.eq(1).all()
+    criterion.reset_queue()
+    assert criterion.count == 0 and criterion.prototypes.eq(5).all()
+    assert "prototypes" in criterion.state_dict()
+    new = CrossBatchMemory(Contrastive(), D, M)
+    for name, tensor in new.named_state():
+        torch.testing.assert_close(getattr(criterion, name), tensor, equal_nan=True)
 
 
 def test_what_was_measured_on_another_state_is_forgotten():

@@ -54,7 +54,7 @@ def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     return torch.autocast(device_type, enabled=False) if available else nullcontext()
 
 
-def check_step(z: Tensor, step: Tensor) -> None:
+def check_step(step: Tensor, *given: Tensor | None) -> None:
     """Raises RuntimeError, before a memory is written, where its loss has no derivative or would be computed twice.
 
     Activation checkpointing calls what it wraps once more during the backward pass. A memory that has moved since would
@@ -64,11 +64,11 @@ def check_step(z: Tensor, step: Tensor) -> None:
         torch.ops.xbn_ext._check_not_in_backward(step)  # when the compiled code runs
         return
     _check_not_in_backward(step)
-    needs_grad(z)
-    if torch._C._functorch.is_functorch_wrapped_tensor(z):
-        raise RuntimeError(
-            "a CrossBatchMemory in training mode cannot be transformed by torch.func: it writes its memory"
-        )
+    for t in given:
+        if t is not None:
+            needs_grad(t)
+            if torch._C._functorch.is_functorch_wrapped_tensor(t):
+                raise RuntimeError("a CrossBatchMemory cannot be transformed by torch.func: it has a memory to write")
 
 
 def _check_not_in_backward(step: Tensor) -> None:

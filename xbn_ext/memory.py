@@ -16,6 +16,13 @@ from .filter import Drift, make_filter
 from .losses import PairLoss, at_temperature, check_loss, default_temperature
 from .state import StatefulModule
 
+# The state of a new memory: a subclass may have more.
+FRESH = {
+    "bank": 0, "bank_labels": 0, "bank_ids": 0, "bank_steps": 0, "sums": 0, "head": 0, "count": 0, "scale": 1,
+    "shift": 0, "target_mean": 0, "target_std": 0, "variance": math.inf, "step": 0, "pairs": math.nan,
+    "drift_stats": math.nan,
+}  # fmt: skip
+
 
 class CrossBatchMemory(StatefulModule):
     """Ranks each batch against itself and against a memory of past batches.
@@ -203,8 +210,9 @@ class CrossBatchMemory(StatefulModule):
                 second time; or, in training mode, with forward-mode derivatives or under `torch.func`.
         """
         labels, ids = self._check(embeddings, labels, indices_tuple, enqueue_mask, ids)
-        if self.training or embeddings.requires_grad:
-            check_step(embeddings, self.step)
+        learns = embeddings.requires_grad or (self.temperature is not None and self.temperature.requires_grad)
+        if self.training or (learns and torch.is_grad_enabled()):
+            check_step(self.step, embeddings, labels, enqueue_mask, ids, self.temperature)
         with without_autocast(embeddings.device.type):
             z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
             # Either way another tensor: the embeddings could be rows of the memory that is about to be written.
@@ -364,7 +372,8 @@ class CrossBatchMemory(StatefulModule):
     @torch.no_grad()
     def reset_queue(self) -> None:
         """Empties the memory and forgets the drift and the warm-up: the state of a new module."""
-        _empty(self)
+        for name, value in FRESH.items():
+            getattr(self, name).fill_(value)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -386,9 +395,9 @@ class CrossBatchMemory(StatefulModule):
             raise RuntimeError("fill_from: the memory is on the meta device, which holds no values")
         filled = object.__new__(CrossBatchMemory)  # whatever has wrapped this one's class
         filled.__dict__.update(self.__dict__)
-        for name, tensor in self.named_state():
-            setattr(filled, name, torch.empty_like(tensor))
-        _empty(filled)
+        for name in FRESH:
+            setattr(filled, name, torch.empty_like(getattr(self, name)))
+        filled.reset_queue()
         filled.step.copy_(self.step)
         for batch in batches:
             if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
@@ -410,9 +419,9 @@ class CrossBatchMemory(StatefulModule):
             filled.target_mean.copy_(mean)
             filled.target_std.copy_(std)
             filled.variance.zero_()
-        for name, tensor in filled.named_state():
+        for name in FRESH:
             if name != "step":  # a generator may have trained meanwhile
-                getattr(self, name).copy_(tensor)
+                getattr(self, name).copy_(getattr(filled, name))
 
     def _check(
         self, embeddings: Any, labels: Any, indices_tuple: Any, enqueue_mask: Any, ids: Any = None
@@ -470,11 +479,6 @@ class CrossBatchMemory(StatefulModule):
 
 def _weighted(value: Tensor, weight: float) -> Tensor:
     return value if weight == 1 else weight * value  # an operation less where a small step is many of them
-
-
-def _empty(memory: CrossBatchMemory) -> None:
-    for name, tensor in memory.named_state():
-        tensor.fill_({"scale": 1.0, "variance": torch.inf, "pairs": torch.nan, "drift_stats": torch.nan}.get(name, 0))
 
 
 def _number_in(tensor: Tensor, default: float) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from . import checks
 
@@ -64,34 +65,30 @@ class StatefulModule(nn.Module):
         unexpected: list[str], errors: list[str],
     ) -> None:  # fmt: skip
         """Takes all of the state or, if the dictionary has nothing of it, none. If it has a part of it, or a tensor is
-        of another shape, would be rounded, or is impossible, that is an error and nothing at all is loaded.
+        of another shape, would be rounded, or is impossible, that is an error, and the state stays as it is.
 
         `assign=True` replaces the tensors by copies: what is written in place must not be shared with the dictionary.
         """
         assign = metadata.get("assign_to_params_buffers", False)
-        state = {name: state_dict[prefix + name] for name, _ in self.named_state(True) if prefix + name in state_dict}
-        faults = list(self._faults_of(state, assign)) if state else []
-        for name, own in (*self.named_parameters(recurse=False), *self.named_buffers(recurse=False)):
-            new = state_dict.get(prefix + name, own)
-            if isinstance(new, Tensor) and new.shape != own.shape:
-                faults.append(f"{name} must be {list(own.shape)}, got {list(new.shape)}")
-        if faults:
-            errors.extend(f"{prefix}{fault}; nothing was loaded" for fault in faults)
-            return
         foreign: list[str] = []
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, foreign, errors)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, foreign, errors)  # hooks go first
         unexpected.extend(key for key in foreign if key.removeprefix(prefix) not in self._persistent)
-        if state:
-            self._take(state, assign)
-        else:
+        state = {name: state_dict[prefix + name] for name, _ in self.named_state(True) if prefix + name in state_dict}
+        if not state:
             missing.extend(prefix + name for name, _ in self.named_state(persistent=True))
+            return
+        faults = [f"{prefix}{fault}; nothing of the state was loaded" for fault in self._faults_of(state, assign)]
+        errors.extend(faults)
+        if not faults:
+            self._take(state, assign)
 
     @torch.no_grad()
     def _take(self, state: Mapping[str, Tensor], assign: bool) -> None:
-        for name, own in self.named_state():
-            device = next(iter(state.values())).device if assign else own.device
-            mine = torch.empty_like(own, device=device) if assign else own
-            setattr(self, name, mine.copy_(state[name]) if name in state else mine.fill_(torch.nan))
+        with torch.inference_mode(False):  # else what is made here could not be written outside of it
+            for name, own in self.named_state():
+                device = next(iter(state.values())).device if assign else own.device
+                mine = torch.empty_like(own, device=device) if assign else own
+                setattr(self, name, mine.copy_(state[name]) if name in state else mine.fill_(torch.nan))
 
     def _faults_of(self, state: Mapping[str, Any], assign: bool) -> Iterator[str]:
         """What is wrong with tensors that are to become the state."""
@@ -102,13 +99,15 @@ class StatefulModule(nn.Module):
             return
         sound = True
         for name, new in state.items():
-            if not isinstance(new, Tensor):
+            if not checks.is_dense(new):
                 fault = f"must be a tensor, got {checks.kind(new)}"
             elif new.shape != own[name].shape:
                 place = f"{self._get_name()}({self.extra_repr()})"
                 fault = f"must be {list(own[name].shape)} for {place}, got {list(new.shape)}"
-            elif torch.promote_types(new.dtype, own[name].dtype) != own[name].dtype:
+            elif not _holds(own[name].dtype, new.dtype):
                 fault = f"is {new.dtype} and would be rounded to {own[name].dtype}"
+            elif new.is_meta and not assign:
+                fault = "is on the meta device, which holds no values"
             else:
                 continue
             sound = False
@@ -120,9 +119,16 @@ class StatefulModule(nn.Module):
             yield f"state must be on one device to be assigned, got {', '.join(devices)}"
         elif not assign and any(t.is_meta for _, t in self.named_state()):
             yield "state is on the meta device: load with assign=True, or call to_empty() first"
-        elif not any(new.is_meta for new in state.values()):
+        elif not any(new.is_meta or isinstance(new, FakeTensor) for new in state.values()):
             yield from self._impossible(state)
 
     def _impossible(self, state: Mapping[str, Tensor]) -> Iterator[str]:
-        """What a subclass says of values that no state of its own has. Not called for tensors on meta."""
+        """What a subclass says of values that no state of its own has. Not called for meta and fake tensors."""
         yield from ()
+
+
+def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
+    try:
+        return torch.promote_types(wide, narrow) == wide
+    except RuntimeError:  # nothing holds both
+        return False
