@@ -288,7 +288,7 @@ class CrossBatchMemory(StatefulModule):
             values.append(_weighted(own, self.batch_weight))
         if self.memory_weight != 0:
             # No rows are visible while warming up: decided on the device, so nothing waits. A compiler that recomputes
-            # the loss in backward recomputes what it depends on, and by `step` that includes check_not_in_backward.
+            # the loss in backward recomputes what it depends on, and by `step` that includes check_step.
             ranked = self.count
             if self.warmup_steps or torch.compiler.is_compiling():
                 ranked = torch.where(self.step < self.warmup_steps, 0, self.count)
