@@ -142,7 +142,7 @@ def test_versions_grow_of_what_is_written_and_of_nothing_else(op):
     assert {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write} == written
 
 
-@pytest.mark.parametrize("compute", ["forward mode", "torch.func", "of the temperature", "vmap over ids"])
+@pytest.mark.parametrize("compute", ["forward mode", "torch.func", "of the temperature", "vmap over ids", "vmap"])
 def test_what_has_no_derivative_leaves_the_memory_alone(compute):
     criterion = CrossBatchMemory(SupCon(nn.Parameter(torch.tensor(0.2))), D, M)
     criterion(torch.randn(B, D), labels())
@@ -157,9 +157,23 @@ def test_what_has_no_derivative_leaves_the_memory_alone(compute):
                 torch.func.grad(lambda x: criterion(x, y))(x)
             elif compute == "of the temperature":
                 torch.func.grad(lambda t: torch.func.functional_call(criterion, {"temperature": t}, (x, y)))(t)
-            else:
+            elif compute == "vmap over ids":
                 torch.func.vmap(lambda ids: criterion(x, y, ids=ids))(torch.arange(2 * B).view(2, B))
+            else:
+                torch.func.vmap(lambda s: criterion(x, y) * s)(torch.arange(3.0))
     torch.testing.assert_close(dict(criterion.named_state()), before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_evaluation_without_grad_may_be_transformed():
+    criterion = CrossBatchMemory(SupCon(nn.Parameter(torch.tensor(0.2))), D, M)
+    criterion(torch.randn(B, D), labels())
+    criterion.eval()
+    x = torch.randn(3, B, D)
+    with torch.no_grad():
+        values = torch.func.vmap(lambda x: criterion(x, labels()))(x)
+        torch.testing.assert_close(values, torch.stack([criterion(one, labels()) for one in x]))
+    with pytest.raises(RuntimeError, match=r"call it in eval\(\) and under no_grad"):
+        torch.func.vmap(lambda x: criterion(x, labels()))(x)
 
 
 def test_the_memory_may_be_filled_before_backward():

@@ -219,12 +219,19 @@ def number(value, dtype=torch.int64):
         ({"scale": torch.zeros(D, dtype=torch.float64)}, "scale must not be 0"),
         ({"sums": torch.full((2, D), torch.inf, dtype=torch.float64)}, "sums must be finite"),
         ({"bank": torch.full((M, D), torch.nan), "count": number(1)}, "bank must be finite"),
-        ({"head": number(3).to("meta")}, "head is on the meta device, which holds no values"),
+        ({"head": number(3).to("meta")}, "head holds no values: it is on the meta device, or fake"),
         (
             {"bank_steps": torch.zeros(M, dtype=torch.int64).to_sparse()},
             "bank_steps must be a tensor, got .*sparse_coo",
         ),
-        ({"bank_labels": torch.zeros(M, dtype=torch.uint64)}, r"bank_labels is torch\.uint64 and would be rounded to torch\.int64"),
+        (
+            {"bank": torch.zeros(M, D, dtype=torch.int64)},
+            r"bank is torch\.int64 and would be rounded to torch\.float32",
+        ),
+        (
+            {"bank_labels": torch.zeros(M, dtype=torch.uint64)},
+            r"bank_labels is torch\.uint64 and would be rounded to torch\.int64",
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -285,19 +292,57 @@ def test_hooks_see_the_state_first():
     )
 
 
-def test_a_state_that_is_assigned_where_nothing_is_tracked_can_be_written():
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("made_there", [False, True])
+def test_loading_where_nothing_is_tracked(assign, made_there):
+    """A memory that is made or loaded under inference_mode; what is not made there can be written outside."""
     saved = train(CrossBatchMemory(Contrastive(), D, M)).state_dict()
     criterion = CrossBatchMemory(Contrastive(), D, M)
     with torch.inference_mode():
-        criterion.load_state_dict(saved, assign=True)
-    train(criterion)
+        if made_there:
+            criterion = CrossBatchMemory(Contrastive(), D, M)
+        criterion.load_state_dict(saved, assign=assign)
+    assert_state(criterion, saved)
+    if assign or not made_there:
+        train(criterion)
 
 
-def test_a_fake_state_is_loaded():
-    """To plan memory without having it; no value can be looked at."""
-    with torch._subclasses.FakeTensorMode():
-        saved = CrossBatchMemory(Contrastive(), D, M).state_dict()
-        CrossBatchMemory(Contrastive(), D, M).load_state_dict(saved)
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_that_wants_a_gradient_gets_none(assign):
+    saved = train(CrossBatchMemory(Contrastive(), D, M)).state_dict()
+    wanting = {k: nn.Parameter(v.clone()) if v.is_floating_point() else v for k, v in saved.items()}
+    criterion = CrossBatchMemory(Contrastive(), D, M)
+    criterion.load_state_dict(wanting, assign=assign)
+    assert not any(tensor.requires_grad for _, tensor in criterion.named_state())
+    copy.deepcopy(train(criterion))
+
+
+def test_fake_states():
+    """To plan memory without having it: no value can be looked at."""
+    real = train(CrossBatchMemory(Contrastive(), D, M))
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        fake = CrossBatchMemory(Contrastive(), D, M)
+        fake.load_state_dict(CrossBatchMemory(Contrastive(), D, M).state_dict())
+        fake.load_state_dict(real.state_dict())
+    before = state_of(real)
+    with pytest.raises(RuntimeError, match="bank holds no values"):
+        real.load_state_dict(fake.state_dict())
+    assert_state(real, before)
+
+
+@pytest.mark.parametrize("drift", ["none", "axbn"])
+@pytest.mark.parametrize("rows", [1, B])
+def test_compiled_emptying_and_filling(drift, rows):
+    torch._dynamo.reset()
+    criterion = train(CrossBatchMemory(Contrastive(), D, M, drift=drift))
+    plain, batch = copy.deepcopy(criterion), [(torch.randn(rows, D), torch.arange(rows))]
+    for of in (criterion, plain):
+        fill = torch.compile(of.fill_from, backend="aot_eager") if of is criterion else of.fill_from
+        fill(batch)
+    torch.testing.assert_close(dict(criterion.named_state()), dict(plain.named_state()), equal_nan=True)
+    torch.compile(criterion.reset_queue, backend="aot_eager", fullgraph=True)()
+    new = dict(CrossBatchMemory(Contrastive(), D, M, drift=drift).named_state())
+    torch.testing.assert_close(dict(criterion.named_state()), new, equal_nan=True)
 
 
 def test_emptying_and_filling_are_of_the_memory_alone():

@@ -64,11 +64,14 @@ def check_step(step: Tensor, *given: Tensor | None) -> None:
         torch.ops.xbn_ext._check_not_in_backward(step)  # when the compiled code runs
         return
     _check_not_in_backward(step)
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "a CrossBatchMemory cannot be transformed by torch.func where it writes its memory or something learns: "
+            "call it in eval() and under no_grad()"
+        )
     for t in given:
         if t is not None:
             needs_grad(t)
-            if torch._C._functorch.is_functorch_wrapped_tensor(t):
-                raise RuntimeError("a CrossBatchMemory cannot be transformed by torch.func: it has a memory to write")
 
 
 def _check_not_in_backward(step: Tensor) -> None:

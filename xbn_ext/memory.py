@@ -207,7 +207,7 @@ class CrossBatchMemory(StatefulModule):
         Raises:
             TypeError, ValueError: an argument is not as above, naming it.
             RuntimeError: called while a backward pass runs, as activation checkpointing does to compute the loss a
-                second time; or, in training mode, with forward-mode derivatives or under `torch.func`.
+                second time; or with forward-mode derivatives or under `torch.func`, except in evaluation without grad.
         """
         labels, ids = self._check(embeddings, labels, indices_tuple, enqueue_mask, ids)
         learns = embeddings.requires_grad or (self.temperature is not None and self.temperature.requires_grad)
@@ -373,7 +373,7 @@ class CrossBatchMemory(StatefulModule):
     def reset_queue(self) -> None:
         """Empties the memory and forgets the drift and the warm-up: the state of a new module."""
         for name, value in FRESH.items():
-            getattr(self, name).fill_(value)
+            _flat(getattr(self, name)).fill_(value)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -418,10 +418,10 @@ class CrossBatchMemory(StatefulModule):
             mean, std, _ = ops.moments(filled.embedding_memory)
             filled.target_mean.copy_(mean)
             filled.target_std.copy_(std)
-            filled.variance.zero_()
+            _flat(filled.variance).zero_()
         for name in FRESH:
             if name != "step":  # a generator may have trained meanwhile
-                getattr(self, name).copy_(getattr(filled, name))
+                _flat(getattr(self, name)).copy_(_flat(getattr(filled, name)))
 
     def _check(
         self, embeddings: Any, labels: Any, indices_tuple: Any, enqueue_mask: Any, ids: Any = None
@@ -479,6 +479,11 @@ class CrossBatchMemory(StatefulModule):
 
 def _weighted(value: Tensor, weight: float) -> Tensor:
     return value if weight == 1 else weight * value  # an operation less where a small step is many of them
+
+
+def _flat(t: Tensor) -> Tensor:
+    """A view to write through: compiled (torch 2.13, CPU), what is written to a float64 scalar as such is lost."""
+    return t.view(-1)
 
 
 def _number_in(tensor: Tensor, default: float) -> float:

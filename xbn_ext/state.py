@@ -84,11 +84,15 @@ class StatefulModule(nn.Module):
 
     @torch.no_grad()
     def _take(self, state: Mapping[str, Tensor], assign: bool) -> None:
-        with torch.inference_mode(False):  # else what is made here could not be written outside of it
-            for name, own in self.named_state():
-                device = next(iter(state.values())).device if assign else own.device
-                mine = torch.empty_like(own, device=device) if assign else own
-                setattr(self, name, mine.copy_(state[name]) if name in state else mine.fill_(torch.nan))
+        for name, own in self.named_state():
+            if assign:
+                with torch.inference_mode(False):  # else it could not be written outside of that mode
+                    own = torch.empty_like(own, device=next(iter(state.values())).device)
+                setattr(self, name, own)
+            if name in state:
+                own.copy_(state[name])
+            else:
+                own.fill_(torch.nan)
 
     def _faults_of(self, state: Mapping[str, Any], assign: bool) -> Iterator[str]:
         """What is wrong with tensors that are to become the state."""
@@ -106,8 +110,8 @@ class StatefulModule(nn.Module):
                 fault = f"must be {list(own[name].shape)} for {place}, got {list(new.shape)}"
             elif not _holds(own[name].dtype, new.dtype):
                 fault = f"is {new.dtype} and would be rounded to {own[name].dtype}"
-            elif new.is_meta and not assign:
-                fault = "is on the meta device, which holds no values"
+            elif _is_empty(new) and not (assign or _is_empty(own[name])):
+                fault = "holds no values: it is on the meta device, or fake"
             else:
                 continue
             sound = False
@@ -119,7 +123,7 @@ class StatefulModule(nn.Module):
             yield f"state must be on one device to be assigned, got {', '.join(devices)}"
         elif not assign and any(t.is_meta for _, t in self.named_state()):
             yield "state is on the meta device: load with assign=True, or call to_empty() first"
-        elif not any(new.is_meta or isinstance(new, FakeTensor) for new in state.values()):
+        elif not any(map(_is_empty, (*state.values(), *own.values()))):
             yield from self._impossible(state)
 
     def _impossible(self, state: Mapping[str, Tensor]) -> Iterator[str]:
@@ -127,8 +131,13 @@ class StatefulModule(nn.Module):
         yield from ()
 
 
+def _is_empty(t: Tensor) -> bool:
+    """A shape without values: on the meta device, or a fake tensor of another one."""
+    return t.is_meta or isinstance(t, FakeTensor)
+
+
 def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
     try:
-        return torch.promote_types(wide, narrow) == wide
+        return wide.is_floating_point == narrow.is_floating_point and torch.promote_types(wide, narrow) == wide
     except RuntimeError:  # nothing holds both
         return False
