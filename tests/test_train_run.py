@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import shutil
 import signal
 import subprocess
@@ -525,6 +526,31 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_note(
 
 def test_resume_without_a_run_starts_one(shapes: str, tmp_path: Path, tiny: None) -> None:
     assert run.run(settings(shapes, tmp_path / "new", resume=True))["steps"] == 12
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """Files end after 100 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "content"),
+    [
+        ("checkpoint.pt", checkpoint.save, {"model": torch.zeros(200_000)}),
+        ("metrics.json", checkpoint.write_json, {"history": "." * 200_000}),
+    ],
+)
+def test_what_cannot_be_written_is_named_and_leaves_the_old_file_whole(
+    name: str, write: Callable[..., None], content: dict[str, Any], full_disk: None, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(b"old")
+    with pytest.raises(ConfigError, match=rf"writing {tmp_path / name} failed \(File too large\): make sure .* room"):
+        write(tmp_path / name, content)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"old")]
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pt", "metrics.json"])

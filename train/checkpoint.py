@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -66,10 +68,17 @@ def prepare(folder: Path) -> None:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint under another name, then rename it: the old one stays whole until the new one is."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    """Write a checkpoint: the old one stays whole until the new one is.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # an error of such a file says why; torch's own writer does not
+            torch.save(state, file)
+
+    _write_whole(path, path.with_suffix(".tmp"), write)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -92,13 +101,46 @@ def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """Whole or not at all.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    text = json.dumps(content, indent=1) + "\n"
     temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")  # several processes may write one file
+    _write_whole(path, temporary, lambda temporary: temporary.write_text(text))
+
+
+def _write_whole(path: Path, temporary: Path, write: Callable[[Path], object]) -> None:
+    """Write under another name, then rename; whatever fails, ``path`` stays as it was and nothing partial is left."""
+    with writing(path):
+        try:
+            write(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """While open, what ``path`` is written in.
+
+    Raises:
+        ConfigError: the system did not let it be written; names ``path`` and says why.
+    """
     try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except (OSError, RuntimeError) as error:
+        chain: list[BaseException] = [error]
+        while chain[-1].__context__:  # torch.save raises an error of its own while it handles the system's
+            chain.append(chain[-1].__context__)
+        reason = next((each for each in chain if isinstance(each, OSError)), None)
+        if reason is None:
+            raise
+        raise ConfigError(
+            f"writing {path} failed ({reason.strerror or reason}): make sure that there is room and that it may be "
+            "written, or choose another --out"
+        ) from error
 
 
 def read_json(path: Path, otherwise: str = "--overwrite starts anew") -> dict[str, Any]:
