@@ -389,6 +389,21 @@ def test_a_study_does_not_go_on_with_other_data(
     assert "runs of an earlier version, which did not store what data it had" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("[]", "it is no dictionary but of type list"),
+        ("{}", "config is missing"),
+        ('{"config": {}, "scores": 1}', "scores is of type int"),
+    ],
+)
+def test_a_damaged_result_is_named(content: str, why: str, tmp_path: Path) -> None:
+    run, workshop = small_plan().map()[0], work.Workshop(tmp_path, 1, 1, "cpu")
+    workshop.path(run).write_text(content)
+    with pytest.raises(ConfigError, match=rf"cannot read {workshop.path(run).name} \({why}\); delete it"):
+        work.read(workshop, run)
+
+
 def killed(workshop: work.Workshop, run: plan.Run) -> None:
     """Stands for a run that takes more memory than there is."""
     (workshop.folder / run.name).mkdir()

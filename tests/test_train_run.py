@@ -71,6 +71,10 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tiny(no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes resnet18 tiny, without pictures."""
+    make_tiny(monkeypatch)
+
+
+def make_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "train.model._torchvision",
         lambda config: (TinyBackbone(), 12, run.model.Normalisation((0.0,) * 3, (255.0,) * 3), (False, "tiny")),
@@ -553,11 +557,77 @@ def test_what_cannot_be_written_is_named_and_leaves_the_old_file_whole(
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"old")]
 
 
-@pytest.mark.parametrize("name", ["checkpoint.pt", "metrics.json"])
-def test_a_damaged_file_of_a_run_is_named(name: str, shapes: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(b"{ no")
-    with pytest.raises(ConfigError, match=rf"--out .*: cannot read {name} .* --overwrite starts anew"):
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("checkpoint.pt", "{ no", "File is not a zip file"),
+        ("checkpoint.pt", "", "File is not a zip file"),
+        ("metrics.json", "{ no", "Expecting property name .*"),
+        ("metrics.json", "[]", "it is no dictionary but of type list"),
+        ("metrics.json", "null", "it is no dictionary but of type NoneType"),
+        ("metrics.json", "{}", "config is missing"),
+        ("metrics.json", '{"config": null}', "config is of type NoneType"),
+        ("metrics.json", json.dumps({"config": Config().settings()}), "there is no 'before' in it"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(name: str, content: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=rf"--out {tmp_path}: cannot read {name} \({why}\); --overwrite starts"):
+        run.run(Config(out=tmp_path, resume=True))
+
+
+@pytest.fixture(scope="module")
+def unfinished(shapes: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a run that was stopped."""
+    out = tmp_path_factory.mktemp("unfinished")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(loop.Interrupted):
+        make_tiny(patch)
+        run.run(settings(shapes, out), asked_to_stop=after(1))
+    return out / "checkpoint.pt"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda state: [state], "it is no dictionary but of type list"),
+        (lambda state: state.pop("criterion") and state, "criterion is missing"),
+        (lambda state: state | {"history": {}}, "loss is missing"),
+        (lambda state: state | {"data": {"summary": "x"}}, "class names is missing"),
+        (lambda state: state["criterion"]["head"].fill_(999) and state, "Error.* for CrossBatchMemory: head .*"),
+        (lambda state: state["criterion"].pop("bank_steps").sum() >= 0 and state, "Error.* bank_steps: missing .*"),
+        (lambda state: state | {"drift": {}}, "there is no 'probes' in it"),
+        (lambda state: state | {"rng": torch.zeros(1)}, ".*"),
+    ],
+)
+def test_a_checkpoint_that_is_not_one_of_a_run_is_refused(
+    change: Callable[[Any], Any], why: str, unfinished: Path, shapes: str, tmp_path: Path, tiny: None
+) -> None:
+    checkpoint.save(tmp_path / "checkpoint.pt", change(checkpoint.load(unfinished)))
+    with pytest.raises(
+        ConfigError, match=rf"--out {tmp_path}: cannot read checkpoint.pt \({why}\); --overwrite starts"
+    ):
         run.run(settings(shapes, tmp_path, resume=True))
+
+
+def test_one_bit_of_a_checkpoint_that_is_wrong_is_noticed(unfinished: Path, shapes: str, tmp_path: Path) -> None:
+    content = bytearray(unfinished.read_bytes())
+    where = content.index(checkpoint.load(unfinished)["model"]["head.weight"].numpy().tobytes())
+    content[where] ^= 1
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(
+        ConfigError, match=r"cannot read checkpoint.pt \(damaged: the checksum of .* --overwrite starts"
+    ):
+        run.run(settings(shapes, tmp_path, resume=True))
+
+
+@pytest.mark.parametrize("changes", [{}, {"resume": True}, {"overwrite": True}])
+def test_what_no_run_makes_is_not_removed(changes: dict[str, bool], tmp_path: Path) -> None:
+    for name, kind in (("checkpoint.pt", "a folder"), ("metrics.json", "a folder"), ("tensorboard", "a file")):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).mkdir() if kind == "a folder" else (out / name).touch()
+        with pytest.raises(ConfigError, match=rf"--out {out}: {name} in it is {kind}, which no run makes: move it"):
+            run.run(Config(out=out, **changes))
 
 
 def test_a_loss_that_is_not_finite_changes_nothing_and_ends_the_run_after_a_while(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -20,6 +21,16 @@ from .data.fingerprint import Fingerprint, differences
 METRICS, CHECKPOINT, EVENTS = "metrics.json", "checkpoint.pt", "tensorboard"
 CURVES, NEIGHBOURS = "curves.png", "neighbours.png"
 
+Kinds = dict[str, Any]
+"""What a dictionary must hold: by key a type, several, or the kinds of a dictionary in it."""
+FINGERPRINT: Kinds = dict.fromkeys(("summary", "class names", "labels", "image names", "images"), str)
+STATE: Kinds = {
+    "config": dict, "step": int, "seconds": (int, float), "recent_losses": list, "before": dict, "rng": torch.Tensor,
+    "history": dict.fromkeys(("loss", "evaluation", "drift", "memory"), list),
+    **dict.fromkeys(("model", "criterion", "optimizer", "scaler", "drift"), dict),
+}  # fmt: skip
+OVERWRITE = "--overwrite starts from the beginning"
+
 
 class Found(Enum):
     """What a run finds in its folder."""
@@ -33,11 +44,15 @@ def look(config: Config) -> Found:
     """What there is in ``config.folder``; raises ConfigError if it must not be touched. Writes nothing."""
     folder = config.folder
     check_place(config, folder)
+    for name in (METRICS, CHECKPOINT, CURVES, NEIGHBOURS, EVENTS):
+        if (folder / name).exists() and (folder / name).is_dir() != (name == EVENTS):
+            kind = "a file" if name == EVENTS else "a folder"
+            raise ConfigError(f"--out {folder}: {name} in it is {kind}, which no run makes: move it, or choose another")
     if config.overwrite:
         return Found.NOTHING
     finished, started = folder / METRICS, folder / CHECKPOINT
     if finished.exists():
-        require_same(config, folder, read_json(finished).get("config", {}), "a finished run")
+        require_same(config, folder, read_metrics(folder)["config"], "a finished run")
         return Found.FINISHED
     if started.exists():
         require_same(config, folder, load(started)["config"], "an unfinished run")
@@ -48,7 +63,7 @@ def look(config: Config) -> Found:
 
 
 def check_place(config: Config, folder: Path) -> None:
-    """Raise ConfigError if ``folder`` is none, or if pictures in it would be images of the data; writes nothing."""
+    """Raise ConfigError if results cannot be in ``folder``, or would be images of the data; writes nothing."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {folder}: exists and is not a folder")
     kind, _, place = config.data.partition(":")
@@ -81,18 +96,21 @@ def save(path: Path, state: dict[str, Any]) -> None:
     _write_whole(path, path.with_suffix(".tmp"), write)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, on the CPU."""
-    try:
+def load(path: Path, otherwise: str = OVERWRITE) -> dict[str, Any]:
+    """Read a checkpoint, on the CPU; raises ConfigError as ``reading`` does."""
+    with reading(path, otherwise):
+        with zipfile.ZipFile(path) as stored:  # torch.load does not look at checksums
+            damaged = stored.testzip()
+        if damaged is not None:
+            raise ValueError(f"damaged: the checksum of {damaged} is wrong")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        _require_kinds(state, STATE | ({"data": FINGERPRINT} if "data" in state else {}))
         return state
-    except Exception as error:
-        raise _unreadable(path, error) from error
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """The metrics of a finished run."""
-    return read_json(folder / METRICS)
+    """The metrics of a finished run; raises ConfigError as ``reading`` does."""
+    return read_json(folder / METRICS, {"config": dict})
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
@@ -143,18 +161,42 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_json(path: Path, otherwise: str = "--overwrite starts anew") -> dict[str, Any]:
-    """The content of a file; raises ConfigError if it is damaged, and ``otherwise`` says what to do."""
-    try:
+def read_json(path: Path, kinds: Kinds, otherwise: str = OVERWRITE) -> dict[str, Any]:
+    """The content of a file, in which there must be entries of these kinds; raises ConfigError as ``reading`` does."""
+    with reading(path, otherwise):
         content: dict[str, Any] = json.loads(path.read_text())
+        _require_kinds(content, kinds)
         return content
-    except ValueError as error:
-        raise _unreadable(path, error, otherwise) from error
 
 
-def _unreadable(path: Path, error: Exception, otherwise: str = "--overwrite starts anew") -> ConfigError:
-    why = str(error).splitlines()[0].split(". ")[0]
-    return ConfigError(f"--out {path.parent}: cannot read {path.name} ({why}); {otherwise}")
+@contextmanager
+def reading(path: Path, otherwise: str = OVERWRITE) -> Iterator[None]:
+    """While open, a file that a run has left is read, and what it holds is taken over.
+
+    Raises:
+        ConfigError: that failed, in whatever way; names ``path``, and ``otherwise`` says what to do.
+    """
+    try:
+        yield
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+        why = " ".join(lines[: 2 if lines[0].endswith(":") else 1]).split(". ")[0]
+        if isinstance(error, KeyError):
+            why = f"there is no {why} in it"
+        raise ConfigError(f"--out {path.parent}: cannot read {path.name} ({why}); {otherwise}") from error
+
+
+def _require_kinds(content: object, kinds: Kinds, name: str = "it") -> None:
+    """Raise ValueError unless this is a dictionary with entries of these kinds; it may have others."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} is no dictionary but of type {type(content).__name__}")
+    for key, kind in kinds.items():
+        if key not in content:
+            raise ValueError(f"{key} is missing")
+        if isinstance(kind, dict):
+            _require_kinds(content[key], kind, key)
+        elif not isinstance(content[key], kind):
+            raise ValueError(f"{key} is of type {type(content[key]).__name__}")
 
 
 def require_same(

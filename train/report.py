@@ -61,18 +61,23 @@ def write(trainer: Trainer, embeddings: Tensor, note: str) -> None:
 
 
 def show(folder: Path) -> dict[str, Any]:
-    """Print a finished run's scores before and after training, and where its pictures are; return its metrics."""
+    """Print a finished run's scores before and after training, and where its pictures are; return its metrics.
+
+    Raises:
+        ConfigError: its metrics.json does not hold them.
+    """
     metrics = checkpoint.read_metrics(folder)
-    rows = {
-        "frozen backbone": metrics["before"],
-        "untrained head": metrics["untrained_head"],
-        f"trained, {metrics['method']}": metrics,
-    }
-    names = list(metrics["before"])
-    print(f"\n{'test classes, %':24}" + "".join(f"{name:>12}" for name in names))
-    for row, scores in rows.items():
-        print(f"{row:24}" + "".join(f"{scores[name]:12.1f}" for name in names))
-    print(f"{metrics['steps']} steps in {metrics['seconds']:.0f} s on {metrics['machine']['device']}")
+    with checkpoint.reading(folder / checkpoint.METRICS):
+        rows = {
+            "frozen backbone": metrics["before"],
+            "untrained head": metrics["untrained_head"],
+            f"trained, {metrics['method']}": metrics,
+        }
+        names = list(metrics["before"])
+        lines = [f"\n{'test classes, %':24}" + "".join(f"{name:>12}" for name in names)]
+        lines += [f"{row:24}" + "".join(f"{scores[name]:12.1f}" for name in names) for row, scores in rows.items()]
+        lines += [f"{metrics['steps']} steps in {metrics['seconds']:.0f} s on {metrics['machine']['device']}"]
+    print(*lines, sep="\n")
     print(*(folder / name for name in (checkpoint.CURVES, checkpoint.NEIGHBOURS, checkpoint.METRICS)), sep="\n")
     return metrics
 

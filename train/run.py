@@ -44,12 +44,14 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None) -> dict
     network, note = model.build(config)
     dataset = _load(config)
     now = dataset.fingerprint
-    state = checkpoint.load(config.folder / checkpoint.CHECKPOINT) if found is Found.CHECKPOINT else None
+    stored = config.folder / checkpoint.CHECKPOINT
+    state = checkpoint.load(stored) if found is Found.CHECKPOINT else None
     if state is not None:
         checkpoint.require_same_data(config.data, config.folder, state.get("data"), now, "an unfinished run")
     trainer = make_trainer(config, network, dataset, device)
     if state is not None:
-        trainer.load_state_dict(state)
+        with checkpoint.reading(stored):
+            trainer.load_state_dict(state)
         print(f"continuing {config.folder} at step {trainer.step}")
     else:
         checkpoint.prepare(config.folder)

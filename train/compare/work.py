@@ -34,6 +34,9 @@ from .plan import VALIDATION, Run
 Result = dict[str, Any]
 """``scores`` (None: training broke down), ``failure``, ``drift`` and ``memory`` over time, ``seconds``, ``config``."""
 
+RESULT: checkpoint.Kinds = {
+    "config": dict, "scores": (dict, type(None)), "failure": (str, type(None)), "drift": list, "seconds": (int, float),
+}  # fmt: skip
 DELETE = "delete it"
 NAMED = 8
 """Runs that a message names."""
@@ -68,12 +71,12 @@ def read(workshop: Workshop, run: Run) -> Result | None:
     """The result of a run, None if there is none.
 
     Raises:
-        ConfigError: there is one of a run with other settings.
+        ConfigError: there is one of a run with other settings, or what there is cannot be read.
     """
     path = workshop.path(run)
     if not path.exists():
         return None
-    result = checkpoint.read_json(path, DELETE)
+    result = checkpoint.read_json(path, RESULT, DELETE)
     checkpoint.require_same(run.config, path, result["config"], "a run", DELETE)
     return result
 
@@ -175,9 +178,10 @@ def _do(workshop: Workshop, run: Run) -> Result | None:
     trainer = make_trainer(config, network, dataset, torch.device(workshop.device), inputs)
     stored = folder / checkpoint.CHECKPOINT
     if stored.exists():
-        state = checkpoint.load(stored)
+        state = checkpoint.load(stored, DELETE)
         checkpoint.require_same(config, stored, state["config"], "an unfinished run", DELETE)
-        trainer.load_state_dict(state)
+        with checkpoint.reading(stored, DELETE):
+            trainer.load_state_dict(state)
     failure = None
     try:
         trainer.run(_stop.is_set, quiet=True)
@@ -221,7 +225,7 @@ def _load(part: str, config: Config, network: model.Embedder, workshop: Workshop
 def _require_same_data(spec: str, workshop: Workshop, found: Dataset) -> None:
     """The first run says which data a study is on."""
     now = found.fingerprint
-    stored = checkpoint.read_json(workshop.data, DELETE) if workshop.data.exists() else None
+    stored = checkpoint.read_json(workshop.data, checkpoint.FINGERPRINT, DELETE) if workshop.data.exists() else None
     if stored is None:
         checkpoint.write_json(workshop.data, now)
         if not any(workshop.folder.glob("*.json")):
