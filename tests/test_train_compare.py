@@ -204,6 +204,8 @@ def test_names_tell_runs_apart() -> None:
         ("--bath-size 4", "unrecognized arguments: --bath-size 4"),
         ("--seed 3", "argument --seed: a study has its own"),
         ("--data folder:runs --out runs/x", "--out runs/x lies in --data folder:runs"),
+        (f"--out {__file__}/x", "test_train_compare.py exists and is not a folder"),
+        (f"--out {300 * 'x'}", "a name has at most 255 bytes here"),
         ("--overwrite", "argument --overwrite: a study has its own; delete its --out to start anew"),
     ],
 )

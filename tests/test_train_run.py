@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import shutil
 import signal
@@ -202,17 +203,48 @@ def test_parameters_of_losses_say_in_help_which_losses_have_them(capsys: pytest.
         ("--device tpu7", "--device tpu7: "),
         ("--device cuda:99", "--device cuda:99: "),
         ("--out {file}", "exists and is not a folder"),
+        ("--out {file}/out/x", "file exists and is not a folder"),
+        ("--out {link}", "link is a link that leads to nothing"),
+        ("--out {link}/out", "link is a link that leads to nothing"),
+        (f"--out {{new}}/{300 * 'x'}", "a name has at most 255 bytes here"),
+        (f"--out {{new}}/{130 * 'ü'}", "a name has at most 255 bytes here"),
     ],
 )
 def test_errors_come_before_any_work(
     arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "file").touch()
+    places = {name: tmp_path / name for name in ("file", "link", "new")}
+    places["file"].touch()
+    places["link"].symlink_to("nothing")
     out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
-    assert run.main([*arguments.format(file=tmp_path / "file").split(), "--image-size", "32", *out]) == 2
+    assert run.main([*arguments.format(**places).split(), "--image-size", "32", *out]) == 2
     error = capsys.readouterr().err
     assert error.startswith("python -m train: error: ") and message in error
-    assert not (tmp_path / "out").exists(), "nothing was written"
+    assert set(tmp_path.iterdir()) == {places["file"], places["link"]}, "nothing was written"
+
+
+def test_a_folder_that_is_read_only_is_named_before_any_work(
+    shapes: str, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(shapes, tmp_path / "finished", steps=1)
+    run.run(config)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path and mode == os.R_OK)  # root may all
+    run.run(config)  # which only shows it
+    monkeypatch.setattr(run, "_load", lambda config: pytest.fail("data were read"))
+    for out in (tmp_path / "new" / "out", tmp_path):
+        with pytest.raises(ConfigError, match=rf"--out {out}: {tmp_path} may not be written to; choose another"):
+            run.run(replace(config, out=out))
+
+
+def test_a_folder_that_cannot_be_made_is_named(
+    shapes: str, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mkdir(path: Path, **_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(ConfigError, match=rf"writing {tmp_path / 'out'} failed \(Operation not permitted\)"):
+        run.run(settings(shapes, tmp_path / "out"))
 
 
 def test_results_are_not_written_among_the_images(shapes: str, tmp_path: Path, tiny: None) -> None:

@@ -48,24 +48,31 @@ def look(config: Config) -> Found:
         if (folder / name).exists() and (folder / name).is_dir() != (name == EVENTS):
             kind = "a file" if name == EVENTS else "a folder"
             raise ConfigError(f"--out {folder}: {name} in it is {kind}, which no run makes: move it, or choose another")
-    if config.overwrite:
-        return Found.NOTHING
     finished, started = folder / METRICS, folder / CHECKPOINT
-    if finished.exists():
+    if finished.exists() and not config.overwrite:
         require_same(config, folder, read_metrics(folder)["config"], "a finished run")
         return Found.FINISHED
-    if started.exists():
-        require_same(config, folder, load(started)["config"], "an unfinished run")
-        if not config.resume:
-            raise ConfigError(f"--out {folder} holds an unfinished run: continue it with --resume, or --overwrite it")
-        return Found.CHECKPOINT
-    return Found.NOTHING
+    require_writable(folder)
+    if config.overwrite or not started.exists():
+        return Found.NOTHING
+    require_same(config, folder, load(started)["config"], "an unfinished run")
+    if not config.resume:
+        raise ConfigError(f"--out {folder} holds an unfinished run: continue it with --resume, or --overwrite it")
+    return Found.CHECKPOINT
 
 
 def check_place(config: Config, folder: Path) -> None:
-    """Raise ConfigError if results cannot be in ``folder``, or would be images of the data; writes nothing."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out {folder}: exists and is not a folder")
+    """Raise ConfigError if ``folder`` cannot be a folder, or if pictures in it would be images of the data.
+
+    Writes nothing.
+    """
+    there, missing = _nearest(folder)
+    if not os.path.isdir(there):
+        kind = "is a link that leads to nothing" if not os.path.exists(there) else "exists and is not a folder"
+        raise ConfigError(f"--out {folder}: {there} {kind}; choose another")
+    longest = os.pathconf(there, "PC_NAME_MAX")
+    if any(len(os.fsencode(name)) > longest for name in missing):
+        raise ConfigError(f"--out {folder}: a name has at most {longest} bytes here; choose a shorter one")
     kind, _, place = config.data.partition(":")
     if kind == "folder" and tree.would_read(Path(place).expanduser(), folder):
         raise ConfigError(
@@ -73,13 +80,34 @@ def check_place(config: Config, folder: Path) -> None:
         )
 
 
+def require_writable(folder: Path) -> None:
+    """Raise ConfigError if ``folder``, or where it is to be made, is known to be read-only; writes nothing."""
+    there, _ = _nearest(folder)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out {folder}: {there} may not be written to; choose another, or change its permissions")
+
+
+def _nearest(folder: Path) -> tuple[Path, list[str]]:
+    """What there is of ``folder`` and the folders that it is in, and the names of those that are to be made."""
+    there, missing = folder.absolute(), []
+    while not os.path.lexists(there):
+        missing.append(there.name)
+        there = there.parent
+    return there, missing
+
+
 def prepare(folder: Path) -> None:
-    """Make the folder and remove what an earlier run left in it, and nothing else."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (METRICS, CHECKPOINT, CURVES, NEIGHBOURS):
-        (folder / name).unlink(missing_ok=True)
-    for events in folder.glob(f"{EVENTS}/events.out.tfevents.*"):
-        events.unlink()
+    """Make the folder and remove what an earlier run left in it, and nothing else.
+
+    Raises:
+        ConfigError: the system does not allow it.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (METRICS, CHECKPOINT, CURVES, NEIGHBOURS):
+            (folder / name).unlink(missing_ok=True)
+        for events in folder.glob(f"{EVENTS}/events.out.tfevents.*"):
+            events.unlink()
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

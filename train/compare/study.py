@@ -22,6 +22,8 @@ from .work import WorkerLost, Workers, Workshop
 DESCRIPTION = """Train with each method under one budget, and say what it does, with error bars. Arguments that are not
 listed here are those of python -m train, and hold for every run. Stopped, or killed, the same command goes on."""
 RECIPE = "emoji-small"
+RUNS = "runs"
+"""The folder of the runs, in --out."""
 OWN = {"--method", "--seed", "--resume", "--overwrite"}
 """Arguments of python -m train that say what a study decides itself."""
 
@@ -96,11 +98,13 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     )  # fmt: skip
     try:
         plan.check()
-        checkpoint.check_place(base, given.out)
+        for folder in (given.out, given.out / RUNS):
+            checkpoint.check_place(base, folder)
+            checkpoint.require_writable(folder)
     except ConfigError as error:
         parser.error(str(error))
     threads = base.threads or max(1, cores() // given.jobs)
-    return given.out, plan, Workshop(given.out / "runs", given.jobs, threads, str(run.device_of(base)))
+    return given.out, plan, Workshop(given.out / RUNS, given.jobs, threads, str(run.device_of(base)))
 
 
 def _positive(text: str) -> int:
