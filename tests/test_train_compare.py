@@ -406,6 +406,12 @@ def test_a_damaged_result_is_named(content: str, why: str, tmp_path: Path) -> No
         work.read(workshop, run)
 
 
+def test_a_report_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "PICTURES", {"map": lambda path, _: (path / "x").write_bytes(b"")})
+    with pytest.raises(ConfigError, match=rf"writing {tmp_path} failed \(No such file or directory\)"):
+        report.write(tmp_path, None)  # type: ignore[arg-type]
+
+
 def killed(workshop: work.Workshop, run: plan.Run) -> None:
     """Stands for a run that takes more memory than there is."""
     (workshop.folder / run.name).mkdir()

@@ -652,6 +652,21 @@ def test_one_bit_of_a_checkpoint_that_is_wrong_is_noticed(unfinished: Path, shap
         run.run(settings(shapes, tmp_path, resume=True))
 
 
+@pytest.mark.parametrize("name", ["curves.png", "tensorboard"])
+def test_a_picture_or_a_log_that_cannot_be_written_is_named(
+    name: str, shapes: str, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(
+        *{"curves.png": (report.pictures, "curves"), "tensorboard": (loop, "SummaryWriter")}[name], fail
+    )
+    with pytest.raises(ConfigError, match=rf"writing {tmp_path}.* failed \(No space left on device\)"):
+        run.run(settings(shapes, tmp_path, steps=1))
+    assert not (tmp_path / "metrics.json").exists()
+
+
 @pytest.mark.parametrize("changes", [{}, {"resume": True}, {"overwrite": True}])
 def test_what_no_run_makes_is_not_removed(changes: dict[str, bool], tmp_path: Path) -> None:
     for name, kind in (("checkpoint.pt", "a folder"), ("metrics.json", "a folder"), ("tensorboard", "a file")):

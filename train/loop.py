@@ -168,13 +168,15 @@ class Trainer:
             quiet: no bar, no events, and scores at the end only; checkpoints as ever.
 
         Raises:
+            ConfigError: a checkpoint or the log cannot be written.
             DataError: an image cannot be read, or the system has ended a process that reads them.
             Interrupted: ``asked_to_stop`` said so after a step; a checkpoint has been written.
             TrainingError: the loss stopped being a number.
         """
         config = self.config
         started = time.perf_counter() - self.seconds
-        events = NoEvents() if quiet else SummaryWriter(config.folder / checkpoint.EVENTS, purge_step=self.step)
+        with checkpoint.writing(log := config.folder / checkpoint.EVENTS):
+            events = NoEvents() if quiet else SummaryWriter(log, purge_step=self.step)
         if not self.before and not quiet:
             self.measure_before()
             self.seconds = time.perf_counter() - started

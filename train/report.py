@@ -27,6 +27,10 @@ def write(trainer: Trainer, embeddings: Tensor, note: str) -> None:
         trainer: the run, at its end.
         embeddings: [N, D] of the test images.
         note: what weights the backbone started from.
+
+    Raises:
+        ConfigError: they cannot be written.
+        DataError: an image cannot be read.
     """
     config, data = trainer.config, trainer.data
     queries = pictures.pick_queries(data)
@@ -54,9 +58,10 @@ def write(trainer: Trainer, embeddings: Tensor, note: str) -> None:
         },
         "machine": machine(trainer.device),
     }
-    pictures.curves(config.folder / checkpoint.CURVES, metrics)
     view = evaluation_view(config.image_size, config.augment)
-    pictures.neighbours(config.folder / checkpoint.NEIGHBOURS, data, queries, found, view)
+    with checkpoint.writing(config.folder):
+        pictures.curves(config.folder / checkpoint.CURVES, metrics)
+        pictures.neighbours(config.folder / checkpoint.NEIGHBOURS, data, queries, found, view)
     checkpoint.write_metrics(config.folder, metrics)
 
 

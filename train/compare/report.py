@@ -9,6 +9,7 @@ from pathlib import Path
 import markdown
 import torch
 
+from .. import checkpoint
 from .. import report as run_report
 from ..config import Config
 from . import pictures
@@ -36,16 +37,21 @@ def machine(workshop: Workshop) -> str:
 
 
 def write(out: Path, findings: Findings) -> None:
-    """Write the report and its pictures into ``out``."""
-    for name, draw in PICTURES.items():
-        draw(out / f"{name}.png", findings)
-    text = "\n\n".join(
-        [*_opening(findings), *_final(findings), *_map(findings), *_drift(findings), *_effects(findings)]
-    )
-    for name, content in (("report.md", text + "\n"), ("report.html", page(text))):
-        temporary = out / f".{name}"
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, out / name)
+    """Write the report and its pictures into ``out``.
+
+    Raises:
+        ConfigError: they cannot be written.
+    """
+    with checkpoint.writing(out):
+        for name, draw in PICTURES.items():
+            draw(out / f"{name}.png", findings)
+        text = "\n\n".join(
+            [*_opening(findings), *_final(findings), *_map(findings), *_drift(findings), *_effects(findings)]
+        )
+        for name, content in (("report.md", text + "\n"), ("report.html", page(text))):
+            temporary = out / f".{name}"
+            temporary.write_text(content, encoding="utf-8")
+            os.replace(temporary, out / name)
 
 
 def page(text: str) -> str:
