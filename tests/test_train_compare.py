@@ -198,6 +198,8 @@ def test_names_tell_runs_apart() -> None:
         ("--methods xbm,xbm", "must be different ones"),
         ("--seeds 0", "argument --seeds: 0: must be 1 or more"),
         ("--memory-sizes 8", r"--memory-size 8: must be --batch-size \(16\) or more"),
+        ("--memory-sizes 512,99999999999999", "--memory-size 99999999999999: with --embedding-dim .* bytes"),
+        ("--device tpu7", "--device tpu7: "),
         ("--noises 0,1", "--process-noise 0.0: must be more than 0"),
         ("--lrs x", "argument --lrs: invalid _floats value: 'x'"),
         ("--recipe sop", "--recipe sop needs --data sop:PATH"),

@@ -202,6 +202,11 @@ def test_parameters_of_losses_say_in_help_which_losses_have_them(capsys: pytest.
         ("--backbone resnet19", "--backbone resnet19: must be"),
         ("--device tpu7", "--device tpu7: "),
         ("--device cuda:99", "--device cuda:99: "),
+        (
+            "--memory-size 99999999999999",
+            "--memory-size 99999999999999: with --embedding-dim 128 the memory takes 53,599,999,999,999,464 bytes, and",
+        ),
+        (f"--memory-size {10**30} --method batch", f"--memory-size {10**30}: with --embedding-dim 128"),
         ("--out {file}", "exists and is not a folder"),
         ("--out {file}/out/x", "file exists and is not a folder"),
         ("--out {link}", "link is a link that leads to nothing"),
@@ -275,6 +280,12 @@ def test_methods_differ_in_the_criterion_alone(method: str) -> None:
     criterion = loop.make_criterion(Config(method=method, memory_weight=0.7))
     assert criterion.drift == {"batch": "none", "xbm": "none"}.get(method, method)
     assert criterion.memory_weight == (0 if method == "batch" else 0.7)
+
+
+def test_the_bytes_of_the_memory_are_those_of_its_rows() -> None:
+    small, large = (Config(memory_size=size, embedding_dim=24) for size in (100, 1100))
+    found = [sum(t.nbytes for t in loop.make_criterion(config).state_dict().values()) for config in (small, large)]
+    assert found[1] - found[0] == loop.memory_bytes(large) - loop.memory_bytes(small) == loop.memory_bytes(small) * 10
 
 
 def test_the_default_filter_follows_the_network_within_a_step() -> None:

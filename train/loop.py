@@ -74,6 +74,11 @@ def make_criterion(config: Config) -> xbn_ext.CrossBatchMemory:
     )
 
 
+def memory_bytes(config: Config) -> int:
+    """What the criterion's memory takes: of each row the embedding in float32, its label, its id and its step."""
+    return config.memory_size * (4 * config.embedding_dim + 3 * 8)
+
+
 def make_optimizer(config: Config, model: Embedder) -> torch.optim.Optimizer:
     """Adam, its weight decay as --optimizer says; each group's ``peak`` is its highest learning rate."""
     groups = [

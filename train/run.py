@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -39,6 +40,7 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None) -> dict
         print(f"{config.folder} holds this run, finished; --overwrite would repeat it")
         return report.show(config.folder)
     device = device_of(config)
+    require_memory(config, device)
     if config.threads:
         torch.set_num_threads(config.threads)
     network, note = model.build(config)
@@ -93,6 +95,20 @@ def device_of(config: Config) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error
     return device
+
+
+def require_memory(config: Config, device: torch.device) -> None:
+    """Raise ConfigError if the embeddings that --memory-size asks for are more than the device can hold at all."""
+    needed = loop.memory_bytes(config)
+    if device.type == "cuda":
+        there = torch.cuda.mem_get_info(device)[1]
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ConfigError(
+            f"--memory-size {config.memory_size}: with --embedding-dim {config.embedding_dim} the memory takes "
+            f"{needed:,} bytes, and {device} has {there:,}; choose a smaller one"
+        )
 
 
 @contextmanager

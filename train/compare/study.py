@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,10 +102,12 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
         for folder in (given.out, given.out / RUNS):
             checkpoint.check_place(base, folder)
             checkpoint.require_writable(folder)
+        device = run.device_of(base)
+        run.require_memory(replace(base, memory_size=max(memory_sizes)), device)
     except ConfigError as error:
         parser.error(str(error))
     threads = base.threads or max(1, cores() // given.jobs)
-    return given.out, plan, Workshop(given.out / RUNS, given.jobs, threads, str(run.device_of(base)))
+    return given.out, plan, Workshop(given.out / RUNS, given.jobs, threads, str(device))
 
 
 def _positive(text: str) -> int:
