@@ -25,7 +25,7 @@ from train.augment import evaluation_view
 from train.compare import drift, findings, plan, report, statistics, study, work
 from train.compare.plan import TEST, VALIDATION, Plan
 from train.config import Config, ConfigError
-from train.data import Dataset, validation
+from train.data import DataError, Dataset, validation
 from train.model import Embedder
 from train.sampler import ClassBalancedSampler
 
@@ -284,6 +284,7 @@ def test_a_damaged_result_and_too_few_classes_are_told_in_a_line(
     too_many = [*arguments(emoji_cache, tmp_path / "other"), "--batch-size", "400", "--memory-sizes", "400"]
     assert study.main([*too_many, "--memory-size", "400", "--batch-sizes", "400"]) == 2
     assert "--batch-size 400 with --samples-per-class 2 needs 200 training classes" in capsys.readouterr().err
+    assert not any((tmp_path / "other").iterdir()), "nothing is left"
 
 
 def test_a_run_of_a_study_that_is_stopped_goes_on_to_the_same_numbers(
@@ -406,6 +407,29 @@ def test_a_damaged_result_is_named(content: str, why: str, tmp_path: Path) -> No
     workshop.path(run).write_text(content)
     with pytest.raises(ConfigError, match=rf"cannot read {workshop.path(run).name} \({why}\); delete it"):
         work.read(workshop, run)
+
+
+@pytest.mark.parametrize(
+    ("classes", "why"),
+    [(6, "3 training classes; four are needed"), (16, "with --samples-per-class 2 needs 40 training classes")],
+)
+def test_a_run_that_cannot_be_begun_leaves_nothing(here: None, classes: int, why: str, tmp_path: Path) -> None:
+    base = replace(small_plan().base, data=coloured(tmp_path / "images", classes), image_size=16)
+    base = replace(base, batch_size=80, memory_size=80)
+    out = tmp_path / "out"
+    with pytest.raises((DataError, ConfigError), match=why), work.Workers(
+        work.Workshop(out / "runs", 1, 1, "cpu"), lambda: False
+    ) as workers:  # fmt: skip
+        workers.workshop.folder.mkdir(parents=True)
+        work._do(workers.workshop, small_plan(base=base).run(VALIDATION, "xbm", 0))
+    assert not any(out.iterdir())
+
+
+def test_a_file_in_the_place_of_a_run_is_named(here: None, tmp_path: Path) -> None:
+    run = small_plan().map()[0]
+    (tmp_path / run.name).touch()
+    with pytest.raises(ConfigError, match=rf"writing {tmp_path / run.name} failed \(File exists\)"):
+        work._do(work.Workshop(tmp_path, 1, 1, "cpu"), run)
 
 
 def test_a_report_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,18 +16,20 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from .. import checkpoint, data, features, loop, model
 from ..augment import evaluation_view
-from ..config import Config
+from ..config import Config, ConfigError
 from ..data import Dataset, validation
+from ..data.fingerprint import Fingerprint
 from ..run import make_trainer
 from .plan import VALIDATION, Run
 
@@ -99,6 +101,8 @@ class Workers:
         self.done.set()
         self.stop.set()
         self.pool.shutdown(cancel_futures=True)
+        with suppress(OSError):  # not empty: runs have left something
+            self.workshop.folder.rmdir()
 
     def _watch(self) -> None:
         """Pass the wish to stop on to the processes."""
@@ -116,7 +120,8 @@ class Workers:
         """
         runs = list({run.name: run for run in runs}.values())
         results = {run.name: found for run in runs if (found := read(self.workshop, run)) is not None}
-        self.workshop.folder.mkdir(parents=True, exist_ok=True)
+        with checkpoint.writing(self.workshop.folder):
+            self.workshop.folder.mkdir(parents=True, exist_ok=True)
         for name in results:  # of a run that was killed between its result and the end of its folder
             shutil.rmtree(self.workshop.folder / name, ignore_errors=True)
         left: dict[Future[Result | None], Run] = {}
@@ -146,8 +151,18 @@ class Workers:
         )
 
 
+class _Loaded(NamedTuple):
+    """The data of a part of the runs."""
+
+    data: Dataset
+    inputs: Dataset | None
+    """Features in place of images, where the backbone is frozen."""
+    fingerprint: Fingerprint
+    """Of all the data, of which this may be a part."""
+
+
 _stop: Event
-_data: dict[tuple[Any, ...], tuple[Dataset, Dataset | None]] = {}
+_data: dict[tuple[Any, ...], _Loaded] = {}
 """Of a working process: what it has loaded."""
 
 
@@ -167,15 +182,23 @@ def _begin(stop: Event, threads: int, parent: int) -> None:
 
 
 def _do(workshop: Workshop, run: Run) -> Result | None:
-    """Train, and write the result; None if asked to stop before the end."""
+    """Train, and write the result; None if asked to stop before the end. A run that cannot be begun leaves nothing."""
     if _stop.is_set():
         return None
     folder = workshop.folder / run.name
     config = replace(run.config, out=folder, device=workshop.device)
-    folder.mkdir(exist_ok=True)  # from here on the run has been begun
-    network, _ = model.build(config)
-    dataset, inputs = _load(run.part, config, network, workshop)
-    trainer = make_trainer(config, network, dataset, torch.device(workshop.device), inputs)
+    with checkpoint.writing(folder):
+        folder.mkdir(exist_ok=True)  # from here on the run has been begun
+    try:
+        network, _ = model.build(config)
+        loaded = _load(run.part, config, network, workshop)
+        trainer = make_trainer(config, network, loaded.data, torch.device(workshop.device), loaded.inputs)
+    except (ConfigError, data.DataError):
+        with suppress(OSError):  # not empty: of a run that has a checkpoint
+            folder.rmdir()
+        raise
+    if not workshop.data.exists():
+        checkpoint.write_json(workshop.data, loaded.fingerprint)
     stored = folder / checkpoint.CHECKPOINT
     if stored.exists():
         state = checkpoint.load(stored, DELETE)
@@ -203,31 +226,33 @@ def _do(workshop: Workshop, run: Run) -> Result | None:
     return result
 
 
-def _load(part: str, config: Config, network: model.Embedder, workshop: Workshop) -> tuple[Dataset, Dataset | None]:
+def _load(part: str, config: Config, network: model.Embedder, workshop: Workshop) -> _Loaded:
     """The data of a part, and, if the backbone is frozen, the same with its features: once in a process.
 
     Raises:
         ConfigError: they are not those of the other runs.
+        DataError: they cannot be used.
     """
     frozen = config.features == "frozen"
     weights = sum(float(p.sum()) for p in network.backbone.parameters()) if frozen else None
     of = part, config.data, config.max_classes, weights
     if of not in _data:
         found = data.load(config.data, cache_dir=config.cache, max_classes=config.max_classes)
-        _require_same_data(config.data, workshop, found)
+        now = found.fingerprint
+        _require_same_data(config.data, workshop, now)
         if part == VALIDATION:
             found = validation.of(found)
         view = evaluation_view(config.image_size, config.augment)
-        _data[of] = found, features.of(found, network, view, torch.device(config.device)) if frozen else None
+        inputs = features.of(found, network, view, torch.device(config.device)) if frozen else None
+        _data[of] = _Loaded(found, inputs, now)
     return _data[of]
 
 
-def _require_same_data(spec: str, workshop: Workshop, found: Dataset) -> None:
-    """The first run says which data a study is on."""
-    now = found.fingerprint
-    stored = checkpoint.read_json(workshop.data, checkpoint.FINGERPRINT, DELETE) if workshop.data.exists() else None
-    if stored is None:
-        checkpoint.write_json(workshop.data, now)
-        if not any(workshop.folder.glob("*.json")):
-            return
+def _require_same_data(spec: str, workshop: Workshop, now: Fingerprint) -> None:
+    """The first run that can be begun says which data a study is on."""
+    stored = None
+    if workshop.data.exists():
+        stored = checkpoint.read_json(workshop.data, checkpoint.FINGERPRINT, DELETE)
+    elif not any(workshop.folder.glob("*.json")):
+        return
     checkpoint.require_same_data(spec, workshop.data.parent, stored, now, "runs", DELETE)
