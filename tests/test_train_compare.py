@@ -206,7 +206,7 @@ def test_names_tell_runs_apart() -> None:
         ("--bath-size 4", "unrecognized arguments: --bath-size 4"),
         ("--seed 3", "argument --seed: a study has its own"),
         ("--data folder:runs --out runs/x", "--out runs/x lies in --data folder:runs"),
-        (f"--out {__file__}/x", "test_train_compare.py exists and is not a folder"),
+        ("--out pyproject.toml/x", "pyproject.toml exists and is not a folder"),
         (f"--out {300 * 'x'}", "a name has at most 255 bytes here"),
         ("--overwrite", "argument --overwrite: a study has its own; delete its --out to start anew"),
     ],
@@ -436,6 +436,14 @@ def test_a_report_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(report, "PICTURES", {"map": lambda path, _: (path / "x").write_bytes(b"")})
     with pytest.raises(ConfigError, match=rf"writing {tmp_path} failed \(No such file or directory\)"):
         report.write(tmp_path, None)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_that_is_a_folder_is_named(here: None, tmp_path: Path) -> None:
+    base = replace(small_plan().base, data=coloured(tmp_path / "images", 16), image_size=16)
+    run = small_plan(base=base).run(VALIDATION, "xbm", 0)
+    (tmp_path / "runs" / run.name / checkpoint.CHECKPOINT).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=rf"{run.name}: cannot read checkpoint.pt \(Is a directory\); delete it"):
+        work._do(work.Workshop(tmp_path / "runs", 1, 1, "cpu"), run)
 
 
 def killed(workshop: work.Workshop, run: plan.Run) -> None:

@@ -211,6 +211,8 @@ def reading(path: Path, otherwise: str = OVERWRITE) -> Iterator[None]:
         why = " ".join(lines[: 2 if lines[0].endswith(":") else 1]).split(". ")[0]
         if isinstance(error, KeyError):
             why = f"there is no {why} in it"
+        if isinstance(error, OSError):
+            why = error.strerror or why
         raise ConfigError(f"--out {path.parent}: cannot read {path.name} ({why}); {otherwise}") from error
 
 
