@@ -1,5 +1,5 @@
 """Builds xbn_ext._C: one library for every torch >= 2.10 and Python >= 3.10 (stable ABI, abi3), with CPU kernels and,
-if the CUDA compiler is there, with CUDA kernels beside them. The torch it is built with may be a CPU-only one. A
+if the CUDA compiler is there, CUDA kernels. The torch it is built with may be a CPU-only one. A
 free-threaded Python has no abi3: a library built with one is for that version of Python.
 
 XBN_CUDA=0|1|auto   whether to build CUDA kernels; auto (the default): if nvcc is found

@@ -96,7 +96,7 @@ def in_train(item):
 def dealt(items, workers):
     """The items in an order in which every worker begins with CUDA kernels under sanitizers, minutes each, side by
     side: in the end nothing waits for them. `--dist worksteal` gives each worker a run of the items to begin with, and
-    takes from the end of one: the tests of train, of which one worker makes what all of a module share, come first."""
+    takes from the end of one: tests of train come first, so that one worker makes what a whole module shares."""
     long = [item for item in items if item.originalname == "test_cuda_kernels"]
     others = sorted((item for item in items if item not in long), key=lambda item: not in_train(item))
     order = []

@@ -15,7 +15,7 @@ from train.loading import plain_errors
 
 
 class Broken(Dataset[torch.Tensor]):
-    """Stands for images, one of which cannot be read in a working process."""
+    """Stands for images; a working process cannot read one."""
 
     def __init__(self, how: str) -> None:
         self.how = how

@@ -1,6 +1,6 @@
 """The image formats that Pillow decodes on this machine, and their suffixes.
 
-Pillow registers more than that: formats that it only writes (PDF), and formats of which it reads the header and no
+Pillow registers more than that: formats that it only writes (PDF), and formats whose header it reads, but no
 pixel (HDF5, GRIB, WMF, MPEG; EPS without Ghostscript).
 """
 
