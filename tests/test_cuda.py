@@ -193,6 +193,12 @@ def test_a_backend_can_be_used_again():
         with chosen:
             assert now() == "simt"
         assert now() == "composite"
+    for outer in (lambda: chosen, lambda: xbn_ext.backend("simt")):
+        with outer():
+            with chosen:
+                pass
+            assert now() == "simt", "the outer block goes on"
+        assert now() == "auto"
 
 
 def test_a_backend_is_one_of_four():

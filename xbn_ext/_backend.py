@@ -29,7 +29,7 @@ class backend:
 
     Raises:
         TypeError: `name` is not a string.
-        RuntimeError: it is none of the four names.
+        RuntimeError: `name` is not one of the four.
     """
 
     def __init__(self, name: Backend) -> None:
@@ -37,12 +37,14 @@ class backend:
             raise TypeError(f"backend must be 'auto', 'simt', 'tensor' or 'composite', got {name!r}")
         self.name = name
         self.previous: str = torch.ops.xbn_ext.set_cuda_backend(name)
+        self._called = True  # and has not been entered yet
         self._outside: list[str] = []  # what the blocks that have been entered go back to
 
     def __enter__(self) -> backend:
         outside = torch.ops.xbn_ext.set_cuda_backend(self.name)
         # `with backend(...)`: the call has set it, so what was there before the block is what was before the call.
-        self._outside.append(self.previous if outside == self.name else outside)
+        self._outside.append(self.previous if self._called and outside == self.name else outside)
+        self._called = False
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -158,7 +158,7 @@ class _Loaded(NamedTuple):
     inputs: Dataset | None
     """Features in place of images, where the backbone is frozen."""
     fingerprint: Fingerprint
-    """Of all the data, of which this may be a part."""
+    """Of all the data, also where this is a part of them."""
 
 
 _stop: Event
