@@ -50,7 +50,7 @@ wheel: $(VENV)/.installed
 wheel-check: wheel
 	$(BIN)/python -m tools.wheel_check dist/*.whl $(ARGS)
 
-# On a machine with a GPU, in whatever environment has its torch: truth and sanitizers, timings, counters.
+# On a machine with a GPU, in whatever environment has its torch: truth, sanitizers, timings, counters in five minutes.
 gpu-check:
 	$(PYTHON) -m tools.gpu_check $(ARGS)
 

@@ -8,43 +8,57 @@ import time
 import pytest
 import torch
 
-from tools.gpu_check import build, counters, report, sanitizers, truth
+from tools.gpu_check import build, counters, sanitizers, truth
 from tools.gpu_check.__main__ import main
 from tools.gpu_check.run import Runner, Section, command
 from xbn_ext import ops
 
 
 def test_dry_run(tmp_path, capsys):
-    assert main(["--device", "cpu", "--out", str(tmp_path), "--part", "A"]) == 0
-    assert main(["--device", "cpu", "--out", str(tmp_path), "--part", "B"]) == 0
+    """The whole script, with a CPU in place of the GPU."""
+    assert main(["--device", "cpu", "--out", str(tmp_path), "--revision", "abc"]) == 0
     (file,) = tmp_path.iterdir()
-    data = json.loads(file.read_text())  # the parts of a day meet in one file
-    assert file.name == f"cpu-{data['date']}.json" and data["parts"].keys() == {"A", "B"}
+    data = json.loads(file.read_text())
+    assert file.name == f"cpu-{data['date']}.json" and data["revision"] == "abc"
     assert data["machine"]["torch"] == torch.__version__
-    sections = {section["name"]: section for part in data["parts"].values() for section in part}
-    assert sections.keys() == {"ceilings", "truth", "loss", "step", "crossover", "bank"}
-    assert {row["name"] for row in sections["ceilings"]["rows"]} == {"copy", "fp32", "tf32", "bf16"}
+    sections = {section["name"]: section for section in data["sections"]}
+    assert sections.keys() == {"machine", "truth", "timing", "counters", "baselines"}
+    assert {row["name"] for row in sections["machine"]["rows"][1:]} == {"read", "copy", "fp32", "tf32", "bf16"}
     for name, section in sections.items():
-        assert section["status"] == "ok", section["note"]
-        if name not in ("ceilings", "truth"):
-            for row in section["rows"]:
+        assert section["status"] == ("skipped" if name == "counters" else "ok"), section["note"]
+        for row in section["rows"] if name in ("timing", "baselines") else ():
+            if row["kernel"] == "launches":
+                assert row["kernels"] == []
+            else:
                 assert 0 < row["us_low"] <= row["us"] <= row["us_high"] and row["gb_s"] >= 0 and row["of_ceiling"] >= 0
     table = capsys.readouterr().out
-    for words in (
-        "loss and gradient",
-        "whole step",
-        "passes over the bank",
-        "composite wins over tensor from B",
-        "nothing was found",
-    ):
+    for words in ("memory_loss and its gradient", "whole step", "passes over the bank", "nothing was found"):
         assert words in table
-    assert table.index("=== Part B") < table.index("whole step") and len(table) < 24_000
+    assert len(table) < 16_000
 
 
-def test_no_time_left(tmp_path):
-    assert main(["--device", "cpu", "--out", str(tmp_path), "--part", "B", "--minutes", "0.01"]) == 0
-    (file,) = tmp_path.iterdir()
-    assert {section["status"] for section in json.loads(file.read_text())["parts"]["B"]} == {"skipped"}
+def test_a_further_run_of_the_day_gets_a_file_of_its_own(tmp_path):
+    for _ in range(2):
+        assert main(["--device", "cpu", "--out", str(tmp_path), "--stages", ""]) == 0
+    first, second = sorted(tmp_path.iterdir(), key=lambda file: len(file.name))
+    assert second.stem == f"{first.stem}-2"
+
+
+def test_no_time_left():
+    section = Runner("cpu", 1, lambda section: None).work("timing", ".timing:worker", groups=["loss"])
+    assert section.status == "skipped" and section.rows == []
+
+
+def test_without_a_gpu_it_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert main(["--out", str(tmp_path)]) == 2 and not list(tmp_path.iterdir())
+    assert "no GPU can be used" in capsys.readouterr().err
+
+
+def test_stages_are_checked(capsys):
+    with pytest.raises(SystemExit):
+        main(["--stages", "truth,timings"])
+    assert "no stage is called timings" in capsys.readouterr().err
 
 
 def moved_bank(bank, loss, options):
@@ -100,7 +114,7 @@ def in_children(tmp_path, monkeypatch):
         """
         (tmp_path / "fake.py").write_text(textwrap.dedent(text))
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        return Runner("cuda", 1, lambda section: None).work("fake", "fake:worker", correctness=True)
+        return Runner("cuda", 60, lambda section: None).work("fake", "fake:worker", correctness=True)
 
     return run
 
@@ -161,25 +175,16 @@ def test_sanitizer_verdicts(text, code, status):
 
 
 def test_counters():
-    names = ["ID", "gpu__time_duration.sum", "dram__bytes_read.sum", "launch__registers_per_thread",
+    names = ["Kernel Name", "gpu__time_duration.sum", "dram__bytes_read.sum", "launch__registers_per_thread",
              "smsp__average_warps_issue_stalled_barrier_per_issue_active.ratio",
              "smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio",
              "smsp__average_warps_issue_stalled_barrier_not_issued_per_issue_active.ratio"]  # fmt: skip
-    values = ["0", "250,000", "122880000", "248", "0.5", "3.25", "9"]
-    lines = [",".join(f'"{cell}"' for cell in line) for line in (names, [""] * len(names), values)]
-    row = counters.summary(counters.read_csv("==PROF== Connected\n" + "\n".join(lines)))
-    assert row == {"us": 250, "dram read MB": 122.88, "registers": 248, "stalls": "long_scoreboard:3.25 barrier:0.50"}
-    assert counters.read_csv("==ERROR== ERR_NVGPUCTRPERM") == {}
-
-
-def test_crossover():
-    us = {"simt": {64: 10, 128: 20, 256: 60}, "tensor": {256: 30}, "composite": {64: 9, 128: 30, 256: 40},
-          "composite tf32": {64: 99}}  # fmt: skip
-    rows = [{"way": way, "B": B, "us": value} for way, of in us.items() for B, value in of.items()]
-    assert report.composite_from(rows, "composite", "simt") == 256
-    assert report.composite_from(rows, "composite tf32", "simt") is None
-    assert report.composite_from(rows, "composite", "tensor") is None
-    assert report.threshold() > 0
+    values = ["void xbn::cuda::sweep_kernel<512>(int)", "250,000", "122880000", "248", "0.5", "3.25", "9"]
+    lines = [",".join(f'"{cell}"' for cell in line) for line in (names, [""] * len(names), values, values)]
+    rows = [counters.summary(of) for of in counters.read_csv("==PROF== Connected\n" + "\n".join(lines))]
+    assert rows == 2 * [{"kernel": "sweep_kernel", "us": 250, "dram read MB": 122.88, "registers": 248,
+                         "stalls": "long_scoreboard:3.25 barrier:0.50"}]  # fmt: skip
+    assert counters.read_csv("==ERROR== ERR_NVGPUCTRPERM") == []
 
 
 def test_wrong_sections_decide():

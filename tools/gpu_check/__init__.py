@@ -1,8 +1,11 @@
-"""`python -m tools.gpu_check`: what can be found out about the kernels on a GPU only.
+"""`python -m tools.gpu_check`: what can be found out about the kernels on a GPU only, in one run of five minutes.
 
-    part A   build, correctness against float64, sanitizers
-    part B   timings against PyTorch and against the machine's ceilings
-    part C   hardware counters (ncu)
+    machine    what it is, and how fast it can go at all
+    library    the one that was built beforehand if it has code for this GPU, else it is built
+    truth      the loss on random cases against float64, the project's tests, memcheck and racecheck: side by side
+    timing     every kernel and the whole step
+    counters   what the hardware counted (ncu)
+    baselines  the same in plain PyTorch, and compiled
 
-Read `__main__.py` (what runs), `run.py` (how a section is isolated), then the module of a section.
+Read `__main__.py` (what runs, in which order), `run.py` (how a section is isolated), then the module of a section.
 """

@@ -1,85 +1,69 @@
-"""Command line: which parts run, and in which order what comes in each."""
+"""Command line: which stages run, in which order, and how long each may take."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from . import build, counters, sanitizers
 from .report import Report
-from .run import ROOT, Row, Runner, Section, find_toolkit, run_worker
+from .run import ROOT, Row, Runner, find_toolkit, run_worker
 
+STAGES = ["truth", "timing", "counters", "baselines"]
 SMALL_TRUTH = 60  # cases on a CPU
-START = 10  # seconds until a process has imported torch and made a context
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_check", description="Checks the kernels on a GPU.")
-    parser.add_argument("--part", choices=["A", "B", "C", "all"], default="all",
-                        help="A: build, truth, sanitizers; B: timings; C: hardware counters (all)")  # fmt: skip
+    parser.add_argument("--stages", default=",".join(STAGES), metavar="NAME,…", help=f"of {', '.join(STAGES)} (all)")
+    parser.add_argument("--ways", default="", metavar="NAME,…", help="ways of the loss to time (all that there are)")
+    parser.add_argument("--every-test", action="store_true", help="of the project's, not the usual selection")
+    parser.add_argument("--seconds", type=float, default=290, help="after which no stage begins (290)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR",
                         help="where the JSON file goes (benchmarks/results)")  # fmt: skip
-    parser.add_argument("--minutes", type=float, default=9.5, help="longest time for a part (9.5)")
+    parser.add_argument("--revision", default=None, help="of the sources, where git cannot tell")
     # Not for users: a dry run of what needs no GPU, and what this program starts itself with.
-    for name in ("--device", "--worker", "--job", "--rows", "--sanitize", "--profile"):
+    for name in ("--device", "--worker", "--job", "--rows", "--sanitize"):
         parser.add_argument(name, help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    args.stages = [name for name in args.stages.split(",") if name]
+    if unknown := set(args.stages) - set(STAGES):
+        parser.error(f"--stages: no stage is called {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
+    return args
 
 
-def part_a(runner: Runner, facts: Row) -> None:
-    """What times nothing runs side by side once the library is built."""
+def truth(runner: Runner, every: bool) -> None:
+    """What times nothing runs side by side."""
     gpu = runner.device == "cuda"
-    runner.work("ceilings", ".device:ceilings", limit=60)
-    if gpu:
-        if build.build(runner, facts["capability"]).status != "ok":
-            return
-        build.registers(runner)
-    n = 400 if gpu else SMALL_TRUTH
-    find_truth = partial(runner.work, "truth", ".truth:worker", correctness=True, limit=240, n=n)
+    find_truth = partial(
+        runner.work, "truth", ".truth:worker", correctness=True, limit=120, n=400 if gpu else SMALL_TRUTH
+    )
     if not gpu:
         find_truth()
         return
+    build.registers(runner)
     runner.together(
         find_truth,
-        partial(build.tests, runner, "tests", build.TESTS, limit=300),
-        partial(build.tests, runner, "long tests", build.LONG_TESTS, limit=240),
-        *(partial(sanitizers.sanitize, runner, tool, limit=200) for tool in sanitizers.CASES_OF),
+        partial(build.tests, runner, every, limit=130),
+        *(partial(sanitizers.sanitize, runner, tool, limit=100) for tool in sanitizers.CASES_OF),
     )
 
 
-def have_library(runner: Runner, facts: Row) -> bool:
-    """Builds it where part A has not."""
-    if runner.device == "cpu" or build.is_built(runner):
-        return True
-    return build.build(runner, facts["capability"]).status == "ok"
+def timing(runner: Runner, report: Report, ways: list[str]) -> None:
+    runner.work("timing", ".timing:worker", limit=120, groups=["loss", "bank", "step", "launches"], ways=ways,
+                ceilings=report.ceilings)  # fmt: skip
 
 
-def part_b(runner: Runner, facts: Row, report: Report) -> None:
+def baselines(runner: Runner, report: Report) -> None:
     """Compiling comes last: it is slow and cannot be interrupted."""
-    if not have_library(runner, facts):
-        return
-    if not {"copy", "fp32", "tf32"} <= report.ceilings.keys():
-        runner.work("ceilings", ".device:ceilings", limit=60)
-    ceilings = report.ceilings
-    shares = {"loss": 0.35, "step": 0.35, "bank": 0.1, "crossover": 0.1, "compile": 1.0}  # of the time that is left
-    left = runner.left()
-    for group, share in shares.items():
-        if group == "compile" and runner.device == "cpu":
-            continue  # minutes
-        limit = START + share * left
-        runner.work(group, ".timing:worker", limit=limit, group=group, ceilings=ceilings)
-
-
-def part_c(runner: Runner, facts: Row) -> None:
-    if not have_library(runner, facts):
-        return
-    for name in counters.PROFILES:
-        counters.profile(runner, name)
+    groups = ["loss of torch", "step of torch", *(["compile"] if runner.device == "cuda" else [])]
+    runner.work("baselines", ".timing:worker", groups=groups, ceilings=report.ceilings)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,52 +74,50 @@ def main(argv: list[str] | None = None) -> int:
     if args.sanitize:
         sanitizers.drive(args.sanitize)
         return 0
-    if args.profile:
-        counters.drive(args.profile)
+    if args.count:
+        counters.drive()
         return 0
-    return check(["A", "B", "C"] if args.part == "all" else [args.part], args.device or "cuda", args.minutes, args.out)
+    return check(args)
 
 
-def check(parts: list[str], device: str, minutes: float, out: Path) -> int:
-    """Runs the parts and prints their tables last. Returns the exit code: 1 if anything was wrong."""
+def check(args: argparse.Namespace) -> int:
+    """Runs the stages and prints their tables last. Returns the exit code: 1 if anything was wrong, 2 without a GPU."""
     find_toolkit()
-    facts = read_facts(device)
-    if facts is None:
+    report = Report(args.out, datetime.date.today().isoformat(), args.revision or revision())
+    runner = Runner(args.device or "cuda", args.seconds, report.add)
+    machine = runner.work("machine", ".device:worker", limit=60)
+    facts: Row = next((row for row in machine.rows if "device" in row), {})
+    if not facts:
+        print(f"no GPU can be used: {machine.note}", file=sys.stderr)
         return 2
-    report = Report(out, facts, datetime.date.today().isoformat())
-    for part in parts:
-        report.begin(part)
-        runner = Runner(device, minutes, partial(report.add, part))
-        if part == "A":
-            part_a(runner, facts)
-        elif part == "B":
-            part_b(runner, facts, report)
-        else:
-            part_c(runner, facts)
-    for part in parts:
-        print(report.table(part))
-    wrong, skipped = report.wrong(parts), report.skipped(parts)
+    report.describe(facts)
+    if runner.device == "cuda" and build.library(runner, facts).status != "ok":
+        return 1
+    ways = [way for way in args.ways.split(",") if way]
+    stages: dict[str, Callable[[], object]] = {
+        "truth": partial(truth, runner, args.every_test),
+        "timing": partial(timing, runner, report, ways),
+        "counters": partial(counters.count, runner),
+        "baselines": partial(baselines, runner, report),
+    }
+    for name in STAGES:
+        if name in args.stages:
+            stages[name]()
+    print(report.table())
+    wrong, skipped = report.wrong(), report.skipped()
     print(f"\n{report.file.name} written; " + (f"WRONG: {', '.join(wrong)}" if wrong else "nothing was found wrong"))
     if skipped:
         print(f"skipped, and so not checked: {', '.join(skipped)}")
     return 1 if wrong else 0
 
 
-def read_facts(device: str) -> Row | None:
-    """What the machine is; None, with a line that says why, where nothing can be checked."""
-    if device == "cuda" and not torch.cuda.is_available():
-        why = (
-            "this torch is a CPU build" if torch.version.cuda is None else "torch finds none, or its driver is too old"
-        )
-        print(f"no GPU can be used: {why}", file=sys.stderr)
+def revision() -> str | None:
+    """Of the sources, with a + if they have been changed since; None where git cannot tell."""
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
+    except OSError:
         return None
-    sections: list[Section] = []
-    Runner(device, 2, sections.append).work("machine", ".device:facts")
-    facts = sections[0].rows[0] if sections[0].rows else {}
-    if "device" not in facts:
-        print(f"no GPU can be used: {sections[0].note}", file=sys.stderr)
-        return None
-    return {name: value for name, value in facts.items() if name != "index"}
+    return done.stdout.strip() or None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Part A, first half: build for this GPU, look at what the compiler made of the kernels, run the project's tests."""
+"""The library: built beforehand or now, what the compiler made of its kernels, and the project's tests of it."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import re
@@ -14,7 +13,6 @@ from .run import ROOT, Row, Runner, Section, command, tail
 
 TESTS = ["test_moments", "test_track", "test_transform", "test_standardize", "test_enqueue", "test_memory_loss",
          "test_losses", "test_batch_loss", "test_memory", "test_cuda"]  # fmt: skip
-LONG_TESTS = ["test_long_run"]
 
 
 def architecture(capability: str) -> str:
@@ -23,28 +21,24 @@ def architecture(capability: str) -> str:
     return f"{number}a" if number == "90" else number
 
 
-def build(runner: Runner, capability: str) -> Section:
-    """Builds the library in place, with machine code for this GPU only."""
+def library(runner: Runner, facts: Row) -> Section:
+    """The library that is there, if it has machine code for this GPU; else it is built, in place, for this GPU only."""
+    wanted = architecture(facts["capability"])
 
     def function(section: Section) -> None:
+        if wanted in facts["library"]:
+            section.note = f"built beforehand, for {', '.join(facts['library'])}"
+            return
         done = command(
-            [sys.executable, "setup.py", "build_ext", "--inplace"], runner.left(),
-            XBN_CUDA="1", XBN_CUDA_ARCHS=architecture(capability),
-        )  # fmt: skip
+            [sys.executable, "setup.py", "build_ext", "--inplace"], runner.left(), XBN_CUDA="1", XBN_CUDA_ARCHS=wanted
+        )
         warnings = [line for line in done.stdout.splitlines() if "warning" in line.lower() or "ptxas" in line]
         section.rows.append({"ok": done.returncode == 0, "warnings": [tail(line, 300) for line in warnings[:20]]})
-        section.note = f"sm_{architecture(capability)}, {len(warnings)} lines with warnings"
+        section.note = f"built for sm_{wanted}, {len(warnings)} lines with warnings"
         if done.returncode != 0:
             section.status, section.note = "failed", tail(done.stdout)
-        importlib.invalidate_caches()
 
-    return runner.section("build", function, correctness=True)
-
-
-def is_built(runner: Runner) -> bool:
-    """Whether there is a library with CUDA kernels."""
-    question = "import sys, xbn_ext; sys.exit(not xbn_ext.build_info()['cuda'])"
-    return command([sys.executable, "-c", question], runner.left()).returncode == 0
+    return runner.section("library", function, correctness=True)
 
 
 def registers(runner: Runner) -> Section:
@@ -78,14 +72,14 @@ def read_registers(text: str) -> list[Row]:
     return rows
 
 
-def tests(runner: Runner, name: str, modules: list[str], limit: float) -> Section:
-    """The project's own tests, on the GPU."""
+def tests(runner: Runner, every: bool, limit: float) -> Section:
+    """The project's own tests of the kernels, on the GPU: a selection, or every one."""
 
     def function(section: Section) -> None:
-        files = [f"tests/{module}.py" for module in modules if Path(ROOT, "tests", f"{module}.py").exists()]
+        files = [f"tests/{module}.py" for module in TESTS if Path(ROOT, "tests", f"{module}.py").exists()]
         done = command(
-            [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=short", "-p", "no:cacheprovider", "--all", "-k", "cuda",
-             *in_parallel(), *files],
+            [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=short", "-p", "no:cacheprovider", "-k", "cuda",
+             *(["--all"] if every else []), *in_parallel(), *files],
             min(limit, runner.left()), OMP_NUM_THREADS="1",
         )  # fmt: skip
         numbers = read_closing_line(done.stdout)
@@ -98,7 +92,7 @@ def tests(runner: Runner, name: str, modules: list[str], limit: float) -> Sectio
             section.note += "\n" + ("\n".join(failures[:10]) or tail(done.stdout))
             section.rows[0]["output"] = tail(done.stdout, 30_000)
 
-    return runner.section(name, function, correctness=True)
+    return runner.section("tests", function, correctness=True)
 
 
 def in_parallel() -> list[str]:

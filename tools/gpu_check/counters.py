@@ -1,4 +1,4 @@
-"""Part C: what the hardware counted while a kernel ran, by ncu."""
+"""What the hardware counted while our kernels ran, by ncu: all of them in one process, which takes seconds to start."""
 
 from __future__ import annotations
 
@@ -6,17 +6,11 @@ import csv
 import re
 import shutil
 import sys
-from typing import Any
 
 from .run import Row, Runner, Section, command, tail
 
-# name -> (kernel, B, M, D)
-PROFILES = {
-    "sweep 64 60k 512": ("sweep_kernel", 64, 60_000, 512),
-    "rewrite 1M 512": ("rewrite_kernel", 64, 1_000_000, 512),
-    "sweep 1024 200k 512": ("sweep_kernel", 1024, 200_000, 512),
-    "sweep 64 1M 512": ("sweep_kernel", 64, 1_000_000, 512),
-}
+SHAPE = (64, 60_000, 512)
+KERNELS = "(sweep|screen|pair|rewrite|moments|assign|store|settle|gradient)_kernel"
 METRICS = {
     "gpu__time_duration.sum": "us",
     "dram__bytes_read.sum": "dram read MB",
@@ -24,8 +18,11 @@ METRICS = {
     "lts__t_bytes.sum": "L2 MB",
     "sm__throughput.avg.pct_of_peak_sustained_elapsed": "SM %",
     "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed": "dram %",
+    "l1tex__throughput.avg.pct_of_peak_sustained_active": "L1 %",
     "sm__warps_active.avg.pct_of_peak_sustained_active": "occupancy %",
     "sm__inst_executed_pipe_fma.avg.pct_of_peak_sustained_active": "FMA pipe %",
+    "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active": "tensor pipe %",
+    "smsp__issue_active.avg.pct_of_peak_sustained_active": "issue %",
     "l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum": "bank conflicts",
     "launch__registers_per_thread": "registers",
 }
@@ -36,73 +33,69 @@ STALL = re.compile(
 REFUSED = r"ERR_NVGPUCTRPERM|LibraryNotLoaded|Failed to initialize the profiler|not supported on this"
 
 
-def drive(name: str) -> None:
-    """Runs the kernel of a profile three times. Runs inside ncu, which looks at the last one."""
+def drive() -> None:
+    """A step by every way, in place and deferred. Runs inside ncu, which looks at the last one of each."""
+    from typing import get_args
+
     import torch
 
-    from xbn_ext import Contrastive, backend, ops
+    from xbn_ext import backend
+    from xbn_ext._backend import Backend
 
-    from .timing import random_unit
+    from .timing import TRAINED, _calls, case_of
 
-    kernel, B, M, D = PROFILES[name]
-    bank, bank_labels = random_unit(M, D, "cuda", seed=1)
-    if kernel == "rewrite_kernel":
-        f64: dict[str, Any] = {"dtype": torch.float64, "device": "cuda"}
-        count = torch.tensor(M, device="cuda")
-        for _ in range(3):
-            ops.transform_(bank, torch.zeros(2, D, **f64), torch.ones(D, **f64), torch.zeros(D, **f64), count)
-    else:
-        z, labels = random_unit(B, D, "cuda", seed=2)
-        z.requires_grad_()
-        with backend("tensor"):
-            for _ in range(3):
-                ops.memory_loss(z, labels, bank, bank_labels, Contrastive(neg_margin=0.15))
-    torch.cuda.synchronize()
+    for way in get_args(Backend):
+        if way in ("auto", "composite"):
+            continue
+        with backend(way):
+            (step,) = _calls(case_of("step", SHAPE, way, density=TRAINED), "cuda", 1)
+            step()
+            torch.cuda.synchronize()
+            torch.cuda.profiler.start()
+            step()
+            torch.cuda.synchronize()
+            torch.cuda.profiler.stop()
 
 
-def profile(runner: Runner, name: str) -> Section:
-    """A section: one kernel under ncu, clocks left alone."""
+def count(runner: Runner) -> Section:
+    """A section: a row per kernel, clocks left alone."""
 
     def function(section: Section) -> None:
         program = shutil.which("ncu")
         if program is None:
             section.status, section.note = "skipped", "ncu is not on PATH"
             return
-        kernel, _, M, D = PROFILES[name]
         for metrics in (["--metrics", ",".join(METRICS)], []):  # a name that this ncu lacks spoils the run
             done = command(
-                [program, "--clock-control", "none", "--target-processes", "all", "--kernel-name", f"regex:{kernel}",
-                 "--launch-skip", "2", "--launch-count", "1", "--section", "WarpStateStats", "--section",
-                 "SpeedOfLight", "--section", "LaunchStats", "--section", "Occupancy", *metrics, "--csv", "--page",
-                 "raw", "--print-units", "base", sys.executable, "-m", "tools.gpu_check", "--profile", name],
-                min(150, runner.left()),
+                [program, "--clock-control", "none", "--target-processes", "all", "--profile-from-start", "off",
+                 "--kernel-name", f"regex:{KERNELS}", "--section", "WarpStateStats", "--section", "SpeedOfLight",
+                 "--section", "LaunchStats", "--section", "Occupancy", *metrics, "--csv", "--page", "raw",
+                 "--print-units", "base", sys.executable, "-m", "tools.gpu_check", "--count"],
+                min(100, runner.left()),
             )  # fmt: skip
-            values, refused = read_csv(done.stdout), re.search(REFUSED, done.stdout)
-            if values or refused:
+            found, refused = read_csv(done.stdout), re.search(REFUSED, done.stdout)
+            if found or refused:
                 break
-        if not values:
+        if not found:
             section.status, section.note = "skipped" if refused else "failed", tail(done.stdout, 600)
             return
-        row = summary(values)
-        row["dram read / bank"] = round(row["dram read MB"] / (4e-6 * M * D), 3) if "dram read MB" in row else None
-        section.rows.append({"profile": name, **row})
-        section.note = ", ".join(f"{key} {value}" for key, value in row.items())
+        section.rows = [summary(values) for values in found]
+        section.note = f"{len(found)} kernels"
 
-    return runner.section(f"ncu {name}", function)
+    return runner.section("counters", function)
 
 
-def read_csv(text: str) -> dict[str, str]:
-    """Metric -> value of the one kernel in ncu's raw page: a line of names, a line of units, a line of values."""
+def read_csv(text: str) -> list[dict[str, str]]:
+    """Of each kernel, metric -> value. ncu's raw page is a line of names, one of units, then one of values each."""
     lines = [line for line in text.splitlines() if line.startswith('"')]
     table = list(csv.reader(lines))
-    if len(table) < 3 or len(table[0]) != len(table[2]):
-        return {}
-    return dict(zip(table[0], table[2], strict=True))
+    return [dict(zip(table[0], values, strict=True)) for values in table[2:] if len(values) == len(table[0])]
 
 
 def summary(values: dict[str, str]) -> Row:
     """The metrics of interest under short names, and the commonest reasons for which warps stood still."""
-    row: Row = {}
+    kernel = re.search(r"(\w+_kernel)", values.get("Kernel Name", ""))
+    row: Row = {"kernel": kernel[1] if kernel else "?"}
     for metric, name in METRICS.items():
         if (value := _number(values.get(metric))) is not None:
             row[name] = round(value * SCALE.get(name, 1), 2)

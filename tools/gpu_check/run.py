@@ -1,7 +1,8 @@
 """Sections: each runs in a process of its own, so that a crash, a hang or a broken CUDA context costs one case.
 
-A worker is a function `worker(job)` that goes through its cases with `job.each`; every case becomes one row, written at
-once. The parent collects the rows, and if the process died it records that for the case at hand and goes on behind it.
+A worker is a function `worker(job)` that iterates over its cases with `job.each`; every case becomes one row, written
+at once. The parent collects the rows; where a process died it records that for the case at hand and goes on with the
+next.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _is_harmless(error: Exception) -> bool:
 
 @dataclass
 class Section:
-    """What became of a part of the check."""
+    """What became of one thing that was looked at."""
 
     name: str
     correctness: bool = False  # its failure is a failure of the whole check
@@ -90,16 +91,16 @@ class Section:
 
 
 class Runner:
-    """Runs the sections of one part until its time is over, and hands every finished one to `record`."""
+    """Runs sections until its time is over, and hands every finished one to `record`."""
 
-    def __init__(self, device: str, minutes: float, record: Callable[[Section], None]) -> None:
+    def __init__(self, device: str, seconds: float, record: Callable[[Section], None]) -> None:
         self.device = device
-        self.until = time.time() + 60 * minutes
+        self.until = time.time() + seconds
         self.record = record
         self._one_at_a_time = threading.Lock()  # printing and recording
 
     def left(self) -> float:
-        """Seconds until the deadline of the part."""
+        """Seconds until the end."""
         return self.until - time.time()
 
     def section(self, name: str, function: Callable[[Section], None], correctness: bool = False) -> Section:

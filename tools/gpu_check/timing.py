@@ -1,41 +1,195 @@
-"""Part B: how long the kernels take, beside PyTorch and beside what the machine could do."""
+"""How long the kernels and the whole step take, as shares of what the machine could do; and the same in PyTorch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xbn_ext import Contrastive, CrossBatchMemory, backend, ops
+from xbn_ext import Contrastive, CrossBatchMemory, MultiSimilarity, NTXent, SupCon, Triplet, backend, ops
 from xbn_ext._backend import Backend
 from xbn_ext.bench.torch_memory import MEASUREMENT_NOISE, PROCESS_NOISE, Compiled, Eager, TorchMemory
+from xbn_ext.losses import PairLoss
 
 from .clock import Call, measure, peak_megabytes
-from .report import threshold
 from .run import Job, Row
 
-SHAPES = [  # the last ones are left out where time is short
-    (64, 60_000, 512), (64, 60_000, 128), (256, 60_000, 512), (1024, 60_000, 512), (64, 1_000_000, 512),
-    (64, 200_000, 512), (4096, 60_000, 512), (1024, 200_000, 512), (64, 26_000, 512), (256, 1_000_000, 512),
-    (4096, 60_000, 1024), (4096, 1_000_000, 512),
+Shape = tuple[int, int, int]  # B, M, D
+
+SHAPES: list[Shape] = [
+    (64, 60_000, 512), (64, 1_000_000, 512), (64, 60_000, 128), (256, 60_000, 512), (1024, 60_000, 512),
 ]  # fmt: skip
-COMPILED = [(64, 60_000, 512), (64, 1_000_000, 512), (256, 60_000, 512), (1024, 60_000, 512)]
-CROSSOVER = [(B, 60_000, 512) for B in (64, 128, 256, 512, 1024, 2048, 4096)]
-SMALL = [(4, 70, 16), (8, 130, 33)]
+SMALL: list[Shape] = [(4, 70, 16), (8, 130, 32)]
 
 CLASSES = 11_318
 COLD_BYTES = 512e6  # banks of a sample together: ten times the second-level cache of an H100
-BATCH_NEG_MARGIN = 0.5
-POS_MARGIN = 0.9  # of a step
-LOSS_WAYS = ["tensor", "simt", "composite", "composite tf32", "torch", "torch tf32"]
-BACKENDS: list[Backend] = ["simt", "tensor", "composite"]
-BANK_KERNELS = ["transform_", "standardize_", "track_", "enqueue_"]
-STEP_WAYS = ["xbn_ext", "xbn_ext tensor", "xbn_ext deferred", "xbn_ext tf32", "eager", "eager-tuned",
-             "eager-tuned tf32"]  # fmt: skip
+TRAINED = 1e-2  # share of the negatives that are active; a trained run of this project has 0.6 to 1.8 %
+DENSITIES = (0.0, 1e-3, TRAINED)
+POS_MARGIN = 0.9
+FUSED = ("simt", "tensor", "screen")
+OTHER_LOSSES: dict[str, PairLoss] = {
+    "supcon": SupCon(), "ntxent": NTXent(), "multi_similarity": MultiSimilarity(), "triplet": Triplet(),
+}  # fmt: skip
+SETTLING = 30  # steps, until the filter has brought the memory to where it stays
+
+
+def worker(job: Job) -> None:
+    """Times the cases of the groups that the job names."""
+    small = job.device == "cpu"
+    shapes, seconds = (SMALL, 0.002) if small else (SHAPES, 0.2)
+    ways = job.options.get("ways") or [way for way in get_args(Backend) if way != "auto"]
+    cases = [case for group in job.options["groups"] for case in GROUPS[group](shapes, ways)]
+    ceilings = job.options.get("ceilings") or {}
+    job.each(cases, lambda **case: time_case(case, job.device, ceilings, seconds))
+
+
+# --- What is timed --------------------------------------------------------------------------------------------------
+
+
+def case_of(kernel: str, shape: Shape, way: str, **more: Any) -> Row:
+    return {"kernel": kernel, **dict(zip("BMD", shape, strict=True)), "way": way, **more}
+
+
+def loss_cases(shapes: list[Shape], ways: list[str]) -> list[Row]:
+    """memory_loss and its gradient. How many pairs are active makes a difference to some ways: all densities of two
+    shapes. Ordinary arithmetic is slow and known: one shape. Library products need a large batch."""
+    rows = []
+    for shape in shapes:
+        all_densities = shape in shapes[:2]
+        for way in ways:
+            if way == "simt" and shape != shapes[0]:
+                continue
+            if way == "composite":
+                if shape[0] >= 256 or shape in SMALL:
+                    rows += [case_of("loss", shape, f"composite{tf32}", density=TRAINED) for tf32 in ("", " tf32")]
+                continue
+            rows += [case_of("loss", shape, way, density=x) for x in DENSITIES if all_densities or x == TRAINED]
+    for name in OTHER_LOSSES:
+        rows += [case_of(name, shapes[0], way) for way in ways if way in ("simt", "tensor")]
+    rows.append(case_of("loss", shapes[0], "composite float16", density=TRAINED))
+    return rows
+
+
+def bank_cases(shapes: list[Shape], ways: list[str]) -> list[Row]:
+    """Passes over the bank; and over the batch, a small and a large one."""
+    of_bank = [("transform_", shape) for shape in shapes[:3]] + [("standardize_", shapes[0])]
+    of_batch = [(name, shape) for name in ("track_", "enqueue_", "batch_loss") for shape in (shapes[0], shapes[-1])]
+    return [case_of(kernel, shape, "xbn_ext") for kernel, shape in of_bank + of_batch]
+
+
+def step_cases(shapes: list[Shape], ways: list[str]) -> list[Row]:
+    """Every way in place; and what it would be if the memory were not written."""
+    rows = []
+    for shape in shapes:
+        wanted = [way for way in ("auto", *ways) if way not in ("simt", "composite")]
+        for way in wanted:
+            densities = DENSITIES if shape == shapes[0] else (TRAINED,)
+            rows += [case_of("step", shape, way, density=x) for x in densities]
+            rows.append(case_of("step", shape, f"{way} deferred", density=TRAINED))
+        if shape[0] >= 512:
+            rows.append(case_of("step", shape, "auto tf32", density=TRAINED))
+    return rows
+
+
+def launch_cases(shapes: list[Shape], ways: list[str]) -> list[Row]:
+    """Which kernels a step is made of."""
+    wanted = [way for way in ("auto", *ways) if way not in ("simt", "composite")]
+    return [case_of("launches", shapes[0], way, density=TRAINED) for way in (*wanted, f"{wanted[-1]} deferred")]
+
+
+def torch_loss_cases(shapes: list[Shape], ways: list[str]) -> list[Row]:
+    return [case_of("loss", shape, way, density=TRAINED) for shape in shapes for way in ("torch", "torch tf32")]
+
+
+def torch_step_cases(shapes: list[Shape], ways: list[str]) -> list[Row]:
+    ways = ["eager", "eager-tuned", "eager-tuned tf32"]
+    return [case_of("step", shape, way, density=TRAINED) for shape in shapes for way in ways]
+
+
+def compile_cases(shapes: list[Shape], ways: list[str]) -> list[Row]:
+    return [case_of("step", shape, way, density=TRAINED) for shape in shapes for way in ("compile", "compile tf32")]
+
+
+GROUPS: dict[str, Callable[[list[Shape], list[str]], list[Row]]] = {
+    "loss": loss_cases, "bank": bank_cases, "step": step_cases, "launches": launch_cases,
+    "loss of torch": torch_loss_cases, "step of torch": torch_step_cases, "compile": compile_cases,
+}  # fmt: skip
+
+
+# --- How ------------------------------------------------------------------------------------------------------------
+
+
+def time_case(case: Row, device: str, ceilings: dict[str, float], seconds: float) -> Row:
+    """A row: the time, what it means in bandwidth and arithmetic, and as a share of the ceiling that binds."""
+    words = case["way"].split()
+    if words[0] == "compile":
+        torch.compiler.reset()  # it gives up on a function that it has compiled for eight shapes
+    torch.set_float32_matmul_precision("high" if "tf32" in words else "highest")
+    forced = words[0] if words[0] in get_args(Backend) else "auto"
+    try:
+        with backend(forced):  # type: ignore[arg-type]
+            if case["kernel"] == "launches":
+                return launches(_calls(case | {"kernel": "step"}, device, 1)[0], device)
+            copies = 1 if device == "cpu" else math.ceil(COLD_BYTES / (4 * case["M"] * case["D"]))
+            calls = _calls(case, device, copies)
+            peak = peak_megabytes(calls[0], device)
+            timing = measure(calls, device, seconds)
+    except torch.OutOfMemoryError as error:
+        if "eager" not in words[0] and words[0] not in ("torch", "compile"):
+            raise
+        return {"out of memory": str(error)[:200]}
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    row = {name: value for name, value in asdict(timing).items() if value != "" and value is not False}
+    return row | {"peak_mb": peak} | shares(case, timing.us, ceilings)
+
+
+def shares(case: Row, us: float, ceilings: dict[str, float]) -> Row:
+    """GB/s and TFLOP/s; and, of the machine's ceilings, the larger share, and whose it is."""
+    megabytes, gflop = work_of(case)
+    row: Row = {"gb_s": round(1e3 * megabytes / us, 1), "tflop_s": round(1e3 * gflop / us, 3)}
+    if not {"read", "copy", "fp32", "tf32"} <= ceilings.keys():
+        return row
+    writes = case["kernel"] in ("transform_", "enqueue_") or (
+        case["kernel"] == "step" and "deferred" not in case["way"]
+    )
+    arithmetic = ceilings["tf32"] if "tf32" in case["way"] else ceilings["fp32"]
+    if case["way"].split()[0] == "tensor":
+        arithmetic = ceilings["tf32"] / 3  # products for one to the digits of float32
+    by_memory = row["gb_s"] / ceilings["copy" if writes else "read"]
+    by_arithmetic = row["tflop_s"] / arithmetic
+    return row | {
+        "bound": "memory" if by_memory > by_arithmetic else "math",
+        "of_ceiling": round(100 * max(by_memory, by_arithmetic), 1),
+    }
+
+
+def work_of(case: Row) -> tuple[float, float]:
+    """Megabytes that have to be moved, and GFLOP of the products that cannot be skipped: those of the similarities; of
+    the gradient, by the sweeps, rows with which one of 64 anchors has an active pair."""
+    B, M, D, kernel = case["B"], case["M"], case["D"], case["kernel"]
+    if kernel == "track_":
+        return 4e-6 * B * D, 0
+    if kernel == "batch_loss":
+        return 12e-6 * B * D, 4e-9 * B * B * D
+    if kernel == "enqueue_":  # read, write, and read what leaves
+        return 12e-6 * B * D, 0
+    if kernel == "standardize_":  # nothing to do: a look at the sums
+        return 16e-6 * D, 0
+    if kernel == "transform_":
+        return 8e-6 * M * D, 0
+    size = 2 if "float16" in case["way"] else 4
+    in_place = kernel == "step" and "deferred" not in case["way"]
+    active = case.get("density", 1.0) + 1 / CLASSES
+    share = 1 - (1 - min(active, 1.0)) ** min(B, 64) if case["way"].split()[0] in FUSED else 1.0
+    return 1e-6 * (M * ((2 if in_place else 1) * size * D + 8) + 12 * B * D), 2e-9 * B * M * D * (1 + share)
 
 
 def random_unit(rows: int, D: int, device: str, seed: int) -> tuple[Tensor, Tensor]:
@@ -46,122 +200,6 @@ def random_unit(rows: int, D: int, device: str, seed: int) -> tuple[Tensor, Tens
     return x, labels.repeat_interleave(4)[:rows]
 
 
-def loss_cases(shapes: Iterable[tuple[int, int, int]]) -> list[Row]:
-    """Densities: share of the negatives that are active. Only the sweep's time depends on it."""
-    rows = []
-    for B, M, D in shapes:
-        for way in LOSS_WAYS:
-            for density in (0.0, 1e-3, 0.1) if way == "tensor" else (1e-3,):
-                rows.append({"kernel": "loss", "B": B, "M": M, "D": D, "way": way, "density": density})
-    return rows
-
-
-def crossover_cases(shapes: Iterable[tuple[int, int, int]]) -> list[Row]:
-    return [row | {"kernel": "crossover"} for row in loss_cases(shapes) if "torch" not in row["way"]
-            and row["density"] == 1e-3]  # fmt: skip
-
-
-def bank_cases(shapes: Iterable[tuple[int, int, int]]) -> list[Row]:
-    rows, seen = [], set()
-    for B, M, D in shapes:
-        for kernel in BANK_KERNELS:
-            size = (kernel, M, D) if kernel in ("transform_", "standardize_") else (kernel, B, D)
-            if size in seen:
-                continue
-            seen.add(size)
-            ways = ["xbn_ext"] if kernel == "standardize_" else ["xbn_ext", "torch"]
-            rows += [{"kernel": kernel, "B": B, "M": M, "D": D, "way": way} for way in ways]
-    return rows
-
-
-def step_cases(shapes: Iterable[tuple[int, int, int]]) -> list[Row]:
-    """TF32 changes only what goes through library products: the larger batches."""
-    return [
-        {"kernel": "step", "B": B, "M": M, "D": D, "way": way}
-        for B, M, D in shapes
-        for way in STEP_WAYS
-        if way != "xbn_ext tf32" or threshold() <= B
-    ]
-
-
-def compile_cases(shapes: Iterable[tuple[int, int, int]]) -> list[Row]:
-    ways = ["compile", "compile tf32"]
-    return [{"kernel": "step", "B": B, "M": M, "D": D, "way": way} for B, M, D in shapes for way in ways]
-
-
-CASES = {"loss": loss_cases, "crossover": crossover_cases, "bank": bank_cases, "step": step_cases,
-         "compile": compile_cases}  # fmt: skip
-SHAPES_OF = {"compile": COMPILED, "crossover": CROSSOVER}
-
-
-def worker(job: Job) -> None:
-    """Times the cases of the group that the job names."""
-    group = job.options["group"]
-    shapes = SMALL if job.device == "cpu" else SHAPES_OF.get(group, SHAPES)
-    ceilings = job.options.get("ceilings") or {}
-    seconds = 0.002 if job.device == "cpu" else 0.4
-    job.each(CASES[group](shapes), lambda **case: time_case(case, job.device, ceilings, seconds))
-
-
-def time_case(case: Row, device: str, ceilings: dict[str, float], seconds: float) -> Row:
-    """A row: the time, what it means in bandwidth and arithmetic, and as a share of the ceiling that binds."""
-    way = case["way"].split()[0]
-    if way == "compile":
-        torch.compiler.reset()  # it gives up on a function that it has compiled for eight shapes
-    torch.set_float32_matmul_precision("high" if case["way"].endswith("tf32") else "highest")
-    try:
-        forced = [name for name in BACKENDS if name in case["way"].split()]
-        with backend(forced[0] if forced else "auto"):
-            copies = 1 if device == "cpu" else math.ceil(COLD_BYTES / (4 * case["M"] * case["D"]))
-            calls = _prepare(case, device, copies)
-            peak = peak_megabytes(calls[0], device)
-            timing = measure(calls, device, seconds)
-    except torch.OutOfMemoryError as error:
-        if forced or way == "xbn_ext":
-            raise
-        return {"out of memory": str(error)[:200]}
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    megabytes, gflop, needed = work_of(case)
-    seconds_each = timing.us * 1e-6
-    row = {name: value for name, value in asdict(timing).items() if value != "" and value is not False} | {
-        "peak_mb": peak,
-        "gb_s": round(megabytes / 1e3 / seconds_each, 1),
-        "tflop_s": round(gflop / 1e3 / seconds_each, 3),
-    }
-    if "copy" in ceilings and "fp32" in ceilings and "tf32" in ceilings:
-        arithmetic = ceilings["tf32"] if case["way"].endswith("tf32") else ceilings["fp32"]
-        if "tensor" in case["way"]:
-            arithmetic = ceilings["tf32"] / 3  # products for one to the digits of float32
-        by_memory, by_arithmetic = megabytes / 1e3 / ceilings["copy"], needed / 1e3 / arithmetic
-        row["bound"] = "memory" if by_memory > by_arithmetic else "math"
-        row["of_ceiling"] = round(100 * max(by_memory, by_arithmetic) / seconds_each, 1)
-    return row
-
-
-def work_of(case: Row) -> tuple[float, float, float]:
-    """Megabytes that have to be moved, GFLOP of the dense products, GFLOP of them that cannot be skipped.
-
-    The sweep skips a row in the gradient product unless one of 64 anchors has an active pair with it.
-    """
-    B, M, D, kernel = case["B"], case["M"], case["D"], case["kernel"]
-    if kernel == "track_":
-        return 4e-6 * B * D, 0, 0
-    if kernel == "enqueue_":  # read, write, and read what leaves
-        return 12e-6 * B * D, 0, 0
-    if kernel == "standardize_":  # nothing to do: a look at the sums
-        return 16e-6 * D, 0, 0
-    if kernel == "transform_":
-        return 8e-6 * M * D, 0, 0
-    half = 2e-9 * B * M * D
-    in_place = kernel == "step" and case["way"] != "xbn_ext deferred"
-    needed = 2 * half
-    if case["way"] in ("simt", "tensor"):
-        active = case["density"] + 1 / CLASSES
-        needed = half * (2 - (1 - min(active, 1.0)) ** min(B, 64))
-    return 1e-6 * (M * (8 * D if in_place else 4 * D) + 8 * M + 12 * B * D), 2 * half, needed
-
-
 def margin_of_density(z: Tensor, bank: Tensor, density: float) -> float:
     """The margin that leaves about this share of the negatives active."""
     if density == 0:
@@ -170,73 +208,116 @@ def margin_of_density(z: Tensor, bank: Tensor, density: float) -> float:
     return float(torch.quantile(s.flatten(), 1 - density))
 
 
-def _prepare(case: Row, device: str, copies: int) -> list[Call]:
+def _calls(case: Row, device: str, copies: int) -> list[Call]:
     """The calls to be timed, each on a bank of its own."""
-    B, M, D = case["B"], case["M"], case["D"]
-    x, labels = random_unit(B, D, device, seed=1000)
-    calls = []
-    neg_margin = BATCH_NEG_MARGIN
-    for copy in range(copies):
-        bank, bank_labels = random_unit(M, D, device, seed=copy)
-        if "density" in case and copy == 0:
-            neg_margin = margin_of_density(x, bank, case["density"])
-        calls.append(_call(case, x, labels, bank, bank_labels, neg_margin))
-    return calls
+    x, labels = random_unit(case["B"], case["D"], device, seed=1000)
+    banks: Iterable[tuple[Tensor, Tensor]] = (
+        random_unit(case["M"], case["D"], device, seed=copy) for copy in range(copies)
+    )
+    if case["kernel"] == "step":
+        return [_step(case, x, labels, *bank) for bank in banks]
+    return [_call(case, x, labels, *bank) for bank in banks]
 
 
-def _call(case: Row, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, neg_margin: float) -> Call:
+def _call(case: Row, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Call:
     kernel, way, (M, D) = case["kernel"], case["way"], bank.shape
-    if kernel in ("loss", "crossover"):
-        loss, count = Contrastive(neg_margin=neg_margin), torch.tensor(M, device=bank.device)
+    if kernel == "batch_loss":
+        loss = Contrastive(POS_MARGIN, margin_of_density(x, x, TRAINED))
+        return _gradient(x, lambda z: ops.batch_loss(z, labels, loss))
+    if kernel == "loss" or kernel in OTHER_LOSSES:
+        pair_loss = OTHER_LOSSES.get(kernel)
+        if pair_loss is None:
+            pair_loss = Contrastive(POS_MARGIN, margin_of_density(x, bank, case["density"]))
         if way.startswith("torch"):
-            tuned = TorchMemory(bank, bank_labels, loss)
+            tuned = TorchMemory(bank, bank_labels, pair_loss)
             return lambda: tuned.rank(x, labels)
-
-        def rank() -> object:
-            z = x.detach().requires_grad_()  # a new leaf each time: autograd ties a leaf to the stream of its first use
-            value = ops.memory_loss(z, labels, bank, bank_labels, loss, count=count)
-            return torch.autograd.grad(value, z)
-
-        return rank
-    if kernel == "step":
-        return _step(way, x, labels, bank, bank_labels, neg_margin)
-    if way == "torch":
-        memory = TorchMemory(bank, bank_labels, Contrastive(neg_margin=neg_margin))
-        return {"transform_": memory.transform, "track_": lambda: memory.track(x),
-                "enqueue_": lambda: memory.enqueue(x, labels)}[kernel]  # fmt: skip
+        stored, count = bank.half() if "float16" in way else bank, torch.tensor(M, device=bank.device)
+        return _gradient(x, lambda z: ops.memory_loss(z, labels, stored, bank_labels, pair_loss, count=count))
     m = CrossBatchMemory(Contrastive(), D, M).to(bank.device)
     m.fill_from([(bank, bank_labels)])
     m.scale.fill_(1)
-    return {
+    calls: dict[str, Call] = {
         "transform_": lambda: ops.transform_(m.bank, m.sums, m.scale, m.shift, m.count),
-        "standardize_": _standardized(m),
+        "standardize_": lambda: ops.standardize_(m.bank, m.sums, m.scale, m.shift, m.count),  # nothing to do
         "track_": lambda: ops.track_(m.target_mean, m.target_std, m.variance, m.scale, m.shift, x, None, m.sums,
                                      m.count, PROCESS_NOISE, MEASUREMENT_NOISE),
         "enqueue_": lambda: m._store(x, labels, None),
-    }[kernel]  # fmt: skip
+    }  # fmt: skip
+    return calls[kernel]
 
 
-def _standardized(m: CrossBatchMemory) -> Call:
-    """standardize_ where it is called at every step: after the first time, there is nothing to do."""
-    return lambda: ops.standardize_(m.bank, m.sums, m.scale, m.shift, m.count)
+def _gradient(x: Tensor, loss: Callable[[Tensor], Tensor]) -> Call:
+    def call() -> object:
+        z = x.detach().requires_grad_()  # a new leaf each time: autograd ties a leaf to the stream of its first use
+        return torch.autograd.grad(loss(z), z)
+
+    return call
 
 
-def _step(way: str, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, neg_margin: float) -> Call:
-    """Every step stores the same batch, so that the bank fills with copies of it. They are within the positive margin:
-    else they would be active, a tile full of them in the block that has the newest rows, as in no training."""
-    loss = Contrastive(POS_MARGIN, neg_margin)
-    if way.startswith("xbn_ext"):
-        criterion = CrossBatchMemory(
-            loss, bank.shape[1], len(bank), process_noise=PROCESS_NOISE,
-            measurement_noise=MEASUREMENT_NOISE, update="deferred" if "deferred" in way else "inplace",
-        ).to(bank.device)  # fmt: skip
-        criterion.fill_from([(bank, bank_labels)])
+def _step(case: Row, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Call:
+    """A training step. Every one stores the same batch, at the same place: else the memory would fill with copies of
+    it, as in no training. The margin is that of the memory as the filter leaves it."""
+    way, (M, D) = case["way"], bank.shape
+    update: Literal["inplace", "deferred"] = "deferred" if "deferred" in way else "inplace"
+    kind = {"eager": Eager, "eager-tuned": TorchMemory, "compile": Compiled}.get(way.split()[0])
+    if kind is not None:
+        plain = kind(bank, bank_labels, Contrastive(POS_MARGIN, margin_of_density(x, bank, case["density"])))
 
-        def step() -> object:
-            z = x.clone().requires_grad_()
-            return torch.autograd.grad(criterion(z, labels), z)
+        def step_of_torch() -> object:
+            plain.head.zero_()
+            return plain.step(x, labels)
 
-        return step
-    kind = {"eager": Eager, "eager-tuned": TorchMemory, "compile": Compiled}
-    memory = kind[way.split()[0]](bank, bank_labels, loss)
-    return lambda: memory.step(x, labels)
+        return step_of_torch
+
+    def memory(neg_margin: float) -> CrossBatchMemory:
+        loss = Contrastive(POS_MARGIN, neg_margin)
+        return CrossBatchMemory(
+            loss, D, M, process_noise=PROCESS_NOISE, measurement_noise=MEASUREMENT_NOISE, update=update
+        ).to(bank.device)
+
+    def step() -> object:
+        criterion.head.zero_()
+        z = x.clone().requires_grad_()
+        return torch.autograd.grad(criterion(z, labels), z)
+
+    criterion = memory(2.0)
+    criterion.fill_from([(bank, bank_labels)])
+    for _ in range(SETTLING):
+        step()
+    state, criterion = criterion.state_dict(), memory(margin_of_density(x, criterion.embedding_memory, case["density"]))
+    criterion.load_state_dict(state)
+    return step
+
+
+def launches(call: Call, device: str) -> Row:
+    """The kernels of a call and how long each took, the longest first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    if device == "cpu":
+        call()
+        return {"launches": 0, "kernels": []}
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for _ in range(5):
+            call()
+        torch.cuda.synchronize()
+    us: Counter[str] = Counter()
+    count: Counter[str] = Counter()
+    for event in profiled.events() or []:
+        if event.device_type.name == "CUDA":
+            name = short_name(event.name)
+            us[name] += event.device_time / 5
+            count[name] += 1
+    return {
+        "launches": sum(count.values()) / 5,
+        "us": round(sum(us.values()), 1),
+        "kernels": [[name, count[name] / 5, round(value, 2)] for name, value in us.most_common(40)],
+    }
+
+
+def short_name(kernel: str) -> str:
+    """A kernel's name without its namespaces and most of its template's arguments."""
+    found = re.search(r"(\w+_kernel\w*(?:<[\w, ]{0,12})?)", kernel)
+    return (found[1] if found else kernel)[:60]

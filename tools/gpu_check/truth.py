@@ -1,4 +1,4 @@
-"""Part A: `memory_loss` on random shapes and options against the float64 reference, in every way a GPU has.
+"""`memory_loss` on random shapes and options against the float64 reference, in every way a GPU has.
 
 A hinge loss is discontinuous: a pair so close to a margin that rounding decides may count or not, and the gradient
 jumps by that pair's whole share. The budgets count such pairs; in half of the cases the margins are so wide that every
