@@ -5,7 +5,7 @@
 //   in       a Map: whether the pass is needed at all, and (a, b) of a column
 //   out      sums [2, D] in double: sum and sum of squares of the rows as rounded to the bank's dtype
 //   grid     rewrite_kernel: (runs of rows, tiles of columns) x 256 threads, a thread to one 16-byte vector of columns;
-//            sums_kernel: a block to 32 columns
+//            sums_kernel: a block to 8 columns, 32 threads deep
 //   keeps    two doubles per run and column in the workspace
 //   needs    16-byte accesses where D and the bank's address allow them, else one element at a time
 //   order    the number of runs depends on M alone; sums of a run, then of the runs, in order. Same bits every run.
@@ -23,8 +23,8 @@ constexpr int kRewriteThreads = 256;
 constexpr int kBatch = 4;          // rows of a thread in flight
 constexpr int64_t kMinRun = 64;    // rows
 constexpr int64_t kMaxRuns = 384;  // three blocks on each of 128 multiprocessors
-constexpr int kSumColumns = 32;
-constexpr int kSumLanes = 8;
+constexpr int kSumColumns = 8;     // 64 bytes beside each other, and enough blocks for a GPU at D = 512
+constexpr int kSumLanes = 32;
 
 struct RewriteWorkspace {
   bool* needed;     // [1]
@@ -108,9 +108,10 @@ __global__ void __launch_bounds__(kRewriteThreads, kWidth <= 4 ? 3 : 2)
 template <typename Map>
 __global__ void __launch_bounds__(kSumColumns* kSumLanes)
     sums_kernel(const Map map, double* sums, int64_t M, int64_t D, const RewriteWorkspace w) {
-  __shared__ double partial[2][kSumLanes][kSumColumns];
+  constexpr int kWarps = kSumColumns * kSumLanes / kWarp;
+  __shared__ double partial[2][kWarps][kSumColumns];
   if (!*w.needed) return;
-  const int column = threadIdx.x % kSumColumns, lane = threadIdx.x / kSumColumns;
+  const int column = threadIdx.x % kSumColumns, lane = threadIdx.x / kSumColumns, warp = threadIdx.x / kWarp;
   const int64_t d = static_cast<int64_t>(blockIdx.x) * kSumColumns + column;
   double sum[2] = {};
   if (d < D) {
@@ -120,13 +121,16 @@ __global__ void __launch_bounds__(kSumColumns* kSumLanes)
       sum[1] += w.partial[(run * 2 + 1) * D + d];
     }
   }
-  partial[0][lane][column] = sum[0];
-  partial[1][lane][column] = sum[1];
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    for (int step = kSumColumns; step < kWarp; step *= 2) sum[k] += __shfl_xor_sync(0xffffffffu, sum[k], step);
+    if (threadIdx.x % kWarp < kSumColumns) partial[k][warp][column] = sum[k];
+  }
   __syncthreads();
-  if (lane != 0 || d >= D) return;
-  for (int k = 1; k < kSumLanes; ++k) {
-    sum[0] += partial[0][k][column];
-    sum[1] += partial[1][k][column];
+  if (threadIdx.x >= kSumColumns || d >= D) return;
+  for (int other = 1; other < kWarps; ++other) {
+    sum[0] += partial[0][other][column];
+    sum[1] += partial[1][other][column];
   }
   map.finish(d, stored_rows(map.count, M));  // reads the old sums of its column
   sums[d] = sum[0];
