@@ -56,7 +56,7 @@ def truth(runner: Runner, every: bool) -> None:
 
 
 def timing(runner: Runner, report: Report, ways: list[str]) -> None:
-    runner.work("timing", ".timing:worker", limit=120, groups=["loss", "bank", "step", "launches"], ways=ways,
+    runner.work("timing", ".timing:worker", limit=120, groups=["loss", "bank", "step", "launches", "rules"], ways=ways,
                 ceilings=report.ceilings)  # fmt: skip
 
 

@@ -104,6 +104,17 @@ def launch_cases(shapes: list[Shape], ways: list[str]) -> list[Row]:
     return [case_of("launches", shapes[0], way, density=TRAINED) for way in (*wanted, f"{wanted[-1]} deferred")]
 
 
+def rule_cases(shapes: list[Shape], ways: list[str]) -> list[Row]:
+    """What the rules of `auto` rest on: small memories, and more active pairs than a trained run has."""
+    fused = [way for way in ways if way in FUSED]
+    small = [(64, M, D) for M in (256, 1024, 4096, 16_384) for D in (128, 512)] if shapes is SHAPES else shapes[:1]
+    rows = [case_of("loss", shape, way, density=TRAINED) for shape in small for way in fused]
+    dense = [way for way in fused if way != "simt"]
+    rows += [case_of("loss", shapes[0], way, density=x) for x in (0.03, 0.1) for way in dense]
+    return rows + [case_of("loss", (4096, *shapes[-1][1:]), way, density=TRAINED)
+                   for way in ways if way in ("screen", "composite") and shapes is SHAPES]  # fmt: skip
+
+
 def torch_loss_cases(shapes: list[Shape], ways: list[str]) -> list[Row]:
     return [case_of("loss", shape, way, density=TRAINED) for shape in shapes for way in ("torch", "torch tf32")]
 
@@ -118,7 +129,7 @@ def compile_cases(shapes: list[Shape], ways: list[str]) -> list[Row]:
 
 
 GROUPS: dict[str, Callable[[list[Shape], list[str]], list[Row]]] = {
-    "loss": loss_cases, "bank": bank_cases, "step": step_cases, "launches": launch_cases,
+    "loss": loss_cases, "rules": rule_cases, "bank": bank_cases, "step": step_cases, "launches": launch_cases,
     "loss of torch": torch_loss_cases, "step of torch": torch_step_cases, "compile": compile_cases,
 }  # fmt: skip
 
