@@ -75,7 +75,7 @@ def test_nothing_spills():
     """A spilled register, or an array that is indexed at run time, would be a stack frame."""
     found = list(resources())
     names = {kernel for _, kernel, _ in found}
-    for kernel in ("moments_kernel", "rewrite_kernel", "sums_kernel", "assign_kernel", "store_kernel", "sweep_kernel",
+    for kernel in ("moments_kernel", "rewrite_kernel", "sums_kernel", "storable_kernel", "store_kernel", "sweep_kernel",
                    "settle_kernel", "gradient_kernel", "gather_kernel", "begin_kernel", "rows_kernel", "score_kernel",
                    "rescale_kernel", "batch_norms_kernel", "batch_rank_kernel", "batch_triplets_kernel",
                    "batch_settle_kernel"):  # fmt: skip

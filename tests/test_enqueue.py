@@ -101,3 +101,15 @@ def test_sums_stay_exact_over_many_wraps(ops, device):
     for _ in range(2000):
         enqueue(ops, m, torch.randn(17, 7, device=device) + 3, torch.zeros(17, dtype=torch.int64, device=device))
     torch.testing.assert_close(m.sums, reference.sums_of(m.bank), rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("M", [700, 3000])
+@pytest.mark.parametrize("D", [5, 12])
+def test_more_rows_than_are_looked_at_at_once(M, D, ops, device):
+    m = state.to(state.filled(M, D, 500, pending=True), device)
+    z = torch.randn(2100, D, device=device)
+    z[::3, 1] = torch.inf
+    z[1024:1100] = torch.nan
+    mask = torch.rand(2100, device=device) < 0.9
+    slots = same(ops, m, z, torch.arange(2100, device=device), mask)
+    assert (slots >= 0).sum() == min(M, (mask & z.isfinite().all(1)).sum())

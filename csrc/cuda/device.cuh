@@ -42,6 +42,17 @@ class Carver {
   int64_t used_ = 0;
 };
 
+// Values beside each other in memory that are read and written at once.
+template <typename S, int kWidth>
+struct alignas(kWidth * sizeof(S)) Vector {
+  S value[kWidth];
+};
+
+template <typename S, int kWidth>
+bool is_aligned(const S* values) {
+  return reinterpret_cast<uintptr_t>(values) % alignof(Vector<S, kWidth>) == 0;
+}
+
 // Stored rows. A damaged counter must not become a wild access; nobody may wait to report it.
 __device__ __forceinline__ int64_t stored_rows(const int64_t* count, int64_t M) {
   if (count == nullptr) return M;

@@ -4,145 +4,183 @@
 //   in, out  bank [M, D], bank_labels [M], bank_ids and bank_steps [M] or null, sums [2, D], head [1], count [1]
 //   out      slots [B]: where each row went, -1 where it was not stored
 //   math     stored as u = (z - shift) / scale, rounded to the bank's dtype. A row whose u is not finite is left out.
-//            More rows than the ring holds: the last M of them stay.
-//   grid     assign_kernel: a warp to a row, to find the rows that can be stored; the block that finishes last gives
-//            out the slots and moves the ring on. store_kernel: a block to 32 columns, 8 threads deep; writes the rows
-//            and, in the same launch, moves the sums by what enters and what leaves.
-//   keeps    a flag per row in the workspace
-//   needs    any GPU; columns beside each other go to threads beside each other, one element at a time
-//   order    fixed: each of the 8 threads of a column takes every eighth row, their sums are added in order
-#include "device.cuh"
+//            More rows than the ring holds: the last M of them stay. The quotient is a product with 1 / scale and one
+//            step of correction, which rounds as the division does: the CPU kernel stores the same bits
+//   grid     storable_kernel: a warp to a row, to find the rows that can be stored. store_kernel: a block to 8 columns
+//            and all rows, of which up to 512 are in flight; every block works out the slots from the flags, writes the rows
+//            of its columns and moves their sums by what enters and what leaves. What goes with a row is dealt to the
+//            blocks, 32 rows to each; the first block moves the ring on
+//   keeps    a flag per row, and the counters as they were, in the workspace
+//   needs    any GPU; four columns at once where D and the addresses allow it
+//   order    fixed by the shapes: threads take every 128th row (every 32nd, one column at a time), their sums are added
+//            in a fixed tree. Same bits every run
+#include "rows.cuh"
 
 namespace xbn::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kBlocks = 2;  // per multiprocessor at least: left to itself the compiler spills to fit more in
-constexpr int kWarps = kThreads / kWarp;
-constexpr int64_t kMaxBlocks = 64;
-constexpr int kColumns = 32;
-constexpr int kLanes = kThreads / kColumns;
-constexpr int kBatch = 4;  // rows of a thread in flight
+constexpr int kBlocks = 1;  // per multiprocessor at least: there is one to eight columns
+template <int kWidth>
+constexpr int kBatchOf = kWidth > 1 ? 4 : 8;  // rows of a thread in flight
 
 struct Workspace {
-  unsigned* ticket;   // [1]
   int64_t* filled;    // [1] stored rows before this call
+  int64_t* head;      // [1]
   uint8_t* storable;  // [B]
   int64_t bytes;
 
   Workspace(void* memory, int64_t B) {
     Carver carve(memory);
-    ticket = carve.take<unsigned>(1);
     filled = carve.take<int64_t>(1);
+    head = carve.take<int64_t>(1);
     storable = carve.take<uint8_t>(B);
     bytes = carve.bytes();
   }
 };
 
-template <typename T, typename S>
-__device__ __forceinline__ S pull_back(const EnqueueParams<T, S>& p, int64_t i, int64_t d) {
-  using C = typename Compute<S>::type;
-  return static_cast<S>(static_cast<C>((static_cast<double>(p.z[i * p.D + d]) - p.shift[d]) / p.scale[d]));
+// A quotient below this is finite in the bank's dtype, however it is rounded.
+template <typename S>
+constexpr double kSurelyFinite = 0x1p126;
+template <>
+constexpr double kSurelyFinite<double> = 0x1p1022;
+template <>
+constexpr double kSurelyFinite<Float16> = 0x1p15;
+
+// a / b, `inverse` being 1 / b: rounded as a division rounds it, unless numbers are too small or too large to be scaled;
+// 0 has the sign it should where b > 0. Not finite where 1 / b is not.
+__device__ __forceinline__ double quotient(double a, double b, double inverse) {
+  const double q = a * inverse;
+  return std::fma(-std::fma(q, b, -a), inverse, q);
 }
 
-// Sum of the values of the threads before this one; *total: of all.
-__device__ int64_t exclusive_sum(int64_t value, int64_t* total) {
-  __shared__ int64_t prefix[kThreads];
-  prefix[threadIdx.x] = value;
-  for (int step = 1; step < kThreads; step *= 2) {
-    __syncthreads();
-    const int64_t left = static_cast<int>(threadIdx.x) >= step ? prefix[threadIdx.x - step] : 0;
-    __syncthreads();
-    prefix[threadIdx.x] += left;
+template <typename S>
+__device__ __forceinline__ S to_stored(double u) {
+  return static_cast<S>(static_cast<typename Compute<S>::type>(u));
+}
+
+template <typename T, typename S, int kWidth>
+__global__ void __launch_bounds__(kThreads, 2) storable_kernel(const EnqueueParams<T, S> p, const Workspace w) {
+  if (blockIdx.x == 0 && threadIdx.x == 0) {
+    *w.filled = stored_rows(p.count, p.M);
+    *w.head = *p.head >= 0 && *p.head < p.M ? *p.head : 0;  // a damaged counter must not become a wild write
   }
-  __syncthreads();
-  *total = prefix[kThreads - 1];
-  return prefix[threadIdx.x] - value;
+  const int64_t i = row_of_warp();
+  if (i >= p.B) return;
+  const bool chosen = p.mask == nullptr || p.mask[i];
+  const T* row = p.z + i * p.D;
+  bool finite = all_of_row<kWidth>(row, p.D, [&](T z, int64_t d) {
+    const double scale = std::fabs(p.scale[d]);
+    return scale > 0x1p-1000 && std::fabs(static_cast<double>(z) - p.shift[d]) < kSurelyFinite<S> * scale;
+  });
+  if (!finite)  // or so large that it takes the quotient to tell
+    finite = all_of_row<1>(row, p.D, [&](T z, int64_t d) {
+      const double scale = p.scale[d], u = quotient(static_cast<double>(z) - p.shift[d], scale, 1 / scale);
+      return is_finite(as<typename Compute<S>::type>(to_stored<S>(u)));
+    });
+  if (threadIdx.x % kWarp == 0) w.storable[i] = finite && chosen;
 }
 
-// One block: slots in the order of the rows, what goes with a row, and the counters.
-template <typename T, typename S>
-__device__ void assign_slots(const EnqueueParams<T, S>& p, const Workspace& w) {
-  const int64_t run = ceil_div(p.B, kThreads);
-  const int64_t begin = threadIdx.x * run, end = smaller(begin + run, p.B);
-  int64_t mine = 0, stored = 0;
-  for (int64_t i = begin; i < end; ++i) mine += __ldcg(w.storable + i);
-  int64_t k = exclusive_sum(mine, &stored);
-
-  const int64_t filled = stored_rows(p.count, p.M);
-  const int64_t head = *p.head >= 0 && *p.head < p.M ? *p.head : 0;  // a damaged counter must not become a wild write
-  const int64_t surplus = larger(0, stored - p.M);                   // the first of them would be overwritten at once
-  for (int64_t i = begin; i < end; ++i) {
-    p.slots[i] = -1;
-    if (!__ldcg(w.storable + i)) continue;
-    const int64_t place = k++ - surplus;
-    if (place < 0) continue;
-    const int64_t slot = head + place < p.M ? head + place : head + place - p.M;
-    p.slots[i] = slot;
-    p.bank_labels[slot] = p.labels[i];
-    if (p.bank_ids != nullptr) p.bank_ids[slot] = stored_id(p.ids, i, slot);
-    if (p.bank_steps != nullptr) p.bank_steps[slot] = *p.step;
-  }
-  __syncthreads();  // every thread has read the counters
-  if (threadIdx.x != 0) return;
-  const int64_t entered = stored - surplus;
-  *w.filled = filled;
-  *p.head = head + entered < p.M ? head + entered : head + entered - p.M;
-  *p.count = smaller(filled + entered, p.M);
-}
-
-template <typename T, typename S>
-__global__ void __launch_bounds__(kThreads, kBlocks) assign_kernel(const EnqueueParams<T, S> p, const Workspace w) {
-  __shared__ bool last;
-  const int lane = threadIdx.x % kWarp;
-  for (int64_t i = blockIdx.x * kWarps + threadIdx.x / kWarp; i < p.B; i += gridDim.x * kWarps) {
-    bool finite = true;
-    for (int64_t d = lane; d < p.D; d += kWarp) finite &= is_finite(as<typename Compute<S>::type>(pull_back(p, i, d)));
-    finite = __all_sync(0xffffffffu, finite);
-    if (lane == 0) w.storable[i] = finite && (p.mask == nullptr || p.mask[i]);
-  }
-  if (is_last_block(w.ticket, gridDim.x, &last)) assign_slots(p, w);
-}
-
-template <typename T, typename S>
+template <typename T, typename S, int kWidth>
 __global__ void __launch_bounds__(kThreads, kBlocks) store_kernel(const EnqueueParams<T, S> p, const Workspace w) {
-  __shared__ double partial[2][kLanes][kColumns];
-  const int column = threadIdx.x % kColumns, lane = threadIdx.x / kColumns;
-  const int64_t d = static_cast<int64_t>(blockIdx.x) * kColumns + column, filled = *w.filled;
-  double sum = 0, sum_squares = 0;
+  constexpr int kDeep = Tile<kWidth>::kDeep, kBatch = kBatchOf<kWidth>;
+  __shared__ unsigned words[2][kWarp];
+  const int first_row = Tile<kWidth>::first_row();
+  const int64_t d = Tile<kWidth>::first_column(), filled = *w.filled, head = *w.head;
+  const bool sums_up = threadIdx.x % kWarp == 0 && column_of_warp() < p.D;
+  ColumnSums before = {};  // read now, for they take as long as the rows
+  if (sums_up) before = {p.sums[column_of_warp()], p.sums[p.D + column_of_warp()]};
+  double scale[kWidth] = {}, shift[kWidth] = {}, inverse[kWidth] = {};
   if (d < p.D) {
-    // Rows are read some at a time: a store could be to any of them, so the compiler moves no load across it.
-    for (int64_t i = lane; i < p.B; i += kBatch * kLanes) {
-      int64_t slot[kBatch];
-      S in[kBatch], out[kBatch];
 #pragma unroll
-      for (int q = 0; q < kBatch; ++q) slot[q] = i + q * kLanes < p.B ? p.slots[i + q * kLanes] : -1;
+    for (int c = 0; c < kWidth; ++c) scale[c] = p.scale[d + c], shift[c] = p.shift[d + c], inverse[c] = 1 / scale[c];
+  }
+  int64_t surplus = 0;  // rows of which the first would be overwritten at once
+  if (p.B > p.M) {
+    surplus = -p.M;
+    for (int64_t i = 0; i < p.B; i += kThreads)
+      surplus += __syncthreads_count(i + threadIdx.x < p.B && w.storable[i + threadIdx.x]);
+    surplus = larger(0, surplus);
+  }
+
+  int64_t stored = -surplus;  // rows before this chunk
+  double sum[kWidth] = {}, sum_squares[kWidth] = {};
+  for (int64_t begin = 0; begin < p.B; begin += kChunk) {
+    const int rows = static_cast<int>(smaller(kChunk, p.B - begin));
+    Vector<T, kWidth> z[kBatch];
+    const auto read_z = [&](int first) {
 #pragma unroll
       for (int q = 0; q < kBatch; ++q) {
-        if (slot[q] < 0) continue;
-        in[q] = pull_back(p, i + q * kLanes, d);
-        out[q] = slot[q] < filled ? p.bank[slot[q] * p.D + d] : static_cast<S>(0.0f);
+        const int row = first + q * kDeep + first_row;
+        if (row < rows && d < p.D) z[q] = *reinterpret_cast<const Vector<T, kWidth>*>(p.z + (begin + row) * p.D + d);
+      }
+    };
+    read_z(0);  // while the flags are on their way
+    const Flags flags(w.storable, begin, p.B, words[begin / kChunk % 2]);
+    const auto slot_of = [&](int row) -> int64_t {
+      const int rank = flags.rank(row);
+      const int64_t place = stored + rank;
+      if (rank < 0 || place < 0) return -1;
+      return head + place < p.M ? head + place : head + place - p.M;
+    };
+#pragma unroll 1
+    for (int first = 0; first < rows; first += kBatch * kDeep) {
+      if (first > 0) read_z(first);
+      // A batch is read before any of it is written: a store could be to any row, so the compiler moves no load across.
+      int64_t slot[kBatch];
+      Vector<S, kWidth> out[kBatch];
+#pragma unroll
+      for (int q = 0; q < kBatch; ++q) {
+        slot[q] = first + q * kDeep < rows ? slot_of(first + q * kDeep + first_row) : -1;
+        if (slot[q] >= 0 && slot[q] < filled && d < p.D)
+          out[q] = *reinterpret_cast<const Vector<S, kWidth>*>(p.bank + slot[q] * p.D + d);
       }
 #pragma unroll
       for (int q = 0; q < kBatch; ++q) {
-        if (slot[q] < 0) continue;
-        const double entering = as<double>(in[q]), leaving = as<double>(out[q]);
-        sum += entering - leaving;
-        sum_squares += entering * entering - leaving * leaving;
-        p.bank[slot[q] * p.D + d] = in[q];
+        if (slot[q] < 0 || d >= p.D) continue;
+        Vector<S, kWidth> in;
+#pragma unroll
+        for (int c = 0; c < kWidth; ++c) {
+          in.value[c] = to_stored<S>(quotient(static_cast<double>(z[q].value[c]) - shift[c], scale[c], inverse[c]));
+          const double entering = as<double>(in.value[c]);
+          const double leaving = slot[q] < filled ? as<double>(out[q].value[c]) : 0.0;
+          sum[c] += entering - leaving;
+          sum_squares[c] += entering * entering - leaving * leaving;
+        }
+        *reinterpret_cast<Vector<S, kWidth>*>(p.bank + slot[q] * p.D + d) = in;
       }
     }
+    for (int row = threadIdx.x; row - static_cast<int>(threadIdx.x) % kWarp < rows; row += kThreads) {
+      if (static_cast<unsigned>((begin + row) / kWarp) % gridDim.x != blockIdx.x)
+        continue;  // the same in all of a warp
+      const int64_t i = begin + row, place = slot_of(row);
+      if (i >= p.B) continue;
+      p.slots[i] = place;
+      if (place < 0) continue;
+      p.bank_labels[place] = p.labels[i];
+      if (p.bank_ids != nullptr) p.bank_ids[place] = stored_id(p.ids, i, place);
+      if (p.bank_steps != nullptr) p.bank_steps[place] = *p.step;
+    }
+    stored += flags.total();
   }
-  partial[0][lane][column] = sum;
-  partial[1][lane][column] = sum_squares;
-  __syncthreads();
-  if (lane != 0 || d >= p.D) return;
-  for (int k = 1; k < kLanes; ++k) {
-    sum += partial[0][k][column];
-    sum_squares += partial[1][k][column];
+
+  const ColumnSums moved = sum_columns(sum, sum_squares);
+  if (sums_up) {
+    p.sums[column_of_warp()] = before.sum + moved.sum;
+    p.sums[p.D + column_of_warp()] = before.sum_squares + moved.sum_squares;
   }
-  p.sums[d] += sum;
-  p.sums[p.D + d] += sum_squares;
+  if (blockIdx.x != 0 || threadIdx.x != 0) return;
+  *p.head = head + stored < p.M ? head + stored : head + stored - p.M;
+  *p.count = smaller(filled + stored, p.M);
+}
+
+template <int kWidth, typename T, typename S>
+int launch_wide(const EnqueueParams<T, S>& p, const Launch& launch) {
+  const Workspace w(launch.workspace, p.B);
+  const dim3 rows(static_cast<unsigned>(ceil_div(p.B, kWarps)));
+  const int error = run(storable_kernel<T, S, kWidth>, rows, kThreads, launch, p, w);
+  if (error != cudaSuccess) return error;
+  const dim3 columns(static_cast<unsigned>(ceil_div(p.D, kColumns)));
+  return run(store_kernel<T, S, kWidth>, columns, kThreads, launch, p, w);
 }
 
 }  // namespace
@@ -152,13 +190,8 @@ int64_t enqueue_workspace(int64_t B) { return Workspace(nullptr, B).bytes; }
 template <typename T, typename S>
 int launch_enqueue(const EnqueueParams<T, S>& p, const Launch& launch) {
   if (p.B == 0) return cudaSuccess;
-  const Workspace w(launch.workspace, p.B);
-  int error = cudaMemsetAsync(w.ticket, 0, sizeof(unsigned), static_cast<cudaStream_t>(launch.stream));
-  if (error != cudaSuccess) return error;
-  const dim3 rows(static_cast<unsigned>(smaller(ceil_div(p.B, kWarps), kMaxBlocks)));
-  error = run(assign_kernel<T, S>, rows, kThreads, launch, p, w);
-  if (error != cudaSuccess) return error;
-  return run(store_kernel<T, S>, dim3(static_cast<unsigned>(ceil_div(p.D, kColumns))), kThreads, launch, p, w);
+  const bool wide = p.D % kWide == 0 && is_aligned<T, kWide>(p.z) && is_aligned<S, kWide>(p.bank);
+  return wide ? launch_wide<kWide>(p, launch) : launch_wide<1>(p, launch);
 }
 
 #define XBN_INSTANTIATE(S)                                                    \

@@ -40,11 +40,6 @@ struct RewriteWorkspace {
   }
 };
 
-template <typename S, int kWidth>
-struct alignas(kWidth * sizeof(S)) Vector {
-  S value[kWidth];
-};
-
 template <typename S, int kWidth, typename Map>
 __global__ void __launch_bounds__(kRewriteThreads, kWidth <= 4 ? 3 : 2)
     rewrite_kernel(S* bank, const Map map, int64_t M, int64_t D, int columns, const RewriteWorkspace w) {
