@@ -4,188 +4,163 @@
 //   in     x [B, D], mask [B] or null; for track_ also sums [2, D] and count of the stored rows
 //   out    mean, std [D], rows [1] in double; for track_ also target_mean, target_std, variance, scale, shift; stats [3]:
 //          the gap between the moments of bank and batch before and after the map, the gain; or null
-//   math   per block: sums shifted by its first usable row, so that a mean far from zero costs no digits;
-//          a block's pivot is a value of x, and blocks are merged by what they are off the first pivot p0:
-//          off_b = (pivot_b - p0) + sum_b / n_b,  o = sum_b n_b off_b / n,  mean = p0 + o,
-//          var = sum_b (M2_b + n_b (off_b - o)^2) / n;  filter and map: formulas.h
-//   grid   up to 64 blocks of 256 threads, each a run of rows; 32 to 256 threads side by side on the columns
-//   keeps  three doubles per column and block in the workspace
-//   needs  any GPU; float and double
-//   order  fixed: threads in order within a block, blocks in order by the one that finishes last. Same bits every run.
+//   math   sums in double, shifted by the first usable row, so that a mean far from zero costs no digits:
+//          off = sum / n,  mean = pivot + off,  var = (sum of squares - sum off) / n;  filter and map: formulas.h
+//   grid   usable_kernel: a warp to a row, to find those that count. moments_kernel: a block to 8 columns and all rows,
+//          1024 of them in flight; then a warp to a column. The gaps are added up by the block that finishes last
+//   keeps  a flag per row and two doubles per column in the workspace
+//   needs  any GPU; float and double; four columns at once where D and the address allow it
+//   order  fixed by the shapes: threads take every 128th row (every 32nd, one column at a time), their sums are added in
+//          a fixed tree. Same bits every run
 #include "reduce.cuh"
+#include "rows.cuh"
 
 namespace xbn::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kBlocks = 2;   // per multiprocessor at least: left to itself the compiler spills to fit more in
-constexpr int kMinRows = 8;  // a warp each
-constexpr int64_t kMaxBlocks = 64;
-
-struct Plan {
-  int64_t rows;  // of a block
-  int64_t blocks;
-};
-
-Plan plan_moments(int64_t B) {
-  const int64_t rows = larger(kMinRows, ceil_div(B, kMaxBlocks));
-  return {rows, larger(1, ceil_div(B, rows))};
-}
+constexpr int kBlocks = 1;  // per multiprocessor at least: there is one to eight columns
 
 struct Workspace {
-  unsigned* ticket;     // [1]
-  int64_t* rows;        // [blocks] usable rows
-  double* pivot;        // [blocks, D] a value of the column
-  double* mean;         // [blocks, D] off the pivot
-  double* sum_squares;  // [blocks, D] of deviations from that mean
-  bool* usable;         // [B]
+  unsigned* ticket;  // [1]
+  double* gaps;      // [2, D] squared, before and after the map
+  uint8_t* usable;   // [B]
   int64_t bytes;
 
   Workspace(void* memory, int64_t B, int64_t D) {
-    const int64_t blocks = plan_moments(B).blocks;
     Carver carve(memory);
     ticket = carve.take<unsigned>(1);
-    rows = carve.take<int64_t>(blocks);
-    pivot = carve.take<double>(blocks * D);
-    mean = carve.take<double>(blocks * D);
-    sum_squares = carve.take<double>(blocks * D);
-    usable = carve.take<bool>(B);
+    gaps = carve.take<double>(2 * D);
+    usable = carve.take<uint8_t>(B);
     bytes = carve.bytes();
   }
 };
 
-// Moments of this block's rows [begin, end), into the workspace.
-template <typename T>
-__device__ void measure_rows(const MomentsParams<T>& p, const Workspace& w, int64_t begin, int64_t end, int columns) {
-  __shared__ double partial[2][kThreads];
-  const int thread = threadIdx.x;
-  for (int64_t i = begin + thread / kWarp; i < end; i += kThreads / kWarp) {
-    const bool finite = warp_row_is_finite(p.x + i * p.D, p.D);
-    if (thread % kWarp == 0) w.usable[i] = finite && (p.mask == nullptr || p.mask[i]);
-  }
-  __syncthreads();
-
-  int64_t n = 0, first = end;
-  for (int64_t i = end - 1; i >= begin; --i)
-    if (w.usable[i]) ++n, first = i;
-  if (thread == 0) w.rows[blockIdx.x] = n;
-  if (n == 0) return;
-
-  const int column = thread % columns, lane = thread / columns, lanes = kThreads / columns;
-  for (int64_t d0 = 0; d0 < p.D; d0 += columns) {
-    const int64_t d = d0 + column;
-    double sum = 0, sum_squares = 0, pivot = 0;
-    if (d < p.D) {
-      pivot = static_cast<double>(p.x[first * p.D + d]);
-#pragma unroll 4
-      for (int64_t i = begin + lane; i < end; i += lanes) {
-        if (!w.usable[i]) continue;
-        const double v = static_cast<double>(p.x[i * p.D + d]) - pivot;
-        sum += v;
-        sum_squares += v * v;
-      }
-    }
-    partial[0][thread] = sum;
-    partial[1][thread] = sum_squares;
-    __syncthreads();
-    if (lane == 0 && d < p.D) {
-      for (int k = 1; k < lanes; ++k) {
-        sum += partial[0][k * columns + column];
-        sum_squares += partial[1][k * columns + column];
-      }
-      const double off = sum / static_cast<double>(n), deviation = sum_squares - sum * off;
-      w.pivot[blockIdx.x * p.D + d] = pivot;
-      w.mean[blockIdx.x * p.D + d] = off;
-      w.sum_squares[blockIdx.x * p.D + d] = deviation > 0 ? deviation : 0;
-    }
-    __syncthreads();
-  }
+template <typename T, int kWidth>
+__global__ void __launch_bounds__(kThreads, 2) usable_kernel(const MomentsParams<T> p, const Workspace w) {
+  if (blockIdx.x == 0 && threadIdx.x == 0) *w.ticket = 0;
+  const int64_t i = row_of_warp();
+  if (i >= p.B) return;
+  const bool chosen = p.mask == nullptr || p.mask[i];
+  const bool finite = all_of_row<kWidth>(p.x + i * p.D, p.D, [](T x, int64_t) { return is_finite(x); });
+  if (threadIdx.x % kWarp == 0) w.usable[i] = finite && chosen;
 }
 
-// Moments of one column over all blocks, in order. rows: of the blocks; first: the first that has any; n: in all.
-__device__ Moments merge_blocks(const Workspace& w, const double* rows, int64_t blocks, int64_t first, double n,
-                                int64_t D, int64_t d) {
-  if (first == blocks) return {0.0, 0.0};
-  const double pivot = __ldcg(w.pivot + first * D + d);
-  const auto off = [&](int64_t b) { return (__ldcg(w.pivot + b * D + d) - pivot) + __ldcg(w.mean + b * D + d); };
-  double sum = 0;
-#pragma unroll 4
-  for (int64_t b = first; b < blocks; ++b)
-    if (rows[b] > 0) sum += rows[b] * off(b);  // a block without rows has left nothing
-  const double mean = sum / n;
-  double sum_squares = 0;
-#pragma unroll 4
-  for (int64_t b = first; b < blocks; ++b)
-    if (rows[b] > 0) sum_squares += __ldcg(w.sum_squares + b * D + d) + rows[b] * (off(b) - mean) * (off(b) - mean);
-  return {pivot + mean, std::sqrt(sum_squares / n)};
-}
+// What the filter and the map know of a column.
+struct Column {
+  Moments target;
+  double sum, sum_squares;  // of the stored rows
+  Affine pending;
+};
 
-template <typename T, bool kTrack>
+template <typename T, bool kTrack, int kWidth>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    moments_kernel(const MomentsParams<T> p, const TrackParams t, const Workspace w, int64_t rows_of_block,
-                   int columns) {
-  __shared__ bool last;
-  const int64_t begin = blockIdx.x * rows_of_block;
-  measure_rows(p, w, begin, smaller(begin + rows_of_block, p.B), columns);
-  if (!is_last_block(w.ticket, gridDim.x, &last)) return;
+    moments_kernel(const MomentsParams<T> p, const TrackParams t, const Workspace w) {
+  constexpr int kDeep = Tile<kWidth>::kDeep, kRows = kChunk / kDeep;
+  __shared__ unsigned words[2][kWarp];
+  const int first_row = Tile<kWidth>::first_row();
+  const int64_t d = Tile<kWidth>::first_column(), mine = column_of_warp();
+  const bool reports = threadIdx.x % kWarp == 0 && mine < p.D;
+  int64_t n = 0, count = 0;
+  double sum[kWidth] = {}, sum_squares[kWidth] = {}, pivot[kWidth] = {}, pivot_of_mine = 0, variance = 0;
+  Column column = {};
+  if constexpr (kTrack) {  // read now, for it takes as long as the rows
+    variance = *t.variance;
+    count = *t.count;
+    if (reports)
+      column = {
+          {t.target_mean[mine], t.target_std[mine]}, t.sums[mine], t.sums[p.D + mine], {t.scale[mine], t.shift[mine]}};
+  }
 
-  __shared__ double rows_of[kMaxBlocks];
-  for (unsigned b = threadIdx.x; b < gridDim.x; b += kThreads) rows_of[b] = static_cast<double>(__ldcg(w.rows + b));
-  __syncthreads();
-  double n = 0;
-  int64_t first = gridDim.x;
-  for (int64_t b = gridDim.x - 1; b >= 0; --b) {
-    n += rows_of[b];
-    if (rows_of[b] > 0) first = b;
-  }
-  const int64_t rows = static_cast<int64_t>(n);
-  if (threadIdx.x == 0) *p.rows = rows;
-  KalmanGain k = {};
-  int64_t count = 0;
-  if constexpr (kTrack) {
-    k = filter_step(*t.variance, rows, t.process_noise, t.measurement_noise, t.fixed_gain);
-    count = larger(0, *t.count);
-  }
-  const bool known = kTrack && std::isfinite(k.variance);  // if nothing is, there is nothing to match
-  double before = 0, after = 0;                            // squared gaps
-  for (int64_t d = threadIdx.x; d < p.D; d += kThreads) {
-    const Moments measured = merge_blocks(w, rows_of, gridDim.x, first, n, p.D, d);
-    p.mean[d] = measured.mean;
-    p.std[d] = measured.std;
-    if constexpr (kTrack) {
-      const Moments target = {kalman_state(t.target_mean[d], measured.mean, k.gain),
-                              kalman_state(t.target_std[d], measured.std, k.gain)};
-      t.target_mean[d] = target.mean;
-      t.target_std[d] = target.std;
-      const Moments stored = bank_moments(t.sums[d], t.sums[p.D + d], count);
-      const Affine pending = {t.scale[d], t.shift[d]};
-      const Affine map = known ? follow(pending, stored, target, t.eps) : pending;
-      before += squared_gap(moved(stored, pending), measured);
-      after += squared_gap(moved(stored, map), measured);
-      t.scale[d] = map.scale;
-      t.shift[d] = map.shift;
+  for (int64_t begin = 0; begin < p.B; begin += kChunk) {
+    const int rows = static_cast<int>(smaller(kChunk, p.B - begin));
+    const auto at = [&](int row) { return p.x + (begin + row) * p.D; };
+    Vector<T, kWidth> x[kRows];  // on their way while the flags are
+#pragma unroll
+    for (int q = 0; q < kRows; ++q) {
+      const int row = q * kDeep + first_row;
+      if (row < rows && d < p.D) x[q] = *reinterpret_cast<const Vector<T, kWidth>*>(at(row) + d);
+    }
+    const Flags flags(w.usable, begin, p.B, words[begin / kChunk % 2]);
+    if (flags.total() == 0) continue;
+    if (n == 0) {
+      const int first = flags.first();
+      if (mine < p.D) pivot_of_mine = static_cast<double>(at(first)[mine]);
+      if (d < p.D) {
+        const auto values = *reinterpret_cast<const Vector<T, kWidth>*>(at(first) + d);
+#pragma unroll
+        for (int c = 0; c < kWidth; ++c) pivot[c] = static_cast<double>(values.value[c]);
+      }
+    }
+    n += flags.total();
+#pragma unroll
+    for (int q = 0; q < kRows; ++q) {
+      const int row = q * kDeep + first_row;
+      if (q * kDeep >= rows) break;
+      const bool usable = flags.has(row);  // by all lanes
+      if (!usable || d >= p.D) continue;
+#pragma unroll
+      for (int c = 0; c < kWidth; ++c) {
+        const double v = static_cast<double>(x[q].value[c]) - pivot[c];
+        sum[c] += v;
+        sum_squares[c] += v * v;
+      }
     }
   }
+
+  const ColumnSums all = sum_columns(sum, sum_squares);
+  if (blockIdx.x == 0 && threadIdx.x == 0) *p.rows = n;
+  Moments measured = {0.0, 0.0};
+  if (n > 0) {
+    const double off = all.sum / static_cast<double>(n), deviation = all.sum_squares - all.sum * off;
+    measured = {pivot_of_mine + off, std::sqrt((deviation > 0 ? deviation : 0) / static_cast<double>(n))};
+  }
+  if (reports) {
+    p.mean[mine] = measured.mean;
+    p.std[mine] = measured.std;
+  }
   if constexpr (kTrack) {
-    __syncthreads();  // every thread has read the variance
-    if (threadIdx.x == 0) *t.variance = k.variance;
+    __shared__ bool last;
+    const KalmanGain k = filter_step(variance, n, t.process_noise, t.measurement_noise, t.fixed_gain);
+    count = larger(0, count);
+    if (reports) {
+      const Moments target = {kalman_state(column.target.mean, measured.mean, k.gain),
+                              kalman_state(column.target.std, measured.std, k.gain)};
+      const Moments stored = bank_moments(column.sum, column.sum_squares, count);
+      const bool known = std::isfinite(k.variance);  // if nothing is, there is nothing to match
+      const Affine map = known ? follow(column.pending, stored, target, t.eps) : column.pending;
+      t.target_mean[mine] = target.mean;
+      t.target_std[mine] = target.std;
+      t.scale[mine] = map.scale;
+      t.shift[mine] = map.shift;
+      w.gaps[mine] = squared_gap(moved(stored, column.pending), measured);
+      w.gaps[p.D + mine] = squared_gap(moved(stored, map), measured);
+    }
+    if (!is_last_block(w.ticket, gridDim.x, &last)) return;
+    if (threadIdx.x == 0) *t.variance = k.variance;  // which every block has read
     if (t.stats == nullptr) return;
+    double before = 0, after = 0;
+    for (int64_t i = threadIdx.x; i < p.D; i += kThreads)
+      before += __ldcg(w.gaps + i), after += __ldcg(w.gaps + p.D + i);
     const BlockSums<kThreads, 2> gaps({before, after});
-    if (threadIdx.x < 2) t.stats[threadIdx.x] = moment_gap(gaps[threadIdx.x], rows, count);
+    if (threadIdx.x < 2) t.stats[threadIdx.x] = moment_gap(gaps[threadIdx.x], n, count);
     if (threadIdx.x == 2) t.stats[2] = k.gain;
   }
 }
 
+template <int kWidth, bool kTrack, typename T>
+int launch_wide(const MomentsParams<T>& p, const TrackParams& t, const Launch& launch) {
+  const Workspace w(launch.workspace, p.B, p.D);
+  const dim3 rows(static_cast<unsigned>(larger(1, ceil_div(p.B, kWarps))));
+  const int error = run(usable_kernel<T, kWidth>, rows, kThreads, launch, p, w);
+  if (error != cudaSuccess) return error;
+  const dim3 columns(static_cast<unsigned>(ceil_div(p.D, kColumns)));
+  return run(moments_kernel<T, kTrack, kWidth>, columns, kThreads, launch, p, t, w);
+}
+
 template <typename T, bool kTrack>
 int launch(const MomentsParams<T>& p, const TrackParams& t, const Launch& launch) {
-  const Plan plan = plan_moments(p.B);
-  const Workspace w(launch.workspace, p.B, p.D);
-  int columns = kWarp;  // threads side by side on the columns
-  while (columns < kThreads && columns < p.D) columns *= 2;
-  const int error = cudaMemsetAsync(w.ticket, 0, sizeof(unsigned), static_cast<cudaStream_t>(launch.stream));
-  if (error != cudaSuccess) return error;
-  return run(moments_kernel<T, kTrack>, dim3(static_cast<unsigned>(plan.blocks)), kThreads, launch, p, t, w, plan.rows,
-             columns);
+  const bool wide = p.D % kWide == 0 && is_aligned<T, kWide>(p.x);
+  return wide ? launch_wide<kWide, kTrack>(p, t, launch) : launch_wide<1, kTrack>(p, t, launch);
 }
 
 }  // namespace
