@@ -82,6 +82,14 @@ __device__ __forceinline__ int hidden(int x) {
   return x;
 }
 
+// The same, and no read that stands before it comes after it.
+__device__ __forceinline__ double hidden(double x) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+d"(x)::"memory");
+#endif
+  return x;
+}
+
 // Asks for n floats to be brought to the second-level cache, by all threads of a block. n <= 0: nothing.
 template <int kThreads>
 __device__ __forceinline__ void prefetch_by_block(const float* begin, int64_t n) {
@@ -89,6 +97,16 @@ __device__ __forceinline__ void prefetch_by_block(const float* begin, int64_t n)
   constexpr int kLine = 32;  // floats
   for (int64_t i = static_cast<int64_t>(threadIdx.x) * kLine; i < n; i += kThreads * kLine)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(begin + i));
+#endif
+}
+
+// Asks for the n values of a row to be brought there, by a full warp.
+template <typename S>
+__device__ __forceinline__ void prefetch_by_warp(const S* row, int64_t n) {
+#ifdef __CUDA_ARCH__
+  constexpr int kLine = 128 / sizeof(S);
+  for (int64_t i = static_cast<int64_t>(threadIdx.x % kWarp) * kLine; i < n; i += kWarp * kLine)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(row + i));
 #endif
 }
 

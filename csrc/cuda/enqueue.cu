@@ -60,17 +60,15 @@ __device__ __forceinline__ S to_stored(double u) {
 
 template <typename T, typename S, int kWidth>
 __global__ void __launch_bounds__(kThreads, 2) storable_kernel(const EnqueueParams<T, S> p, const Workspace w) {
-  if (blockIdx.x == 0 && threadIdx.x == 0) {
-    *w.filled = stored_rows(p.count, p.M);
-    *w.head = *p.head >= 0 && *p.head < p.M ? *p.head : 0;  // a damaged counter must not become a wild write
-  }
-  const int64_t i = row_of_warp();
+  const int64_t i = row_of_warp(), filled = stored_rows(p.count, p.M);
+  int64_t head = *p.head;
   if (i >= p.B) return;
   const bool chosen = p.mask == nullptr || p.mask[i];
   const T* row = p.z + i * p.D;
   bool finite = all_of_row<kWidth>(row, p.D, [&](T z, int64_t d) {
     const double scale = std::fabs(p.scale[d]);
-    return scale > 0x1p-1000 && std::fabs(static_cast<double>(z) - p.shift[d]) < kSurelyFinite<S> * scale;
+    const double off = std::fabs(static_cast<double>(z) - p.shift[d]);
+    return (scale > 0x1p-1000) & (off < kSurelyFinite<S> * scale);
   });
   if (!finite)  // or so large that it takes the quotient to tell
     finite = all_of_row<1>(row, p.D, [&](T z, int64_t d) {
@@ -78,13 +76,17 @@ __global__ void __launch_bounds__(kThreads, 2) storable_kernel(const EnqueuePara
       return is_finite(as<typename Compute<S>::type>(to_stored<S>(u)));
     });
   if (threadIdx.x % kWarp == 0) w.storable[i] = finite && chosen;
+  if (head < 0 || head >= p.M) head = 0;  // a damaged counter must not become a wild write
+  if (i == 0 && threadIdx.x == 0) *w.filled = filled, *w.head = head;
+  const int64_t slot = (head + i) % p.M;  // of this row, if all before it are stored: what is in it is about to leave
+  if (slot < filled) prefetch_by_warp(p.bank + slot * p.D, p.D);
 }
 
 template <typename T, typename S, int kWidth>
 __global__ void __launch_bounds__(kThreads, kBlocks) store_kernel(const EnqueueParams<T, S> p, const Workspace w) {
   constexpr int kDeep = Tile<kWidth>::kDeep, kBatch = kBatchOf<kWidth>;
   __shared__ unsigned words[2][kWarp];
-  const int first_row = Tile<kWidth>::first_row();
+  const int thread = threadIdx.x, first_row = Tile<kWidth>::first_row();
   const int64_t d = Tile<kWidth>::first_column(), filled = *w.filled, head = *w.head;
   const bool sums_up = threadIdx.x % kWarp == 0 && column_of_warp() < p.D;
   ColumnSums before = {};  // read now, for they take as long as the rows
@@ -92,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) store_kernel(const EnqueueP
   double scale[kWidth] = {}, shift[kWidth] = {}, inverse[kWidth] = {};
   if (d < p.D) {
 #pragma unroll
-    for (int c = 0; c < kWidth; ++c) scale[c] = p.scale[d + c], shift[c] = p.shift[d + c], inverse[c] = 1 / scale[c];
+    for (int c = 0; c < kWidth; ++c) scale[c] = p.scale[d + c], shift[c] = p.shift[d + c];
   }
   int64_t surplus = 0;  // rows of which the first would be overwritten at once
   if (p.B > p.M) {
@@ -106,6 +108,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) store_kernel(const EnqueueP
   double sum[kWidth] = {}, sum_squares[kWidth] = {};
   for (int64_t begin = 0; begin < p.B; begin += kChunk) {
     const int rows = static_cast<int>(smaller(kChunk, p.B - begin));
+    const Flags::Read read(w.storable, begin, p.B);
     Vector<T, kWidth> z[kBatch];
     const auto read_z = [&](int first) {
 #pragma unroll
@@ -114,8 +117,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) store_kernel(const EnqueueP
         if (row < rows && d < p.D) z[q] = *reinterpret_cast<const Vector<T, kWidth>*>(p.z + (begin + row) * p.D + d);
       }
     };
-    read_z(0);  // while the flags are on their way
-    const Flags flags(w.storable, begin, p.B, words[begin / kChunk % 2]);
+    read_z(0);  // beside the flags
+    const Flags flags(read, words[begin / kChunk % 2]);
     const auto slot_of = [&](int row) -> int64_t {
       const int rank = flags.rank(row);
       const int64_t place = stored + rank;
@@ -134,6 +137,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks) store_kernel(const EnqueueP
         if (slot[q] >= 0 && slot[q] < filled && d < p.D)
           out[q] = *reinterpret_cast<const Vector<S, kWidth>*>(p.bank + slot[q] * p.D + d);
       }
+      if (begin + first == 0 && d < p.D) {  // divide while they are on their way
+#pragma unroll
+        for (int c = 0; c < kWidth; ++c) inverse[c] = 1 / hidden(scale[c]);
+      }
 #pragma unroll
       for (int q = 0; q < kBatch; ++q) {
         if (slot[q] < 0 || d >= p.D) continue;
@@ -149,16 +156,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks) store_kernel(const EnqueueP
         *reinterpret_cast<Vector<S, kWidth>*>(p.bank + slot[q] * p.D + d) = in;
       }
     }
-    for (int row = threadIdx.x; row - static_cast<int>(threadIdx.x) % kWarp < rows; row += kThreads) {
+    // The last warp first: where rows are few, it has none to store.
+    for (int row = (kWarps - 1 - thread / kWarp) * kWarp + thread % kWarp; row - thread % kWarp < rows;
+         row += kThreads) {
       if (static_cast<unsigned>((begin + row) / kWarp) % gridDim.x != blockIdx.x)
         continue;  // the same in all of a warp
       const int64_t i = begin + row, place = slot_of(row);
       if (i >= p.B) continue;
       p.slots[i] = place;
       if (place < 0) continue;
-      p.bank_labels[place] = p.labels[i];
-      if (p.bank_ids != nullptr) p.bank_ids[place] = stored_id(p.ids, i, place);
-      if (p.bank_steps != nullptr) p.bank_steps[place] = *p.step;
+      const int64_t label = p.labels[i], id = stored_id(p.ids, i, place), step = p.step != nullptr ? *p.step : 0;
+      p.bank_labels[place] = label;
+      if (p.bank_ids != nullptr) p.bank_ids[place] = id;
+      if (p.bank_steps != nullptr) p.bank_steps[place] = step;
     }
     stored += flags.total();
   }

@@ -74,13 +74,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   for (int64_t begin = 0; begin < p.B; begin += kChunk) {
     const int rows = static_cast<int>(smaller(kChunk, p.B - begin));
     const auto at = [&](int row) { return p.x + (begin + row) * p.D; };
+    const Flags::Read read(w.usable, begin, p.B);
     Vector<T, kWidth> x[kRows];  // on their way while the flags are
 #pragma unroll
     for (int q = 0; q < kRows; ++q) {
       const int row = q * kDeep + first_row;
       if (row < rows && d < p.D) x[q] = *reinterpret_cast<const Vector<T, kWidth>*>(at(row) + d);
     }
-    const Flags flags(w.usable, begin, p.B, words[begin / kChunk % 2]);
+    const Flags flags(read, words[begin / kChunk % 2]);
     if (flags.total() == 0) continue;
     if (n == 0) {
       const int first = flags.first();

@@ -40,12 +40,17 @@ __device__ __forceinline__ int64_t row_of_warp() {
 // Whether passes(value, column) is true of all of a row, by a full warp; the same in every lane.
 template <int kWidth, typename T, typename F>
 __device__ __forceinline__ bool all_of_row(const T* row, int64_t D, const F& passes) {
+  constexpr int kBatch = 4;  // vectors of a lane in flight
+  const int64_t lane = threadIdx.x % kWarp * kWidth;
   bool all = true;
-#pragma unroll 4
-  for (int64_t d = threadIdx.x % kWarp * kWidth; d < D; d += kWarp * kWidth) {
-    const auto values = *reinterpret_cast<const Vector<T, kWidth>*>(row + d);
+  for (int64_t first = 0; first < D; first += kBatch * kWarp * kWidth) {
 #pragma unroll
-    for (int c = 0; c < kWidth; ++c) all &= passes(values.value[c], d + c);  // no branch, so the loads overlap
+    for (int q = 0; q < kBatch; ++q) {
+      const int64_t d = first + q * kWarp * kWidth + lane, at = d < D ? d : 0;  // no branch, so the loads overlap
+      const auto values = *reinterpret_cast<const Vector<T, kWidth>*>(row + at);
+#pragma unroll
+      for (int c = 0; c < kWidth; ++c) all &= passes(values.value[c], at + c);
+    }
   }
   return __all_sync(0xffffffffu, all);
 }
@@ -53,14 +58,30 @@ __device__ __forceinline__ bool all_of_row(const T* row, int64_t D, const F& pas
 // The flags of one chunk, as each warp holds them: a lane has those of 32 rows.
 class Flags {
  public:
-  // Of rows [begin, begin + kChunk), by all threads of the block. `words` is shared memory; a block that comes here
-  // again needs a barrier in between, or other words.
-  __device__ __forceinline__ Flags(const uint8_t* flags, int64_t begin, int64_t B, unsigned (&words)[kWarp]) {
+  // Those of rows [begin, begin + kChunk), on their way.
+  class Read {
+   public:
+    __device__ __forceinline__ Read(const uint8_t* flags, int64_t begin, int64_t B) {
+#pragma unroll
+      for (int q = 0; q < kCount; ++q) {
+        const int64_t i = begin + q * kThreads + threadIdx.x;
+        flag_[q] = i < B ? flags[i] : 0;
+      }
+    }
+
+   private:
+    friend class Flags;
+    static constexpr int kCount = kChunk / kThreads;
+    uint8_t flag_[kCount];
+  };
+
+  // By all threads of the block. `words` is shared memory; a block that comes here again needs a barrier in between, or
+  // other words.
+  __device__ __forceinline__ Flags(const Read& read, unsigned (&words)[kWarp]) {
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
-    for (int q = 0; q < kChunk / kThreads; ++q) {
-      const int64_t i = begin + q * kThreads + threadIdx.x;
-      const unsigned word = __ballot_sync(0xffffffffu, i < B && flags[i]);
+    for (int q = 0; q < Read::kCount; ++q) {
+      const unsigned word = __ballot_sync(0xffffffffu, read.flag_[q]);
       if (lane == 0) words[q * kWarps + threadIdx.x / kWarp] = word;
     }
     __syncthreads();
