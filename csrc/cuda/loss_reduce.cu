@@ -7,10 +7,11 @@
 //          1 / sum of their counts;  grad_z_i = sum_slot average factor_i sum_split e^(shift_split - shift) grad.  Losses
 //          of extremes gather the two rows instead. 0 for a row that is no anchor, NaN for one that is not finite, so that
 //          whoever looks at gradients only, as a gradient scaler does, sees it
-//   grid   settle_kernel: up to a warp to an anchor; the block that finishes last adds up the anchors. gradient_kernel: up
-//          to 8 threads to an element; gather_kernel: a warp to an anchor
+//   grid   settle_kernel: up to a warp to an anchor; the block that finishes last adds up the anchors. gradient_kernel: a
+//          block to an anchor and 64 or more columns, up to 16 threads to the splits of one, each with four loads on
+//          their way; gather_kernel: a warp to an anchor
 //   keeps  of each anchor its totals, result and factors in the workspace: loss_partial.cuh
-//   needs  any GPU; float and double, banks of any dtype
+//   needs  any GPU; float and double, banks of any dtype; gradients 16 bytes at a time where D and the addresses allow it
 //   order  fixed by the shapes: the same bits every run
 #include "loss_partial.cuh"
 
@@ -19,7 +20,14 @@ namespace {
 
 constexpr int kSettleThreads = 256;
 constexpr int kGradientThreads = 256;
-constexpr int kMaxLanes = 8;
+constexpr int kMaxLanes = 16;  // threads to the splits of an element
+constexpr int kInFlight = 4;   // splits of a thread
+
+int power_of_two_up_to(int64_t n, int most) {
+  int power = 1;
+  while (power * 2 <= most && power * 2 <= n) power *= 2;
+  return power;
+}
 
 // What the slots hold after a pass.
 struct Settled {
@@ -117,30 +125,74 @@ __global__ void __launch_bounds__(kSettleThreads, 2)
   finish_all(partial, B, value_of_all, pairs);
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kGradientThreads, 4)
-    gradient_kernel(const PartialLoss<T> partial, const LossSpec loss, int64_t B, int64_t D, int lanes, T* grad_z) {
-  __shared__ T sums[kGradientThreads];
-  const int elements = kGradientThreads / lanes, lane = threadIdx.x / elements;
-  const int64_t k = static_cast<int64_t>(blockIdx.x) * elements + threadIdx.x % elements;  // element of grad_z
-  const uint8_t state = k < B * D ? partial.state[k / D] : 0;
-  T sum = 0;
-  if ((state & kRanks) && (state & kFinite)) {
-    for (int64_t slot = 0; slot < partial.slots; ++slot) {
-      T of_slot = 0;
-#pragma unroll 4
-      for (int64_t split = lane; split < partial.splits; split += lanes) {
-        const int64_t at = (split * partial.slots + slot) * B;
-        of_slot += partial.scale[at + k / D] * partial.grad[at * D + k];
+// A block to an anchor and 2^across_bits vectors of columns, times as many lanes as there are threads, each with some of
+// the splits.
+template <typename T, int kWidth>
+__global__ void __launch_bounds__(kGradientThreads, sizeof(T) == 4 ? 4 : 3)
+    gradient_kernel(const PartialLoss<T> partial, const LossSpec loss, int64_t B, int64_t D, int across_bits,
+                    T* grad_z) {
+  using Row = Vector<T, kWidth>;
+  __shared__ Row of_lanes[kGradientThreads];
+  const int across = 1 << across_bits, column = threadIdx.x & (across - 1);
+  const int lane = threadIdx.x >> across_bits, lanes = blockDim.x >> across_bits;
+  const int64_t i = blockIdx.x, d = (static_cast<int64_t>(blockIdx.y) * across + column) * kWidth;
+  const int splits = static_cast<int>(partial.splits), slots = static_cast<int>(partial.slots);
+  const uint8_t state = partial.state[i];
+  const int64_t step = static_cast<int64_t>(lanes) * slots * B;
+  Row sum = {};
+  if ((state & kRanks) && (state & kFinite) && d < D) {
+    for (int slot = 0; slot < slots; ++slot) {
+      Row of_slot = {};
+      const int64_t at = static_cast<int64_t>(lane * slots + slot) * B + i;
+      const T *scales = partial.scale + at, *grads = partial.grad + at * D + d;
+#pragma unroll 1
+      for (int first = lane; first < splits; first += kInFlight * lanes) {
+        T scale[kInFlight];
+        Row grad[kInFlight];
+#pragma unroll
+        for (int q = 0; q < kInFlight; ++q) {
+          if (first + q * lanes < splits) {
+            scale[q] = *scales;
+            grad[q] = *reinterpret_cast<const Row*>(grads);
+          }
+          scales += step;
+          grads += step * D;
+        }
+#pragma unroll
+        for (int q = 0; q < kInFlight; ++q)
+          if (first + q * lanes < splits) {
+#pragma unroll
+            for (int c = 0; c < kWidth; ++c) of_slot.value[c] += scale[q] * grad[q].value[c];
+          }
       }
-      sum += partial.average[group_of(loss, static_cast<int>(slot))] * of_slot;
+      const T average = partial.average[group_of(loss, slot)];
+#pragma unroll
+      for (int c = 0; c < kWidth; ++c) sum.value[c] += average * of_slot.value[c];
     }
   }
-  sums[threadIdx.x] = sum;
+  of_lanes[threadIdx.x] = sum;
   __syncthreads();
-  if (lane != 0 || k >= B * D) return;
-  for (int other = 1; other < lanes; ++other) sum += sums[other * elements + threadIdx.x];
-  grad_z[k] = (state & kFinite) ? sum : static_cast<T>(NAN);
+  if (lane != 0 || d >= D) return;
+#pragma unroll 4
+  for (int other = 1; other < lanes; ++other) {
+    const Row more = of_lanes[other * across + column];
+#pragma unroll
+    for (int c = 0; c < kWidth; ++c) sum.value[c] += more.value[c];
+  }
+#pragma unroll
+  for (int c = 0; c < kWidth; ++c)
+    if (!(state & kFinite)) sum.value[c] = static_cast<T>(NAN);
+  *reinterpret_cast<Row*>(grad_z + i * D + d) = sum;
+}
+
+template <int kWidth, typename T>
+int launch_gradient(const PartialLoss<T>& partial, const LossSpec& loss, int64_t B, int64_t D, T* grad_z,
+                    const Launch& launch) {
+  const int lanes = power_of_two_up_to(partial.splits, kMaxLanes);
+  int bits = 0;
+  while (lanes << bits < kGradientThreads && kWidth << bits < D) ++bits;
+  const dim3 grid(static_cast<unsigned>(B), static_cast<unsigned>(ceil_div(D, kWidth << bits)));
+  return run(gradient_kernel<T, kWidth>, grid, lanes << bits, launch, partial, loss, B, D, bits, grad_z);
 }
 
 template <typename T, typename S>
@@ -177,12 +229,6 @@ __global__ void __launch_bounds__(kGradientThreads, 4)
   }
 }
 
-int power_of_two_up_to(int64_t n, int most) {
-  int power = 1;
-  while (power * 2 <= most && power * 2 <= n) power *= 2;
-  return power;
-}
-
 }  // namespace
 
 template <typename T, typename S>
@@ -207,9 +253,10 @@ int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, 
     const dim3 grid(static_cast<unsigned>(ceil_div(p.B, kGradientThreads / kWarp)));
     return run(gather_kernel<T, S>, grid, kGradientThreads, launch, p, partial);
   }
-  const int lanes = power_of_two_up_to(partial.splits, kMaxLanes);
-  const dim3 grid(static_cast<unsigned>(ceil_div(p.B * p.D, kGradientThreads / lanes)));
-  return run(gradient_kernel<T>, grid, kGradientThreads, launch, partial, loss, p.B, p.D, lanes, p.grad_z);
+  constexpr int kWidth = 16 / sizeof(T);
+  const bool wide = p.D % kWidth == 0 && is_aligned<T, kWidth>(p.grad_z) && is_aligned<T, kWidth>(partial.grad);
+  return wide ? launch_gradient<kWidth>(partial, loss, p.B, p.D, p.grad_z, launch)
+              : launch_gradient<1>(partial, loss, p.B, p.D, p.grad_z, launch);
 }
 
 #define XBN_INSTANTIATE(T, S) \
