@@ -10,7 +10,7 @@
 //          sums_i = sum_j of what the slot's formula says of s_ij,  grad_i = sum_j weight(s_ij) r_j; weights of exponents
 //          are e^(x - largest x so far), so a larger one scales down sums and gradient of the tiles before
 //   grid   (blocks of 64 anchors, 32 above D = 512) x splits of the bank x slots, 256 threads. A block takes its share
-//          of the bank in tiles of 64 rows, each in three phases:
+//          of the bank, which is as many tiles of 64 rows as another's or one more, each in three phases:
 //            1 similarities  64 x 64; operands pass through shared memory 32 columns at a time, the next ones on their
 //                            way meanwhile; the rows' norms fall out on the side
 //            2 scores        value and weight of every pair; rows in which no pair is active are dropped

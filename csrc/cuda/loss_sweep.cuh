@@ -36,6 +36,12 @@ __device__ void load_anchors(const MemoryLossParams<float, float>& p, Shared<kDi
   }
 }
 
+// Splits have as many tiles as others or one more; where there are fewer tiles than splits, the first have one.
+__device__ __forceinline__ int64_t first_tile(int64_t split, int64_t count) {
+  const int64_t tiles = ceil_div(count, kTile), splits = smaller(gridDim.y, larger(tiles, 1));
+  return smaller(split, splits) * tiles / splits;
+}
+
 template <int kDim, bool kTensor>
 __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
     sweep_kernel(const MemoryLossParams<float, float> p, const Pass pass, const PartialLoss<float> partial, bool wide) {
@@ -46,12 +52,11 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
   const int64_t first_anchor = static_cast<int64_t>(blockIdx.x) * Sizes::kAnchors;
   const int k = pass.slot[0].pairs == Pairs::none ? 1 : static_cast<int>(blockIdx.z);
   load_anchors(p, shared, first_anchor, partial, blockIdx.y == 0 && blockIdx.z == 0);
-  const int64_t count = stored_rows(p.count, p.M), tiles_of_split = ceil_div(ceil_div(count, kTile), gridDim.y);
-  const int64_t first_row = blockIdx.y * tiles_of_split * kTile;
+  const int64_t count = stored_rows(p.count, p.M), first_row = first_tile(blockIdx.y, count) * kTile;
   // In shared memory they take no registers; and a slot indexed at run time would be copied to the stack.
   if (thread == 0) {
     shared.slot = k == 0 ? pass.slot[0] : pass.slot[1];
-    shared.end = smaller(first_row + tiles_of_split * kTile, count);
+    shared.end = smaller(first_tile(blockIdx.y + 1, count) * kTile, count);
   }
   __syncthreads();
   if (thread < Sizes::kAnchors) shared.sums[thread] = no_sums(shared.slot.formula);
