@@ -21,7 +21,7 @@ namespace {
 constexpr int kSettleThreads = 256;
 constexpr int kGradientThreads = 256;
 constexpr int kMaxLanes = 16;  // threads to the splits of an element
-constexpr int kInFlight = 4;   // splits of a thread
+constexpr int kInFlight = 4;   // splits or anchors that a thread reads before it adds up the first
 
 int power_of_two_up_to(int64_t n, int most) {
   int power = 1;
@@ -47,34 +47,34 @@ __device__ __forceinline__ RowSums group_add(Formula formula, RowSums sums, int 
   return sums;
 }
 
-// What an anchor's slot sums up to, by a group of `width` threads; in all of them. A lane takes every width'th split from
-// `first` on. All threads of a warp call it.
-template <typename T>
-__device__ __forceinline__ RowSums total_of(const PartialLoss<T>& partial, Formula formula, int slot, int64_t i,
-                                            int64_t B, int64_t first, int width) {
-  const auto of_split = [&](int64_t split) {
-    return split < partial.splits ? partial.sums[(split * partial.slots + slot) * B + i] : no_sums(formula);
-  };
-  RowSums sums = no_sums(formula), next = of_split(first);
-  for (int64_t split = first; split < partial.splits; split += width) {
-    const RowSums here = next;
-    next = of_split(split + width);  // on its way while this one is added
-    sums = add(formula, sums, here);
-  }
-  return group_add(formula, sums, width);
-}
-
 // The sums over all anchors, in order: by the last block.
 template <typename T>
 __device__ void finish_all(const PartialLoss<T>& partial, int64_t B, T* value_of_all, double* pairs) {
   double value[kSlots] = {}, count[kSlots] = {}, anchors = 0, positives = 0, negatives = 0;
-  for (int64_t i = threadIdx.x; i < B; i += kSettleThreads) {
-    if (!(partial.state[i] & kRanks)) continue;
-    const RowResult& result = partial.result[i];
+  for (int64_t first = threadIdx.x; first < B; first += kInFlight * kSettleThreads) {
+    bool ranks[kInFlight] = {};
+    RowResult result[kInFlight];
 #pragma unroll
-    for (int slot = 0; slot < kSlots; ++slot)
-      value[slot] += __ldcg(&result.value[slot]), count[slot] += __ldcg(&result.count[slot]);
-    anchors += 1, positives += __ldcg(&result.positives), negatives += __ldcg(&result.negatives);
+    for (int q = 0; q < kInFlight; ++q) {
+      const int64_t i = first + q * kSettleThreads;
+      if (i >= B) continue;
+      ranks[q] = partial.state[i] & kRanks;
+      const RowResult& of_anchor = partial.result[i];
+#pragma unroll
+      for (int slot = 0; slot < kSlots; ++slot) {
+        result[q].value[slot] = __ldcg(&of_anchor.value[slot]);
+        result[q].count[slot] = __ldcg(&of_anchor.count[slot]);
+      }
+      result[q].positives = __ldcg(&of_anchor.positives);
+      result[q].negatives = __ldcg(&of_anchor.negatives);
+    }
+#pragma unroll
+    for (int q = 0; q < kInFlight; ++q) {
+#pragma unroll
+      for (int slot = 0; slot < kSlots; ++slot)
+        value[slot] += result[q].value[slot], count[slot] += result[q].count[slot];
+      anchors += ranks[q], positives += result[q].positives, negatives += result[q].negatives;
+    }
   }
   static_assert(kSlots == 2);
   const BlockSums<kSettleThreads, 7> sums({value[0], value[1], count[0], count[1], anchors, positives, negatives});
@@ -99,29 +99,59 @@ __global__ void __launch_bounds__(kSettleThreads, 2)
   const int lane = threadIdx.x % width;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * (kSettleThreads / width) + threadIdx.x / width;
   const bool ranks = i < B && (partial.state[i] & kRanks);
+  const int splits = static_cast<int>(partial.splits), slots = static_cast<int>(partial.slots);
+  const auto at = [&](int split, int slot) { return static_cast<int64_t>(split * slots + slot) * B + i; };
+
   RowSums total[kSlots] = {};
 #pragma unroll
   for (int slot = 0; slot < kSlots; ++slot)
-    if (settled.filled[slot])
-      total[slot] = total_of(partial, settled.formula[slot], slot, i, B, ranks ? lane : partial.splits, width);
-  if (ranks) {
-    if (settled.next != 0) {
-      if (lane == 0) partial.given[i] = static_cast<T>(given_for(loss, settled.next, total));
-    } else {
-      const RowResult result = finish(loss, total);
+    if (settled.filled[slot]) total[slot] = no_sums(settled.formula[slot]);
+#pragma unroll 1
+  for (int first = ranks ? lane : splits; first < splits; first += kInFlight * width) {
+    RowSums sums[kSlots][kInFlight];
 #pragma unroll
-      for (int slot = 0; slot < kSlots; ++slot) {
-        if (slot >= partial.slots) break;
-        for (int64_t split = lane; split < partial.splits; split += width) {
-          const int64_t at = (split * partial.slots + slot) * B + i;
-          partial.scale[at] = static_cast<T>(result.factor[slot] * rescale(partial.sums[at].shift, total[slot].shift));
-        }
-        if (lane == 0) partial.total[slot * B + i] = total[slot];
+    for (int slot = 0; slot < kSlots; ++slot)
+#pragma unroll
+      for (int q = 0; q < kInFlight; ++q)
+        if (settled.filled[slot] && first + q * width < splits)
+          sums[slot][q] = partial.sums[at(first + q * width, slot)];
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot)
+#pragma unroll
+      for (int q = 0; q < kInFlight; ++q)
+        if (settled.filled[slot] && first + q * width < splits)
+          total[slot] = add(settled.formula[slot], total[slot], sums[slot][q]);
+  }
+#pragma unroll
+  for (int slot = 0; slot < kSlots; ++slot)
+    if (settled.filled[slot]) total[slot] = group_add(settled.formula[slot], total[slot], width);
+
+  if (settled.next != 0) {
+    if (ranks && lane == 0) partial.given[i] = static_cast<T>(given_for(loss, settled.next, total));
+    return;
+  }
+  const RowResult result = ranks ? finish(loss, total) : RowResult{};
+  if (i < B && lane == 0) partial.result[i] = result;
+  if (ranks) {
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot) {
+      if (slot >= slots) break;
+      if (lane == 0) partial.total[slot * B + i] = total[slot];
+#pragma unroll 1
+      for (int first = lane; first < splits; first += kInFlight * width) {
+        double shift[kInFlight];
+#pragma unroll
+        for (int q = 0; q < kInFlight; ++q)
+          if (first + q * width < splits) shift[q] = partial.sums[at(first + q * width, slot)].shift;
+#pragma unroll
+        for (int q = 0; q < kInFlight; ++q)
+          if (first + q * width < splits)
+            partial.scale[at(first + q * width, slot)] =
+                static_cast<T>(result.factor[slot] * rescale(shift[q], total[slot].shift));
       }
-      if (lane == 0) partial.result[i] = result;
     }
   }
-  if (settled.next != 0 || !is_last_block(partial.ticket, gridDim.x, &last)) return;
+  if (!is_last_block(partial.ticket, gridDim.x, &last)) return;
   finish_all(partial, B, value_of_all, pairs);
 }
 
