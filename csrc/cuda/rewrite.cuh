@@ -5,16 +5,16 @@
 //   in       a Map: whether the pass is needed at all, and (a, b) of a column
 //   out      sums [2, D] in double: sum and sum of squares of the rows as rounded to the bank's dtype
 //   grid     rewrite_kernel: (runs of rows, tiles of columns) x 256 threads, a thread to one 16-byte vector of columns;
-//            sums_kernel: a block to 8 columns, 32 threads deep
+//            sums_kernel: a block to 8 columns, every run by one of 32 threads
 //   keeps    two doubles per run and column in the workspace
 //   needs    16-byte accesses where D and the bank's address allow them, else one element at a time
-//   order    the number of runs depends on M alone; sums of a run, then of the runs, in order. Same bits every run.
+//   order    the number of runs depends on M alone; sums of a run in order, those of the runs in a
+//            fixed tree. Same bits every run.
 //   why two launches: all runs must have read the map before it changes, and adding up the runs in one block would
 //            take longer than the pass.
 #pragma once
 
-#include "../half.h"
-#include "device.cuh"
+#include "rows.cuh"
 
 namespace xbn::cuda {
 namespace {
@@ -23,8 +23,7 @@ constexpr int kRewriteThreads = 256;
 constexpr int kBatch = 4;          // rows of a thread in flight
 constexpr int64_t kMinRun = 64;    // rows
 constexpr int64_t kMaxRuns = 384;  // three blocks on each of 128 multiprocessors
-constexpr int kSumColumns = 8;     // 64 bytes beside each other, and enough blocks for a GPU at D = 512
-constexpr int kSumLanes = 32;
+constexpr int kSumBatch = 6;       // runs of a thread in flight
 
 struct RewriteWorkspace {
   bool* needed;     // [1]
@@ -101,35 +100,32 @@ __global__ void __launch_bounds__(kRewriteThreads, kWidth <= 4 ? 3 : 2)
 }
 
 template <typename Map>
-__global__ void __launch_bounds__(kSumColumns* kSumLanes)
+__global__ void __launch_bounds__(kThreads, 2)
     sums_kernel(const Map map, double* sums, int64_t M, int64_t D, const RewriteWorkspace w) {
-  constexpr int kWarps = kSumColumns * kSumLanes / kWarp;
-  __shared__ double partial[2][kWarps][kSumColumns];
   if (!*w.needed) return;
-  const int column = threadIdx.x % kSumColumns, lane = threadIdx.x / kSumColumns, warp = threadIdx.x / kWarp;
-  const int64_t d = static_cast<int64_t>(blockIdx.x) * kSumColumns + column;
-  double sum[2] = {};
+  constexpr int kDeep = Tile<1>::kDeep;
+  const int64_t d = Tile<1>::first_column(), mine = column_of_warp(), count = stored_rows(map.count, M);
+  double sum[1] = {}, sum_squares[1] = {};
   if (d < D) {
-#pragma unroll 4
-    for (int64_t run = lane; run < w.runs; run += kSumLanes) {
-      sum[0] += w.partial[(run * 2 + 0) * D + d];
-      sum[1] += w.partial[(run * 2 + 1) * D + d];
+    for (int64_t first = Tile<1>::first_row(); first < w.runs; first += kSumBatch * kDeep) {
+      double of_run[kSumBatch][2];
+#pragma unroll
+      for (int q = 0; q < kSumBatch; ++q)
+        if (first + q * kDeep < w.runs) {
+          const double* partial = w.partial + (first + q * kDeep) * 2 * D + d;
+          of_run[q][0] = partial[0];
+          of_run[q][1] = partial[D];
+        }
+#pragma unroll
+      for (int q = 0; q < kSumBatch; ++q)
+        if (first + q * kDeep < w.runs) sum[0] += of_run[q][0], sum_squares[0] += of_run[q][1];
     }
   }
-#pragma unroll
-  for (int k = 0; k < 2; ++k) {
-    for (int step = kSumColumns; step < kWarp; step *= 2) sum[k] += __shfl_xor_sync(0xffffffffu, sum[k], step);
-    if (threadIdx.x % kWarp < kSumColumns) partial[k][warp][column] = sum[k];
-  }
-  __syncthreads();
-  if (threadIdx.x >= kSumColumns || d >= D) return;
-  for (int other = 1; other < kWarps; ++other) {
-    sum[0] += partial[0][other][column];
-    sum[1] += partial[1][other][column];
-  }
-  map.finish(d, stored_rows(map.count, M));  // reads the old sums of its column
-  sums[d] = sum[0];
-  sums[D + d] = sum[1];
+  const ColumnSums all = sum_columns(sum, sum_squares);
+  if (threadIdx.x % kWarp != 0 || mine >= D) return;
+  map.finish(mine, count);  // reads the old sums of its column
+  sums[mine] = all.sum;
+  sums[D + mine] = all.sum_squares;
 }
 
 template <int kWidth, typename S, typename Map>
@@ -140,8 +136,8 @@ int launch_rewrite_of(S* bank, double* sums, const Map& map, int64_t M, int64_t 
   const dim3 grid(static_cast<unsigned>(w.runs), static_cast<unsigned>(ceil_div(D, columns * kWidth)));
   const int error = run(rewrite_kernel<S, kWidth, Map>, grid, kRewriteThreads, launch, bank, map, M, D, columns, w);
   if (error != cudaSuccess) return error;
-  const dim3 blocks(static_cast<unsigned>(ceil_div(D, kSumColumns)));
-  return run(sums_kernel<Map>, blocks, kSumColumns * kSumLanes, launch, map, sums, M, D, w);
+  const dim3 blocks(static_cast<unsigned>(ceil_div(D, kColumns)));
+  return run(sums_kernel<Map>, blocks, kThreads, launch, map, sums, M, D, w);
 }
 
 template <typename S, typename Map>
