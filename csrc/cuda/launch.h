@@ -39,7 +39,7 @@ int64_t moments_workspace(int64_t B, int64_t D);
 template <typename T>
 int launch_moments(const MomentsParams<T>& p, const Launch& launch);
 
-// moments, then the filter and the map, all in one launch.
+// moments, then the filter and the map: not a launch more.
 template <typename T>
 int launch_track(const MomentsParams<T>& moments, const TrackParams& p, const Launch& launch);
 

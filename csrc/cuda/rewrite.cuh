@@ -8,7 +8,7 @@
 //            sums_kernel: a block to 8 columns, every run by one of 32 threads
 //   keeps    two doubles per run and column in the workspace
 //   needs    16-byte accesses where D and the bank's address allow them, else one element at a time
-//   order    the number of runs depends on M alone; sums of a run in order, those of the runs in a
+//   order    the number of runs depends on M alone; the rows of a run are added in order, the runs in a
 //            fixed tree. Same bits every run.
 //   why two launches: all runs must have read the map before it changes, and adding up the runs in one block would
 //            take longer than the pass.

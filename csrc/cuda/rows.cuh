@@ -1,7 +1,8 @@
-// How kernels share out a batch of which a row counts only as a whole. First a warp to a row finds out which do, and
-// leaves a flag for each; then, in a second launch, a block to eight columns goes over all rows, so that the sum of a
-// column needs no other block. A second launch takes less than what it replaces: a last block that merges what the
-// others found, while they are gone.
+// How kernels add up the columns of a matrix: a block has eight of them and all rows, so that a sum needs no other block.
+//
+// A row of a batch counts as a whole or not at all. A warp to a row finds out which do, in a launch of its own, and leaves
+// a flag for each; the blocks of the next launch read them all. Two launches take less than one whose last block merges
+// what the others leave: that block is alone, and reads it column by column.
 #pragma once
 
 #include "../half.h"
@@ -16,8 +17,7 @@ constexpr int kColumns = kWarps;       // of a block: in the end there is a warp
 constexpr int kChunk = kWarp * kWarp;  // rows at a time: as many words of flags as a warp has lanes
 constexpr int kWide = 4;               // columns of a thread where D and the addresses allow it, else one
 
-// What a block of the second launch looks like to a thread of it: kAcross threads side by side on the columns, each of
-// them with every kDeep'th row.
+// What a thread of such a block has: kAcross threads are side by side on the columns, each takes every kDeep'th row.
 template <int kWidth>
 struct Tile {
   static constexpr int kAcross = kColumns / kWidth, kDeep = kThreads / kAcross;
