@@ -113,3 +113,16 @@ def test_more_rows_than_are_looked_at_at_once(M, D, ops, device):
     mask = torch.rand(2100, device=device) < 0.9
     slots = same(ops, m, z, torch.arange(2100, device=device), mask)
     assert (slots >= 0).sum() == min(M, (mask & z.isfinite().all(1)).sum())
+
+
+@pytest.mark.parametrize("D", [5, 12])
+@pytest.mark.parametrize("bank_dtype", [torch.float16, torch.float32, torch.float64], ids=["f16", "f32", "f64"])
+def test_rows_are_stored_as_a_division_rounds_them(bank_dtype, D, ops, device, dtype):
+    m = state.to(state.filled(500, D, 0, bank_dtype, pending=True), device)
+    m.shift[0] = 0
+    z = torch.randn(400, D, dtype=dtype, device=device)
+    z[:9, 0] = -0.0
+    enqueue(ops, m, z, torch.arange(400, device=device))
+    u = (z.double() - m.shift) / m.scale
+    assert torch.equal(m.bank[:400], (u if bank_dtype == torch.float64 else u.float()).to(bank_dtype))
+    assert m.bank[:9, 0].signbit().all()
