@@ -51,6 +51,12 @@ def machine_code(architecture, kernels, folder):
     return code
 
 
+def in_flight(body):
+    """The most 16-byte reads of global memory between two instructions that compute, which wait for what was read."""
+    between = re.split(r"\b[DF](?:ADD|MUL|FMA)\b", body)
+    return max(len(re.findall(r"LDG\.E\.128", part)) for part in between)
+
+
 def resources():
     """(architecture, kernel, {"REG": …, "STACK": …, "SHARED": …}) of every kernel in the library."""
     architecture = kernel = None
@@ -88,7 +94,9 @@ def test_nothing_spills():
 @pytest.mark.long
 @pytest.mark.parametrize("architecture", [name for name in ("75", "80", "90a", "120") if name in ARCHITECTURES])
 def test_accesses_are_as_wide_as_the_kernels_say(architecture, tmp_path):
-    code = machine_code(architecture, ["sweep_kernel", "rewrite_kernel"], tmp_path)
+    code = machine_code(
+        architecture, ["sweep_kernel", "rewrite_kernel", "moments_kernel", "store_kernel", "gradient_kernel"], tmp_path
+    )
     sweeps = {name: body for name, body in code.items() if "sweep_kernel" in name}
     assert len(sweeps) == 10
     for name, body in sweeps.items():
@@ -106,3 +114,7 @@ def test_accesses_are_as_wide_as_the_kernels_say(architecture, tmp_path):
         assert len(rewrites) == 2  # transform_ and standardize_
         for body in rewrites:
             assert len(re.findall(r"LDG\.E\.128", body)) >= 4 and len(re.findall(r"STG\.E\.128", body)) >= 4
+    for kernel, reads in (("usable_kernelIfLi4E", 4), ("moments_kernelIfLb1ELi4E", 8), ("storable_kernelIffLi4E", 4),
+                          ("store_kernelIffLi4E", 8), ("gradient_kernelIfLi4E", 4)):  # fmt: skip
+        (body,) = [body for name, body in code.items() if kernel in name]
+        assert in_flight(body) >= reads, kernel
