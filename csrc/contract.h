@@ -143,6 +143,20 @@ inline void check_eps(const char* op, double eps) {
   check(eps >= 1e-30 && std::isfinite(eps), op, ": eps must be positive (at least 1e-30) and finite, got ", eps);
 }
 
+inline void check_normalize(const Tensor& x, double eps) {
+  Contract("normalize", x).matrix("x", x, "[B, D]", {-1, -1});
+  check_eps("normalize", eps);
+}
+
+inline void check_normalize_backward(const Tensor& grad_z, const Tensor& z, const Tensor& norm, double eps) {
+  const Contract c("normalize_backward", z);
+  c.matrix("z", z, "[B, D]", {-1, -1});
+  c.shape("grad_z", grad_z, "[B, D]", {z.size(0), z.size(1)});
+  c.dtype("grad_z", grad_z, z.scalar_type(), "of the dtype of z");
+  c.statistic("norm", norm, "[B]", {z.size(0)});
+  check_eps("normalize_backward", eps);
+}
+
 inline void check_moments(const Tensor& x, const OptionalTensor& mask) {
   const Contract c("moments", x);
   c.matrix("x", x, "[B, D]", {-1, -1});

@@ -13,6 +13,14 @@
 
 namespace xbn {
 
+// --- Rows of unit length -------------------------------------------------------------------------
+// A row whose norm is NaN counts as a long one, so that whatever is made of it is NaN, too.
+
+XBN_FORMULA bool is_short(double norm, double eps) { return norm < eps; }
+
+// What a row is divided by is this number's reciprocal.
+XBN_FORMULA double inverse_length(double norm, double eps) { return 1.0 / (is_short(norm, eps) ? eps : norm); }
+
 // --- Kalman filter -------------------------------------------------------------------------------
 // A scalar random walk observed with noise. Infinite variance means "nothing is known yet": the gain is
 // then exactly 1 and the first measurement is taken over as it is, without a special case.

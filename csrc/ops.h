@@ -124,6 +124,36 @@ struct Ranking {
 
 template <typename Device>
 struct Ops {
+  static std::tuple<Tensor, Tensor> normalize(const Tensor& x, double eps) {
+    check_normalize(x, eps);
+    const Tensor dense = as_dense(x);
+    const int64_t B = x.size(0), D = x.size(1);
+    const Tensor z = torch::stable::new_empty(dense, {B, D});
+    const Tensor norm = torch::stable::new_empty(dense, {B}, ScalarType::Double);
+    const Device device("normalize", dense);
+    dispatch(x, [&](auto type) {
+      using T = typename decltype(type)::type;
+      device.normalize(NormalizeParams<T>{dense.const_data_ptr<T>(), B, D, eps, z.mutable_data_ptr<T>(),
+                                          norm.mutable_data_ptr<double>()});
+    });
+    return {z, norm};
+  }
+
+  static Tensor normalize_backward(const Tensor& grad_z, const Tensor& z, const Tensor& norm, double eps) {
+    check_normalize_backward(grad_z, z, norm, eps);
+    const Tensor dense_grad = as_dense(grad_z), dense_z = as_dense(z);
+    const int64_t B = z.size(0), D = z.size(1);
+    const Tensor grad_x = torch::stable::new_empty(dense_z, {B, D});
+    const Device device("normalize_backward", dense_z);
+    dispatch(z, [&](auto type) {
+      using T = typename decltype(type)::type;
+      device.normalize_backward(NormalizeBackwardParams<T>{dense_grad.const_data_ptr<T>(), dense_z.const_data_ptr<T>(),
+                                                           norm.const_data_ptr<double>(), B, D, eps,
+                                                           grad_x.mutable_data_ptr<T>()});
+    });
+    return grad_x;
+  }
+
   static std::tuple<Tensor, Tensor, Tensor> moments(const Tensor& x, const OptionalTensor& mask) {
     check_moments(x, mask);
     const Measurement m(x, mask);
@@ -349,6 +379,8 @@ struct Ops {
 // The body of a STABLE_TORCH_LIBRARY_IMPL(xbn_ext, …, m).
 #define XBN_REGISTER_OPS(m, Device)                                                        \
   do {                                                                                     \
+    m.impl("normalize", TORCH_BOX(&xbn::Ops<Device>::normalize));                          \
+    m.impl("normalize_backward", TORCH_BOX(&xbn::Ops<Device>::normalize_backward));        \
     m.impl("moments", TORCH_BOX(&xbn::Ops<Device>::moments));                              \
     m.impl("track_", TORCH_BOX(&xbn::Ops<Device>::track));                                 \
     m.impl("transform_", TORCH_BOX(&xbn::Ops<Device>::transform));                         \

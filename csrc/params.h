@@ -11,6 +11,25 @@
 namespace xbn {
 
 template <typename T>
+struct NormalizeParams {
+  const T* x;    // [B, D]
+  int64_t B, D;  //
+  double eps;    //
+  T* z;          // [B, D] out, the rows of x divided by max(norm, eps)
+  double* norm;  // [B] out, of the rows of x
+};
+
+template <typename T>
+struct NormalizeBackwardParams {
+  const T* grad_z;     // [B, D] derivative by z
+  const T* z;          // [B, D] as normalize gave it
+  const double* norm;  // [B] as normalize gave it
+  int64_t B, D;        //
+  double eps;          // as normalize had it
+  T* grad_x;           // [B, D] out, derivative by x
+};
+
+template <typename T>
 struct MomentsParams {
   const T* x;        // [B, D]
   const bool* mask;  // [B] rows to measure, or null for all of them

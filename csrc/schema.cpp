@@ -1,5 +1,7 @@
 // Every op of xbn_ext. Letters: B batch rows, M bank rows (capacity), D dimension.
 //
+//   normalize    x [B, D] -> z [B, D], its rows divided by max(norm, eps), and their norms [B]; normalize_backward gives
+//                dLoss/dx from dLoss/dz
 //   moments      x [B, D] -> mean [D], std [D], rows []              of the rows in the mask and finite
 //   track_       measure x, filter, and compose the map that moves the bank to the filtered moments; stats [3]: how far
 //                its moments are from the batch's before and after, and the filter's gain
@@ -20,6 +22,8 @@
 #include "tensor.h"
 
 XBN_TORCH_LIBRARY(XBN_LIBRARY, m) {
+  m.def("normalize(Tensor x, float eps) -> (Tensor z, Tensor norm)");
+  m.def("normalize_backward(Tensor grad_z, Tensor z, Tensor norm, float eps) -> Tensor grad_x");
   m.def("moments(Tensor x, Tensor? mask=None) -> (Tensor mean, Tensor std, Tensor rows)");
   m.def(
       "track_(Tensor(a!) target_mean, Tensor(b!) target_std, Tensor(c!) variance, Tensor(d!) scale, "

@@ -70,6 +70,23 @@ def standardize_(bank, sums, scale, shift, count, eps=1e-6):
     return _ops.standardize_(bank, sums, scale, shift, count, eps)
 
 
+class _Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, eps):
+        z, norm = _ops.normalize(x, eps)
+        ctx.save_for_backward(z, norm)
+        ctx.eps = eps
+        return z
+
+    @staticmethod
+    def backward(ctx, grad_z):
+        return _ops.normalize_backward(grad_z, *ctx.saved_tensors, ctx.eps), None
+
+
+def normalize(x, eps=1e-6):
+    return _Normalize.apply(x, eps)
+
+
 class _MemoryLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, op):

@@ -125,6 +125,9 @@ def test_how_many_kernels_an_op_launches(executor):
     m = state.filled(M, D, 650, pending=True)
     z, labels = torch.randn(64, D), torch.randint(8, (64,))
     track = (m.target_mean, m.target_std, m.variance, m.scale, m.shift, z, None, m.sums, m.count, 0.01, 1.0, None, 1e-6)
+    assert launches(emulated.normalize, z) == 1
+    unit = emulated.normalize(z.clone().requires_grad_())
+    assert launches(unit.backward, torch.randn(64, D)) == 1
     assert launches(emulated.moments, z) == 2
     assert launches(emulated.track_, *track) == 2
     assert launches(emulated.transform_, m.bank, m.sums, m.scale, m.shift, m.count) == 2
@@ -207,8 +210,8 @@ def test_a_backend_is_one_of_four():
 
 
 def test_kernels_are_registered_for_cuda():
-    for op in ("moments", "track_", "transform_", "standardize_", "enqueue_", "memory_loss", "transform_memory_loss_",
-               "batch_loss"):  # fmt: skip
+    for op in ("normalize", "normalize_backward", "moments", "track_", "transform_", "standardize_", "enqueue_",
+               "memory_loss", "transform_memory_loss_", "batch_loss"):  # fmt: skip
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"xbn_ext::{op}", "CUDA")
 
 

@@ -102,11 +102,23 @@ def batch_loss_arguments(**changes):
     return rows | options | changes
 
 
+def normalize_arguments(**changes):
+    return {"x": torch.randn(B, D, requires_grad=True), "eps": 1e-6} | changes
+
+
+def normalize_backward_arguments(**changes):
+    x = torch.randn(B, D)
+    z, norm = torch.ops.xbn_ext.normalize(x, 1e-6)
+    return {"grad_z": torch.randn(B, D), "z": z, "norm": norm, "eps": 1e-6} | changes
+
+
 def moments_arguments(**changes):
     return {"x": torch.randn(B, D), "mask": torch.ones(B, dtype=torch.bool)} | changes
 
 
 ARGUMENTS = {
+    "normalize": normalize_arguments,
+    "normalize_backward": normalize_backward_arguments,
     "moments": moments_arguments,
     "track_": track_arguments,
     "transform_": transform_arguments,
@@ -141,6 +153,16 @@ def test_opcheck(op):
 
 f32, f64, i32 = torch.float32, torch.float64, torch.int32
 BAD = [
+    ("normalize", {"x": torch.randn(B)}, r"x must be \[B, D\]"),
+    ("normalize", {"x": torch.randn(B, 0)}, "x must have at least one column"),
+    ("normalize", {"x": torch.ones(B, D, dtype=torch.bfloat16)}, "x must be float32 or float64"),
+    ("normalize", {"eps": 0.0}, "eps must be positive"),
+    ("normalize_backward", {"z": torch.randn(B)}, r"z must be \[B, D\]"),
+    ("normalize_backward", {"grad_z": torch.randn(B, D + 1)}, r"grad_z must be \[B, D\]"),
+    ("normalize_backward", {"grad_z": torch.randn(B, D, dtype=f64)}, "grad_z must be of the dtype of z"),
+    ("normalize_backward", {"norm": torch.ones(B)}, "norm must be float64"),
+    ("normalize_backward", {"norm": torch.ones(B + 1, dtype=f64)}, r"norm must be \[B\]"),
+    ("normalize_backward", {"eps": math.nan}, "eps must be positive"),
     ("moments", {"x": torch.randn(B)}, r"x must be \[B, D\]"),
     ("moments", {"x": torch.randn(B, 0)}, "x must have at least one column"),
     ("moments", {"x": torch.ones(B, D, dtype=i32)}, "x must be float32 or float64"),

@@ -20,16 +20,16 @@ def writes(*tensors: Tensor | None) -> None:
 def needs_grad(z: Tensor) -> bool:
     level = getattr(forward_ad, "_current_level", 0)  # private: where it is not, ask always
     if level >= 0 and forward_ad.unpack_dual(z).tangent is not None:
-        raise RuntimeError("the losses of xbn_ext have no forward-mode derivative")
+        raise RuntimeError("what xbn_ext computes has no forward-mode derivative")
     return torch.is_grad_enabled() and z.requires_grad
 
 
 class _DifferentiableOnce(torch.autograd.Function):
-    """Passes `grad` on and raises in the second backward. The kernel's gradient does not know how it depends on z;
-    without this node a second backward would take it for a constant and return a wrong number."""
+    """Passes `grad` on and raises in the second backward. The kernel's gradient does not know how it depends on
+    `others`; without this node a second backward would take it for a constant and return a wrong number."""
 
     @staticmethod
-    def forward(grad: Tensor, z: Tensor) -> Tensor:
+    def forward(grad: Tensor, *others: Tensor) -> Tensor:
         return grad.view_as(grad)
 
     @staticmethod
@@ -38,14 +38,18 @@ class _DifferentiableOnce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError("the losses of xbn_ext can be differentiated only once")
+        raise RuntimeError("what xbn_ext computes can be differentiated only once")
+
+
+def differentiable_once(grad: Tensor, *others: Tensor) -> Tensor:
+    """`grad`, which depends on the others too."""
+    if torch.is_grad_enabled():  # create_graph=True
+        grad = _DifferentiableOnce.apply(grad, *others)
+    return grad
 
 
 def scaled_gradient(grad_loss: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
-    grad = grad_loss * grad_z
-    if torch.is_grad_enabled():  # create_graph=True
-        grad = _DifferentiableOnce.apply(grad, z)
-    return grad
+    return differentiable_once(grad_loss * grad_z, z)
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:

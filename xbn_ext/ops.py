@@ -12,14 +12,62 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import _C  # type: ignore[attr-defined]  # noqa: F401  registers torch.ops.xbn_ext
-from ._autograd import needs_grad, scaled_gradient, with_gradient, without_autocast, writes
+from ._autograd import differentiable_once, needs_grad, scaled_gradient, with_gradient, without_autocast, writes
 from .losses import PairLoss, check_loss, fold_temperature
 
 _ops = torch.ops.xbn_ext
+
+
+def normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """The rows of `x [B, D]` divided by `max(|row|, eps)`, as `torch.nn.functional.normalize` does, by one kernel; its
+    gradient by another.
+
+    Norms are float64: a float32 row of finite numbers has one, however large they are. Can be differentiated once.
+    """
+    if needs_grad(x) and not torch.compiler.is_compiling():
+        return _Normalize.apply(x, eps)  # type: ignore[no-any-return]
+    return _ops.normalize(x, eps)[0]  # type: ignore[no-any-return]
+
+
+@torch.library.register_fake("xbn_ext::normalize")
+def _(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=torch.float64)
+
+
+def _normalize_setup(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*output)
+    ctx.eps = inputs[1]
+
+
+def _normalize_backward(ctx: Any, grad_z: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    z, norm = ctx.saved_tensors
+    grad_x = _ops.normalize_backward(grad_z.detach(), z.detach(), norm, ctx.eps)
+    return differentiable_once(grad_x, grad_z, z), None
+
+
+torch.library.register_autograd("xbn_ext::normalize", _normalize_backward, setup_context=_normalize_setup)
+
+
+class _Normalize(torch.autograd.Function):
+    """The same with less overhead than what torch.library makes of it, which a small step would notice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        z, norm = _ops.normalize(x, eps)
+        ctx.save_for_backward(z, norm)
+        ctx.eps = eps
+        return z  # type: ignore[no-any-return]
+
+    backward = staticmethod(_normalize_backward)
+
+
+@torch.library.register_fake("xbn_ext::normalize_backward")
+def _(grad_z: Tensor, z: Tensor, norm: Tensor, eps: float) -> Tensor:
+    return z.new_empty(z.shape)
 
 
 def moments(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -356,14 +404,14 @@ def from_products(
 ) -> Tensor:
     """The loss by `op(dots, loss, renormalize, need_grad)`, which gives it and its derivative G by the products
     `[B, B]` of `z [B, D]` with itself. By z that is `(G + Gᵀ) z`. The op takes the rows' norms from the diagonal; where
-    it cannot, as a learned temperature has gone into one side of the products, they are left to PyTorch."""
+    it cannot, as a learned temperature has gone into one side of the products, the other side is normalised first."""
     with without_autocast(z.device.type):
         folded, scaled = fold_temperature(loss, z)
         if scaled is z:
             need_grad, rows = needs_grad(z), z.detach()
             value, grad_dots = op(rows @ rows.T, folded, renormalize, need_grad)
             return with_gradient(value, z, (grad_dots + grad_dots.T) @ rows) if need_grad else value
-        dots = scaled @ (F.normalize(z, dim=1, eps=eps) if renormalize else z).T
+        dots = scaled @ (normalize(z, eps) if renormalize else z).T
         need_grad = needs_grad(dots)
         value, grad_dots = op(dots.detach(), folded, False, need_grad)
         return with_gradient(value, dots, grad_dots) if need_grad else value

@@ -25,6 +25,14 @@ from torch import Tensor
 from .losses import PairLoss
 from .reference_losses import pair_loss, weighted_pairs
 
+# --- Embeddings of unit length --------------------------------------------------------------------------
+
+
+def normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """The rows of `x [B, D]` divided by `max(|row|, eps)`, computed in float64: no norm of a float32 row overflows."""
+    return F.normalize(x.double(), dim=1, eps=eps).to(x.dtype)
+
+
 # --- The embeddings drift: where are their moments now? -------------------------------------------------
 
 
@@ -394,7 +402,7 @@ def step(
     eps: float = 1e-6,
 ) -> Tensor:
     """One training step: returns the loss and leaves `m` as the next step finds it."""
-    z = F.normalize(embeddings, dim=1, eps=eps) if normalize_embeddings else embeddings
+    z = normalize(embeddings, eps) if normalize_embeddings else embeddings
     stored = z.detach()
 
     # The embeddings have drifted since the bank's rows were computed: move the bank to where they are now.

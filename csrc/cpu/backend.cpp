@@ -6,6 +6,7 @@
 #include "enqueue.h"
 #include "loss.h"
 #include "moments.h"
+#include "normalize.h"
 #include "peak.h"
 #include "standardize.h"
 #include "track.h"
@@ -35,6 +36,14 @@ class CpuDevice {
     check(0 <= value && value <= last, op_, ": ", name, " must be within [0, ", last, "], got ", value);
   }
 
+  template <typename T>
+  void normalize(const NormalizeParams<T>& p) const {
+    xbn::normalize(p, cpu_);
+  }
+  template <typename T>
+  void normalize_backward(const NormalizeBackwardParams<T>& p) const {
+    xbn::normalize_backward(p, cpu_);
+  }
   template <typename T>
   void moments(const MomentsParams<T>& p) const {
     xbn::moments(p, cpu_);

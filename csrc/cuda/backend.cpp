@@ -27,6 +27,16 @@ class CudaDevice {
   void check_counter(const char*, const Tensor&, int64_t) const {}
 
   template <typename T>
+  void normalize(const NormalizeParams<T>& p) const {
+    succeed(cuda::launch_normalize(p, launch_without_workspace()));
+  }
+
+  template <typename T>
+  void normalize_backward(const NormalizeBackwardParams<T>& p) const {
+    succeed(cuda::launch_normalize_backward(p, launch_without_workspace()));
+  }
+
+  template <typename T>
   void moments(const MomentsParams<T>& p) const {
     const Tensor memory = bytes(cuda::moments_workspace(p.B, p.D));
     succeed(cuda::launch_moments(p, launch(memory)));
@@ -146,6 +156,7 @@ class CudaDevice {
   Tensor bytes(int64_t n) const { return torch::stable::new_empty(like_, {n}, ScalarType::Byte); }
 
   Launch launch(const Tensor& memory) const { return {stream_, info_.multiprocessors, memory.mutable_data_ptr()}; }
+  Launch launch_without_workspace() const { return {stream_, info_.multiprocessors, nullptr}; }
 
   void succeed(int error) const {
     if (error == 0) return;

@@ -32,6 +32,15 @@ bool is_insufficient_driver(int error);  // the driver is older than the CUDA th
 // What this build has machine code for, as in "75;80;90a;80-ptx".
 const char* architectures();
 
+// --- Rows of unit length ----------------------------------------------------------------------------------------
+// Without a workspace.
+
+template <typename T>
+int launch_normalize(const NormalizeParams<T>& p, const Launch& launch);
+
+template <typename T>
+int launch_normalize_backward(const NormalizeBackwardParams<T>& p, const Launch& launch);
+
 // --- Moments ----------------------------------------------------------------------------------------------------
 
 int64_t moments_workspace(int64_t B, int64_t D);

@@ -13,6 +13,10 @@ struct MissingDevice {
   template <typename... Arguments>
   void check_counter(const Arguments&...) const {}
   template <typename... Params>
+  void normalize(const Params&...) const {}
+  template <typename... Params>
+  void normalize_backward(const Params&...) const {}
+  template <typename... Params>
   void moments(const Params&...) const {}
   template <typename... Params>
   void track(const Params&...) const {}

@@ -10,6 +10,7 @@
 #include "../../csrc/cpu/enqueue.h"
 #include "../../csrc/cpu/loss.h"
 #include "../../csrc/cpu/moments.h"
+#include "../../csrc/cpu/normalize.h"
 #include "../../csrc/cpu/standardize.h"
 #include "../../csrc/cpu/track.h"
 #include "../../csrc/cpu/transform.h"
@@ -90,6 +91,24 @@ Exactly<T> batch(int64_t B, int64_t D) {
   Exactly<T> z = normal<T>(B * D, 1 / std::sqrt(static_cast<double>(D)));
   if (B > 1 && up_to(3) == 0) z[D] = NAN;
   return z;
+}
+
+// The rows of a batch made of unit length, and the gradient through that.
+template <typename T>
+void normalize_round(const Sizes& n) {
+  const Exactly<T> x = batch<T>(n.B, n.D), grad_z = normal<T>(n.B * n.D), z(n.B * n.D), grad(n.B * n.D);
+  if (n.B > 2 && up_to(1)) std::fill(x.data.get(), x.data.get() + n.D, static_cast<T>(0));
+  const Exactly<double> x64 = doubles(x), grad_z64 = doubles(grad_z), z64(n.B * n.D), grad64(n.B * n.D), norm(n.B),
+                        norm64(n.B);
+  normalize(NormalizeParams<double>{x64, n.B, n.D, 1e-6, z64, norm64}, kCpu);
+  normalize_backward(NormalizeBackwardParams<double>{grad_z64, z64, norm64, n.B, n.D, 1e-6, grad64}, kCpu);
+  const cuda::Launch at{nullptr, emu::settings().multiprocessors, nullptr};
+  int error = cuda::launch_normalize(NormalizeParams<T>{x, n.B, n.D, 1e-6, z, norm}, at);
+  error |= cuda::launch_normalize_backward(NormalizeBackwardParams<T>{grad_z, z, norm, n.B, n.D, 1e-6, grad}, at);
+  require(error == 0, "launch", 0, 0, 0);
+  close("normalize", difference(z, z64, 1), 4 * kUnit<T>, n);
+  close("normalize, norm", difference(norm, norm64), 1e-13, n);
+  close("normalize, gradient", difference(grad, grad64), 100 * kUnit<T>, n);
 }
 
 // The loss of a batch against itself. False: it could not be compared.
@@ -324,6 +343,7 @@ int main(int argc, char** argv) {
     if (kind % 4 == 1) MemoryRound<double, Float16>(n, in_place).compare(loss);
     if (kind % 4 == 2) MemoryRound<double, float>(n, in_place).compare(loss);
     if (kind % 4 == 3) MemoryRound<double, BFloat16>(n, in_place).compare(loss);
+    kind % 2 == 0 ? normalize_round<double>(n) : normalize_round<float>(n);
     batch_round<float>(n, loss);
     if (kind % 2 == 0) batch_round<double>(n, loss);
   }
@@ -351,6 +371,7 @@ int main(int argc, char** argv) {
       compare_all<float, Float16>(n, in_place, hardest_triplets);
       compare_all<float, BFloat16>(n, in_place, hardest_triplets);
     }
+    normalize_round<float>(n);
     for (const bool all_ways : {true, false})
       while (M == 1 && !batch_round<float>(n, draw(all_ways)));
   }

@@ -13,6 +13,7 @@
 #include "../../csrc/cpu/enqueue.h"
 #include "../../csrc/cpu/loss.h"
 #include "../../csrc/cpu/moments.h"
+#include "../../csrc/cpu/normalize.h"
 #include "../../csrc/cpu/screen.h"
 #include "../../csrc/cpu/standardize.h"
 #include "../../csrc/cpu/track.h"
@@ -144,6 +145,27 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   add_to_sum(grad_dots);
 }
 
+// The rows of a batch made of unit length, and the gradient through that.
+template <typename T>
+void normalize_round(xbn::Isa isa, int64_t B, int64_t D) {
+  const xbn::Cpu one{isa, serial}, many{isa, threaded};
+  const Exactly<T> x = normal<T>(B * D), grad_z = normal<T>(B * D), z(B * D), z_again(B * D), grad(B * D),
+                   grad_again(B * D);
+  const Exactly<double> norm(B);
+  if (B > 1 && up_to(1)) std::fill(x.data.get(), x.data.get() + D, static_cast<T>(0));
+  xbn::normalize(xbn::NormalizeParams<T>{x, B, D, 1e-6, z, norm}, many);
+  xbn::normalize(xbn::NormalizeParams<T>{x, B, D, 1e-6, z_again, norm}, one);
+  xbn::normalize_backward(xbn::NormalizeBackwardParams<T>{grad_z, z, norm, B, D, 1e-6, grad}, many);
+  xbn::normalize_backward(xbn::NormalizeBackwardParams<T>{grad_z, z, norm, B, D, 1e-6, grad_again}, one);
+  const auto same = [](const Exactly<T>& a, const Exactly<T>& b) {
+    return std::memcmp(a.data.get(), b.data.get(), a.size * sizeof(T)) == 0;
+  };
+  require(same(z, z_again) && same(grad, grad_again), "normalize differs between thread counts", B, 0, D);
+  for (int64_t k = 0; k < B * D; ++k) require(std::isfinite(z[k]) && std::isfinite(grad[k]), "normalize", B, 0, D);
+  add_to_sum(z);
+  add_to_sum(grad);
+}
+
 // A unit of bank rows that the screen takes for out must be so, and one that is far below the margin must be taken for it.
 void screen_round(int64_t D) {
   constexpr int64_t A = xbn::kAnchorBlock, R = xbn::kTileUnit;
@@ -196,6 +218,8 @@ int main(int argc, char** argv) {
       for (int k = 0; k < 20; ++k) screen_round(xbn::kLeastScreenedDim + up_to(500));
     for (const xbn::Isa isa : {xbn::Isa::baseline, xbn::Isa::avx2, xbn::Isa::avx512, xbn::Isa::avx512_vnni}) {
       if (isa < least || isa > best) continue;  // ordered from least to best
+      normalize_round<float>(isa, B, D);
+      normalize_round<double>(isa, B, D);
       // Half of the dtypes, with all sizes.
       if (round / 4 % 2 == 0) {
         one_round<float, float>(isa, B, M, D);

@@ -111,7 +111,10 @@ def run_ops(module: ModuleType, device: str) -> dict[str, list[Tensor]]:
     def state(*returned: Tensor) -> list[Tensor]:
         return [tensor.detach().clone() for tensor in (*returned, *vars(m).values())]
 
-    results = {"moments": state(*module.moments(x, mask))}
+    leaf = x.clone().requires_grad_()
+    unit = module.normalize(leaf)
+    results = {"normalize": [unit.detach()], "normalize_backward": [*torch.autograd.grad(unit, leaf, first)]}
+    results["moments"] = state(*module.moments(x, mask))
     ring = (m.bank, m.bank_labels, m.sums, m.head, m.count)
     results["enqueue_"] = state(module.enqueue_(*ring, first, labels, mask, m.scale, m.shift))
     kalman = (m.target_mean, m.target_std, m.variance, m.scale, m.shift)
