@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checks, ops
@@ -216,7 +215,7 @@ class CrossBatchMemory(StatefulModule):
         with without_autocast(embeddings.device.type):
             z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
             # Either way another tensor: the embeddings could be rows of the memory that is about to be written.
-            z = F.normalize(z, dim=1, eps=self.eps) if self.normalize_embeddings else z.clone()
+            z = ops.normalize(z, self.eps) if self.normalize_embeddings else z.clone()
             own_slots = None
             if self.training:
                 self._follow_drift(z.detach(), enqueue_mask)
@@ -407,7 +406,7 @@ class CrossBatchMemory(StatefulModule):
             labels, ids = self._check(embeddings, labels, None, None, *rest)
             z = embeddings.to(torch.promote_types(self.bank.dtype, torch.float32))
             if self.normalize_embeddings:
-                z = F.normalize(z, dim=1, eps=self.eps)
+                z = ops.normalize(z, self.eps)
             if self.filter is not None and filled.bank.dtype.itemsize == 2 and filled.count == 0:
                 # 16 bits are for standardised values.
                 mean, std, _ = ops.moments(z)
