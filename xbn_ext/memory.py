@@ -230,14 +230,12 @@ class CrossBatchMemory(StatefulModule):
 
     def _follow_drift(self, z: Tensor, mask: Tensor | None) -> None:
         if self.filter is None:  # nothing moves; the gap is measured all the same
-            state = (self.target_mean, self.target_std, self.variance, self.scale, self.shift)
-            mean, std, variance, scale, shift = (t.clone() for t in state)
+            copies = torch.stack((self.target_mean, self.target_std, self.scale, self.shift))
+            mean, std, scale, shift = copies.unbind()
             ops.track_(
-                mean, std, variance, scale, shift, z, mask, self.sums, self.count, math.inf, 1.0, None,
+                mean, std, self.variance.clone(), scale, shift, z, mask, self.sums, self.count, math.inf, 1.0, None,
                 eps=self.eps, stats=self.drift_stats,
             )  # fmt: skip
-            self.drift_stats[1].copy_(self.drift_stats[0])
-            self.drift_stats[2].fill_(torch.nan)
             return
         ops.track_(
             self.target_mean, self.target_std, self.variance, self.scale, self.shift, z, mask,
@@ -277,8 +275,8 @@ class CrossBatchMemory(StatefulModule):
         anchors = None if mask is None else ~mask
         exclude = own_slots
         if ids is not None:
-            own_ids = -1 if own_slots is None else -2 - own_slots  # as enqueue_ has it; -1, none, if not stored
-            exclude = torch.where(ids >= 0, ids, own_ids)
+            # A row without an id has the one that enqueue_ gives it; -1, none, if it is not stored.
+            exclude = ids if own_slots is None else torch.where(ids >= 0, ids, -2 - own_slots)
         values = []
         if self.batch_weight != 0:
             own = ops.batch_loss(
@@ -328,6 +326,8 @@ class CrossBatchMemory(StatefulModule):
         ages = torch.where(self._filled(), self.step - self.bank_steps, 0)
         positives, negatives = self.pairs.unbind()
         gap_before, gap_after, gain = self.drift_stats.unbind()
+        if self.filter is None:  # the last two are of a map that was not applied
+            gap_after, gain = gap_before, torch.full_like(gain, torch.nan)
         return {
             "fill": self.count / self.memory_size,
             "age": ages.sum() / self.count,
@@ -425,7 +425,7 @@ class CrossBatchMemory(StatefulModule):
     def _check(
         self, embeddings: Any, labels: Any, indices_tuple: Any, enqueue_mask: Any, ids: Any = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Raises on bad input, naming the argument; returns labels and ids as int64."""
+        """Raises on bad input, naming the argument; returns labels and ids as int64, with -1 for every negative id."""
         checks.embeddings(embeddings, self.embedding_size)
         B = embeddings.shape[0]
         checks.integers("labels", labels, B)
@@ -447,7 +447,7 @@ class CrossBatchMemory(StatefulModule):
                 f"temperature is on {self.temperature.device}, the memory on {self.bank.device}: move one of them"
             )
         # Copies: what is given could be a part of the memory that is about to be written.
-        return labels.to(torch.int64, copy=True), None if ids is None else ids.to(torch.int64, copy=True)
+        return labels.to(torch.int64, copy=True), None if ids is None else ids.to(torch.int64).clamp(min=-1)
 
     def _impossible(self, state: Mapping[str, Tensor]) -> Iterator[str]:
         M = len(state["bank"])
