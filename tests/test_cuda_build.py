@@ -95,7 +95,9 @@ def test_nothing_spills():
 @pytest.mark.parametrize("architecture", [name for name in ("75", "80", "90a", "120") if name in ARCHITECTURES])
 def test_accesses_are_as_wide_as_the_kernels_say(architecture, tmp_path):
     code = machine_code(
-        architecture, ["sweep_kernel", "rewrite_kernel", "moments_kernel", "store_kernel", "gradient_kernel"], tmp_path
+        architecture,
+        ["sweep_kernel", "rewrite_kernel", "moments_kernel", "store_kernel", "gradient_kernel", "normalize_kernel"],
+        tmp_path,
     )
     sweeps = {name: body for name, body in code.items() if "sweep_kernel" in name}
     assert len(sweeps) == 10
@@ -118,3 +120,8 @@ def test_accesses_are_as_wide_as_the_kernels_say(architecture, tmp_path):
                           ("store_kernelIffLi4E", 8), ("gradient_kernelIfLi4E", 4)):  # fmt: skip
         (body,) = [body for name, body in code.items() if kernel in name]
         assert in_flight(body) >= reads, kernel
+    for width in ("IfLi4E", "IdLi2E"):
+        normalizes = [body for name, body in code.items() if "normalize" in name and width in name]
+        assert len(normalizes) == 2  # forward and backward
+        for body in normalizes:
+            assert re.search(r"LDG\.E\.128", body) and re.search(r"STG\.E\.128", body)

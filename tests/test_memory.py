@@ -346,6 +346,17 @@ def test_the_gradient_of_a_row_that_is_not_finite_is_nan(bad, device):
     assert value.isnan() and x.grad[2].isnan().all() and x.grad[finite].isfinite().all()
 
 
+@pytest.mark.parametrize("size", [1e-4, 1e30])
+def test_embeddings_of_any_length(size, device):
+    plain, other = (CrossBatchMemory(Contrastive(neg_margin=0.2), D, M).to(device) for _ in range(2))
+    for x, labels in batches(3, device=device):
+        a, b = x.clone().requires_grad_(), (size * x).requires_grad_()
+        plain(a, labels).backward()
+        other(b, labels).backward()
+        torch.testing.assert_close(size * b.grad, a.grad, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(other.bank, plain.bank, rtol=1e-4, atol=1e-5)
+
+
 def test_batches_of_any_size(device):
     criterion = CrossBatchMemory(Contrastive(), D, 10).to(device)
     for size in (1, 10, 11, 37, 0, 3):
