@@ -25,7 +25,10 @@ def normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
     """The rows of `x [B, D]` divided by `max(|row|, eps)`, as `torch.nn.functional.normalize` does, by one kernel; its
     gradient by another.
 
-    Norms are float64: a float32 row of finite numbers has one, however large they are. Can be differentiated once.
+    Norms are float64: a float32 row of finite numbers has one, however large they are.
+
+    Raises:
+        RuntimeError: x is not `[B, D]`, float32 or float64; or a second derivative or a forward-mode one is asked for.
     """
     if needs_grad(x) and not torch.compiler.is_compiling():
         return _Normalize.apply(x, eps)  # type: ignore[no-any-return]

@@ -2,7 +2,7 @@
 //
 //   in     x [B, D];  backward: grad_z [B, D], z [B, D], norm [B]
 //   out    z [B, D], norm [B] in double;  backward: grad_x [B, D]
-//   math   z = x / max(norm, eps);  grad_x = (grad_z - z (z . grad_z)) / norm, or grad_z / eps of a row shorter than eps.
+//   math   z = x / max(norm, eps);  grad_x = (grad_z - z (z . grad_z)) / norm, or grad_z / eps of a row below eps.
 //          Computed in double: the squares of a finite float neither overflow nor vanish. A row with a NaN is NaN, one
 //          with an Inf has NaN in its place and 0 elsewhere, the gradient of both is NaN, as PyTorch has it
 //   split  runs of rows, each row summed by itself: the same bits on any number of threads

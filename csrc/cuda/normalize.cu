@@ -1,12 +1,12 @@
-// normalize, normalize_backward: the rows of a batch divided by their norms, and the derivative of that, in a launch each.
+// normalize, normalize_backward: the rows of a batch divided by their norms, and the derivative of that; a launch each.
 //
 //   in     x [B, D];  backward: grad_z [B, D], z [B, D], norm [B]
 //   out    z [B, D], norm [B] in double;  backward: grad_x [B, D]
-//   math   z = x / max(norm, eps);  grad_x = (grad_z - z (z . grad_z)) / norm, or grad_z / eps of a row shorter than eps.
+//   math   z = x / max(norm, eps);  grad_x = (grad_z - z (z . grad_z)) / norm, or grad_z / eps of a row below eps.
 //          Computed in double: the squares of a finite float neither overflow nor vanish. A row with a NaN is NaN, one
 //          with an Inf has NaN in its place and 0 elsewhere, the gradient of both is NaN, as PyTorch has it
-//   grid   a block of 128 threads to a row, a thread to one 16-byte vector of columns after another: one each at D = 512
-//          in float, so that a row takes the time of a single access
+//   grid   a block of 128 threads to a row, a thread to every 128th 16-byte vector of columns: one at D = 512 in float,
+//          so that a row takes the time of a single access
 //   keeps  nothing; the second look at a row finds it in the first-level cache
 //   needs  any GPU; float and double. 16-byte accesses where D and the addresses allow them, else one element at a time
 //   order  of a row's sum fixed by D: the same bits every run

@@ -129,7 +129,7 @@ OTHERS = ("supcon", "ntxent", "multi_similarity", "triplet")
 
 
 def _bank(rows: list[Row]) -> list[str]:
-    wanted = ("transform_", "standardize_", "track_", "enqueue_", "batch_loss")
+    wanted = ("normalize", "transform_", "standardize_", "track_", "enqueue_", "batch_loss")
     return _pivot("passes over the bank and the batch: us", [row for row in rows if row["kernel"] in wanted],
                   ["kernel", "B", "M", "D"], lambda row: row["way"], us)  # fmt: skip
 

@@ -80,7 +80,8 @@ def loss_cases(shapes: list[Shape], ways: list[str]) -> list[Row]:
 def bank_cases(shapes: list[Shape], ways: list[str]) -> list[Row]:
     """Passes over the bank; and over the batch, a small and a large one."""
     of_bank = [("transform_", shape) for shape in shapes[:3]] + [("standardize_", shapes[0])]
-    of_batch = [(name, shape) for name in ("track_", "enqueue_", "batch_loss") for shape in (shapes[0], shapes[-1])]
+    names = ("normalize", "track_", "enqueue_", "batch_loss")
+    of_batch = [(name, shape) for name in names for shape in (shapes[0], shapes[-1])]
     return [case_of(kernel, shape, "xbn_ext") for kernel, shape in of_bank + of_batch]
 
 
@@ -168,7 +169,7 @@ def shares(case: Row, us: float, ceilings: dict[str, float]) -> Row:
     row: Row = {"gb_s": round(1e3 * megabytes / us, 1), "tflop_s": round(1e3 * gflop / us, 3)}
     if not {"read", "copy", "fp32", "tf32"} <= ceilings.keys():
         return row
-    writes = case["kernel"] in ("transform_", "enqueue_") or (
+    writes = case["kernel"] in ("normalize", "transform_", "enqueue_") or (
         case["kernel"] == "step" and "deferred" not in case["way"]
     )
     arithmetic = ceilings["tf32"] if "tf32" in case["way"] else ceilings["fp32"]
@@ -186,6 +187,8 @@ def work_of(case: Row) -> tuple[float, float]:
     """Megabytes that have to be moved, and GFLOP of the products that cannot be skipped: those of the similarities; of
     the gradient, by the sweeps, rows with which one of 64 anchors has an active pair."""
     B, M, D, kernel = case["B"], case["M"], case["D"], case["kernel"]
+    if kernel == "normalize":
+        return 8e-6 * B * D, 0
     if kernel == "track_":
         return 4e-6 * B * D, 0
     if kernel == "batch_loss":
@@ -248,6 +251,7 @@ def _call(case: Row, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tenso
     m.fill_from([(bank, bank_labels)])
     m.scale.fill_(1)
     calls: dict[str, Call] = {
+        "normalize": lambda: ops.normalize(x),
         "transform_": lambda: ops.transform_(m.bank, m.sums, m.scale, m.shift, m.count),
         "standardize_": lambda: ops.standardize_(m.bank, m.sums, m.scale, m.shift, m.count),  # nothing to do
         "track_": lambda: ops.track_(m.target_mean, m.target_std, m.variance, m.scale, m.shift, x, None, m.sums,
