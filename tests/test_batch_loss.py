@@ -88,6 +88,18 @@ def test_not_finite(bad, loss, ops, device, dtype):
     assert value.isnan() and grad.isnan().all()
 
 
+@every_loss
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_infinite_row_that_is_no_anchor(sign, loss, ops, device, dtype):
+    """Not normalised, its products are Inf, of which a pair could cost nothing."""
+    z = torch.ones(4, 2, dtype=dtype, device=device)
+    z[0, 0] = sign * torch.inf
+    labels, anchors = torch.tensor([0, 0, 1, 1], device=device), torch.tensor([False, True, True, True], device=device)
+    value, grad = run(ops.batch_loss, z, labels, loss, anchors=anchors, renormalize=False)
+    assert value.isnan() and grad[0].isnan().all()
+    assert reference.batch_loss(z, labels, loss, anchors=anchors, renormalize=False).isnan()
+
+
 @pytest.mark.parametrize("loss", [SupCon(0.3), NTXent(0.3)], ids=["supcon", "ntxent"])
 @pytest.mark.parametrize("renormalize", [True, False])
 def test_a_learned_temperature(renormalize, loss, ops, device):

@@ -246,8 +246,8 @@ def memory_loss(
         eps: lower bound of a row's norm.
 
     Returns:
-        A scalar of z's dtype. An anchor with a NaN or an Inf makes it NaN (unless it has no pair), and its own
-        gradient in any case.
+        A scalar of z's dtype. An anchor with a NaN or an Inf makes it NaN (unless it has no pairs that it would pay
+        for), and its own gradient in any case.
 
     Raises:
         RuntimeError: an argument is not as above; or a second derivative or a forward-mode one is asked for.
@@ -382,8 +382,8 @@ def batch_loss(
         eps: lower bound of a row's norm.
 
     Returns:
-        A scalar of z's dtype. A row with a NaN or an Inf makes it NaN (unless it is in no pair), and the gradient in
-        any case.
+        A scalar of z's dtype. A row with a NaN or an Inf makes it NaN (unless no anchor that pays has a pair with it),
+        and the gradient in any case.
 
     Raises:
         RuntimeError: an argument is not as above; or a second derivative or a forward-mode one is asked for.
@@ -409,6 +409,8 @@ def from_products(
     `[B, B]` of `z [B, D]` with itself. By z that is `(G + Gᵀ) z`. The op takes the rows' norms from the diagonal; where
     it cannot, as a learned temperature has gone into one side of the products, the other side is normalised first."""
     with without_autocast(z.device.type):
+        if not renormalize:  # then no norm turns an Inf into NaN, and a product of Inf could cost nothing
+            z = z * torch.where(z.isfinite().all(dim=1, keepdim=True), 1.0, torch.nan).to(z.dtype)
         folded, scaled = fold_temperature(loss, z)
         if scaled is z:
             need_grad, rows = needs_grad(z), z.detach()

@@ -236,10 +236,14 @@ def similarity(z: Tensor, rows: Tensor, renormalize: bool = True, eps: float = 1
 
     An anchor with a NaN or an Inf has NaN similarities and a NaN gradient.
     """
-    z = z * torch.where(z.isfinite().all(dim=1, keepdim=True), 1.0, torch.nan)
     if renormalize:
         rows = F.normalize(rows, dim=1, eps=eps)
-    return z @ rows.T
+    return nan_unless_finite(z) @ rows.T
+
+
+def nan_unless_finite(z: Tensor) -> Tensor:
+    """`z [B, D]`, in which a row with a NaN or an Inf is NaN throughout."""
+    return z * torch.where(z.isfinite().all(dim=1, keepdim=True), 1.0, torch.nan)
 
 
 def memory_loss(
@@ -336,6 +340,7 @@ def batch_loss(
     pair = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
     if ids is not None:
         pair = pair & ((ids[:, None] < 0) | (ids[:, None] != ids))
+    z = nan_unless_finite(z)
     return pair_loss(loss, similarity(z, z, renormalize, eps), positive, pair, anchors)
 
 
