@@ -542,6 +542,18 @@ def test_a_temperature_on_another_device_is_named():
     assert criterion.variance.isinf()
 
 
+def test_a_temperature_of_another_shape_is_refused_before_anything_is_written():
+    """As where a framework has cut the parameter to pieces."""
+    criterion = CrossBatchMemory(SupCon(torch.nn.Parameter(torch.tensor(0.1))), D, M)
+    train(criterion, batches(3))
+    before = {name: tensor.clone() for name, tensor in criterion.named_state()}
+    for shape in (0, 3):
+        criterion.temperature = torch.nn.Parameter(torch.ones(shape))
+        with pytest.raises(ValueError, match=rf"temperature must be a number or .*, got torch.float32 \[{shape}\]"):
+            criterion(X, Y)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in criterion.named_state())
+
+
 def test_repr():
     assert "drift='axbn'" in repr(CrossBatchMemory(Contrastive(), D, M))
 

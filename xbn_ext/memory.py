@@ -442,10 +442,12 @@ class CrossBatchMemory(StatefulModule):
         for name, t in on_device.items():
             if t is not None and t.device != self.bank.device:
                 raise ValueError(f"{name} is on {t.device}, the memory on {self.bank.device}: move one of them")
-        if self.temperature is not None and self.temperature.device != self.bank.device:
-            raise ValueError(
-                f"temperature is on {self.temperature.device}, the memory on {self.bank.device}: move one of them"
-            )
+        if self.temperature is not None:
+            at_temperature(self._loss, self.temperature)  # raises where another shape has taken its place
+            if self.temperature.device != self.bank.device:
+                raise ValueError(
+                    f"temperature is on {self.temperature.device}, the memory on {self.bank.device}: move one of them"
+                )
         # Copies: what is given could be a part of the memory that is about to be written.
         return labels.to(torch.int64, copy=True), None if ids is None else ids.to(torch.int64).clamp(min=-1)
 
