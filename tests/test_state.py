@@ -213,6 +213,7 @@ def number(value, dtype=torch.int64):
         ({"bank_labels": torch.zeros(M)}, r"bank_labels is torch\.float32 and would be rounded to torch\.int64"),
         ({"head": 3}, "head must be a tensor, got int"),
         ({"head": number(M)}, r"head must be within \[0, 31\], got 32"),
+        ({"head": number(5), "count": number(6)}, "head must be count where the memory is not full, got 5 and 6"),
         ({"count": number(-3)}, r"count must be within \[0, 32\], got -3"),
         ({"step": number(-1)}, "step must not be negative, got -1"),
         ({"variance": number(torch.nan, torch.float64)}, "variance must not be negative or NaN, got nan"),

@@ -458,6 +458,8 @@ class CrossBatchMemory(StatefulModule):
             yield f"count must be within [0, {M}], got {count}"
         if not 0 <= head < M:
             yield f"head must be within [0, {M - 1}], got {head}"
+        if 0 <= count < M and 0 <= head < M and head != count:
+            yield f"head must be count where the memory is not full, got {head} and {count}"
         if step < 0:
             yield f"step must not be negative, got {step}"
         if not state["variance"] >= 0:
