@@ -452,6 +452,7 @@ def test_bad_calls_change_nothing(args, kwargs, error, message):
         ({"eps": float("inf")}, ValueError),
         ({"batch_weight": float("nan")}, ValueError),
         ({"batch_weight": None}, ValueError),
+        ({"batch_weight": 10**400}, ValueError),
         ({"memory_weight": "1"}, ValueError),
         ({"process_noise": None}, ValueError),
         ({"process_noise": float("inf")}, ValueError),

@@ -28,9 +28,13 @@ def finite(name: str, value: Any) -> float:
     """`value` as a float, if it is a real number and no bool."""
     if isinstance(value, Tensor):
         raise ValueError(f"{name} must be a number, got a tensor: only a temperature can be learned")
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except OverflowError:  # an int or a fraction that no float holds
+        number = math.inf
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
-    return float(value)
+    return number
 
 
 def flag(name: str, value: Any) -> bool:
