@@ -413,6 +413,7 @@ BAD_CALLS = [
     ((X, Y, (Y, Y, Y)), {}, ValueError, "indices_tuple must be None: .*mining="),
     ((X, Y, Y > 3), {}, ValueError, "indices_tuple must be None: .*enqueue_mask="),
     ((X.to_sparse(), Y), {}, TypeError, "embeddings must be a floating-point tensor, got torch.float32, torch.sparse"),
+    ((torch.nested.nested_tensor(list(X)), Y), {}, TypeError, "embeddings must be .*, got torch.float32, nested"),
     ((X, Y.to_sparse()), {}, TypeError, "labels must be an integer tensor, got torch.int64, torch.sparse_coo"),
     ((X, Y), {"ids": Y.to_sparse()}, TypeError, "ids must be an integer tensor, got torch.int64, torch.sparse_coo"),
     ((X, Y), {"enqueue_mask": Y}, TypeError, "enqueue_mask must be a bool tensor"),

@@ -87,12 +87,14 @@ def mask(name: str, value: Any, B: int) -> None:
 
 
 def is_dense(value: Any) -> bool:
-    """A tensor, and not a sparse one."""
-    return isinstance(value, Tensor) and value.layout == torch.strided
+    """A tensor, and neither a sparse nor a nested one."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
 
 
 def kind(value: Any) -> str:
     """What a message calls the type of a value."""
     if not isinstance(value, Tensor):
         return type(value).__name__
-    return str(value.dtype) if is_dense(value) else f"{value.dtype}, {value.layout}"
+    if is_dense(value):
+        return str(value.dtype)
+    return f"{value.dtype}, {'nested' if value.is_nested else value.layout}"
