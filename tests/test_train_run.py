@@ -516,9 +516,16 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_up(shapes: str, tmp_path: P
         run.run(settings(shapes, tmp_path, loss="supcon", resume=True))
     with pytest.raises(ConfigError, match=r"an unfinished run with other settings \(--neg-margin 0.5 there, 0.4 now\)"):
         run.run(settings(shapes, tmp_path, neg_margin=0.4, resume=True))
+    others = tmp_path / "tensorboard" / "mine"
+    others.mkdir()
+    (others / "events.out.tfevents.0").touch()
+    before = set((tmp_path / "tensorboard").rglob("events.*"))
+    assert len(before) == 4, "the run's, those of its two curves in one chart, and another's"
     metrics = run.run(settings(shapes, tmp_path, seed=1, overwrite=True))
     assert metrics["seed"] == 1
     assert (tmp_path / "notes.txt").read_text() == "mine", "--overwrite removes what runs write and nothing else"
+    now = set((tmp_path / "tensorboard").rglob("events.*"))
+    assert before & now == set(others.iterdir()) and len(now) == 4, "of the earlier run no curve is left"
 
 
 @pytest.mark.parametrize(

@@ -106,8 +106,9 @@ def prepare(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in (METRICS, CHECKPOINT, CURVES, NEIGHBOURS):
             (folder / name).unlink(missing_ok=True)
-        for events in folder.glob(f"{EVENTS}/events.out.tfevents.*"):
-            events.unlink()
+        for place in (EVENTS, f"{EVENTS}/drift_*"):  # each curve of a chart of several has a folder
+            for events in folder.glob(f"{place}/events.out.tfevents.*"):
+                events.unlink()
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
