@@ -6,6 +6,7 @@ import os
 import shutil
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,6 +178,30 @@ def test_a_folder_that_cannot_be_read_is_named(root: Path, monkeypatch: pytest.M
     monkeypatch.setattr(tree.os, "scandir", scandir)
     with pytest.raises(DataError, match=r"cannot read folder .*c2: Permission denied"):
         load(f"folder:{root}")
+
+
+@pytest.mark.parametrize("place", ["", "c2", "c2/deep.png"])
+def test_a_folder_that_may_not_be_entered_is_named(place: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its x permission: what is in it is listed, and no more."""
+    paint(root / "c2" / "deep.png" / "in" / "x.png", 1)
+    (root / "private").mkdir()
+    (root / "c0" / "link").symlink_to(root / "private" / "in")
+    shut, real = root / place if place else root / "private", os.stat
+
+    def stat(path: object, *arguments: Any, **named: Any) -> os.stat_result:
+        if isinstance(path, str | Path) and shut in Path(os.path.realpath(path)).parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", stat)
+    with pytest.raises(DataError, match=rf"--data folder:{root}: .*Permission denied"):
+        load(f"folder:{root}")
+
+
+@pytest.mark.parametrize("kind", ["folder", "sop", "inshop", "deepfashion2"])
+def test_a_place_that_cannot_be_looked_at_is_named(kind: str, root: Path) -> None:
+    with pytest.raises(DataError, match=rf"--data {kind}:{root}.*File name too long"):
+        load(f"{kind}:{root / ('x' * 300)}")
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------

@@ -104,6 +104,13 @@ def load(spec: str, *, cache_dir: Path | None = None, max_classes: int | None = 
         DataError: what is wrong with the data, and where.
     """
     check_spec(spec)
+    try:
+        return _load(spec, cache_dir, max_classes)
+    except OSError as error:  # a folder on the way there may not be entered, a name is too long
+        raise DataError(f"--data {spec}: {error}") from error
+
+
+def _load(spec: str, cache_dir: Path | None, max_classes: int | None) -> Dataset:
     kind, _, place = spec.partition(":")
     path = Path(place).expanduser()
     if kind == "folder":

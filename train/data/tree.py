@@ -6,6 +6,7 @@ walked for ever. What lies in a folder itself comes before what a link shows, in
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import unicodedata
@@ -98,11 +99,21 @@ class Tree:
             path = folder / entry.name
             if _hidden(entry.name):
                 self.left_out[f"hidden {'folders' if _is_folder(entry) else 'files'}"].append(path)
-            elif path.suffix.lower() not in SUFFIXES and not path.exists():
+            elif path.suffix.lower() not in SUFFIXES and self._leads_to_nothing(path):
                 self.left_out["links to nothing"].append(path)
             else:
                 kept.append(entry)
         return kept
+
+    def _leads_to_nothing(self, path: Path) -> bool:
+        """Not so of what may not be looked at, which is an error: it could be a folder of images."""
+        try:
+            os.stat(path)
+        except OSError as error:
+            if error.errno in _NOTHING:
+                return True
+            raise DataError(f"--data folder:{self.root}: cannot read {path}: {error}") from error
+        return False
 
     def _walk(self, name: str, folder: Path) -> None:
         """Take over the files of a folder and of the real folders inside it."""
@@ -145,6 +156,7 @@ class Tree:
         return self.source(path).split("/")
 
 
+_NOTHING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _AGAIN = "folders that are read already under another name"
 _NO_IMAGES = "files that Pillow does not decode here"
 
