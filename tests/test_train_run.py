@@ -241,6 +241,27 @@ def test_a_folder_that_is_read_only_is_named_before_any_work(
             run.run(replace(config, out=out))
 
 
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "private").mkdir()
+    shut_off(tmp_path / "private", monkeypatch)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "private")
+    for out in (tmp_path / "private" / "out", tmp_path / "private"):
+        with pytest.raises(ConfigError, match=rf"--out {out}: {tmp_path / 'private'} may not be written to"):
+            run.run(Config(out=out))
+
+
+def shut_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in the folder may be looked at, as without its x permission; the tests' user may be root, who may all."""
+    real = os.stat
+
+    def stat(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
+        if isinstance(path, str | Path) and folder in Path(path).parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "stat", stat)
+
+
 def test_a_folder_that_cannot_be_made_is_named(
     shapes: str, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,18 +42,18 @@ class Found(Enum):
 
 def look(config: Config) -> Found:
     """What there is in ``config.folder``; raises ConfigError if it must not be touched. Writes nothing."""
-    folder = config.folder
+    folder = config.folder  # asked through os.path: Path.exists raises where a folder may not be entered
     check_place(config, folder)
     for name in (METRICS, CHECKPOINT, CURVES, NEIGHBOURS, EVENTS):
-        if (folder / name).exists() and (folder / name).is_dir() != (name == EVENTS):
+        if os.path.exists(folder / name) and os.path.isdir(folder / name) != (name == EVENTS):
             kind = "a file" if name == EVENTS else "a folder"
             raise ConfigError(f"--out {folder}: {name} in it is {kind}, which no run makes: move it, or choose another")
     finished, started = folder / METRICS, folder / CHECKPOINT
-    if finished.exists() and not config.overwrite:
+    if os.path.exists(finished) and not config.overwrite:
         require_same(config, folder, read_metrics(folder)["config"], "a finished run")
         return Found.FINISHED
     require_writable(folder)
-    if config.overwrite or not started.exists():
+    if config.overwrite or not os.path.exists(started):
         return Found.NOTHING
     require_same(config, folder, load(started)["config"], "an unfinished run")
     if not config.resume:
