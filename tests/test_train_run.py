@@ -281,6 +281,13 @@ def test_results_are_not_written_among_the_images(shapes: str, tmp_path: Path, t
             run.run(settings(f"folder:{images}", out))
         assert not (images / "runs").exists()
     assert run.run(settings(f"folder:{images}", images / ".runs", steps=1))["steps"] == 1
+    pool = tmp_path / "pool"
+    (images / "corners-03").rename(pool)
+    (images / "corners-03").symlink_to(pool)
+    for out in (pool, pool / "runs"):
+        with pytest.raises(ConfigError, match=rf"--out {out} lies in --data folder:{images}: its pictures would be"):
+            run.run(settings(f"folder:{images}", out))
+    assert run.run(settings(f"folder:{images}", pool / ".runs", steps=1))["steps"] == 1
 
 
 def test_more_classes_per_batch_than_there_are(shapes: str, tmp_path: Path, tiny: None) -> None:

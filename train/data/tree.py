@@ -162,12 +162,27 @@ _NO_IMAGES = "files that Pillow does not decode here"
 
 
 def would_read(root: Path, place: Path) -> bool:
-    """Whether images in the folder ``place``, which need not be there, would be images of a class of ``root``."""
+    """Whether images in the folder ``place``, which need not be there, would be images of a class of ``root``.
+
+    Of the links that would lead there, those in ``root`` itself are looked at.
+    """
+    place, root = place.resolve(), root.resolve()
+    if place != root and place.is_relative_to(root):
+        return not any(map(_hidden, place.relative_to(root).parts))
+    return any(
+        place.is_relative_to(linked) and not any(map(_hidden, place.relative_to(linked).parts))
+        for linked in _linked_classes(root)
+    )
+
+
+def _linked_classes(root: Path) -> list[Path]:
+    """The folders that links in ``root`` lead to; none if it cannot be read, which is told when it is."""
     try:
-        below = place.resolve().relative_to(root.resolve()).parts
-    except ValueError:
-        return False
-    return bool(below) and not any(map(_hidden, below))
+        with os.scandir(root) as entries:
+            links = [entry for entry in entries if entry.is_symlink() and not _hidden(entry.name)]
+    except OSError:
+        return []
+    return [Path(os.path.realpath(entry.path)) for entry in links if _is_folder(entry)]
 
 
 def _hidden(name: str) -> bool:
