@@ -202,6 +202,7 @@ def test_parameters_of_losses_say_in_help_which_losses_have_them(capsys: pytest.
         ("--backbone resnet19", "--backbone resnet19: must be"),
         ("--device tpu7", "--device tpu7: "),
         ("--device cuda:99", "--device cuda:99: "),
+        ("--device meta", "--device meta: xbn_ext has kernels for cpu and cuda only"),
         (
             "--memory-size 99999999999999",
             "--memory-size 99999999999999: with --embedding-dim 128 the memory takes 53,599,999,999,999,464 bytes, and",
