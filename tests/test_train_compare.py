@@ -186,6 +186,8 @@ def test_names_tell_runs_apart() -> None:
     found = small_plan(methods=("batch", "xbm", "xbn", "axbn", "ema"))
     chosen = {method: {"lr": 1e-3} for method in found.methods}
     runs = [*found.map(), *plan.unique(found.own(chosen) | found.effects(chosen))]
+    for method, setting in (("xbm", "lr"), ("axbn", "process_noise"), ("ema", "ema_momentum")):
+        runs += [found.run(plan.TEST, method, 0, **{setting: value}) for value in (0.25, 0.2500000001)]
     by_name: dict[str, Config] = {}
     for run in runs:
         assert by_name.setdefault(run.name, run.config).settings() == run.config.settings()

@@ -30,9 +30,14 @@ class Run:
     def name(self) -> str:
         """What tells it from the other runs of a study; a file name."""
         c = self.config
-        own = {"axbn": f"-q{c.process_noise:g}", "ema": f"-m{c.ema_momentum:g}"}.get(c.method, "")
+        own = {"axbn": f"-q{_exact(c.process_noise)}", "ema": f"-m{_exact(c.ema_momentum)}"}.get(c.method, "")
         memory = "" if c.method == "batch" else f"-memory{c.memory_size}-warmup{c.warmup_steps}"
-        return f"{self.part}-{c.method}{own}-lr{c.lr:g}-batch{c.batch_size}{memory}-seed{c.seed}"
+        return f"{self.part}-{c.method}{own}-lr{_exact(c.lr)}-batch{c.batch_size}{memory}-seed{c.seed}"
+
+
+def _exact(value: float) -> str:
+    """In six digits where they are all that there are."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 MeanScore = Callable[[Sequence[Run]], float]
