@@ -91,6 +91,7 @@ def test_two_translation_units(run, tmp_path):
         ("no_barrier", "block_sum"),
         *long(
             ("reuse_too_early", "reuse_too_early"),
+            ("race_dynamically", "race_dynamically"),
             ("order_warps_by_syncwarp", "order_warps_by_syncwarp"),
             ("skip_syncwarp", "skip_syncwarp"),
             ("order_by_shuffle", "order_by_shuffle"),
@@ -126,6 +127,8 @@ def test_overrun_of_shared_memory(run):
     # UndefinedBehaviorSanitizer does not see the array's size here; AddressSanitizer sees what lies behind it.
     ran = run("address", "overrun_by_pointer", 0)
     assert ran.returncode != 0 and "global-buffer-overflow" in ran.stdout, ran.stdout
+    ran = run("address", "overrun_dynamically", 0)
+    assert ran.returncode != 0 and "heap-buffer-overflow" in ran.stdout, ran.stdout
 
 
 @pytest.mark.parametrize("seed", SEEDS)

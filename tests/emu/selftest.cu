@@ -258,6 +258,73 @@ void uninitialised() {
   for (const float v : out) CHECK(std::isnan(v));
 }
 
+__global__ void reverse(const float* in, float* out, int n) {
+  float* row = static_cast<float*>(emu::executor.dynamic_shared_memory());
+  const int i = static_cast<int>(threadIdx.x);
+  if (i < n) row[i] = in[i];
+  __syncthreads();
+  out[blockIdx.x * blockDim.x + threadIdx.x] = row[kThreads - 1 - i];  // of blocks that write less, NaN
+}
+
+void dynamic_memory() {
+  const std::vector<float> in = counting(kThreads);
+  std::vector<float> out(2 * kThreads);
+  cudaLaunchConfig_t config{};
+  config.gridDim = 2, config.blockDim = kThreads, config.dynamicSmemBytes = kThreads * sizeof(float);
+  CHECK(cudaLaunchKernelEx(&config, reverse, in.data(), out.data(), kThreads) == cudaSuccess);
+  for (int i = 0; i < 2 * kThreads; ++i) CHECK(out[i] == static_cast<float>(kThreads - i % kThreads));
+  CHECK(cudaLaunchKernelEx(&config, reverse, in.data(), out.data(), 5) == cudaSuccess);
+  for (int i = 0; i < 2 * kThreads; ++i) CHECK(std::isnan(out[i]) == (i % kThreads < kThreads - 5));
+}
+
+// Each lane's share of c = a b, all in the order of the instruction's documentation.
+__global__ void multiply_halves(const float* a, const float* b, float* c) {
+  const int lane = static_cast<int>(threadIdx.x % 32), g = lane / 4, t = lane % 4;
+  const auto two = [](const float* matrix, int columns, int i, int k, bool across) {
+    const auto at = [&](int d) { return across ? matrix[(k + d) * columns + i] : matrix[i * columns + k + d]; };
+    return cvt_rn_f16x2_f32(at(1), at(0));
+  };
+  const uint4 left = make_uint4(two(a, 16, g, 2 * t, false), two(a, 16, g + 8, 2 * t, false),
+                                two(a, 16, g, 2 * t + 8, false), two(a, 16, g + 8, 2 * t + 8, false));
+  const uint2 right = make_uint2(two(b, 8, g, 2 * t, true), two(b, 8, g, 2 * t + 8, true));
+  float sum[4];
+  for (int e = 0; e < 4; ++e) sum[e] = c[(g + e / 2 * 8) * 8 + 2 * t + e % 2];
+  mma_m16n8k16_f16(sum, left, right);
+  for (int e = 0; e < 4; ++e) c[(g + e / 2 * 8) * 8 + 2 * t + e % 2] = sum[e];
+}
+
+void halves() {
+  CHECK(cvt_rn_f16x2_f32(1, -2) == 0x3c00c000u && cvt_rn_f16x2_f32(65520, 65519) == 0x7c007bffu);
+  CHECK(cvt_rn_f16x2_f32(0x1p-24f, 0x1p-25f) == 0x00010000u && cvt_rn_f16x2_f32(0x1.8p-24f, 2049) == 0x00026800u);
+  std::vector<float> a(16 * 16), b(16 * 8), c(16 * 8);
+  const auto product = [&] { CHECK(launch(multiply_halves, 1, 32, a.data(), b.data(), c.data()) == cudaSuccess); };
+  for (int i = 0; i < 256; ++i) a[i] = static_cast<float>(i % 19 - 9);
+  for (int i = 0; i < 128; ++i) b[i] = static_cast<float>(i % 23 - 11), c[i] = static_cast<float>(i);
+  product();
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 8; ++j) {
+      float sum = static_cast<float>(8 * i + j);
+      for (int k = 0; k < 16; ++k) sum += a[16 * i + k] * b[8 * k + j];
+      CHECK(c[8 * i + j] == sum);
+    }
+  // What lies below the last of 24 bits of the largest is cut off, from each of the products and from their sum.
+  const auto sum_of = [&](std::initializer_list<float> products, float so_far) {
+    std::fill(a.begin(), a.end(), 0.0f);
+    std::fill(b.begin(), b.end(), 1.0f);
+    std::copy(products.begin(), products.end(), a.begin());
+    c[0] = so_far;
+    product();
+    return c[0];
+  };
+  CHECK(sum_of({0x1p-23f, 0x1p-23f}, 1) == 1 + 0x1p-22f);
+  CHECK(sum_of({0x1p-24f, 0x1p-24f, 0x1p-24f}, 1) == 1);
+  CHECK(sum_of({-0x1p-24f}, 1) == 1 && sum_of({-0x1p-24f}, -1) == -1);
+  CHECK(sum_of({1, 1}, 0x1p-23f) == 2);
+  CHECK(sum_of({1, -1}, 0x1p-24f) == 0 && sum_of({}, 0x1p-24f) == 0x1p-24f);
+  CHECK(std::isnan(sum_of({INFINITY, -INFINITY}, 0)) && sum_of({-INFINITY}, 5) == -INFINITY);
+  CHECK(std::isnan(sum_of({NAN}, 5)) && std::isnan(sum_of({}, NAN)));
+}
+
 __global__ void shift(const float* in, float* out) {
   out[threadIdx.x + blockIdx.x * blockDim.x] = in[(threadIdx.x + 1 + blockIdx.x * blockDim.x) % (4 * blockDim.x)];
 }
@@ -307,8 +374,11 @@ void host_interface() {
   CHECK(std::strstr(cudaGetErrorString(cudaErrorInvalidConfiguration), "configuration"));
   cudaLaunchConfig_t dynamic{};
   dynamic.gridDim = dynamic.blockDim = 1;
-  dynamic.dynamicSmemBytes = 4;
+  dynamic.dynamicSmemBytes = (48 << 10) + 4;
   CHECK(cudaLaunchKernelEx(&dynamic, nothing) == cudaErrorInvalidValue && cudaGetLastError() == cudaErrorInvalidValue);
+  CHECK(cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, 1 << 20) == cudaErrorInvalidValue);
+  CHECK(cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, 49 << 10) == cudaSuccess);
+  CHECK(cudaLaunchKernelEx(&dynamic, nothing) == cudaSuccess && cudaGetLastError() == cudaErrorInvalidValue);
   int device = -1, processors = 0;
   CHECK(cudaSetDevice(0) == cudaSuccess && cudaGetDevice(&device) == cudaSuccess && device == 0);
   emu::settings().multiprocessors = 3;
@@ -391,6 +461,25 @@ __global__ void overrun_by_pointer(float* out) {
   out[threadIdx.x] = row[threadIdx.x];
 }
 
+__global__ void overrun_dynamically(float* out) {
+  float* row = static_cast<float*>(emu::executor.dynamic_shared_memory());
+  row[threadIdx.x + 1] = 1;
+  __syncthreads();
+  out[threadIdx.x] = row[threadIdx.x];
+}
+
+__global__ void race_dynamically(float* out) {
+  float* row = static_cast<float*>(emu::executor.dynamic_shared_memory());
+  row[threadIdx.x] = 1;
+  out[threadIdx.x] = row[kThreads - 1 - threadIdx.x];
+}
+
+void launch_dynamically(void (*kernel)(float*), float* out) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = 2, config.blockDim = kThreads, config.dynamicSmemBytes = kThreads * sizeof(float);
+  cudaLaunchKernelEx(&config, kernel, out);
+}
+
 __global__ void diverge() {
   if (threadIdx.x < 5) {
     __syncthreads();  // one place
@@ -441,6 +530,8 @@ const Case kSound[] = {
     {"atomics", atomics},
     {"functions", functions},
     {"uninitialised", uninitialised},
+    {"dynamic_memory", dynamic_memory},
+    {"halves", halves},
     {"launches_in_order", launches_in_order},
     {"order", order},
     {"host_interface", host_interface},
@@ -462,6 +553,8 @@ const Case kWrong[] = {
     {"no_reader_fence_one_thread", sum_of_grid<false, Wrong::kNoReaderFence>},
     {"overrun", [] { launch(overrun, 1, kThreads, data); }},
     {"overrun_by_pointer", [] { launch(overrun_by_pointer, 1, kThreads, data); }},
+    {"overrun_dynamically", [] { launch_dynamically(overrun_dynamically, data); }},
+    {"race_dynamically", [] { launch_dynamically(race_dynamically, data); }},
     {"diverge", [] { expect_exception(diverge); }},
     {"lock_up", [] { expect_exception(lock_up); }},
     {"call_out_of_mask", [] { expect_exception(call_out_of_mask); }},

@@ -1,12 +1,13 @@
 // Stands in for CUDA's <cuda_runtime.h> where g++ compiles kernels for the CPU: -x c++ -std=c++20 -I tests/emu/include.
 //
-// Not here: kernel<<<>>>, dynamic shared memory, launch attributes, inline PTX, half types, streams that run side by
+// Not here: kernel<<<>>>, extern __shared__ (see dynamic_shared_memory() of the executor), launch attributes, inline PTX, half types, streams that run side by
 // side, blocks that wait for other blocks. The order of qualifiers matters to g++: alignas(16) __shared__ float x[4].
 #pragma once
 #include <cstddef>
 #include <cstring>
 #include <tuple>
 #include <type_traits>
+#include <unordered_map>
 #include <utility>
 
 #include "device_functions.h"
@@ -95,6 +96,30 @@ inline cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t bytes, c
   return cudaSuccess;
 }
 
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+
+namespace [[gnu::visibility("hidden")]] emu {
+
+// How much dynamic shared memory a kernel may have in each block: 48 KB, unless it has asked for more.
+inline std::unordered_map<const void*, std::size_t> asked_dynamic_bytes;
+inline constexpr std::size_t kUsualDynamicBytes = 48 << 10, kMostDynamicBytes = 227 << 10;
+
+inline std::size_t dynamic_bytes_of(const void* kernel) {
+  const auto found = asked_dynamic_bytes.find(kernel);
+  return found == asked_dynamic_bytes.end() ? kUsualDynamicBytes : found->second;
+}
+
+}  // namespace emu
+
+template <class Function>
+cudaError_t cudaFuncSetAttribute(Function* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
+      static_cast<std::size_t>(value) > emu::kMostDynamicBytes)
+    return emu::report(cudaErrorInvalidValue);
+  emu::asked_dynamic_bytes[reinterpret_cast<const void*>(kernel)] = static_cast<std::size_t>(value);
+  return cudaSuccess;
+}
+
 struct cudaLaunchAttribute;
 
 struct cudaLaunchConfig_t {
@@ -114,7 +139,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
       block.z > 64 || block.x * block.y * block.z > emu::kMaxThreads) {
     return emu::report(cudaErrorInvalidConfiguration);
   }
-  if (config->dynamicSmemBytes != 0 || config->numAttrs != 0) return emu::report(cudaErrorInvalidValue);
+  if (config->numAttrs != 0) return emu::report(cudaErrorInvalidValue);
+  if (config->dynamicSmemBytes > emu::dynamic_bytes_of(reinterpret_cast<const void*>(kernel)))
+    return emu::report(cudaErrorInvalidValue);
   if (emu::settings().launch_error != 0) return emu::report(static_cast<cudaError_t>(emu::settings().launch_error));
   struct Call {
     void (*kernel)(Parameters...);
@@ -127,6 +154,6 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                           const Call& call = *static_cast<const Call*>(data);
                           std::apply(call.kernel, call.arguments);
                         },
-                        &call});
+                        &call, config->dynamicSmemBytes});
   return cudaSuccess;
 }

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <source_location>
@@ -41,6 +43,7 @@ struct Kernel {
   const void* function;
   void (*run)(const void* arguments);
   const void* arguments;
+  std::size_t dynamic_bytes;  // of shared memory in each block
 };
 
 constexpr unsigned kMaxThreads = 1024, kLanes = 32, kMaxWarps = kMaxThreads / kLanes;
@@ -87,13 +90,40 @@ struct Meeting {
   Place place;
 };
 
-// A product of matrices: what the lanes of a warp bring to it, and what they get.
+// A product of matrices: what the lanes of a warp bring to it, and what they get. Of eight columns, or of sixteen.
 using Row = float __attribute__((vector_size(32)));
 struct Product {
-  float a[16][8];
-  Row b[8], c[16];
+  float a[16][16];
+  Row b[16], c[16];
   unsigned done;  // the number of the product that c is the result of
 };
+
+// sum + a b as a tensor core adds up, at its least exact: each of the 16 products, and the sum so far, is brought to the
+// exponent of the largest and cut off there behind 24 bits; and so is their sum, at its own.
+EMU_HOT void add_cut_off(Row& sum, const float (&a)[16], const Row (&b)[16]) {
+  using Bits = std::uint32_t __attribute__((vector_size(32)));
+  using Whole = std::int32_t __attribute__((vector_size(32)));
+  using Doubles = double __attribute__((vector_size(64)));
+  using DoubleBits = std::uint64_t __attribute__((vector_size(64)));
+  constexpr std::uint32_t kSign = 0x80000000u, kExponent = 0x7f800000u, kLeast = 60u << 23;
+  Row product[16], exact = sum;
+  Bits largest = __builtin_bit_cast(Bits, sum) & ~kSign;
+  for (int k = 0; k < 16; ++k) {
+    product[k] = a[k] * b[k];  // exact: of two numbers of 11 bits
+    exact += product[k];
+    const Bits here = __builtin_bit_cast(Bits, product[k]) & ~kSign;
+    largest = largest > here ? largest : here;
+  }
+  const Bits exponent = (largest > kLeast ? largest : largest * 0 + kLeast) & kExponent;
+  const Row unit = __builtin_bit_cast(Row, exponent - (23u << 23));            // of the last bit that stays
+  const Row shift = __builtin_bit_cast(Row, ((254u + 23u) << 23) - exponent);  // 1 / unit
+  Whole whole = __builtin_convertvector(sum * shift, Whole);
+  for (int k = 0; k < 16; ++k) whole += __builtin_convertvector(product[k] * shift, Whole);
+  const Doubles wide = __builtin_convertvector(whole, Doubles);
+  const Doubles cut = __builtin_bit_cast(Doubles, __builtin_bit_cast(DoubleBits, wide) & ~std::uint64_t{0x1fffffff});
+  const Row result = __builtin_convertvector(cut, Row) * unit;
+  sum = (exact * 0 == exact * 0) ? result : exact;  // not where there is an infinity or a NaN
+}
 
 // Sets of lanes are bit masks.
 struct Warp {
@@ -130,6 +160,8 @@ class Executor {
     provide_threads(blocks);
     if (!shared_memory_) shared_memory_.emplace();
     shared_memory_->belongs_to(kernel.function);
+    // Of exactly that size, for AddressSanitizer to see what lies beyond.
+    dynamic_memory_.reset(kernel.dynamic_bytes == 0 ? nullptr : static_cast<char*>(std::malloc(kernel.dynamic_bytes)));
 
     release(&launch_begin_);
     by_all(&acquire, &launch_begin_);
@@ -202,7 +234,7 @@ class Executor {
     atomics_seen_ = true;
   }
 
-  // The tensor cores' c += a b, m16n8k8: by all lanes of a warp; of a and b the first 19 bits count. Orders no memory.
+  // The tensor cores' c += a b, by all lanes of a warp. Orders no memory. m16n8k8, of a and b the first 19 bits count:
   EMU_UNINSTRUMENTED void multiply(float (&c)[4], const float (&a)[4], const float (&b)[2], Place place) {
     Thread& self = *current_;
     const unsigned number = ++self.products, g = self.lane / 4, t = self.lane % 4;
@@ -221,11 +253,37 @@ class Executor {
     for (unsigned e = 0; e < 4; ++e) c[e] = all.c[g + e / 2 * 8][2 * t + e % 2];
   }
 
+  // And m16n8k16, of fp16: each 32 bits are two columns beside each other.
+  EMU_UNINSTRUMENTED void multiply(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                                   Place place) {
+    Thread& self = *current_;
+    const unsigned number = ++self.products, g = self.lane / 4, t = self.lane % 4;
+    Product& all = warps_[self.warp].products[number % 2];
+    for (unsigned e = 0; e < 4; ++e) {
+      for (unsigned k = 0; k < 2; ++k) all.a[g + e % 2 * 8][2 * t + e / 2 * 8 + k] = half(a[e], k);
+      all.c[g + e / 2 * 8][2 * t + e % 2] = c[e];
+    }
+    for (unsigned e = 0; e < 2; ++e)
+      for (unsigned k = 0; k < 2; ++k) all.b[2 * t + e * 8 + k][g] = half(b[e], k);
+    meet_warp(WarpOp::kBallot, ~0u, 0, 0, place);
+    if (all.done != number) {  // the first to go on
+      for (unsigned i = 0; i < 16; ++i) add_cut_off(all.c[i], all.a[i], all.b);
+      all.done = number;
+    }
+    for (unsigned e = 0; e < 4; ++e) c[e] = all.c[g + e / 2 * 8][2 * t + e % 2];
+  }
+
+  EMU_UNINSTRUMENTED void* dynamic_shared_memory() const { return dynamic_memory_.get(); }
+
   EMU_UNINSTRUMENTED unsigned lane() const { return current_->lane; }
 
  private:
   EMU_HOT static float cut_off(float x) {
     return __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, x) & 0xffffe000u);
+  }
+
+  EMU_HOT static float half(std::uint32_t two, unsigned which) {
+    return static_cast<float>(__builtin_bit_cast(_Float16, static_cast<std::uint16_t>(two >> 16 * which)));
   }
 
   // Blocks must not learn of one another from running as the same threads of ThreadSanitizer. Successive blocks
@@ -271,6 +329,7 @@ class Executor {
     blockIdx = {static_cast<unsigned>(block % gridDim.x), static_cast<unsigned>(block / gridDim.x % gridDim.y),
                 static_cast<unsigned>(block / gridDim.x / gridDim.y)};
     shared_memory_->renew();
+    if (dynamic_memory_ != nullptr) SharedMemory::renew(dynamic_memory_.get(), kernel_.dynamic_bytes);
     forget(&block_fence_, sizeof(Order));
     forget(&barrier_order_, sizeof(Order));
     const unsigned n = live_ = threads_in_block_;
@@ -483,6 +542,7 @@ class Executor {
   Identity identity_[Stacks::kMost]{};        // [sets][of a block]
   std::uint16_t identity_of_[kMaxThreads]{};  // by thread of a block
   std::optional<SharedMemory> shared_memory_;
+  std::unique_ptr<char, decltype(&std::free)> dynamic_memory_{nullptr, &std::free};
   Kernel kernel_{};
   bool shuffled_ = false;
   RandomNumbers random_;

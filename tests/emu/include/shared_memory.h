@@ -78,15 +78,16 @@ class SharedMemory {
         renewed_->push_back(variable);
   }
 
-  // As good as new for the next block. Contents left uninitialised show: all bits set is NaN, or -1. In assembly,
-  // because the fill is no access by the program, nor may it stop at AddressSanitizer's redzones between the variables.
+  // As good as new for the next block.
   void renew() const {
-    for (const Variable& variable : *renewed_) {
-      char* begin = variable.begin;
-      std::size_t bytes = variable.bytes;
-      forget(begin, bytes);
-      asm volatile("rep stosb" : "+D"(begin), "+c"(bytes) : "a"(0xff) : "memory");
-    }
+    for (const Variable& variable : *renewed_) renew(variable.begin, variable.bytes);
+  }
+
+  // Contents left uninitialised show: all bits set is NaN, or -1. In assembly, because the fill is no access by the
+  // program, nor may it stop at AddressSanitizer's redzones between the variables.
+  static void renew(char* begin, std::size_t bytes) {
+    forget(begin, bytes);
+    asm volatile("rep stosb" : "+D"(begin), "+c"(bytes) : "a"(0xff) : "memory");
   }
 
  private:
