@@ -15,13 +15,36 @@ __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a
 __host__ __device__ constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 __host__ __device__ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// With so many bytes of dynamic shared memory in each block.
 template <typename... Parameters, typename... Arguments>
-int run(void (*kernel)(Parameters...), dim3 grid, int block, const Launch& launch, Arguments&&... arguments) {
+int run_with_memory(int bytes, void (*kernel)(Parameters...), dim3 grid, int block, const Launch& launch,
+                    Arguments&&... arguments) {
+  if (bytes > 0) {  // more than 48 KB a GPU gives to a kernel that has asked
+    const int error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error != cudaSuccess) return error;
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(block);
+  config.dynamicSmemBytes = static_cast<size_t>(bytes);
   config.stream = static_cast<cudaStream_t>(launch.stream);
   return cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...);
+}
+
+template <typename... Parameters, typename... Arguments>
+int run(void (*kernel)(Parameters...), dim3 grid, int block, const Launch& launch, Arguments&&... arguments) {
+  return run_with_memory(0, kernel, grid, block, launch, static_cast<Arguments&&>(arguments)...);
+}
+
+// The dynamic shared memory of this block.
+template <typename T>
+__device__ __forceinline__ T& dynamic_shared_memory() {
+#if defined(__CUDACC__)
+  extern __shared__ uint4 memory[];
+  return *reinterpret_cast<T*>(memory);
+#else
+  return *static_cast<T*>(emu::executor.dynamic_shared_memory());
+#endif
 }
 
 // Cuts arrays out of a workspace. Without one it only counts the bytes.

@@ -31,14 +31,21 @@
 #include "loss_sweep.cuh"
 
 namespace xbn::cuda {
-namespace {
 
-// As many blocks in all as run at once.
 SweepGrid plan_sweep(int64_t B, int64_t M, int64_t D, int multiprocessors) {
   const int dim = padded_dim(D), anchors = anchors_of_block(dim), resident = multiprocessors * blocks_at_once(dim);
   const int64_t blocks = larger(1, ceil_div(B, anchors));
   return {blocks, larger(1, smaller(resident / blocks, ceil_div(M, kTile)))};
 }
+
+int launch_sweep_pass(const MemoryLossParams<float, float>& p, const Pass& pass, const PartialLoss<float>& partial,
+                      const SweepGrid& grid, bool tensor, const Launch& launch) {
+  const bool wide = is_wide(p);
+  return tensor && wide ? launch_tensor_pass(p, pass, partial, grid, launch)
+                        : launch_pass<false>(p, pass, partial, grid, wide, launch);
+}
+
+namespace {
 
 PartialLoss<float> partial_loss(Carver& carve, const SweepGrid& plan, const LossSpec& loss, int64_t B, int64_t D,
                                 bool need_grad) {
@@ -60,16 +67,13 @@ int launch_sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, 
   const SweepGrid plan = plan_sweep(p.B, p.M, p.D, launch.multiprocessors);
   Carver carve(launch.workspace);
   const PartialLoss<float> partial = partial_loss(carve, plan, loss, p.B, p.D, p.grad_z != nullptr);
-  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
-  const bool wide = p.D % 4 == 0 && aligned(p.z) && aligned(p.bank);
   const Program program = make_program(loss);
   for (int k = 0; k < program.passes; ++k) {
     const Pass& pass = program.pass[k];
     PartialLoss<float> of_pass = partial;
     if (!pass.gradient) of_pass.grad = nullptr;
     if (k == 0) of_pass.given = nullptr;  // nothing has been written there
-    int error = tensor && wide ? launch_tensor_pass(p, pass, of_pass, plan, launch)
-                               : launch_pass<false>(p, pass, of_pass, plan, wide, launch);
+    int error = launch_sweep_pass(p, pass, of_pass, plan, tensor, launch);
     if (error == cudaSuccess) error = launch_settle(p, loss, k, partial, launch);
     if (error != cudaSuccess) return error;
   }

@@ -10,6 +10,20 @@ namespace xbn::cuda {
 constexpr uint8_t kRanks = 1;   // it is one of the anchors
 constexpr uint8_t kFinite = 2;  // so is every value of it
 
+// What a screen of the pairs has left, for the kernels after it: each asks whether it is to work. Nobody waits for the
+// answer on the host.
+struct Screened {
+  const unsigned long long* found;  // [1] pairs that may have a weight; null: there was no screen
+  const int64_t* count;             // [1] or null, as in MemoryLossParams
+  int64_t B, M;
+  double most;       // share of all pairs that is few
+  int64_t segments;  // of the bank, whose sums are there if the pairs are few; else those of all splits are
+
+  __device__ __forceinline__ bool few() const {
+    return found != nullptr && static_cast<double>(*found) <= most * static_cast<double>(B * stored_rows(count, M));
+  }
+};
+
 template <typename T>
 struct PartialLoss {
   int64_t splits, slots;
@@ -22,6 +36,10 @@ struct PartialLoss {
   T* average;         // [kSlots]
   T* given;           // [B] to the next pass; null in the first of a sweep
   uint8_t* state;     // [B]
+  Screened screened;
+
+  // The splits that have sums.
+  __device__ __forceinline__ int64_t filled() const { return screened.few() ? screened.segments : splits; }
 
   // All but the gradient.
   static PartialLoss carve(Carver& carve, int64_t splits, int64_t slots, int64_t B) {
@@ -37,6 +55,7 @@ struct PartialLoss {
     partial.average = carve.take<T>(kSlots);
     partial.given = carve.take<T>(B);
     partial.state = carve.take<uint8_t>(B);
+    partial.screened = {};
     return partial;
   }
 };

@@ -1,7 +1,7 @@
 // Between the passes of memory_loss, and its end: the partial sums of all splits of the bank become what each anchor is
 // given for the next pass, or the loss and its gradient.
 //
-//   in     sums [splits, slots, B], grad [splits, slots, B, D], state [B]
+//   in     sums [splits, slots, B], grad [splits, slots, B, D], state [B]; the device knows how many splits are filled
 //   out    given [B]; or loss [1], grad_z [B, D], pairs [2]
 //   math   losses.h: add, given_for, finish;  loss = sum over groups of average * sum of the anchors' values, average being
 //          1 / sum of their counts;  grad_z_i = sum_slot average factor_i sum_split e^(shift_split - shift) grad.  Losses
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kSettleThreads, 2)
   const int lane = threadIdx.x % width;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * (kSettleThreads / width) + threadIdx.x / width;
   const bool ranks = i < B && (partial.state[i] & kRanks);
-  const int splits = static_cast<int>(partial.splits), slots = static_cast<int>(partial.slots);
+  const int splits = static_cast<int>(partial.filled()), slots = static_cast<int>(partial.slots);
   const auto at = [&](int split, int slot) { return static_cast<int64_t>(split * slots + slot) * B + i; };
 
   RowSums total[kSlots] = {};
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kGradientThreads, sizeof(T) == 4 ? 4 : 3)
   const int across = 1 << across_bits, column = threadIdx.x & (across - 1);
   const int lane = threadIdx.x >> across_bits, lanes = blockDim.x >> across_bits;
   const int64_t i = blockIdx.x, d = (static_cast<int64_t>(blockIdx.y) * across + column) * kWidth;
-  const int splits = static_cast<int>(partial.splits), slots = static_cast<int>(partial.slots);
+  const int splits = static_cast<int>(partial.filled()), slots = static_cast<int>(partial.slots);
   const uint8_t state = partial.state[i];
   const int64_t step = static_cast<int64_t>(lanes) * slots * B;
   Row sum = {};

@@ -4,16 +4,12 @@
 
 #include <type_traits>
 
+#include "loss_pass.cuh"
 #include "loss_score.cuh"
 #include "loss_simt.cuh"
 #include "loss_tensor.cuh"
 
 namespace xbn::cuda {
-
-// One pass. Blocks of anchors x splits of the bank x slots.
-struct SweepGrid {
-  int64_t blocks, splits;
-};
 
 namespace {
 
@@ -48,6 +44,7 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
   using Sizes = Shape<kDim>;
   using Products = std::conditional_t<kTensor && kHasTensorCores, TensorProducts<kDim>, SimtProducts<kDim>>;
   __shared__ Shared<kDim> shared;
+  if (partial.screened.few()) return;
   const int thread = threadIdx.x;
   const int64_t first_anchor = static_cast<int64_t>(blockIdx.x) * Sizes::kAnchors;
   const int k = pass.slot[0].pairs == Pairs::none ? 1 : static_cast<int>(blockIdx.z);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "loss_partial.cuh"
+#include "vectors.cuh"
 
 namespace xbn::cuda {
 namespace {
@@ -33,11 +34,6 @@ __device__ __forceinline__ float4 load4(const float* row, int k, int D, bool wid
   if (wide) return k < D ? *reinterpret_cast<const float4*>(row + k) : make_float4(0, 0, 0, 0);
   return make_float4(k < D ? row[k] : 0.0f, k + 1 < D ? row[k + 1] : 0.0f, k + 2 < D ? row[k + 2] : 0.0f,
                      k + 3 < D ? row[k + 3] : 0.0f);
-}
-
-__device__ __forceinline__ float4 affine4(const float* scale, const float* shift, int k, float4 u) {
-  const float4 a = *reinterpret_cast<const float4*>(scale + k), b = *reinterpret_cast<const float4*>(shift + k);
-  return make_float4(fmaf(a.x, u.x, b.x), fmaf(a.y, u.y, b.y), fmaf(a.z, u.z, b.z), fmaf(a.w, u.w, b.w));
 }
 
 template <int kDim>

@@ -1,8 +1,8 @@
-// The tensor cores' product of a warp, and how float32 goes through it.
+// The tensor cores' products of a warp, in fp16 and in TF32, and how float32 goes through the latter.
 //
-// They multiply in TF32: of a float they take ten of the 23 bits behind the point. A float is therefore split into two
-// such numbers, x = high + low up to 2^-22 |x|, and a product is high high + high low + low high; low low is below
-// 2^-22. So the digits are those of float, at three products each ("3xTF32").
+// In TF32 they take of a float ten of the 23 bits behind the point. A float is therefore split into two such numbers,
+// x = high + low up to 2^-22 |x|, and a product is high high + high low + low high; low low is below 2^-22. So the digits
+// are those of float, at three products each ("3xTF32").
 #pragma once
 
 #include <cuda_runtime.h>
@@ -33,6 +33,34 @@ __device__ __forceinline__ void multiply_add_tf32(float (&c)[4], const float (&a
         "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 #elif !defined(__CUDACC__)
   mma_m16n8k8_tf32(c, a, b);
+#endif
+}
+
+// Two floats as fp16 to nearest, `low` in the lower 16 bits.
+__device__ __forceinline__ uint32_t pack_f16(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+#elif !defined(__CUDACC__)
+  return cvt_rn_f16x2_f32(high, low);
+#else
+  return 0;
+#endif
+}
+
+// c += a b in fp16, c in float and cut off as above; two columns k, k + 1 in 32 bits, the first in the lower 16:
+//   a [16 x 16]  x (g, 2 t), y (g + 8, 2 t), z (g, 2 t + 8), w (g + 8, 2 t + 8)
+//   b [16 x 8]   (2 t, g), (2 t + 8, g)
+//   c [16 x 8]   as above
+__device__ __forceinline__ void multiply_add_f16(float (&c)[4], const uint4& a, const uint2& b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
+#elif !defined(__CUDACC__)
+  mma_m16n8k16_f16(c, a, b);
 #endif
 }
 

@@ -1,0 +1,27 @@
+// Four floats at a time.
+#pragma once
+
+#include "device.cuh"
+
+namespace xbn::cuda {
+
+__device__ __forceinline__ float4 zeros4() { return make_float4(0, 0, 0, 0); }
+
+// scale * u + shift, where those of u's columns begin at k.
+__device__ __forceinline__ float4 affine4(const float* scale, const float* shift, int k, float4 u) {
+  const float4 a = *reinterpret_cast<const float4*>(scale + k), b = *reinterpret_cast<const float4*>(shift + k);
+  return make_float4(fmaf(a.x, u.x, b.x), fmaf(a.y, u.y, b.y), fmaf(a.z, u.z, b.z), fmaf(a.w, u.w, b.w));
+}
+
+// sum + a . b
+__device__ __forceinline__ float dot4(float4 a, float4 b, float sum) {
+  return fmaf(a.x, b.x, fmaf(a.y, b.y, fmaf(a.z, b.z, fmaf(a.w, b.w, sum))));
+}
+
+// sum + factor * a
+__device__ __forceinline__ float4 add4(float factor, float4 a, float4 sum) {
+  return make_float4(fmaf(factor, a.x, sum.x), fmaf(factor, a.y, sum.y), fmaf(factor, a.z, sum.z),
+                     fmaf(factor, a.w, sum.w));
+}
+
+}  // namespace xbn::cuda
