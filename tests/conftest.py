@@ -27,6 +27,10 @@ HAS_GPU = torch.cuda.is_available() and bool(xbn_ext.build_info()["cuda"])
 HAS_EMULATOR = shutil.which("g++") is not None and not HAS_GPU  # no need for it beside the real thing
 IMPLEMENTATIONS = ["cpu", *(["emu"] if HAS_EMULATOR else []), *(["cuda"] if HAS_GPU else [])]
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
+WAYS = {  # of the loss on a GPU, in the tests of which module
+    "test_losses": ["tensor", "simt", "composite"],
+    "test_memory_loss": ["tensor", "simt", "screen", "pairs", "composite"],
+}
 
 
 def pytest_addoption(parser):
@@ -67,16 +71,16 @@ def pytest_generate_tests(metafunc):
         if has_dtype:
             metafunc.parametrize("dtype", dtypes.values(), ids=dtypes)
         return
-    all_ways = metafunc.module.__name__ in ("test_memory_loss", "test_losses")
+    ways = WAYS.get(metafunc.module.__name__, ["auto"])
     cases = {}
     for name in IMPLEMENTATIONS:
         if name == "emu" and "compiled" in wanted:
             continue
-        for path in ["tensor", "simt", "composite"] if all_ways and name != "cpu" else ["auto"]:
+        for path in ways if name != "cpu" else ["auto"]:
             if path not in ("auto", wanted.get("way", path)):
                 continue
             for dtype in dtypes if has_dtype else ["f32"]:
-                if path in ("tensor", "simt") and dtype == "f64":
+                if path not in ("auto", "composite") and dtype == "f64":
                     continue  # float32 only
                 words = [name, *([path] if path != "auto" else []), *([dtype] if has_dtype else [])]
                 cases["-".join(words)] = ((name, path), DTYPES[dtype])
@@ -115,7 +119,7 @@ def device(implementation):
 @pytest.fixture
 def width(implementation):
     """A number of columns that fills no tile; of which the tensor cores take multiples of four only."""
-    return 36 if implementation.path == "tensor" else 33
+    return 36 if implementation.path in ("tensor", "screen", "pairs") else 33
 
 
 @pytest.fixture(autouse=True)

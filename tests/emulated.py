@@ -133,3 +133,18 @@ def batch_loss(z, labels, loss, *, ids=None, anchors=None, renormalize=True, eps
         return _ops.batch_loss(dots, labels, ids, anchors, loss.kind, loss.parameters, renormalize, eps, need_grad)
 
     return from_products(op, loss, z, renormalize, eps)
+
+
+def screen(
+    z, labels, bank, bank_labels, margin, *, count=None, scale=None, shift=None, anchors=None, renormalize=True,
+    eps=1e-6, bounded=True,
+):  # fmt: skip
+    """Which pairs may have a weight, `[B, M]` bool, and how many it counted. Not `bounded`: as if fp16 were exact."""
+    (B, D), M = z.shape, len(bank)
+    mask = torch.full((B, (M + 31) // 32), -1, dtype=torch.int32)  # of rows beyond the count it stays so
+    tensors = (z, labels, bank, bank_labels, count, scale, shift, anchors)
+    assert all(t is None or t.is_contiguous() for t in tensors)
+    addresses = (0 if t is None else t.data_ptr() for t in tensors)
+    found = executor.screen(*addresses, B, M, D, renormalize, eps, margin, bounded, mask.data_ptr())
+    bits = mask[:, :, None] >> torch.arange(32, dtype=torch.int32) & 1
+    return bits.reshape(B, -1)[:, :M].bool(), found

@@ -46,7 +46,8 @@ def goes_this_way(item):
     path = params.get("implementation", ("", ""))[1]
     if path in ("tensor", "simt") and getattr(params.get("loss"), "kind", None) == "triplet_all":
         return False
-    return path != "tensor" or (params.get("D", 4) % 4 == 0 and params.get("shape", (4,))[-1] % 4 == 0)
+    by_fours = params.get("D", 4) % 4 == 0 and params.get("shape", (4,))[-1] % 4 == 0
+    return by_fours or path not in ("tensor", "screen", "pairs")
 
 
 def few(items):

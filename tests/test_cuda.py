@@ -204,8 +204,9 @@ def test_a_backend_can_be_used_again():
         assert now() == "auto"
 
 
-def test_a_backend_is_one_of_four():
-    with pytest.raises(RuntimeError, match="backend must be 'auto', 'simt', 'tensor' or 'composite', got 'fast'"):
+def test_a_backend_is_one_of_five():
+    names = "'auto', 'simt', 'tensor', 'screen' or 'composite'"
+    with pytest.raises(RuntimeError, match=f"backend must be {names}, got 'fast'"):
         xbn_ext.backend("fast")
 
 

@@ -8,7 +8,7 @@ import torch
 
 from . import _C  # type: ignore[attr-defined]  # noqa: F401  registers torch.ops.xbn_ext
 
-Backend = Literal["auto", "simt", "tensor", "composite"]
+Backend = Literal["auto", "simt", "tensor", "screen", "composite"]
 
 
 class backend:
@@ -18,6 +18,9 @@ class backend:
       in TF32); takes float32 embeddings and bank with D <= 1024, all losses but `Triplet(mining="all")`, and a GPU of
       compute capability 8.0 or later. As "simt" where D is no multiple of four, or rows are not aligned to 16 bytes.
     - `"simt"`: the same sweep with ordinary float32 arithmetic, on any GPU.
+    - `"screen"`: one product in fp16 per pair, with a bound on its error, tells which pairs may have a weight; these
+      are then computed in float32, or, where they are more than 5 %, the sweep of "simt" runs. `Contrastive` only;
+      takes what "tensor" takes.
     - `"composite"`: two library products per chunk of the bank with a kernel between them; takes everything, and its
       products follow `torch.backends.cuda.matmul` (TF32 or not).
     - `"auto"`: the default, by the shapes.
@@ -29,12 +32,12 @@ class backend:
 
     Raises:
         TypeError: `name` is not a string.
-        RuntimeError: `name` is not one of the four.
+        RuntimeError: `name` is not one of the five.
     """
 
     def __init__(self, name: Backend) -> None:
         if not isinstance(name, str):
-            raise TypeError(f"backend must be 'auto', 'simt', 'tensor' or 'composite', got {name!r}")
+            raise TypeError(f"backend must be 'auto', 'simt', 'tensor', 'screen' or 'composite', got {name!r}")
         self.name = name
         self.previous: str = torch.ops.xbn_ext.set_cuda_backend(name)
         self._called = True  # and has not been entered yet

@@ -95,15 +95,17 @@ class CudaDevice {
   template <typename T, typename S>
   bool sweeps(const MemoryLossParams<T, S>& p, const LossSpec& loss) const {
     const LossPath wanted = loss_path();
-    const bool must = wanted == LossPath::simt || wanted == LossPath::tensor;
-    const char* name = wanted == LossPath::simt ? "simt" : "tensor";
+    const bool screens = wanted == LossPath::screen || wanted == LossPath::pairs;
+    const bool must = wanted == LossPath::simt || wanted == LossPath::tensor || screens;
+    const char* name = name_of(wanted);
     check(!must || !goes_in_rounds(loss), op_, ": backend '", name, "' does not have triplet_all");
+    check(!screens || loss.kind == LossKind::contrastive, op_, ": backend '", name, "' has contrastive losses only");
     const bool can_sweep = kSinglePrecision<T, S> && p.D <= cuda::kSweepMaxDim && !goes_in_rounds(loss);
     check(!must || can_sweep, op_, ": backend '", name, "' takes float32 embeddings and bank of at most ",
           cuda::kSweepMaxDim, " dimensions");
-    check(wanted != LossPath::tensor || has_tensor_cores(), op_,
-          ": backend 'tensor' needs a GPU of compute capability ", "8.0 or later, this one has ", info_.capability / 10,
-          ".", info_.capability % 10);
+    check((wanted != LossPath::tensor && !screens) || has_tensor_cores(), op_, ": backend '", name,
+          "' needs a GPU of compute capability 8.0 or later, this one has ", info_.capability / 10, ".",
+          info_.capability % 10);
     return can_sweep && (must || (wanted == LossPath::automatic && p.B < kCompositeFrom));
   }
 
@@ -111,6 +113,11 @@ class CudaDevice {
 
   void sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss) const {
     const bool need_grad = p.grad_z != nullptr;
+    if (loss_path() == LossPath::screen || loss_path() == LossPath::pairs) {
+      const double most = loss_path() == LossPath::pairs ? 1.0 : cuda::kFew;
+      const Tensor memory = bytes(cuda::screened_workspace(p.B, p.M, p.D, loss, need_grad, info_.multiprocessors));
+      return succeed(cuda::launch_screened(p, loss, most, false, launch(memory)));
+    }
     const Tensor memory = bytes(cuda::sweep_workspace(p.B, p.M, p.D, loss, need_grad, info_.multiprocessors));
     const bool tensor = loss_path() == LossPath::tensor;  // only when asked for, until it has run on a GPU
     succeed(cuda::launch_sweep(p, loss, tensor, launch(memory)));

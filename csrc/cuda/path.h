@@ -5,11 +5,14 @@
 
 namespace xbn {
 
-enum class LossPath { automatic, simt, tensor, composite };
+// pairs, for tests and measurements: as screen, however much that leaves.
+enum class LossPath { automatic, simt, tensor, composite, screen, pairs };
 
 LossPath loss_path();
 
-// Takes "auto", "simt", "tensor" or "composite" and returns what was set before. Throws std::runtime_error on another name.
+const char* name_of(LossPath path);
+
+// Takes one of their names, "auto" for automatic, and returns what was set before. Throws std::runtime_error on another name.
 std::string set_loss_path(const std::string& name);
 
 }  // namespace xbn

@@ -210,6 +210,13 @@ class MemoryRound {
             launch(cuda::sweep_workspace(p.B, p.M, p.D, loss, p.grad_z != nullptr, emu::settings().multiprocessors),
                    [&](const cuda::Launch& at) { return cuda::launch_sweep(p, loss, tensor, at); });
           });
+      // Of the pairs the screen may leave as many as it may, then none and all: the sweep runs, then the exact pairs.
+      for (const double most : {cuda::kFew, 0.0, 1.0})
+        if (loss.kind == LossKind::contrastive && n_.D % 4 == 0)
+          check("screen", [&](const auto& p) {
+            launch(cuda::screened_workspace(p.B, p.M, p.D, loss, p.grad_z != nullptr, emu::settings().multiprocessors),
+                   [&](const cuda::Launch& at) { return cuda::launch_screened(p, loss, most, up_to(1) == 1, at); });
+          });
     }
     check("composite", [&](const auto& p) { composite(p, loss); });
     return true;

@@ -3,6 +3,31 @@
 #include <executor.h>
 #include <pybind11/pybind11.h>
 
+#include "../../csrc/cuda/loss_screen.cuh"
+
+namespace {
+
+// Tensors by the addresses of their data, 0: none.
+std::uint64_t screen(std::uintptr_t z, std::uintptr_t labels, std::uintptr_t bank, std::uintptr_t bank_labels,
+                     std::uintptr_t count, std::uintptr_t scale, std::uintptr_t shift, std::uintptr_t anchors,
+                     std::int64_t B, std::int64_t M, std::int64_t D, bool renormalize, double eps, float margin,
+                     bool bounded, std::uintptr_t mask) {
+  xbn::MemoryLossParams<float, float> p = {};
+  p.z = reinterpret_cast<const float*>(z), p.labels = reinterpret_cast<const std::int64_t*>(labels);
+  p.bank = reinterpret_cast<const float*>(bank), p.bank_labels = reinterpret_cast<const std::int64_t*>(bank_labels);
+  p.count = reinterpret_cast<const std::int64_t*>(count), p.anchors = reinterpret_cast<const bool*>(anchors);
+  p.scale = reinterpret_cast<const double*>(scale), p.shift = reinterpret_cast<const double*>(shift);
+  p.B = B, p.M = M, p.D = D, p.renormalize = renormalize, p.eps = eps;
+  unsigned long long found = 0;
+  const int error = xbn::cuda::launch_screen(p, margin, bounded ? xbn::cuda::screen_bound(D) : xbn::cuda::ScreenBound{},
+                                             {reinterpret_cast<std::uint32_t*>(mask), &found},
+                                             {nullptr, emu::settings().multiprocessors, nullptr});
+  if (error != 0) throw std::runtime_error(xbn::cuda::error_string(error));
+  return found;
+}
+
+}  // namespace
+
 PYBIND11_MODULE(xbn_emu, m) {
   m.def(
       "set_seed", [](std::uint64_t seed) { emu::settings().seed = seed; }, pybind11::arg("seed"),
@@ -13,5 +38,6 @@ PYBIND11_MODULE(xbn_emu, m) {
   m.def(
       "set_launch_error", [](int error) { emu::settings().launch_error = error; }, pybind11::arg("error"),
       "The CUDA error that every launch fails with; 0: none.");
+  m.def("screen", &screen, "Fills a mask [B, ceil(M / 32)] of 32-bit words and returns how many bits it has set.");
   m.def("launches", [] { return emu::settings().launches; }, "Kernels launched so far.");
 }

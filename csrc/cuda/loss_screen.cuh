@@ -1,0 +1,42 @@
+// What the screen of memory_loss hands to the exact pairs behind it. loss_screened.cu has both; the kernels are in
+// loss_screen.cu and loss_pairs.cu.
+#pragma once
+
+#include "loss_partial.cuh"
+
+namespace xbn::cuda {
+
+// How far the screen's similarity of a pair may be from the true one, in parts: loss_screen.cu derives them.
+struct ScreenBound {
+  float product;  // of |z| |r|
+  float number;   // of |z| + |r|
+  float norm;     // of |margin| max(|r|, eps)
+  float map;      // of |shift| (|z| + |margin|)
+  float least;    // of |margin|
+};
+
+ScreenBound screen_bound(int64_t D);
+
+struct Screen {
+  uint32_t* mask;  // [B, words] bit j % 32 of word j / 32: row j may have a weight; beyond the count, anything
+  unsigned long long* found;  // [1] how many may
+
+  __host__ __device__ static int64_t words(int64_t M) { return ceil_div(M, 32); }
+
+  static Screen carve(Carver& carve, int64_t B, int64_t M) {
+    Screen screen;
+    screen.mask = carve.take<uint32_t>(B * words(M));
+    screen.found = carve.take<unsigned long long>(1);
+    return screen;
+  }
+};
+
+// B, M > 0; z and bank can be read by 16 bytes. `margin` is that of negatives.
+int launch_screen(const MemoryLossParams<float, float>& p, float margin, const ScreenBound& bound, const Screen& screen,
+                  const Launch& launch);
+
+// Fills the splits partial.screened says, or none if the screen has left too much.
+int launch_pairs(const MemoryLossParams<float, float>& p, const Pass& pass, const Screen& screen,
+                 const PartialLoss<float>& partial, const Launch& launch);
+
+}  // namespace xbn::cuda
