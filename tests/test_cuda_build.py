@@ -84,7 +84,8 @@ def test_nothing_spills():
     for kernel in ("normalize_kernel", "normalize_backward_kernel", "moments_kernel", "rewrite_kernel", "sums_kernel",
                    "storable_kernel", "store_kernel", "sweep_kernel", "settle_kernel", "gradient_kernel", "gather_kernel",
                    "begin_kernel", "rows_kernel", "score_kernel", "rescale_kernel", "batch_norms_kernel",
-                   "batch_rank_kernel", "batch_triplets_kernel", "batch_settle_kernel", "usable_kernel"):  # fmt: skip
+                   "batch_rank_kernel", "batch_triplets_kernel", "batch_settle_kernel", "usable_kernel", "screen_kernel",
+                   "pair_kernel"):  # fmt: skip
         assert any(kernel in name for name in names), f"{kernel} is missing"
     for architecture, kernel, use in found:
         assert use["STACK"] == 0 and use["LOCAL"] == 0, f"{kernel} on sm_{architecture}: {use}"
@@ -125,3 +126,33 @@ def test_accesses_are_as_wide_as_the_kernels_say(architecture, tmp_path):
         assert len(normalizes) == 2  # forward and backward
         for body in normalizes:
             assert re.search(r"LDG\.E\.128", body) and re.search(r"STG\.E\.128", body)
+
+
+def innermost_loop(body, instruction):
+    """The instructions of the shortest loop that has this one."""
+    code = [(int(address, 16), text) for address, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", body)]
+    loops = []
+    for end, text in code:
+        target = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+        if target and int(target[1], 16) <= end:
+            loops.append([text for address, text in code if int(target[1], 16) <= address <= end])
+    return min((loop for loop in loops if any(instruction in text for text in loop)), key=len)
+
+
+@pytest.mark.parametrize("architecture", [name for name in ("80", "86", "90a", "120") if name in ARCHITECTURES])
+def test_the_screen_waits_for_memory_only(architecture, tmp_path):
+    """Of a warp's 16 rows x 64 columns x 64 anchors: as many products as there must be, wide loads, no barrier, and
+    no more instructions beside them than a multiprocessor issues while such rows come from memory."""
+    code = machine_code(architecture, ["screen_kernel", "pair_kernel"], tmp_path)
+    screens = {name: body for name, body in code.items() if "screen_kernel" in name}
+    assert len(screens) == 4
+    for name, body in screens.items():
+        loop = innermost_loop(body, "HMMA")
+        times = {what: sum(bool(re.search(rf"\b{what}", text)) for text in loop)
+                 for what in (r"HMMA\.16816\.F32\b", r"LDG\.E\.128", "FFMA", "BAR", "LDL", "STL")}  # fmt: skip
+        products = 16 if "Li1024E" in name else 32
+        assert list(times.values()) == [products, 8, 64, 0, 0, 0], times
+        assert len(loop) <= 300
+    for body in (body for name, body in code.items() if "pair_kernel" in name):
+        assert len(re.findall(r"LDG\.E\.128", body)) >= 8
+        assert re.search(r"STG\.E\.128", body)

@@ -26,9 +26,9 @@ constexpr int kFarthest = 1 << 16;  // from the first of a list to its last
 
 template <int kDim>
 struct PairShape {
-  static constexpr int kVectors = kDim / 128;                       // of four columns, of a lane
-  static constexpr int kFlight = kVectors >= 4 ? 2 : 8 / kVectors;  // rows on their way
-  static constexpr int kBlocks = kDim <= 512 ? 2 : 1;
+  static constexpr int kVectors = kDim / 128;                        // of four columns, of a lane
+  static constexpr int kFlight = kVectors >= 2 ? 16 / kVectors : 8;  // rows on their way
+  static constexpr int kBlocks = kVectors >= 2 ? 1 : 2;              // at once on a multiprocessor
 };
 
 template <int kDim>
@@ -107,10 +107,10 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
 
   // Warps beside each other have anchors beside each other, and the same rows.
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, D = static_cast<int>(p.D);
-  const int64_t task = static_cast<int64_t>(blockIdx.x) * kPairWarps + warp, slice = task / p.B, i = task % p.B;
-  const int64_t segment = slice / partial.slots, k = slice % partial.slots;
+  const int task = static_cast<int>(blockIdx.x) * kPairWarps + warp, B = static_cast<int>(p.B);
+  const int slots = static_cast<int>(partial.slots), slice = task / B, i = task % B, segment = slice / slots;
   if (segment >= partial.screened.segments) return;
-  const Slot& slot = k == 0 ? pass.slot[0] : pass.slot[1];
+  const Slot& slot = slice % slots == 0 ? pass.slot[0] : pass.slot[1];
   const MarginFormula<float> formula = {static_cast<float>(slot.a), static_cast<float>(slot.b)};
   const Pairs pairs = slot.pairs;
 
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int d = 128 * v + 4 * lane;
-    z[v] = d < D ? *reinterpret_cast<const float4*>(p.z + i * p.D + d) : zeros4();
+    z[v] = d < D ? *reinterpret_cast<const float4*>(p.z + static_cast<int64_t>(i) * D + d) : zeros4();
     sum[v] = zeros4();
     finite = finite && is_finite(z[v].x) && is_finite(z[v].y) && is_finite(z[v].z) && is_finite(z[v].w);
   }
@@ -133,9 +133,10 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
   const int64_t first = smaller(segment * words * 32, count);
   const int rows = static_cast<int>(smaller(words * 32, count - first));
   const float* bank = p.bank + first * p.D + 4 * lane;
-  double total_value = 0, total_weight = 0;
-  int total_pairs = 0;
-  Candidates candidates(screen.mask + i * screen.words(p.M) + first / 32, rows, shared.list[warp]);
+  double value = 0;
+  int weights = 0, counted = 0;  // a weight is 1 or -1
+  Candidates candidates(screen.mask + static_cast<int64_t>(i) * screen.words(p.M) + first / 32, rows,
+                        shared.list[warp]);
   while (candidates.fill())
     for (int begin = 0; begin < candidates.size(); begin += kWarp) {
       const bool listed = begin + lane < candidates.size();
@@ -147,11 +148,10 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
       if (!finite) {  // each similarity is NaN: no row need be read
         const Score<float> score = formula(static_cast<float>(NAN), false, 0.0f);
         const int n = __popc(left), n_positive = __popc(left & positives);
-        total_value += n > 0 ? score.value : 0.0f, total_weight += n - 2 * n_positive, total_pairs += n;
+        value += n > 0 ? score.value : 0.0f, weights += n - 2 * n_positive, counted += n;
         continue;
       }
-      float value = 0, weight = 0;
-      int counted = 0;
+      float of_32 = 0;
       while (left != 0) {
         float4 r[kFlight][kVectors];
         bool is_positive[kFlight], exists[kFlight];
@@ -188,17 +188,17 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
           const float inverse = p.renormalize ? 1.0f / (norm < eps ? eps : norm) : 1.0f;
           const Score<float> score = formula(dot[q] * inverse, is_positive[q], 0.0f);
           if (!exists[q] || !score.counts) continue;
-          value += score.value, weight += score.weight, counted += 1;
+          of_32 += score.value, weights += score.weight > 0 ? 1 : -1, counted += 1;
           const float factor = score.weight * inverse;
 #pragma unroll
           for (int v = 0; v < kVectors; ++v) sum[v] = add4(factor, r[q][v], sum[v]);
         }
       }
-      total_value += value, total_weight += weight, total_pairs += counted;
+      value += of_32;
     }
 
-  const int64_t at = slice * p.B + i;
-  if (lane == 0) partial.sums[at] = {total_value, total_weight, static_cast<double>(total_pairs), 0};
+  const int64_t at = static_cast<int64_t>(slice) * B + i;
+  if (lane == 0) partial.sums[at] = {value, static_cast<double>(weights), static_cast<double>(counted), 0};
   if (partial.grad == nullptr) return;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {

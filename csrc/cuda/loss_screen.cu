@@ -27,12 +27,12 @@
 //          An |r| above 6e4 may overflow in fp16, so such a row keeps all its pairs; an anchor's value beyond that, or one
 //          that is not finite, becomes a NaN, and it keeps its pairs. Not Inf: a sum that is -Inf is below any limit.
 //          |z| is the largest of the block's anchors.
-//   grid   (blocks of 64 anchors, 32 above D = 512) x shares of the bank. A warp takes 16 rows at a time, and all D
+//   grid   (blocks of 64 anchors, 32 above D = 512) x shares of the bank. A warp takes 16 rows at a time, or 32, and all D
 //          columns of them against the block's anchors; no warp waits for another. A lane's 16 bytes of a row are what it
 //          needs of a product's operand: the 16 columns of a step are taken in an order of their own, the same for
-//          anchors and rows. Some steps ahead are on their way, the next 16 rows' when these end.
-//   keeps  the anchors as operands in fp16, and the map: in shared memory, 68 KB at D = 512
-//   needs  compute capability 8.0; no spills
+//          anchors and rows. Some steps ahead are on their way, the next rows' when these end.
+//   keeps  the anchors as operands in fp16, and the map: in shared memory, 69 KB at D = 512
+//   needs  compute capability 8.0; fewer than 2^31 bank rows; no spills
 //   order  sums of integers only: the same bits every run, whatever the grid
 #include "loss_screen.cuh"
 
@@ -42,21 +42,31 @@
 namespace xbn::cuda {
 namespace {
 
-constexpr int kScreenThreads = 384;
-constexpr int kScreenWarps = kScreenThreads / kWarp;
+// Threads of a block. 16 warps have 128 registers a thread, which do on compute capability 9.0; elsewhere, and for the
+// widest rows, the compiler would spill some, and 12 warps have enough. The host asks which it is.
+constexpr int screen_threads([[maybe_unused]] int dim) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
+  return dim <= 512 ? 512 : 384;
+#else
+  return 384;
+#endif
+}
+
+__device__ __forceinline__ int warps_of_block() { return static_cast<int>(blockDim.x) / kWarp; }
+
+constexpr int kMostWarps = 16;
 constexpr float kLargest = 6e4f;  // below the largest number of fp16, 65504
 
 template <int kDim>
 struct ScreenShape {
   static constexpr int kAnchors = kDim <= 512 ? 64 : 32;
   static constexpr int kBands = kAnchors / 16;
-  static constexpr int kEights = 2;                     // of rows that a warp takes at a time
-  static constexpr int kRows = 8 * kEights;             //
-  static constexpr int kAhead = 4;                      // steps on their way
-  static constexpr int kSteps = kDim / 16;              // of columns
-  static constexpr int kTeams = kScreenWarps / kBands;  // of a warp to each band, while the anchors are brought
+  static constexpr int kEights = kDim <= 512 ? 2 : 4;  // of rows that a warp takes at a time
+  static constexpr int kRows = 8 * kEights;            //
+  static constexpr int kAhead = kDim <= 512 ? 4 : 2;   // steps on their way
+  static constexpr int kSteps = kDim / 16;             // of columns
   static_assert(kRows == 16 || kRows == 32);
-  static_assert(kSteps % kAhead == 0 && kScreenWarps % kBands == 0);
+  static_assert(kSteps % kAhead == 0);
 };
 
 // Below which a pair of different labels has no weight.
@@ -85,7 +95,7 @@ struct ScreenMemory {
   uint4 anchors[Shape::kBands * Shape::kSteps * kWarp];  // [band][step][lane]
   float scale[kDim];
   float shift[kDim];
-  float square[Shape::kTeams][Shape::kAnchors];
+  float square[kMostWarps / Shape::kBands][Shape::kAnchors];
   uint2 label[Shape::kAnchors];            // its hash; and all bits, or none where the anchor does not rank
   float largest[Shape::kAnchors / kWarp];  // |z|
   float fixed, of_norm;                    // of the limit
@@ -116,9 +126,10 @@ __device__ __forceinline__ void load_operands(const MemoryLossParams<float, floa
   const int64_t first = static_cast<int64_t>(blockIdx.x) * Shape::kAnchors;
   const int thread = threadIdx.x, warp = thread / kWarp, lane = thread % kWarp, g = lane / 4, t = lane % 4;
   const int band = warp % Shape::kBands, team = warp / Shape::kBands;
+  const int teams = warps_of_block() / Shape::kBands;  // of a warp to each band
   float square[2] = {};
 #pragma unroll 4
-  for (int step = team; step < Shape::kSteps; step += Shape::kTeams) {
+  for (int step = team; step < Shape::kSteps; step += teams) {
     const int column = 16 * step + 4 * t;
     float4 x[2];
 #pragma unroll
@@ -135,7 +146,7 @@ __device__ __forceinline__ void load_operands(const MemoryLossParams<float, floa
     square[half] = sum_of_four_lanes(square[half]);
     if (t == 0) shared.square[team][16 * band + 8 * half + g] = square[half];
   }
-  for (int d = thread; d < kDim; d += kScreenThreads) {
+  for (int d = thread; d < kDim; d += static_cast<int>(blockDim.x)) {
     shared.scale[d] = p.scale != nullptr && d < p.D ? static_cast<float>(p.scale[d]) : 1.0f;
     shared.shift[d] = p.scale != nullptr && d < p.D ? static_cast<float>(p.shift[d]) : 0.0f;
   }
@@ -145,8 +156,7 @@ __device__ __forceinline__ void load_operands(const MemoryLossParams<float, floa
     const bool ranks = i < p.B && (p.anchors == nullptr || p.anchors[i]);
     shared.label[thread] = make_uint2(i < p.B ? hash_of(p.labels[i]) : 0, ranks ? ~0u : 0u);
     float of_anchor = 0;
-#pragma unroll
-    for (int k = 0; k < Shape::kTeams; ++k) of_anchor += shared.square[k][thread];
+    for (int k = 0; k < teams; ++k) of_anchor += shared.square[k][thread];
     float largest = of_anchor >= 0 ? sqrtf(of_anchor) : 0.0f;  // a NaN keeps its pairs anyway
     for (int step = 1; step < kWarp; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, step));
     if (lane == 0) shared.largest[warp] = largest;
@@ -173,16 +183,18 @@ class ScreenRows {
   static constexpr int kEights = Shape::kEights, kRows = Shape::kRows, kAhead = Shape::kAhead;
 
  public:
-  __device__ __forceinline__ explicit ScreenRows(const MemoryLossParams<float, float>& p) : tile_(first()) { begin(p); }
+  __device__ __forceinline__ explicit ScreenRows(const MemoryLossParams<float, float>& p, int count) : tile_(first()) {
+    begin(p, count);
+  }
 
   // Tiles of rows: this warp's first, and how far apart its others are.
   static __device__ __forceinline__ int first() {
     return static_cast<int>(threadIdx.x) / kWarp * static_cast<int>(gridDim.y) + static_cast<int>(blockIdx.y);
   }
-  static __device__ __forceinline__ int apart() { return static_cast<int>(gridDim.y) * kScreenWarps; }
-  static __device__ __forceinline__ int rows_of(const MemoryLossParams<float, float>& p, int tile) {
-    const int64_t left = stored_rows(p.count, p.M) - static_cast<int64_t>(tile) * kRows;
-    return static_cast<int>(larger(0, smaller(kRows, left)));
+  static __device__ __forceinline__ int apart() { return static_cast<int>(gridDim.y) * warps_of_block(); }
+  static __device__ __forceinline__ int rows_of(int count, int tile) {
+    const int left = count - tile * kRows;
+    return left < 0 ? 0 : left < kRows ? left : kRows;
   }
 
   // Step q of those at hand: columns 4 t … 4 t + 3 of rows g, 8 + g …, zeros where there are none.
@@ -194,19 +206,19 @@ class ScreenRows {
   }
 
   // To the steps that follow; after the last, to the first of the next rows.
-  __device__ __forceinline__ void go_on(const MemoryLossParams<float, float>& p, int columns) {
+  __device__ __forceinline__ void go_on(const MemoryLossParams<float, float>& p, int count, int columns) {
     column_ += 16 * kAhead, at_ += 16 * kAhead;
     if (column_ < columns) return;
     tile_ += apart();
-    begin(p);
+    begin(p, count);
   }
 
  private:
   static __device__ __forceinline__ int g() { return static_cast<int>(threadIdx.x) % kWarp / 4; }
 
-  __device__ __forceinline__ void begin(const MemoryLossParams<float, float>& p) {
+  __device__ __forceinline__ void begin(const MemoryLossParams<float, float>& p, int count) {
     column_ = static_cast<int>(threadIdx.x) % 4 * 4;
-    rows_ = rows_of(p, tile_);
+    rows_ = rows_of(count, tile_);
     at_ = p.bank + (static_cast<int64_t>(tile_) * kRows + g()) * p.D + column_;
   }
 
@@ -215,7 +227,7 @@ class ScreenRows {
 };
 
 template <int kDim>
-__global__ void __launch_bounds__(kScreenThreads, 1)
+__global__ void __launch_bounds__(screen_threads(kDim), 1)
     screen_kernel(const MemoryLossParams<float, float> p, const ScreenLimit limit_of, const Screen screen) {
   using Shape = ScreenShape<kDim>;
   using Rows = ScreenRows<kDim>;
@@ -226,16 +238,17 @@ __global__ void __launch_bounds__(kScreenThreads, 1)
 
   const int lane = threadIdx.x % kWarp, t = lane % 4, D = static_cast<int>(p.D);
   const int columns = (D + 16 * kAhead - 1) / (16 * kAhead) * (16 * kAhead);  // beyond D zeros
-  Rows coming(p);
+  const int count = static_cast<int>(stored_rows(p.count, p.M));
+  Rows coming(p, count);
   float4 ahead[kAhead][kEights];
 #pragma unroll
   for (int q = 0; q < kAhead; ++q) coming.load(q, D, ahead[q]);
-  coming.go_on(p, columns);
+  coming.go_on(p, count, columns);
   unsigned found = 0;
 #pragma unroll 1
-  for (int tile = Rows::first(); Rows::rows_of(p, tile) > 0; tile += Rows::apart()) {
+  for (int tile = Rows::first(); Rows::rows_of(count, tile) > 0; tile += Rows::apart()) {
     const uint32_t label =
-        lane < Rows::rows_of(p, tile) ? hash_of(p.bank_labels[static_cast<int64_t>(tile) * kRows + lane]) : 0;
+        lane < Rows::rows_of(count, tile) ? hash_of(p.bank_labels[static_cast<int64_t>(tile) * kRows + lane]) : 0;
     float sum[kBands][kEights][4] = {}, square[kEights] = {};
 #pragma unroll 1
     for (int k = 0; k < columns; k += 16 * kAhead) {
@@ -256,14 +269,14 @@ __global__ void __launch_bounds__(kScreenThreads, 1)
           for (int n = 0; n < kEights; ++n) multiply_add_f16(sum[band][n], z, operand[n]);
         }
       }
-      coming.go_on(p, columns);
+      coming.go_on(p, count, columns);
     }
 
     // A lane has the sums of rows 8 n + 2 t + c with anchors 16 band + 8 half + g. Its place is taken anew: it needs no
     // registers in the loop above.
     const int lane = hidden(static_cast<int>(threadIdx.x)) % kWarp, g = lane / 4, t = lane % 4;
     const int64_t first = static_cast<int64_t>(blockIdx.x) * Shape::kAnchors;
-    const int rows = Rows::rows_of(p, hidden(tile));
+    const int rows = Rows::rows_of(count, tile);
     float limit[kEights][2];
     uint32_t row_label[kEights][2], exists = 0;
 #pragma unroll
@@ -319,8 +332,11 @@ int launch_of(const MemoryLossParams<float, float>& p, float margin, const Scree
   const int64_t shares = larger(1, smaller(launch.multiprocessors / blocks, ceil_div(p.M, Shape::kRows)));
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(shares));
   const ScreenLimit limit = {bound, margin, static_cast<float>(p.eps), p.renormalize};
-  return run_with_memory(sizeof(ScreenMemory<kDim>), screen_kernel<kDim>, grid, kScreenThreads, launch, p, limit,
-                         screen);
+  cudaFuncAttributes attributes = {};
+  const int error = cudaFuncGetAttributes(&attributes, screen_kernel<kDim>);
+  if (error != cudaSuccess) return error;
+  const int threads = static_cast<int>(smaller(attributes.maxThreadsPerBlock, kMostWarps * kWarp));
+  return run_with_memory(sizeof(ScreenMemory<kDim>), screen_kernel<kDim>, grid, threads, launch, p, limit, screen);
 }
 
 }  // namespace

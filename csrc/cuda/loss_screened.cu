@@ -56,7 +56,7 @@ int64_t screened_workspace(int64_t B, int64_t M, int64_t D, const LossSpec& loss
 
 int launch_screened(const MemoryLossParams<float, float>& p, const LossSpec& loss, double most, bool tensor,
                     const Launch& launch) {
-  if (p.B == 0 || p.M == 0 || !is_wide(p)) return launch_sweep(p, loss, tensor, launch);
+  if (p.B == 0 || p.M == 0 || p.M > INT32_MAX || !is_wide(p)) return launch_sweep(p, loss, tensor, launch);
   Workspace w(launch.workspace, p.B, p.M, p.D, loss, p.grad_z != nullptr, launch.multiprocessors);
   PartialLoss<float>& partial = w.partial;
   partial.screened = {w.screen.found, p.count, p.B, p.M, most, partial.screened.segments};

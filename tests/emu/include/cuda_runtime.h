@@ -120,6 +120,16 @@ cudaError_t cudaFuncSetAttribute(Function* kernel, cudaFuncAttribute attribute, 
   return cudaSuccess;
 }
 
+struct cudaFuncAttributes {
+  int maxThreadsPerBlock;
+};
+
+template <class Function>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Function*) {
+  attributes->maxThreadsPerBlock = emu::settings().most_threads;
+  return cudaSuccess;
+}
+
 struct cudaLaunchAttribute;
 
 struct cudaLaunchConfig_t {
