@@ -209,6 +209,8 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
 
 }  // namespace
 
+int pair_warps(int64_t D) { return kPairWarps * (D <= 128 ? PairShape<128>::kBlocks : PairShape<1024>::kBlocks); }
+
 int launch_pairs(const MemoryLossParams<float, float>& p, const Pass& pass, const Screen& screen,
                  const PartialLoss<float>& partial, const Launch& launch) {
   const int64_t segments = partial.screened.segments, tasks = segments * partial.slots * p.B;

@@ -197,6 +197,14 @@ class ScreenRows {
     return left < 0 ? 0 : left < kRows ? left : kRows;
   }
 
+  // Asks for the first steps of the first rows to be brought to the second-level cache, where each lane has a line.
+  static __device__ __forceinline__ void prefetch(const MemoryLossParams<float, float>& p) {
+    constexpr int kLine = 32, kLines = 16 * kAhead / kLine;  // floats; of a row
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, column = lane % kLines * kLine;
+    const int64_t row = static_cast<int64_t>(first()) * kRows + lane / kLines;
+    if (row < p.M && column < p.D) prefetch_line(p.bank + row * p.D + column);
+  }
+
   // Step q of those at hand: columns 4 t … 4 t + 3 of rows g, 8 + g …, zeros where there are none.
   __device__ __forceinline__ void load(int q, int D, float4 (&to)[kEights]) const {
 #pragma unroll
@@ -234,6 +242,7 @@ __global__ void __launch_bounds__(screen_threads(kDim), 1)
   constexpr int kBands = Shape::kBands, kEights = Shape::kEights, kRows = Shape::kRows, kAhead = Shape::kAhead;
   if constexpr (!kHasTensorCores) return;
   ScreenMemory<kDim>& shared = dynamic_shared_memory<ScreenMemory<kDim>>();
+  Rows::prefetch(p);
   load_operands<kDim>(p, limit_of, shared);
 
   const int lane = threadIdx.x % kWarp, t = lane % 4, D = static_cast<int>(p.D);

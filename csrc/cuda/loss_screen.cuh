@@ -35,6 +35,9 @@ struct Screen {
 int launch_screen(const MemoryLossParams<float, float>& p, float margin, const ScreenBound& bound, const Screen& screen,
                   const Launch& launch);
 
+// Warps of the exact pairs that a multiprocessor runs at once.
+int pair_warps(int64_t D);
+
 // Fills the splits partial.screened says, or none if the screen has left too much.
 int launch_pairs(const MemoryLossParams<float, float>& p, const Pass& pass, const Screen& screen,
                  const PartialLoss<float>& partial, const Launch& launch);

@@ -18,13 +18,12 @@
 namespace xbn::cuda {
 namespace {
 
-// The pairs' warps: enough to keep memory busy, few enough that their partial gradients are no work to speak of.
-constexpr int64_t kWarpsAtOnce = 8;  // of a multiprocessor
 constexpr int64_t kLeastRowsOfSegment = 256;
 
-int64_t plan_segments(int64_t B, int64_t M, int64_t slots, int multiprocessors) {
-  const int64_t wanted = ceil_div(kWarpsAtOnce * multiprocessors, larger(1, B * slots));
-  return larger(1, smaller(wanted, ceil_div(M, kLeastRowsOfSegment)));
+// As many warps in all as run at once, so that their partial gradients are no work to speak of.
+int64_t plan_segments(int64_t B, int64_t M, int64_t D, int64_t slots, int multiprocessors) {
+  const int64_t at_once = static_cast<int64_t>(pair_warps(D)) * multiprocessors;
+  return larger(1, smaller(at_once / larger(1, B * slots), ceil_div(M, kLeastRowsOfSegment)));
 }
 
 struct Workspace {
@@ -35,7 +34,7 @@ struct Workspace {
 
   Workspace(void* memory, int64_t B, int64_t M, int64_t D, const LossSpec& loss, bool need_grad, int multiprocessors) {
     grid = plan_sweep(B, M, D, multiprocessors);
-    const int64_t slots = slots_of(loss), segments = plan_segments(B, M, slots, multiprocessors);
+    const int64_t slots = slots_of(loss), segments = plan_segments(B, M, D, slots, multiprocessors);
     const int64_t most = larger(grid.splits, segments);
     Carver carve(memory);
     screen = Screen::carve(carve, B, M);
