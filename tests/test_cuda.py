@@ -50,7 +50,7 @@ def everything(module, path, set_backend):
     return results
 
 
-@pytest.mark.parametrize("path", ["tensor", "simt", "composite"])
+@pytest.mark.parametrize("path", ["tensor", "simt", "screen", "pairs", "composite"])
 def test_the_order_of_threads_and_blocks_changes_no_bit(path, executor):
     run = functools.partial(everything, emulated, path, torch.ops.xbn_emu.set_cuda_backend)
     expected = run()
@@ -265,7 +265,7 @@ def test_the_second_device():
 
 
 @needs_gpu
-@pytest.mark.parametrize("path", ["tensor", "simt", "composite"])
+@pytest.mark.parametrize("path", ["tensor", "simt", "screen", "pairs", "composite"])
 @pytest.mark.parametrize(
     "options",
     [{}, {"update": "deferred"}, {"enqueue": "before"}, *({"loss": loss} for loss in LOSSES.values())],
@@ -273,8 +273,9 @@ def test_the_second_device():
 )
 def test_graph_capture(path, options):
     """A captured step replays to the same numbers: no sync, no address or count that was fixed at capture."""
-    if path != "composite" and getattr(options.get("loss"), "kind", None) == "triplet_all":
-        pytest.skip("goes by the composite way only")
+    kind = getattr(options.get("loss"), "kind", "contrastive")
+    if (path != "composite" and kind == "triplet_all") or (path in ("screen", "pairs") and "contrastive" not in kind):
+        pytest.skip("does not go this way")
     data = list(batches(20, "cuda"))
     with xbn_ext.backend(path):
         expected = train(new_criterion("cuda", **options), data)
@@ -313,7 +314,7 @@ def test_no_host_sync():
 
 
 @needs_gpu
-@pytest.mark.parametrize("path", ["tensor", "simt", "composite"])
+@pytest.mark.parametrize("path", ["tensor", "simt", "screen", "pairs", "composite"])
 def test_same_bits_every_run(path):
     with xbn_ext.backend(path):
         first = train(new_criterion("cuda"), batches(10, "cuda"))

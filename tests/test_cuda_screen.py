@@ -42,6 +42,11 @@ def weighted(z, labels, bank, bank_labels, margin, *, count=None, scale=None, sh
     return active if anchors is None else active & anchors[:, None]
 
 
+def first_similarity(z, bank, renormalize):
+    """Of the first pair, by float64."""
+    return reference.similarity(z.double(), bank.double(), renormalize)[0, 0]
+
+
 def missed_and_kept(*args, bounded=True, **options):
     """How many pairs with a weight the screen drops, how many without one it keeps."""
     mask, found = emulated.screen(*args, bounded=bounded, **options)
@@ -88,6 +93,23 @@ def test_similarities_at_the_margin(D):
             assert missed == 0
             without += missed_and_kept(*args, renormalize=renormalize, bounded=False)[0]
     assert without > 0, "as if fp16 were exact pairs should be missed: else this test could not see it"
+
+
+@pytest.mark.parametrize("D", [64, 256, 1024])
+@pytest.mark.parametrize("beyond", [0.999, 1.001])
+def test_every_number_is_rounded_alike(D, beyond):
+    """Half a step of fp16 up or down, all with one sign: what the bound gives the operands is reached, nearly."""
+    z = torch.full((16, D), (1 + beyond * 2.0**-11) / D**0.5)
+    bank = z[:1].repeat(33, 1)
+    labels, bank_labels = torch.zeros(16).long(), torch.ones(33).long()
+    for renormalize in (True, False):
+        s = float(first_similarity(z, bank, renormalize))
+        missed = [
+            missed_and_kept(z, labels, bank, bank_labels, s - off, renormalize=renormalize, bounded=bounded)[0]
+            for bounded in (True, False)
+            for off in (1e-6, 1e-4, 8e-4)
+        ]
+        assert missed == [0, 0, 0, *([16 * 33] * 3 if beyond < 1 else [0] * 3)]
 
 
 @pytest.mark.parametrize("margin", [-1, -0.1, 0, 1e-3, 0.05, 1, torch.inf, -torch.inf])
