@@ -189,6 +189,22 @@ def test_a_pair_exactly_at_the_margin_is_inactive(ops, device, dtype):
     assert value == 2
 
 
+@pytest.mark.parametrize("off", [1e-5, 1e-4, 1e-3])
+@pytest.mark.parametrize("D", [64, 512])
+def test_pairs_close_to_the_margin(D, off, ops, device, dtype):
+    """Once or twice `off` above or below: a way that looks at some pairs only must not overlook one."""
+    B, M, margin = 70, 1000, 0.5
+    z = F.normalize(torch.randn(1, D), dim=1)
+    bank = torch.randn(M, D)
+    bank = F.normalize(bank - bank @ z.T * z, dim=1)
+    s = margin + off * (1 + torch.rand(M, 1)) * torch.randn(M, 1).sign()
+    bank = (s * z + (1 - s**2).sqrt() * bank) * (0.1 + torch.rand(M, 1))
+    labels, bank_labels = torch.zeros(B).long(), torch.ones(M).long()
+    args = [t.to(device) for t in (z.repeat(B, 1).to(dtype), labels, bank.to(dtype), bank_labels)]
+    _, pairs = ops.memory_loss_and_pairs(*args, Contrastive(neg_margin=margin))
+    assert pairs.tolist() == [0, int((s > margin).sum())]
+
+
 def test_short_rows_are_divided_by_eps(ops, device, dtype):
     z, labels, bank, bank_labels = problem(70, 500, 48, dtype, device)
     bank /= bank.norm(dim=1).median()
