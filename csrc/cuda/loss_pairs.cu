@@ -3,7 +3,7 @@
 //   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], bank_ids [M] or null; mask [B, words], found [1] of the
 //          screen. float32, D <= 1024, rows of a multiple of 16 bytes and aligned to that
 //   out    of every segment of the bank, slot and anchor the sums, [segments, slots, B], and the sum of weight * row,
-//          [segments, slots, B, D]; state [B] of the anchors. Nothing if the screen has left more than is few
+//          [segments, slots, B, D]; state [B] of the anchors. Nothing if the screen has left more than is few; few [1]
 //   math   as loss.cu. Labels and ids are compared in full: a pair the screen has kept for its hash is dropped.
 //   grid   a warp to an anchor, a segment and a slot. It lists the bits of the segment, looks at labels and ids of 32
 //          listed rows at a time, and reads those that are left into registers: for the product, and while they are
@@ -93,11 +93,14 @@ class Candidates {
 
 template <int kDim>
 __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
-    pair_kernel(const MemoryLossParams<float, float> p, const Pass pass, const Screen screen,
+    pair_kernel(const MemoryLossParams<float, float> p, const Pass pass, const Screen screen, const double most,
                 const PartialLoss<float> partial) {
   constexpr int kVectors = PairShape<kDim>::kVectors, kFlight = PairShape<kDim>::kFlight;
   __shared__ PairMemory<kDim> shared;
-  if (!partial.screened.few()) return;
+  const int64_t count = stored_rows(p.count, p.M);
+  const bool few = static_cast<double>(*screen.found) <= most * static_cast<double>(p.B * count);
+  if (blockIdx.x == 0 && threadIdx.x == 0) *screen.few = few;
+  if (!few) return;
   for (int d = threadIdx.x; d < kDim; d += kPairThreads) {
     shared.scale[d] = p.scale != nullptr && d < p.D ? static_cast<float>(p.scale[d]) : 1.0f;
     shared.shift[d] = p.scale != nullptr && d < p.D ? static_cast<float>(p.shift[d]) : 0.0f;
@@ -129,7 +132,7 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
   if (slice == 0 && lane == 0) partial.state[i] = state;
   const Anchor<float> anchor = {p.labels[i], excluded_id(p, i), 0, state};
 
-  const int64_t count = stored_rows(p.count, p.M), words = ceil_div(ceil_div(count, 32), partial.screened.segments);
+  const int64_t words = ceil_div(ceil_div(count, 32), partial.screened.segments);
   const int64_t first = smaller(segment * words * 32, count);
   const int rows = static_cast<int>(smaller(words * 32, count - first));
   const float* bank = p.bank + first * p.D + 4 * lane;
@@ -211,11 +214,13 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
 
 int pair_warps(int64_t D) { return kPairWarps * (D <= 128 ? PairShape<128>::kBlocks : PairShape<1024>::kBlocks); }
 
-int launch_pairs(const MemoryLossParams<float, float>& p, const Pass& pass, const Screen& screen,
+int launch_pairs(const MemoryLossParams<float, float>& p, const Pass& pass, const Screen& screen, double most,
                  const PartialLoss<float>& partial, const Launch& launch) {
   const int64_t segments = partial.screened.segments, tasks = segments * partial.slots * p.B;
   const dim3 grid(static_cast<unsigned>(ceil_div(tasks, kPairWarps)));
-  const auto with = [&](auto kernel) { return run(kernel, grid, kPairThreads, launch, p, pass, screen, partial); };
+  const auto with = [&](auto kernel) {
+    return run(kernel, grid, kPairThreads, launch, p, pass, screen, most, partial);
+  };
   if (p.D <= 128) return with(pair_kernel<128>);
   if (p.D <= 256) return with(pair_kernel<256>);
   if (p.D <= 512) return with(pair_kernel<512>);

@@ -10,18 +10,13 @@ namespace xbn::cuda {
 constexpr uint8_t kRanks = 1;   // it is one of the anchors
 constexpr uint8_t kFinite = 2;  // so is every value of it
 
-// What a screen of the pairs has left, for the kernels after it: each asks whether it is to work. Nobody waits for the
+// Which of two ways fills the sums of a loss, where the device decides it: each kernel asks, and nobody waits for the
 // answer on the host.
 struct Screened {
-  const unsigned long long* found;  // [1] pairs that may have a weight; null: there was no screen
-  const int64_t* count;             // [1] or null, as in MemoryLossParams
-  int64_t B, M;
-  double most;       // share of all pairs that is few
-  int64_t segments;  // of the bank, whose sums are there if the pairs are few; else those of all splits are
+  const unsigned* few;  // [1] whether a screen has left few pairs; null: there was none
+  int64_t segments;     // of the bank, whose sums are there if so; else those of all splits are
 
-  __device__ __forceinline__ bool few() const {
-    return found != nullptr && static_cast<double>(*found) <= most * static_cast<double>(B * stored_rows(count, M));
-  }
+  __device__ __forceinline__ bool leaves_few() const { return few != nullptr && *few != 0; }
 };
 
 template <typename T>
@@ -39,7 +34,7 @@ struct PartialLoss {
   Screened screened;
 
   // The splits that have sums.
-  __device__ __forceinline__ int64_t filled() const { return screened.few() ? screened.segments : splits; }
+  __device__ __forceinline__ int64_t filled() const { return screened.leaves_few() ? screened.segments : splits; }
 
   // All but the gradient.
   static PartialLoss carve(Carver& carve, int64_t splits, int64_t slots, int64_t B) {

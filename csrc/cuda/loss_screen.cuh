@@ -20,6 +20,7 @@ ScreenBound screen_bound(int64_t D);
 struct Screen {
   uint32_t* mask;  // [B, words] bit j % 32 of word j / 32: row j may have a weight; beyond the count, anything
   unsigned long long* found;  // [1] how many may
+  unsigned* few;              // [1] whether they are few
 
   __host__ __device__ static int64_t words(int64_t M) { return ceil_div(M, 32); }
 
@@ -27,6 +28,7 @@ struct Screen {
     Screen screen;
     screen.mask = carve.take<uint32_t>(B * words(M));
     screen.found = carve.take<unsigned long long>(1);
+    screen.few = carve.take<unsigned>(1);
     return screen;
   }
 };
@@ -38,8 +40,8 @@ int launch_screen(const MemoryLossParams<float, float>& p, float margin, const S
 // Warps of the exact pairs that a multiprocessor runs at once.
 int pair_warps(int64_t D);
 
-// Fills the splits partial.screened says, or none if the screen has left too much.
-int launch_pairs(const MemoryLossParams<float, float>& p, const Pass& pass, const Screen& screen,
+// Says whether the screen has left few pairs, at most a share of `most`, and then fills the splits of partial.screened.
+int launch_pairs(const MemoryLossParams<float, float>& p, const Pass& pass, const Screen& screen, double most,
                  const PartialLoss<float>& partial, const Launch& launch);
 
 }  // namespace xbn::cuda

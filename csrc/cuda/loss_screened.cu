@@ -58,12 +58,12 @@ int launch_screened(const MemoryLossParams<float, float>& p, const LossSpec& los
   if (p.B == 0 || p.M == 0 || p.M > INT32_MAX || !is_wide(p)) return launch_sweep(p, loss, tensor, launch);
   Workspace w(launch.workspace, p.B, p.M, p.D, loss, p.grad_z != nullptr, launch.multiprocessors);
   PartialLoss<float>& partial = w.partial;
-  partial.screened = {w.screen.found, p.count, p.B, p.M, most, partial.screened.segments};
+  partial.screened.few = w.screen.few;
   const Pass pass = make_program(loss).pass[0];
   PartialLoss<float> of_pass = partial;
   of_pass.given = nullptr;
   int error = launch_screen(p, static_cast<float>(loss.b), screen_bound(p.D), w.screen, launch);
-  if (error == cudaSuccess) error = launch_pairs(p, pass, w.screen, of_pass, launch);
+  if (error == cudaSuccess) error = launch_pairs(p, pass, w.screen, most, of_pass, launch);
   if (error == cudaSuccess) error = launch_sweep_pass(p, pass, of_pass, w.grid, tensor, launch);
   if (error == cudaSuccess) error = launch_settle(p, loss, 0, partial, launch);
   return error;

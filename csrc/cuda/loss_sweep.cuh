@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
   using Sizes = Shape<kDim>;
   using Products = std::conditional_t<kTensor && kHasTensorCores, TensorProducts<kDim>, SimtProducts<kDim>>;
   __shared__ Shared<kDim> shared;
-  if (partial.screened.few()) return;
+  if (partial.screened.leaves_few()) return;
   const int thread = threadIdx.x;
   const int64_t first_anchor = static_cast<int64_t>(blockIdx.x) * Sizes::kAnchors;
   const int k = pass.slot[0].pairs == Pairs::none ? 1 : static_cast<int>(blockIdx.z);
@@ -89,7 +89,8 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
   }
 
   __syncthreads();
-  const int64_t slice = (blockIdx.y * partial.slots + k) * p.B;  // [B] of this split and slot
+  // [B] of this split and slot, worked out here for the same reason.
+  const int64_t slice = (hidden(static_cast<int>(blockIdx.y)) * partial.slots + k) * p.B;
   if (thread < Sizes::kAnchors && first_anchor + thread < p.B)
     partial.sums[slice + first_anchor + thread] = shared.sums[thread];
   if (partial.grad == nullptr) return;

@@ -20,7 +20,7 @@ std::uint64_t screen(std::uintptr_t z, std::uintptr_t labels, std::uintptr_t ban
   p.B = B, p.M = M, p.D = D, p.renormalize = renormalize, p.eps = eps;
   unsigned long long found = 0;
   const int error = xbn::cuda::launch_screen(p, margin, bounded ? xbn::cuda::screen_bound(D) : xbn::cuda::ScreenBound{},
-                                             {reinterpret_cast<std::uint32_t*>(mask), &found},
+                                             {reinterpret_cast<std::uint32_t*>(mask), &found, nullptr},
                                              {nullptr, emu::settings().multiprocessors, nullptr});
   if (error != 0) throw std::runtime_error(xbn::cuda::error_string(error));
   return found;
