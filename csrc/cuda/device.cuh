@@ -113,18 +113,14 @@ __device__ __forceinline__ double hidden(double x) {
   return x;
 }
 
-// Asks for the 128 bytes at an address to be brought to the second-level cache.
-__device__ __forceinline__ void prefetch_line([[maybe_unused]] const float* at) {
-#ifdef __CUDA_ARCH__
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
-#endif
-}
-
-// And n floats, by all threads of a block. n <= 0: nothing.
+// Asks for n floats to be brought to the second-level cache, by all threads of a block. n <= 0: nothing.
 template <int kThreads>
 __device__ __forceinline__ void prefetch_by_block(const float* begin, int64_t n) {
+#ifdef __CUDA_ARCH__
   constexpr int kLine = 32;  // floats
-  for (int64_t i = static_cast<int64_t>(threadIdx.x) * kLine; i < n; i += kThreads * kLine) prefetch_line(begin + i);
+  for (int64_t i = static_cast<int64_t>(threadIdx.x) * kLine; i < n; i += kThreads * kLine)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(begin + i));
+#endif
 }
 
 // Asks for the n values of a row to be brought there, by a full warp.

@@ -42,31 +42,21 @@
 namespace xbn::cuda {
 namespace {
 
-// Threads of a block. 16 warps have 128 registers a thread, which do on compute capability 9.0; elsewhere, and for the
-// widest rows, the compiler would spill some, and 12 warps have enough. The host asks which it is.
-constexpr int screen_threads([[maybe_unused]] int dim) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
-  return dim <= 512 ? 512 : 384;
-#else
-  return 384;
-#endif
-}
-
-__device__ __forceinline__ int warps_of_block() { return static_cast<int>(blockDim.x) / kWarp; }
-
-constexpr int kMostWarps = 16;
+constexpr int kScreenThreads = 384;  // more would have too few registers for the rows on their way
+constexpr int kScreenWarps = kScreenThreads / kWarp;
 constexpr float kLargest = 6e4f;  // below the largest number of fp16, 65504
 
 template <int kDim>
 struct ScreenShape {
   static constexpr int kAnchors = kDim <= 512 ? 64 : 32;
   static constexpr int kBands = kAnchors / 16;
-  static constexpr int kEights = kDim <= 512 ? 2 : 4;  // of rows that a warp takes at a time
-  static constexpr int kRows = 8 * kEights;            //
-  static constexpr int kAhead = kDim <= 512 ? 4 : 2;   // steps on their way
-  static constexpr int kSteps = kDim / 16;             // of columns
+  static constexpr int kEights = kDim <= 512 ? 2 : 4;   // of rows that a warp takes at a time
+  static constexpr int kRows = 8 * kEights;             //
+  static constexpr int kAhead = kDim <= 512 ? 4 : 2;    // steps on their way
+  static constexpr int kSteps = kDim / 16;              // of columns
+  static constexpr int kTeams = kScreenWarps / kBands;  // of a warp to each band, while the anchors are brought
   static_assert(kRows == 16 || kRows == 32);
-  static_assert(kSteps % kAhead == 0);
+  static_assert(kSteps % kAhead == 0 && kScreenWarps % kBands == 0);
 };
 
 // Below which a pair of different labels has no weight.
@@ -95,7 +85,7 @@ struct ScreenMemory {
   uint4 anchors[Shape::kBands * Shape::kSteps * kWarp];  // [band][step][lane]
   float scale[kDim];
   float shift[kDim];
-  float square[kMostWarps / Shape::kBands][Shape::kAnchors];
+  float square[Shape::kTeams][Shape::kAnchors];
   uint2 label[Shape::kAnchors];            // its hash; and all bits, or none where the anchor does not rank
   float largest[Shape::kAnchors / kWarp];  // |z|
   float fixed, of_norm;                    // of the limit
@@ -126,10 +116,9 @@ __device__ __forceinline__ void load_operands(const MemoryLossParams<float, floa
   const int64_t first = static_cast<int64_t>(blockIdx.x) * Shape::kAnchors;
   const int thread = threadIdx.x, warp = thread / kWarp, lane = thread % kWarp, g = lane / 4, t = lane % 4;
   const int band = warp % Shape::kBands, team = warp / Shape::kBands;
-  const int teams = warps_of_block() / Shape::kBands;  // of a warp to each band
   float square[2] = {};
 #pragma unroll 4
-  for (int step = team; step < Shape::kSteps; step += teams) {
+  for (int step = team; step < Shape::kSteps; step += Shape::kTeams) {
     const int column = 16 * step + 4 * t;
     float4 x[2];
 #pragma unroll
@@ -146,7 +135,7 @@ __device__ __forceinline__ void load_operands(const MemoryLossParams<float, floa
     square[half] = sum_of_four_lanes(square[half]);
     if (t == 0) shared.square[team][16 * band + 8 * half + g] = square[half];
   }
-  for (int d = thread; d < kDim; d += static_cast<int>(blockDim.x)) {
+  for (int d = thread; d < kDim; d += kScreenThreads) {
     shared.scale[d] = p.scale != nullptr && d < p.D ? static_cast<float>(p.scale[d]) : 1.0f;
     shared.shift[d] = p.scale != nullptr && d < p.D ? static_cast<float>(p.shift[d]) : 0.0f;
   }
@@ -156,7 +145,8 @@ __device__ __forceinline__ void load_operands(const MemoryLossParams<float, floa
     const bool ranks = i < p.B && (p.anchors == nullptr || p.anchors[i]);
     shared.label[thread] = make_uint2(i < p.B ? hash_of(p.labels[i]) : 0, ranks ? ~0u : 0u);
     float of_anchor = 0;
-    for (int k = 0; k < teams; ++k) of_anchor += shared.square[k][thread];
+#pragma unroll
+    for (int k = 0; k < Shape::kTeams; ++k) of_anchor += shared.square[k][thread];
     float largest = of_anchor >= 0 ? sqrtf(of_anchor) : 0.0f;  // a NaN keeps its pairs anyway
     for (int step = 1; step < kWarp; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, step));
     if (lane == 0) shared.largest[warp] = largest;
@@ -191,18 +181,10 @@ class ScreenRows {
   static __device__ __forceinline__ int first() {
     return static_cast<int>(threadIdx.x) / kWarp * static_cast<int>(gridDim.y) + static_cast<int>(blockIdx.y);
   }
-  static __device__ __forceinline__ int apart() { return static_cast<int>(gridDim.y) * warps_of_block(); }
+  static __device__ __forceinline__ int apart() { return static_cast<int>(gridDim.y) * kScreenWarps; }
   static __device__ __forceinline__ int rows_of(int count, int tile) {
     const int left = count - tile * kRows;
     return left < 0 ? 0 : left < kRows ? left : kRows;
-  }
-
-  // Asks for the first steps of the first rows to be brought to the second-level cache, where each lane has a line.
-  static __device__ __forceinline__ void prefetch(const MemoryLossParams<float, float>& p) {
-    constexpr int kLine = 32, kLines = 16 * kAhead / kLine;  // floats; of a row
-    const int lane = static_cast<int>(threadIdx.x) % kWarp, column = lane % kLines * kLine;
-    const int64_t row = static_cast<int64_t>(first()) * kRows + lane / kLines;
-    if (row < p.M && column < p.D) prefetch_line(p.bank + row * p.D + column);
   }
 
   // Step q of those at hand: columns 4 t … 4 t + 3 of rows g, 8 + g …, zeros where there are none.
@@ -235,16 +217,13 @@ class ScreenRows {
 };
 
 template <int kDim>
-__global__ void __launch_bounds__(screen_threads(kDim), 1)
+__global__ void __launch_bounds__(kScreenThreads, 1)
     screen_kernel(const MemoryLossParams<float, float> p, const ScreenLimit limit_of, const Screen screen) {
   using Shape = ScreenShape<kDim>;
   using Rows = ScreenRows<kDim>;
   constexpr int kBands = Shape::kBands, kEights = Shape::kEights, kRows = Shape::kRows, kAhead = Shape::kAhead;
   if constexpr (!kHasTensorCores) return;
   ScreenMemory<kDim>& shared = dynamic_shared_memory<ScreenMemory<kDim>>();
-  Rows::prefetch(p);
-  load_operands<kDim>(p, limit_of, shared);
-
   const int lane = threadIdx.x % kWarp, t = lane % 4, D = static_cast<int>(p.D);
   const int columns = (D + 16 * kAhead - 1) / (16 * kAhead) * (16 * kAhead);  // beyond D zeros
   const int count = static_cast<int>(stored_rows(p.count, p.M));
@@ -253,6 +232,7 @@ __global__ void __launch_bounds__(screen_threads(kDim), 1)
 #pragma unroll
   for (int q = 0; q < kAhead; ++q) coming.load(q, D, ahead[q]);
   coming.go_on(p, count, columns);
+  load_operands<kDim>(p, limit_of, shared);  // while the first rows are on their way
   unsigned found = 0;
 #pragma unroll 1
   for (int tile = Rows::first(); Rows::rows_of(count, tile) > 0; tile += Rows::apart()) {
@@ -341,11 +321,8 @@ int launch_of(const MemoryLossParams<float, float>& p, float margin, const Scree
   const int64_t shares = larger(1, smaller(launch.multiprocessors / blocks, ceil_div(p.M, Shape::kRows)));
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(shares));
   const ScreenLimit limit = {bound, margin, static_cast<float>(p.eps), p.renormalize};
-  cudaFuncAttributes attributes = {};
-  const int error = cudaFuncGetAttributes(&attributes, screen_kernel<kDim>);
-  if (error != cudaSuccess) return error;
-  const int threads = static_cast<int>(smaller(attributes.maxThreadsPerBlock, kMostWarps * kWarp));
-  return run_with_memory(sizeof(ScreenMemory<kDim>), screen_kernel<kDim>, grid, threads, launch, p, limit, screen);
+  return run_with_memory(sizeof(ScreenMemory<kDim>), screen_kernel<kDim>, grid, kScreenThreads, launch, p, limit,
+                         screen);
 }
 
 }  // namespace

@@ -333,7 +333,6 @@ int main(int argc, char** argv) {
   const auto vary = [&] {
     emu::settings().seed = static_cast<std::uint64_t>(round++);  // the very first in order of index
     emu::settings().multiprocessors = static_cast<int>(1 + up_to(5));
-    emu::settings().most_threads = up_to(1) ? 384 : 512;
   };
   for (const int end = round + rounds; round < end;) {
     const int kind = round;

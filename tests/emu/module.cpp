@@ -36,9 +36,6 @@ PYBIND11_MODULE(xbn_emu, m) {
       "set_multiprocessors", [](int n) { emu::settings().multiprocessors = n; }, pybind11::arg("n"),
       "How many multiprocessors the device says it has.");
   m.def(
-      "set_most_threads", [](int n) { emu::settings().most_threads = n; }, pybind11::arg("n"),
-      "How many threads of a block every kernel says it can be launched with.");
-  m.def(
       "set_launch_error", [](int error) { emu::settings().launch_error = error; }, pybind11::arg("error"),
       "The CUDA error that every launch fails with; 0: none.");
   m.def("screen", &screen, "Fills a mask [B, ceil(M / 32)] of 32-bit words and returns how many bits it has set.");

@@ -379,9 +379,6 @@ void host_interface() {
   CHECK(cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, 1 << 20) == cudaErrorInvalidValue);
   CHECK(cudaFuncSetAttribute(nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, 49 << 10) == cudaSuccess);
   CHECK(cudaLaunchKernelEx(&dynamic, nothing) == cudaSuccess && cudaGetLastError() == cudaErrorInvalidValue);
-  cudaFuncAttributes attributes{};
-  emu::settings().most_threads = 384;
-  CHECK(cudaFuncGetAttributes(&attributes, nothing) == cudaSuccess && attributes.maxThreadsPerBlock == 384);
   int device = -1, processors = 0;
   CHECK(cudaSetDevice(0) == cudaSuccess && cudaGetDevice(&device) == cudaSuccess && device == 0);
   emu::settings().multiprocessors = 3;

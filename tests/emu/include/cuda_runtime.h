@@ -120,16 +120,6 @@ cudaError_t cudaFuncSetAttribute(Function* kernel, cudaFuncAttribute attribute, 
   return cudaSuccess;
 }
 
-struct cudaFuncAttributes {
-  int maxThreadsPerBlock;
-};
-
-template <class Function>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Function*) {
-  attributes->maxThreadsPerBlock = emu::settings().most_threads;
-  return cudaSuccess;
-}
-
 struct cudaLaunchAttribute;
 
 struct cudaLaunchConfig_t {

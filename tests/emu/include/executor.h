@@ -27,7 +27,6 @@ struct Settings {
   std::uint64_t seed = 0;      // 0: blocks and threads in order of index; else the order is drawn from it
   int multiprocessors = 4;     // cudaDevAttrMultiProcessorCount
   std::uint64_t launches = 0;  // counts the launches of kernels
-  int most_threads = 1024;     // of a block, that every kernel says it can be launched with
   int launch_error = 0;        // a cudaError_t that every launch fails with; 0: none
   // Under ThreadSanitizer, what a barrier takes grows with the square of the number of threads it knows of. With fewer
   // than a warp has lanes, the lanes are dealt to them anew for each launch, and a race of two lanes that got the same
