@@ -18,7 +18,7 @@
 namespace xbn::cuda {
 namespace {
 
-constexpr int kPairThreads = 256;
+constexpr int kPairThreads = 128;  // few: a block takes as long as its anchor with most pairs
 constexpr int kPairWarps = kPairThreads / kWarp;
 constexpr int kList = 2048;         // rows
 constexpr int kGroup = kWarp * 32;  // rows of a word in each lane
@@ -26,9 +26,9 @@ constexpr int kFarthest = 1 << 16;  // from the first of a list to its last
 
 template <int kDim>
 struct PairShape {
-  static constexpr int kVectors = kDim / 128;                        // of four columns, of a lane
-  static constexpr int kFlight = kVectors >= 2 ? 16 / kVectors : 8;  // rows on their way
-  static constexpr int kBlocks = kVectors >= 2 ? 1 : 2;              // at once on a multiprocessor
+  static constexpr int kVectors = kDim / 128;                                          // of four columns, of a lane
+  static constexpr int kFlight = kVectors == 4 ? 3 : kVectors > 4 ? 2 : 8 / kVectors;  // rows on their way
+  static constexpr int kBlocks = kDim <= 256 ? 4 : kDim <= 512 ? 3 : 2;                // at once on a multiprocessor
 };
 
 template <int kDim>
@@ -211,8 +211,6 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
 }
 
 }  // namespace
-
-int pair_warps(int64_t D) { return kPairWarps * (D <= 128 ? PairShape<128>::kBlocks : PairShape<1024>::kBlocks); }
 
 int launch_pairs(const MemoryLossParams<float, float>& p, const Pass& pass, const Screen& screen, double most,
                  const PartialLoss<float>& partial, const Launch& launch) {

@@ -37,9 +37,6 @@ struct Screen {
 int launch_screen(const MemoryLossParams<float, float>& p, float margin, const ScreenBound& bound, const Screen& screen,
                   const Launch& launch);
 
-// Warps of the exact pairs that a multiprocessor runs at once.
-int pair_warps(int64_t D);
-
 // Says whether the screen has left few pairs, at most a share of `most`, and then fills the splits of partial.screened.
 int launch_pairs(const MemoryLossParams<float, float>& p, const Pass& pass, const Screen& screen, double most,
                  const PartialLoss<float>& partial, const Launch& launch);
