@@ -36,6 +36,15 @@ struct Settled {
   int next;  // pass, or 0 after the last
 };
 
+// The formula of a slot: where all slots of a loss have the same, known when this is compiled.
+template <LossKind kKind>
+__device__ __forceinline__ Formula formula_of(const Settled& settled, int slot) {
+  if (kKind == LossKind::contrastive) return Formula::margin;
+  if (kKind == LossKind::triplet) return Formula::extreme;
+  if (kKind == LossKind::circle) return Formula::circle;
+  return settled.formula[slot];
+}
+
 // Sums over the lanes of a group of `width` threads of a warp, in a fixed tree; in all of them.
 __device__ __forceinline__ RowSums group_add(Formula formula, RowSums sums, int width) {
   for (int step = 1; step < width; step *= 2) {
@@ -91,11 +100,13 @@ __device__ void finish_all(const PartialLoss<T>& partial, int64_t B, T* value_of
   pairs[1] = sums[6] / std::fmax(1.0, sums[4]);
 }
 
-template <typename T>
+// One for each kind of loss: of so short a kernel, most of the time goes to fetching its instructions.
+template <typename T, LossKind kKind>
 __global__ void __launch_bounds__(kSettleThreads, 2)
-    settle_kernel(const PartialLoss<T> partial, const LossSpec loss, const Settled settled, int64_t B, int width,
+    settle_kernel(const PartialLoss<T> partial, LossSpec loss, const Settled settled, int64_t B, int width,
                   T* value_of_all, double* pairs) {
   __shared__ bool last;
+  loss.kind = kKind;
   const int lane = threadIdx.x % width;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * (kSettleThreads / width) + threadIdx.x / width;
   const bool ranks = i < B && (partial.state[i] & kRanks);
@@ -105,7 +116,7 @@ __global__ void __launch_bounds__(kSettleThreads, 2)
   RowSums total[kSlots] = {};
 #pragma unroll
   for (int slot = 0; slot < kSlots; ++slot)
-    if (settled.filled[slot]) total[slot] = no_sums(settled.formula[slot]);
+    if (settled.filled[slot]) total[slot] = no_sums(formula_of<kKind>(settled, slot));
 #pragma unroll 1
   for (int first = ranks ? lane : splits; first < splits; first += kInFlight * width) {
     RowSums sums[kSlots][kInFlight];
@@ -120,11 +131,11 @@ __global__ void __launch_bounds__(kSettleThreads, 2)
 #pragma unroll
       for (int q = 0; q < kInFlight; ++q)
         if (settled.filled[slot] && first + q * width < splits)
-          total[slot] = add(settled.formula[slot], total[slot], sums[slot][q]);
+          total[slot] = add(formula_of<kKind>(settled, slot), total[slot], sums[slot][q]);
   }
 #pragma unroll
   for (int slot = 0; slot < kSlots; ++slot)
-    if (settled.filled[slot]) total[slot] = group_add(settled.formula[slot], total[slot], width);
+    if (settled.filled[slot]) total[slot] = group_add(formula_of<kKind>(settled, slot), total[slot], width);
 
   if (settled.next != 0) {
     if (ranks && lane == 0) partial.given[i] = static_cast<T>(given_for(loss, settled.next, total));
@@ -137,6 +148,7 @@ __global__ void __launch_bounds__(kSettleThreads, 2)
     for (int slot = 0; slot < kSlots; ++slot) {
       if (slot >= slots) break;
       if (lane == 0) partial.total[slot * B + i] = total[slot];
+      const bool scaled = is_exponential(formula_of<kKind>(settled, slot));
 #pragma unroll 1
       for (int first = lane; first < splits; first += kInFlight * width) {
         double shift[kInFlight];
@@ -146,8 +158,8 @@ __global__ void __launch_bounds__(kSettleThreads, 2)
 #pragma unroll
         for (int q = 0; q < kInFlight; ++q)
           if (first + q * width < splits)
-            partial.scale[at(first + q * width, slot)] =
-                static_cast<T>(result.factor[slot] * rescale(shift[q], total[slot].shift));
+            partial.scale[at(first + q * width, slot)] = static_cast<T>(
+                scaled ? result.factor[slot] * rescale(shift[q], total[slot].shift) : result.factor[slot]);
       }
     }
   }
@@ -259,6 +271,20 @@ __global__ void __launch_bounds__(kGradientThreads, 4)
   }
 }
 
+template <typename T>
+auto settle_kernel_of(LossKind kind) {
+  switch (kind) {
+    case LossKind::contrastive: return settle_kernel<T, LossKind::contrastive>;
+    case LossKind::supcon: return settle_kernel<T, LossKind::supcon>;
+    case LossKind::ntxent: return settle_kernel<T, LossKind::ntxent>;
+    case LossKind::multi_similarity: return settle_kernel<T, LossKind::multi_similarity>;
+    case LossKind::circle: return settle_kernel<T, LossKind::circle>;
+    case LossKind::triplet: return settle_kernel<T, LossKind::triplet>;
+    case LossKind::triplet_all: break;
+  }
+  return settle_kernel<T, LossKind::triplet_all>;
+}
+
 }  // namespace
 
 template <typename T, typename S>
@@ -276,8 +302,8 @@ int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, 
   settled.next = last ? 0 : k + 1;
   const int width = power_of_two_up_to(partial.splits, kWarp);
   const dim3 blocks(static_cast<unsigned>(larger(1, ceil_div(p.B, kSettleThreads / width))));
-  const int error =
-      run(settle_kernel<T>, blocks, kSettleThreads, launch, partial, loss, settled, p.B, width, p.loss, p.pairs);
+  const int error = run(settle_kernel_of<T>(loss.kind), blocks, kSettleThreads, launch, partial, loss, settled, p.B,
+                        width, p.loss, p.pairs);
   if (error != cudaSuccess || !last || p.grad_z == nullptr || p.B == 0) return error;
   if (!sums_gradients(loss)) {
     const dim3 grid(static_cast<unsigned>(ceil_div(p.B, kGradientThreads / kWarp)));
