@@ -76,20 +76,24 @@ def launches(call, *args, **options):
 
 
 @pytest.mark.parametrize(
-    "B, D, precision, way",
+    "loss, B, D, precision, way",
     [
-        (511, 8, torch.float32, "sweep"),
-        (512, 8, torch.float32, "composite"),
-        (5, 1024, torch.float32, "sweep"),
-        (5, 1025, torch.float32, "composite"),
-        (5, 8, torch.float64, "composite"),
+        (Contrastive(), 600, 1024, torch.float32, "screen"),
+        (Contrastive(), 511, 7, torch.float32, "sweep"),
+        (Contrastive(), 512, 7, torch.float32, "composite"),
+        (SupCon(), 511, 8, torch.float32, "sweep"),
+        (SupCon(), 512, 8, torch.float32, "composite"),
+        (Contrastive(), 5, 1028, torch.float32, "composite"),
+        (Contrastive(), 5, 8, torch.float64, "composite"),
     ],
 )
-def test_which_way_the_loss_goes(B, D, precision, way, executor):
+def test_which_way_the_loss_goes(loss, B, D, precision, way, executor):
     z, labels = torch.randn(B, D, dtype=precision, requires_grad=True), torch.zeros(B, dtype=torch.int64)
     bank, bank_labels = torch.randn(9, D, dtype=precision), torch.arange(9)
-    n = launches(emulated.memory_loss, z, labels, bank, bank_labels, Contrastive())
-    assert n == {"sweep": 3, "composite": 5}[way]  # the last two add up
+    products = executor.products()
+    n = launches(emulated.memory_loss, z, labels, bank, bank_labels, loss)
+    assert n == {"sweep": 3, "screen": 5, "composite": 5}[way]  # the last two add up
+    assert (executor.products() > products) == (way == "composite")
 
 
 @pytest.mark.parametrize("path", ["tensor", "simt"])
@@ -135,7 +139,7 @@ def test_how_many_kernels_an_op_launches(executor):
     queue = (m.bank, m.bank_labels, m.sums, m.head, m.count, z, labels, None, m.scale, m.shift)
     assert launches(emulated.enqueue_, *queue) == 2
     z.requires_grad_()
-    assert launches(emulated.memory_loss, z, labels, m.bank, m.bank_labels, Contrastive(), count=m.count) == 3
+    assert launches(emulated.memory_loss, z, labels, m.bank, m.bank_labels, Contrastive(), count=m.count) == 5
 
 
 def test_a_damaged_counter_stays_within_the_bank(executor):

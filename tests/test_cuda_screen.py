@@ -224,13 +224,13 @@ def test_which_side_of_the_limit_is_taken():
         args = with_candidates(share)
         args[2].mul_(1 + 0.1 * torch.rand(len(args[2]), 1))
         bits = {}
-        for way in ("screen", "pairs", "simt"):
+        for way in ("screen", "pairs", "tensor"):
             torch.ops.xbn_emu.set_cuda_backend(way)
             bits[way] = result(args, loss)
-        same = {way: all(map(torch.equal, bits["screen"], bits[way])) for way in ("pairs", "simt")}
+        same = {way: all(map(torch.equal, bits["screen"], bits[way])) for way in ("pairs", "tensor")}
         differ[share] = same
-        torch.testing.assert_close(bits["screen"], bits["simt"], rtol=1e-5, atol=1e-6)
-    assert differ == {0.049: {"pairs": True, "simt": False}, 0.051: {"pairs": False, "simt": True}}
+        torch.testing.assert_close(bits["screen"], bits["tensor"], rtol=1e-5, atol=1e-6)
+    assert differ == {0.049: {"pairs": True, "tensor": False}, 0.051: {"pairs": False, "tensor": True}}
 
 
 @pytest.mark.parametrize("reduction", ["mean", "avg_nonzero"])

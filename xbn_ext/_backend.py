@@ -15,15 +15,16 @@ class backend:
     """Forces one of the ways in which `memory_loss` runs on a GPU. Without effect on a CPU.
 
     - `"tensor"`: one fused sweep over the bank, with products on tensor cores to the digits of float32 (each of three
-      in TF32); takes float32 embeddings and bank with D <= 1024, all losses but `Triplet(mining="all")`, and a GPU of
-      compute capability 8.0 or later. As "simt" where D is no multiple of four, or rows are not aligned to 16 bytes.
+      in TF32); takes float32 embeddings and bank with D <= 1024, all losses except `Triplet(mining="all")`, and a GPU
+      of compute capability 8.0 or later. As "simt" where D is no multiple of four, or rows are not aligned to 16 bytes.
     - `"simt"`: the same sweep with ordinary float32 arithmetic, on any GPU.
     - `"screen"`: one product in fp16 per pair, with a bound on its error, tells which pairs may have a weight; these
-      are then computed in float32, or, where they are more than 5 %, the sweep of "simt" runs. `Contrastive` only;
-      takes what "tensor" takes.
+      are then computed in float32. Where they are more than 5 %, the sweep of "tensor" runs. `Contrastive` only; takes
+      what "tensor" takes.
     - `"composite"`: two library products per chunk of the bank with a kernel between them; takes everything, and its
       products follow `torch.backends.cuda.matmul` (TF32 or not).
-    - `"auto"`: the default, by the shapes.
+    - `"auto"`: the default. "screen" where it can and D is a multiple of four; else "tensor" or, where that can't,
+      "simt" with fewer than 512 anchors; else "composite".
 
     A call sets it for the process; as a context manager, as often as you like, it is set back at the end:
 

@@ -12,8 +12,8 @@ namespace {
 using cuda::Composite;
 using cuda::Launch;
 
-// From here on two library products beat the sweep: on an H200, in float32, they were slower with 256 anchors (1345 us
-// to 954) and faster with 1024 (3446 to 3604). tools/gpu_check measures it.
+// From here on two library products beat the sweep: on an H200, in float32, they were slower with 256 anchors (1278 us
+// to 978) and faster with 1024 (3358 to 3813). The screen beats both at every size measured. tools/gpu_check measures it.
 constexpr int64_t kCompositeFrom = 512;  // anchors
 
 class CudaDevice {
@@ -68,15 +68,16 @@ class CudaDevice {
 
   template <typename T, typename S>
   void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Tensor& z) const {
-    if (!sweeps(p, loss)) return composite(p, loss, z);
-    if constexpr (kSinglePrecision<T, S>) sweep(p, loss);
+    const LossPath way = way_of(p, loss);
+    if (way == LossPath::composite) return composite(p, loss, z);
+    if constexpr (kSinglePrecision<T, S>) fused(p, loss, way);
   }
 
   // One after the other: the transform also adds up every value that it writes, so it would not ride for nothing.
   template <typename T, typename S>
   void transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T, S>& p, const LossSpec& loss,
                              const Tensor& z) const {
-    sweeps(p, loss);  // before anything is written
+    way_of(p, loss);  // throws before anything is written
     transform(t);
     memory_loss(p, loss, z);
   }
@@ -91,36 +92,40 @@ class CudaDevice {
   template <typename T, typename S>
   static constexpr bool kSinglePrecision = std::is_same_v<T, float> && std::is_same_v<S, float>;
 
-  // Which way the loss goes. Throws if that is impossible.
+  // Which way the loss goes: what was asked for, else by the shapes. Throws if that is impossible.
   template <typename T, typename S>
-  bool sweeps(const MemoryLossParams<T, S>& p, const LossSpec& loss) const {
+  LossPath way_of(const MemoryLossParams<T, S>& p, const LossSpec& loss) const {
     const LossPath wanted = loss_path();
-    const bool screens = wanted == LossPath::screen || wanted == LossPath::pairs;
-    const bool must = wanted == LossPath::simt || wanted == LossPath::tensor || screens;
-    const char* name = name_of(wanted);
-    check(!must || !goes_in_rounds(loss), op_, ": backend '", name, "' does not have triplet_all");
-    check(!screens || loss.kind == LossKind::contrastive, op_, ": backend '", name, "' has contrastive losses only");
+    if (wanted == LossPath::composite) return wanted;
+    const bool has_tensor_cores = info_.capability >= 80, is_contrastive = loss.kind == LossKind::contrastive;
     const bool can_sweep = kSinglePrecision<T, S> && p.D <= cuda::kSweepMaxDim && !goes_in_rounds(loss);
-    check(!must || can_sweep, op_, ": backend '", name, "' takes float32 embeddings and bank of at most ",
-          cuda::kSweepMaxDim, " dimensions");
-    check((wanted != LossPath::tensor && !screens) || has_tensor_cores(), op_, ": backend '", name,
+    if (wanted == LossPath::automatic) {
+      const bool multiplies = can_sweep && has_tensor_cores && p.D % 4 == 0;
+      if (multiplies && is_contrastive) return LossPath::screen;
+      if (!can_sweep || p.B >= kCompositeFrom) return LossPath::composite;
+      return multiplies ? LossPath::tensor : LossPath::simt;
+    }
+    const char* name = name_of(wanted);
+    const bool screens = wanted == LossPath::screen || wanted == LossPath::pairs;
+    check(!goes_in_rounds(loss), op_, ": backend '", name, "' does not have triplet_all");
+    check(!screens || is_contrastive, op_, ": backend '", name, "' has contrastive losses only");
+    check(can_sweep, op_, ": backend '", name, "' takes float32 embeddings and bank of at most ", cuda::kSweepMaxDim,
+          " dimensions");
+    check(wanted == LossPath::simt || has_tensor_cores, op_, ": backend '", name,
           "' needs a GPU of compute capability 8.0 or later, this one has ", info_.capability / 10, ".",
           info_.capability % 10);
-    return can_sweep && (must || (wanted == LossPath::automatic && p.B < kCompositeFrom));
+    return wanted;
   }
 
-  bool has_tensor_cores() const { return info_.capability >= 80; }
-
-  void sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss) const {
+  void fused(const MemoryLossParams<float, float>& p, const LossSpec& loss, LossPath way) const {
     const bool need_grad = p.grad_z != nullptr;
-    if (loss_path() == LossPath::screen || loss_path() == LossPath::pairs) {
-      const double most = loss_path() == LossPath::pairs ? 1.0 : cuda::kFew;
+    if (way == LossPath::screen || way == LossPath::pairs) {
+      const double most = way == LossPath::pairs ? 1.0 : cuda::kFew;
       const Tensor memory = bytes(cuda::screened_workspace(p.B, p.M, p.D, loss, need_grad, info_.multiprocessors));
-      return succeed(cuda::launch_screened(p, loss, most, false, launch(memory)));
+      return succeed(cuda::launch_screened(p, loss, most, launch(memory)));
     }
     const Tensor memory = bytes(cuda::sweep_workspace(p.B, p.M, p.D, loss, need_grad, info_.multiprocessors));
-    const bool tensor = loss_path() == LossPath::tensor;  // only when asked for, until it has run on a GPU
-    succeed(cuda::launch_sweep(p, loss, tensor, launch(memory)));
+    succeed(cuda::launch_sweep(p, loss, way == LossPath::tensor, launch(memory)));
   }
 
   template <typename T, typename S>

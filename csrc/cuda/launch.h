@@ -78,13 +78,12 @@ int64_t sweep_workspace(int64_t B, int64_t M, int64_t D, const LossSpec& loss, b
 int launch_sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, bool tensor, const Launch& launch);
 
 // Contrastive with D, z and bank as for the sweep, by a screen in fp16 of all pairs and exact similarities of those it
-// leaves; if these are more than `most` of all, by the sweep after all. Compute capability >= 8.0.
+// leaves; if these are more than `most` of all, by the sweep on tensor cores after all. Compute capability >= 8.0.
 constexpr double kFew = 0.05;
 
 int64_t screened_workspace(int64_t B, int64_t M, int64_t D, const LossSpec& loss, bool need_grad, int multiprocessors);
 
-int launch_screened(const MemoryLossParams<float, float>& p, const LossSpec& loss, double most, bool tensor,
-                    const Launch& launch);
+int launch_screened(const MemoryLossParams<float, float>& p, const LossSpec& loss, double most, const Launch& launch);
 
 // Two library products per chunk of the bank, which the caller does. The order of calls:
 //

@@ -56,9 +56,8 @@ int64_t screened_workspace(int64_t B, int64_t M, int64_t D, const LossSpec& loss
                 sweep_workspace(B, M, D, loss, need_grad, multiprocessors));
 }
 
-int launch_screened(const MemoryLossParams<float, float>& p, const LossSpec& loss, double most, bool tensor,
-                    const Launch& launch) {
-  if (p.B == 0 || p.M == 0 || p.M > INT32_MAX || !is_wide(p)) return launch_sweep(p, loss, tensor, launch);
+int launch_screened(const MemoryLossParams<float, float>& p, const LossSpec& loss, double most, const Launch& launch) {
+  if (p.B == 0 || p.M == 0 || p.M > INT32_MAX || !is_wide(p)) return launch_sweep(p, loss, true, launch);
   Workspace w(launch.workspace, p.B, p.M, p.D, loss, p.grad_z != nullptr, launch.multiprocessors);
   PartialLoss<float>& partial = w.partial;
   partial.screened.few = w.screen.few;
@@ -67,7 +66,7 @@ int launch_screened(const MemoryLossParams<float, float>& p, const LossSpec& los
   of_pass.given = nullptr;
   int error = launch_screen(p, static_cast<float>(loss.b), screen_bound(p.D), w.screen, launch);
   if (error == cudaSuccess) error = launch_pairs(p, pass, w.screen, most, of_pass, launch);
-  if (error == cudaSuccess) error = launch_sweep_pass(p, pass, of_pass, w.grid, tensor, launch);
+  if (error == cudaSuccess) error = launch_sweep_pass(p, pass, of_pass, w.grid, true, launch);
   if (error == cudaSuccess) error = launch_settle(p, loss, 0, partial, launch);
   return error;
 }

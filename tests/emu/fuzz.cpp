@@ -215,7 +215,7 @@ class MemoryRound {
         if (loss.kind == LossKind::contrastive && n_.D % 4 == 0)
           check("screen", [&](const auto& p) {
             launch(cuda::screened_workspace(p.B, p.M, p.D, loss, p.grad_z != nullptr, emu::settings().multiprocessors),
-                   [&](const cuda::Launch& at) { return cuda::launch_screened(p, loss, most, up_to(1) == 1, at); });
+                   [&](const cuda::Launch& at) { return cuda::launch_screened(p, loss, most, at); });
           });
     }
     check("composite", [&](const auto& p) { composite(p, loss); });

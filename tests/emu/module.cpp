@@ -40,4 +40,5 @@ PYBIND11_MODULE(xbn_emu, m) {
       "The CUDA error that every launch fails with; 0: none.");
   m.def("screen", &screen, "Fills a mask [B, ceil(M / 32)] of 32-bit words and returns how many bits it has set.");
   m.def("launches", [] { return emu::settings().launches; }, "Kernels launched so far.");
+  m.def("products", [] { return emu::settings().products; }, "Matrix products asked of torch so far.");
 }

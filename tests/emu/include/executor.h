@@ -27,6 +27,7 @@ struct Settings {
   std::uint64_t seed = 0;      // 0: blocks and threads in order of index; else the order is drawn from it
   int multiprocessors = 4;     // cudaDevAttrMultiProcessorCount
   std::uint64_t launches = 0;  // counts the launches of kernels
+  std::uint64_t products = 0;  // and those of library products
   int launch_error = 0;        // a cudaError_t that every launch fails with; 0: none
   // Under ThreadSanitizer, what a barrier takes grows with the square of the number of threads it knows of. With fewer
   // than a warp has lanes, the lanes are dealt to them anew for each launch, and a race of two lanes that got the same
