@@ -22,7 +22,7 @@ endif
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: train test test-all sanitize bench lint format build wheel wheel-check gpu-check clean always
+.PHONY: train test test-all sanitize bench docs lint format build wheel wheel-check gpu-check clean always
 
 train: build
 	$(BIN)/python -m train --method axbn --out $(OUT) $(ARGS)
@@ -53,6 +53,11 @@ wheel-check: wheel
 # On a machine with a GPU, in whatever environment has its torch: truth, sanitizers, timings, counters in five minutes.
 gpu-check:
 	$(PYTHON) -m tools.gpu_check $(ARGS)
+
+# The documentation as a site, in build/site. It is read from the sources, so nothing is built.
+docs: $(VENV)/.installed
+	$(PIP) --requirement docs/requirements.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -82,10 +82,10 @@ def test_nothing_spills():
     found = list(resources())
     names = {kernel for _, kernel, _ in found}
     for kernel in ("normalize_kernel", "normalize_backward_kernel", "moments_kernel", "rewrite_kernel", "sums_kernel",
-                   "storable_kernel", "store_kernel", "sweep_kernel", "settle_kernel", "gradient_kernel", "gather_kernel",
-                   "begin_kernel", "rows_kernel", "score_kernel", "rescale_kernel", "batch_norms_kernel",
-                   "batch_rank_kernel", "batch_triplets_kernel", "batch_settle_kernel", "usable_kernel", "screen_kernel",
-                   "pair_kernel"):  # fmt: skip
+                   "storable_kernel", "store_kernel", "sweep_kernel", "settle_kernel", "gradient_kernel",
+                   "gather_kernel", "begin_kernel", "rows_kernel", "score_kernel", "rescale_kernel",
+                   "batch_norms_kernel", "batch_rank_kernel", "batch_triplets_kernel", "batch_settle_kernel",
+                   "usable_kernel", "screen_kernel", "pair_kernel"):  # fmt: skip
         assert any(kernel in name for name in names), f"{kernel} is missing"
     for architecture, kernel, use in found:
         assert use["STACK"] == 0 and use["LOCAL"] == 0, f"{kernel} on sm_{architecture}: {use}"

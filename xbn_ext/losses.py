@@ -138,7 +138,8 @@ class MultiSimilarity(PairLoss):
     An anchor pays `log(1 + sum_p e^(-alpha (s_p - base))) / alpha + log(1 + sum_n e^(beta (s_n - base))) / beta`.
 
     Args:
-        alpha, beta: > 0, how sharply positives and negatives are weighted.
+        alpha: > 0, how sharply positives are weighted.
+        beta: > 0, how sharply negatives are weighted.
         base: the similarity at which a pair weighs 1.
         mining: None, all pairs; or epsilon >= 0 of the paper's pair mining (eqs. 10, 11; pytorch-metric-learning's
             MultiSimilarityMiner has 0.1): of the negatives only those more similar than the hardest positive minus

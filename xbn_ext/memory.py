@@ -26,10 +26,15 @@ FRESH = {
 class CrossBatchMemory(StatefulModule):
     """Ranks each batch against itself and against a memory of past batches.
 
-    Called as pytorch-metric-learning's `CrossBatchMemory` is: `loss = criterion(embeddings, labels)`. Each call in
+    The call is that of pytorch-metric-learning's `CrossBatchMemory`, `loss = criterion(embeddings, labels)`. Each in
     training mode (1) measures how the embeddings have drifted and moves the stored ones along, (2) computes
     `batch_weight * L(batch, batch) + memory_weight * L(batch, memory)`, (3) stores the batch. In `eval()` mode
     the memory is only read. `xbn_ext.reference.step` is the same in plain PyTorch.
+
+    Examples:
+        >>> criterion = CrossBatchMemory(Contrastive(neg_margin=0.5), embedding_size=128, memory_size=8192)
+        >>> loss = criterion(network(images), labels)
+        >>> loss.backward()
 
     Args:
         loss: the pair loss L, one of `xbn_ext.losses`. A temperature that is an `nn.Parameter` becomes a parameter of
@@ -37,24 +42,27 @@ class CrossBatchMemory(StatefulModule):
         embedding_size: D.
         memory_size: M, rows of the ring.
         drift: how stored embeddings follow the network. `"none"`: not at all (plain XBM). `"xbn"`: each step they
-            get the mean and standard deviation of the batch. `"axbn"`: those moments go through a Kalman filter
-            first. `"ema"`: through a moving average.
-        process_noise, measurement_noise: of the Kalman filter; only their ratio matters. With 1 the filter soon takes
-            over 0.62 of what a batch measures, with 0.01 a tenth, so that it is ten steps behind.
+            get the mean and standard deviation of the batch. `"axbn"`: of those moments after a Kalman filter.
+            `"ema"`: after a moving average.
+        process_noise: q of the Kalman filter; only q / r matters. At a ratio of 1 the filter soon takes over 0.62 of
+            what a batch measures, at 0.01 a tenth, so that it is ten steps behind.
+        measurement_noise: r of the Kalman filter.
         ema_momentum: gain of `"ema"`.
         update: `"inplace"` rewrites the memory every step; `"deferred"` keeps one pending affine map for all rows
             and applies it while reading: the same numbers, and a pass over the memory only once in many steps, when
-            the map has grown so far that rounding would tell. None: in place, but deferred for a 16-bit memory, which
+            the map has grown so far that rounding would show. None: in place; deferred for a 16-bit memory, which
             would not survive being rounded at every step.
         normalize_embeddings: L2-normalise the embeddings first.
         renormalize: L2-normalise memory rows as they are read (the stored rows keep their exact moments).
-        batch_weight, memory_weight: weights of the two losses; 0 skips one.
+        batch_weight: weight of the loss of the batch against itself; 0 skips it.
+        memory_weight: weight of the loss of the batch against the memory; 0 skips it.
         warmup_steps: for so many steps the memory fills up but does not count.
         enqueue: store the batch `"after"` the loss or `"before"`; before, a row is never paired with itself.
         bank_dtype: dtype of the stored rows: float32, float64, float16 or bfloat16. Batches never change it. Where
             drift is followed, the 16-bit ones store standardised values, so float16 keeps three more bits than
             bfloat16 and does not overflow.
-        eps: lower bound of norms, and the standard deviation below which a dimension counts as dead.
+        eps: lower bound of norms, and the standard deviation below which a dimension counts as dead; in units of the
+            embeddings.
 
     Rows with a NaN or an Inf are kept out of the moments and of the memory, without a host sync. The loss of
     their batch is NaN, as PyTorch's losses are, and so is their gradient: a gradient scaler skips the step.

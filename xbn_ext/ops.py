@@ -110,13 +110,18 @@ def track_(
     """Measures the moments of `x [B, D]`, filters them, and composes the map that moves the bank there.
 
     Args:
-        target_mean, target_std: `[D]` filter state, written.
+        target_mean: `[D]` filter state, written.
+        target_std: `[D]` filter state, written.
         variance: scalar, filter variance, written; infinite before the first measurement.
-        scale, shift: `[D]` pending map of the bank, written: a stored row u stands for `scale * u + shift`.
-        x: embeddings of the batch; rows that are not finite or not in `mask [B]` are left out, and with fewer
-            than two rows nothing is measured.
-        sums, count: `[2, D]` sum and sum of squares of the stored rows, and their number.
-        process_noise, measurement_noise: q >= 0 (may be infinite) and r > 0; only q / r matters.
+        scale: `[D]` of the bank's pending map, written: a stored row u stands for `scale * u + shift`.
+        shift: `[D]` of the map, written.
+        x: `[B, D]` embeddings of the batch; rows that are not finite are left out, and with fewer than two rows nothing
+            is measured.
+        mask: `[B]` bool, the rows to measure; None: all.
+        sums: `[2, D]` sum and sum of squares of the stored rows.
+        count: how many rows are stored.
+        process_noise: q >= 0, may be infinite; only q / r matters.
+        measurement_noise: r > 0.
         fixed_gain: use this gain in [0, 1] after the first measurement instead of the Kalman gain.
         eps: a dimension with a standard deviation below it keeps its scale.
         stats: `[3]` float64, written: how far the bank's moments are from those of the batch before and after the map,
@@ -237,7 +242,8 @@ def memory_loss(
         bank_labels: `[M]` int64.
         loss: which loss, with its parameters (`xbn_ext.losses`).
         count: int64 scalar on the same device: only the first `count` rows of the bank exist.
-        scale, shift: `[D]` a bank row u stands for `scale * u + shift`.
+        scale: `[D]` a bank row u stands for `scale * u + shift`; None: for itself.
+        shift: `[D]`, None exactly when scale is.
         exclude: `[B]` int64, the bank row that an anchor must not be paired with; with `bank_ids`, all rows of this
             id. -1 and the smallest int64 are no id.
         bank_ids: `[M]` int64 ids of the rows; None: a row's id is its number.
@@ -331,9 +337,9 @@ def transform_memory_loss_(
     renormalize: bool = True,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """`transform_`, then `memory_loss_and_pairs` of the moved bank. On a CPU one sweep over the bank does both, if the
-    batch has at most 256 rows of the bank's dtype, and no other number of rows is ranked than is moved; but for mined
-    losses and all triplets.
+    """`transform_`, then `memory_loss_and_pairs` of the moved bank. On a CPU one sweep does both where batch and bank
+    have the same dtype, the batch has at most 256 rows and `ranked` is None or equals `count`; mined losses and all
+    triplets always take two.
 
     Args:
         ranked: int64 scalar, how many of the `count` rows are ranked against; None: all.

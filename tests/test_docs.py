@@ -1,0 +1,44 @@
+"""The Python blocks of README and documentation run as they stand, those of a page one after the other; links lead
+somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
+def test_python_blocks(page):
+    pytest.importorskip("pytorch_metric_learning")
+    names = {}
+    for block in BLOCK.findall(page.read_text(encoding="utf-8")):
+        exec(compile(block, str(page), "exec"), names)
+
+
+def test_the_pages_with_code_are_found():
+    assert {"README", "guide", "migration"} <= {page.stem for page in WITH_CODE}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / target).exists(), target
+    for file in re.findall(r"`((?:benchmarks|train|tests|xbn_ext|csrc|docs)/[\w./-]+\.\w+)`", text):
+        assert "NAME" in file or (ROOT / file).exists(), file
+
+
+def test_readme_is_short():
+    assert len(README.read_text(encoding="utf-8").split()) <= 1000
+
+
+def test_the_navigation_has_every_page():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f" {page.name}\n" in navigation, page.name
