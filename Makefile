@@ -11,7 +11,7 @@ ARGS   ?=
 
 BIN := $(VENV)/bin
 # Modules are compiled to bytecode as they are first imported, even if the environment forbids that: all of torch at once
-# would take a minute, and each process anew ten seconds.
+# would take a minute, and without bytecode each process ten seconds.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -83,7 +83,7 @@ $(VENV)/.built: $(VENV)/.installed $(VENV)/.chosen setup.py $(shell find csrc -t
 	$(PIP) --no-build-isolation --no-deps --editable .
 	touch $@
 
-# What is to be built, written anew only when it changes.
+# What is to be built, written only when it changes.
 $(VENV)/.chosen: always
 	@mkdir -p $(VENV)
 	@echo 'XBN_CUDA=$(XBN_CUDA) XBN_CUDA_ARCHS=$(XBN_CUDA_ARCHS)' | cmp -s - $@ || \

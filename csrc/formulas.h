@@ -108,7 +108,7 @@ XBN_FORMULA double squared_gap(Moments a, Moments b) {
   return (a.mean - b.mean) * (a.mean - b.mean) + (a.std - b.std) * (a.std - b.std);
 }
 
-// Whether stored coordinates are so far from mean 0 and standard deviation 1 that they should be standardised anew.
+// Whether stored coordinates are so far from mean 0 and standard deviation 1 that they should be standardised again.
 XBN_FORMULA bool off_standard(Moments stored) {
   return std::fabs(stored.mean) > 4.0 || stored.std > 4.0 || stored.std < 0.25;
 }

@@ -1,5 +1,5 @@
 // One plain struct per op: the whole interface between the torch glue and the kernels, on the CPU and on a GPU. The
-// pointers are to memory of the device that runs the op; a count is read there, so that nobody waits for it.
+// pointers are to memory of the device that runs the op; a count is read there, so that the host does not wait for it.
 // Letters: B batch rows, M bank rows (capacity), D dimension, count filled bank rows.
 // Every matrix is row-major and dense. Statistics (moments, sums, the affine map) are always double.
 #pragma once

@@ -24,7 +24,7 @@ import xbn_ext
 torch.set_num_threads(1)
 
 HAS_GPU = torch.cuda.is_available() and bool(xbn_ext.build_info()["cuda"])
-HAS_EMULATOR = shutil.which("g++") is not None and not HAS_GPU  # no need for it beside the real thing
+HAS_EMULATOR = shutil.which("g++") is not None and not HAS_GPU  # no need for it where there is a GPU
 IMPLEMENTATIONS = ["cpu", *(["emu"] if HAS_EMULATOR else []), *(["cuda"] if HAS_GPU else [])]
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 WAYS = {  # of the loss on a GPU, in the tests of which module
@@ -118,7 +118,7 @@ def device(implementation):
 
 @pytest.fixture
 def width(implementation):
-    """A number of columns that fills no tile; of which the tensor cores take multiples of four only."""
+    """A number of columns that fills no tile; the tensor cores take multiples of four only."""
     return 36 if implementation.path in ("tensor", "screen", "pairs") else 33
 
 

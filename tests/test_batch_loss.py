@@ -52,7 +52,7 @@ def test_options(loss, renormalize, chosen, with_ids, ops, device, dtype):
         z = z * (0.1 + torch.rand(70, 1, dtype=dtype, device=device))
     if chosen:
         options["anchors"] = torch.rand(70, device=device) < 0.6
-    if with_ids:  # several rows each, positives and negatives; negative ones are nobody's
+    if with_ids:  # several rows each, positives and negatives; negative ids mean none
         options["ids"] = torch.randint(-3, 20, (70,), device=device)
     assert_right(ops, z, labels, loss, **options)
 

@@ -100,7 +100,7 @@ def test_a_small_deferred_memory_outlives_its_map(drift, steps, device):
 @only(compiled=True)
 @pytest.mark.parametrize("bank_dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
 def test_a_16_bit_memory_is_rounded_once(bank_dtype, device):
-    """Rows are rounded as they are stored, and then only when the bank is standardised anew: errors do not add up."""
+    """Rows are rounded as they are stored, and then only when the bank is standardised again: errors do not add up."""
     options = {"batch_weight": 0.0, "drift": "axbn"}
     truth = CrossBatchMemory(Contrastive(neg_margin=0.4), D, M, bank_dtype=torch.float64, **options).to(device)
     narrow = CrossBatchMemory(Contrastive(neg_margin=0.4), D, M, bank_dtype=bank_dtype, **options).to(device)

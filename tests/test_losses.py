@@ -43,7 +43,7 @@ def test_options(loss, renormalize, pending, chosen, excluding, width, ops, devi
         options["anchors"] = torch.rand(B, device=device) < 0.6
     if excluding == "rows":
         options["exclude"] = torch.randint(-1, M, (B,), device=device)
-    if excluding == "ids":  # several rows each, positives and negatives; -1 is nobody's
+    if excluding == "ids":  # several rows each, positives and negatives; -1 means none
         options["exclude"] = torch.randint(-1, 20, (B,), device=device)
         options["bank_ids"] = torch.randint(-3, 20, (M,), device=device)
     assert_right(ops, z, labels, bank, bank_labels, loss, **options)
@@ -128,7 +128,7 @@ def test_a_row_that_is_not_finite(loss, ops, device, dtype):
     assert clean.isfinite() and grad_of_clean.isfinite().all()
     assert value.isnan() and reference.memory_loss(z, labels, bank, bank_labels, loss).isnan()
     assert grad[3].isnan().all()
-    # Left out of the anchors it harms nobody's loss; its own gradient still tells of it.
+    # Left out of the anchors it changes no loss; its own gradient still shows it.
     others = torch.arange(70, device=device) != 3
     value, grad = run(ops.memory_loss, z, labels, bank, bank_labels, loss, anchors=others)
     assert value.isfinite() and grad[3].isnan().all() and grad[others].isfinite().all()

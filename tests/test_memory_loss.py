@@ -116,7 +116,7 @@ def test_options(reduction, renormalize, pending, chosen, excluding, count, widt
         options["anchors"] = torch.rand(B, device=device) < 0.6
     if excluding == "rows":
         options["exclude"] = torch.randint(-1, M, (B,), device=device)
-    if excluding == "ids":  # several rows each, positives and negatives; -1 is nobody's
+    if excluding == "ids":  # several rows each, positives and negatives; -1 means none
         options["exclude"] = torch.randint(-1, 20, (B,), device=device)
         options["bank_ids"] = torch.randint(-3, 20, (M,), device=device)
     assert_right(ops, z, labels, bank, bank_labels, Contrastive(neg_margin=0.2, reduction=reduction), **options)

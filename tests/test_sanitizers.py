@@ -52,7 +52,7 @@ def run(*command):
     return done.stdout
 
 
-PARTS = 8  # programs, of which as many run at once as there are processors
+PARTS = 8  # programs; as many run at once as there are processors
 ROUNDS = 3  # at random in each part: by size, dtypes and identities of a warp there are 24 kinds
 
 

@@ -75,7 +75,7 @@ def test_rows_of_any_length(scale, monkeypatch):
 def test_a_row_whose_products_overflow(monkeypatch):
     z = normalize(torch.ones(64, 64), dim=1)
     bank = -random_rows(600, 64).abs()
-    bank[:6] = 127 * 2.0**120  # of which eight bits leave nothing out
+    bank[:6] = 127 * 2.0**120  # eight bits hold them exactly
     loss, _, _ = assert_same_bits(z, torch.zeros(64).long(), bank, torch.ones(600).long(), MEAN, monkeypatch)
     assert loss.isnan()
     assert_same_bits(10 * z, torch.zeros(64).long(), bank / 8, torch.ones(600).long(), MEAN, monkeypatch)

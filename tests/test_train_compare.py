@@ -210,7 +210,7 @@ def test_names_tell_runs_apart() -> None:
         ("--data folder:runs --out runs/x", "--out runs/x lies in --data folder:runs"),
         ("--out pyproject.toml/x", "pyproject.toml exists and is not a folder"),
         (f"--out {300 * 'x'}", "a name has at most 255 bytes here"),
-        ("--overwrite", "argument --overwrite: a study has its own; delete its --out to start anew"),
+        ("--overwrite", "argument --overwrite: a study has its own; delete its --out to start again"),
     ],
 )
 def test_a_setting_that_is_not_allowed_is_named(

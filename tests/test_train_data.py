@@ -119,7 +119,7 @@ def test_a_damaged_cache_is_made_anew(
     monkeypatch.setattr(emoji, "_make", lambda max_classes: whole)
     (tmp_path / good.name).write_bytes(good.read_bytes()[:-1000])
     again = load("emoji", cache_dir=tmp_path, max_classes=CLASSES)
-    assert "damaged and will be made anew" in capsys.readouterr().err
+    assert "damaged and will be made again" in capsys.readouterr().err
     assert np.array_equal(again.train.images, few_emoji.train.images)
     assert cache.read(tmp_path / good.name) is not None, "the new one was stored"
 

@@ -166,7 +166,7 @@ def test_inshop_is_read_by_its_list(
         ),
         (
             lambda text: text.replace("train", "training", 1),
-            r"partition\.txt:3: evaluation_status 'training' is none of",
+            r"partition\.txt:3: evaluation_status 'training' is not one of",
         ),
         (
             lambda text: text.replace("id_00000001/02", "id_00000001/01"),

@@ -1,7 +1,7 @@
 """From stored pixels to network input: random views for training, one fixed view for evaluation.
 
 Both give uint8, [3, size, size]; the model itself normalises. Each image of a batch gets parameters of its own.
-Features that stand in place of images (train/features.py) go through as they are.
+Features that stand in place of images (train/features.py) pass unchanged.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def require_writable(folder: Path) -> None:
 
 
 def _nearest(folder: Path) -> tuple[Path, list[str]]:
-    """What there is of ``folder`` and the folders that it is in, and the names of those that are to be made."""
+    """What exists of ``folder`` and the folders that it is in, and the names of those that are to be made."""
     there, missing = folder.absolute(), []
     while not os.path.lexists(there):
         missing.append(there.name)

@@ -1,6 +1,6 @@
 """EfficientNet-Lite0: EfficientNet-B0 for small machines, without squeeze-and-excitation and with ReLU6.
 
-3.4 million parameters, of which the last linear layer, dropped here, has 1.3 million. The modules carry the names of
+3.4 million parameters; the last linear layer, dropped here, has 1.3 million of them. The modules carry the names of
 the published weights, so ``load_state_dict`` takes that file as it is, less the classifier ``_fc``.
 """
 
@@ -17,7 +17,7 @@ MEAN, STD = (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
 
 
 class Stage(NamedTuple):
-    """A run of blocks alike but for the first, which changes the width and may halve the resolution."""
+    """A run of equal blocks, except the first, which changes the width and may halve the resolution."""
 
     blocks: int
     kernel: int

@@ -1,4 +1,4 @@
-"""The backbone's features in place of images: where the backbone is not trained, each image goes through it once."""
+"""The backbone's features in place of images: where the backbone is not trained, each image passes it once."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Interrupted(Exception):
 
 
 class NoEvents(SummaryWriter):
-    """Stands for a log that nobody will read."""
+    """Stands for a log that is not kept."""
 
     def __init__(self) -> None:
         pass
@@ -144,7 +144,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "criterion": self.criterion.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),  # empty but for float16
+            "scaler": self.scaler.state_dict(),  # empty except with float16
             "drift": self.drift.state_dict(),
             "rng": torch.get_rng_state(),  # dropout's; all else depends on seed and step alone
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -298,7 +298,7 @@ class Trainer:
         """Scores of embeddings [N, *] of the test images, by the data set's protocol.
 
         Raises:
-            TrainingError: there are none to be had.
+            TrainingError: there are none.
         """
         data = self.data
         try:

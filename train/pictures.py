@@ -17,7 +17,13 @@ from . import evaluate, losses
 from .augment import View, to_tensor
 from .data import Dataset
 
-BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#d55e00", "#00795c", "#c1272d", "#767676"  # told apart by the colour blind
+BLUE, ORANGE, GREEN, RED, GREY = (
+    "#0072b2",
+    "#d55e00",
+    "#00795c",
+    "#c1272d",
+    "#767676",
+)  # for colour-blind eyes, too
 STALENESS = {"uncorrected": ("rows as first stored", GREY), "in_memory": ("rows in the memory", BLUE)}
 GAPS = {"gap_before": ("as the step finds the memory", GREY), "gap_after": ("after it is moved", BLUE)}
 QUERIES, NEIGHBOURS = 10, 8

@@ -1,4 +1,4 @@
-"""``import torchvision``, also where its CUDA build meets a CPU-only torch. Every use of torchvision goes through here.
+"""``import torchvision``, also where its CUDA build meets a CPU-only torch. All uses of it are here.
 
 A package index may pair the two that way. torchvision then fails on import with "operator torchvision::nms does not
 exist": its Python code registers fake kernels for operators whose schemas live in the shared library that could not

@@ -1,6 +1,6 @@
 """Pair losses over cosine similarities: what the pairs of an anchor cost. The formulas are in `reference_losses.py`
 (PyTorch) and `csrc/losses.h` (kernels). Parameters and values are those of pytorch-metric-learning with
-`CosineSimilarity`; so are the defaults, but for the margins of `Contrastive` and `Triplet`, whose defaults there are
+`CosineSimilarity`; so are the defaults, except for the margins of `Contrastive` and `Triplet`, whose defaults there are
 meant for Euclidean distances.
 
 An anchor's *positives* are the other rows of its class, its *negatives* all rows of other classes; `s` is the
@@ -239,7 +239,7 @@ def default_temperature(loss: PairLoss) -> float:
 
 def fold_temperature(loss: PairLoss, z: Tensor) -> tuple[PairLoss, Tensor]:
     """The same loss with a number for its temperature: a tensor divides the embeddings `z [B, D]` instead, since
-    `s / t = (z / t) · r`. So it gets its gradient, and nobody waits for its value."""
+    `s / t = (z / t) · r`. So it gets its gradient, and the host does not wait for its value."""
     if isinstance(loss, (SupCon, NTXent)) and isinstance(loss.temperature, Tensor):
         return at_temperature(loss, 1.0), z / loss.temperature.to(z.dtype)
     return loss, z

@@ -167,7 +167,7 @@ void add_contribution(Contribution<T>& left, Contribution<T>& right, const Pass&
   }
 }
 
-// NaN for an anchor that is not finite, so that whoever looks at gradients only, as a gradient scaler does, sees it.
+// NaN for an anchor that is not finite, so that a gradient scaler, which looks at gradients only, sees it.
 template <typename T, typename S>
 bool begin_gradient(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int64_t i) {
   T* out = p.grad_z + i * p.D;

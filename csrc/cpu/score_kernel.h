@@ -58,7 +58,7 @@ struct Scorer {
     }
   }
 
-  // A vector of anchors goes through all rows, its sums in registers, then the next.
+  // A vector of anchors meets all rows, its sums in registers, then the next.
   template <typename Formula>
   void add_scores(const Formula& formula) {
     const Lanes<T> zero = {}, one = zero + T(1);

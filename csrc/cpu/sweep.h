@@ -16,7 +16,7 @@ constexpr int64_t kAnchorBlock = 64;   // anchors that are multiplied together
 constexpr int64_t kTileUnit = 6;       // bank rows that the similarity kernel takes at a time
 constexpr int64_t kMaxTileRows = 96;   // bank rows of a tile
 constexpr int64_t kPadding = 16;       // dimensions are padded to whole vectors of the widest instruction set
-constexpr int32_t kNoAnchor = -1;      // label group of a bank row that is nobody's positive
+constexpr int32_t kNoAnchor = -1;      // label group of a bank row that no anchor has as a positive
 constexpr int32_t kPaddedAnchor = -2;  // label group of the anchors that fill up the last block
 constexpr int32_t kNoneExcluded = -2;  // excluded group of an anchor that is paired with any row
 
@@ -33,7 +33,7 @@ struct SweepPlan {
 
   // For B anchors, `count` bank rows and dimension D of `element_size` bytes each.
   static SweepPlan make(int64_t B, int64_t count, int64_t D, int64_t element_size) {
-    constexpr int64_t kTileBytes = 192 << 10;    // a tile, and the anchors beside it, in a second-level cache
+    constexpr int64_t kTileBytes = 192 << 10;    // a tile and the anchors, in a second-level cache
     constexpr int64_t kGroupBlocks = 4;          // 256 anchors amortise the reading of a tile
     constexpr int64_t kGradientBytes = 8 << 20;  // of the gradients that splits add up to, unless that is too few units
     constexpr int64_t kMinUnits = 4;             // groups * splits, for the threads

@@ -1,6 +1,6 @@
 // The CUDA backend: gives each op the device it is to run on, its stream and temporary memory, and launches it. Nothing
 // here waits for the GPU, and nothing is linked to it: what torch's CUDA side offers is looked up when it is first
-// used, so that the library also loads beside a torch without CUDA.
+// used, so that the library also loads with a torch without CUDA.
 #include "../ops.h"
 #include "launch.h"
 #include "path.h"

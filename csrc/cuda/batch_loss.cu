@@ -6,7 +6,7 @@
 //          loss.cu, but that the rows carry a gradient, too. It is in dots_jj:
 //          dL/ddots_ij = g_ij / |z_j|,  dL/ddots_jj = -sum_i g_ij dots_ij / (2 |z_j|^3),  g = dL/ds
 //   grid   batch_norms_kernel: a thread to a row. batch_rank_kernel, or batch_triplets_kernel: a block to an anchor, which
-//          goes through its pairs once per pass of the loss, then once more for their weights; the block that finishes
+//          reads its pairs once per pass of the loss, then once more for their weights; the block that finishes
 //          last adds up the anchors. batch_settle_kernel: a block to 32 columns
 //   keeps  norms [B], results [B]; of all triplets also the list of each anchor's positives [B, B]
 //   needs  any GPU; float and double
@@ -139,7 +139,7 @@ __device__ __forceinline__ RowSums score(const AnchorPairs<T>& c, const Slot& sl
   return {sums[0], sums[1], sums[2], static_cast<double>(top)};
 }
 
-// What a pair that the slot has adds to the gradient, but for the factor.
+// What a pair that the slot has adds to the gradient, without the factor.
 template <typename T>
 __device__ __forceinline__ T weight_of(const Scored<T>& scored, int64_t j, T s, bool positive) {
   if (scored.slot.formula == Formula::extreme) return static_cast<double>(j) == scored.sums.value ? T(1) : T(0);

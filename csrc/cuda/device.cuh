@@ -65,7 +65,7 @@ class Carver {
   int64_t used_ = 0;
 };
 
-// Values beside each other in memory that are read and written at once.
+// Values next to each other in memory that are read and written at once.
 template <typename S, int kWidth>
 struct alignas(kWidth * sizeof(S)) Vector {
   S value[kWidth];
@@ -76,7 +76,7 @@ bool is_aligned(const S* values) {
   return reinterpret_cast<uintptr_t>(values) % alignof(Vector<S, kWidth>) == 0;
 }
 
-// Stored rows. A damaged counter must not become a wild access; nobody may wait to report it.
+// Stored rows. A damaged counter must not become a wild access; a kernel cannot report it.
 __device__ __forceinline__ int64_t stored_rows(const int64_t* count, int64_t M) {
   if (count == nullptr) return M;
   return larger(0, smaller(*count, M));
@@ -97,7 +97,7 @@ __device__ __forceinline__ bool warp_row_is_finite(const T* row, int64_t D) {
   return __all_sync(0xffffffffu, finite);
 }
 
-// The same number, of which the compiler knows no more than that.
+// The same number, but the compiler knows nothing about it.
 __device__ __forceinline__ int hidden(int x) {
 #ifdef __CUDA_ARCH__
   asm volatile("" : "+r"(x));

@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) store_kernel(const EnqueueP
 #pragma unroll
     for (int c = 0; c < kWidth; ++c) scale[c] = p.scale[d + c], shift[c] = p.shift[d + c];
   }
-  int64_t surplus = 0;  // rows of which the first would be overwritten at once
+  int64_t surplus = 0;  // rows that would be overwritten at once: the first ones
   if (p.B > p.M) {
     surplus = -p.M;
     for (int64_t i = 0; i < p.B; i += kThreads)

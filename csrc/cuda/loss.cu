@@ -24,8 +24,8 @@
 //          multiprocessors with B = 64, D = 512: 17 MB, with two slots twice that
 //   needs  16-byte loads of z and bank where D and the addresses allow them, as the tensor cores' products need them; 36 to
 //          42 KB of shared memory; no spills
-//   digits products, scores and the sums of a tile in float; tiles, splits and anchors are added in double, but for the
-//          gradient. scale and shift are rounded to float once.
+//   digits products, scores and the sums of a tile in float; tiles, splits and anchors are added in double, except
+//          for the gradient. scale and shift are rounded to float once.
 //   order  splits by shape and number of multiprocessors, rows of a split in order, splits added in order:
 //          the same bits every run on the same kind of GPU
 #include "loss_sweep.cuh"

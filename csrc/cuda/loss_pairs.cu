@@ -77,7 +77,7 @@ class Candidates {
  private:
   static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
 
-  // This lane's of the next group; bits beyond the last row are nobody's.
+  // This lane's of the next group; bits beyond the last row mean nothing.
   __device__ __forceinline__ uint32_t word() const {
     const int row = next_ + 32 * lane();
     if (row >= rows_) return 0;
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
   if (blockIdx.x == 0 && threadIdx.x == 0) *partial.ticket = 0;
   __syncthreads();
 
-  // Warps beside each other have anchors beside each other, and the same rows.
+  // Neighbouring warps have neighbouring anchors and the same rows.
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, D = static_cast<int>(p.D);
   const int task = static_cast<int>(blockIdx.x) * kPairWarps + warp, B = static_cast<int>(p.B);
   const int slots = static_cast<int>(partial.slots), slice = task / B, i = task % B, segment = slice / slots;

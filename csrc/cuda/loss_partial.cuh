@@ -10,7 +10,7 @@ namespace xbn::cuda {
 constexpr uint8_t kRanks = 1;   // it is one of the anchors
 constexpr uint8_t kFinite = 2;  // so is every value of it
 
-// Which of two ways fills the sums of a loss, where the device decides it: each kernel asks, and nobody waits for the
+// Which of two ways fills the sums of a loss, where the device decides it: each kernel asks, and the host does not wait for the
 // answer on the host.
 struct Screened {
   const unsigned* few;  // [1] whether a screen has left few pairs; null: there was none
@@ -24,7 +24,7 @@ struct PartialLoss {
   int64_t splits, slots;
   T* grad;            // [splits, slots, B, D] sum of weight * bank row, or null
   RowSums* sums;      // [splits, slots, B]
-  T* scale;           // [splits, slots, B] what grad is multiplied by, but for the average over anchors
+  T* scale;           // [splits, slots, B] what grad is multiplied by, without the average over anchors
   RowSums* total;     // [kSlots, B] over the splits
   RowResult* result;  // [B] of the anchors that rank
   unsigned* ticket;   // [1] 0 where a pass begins

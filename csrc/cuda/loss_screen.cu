@@ -261,7 +261,7 @@ __global__ void __launch_bounds__(kScreenThreads, 1)
       coming.go_on(p, count, columns);
     }
 
-    // A lane has the sums of rows 8 n + 2 t + c with anchors 16 band + 8 half + g. Its place is taken anew: it needs no
+    // A lane has the sums of rows 8 n + 2 t + c with anchors 16 band + 8 half + g. Its place is computed again: it needs no
     // registers in the loop above.
     const int lane = hidden(static_cast<int>(threadIdx.x)) % kWarp, g = lane / 4, t = lane % 4;
     const int64_t first = static_cast<int64_t>(blockIdx.x) * Shape::kAnchors;

@@ -13,7 +13,7 @@ namespace xbn::cuda {
 
 namespace {
 
-// Anchors of this block. Those that fill it up, and those that are none, have no kRanks and pair with nobody.
+// Anchors of this block. Padding and rows that are no anchors lack kRanks and form no pairs.
 template <int kDim>
 __device__ void load_anchors(const MemoryLossParams<float, float>& p, Shared<kDim>& shared, int64_t first,
                              const PartialLoss<float>& partial, bool reports) {
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
       if (!__syncthreads_or(match)) continue;
     }
     float dot[Sizes::kSquare][4] = {};
-    // Worked out anew: it takes no registers through the other phases.
+    // Computed again: it takes no registers through the other phases.
     const int64_t anchors = static_cast<int64_t>(hidden(static_cast<int>(blockIdx.x))) * Sizes::kAnchors;
     Products::similarities(p, shared, anchors, begin, rows, wide, dot);
     const Scored scored = score_tile<kDim>(shared, begin, rows, partial.grad != nullptr, dot);

@@ -221,7 +221,7 @@ class TensorProducts {
   }
 
  private:
-  // Of this thread. Taken anew in each phase, in a way that hides it from the compiler: else it works out every address
+  // Of this thread. Computed in each phase, in a way that hides it from the compiler: else it works out every address
   // of every phase before the first tile, and has no registers left for them.
   struct Place {
     int thread, warp, g, t;

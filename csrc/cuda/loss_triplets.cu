@@ -1,4 +1,4 @@
-// memory_loss of all triplets, in the composite way: the kernels beside the two products.
+// memory_loss of all triplets, in the composite way: the kernels around the two products.
 //
 //   in     similarities s [B, chunk] of a chunk of the bank; labels, exclude, state of the anchors
 //   out    sums [B] of the negatives, weights [B, chunk] of the negatives, then of the positives

@@ -1,5 +1,5 @@
 // standardize_: if the stored coordinates have wandered off, the bank is rewritten in standardised ones and the pending
-// map compensates. The device decides: nobody waits, and the pass ends at once where there is nothing to do.
+// map compensates. The device decides: the host does not wait, and the pass ends at once where there is nothing to do.
 //
 //   in, out  bank [M, D], sums [2, D], scale [D], shift [D]
 //   in       count [1]

@@ -1,4 +1,4 @@
-// Looked up in the libtorch_cuda that is already loaded: a CPU-only torch has none, and this library must load beside
+// Looked up in the libtorch_cuda that is already loaded: a CPU-only torch has none, and this library must load with
 // it.
 #include "torch_cuda.h"
 

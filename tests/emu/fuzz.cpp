@@ -85,7 +85,7 @@ void composite(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
   });
 }
 
-// Rows of length one or so, of which one may be NaN.
+// Rows of length one or so; one may be NaN.
 template <typename T>
 Exactly<T> batch(int64_t B, int64_t D) {
   Exactly<T> z = normal<T>(B * D, 1 / std::sqrt(static_cast<double>(D)));
@@ -309,7 +309,7 @@ class MemoryRound {
   const State<S> ours_ = State<S>::random(n_);
 };
 
-// Losses one after the other with the same memory; one that cannot be compared is drawn anew with another memory.
+// Losses one after the other with the same memory; one that cannot be compared is drawn again with another memory.
 template <typename T, typename S, typename... Draw>
 void compare_all(const Sizes& n, bool in_place, const Draw&... draw) {
   const MemoryRound<T, S> memory(n, in_place);

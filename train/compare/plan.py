@@ -52,7 +52,7 @@ class Plan:
     """What is to be compared."""
 
     base: Config
-    """Settings of every run but for what a run varies."""
+    """Settings of every run, without what a run varies."""
     methods: tuple[str, ...]
     seeds: int
     """Of the final runs."""
@@ -138,11 +138,11 @@ class Plan:
         return {method: self.many(TEST, method, **chosen[method]) for method in self.methods}
 
     def common(self, chosen: Chosen) -> dict[str, list[Run]]:
-        """The same, but for all methods the base's learning rate: for whoever does not tune it."""
+        """The same, with the base's learning rate for all methods: as without tuning."""
         return self.final(self.at_one_rate(chosen))
 
     def at_one_rate(self, chosen: Chosen) -> Chosen:
-        """What was chosen, but for the learning rate, which is the base's."""
+        """What was chosen, with the base's learning rate."""
         return {method: {**settings, "lr": self.base.lr} for method, settings in chosen.items()}
 
     def _vary(self, methods: Iterable[str], setting: str, values: Sequence[float], chosen: Chosen) -> list[Row]:

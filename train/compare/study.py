@@ -90,7 +90,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
                         help=f"runs at a time (default: {cores()}, one for each core)")  # fmt: skip
     given, others = parser.parse_known_args(arguments)
     for name in OWN.intersection(word.partition("=")[0] for word in others):
-        parser.error(f"argument {name}: a study has its own; delete its --out to start anew")
+        parser.error(f"argument {name}: a study has its own; delete its --out to start again")
     base = config.parse(["--recipe", RECIPE, *others])
     memory_sizes = tuple(sorted({*given.memory_sizes, base.memory_size}))  # learning rates are chosen at the base's
     plan = Plan(

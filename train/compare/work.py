@@ -111,7 +111,7 @@ class Workers:
                 self.stop.set()
 
     def carry_out(self, runs: Iterable[Run], title: str) -> dict[str, Result]:
-        """Do the runs, but for those that are done, and return all results by name.
+        """Do the runs that are not done, and return all results by name.
 
         Raises:
             Interrupted: it was asked to stop; what was going on has left checkpoints.

@@ -1,6 +1,6 @@
 """What one folder of DeepFashion2 holds: read from its 32,000 to 192,000 JSON files, then from a stored index.
 
-The index is stored with the names, sizes and times of all files it was made from, and is made anew when any differs.
+The index is stored with the names, sizes and times of all files it was made from, and is made again when any differs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Garment(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Its class: pair and style, which are counted anew in each folder; or itself if it has no style."""
+        """Its class: pair and style, which start again in each folder; or itself if it has no style."""
         side = self.image.partition("/")[0]
         own = "" if self.style else f", {Path(self.image).stem} {self.item}"
         return f"{side} pair {self.pair} style {self.style}{own}"
@@ -70,7 +70,7 @@ def read(folder: Path, cache_dir: Path | None) -> Index:
     try:
         stored = cache.read(path)
     except cache.CorruptCache as error:
-        print(f"the stored index is damaged and will be made anew: {error}", file=sys.stderr)
+        print(f"the stored index is damaged and will be made again: {error}", file=sys.stderr)
         stored = None
     if stored is not None and str(stored["state"]) == state:
         return _unpack(stored)
@@ -78,7 +78,7 @@ def read(folder: Path, cache_dir: Path | None) -> Index:
     try:
         cache.save(path, _pack(index, state))
     except OSError as error:
-        print(f"the index could not be stored and will be made anew next time: {error}", file=sys.stderr)
+        print(f"the index could not be stored and will be made again next time: {error}", file=sys.stderr)
     return index
 
 
@@ -131,7 +131,7 @@ def _no_number(word: str) -> None:
 
 
 def _garments(path: Path, content: dict[str, Any]) -> list[Garment]:
-    """What an annotation tells; garments of users without a style are left out, as nobody asks for them."""
+    """What an annotation tells; garments of users without a style are left out: no query asks for them."""
     source, pair = content.get("source"), content.get("pair_id")
     if source not in SOURCES:
         raise DataError(f"--data: {path}: source {source!r} is neither user nor shop")

@@ -73,7 +73,7 @@ def _cached(folder: Path, max_classes: int | None) -> cache.Arrays:
         try:
             arrays = cache.read(path)
         except cache.CorruptCache as error:
-            print(f"cached emoji are damaged and will be made anew: {error}", file=sys.stderr)
+            print(f"cached emoji are damaged and will be made again: {error}", file=sys.stderr)
             continue
         if arrays is not None:
             return arrays
@@ -81,7 +81,7 @@ def _cached(folder: Path, max_classes: int | None) -> cache.Arrays:
     try:
         cache.save(wanted, arrays)
     except OSError as error:
-        print(f"the emoji could not be cached and will be made anew next time: {error}", file=sys.stderr)
+        print(f"the emoji could not be cached and will be made again next time: {error}", file=sys.stderr)
     return arrays
 
 

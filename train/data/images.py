@@ -28,7 +28,7 @@ SHOWN = 3
 
 
 class Files(Sequence[Pixels]):
-    """Image files, or a box in each, as pixels uint8 [height, width, 3], decoded anew at every access."""
+    """Image files, or a box in each, as pixels uint8 [height, width, 3], decoded at every access."""
 
     def __init__(self, paths: Sequence[Path], boxes: NDArray[np.int64] | None = None) -> None:
         """Read nothing.

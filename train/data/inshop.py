@@ -68,7 +68,7 @@ def _read(path: Path) -> dict[str, list[Row]]:
     for number, (name, key, status) in benchmark.lines(file, ["", HEADER], 3):
         place = f"{file}:{number}"
         if status not in rows:
-            raise DataError(f"--data: {place}: evaluation_status {status!r} is none of {', '.join(STATUSES)}")
+            raise DataError(f"--data: {place}: evaluation_status {status!r} is not one of {', '.join(STATUSES)}")
         names.add(name, place)
         rows[status].append(Row(key, name))
     count = benchmark.text(file).split(maxsplit=1)[0]

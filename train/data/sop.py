@@ -1,4 +1,4 @@
-"""Stanford Online Products: photographs of 22,634 products, half of which are trained on and half tested on.
+"""Stanford Online Products: photographs of 22,634 products; half are trained on and half tested on.
 
 Every test image queries all the others (Song et al., arXiv 1511.06452). The lists are ``Ebay_train.txt`` and
 ``Ebay_test.txt``: one line of column names, then ``image_id class_id super_class_id path`` for each image.

@@ -16,7 +16,7 @@ from . import DataError, Dataset, Part, Pixels
 
 SPLIT_SEED = 0
 MIN_CLASSES = 4
-"""Two to train on (or nothing is to be told apart) and two to test on (or every neighbour is right)."""
+"""Two to train on (or there is nothing to distinguish) and two to test on (or every neighbour is right)."""
 
 
 def shuffled(keys: Sequence[str], salt: str = "") -> list[str]:

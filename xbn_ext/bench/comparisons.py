@@ -1,4 +1,4 @@
-"""Every loss of this library beside the same loss of pytorch-metric-learning, each a function of a batch and a bank."""
+"""Each loss of this library and its like in pytorch-metric-learning, a function of a batch and a bank."""
 
 from __future__ import annotations
 

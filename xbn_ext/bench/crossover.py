@@ -10,12 +10,12 @@ from .measure import interleaved
 from .problem import Problem
 
 LARGEST = 16_384
-TAKING_PART = [name for name in BASELINES if name != "compile"]  # that is compiled anew for each size
+TAKING_PART = [name for name in BASELINES if name != "compile"]  # that is compiled again for each size
 
 
 def crossover(problem: Problem, names: list[str], repeats: int) -> str:
     """Times this library and the PyTorch baselines among `names` at small sizes, and says where one of those is faster.
-    Empty where a kernel does not look at the whole memory, or there is nobody to compare."""
+    Empty where a kernel does not look at the whole memory, or there is nothing to compare with."""
     ours = next((name for name in names if name.startswith(OURS)), None)
     baselines = [name for name in TAKING_PART if name in names]
     sizes = [problem.batch * 4**k for k in range(10) if problem.batch * 4**k <= min(LARGEST, problem.memory)]

@@ -36,7 +36,7 @@ class Timing:
 
 def interleaved(calls: Mapping[str, Call], problem: Problem, repeats: int) -> dict[str, Timing]:
     """Times the implementations in turn, round after round, so that a busy moment of the machine hits them all; every
-    round in another order, so that nobody always pays for the caches that another leaves behind, and garbage collected
+    round in another order, so that none always pays for the caches that another leaves behind, and garbage collected
     between rounds only. On CUDA a call ends when the device is done."""
     synchronize = torch.cuda.synchronize if problem.device == "cuda" else lambda: None
     for call in calls.values():  # compile, page in

@@ -1,4 +1,4 @@
-"""`--kernel memory`: peak extra memory of every loss against a bank, beside pytorch-metric-learning's."""
+"""`--kernel memory`: peak extra memory of every loss against a bank, next to pytorch-metric-learning's."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ inline int __popcll(unsigned long long bits) { return std::popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __clz(int bits) { return std::countl_zero(static_cast<unsigned>(bits)); }
 
-// Not std::bit_cast, a call of which ThreadSanitizer is told.
+// Not std::bit_cast, which is a call that ThreadSanitizer records.
 inline int __float_as_int(float value) { return __builtin_bit_cast(int, value); }
 inline unsigned __float_as_uint(float value) { return __builtin_bit_cast(unsigned, value); }
 inline float __int_as_float(int bits) { return __builtin_bit_cast(float, bits); }

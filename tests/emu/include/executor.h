@@ -139,7 +139,7 @@ struct Warp {
 
 struct Barrier {
   unsigned arrived, votes;
-  unsigned answer;  // the votes of the last one, which nobody has left before the next is complete
+  unsigned answer;  // the votes of the last one, which every thread has left before the next is complete
   Place place;
 };
 
@@ -220,7 +220,7 @@ class Executor {
   }
 
   // An atomic operation publishes what its thread has done, or learned at barriers, if its block has fenced before: a
-  // fence that comes after it is too late for whoever sees it. A fence learns what was published, once its block has
+  // fence that comes after it is too late for a thread that sees it. A fence learns what was published, once its block has
   // had an atomic operation that may have seen another's.
   EMU_UNINSTRUMENTED void fence() {
     if (atomics_seen_) acquire(&fence_);
@@ -254,7 +254,7 @@ class Executor {
     for (unsigned e = 0; e < 4; ++e) c[e] = all.c[g + e / 2 * 8][2 * t + e % 2];
   }
 
-  // And m16n8k16, of fp16: each 32 bits are two columns beside each other.
+  // And m16n8k16, of fp16: each 32 bits are two neighbouring columns.
   EMU_UNINSTRUMENTED void multiply(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
                                    Place place) {
     Thread& self = *current_;

@@ -69,7 +69,7 @@ class Stacks {
 #endif
   }
 
-  // By the host. The first entry to begin calls entered(); the host is back when somebody leaves for it.
+  // By the host. The first entry to begin calls entered(); the host is back when a fiber leaves for it.
   EMU_UNINSTRUMENTED void enter(void* stack_pointer) {
 #ifdef __SANITIZE_ADDRESS__
     void* fake_stack;
