@@ -23,8 +23,8 @@ class backend:
       what "tensor" takes.
     - `"composite"`: two library products per chunk of the bank with a kernel between them; takes everything, and its
       products follow `torch.backends.cuda.matmul` (TF32 or not).
-    - `"auto"`: the default. "screen" where it can and D is a multiple of four; else "tensor" or, where that can't,
-      "simt" with fewer than 512 anchors; else "composite".
+    - `"auto"`: the default. "screen" where it can, D is a multiple of four and B x M at most 2^31; else "tensor" or,
+      where that can't, "simt" with fewer than 512 anchors; else "composite".
 
     A call sets it for the process; as a context manager, as often as you like, it is set back at the end:
 

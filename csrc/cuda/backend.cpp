@@ -16,6 +16,9 @@ using cuda::Launch;
 // to 978) and faster with 1024 (3358 to 3813). The screen beats both at every size measured. tools/gpu_check measures it.
 constexpr int64_t kCompositeFrom = 512;  // anchors
 
+// Beyond these the screen's mask, a bit for each pair, would take more than 256 MB.
+constexpr int64_t kMostScreened = int64_t{1} << 31;  // pairs
+
 class CudaDevice {
  public:
   CudaDevice(const char* op, const Tensor& on) : op_(op), like_(on), guard_(on) {
@@ -101,7 +104,7 @@ class CudaDevice {
     const bool can_sweep = kSinglePrecision<T, S> && p.D <= cuda::kSweepMaxDim && !goes_in_rounds(loss);
     if (wanted == LossPath::automatic) {
       const bool multiplies = can_sweep && has_tensor_cores && p.D % 4 == 0;
-      if (multiplies && is_contrastive) return LossPath::screen;
+      if (multiplies && is_contrastive && p.B <= kMostScreened / (p.M > 0 ? p.M : 1)) return LossPath::screen;
       if (!can_sweep || p.B >= kCompositeFrom) return LossPath::composite;
       return multiplies ? LossPath::tensor : LossPath::simt;
     }
