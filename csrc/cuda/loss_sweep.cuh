@@ -89,12 +89,13 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
   }
 
   __syncthreads();
-  // [B] of this split and slot, worked out here for the same reason.
-  const int64_t slice = (hidden(static_cast<int>(blockIdx.y)) * partial.slots + k) * p.B;
-  if (thread < Sizes::kAnchors && first_anchor + thread < p.B)
-    partial.sums[slice + first_anchor + thread] = shared.sums[thread];
+  // [B] of this split and slot: worked out here, with slot and anchors, for the same reason.
+  const int filled = pass.slot[0].pairs == Pairs::none ? 1 : hidden(static_cast<int>(blockIdx.z));
+  const int64_t slice = (hidden(static_cast<int>(blockIdx.y)) * partial.slots + filled) * p.B;
+  const int64_t first = static_cast<int64_t>(hidden(static_cast<int>(blockIdx.x))) * Sizes::kAnchors;
+  if (thread < Sizes::kAnchors && first + thread < p.B) partial.sums[slice + first + thread] = shared.sums[thread];
   if (partial.grad == nullptr) return;
-  products.store(partial.grad + (slice + first_anchor) * p.D, p.B - first_anchor, p.D, wide);
+  products.store(partial.grad + (slice + first) * p.D, p.B - first, p.D, wide);
 }
 
 // The smallest of the five sizes that holds D columns.

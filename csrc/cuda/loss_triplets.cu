@@ -78,8 +78,9 @@ struct AnchorPairs {
   }
 };
 
+// Four blocks on a multiprocessor are asked for: left to itself the compiler spills to fit more in.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     collect_kernel(const MemoryLossParams<T, T> p, const PartialLoss<T> partial, const Thresholds<T> t, int64_t first,
                    int64_t chunk, const T* s) {
   const AnchorPairs<T> pairs(p, partial, first, chunk, s);
