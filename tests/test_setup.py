@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.wheel_check.built import copy_sources
+
 ROOT = Path(__file__).parent.parent
 CPP_EXTENSION = """
 from setuptools import Extension
@@ -63,6 +65,22 @@ def test_no_compiler(run):
         "xbn_ext needs a C++ compiler and there is no c++ on PATH: install g++, or name the compiler in CXX"
     ]
     assert "there is no clang++ on PATH" in run("build_ext", XBN_CUDA="0", CXX="clang++ -pthread")[1][-1]
+
+
+@pytest.mark.long
+def test_pip_ends_with_what_is_lacking(tmp_path):
+    (tmp_path / "bin").mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("XBN_", "CUDA_", "CXX"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--target", tmp_path / "there",
+         copy_sources(tmp_path / "sources")],
+        capture_output=True, text=True, env=kept | {"PATH": str(tmp_path / "bin"), "XBN_CUDA": "0"},
+    )  # fmt: skip
+    said = (done.stdout + done.stderr).partition("[end of output]")[0].strip()
+    assert done.returncode != 0 and "Traceback" not in said
+    assert said.splitlines()[-1].strip() == (
+        "xbn_ext needs a C++ compiler and there is no c++ on PATH: install g++, or name the compiler in CXX"
+    )
 
 
 @pytest.mark.parametrize("version", ["2.9.1+cu128", "1.13.0"])
