@@ -118,9 +118,10 @@ EMU_HOT void add_cut_off(Row& sum, const float (&a)[16], const Row (&b)[16]) {
   const Bits exponent = (largest > kLeast ? largest : largest * 0 + kLeast) & kExponent;
   const Row unit = __builtin_bit_cast(Row, exponent - (23u << 23));            // of the last bit that stays
   const Row shift = __builtin_bit_cast(Row, ((254u + 23u) << 23) - exponent);  // 1 / unit
-  Whole whole = __builtin_convertvector(sum * shift, Whole);
-  for (int k = 0; k < 16; ++k) whole += __builtin_convertvector(product[k] * shift, Whole);
-  const Doubles wide = __builtin_convertvector(whole, Doubles);
+  // Of either sign; added up without one, since what stands for an infinity may overflow.
+  Bits whole = __builtin_bit_cast(Bits, __builtin_convertvector(sum * shift, Whole));
+  for (int k = 0; k < 16; ++k) whole += __builtin_bit_cast(Bits, __builtin_convertvector(product[k] * shift, Whole));
+  const Doubles wide = __builtin_convertvector(__builtin_bit_cast(Whole, whole), Doubles);
   const Doubles cut = __builtin_bit_cast(Doubles, __builtin_bit_cast(DoubleBits, wide) & ~std::uint64_t{0x1fffffff});
   const Row result = __builtin_convertvector(cut, Row) * unit;
   sum = (exact * 0 == exact * 0) ? result : exact;  // not where there is an infinity or a NaN
@@ -365,8 +366,8 @@ class Executor {
     become(first.identity);
     stacks_.enter(first.stack_pointer);
     become(host);
-    if (failure_ != Failure::kNone) give_up(set, describe_failure());
-    if (live_ > 0) give_up(set, describe_deadlock());
+    if (failure_ != Failure::kNone) give_up(describe_failure());
+    if (live_ > 0) give_up(describe_deadlock());
   }
 
   EMU_UNINSTRUMENTED static void thread_main() { executor_->run_thread(); }
@@ -497,10 +498,7 @@ class Executor {
     stacks_.leave();
   }
 
-  [[noreturn]] void give_up(unsigned set, const std::string& message) {
-    for (unsigned i = 0; i < threads_in_block_; ++i) {
-      if (!threads_[i].returned) stacks_.abandon(set * threads_in_block_ + i);
-    }
+  [[noreturn]] void give_up(const std::string& message) {
     end_launch();
     while (identities_ > 0) end_identity(identity_[--identities_]);  // their records of calls are not unwound, either
     throw std::runtime_error("block (" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " +

@@ -38,6 +38,7 @@ class Stacks {
   Stacks(const Stacks&) = delete;
   Stacks& operator=(const Stacks&) = delete;
   ~Stacks() {
+    for (unsigned i = 0; i < count_; ++i) forget(i);
     if (memory_) munmap(memory_, kMost * kPitch);
   }
 
@@ -55,18 +56,12 @@ class Stacks {
 
   // What to switch_stack() to for entry(), which must never return, to begin on that stack.
   EMU_UNINSTRUMENTED void* start(unsigned number, void (*entry)()) const {
+    forget(number);
     // Staggered, for their hottest lines would otherwise compete for the same few cache sets.
     void** top = reinterpret_cast<void**>(bottom(number) + kBytes - number % kColours * kColourBytes);
     top[-1] = nullptr;  // entry's return address
     top[-2] = reinterpret_cast<void*>(entry);
     return top - 8;  // six registers below that
-  }
-
-  // The frames on it are not unwound.
-  EMU_UNINSTRUMENTED void abandon([[maybe_unused]] unsigned number) const {
-#ifdef __SANITIZE_ADDRESS__
-    __asan_unpoison_memory_region(bottom(number), kBytes);
-#endif
   }
 
   // By the host. The first entry to begin calls entered(); the host is back when a fiber leaves for it.
@@ -99,6 +94,15 @@ class Stacks {
  private:
   static constexpr std::size_t kGuardBytes = 4096, kBytes = 256 << 10, kPitch = kGuardBytes + kBytes;
   static constexpr std::size_t kColours = 64, kColourBytes = 512 + 64;
+  static constexpr std::size_t kFrameBytes = kColours * kColourBytes + (16 << 10);  // more than a kernel's frames take
+
+  // What AddressSanitizer knows of a stack's last frames: of a launch that failed, they are not unwound; and g++ 12 with
+  // -Og leaves some variables of the screen's kernel out of scope when it returns.
+  EMU_UNINSTRUMENTED void forget([[maybe_unused]] unsigned number) const {
+#ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(bottom(number) + kBytes - kFrameBytes, kFrameBytes);
+#endif
+  }
 
   EMU_UNINSTRUMENTED char* bottom(unsigned number) const { return memory_ + number * kPitch + kGuardBytes; }
 
