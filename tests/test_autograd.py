@@ -191,3 +191,14 @@ def test_the_memory_may_be_filled_before_backward():
         gradients.append(torch.autograd.grad(value, (z, temperature)))
     for a, b in zip(*gradients, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("temperature", [0.1, nn.Parameter(torch.tensor(0.1))], ids=["fixed", "learned"])
+def test_gradients_in_batches(temperature):
+    criterion = CrossBatchMemory(SupCon(temperature), D, M)
+    criterion(torch.randn(B, D), labels())
+    x, upstream = torch.randn(B, D, requires_grad=True), torch.randn(3)
+    loss = criterion(x, labels())
+    (grads,) = torch.autograd.grad(loss, x, upstream, is_grads_batched=True, retain_graph=True)
+    for grad, one in zip(grads, upstream, strict=True):
+        torch.testing.assert_close(grad, *torch.autograd.grad(loss, x, one, retain_graph=True))

@@ -192,6 +192,15 @@ def test_vmap_without_grad():
         assert torch.equal(torch.func.vmap(cpu_ops.normalize)(x), torch.stack(list(map(cpu_ops.normalize, x))))
 
 
+def test_gradients_in_batches():
+    """What torch.autograd.functional.jacobian(vectorize=True) computes."""
+    x, upstream = torch.randn(5, 4, requires_grad=True), torch.randn(3, 5, 4)
+    z = cpu_ops.normalize(x)
+    (grads,) = torch.autograd.grad(z, x, upstream, is_grads_batched=True, retain_graph=True)
+    for grad, one in zip(grads, upstream, strict=True):
+        assert torch.equal(grad, *torch.autograd.grad(z, x, one, retain_graph=True))
+
+
 def test_same_bits_on_any_number_of_threads():
     results = []
     for threads in (1, 2, 3):

@@ -48,7 +48,8 @@ def _normalize_setup(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tenso
 
 def _normalize_backward(ctx: Any, grad_z: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     z, norm = ctx.saved_tensors
-    grad_x = _ops.normalize_backward(grad_z.detach(), z.detach(), norm, ctx.eps)
+    with torch.no_grad():  # detach() would do, if it could be batched: is_grads_batched=True
+        grad_x = _ops.normalize_backward(grad_z, z, norm, ctx.eps)
     return differentiable_once(grad_x, grad_z, z), None
 
 
