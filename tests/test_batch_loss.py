@@ -198,6 +198,21 @@ def test_under_autocast(ops, device):
         assert torch.equal(ops.batch_loss(z, labels, SupCon()), value)
 
 
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_backward_pass_under_autocast(learned, renormalize, ops, device):
+    """PyTorch advises against one, and takes every product of it in 16 bits."""
+    z, labels, _, _ = problem(40, 1, 9, torch.float32, device)
+    results = []
+    for enabled in (False, True):
+        temperature = torch.nn.Parameter(torch.tensor(0.1, device=device)) if learned else 0.1
+        rows = z.clone().requires_grad_()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled):
+            ops.batch_loss(rows, labels, SupCon(temperature), renormalize=renormalize).backward()
+        results.append((rows.grad, temperature.grad if learned else rows.grad))
+    assert all(map(torch.equal, *results))
+
+
 def test_margins_apart(ops, device, dtype):
     """Positives and negatives averaged apart: two factors in one row."""
     z, labels, _, _ = problem(40, 1, 9, dtype, device)

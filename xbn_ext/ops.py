@@ -423,10 +423,13 @@ def from_products(
             need_grad, rows = needs_grad(z), z.detach()
             value, grad_dots = op(rows @ rows.T, folded, renormalize, need_grad)
             return with_gradient(value, z, (grad_dots + grad_dots.T) @ rows) if need_grad else value
-        dots = scaled @ (normalize(z, eps) if renormalize else z).T
-        need_grad = needs_grad(dots)
-        value, grad_dots = op(dots.detach(), folded, False, need_grad)
-        return with_gradient(value, dots, grad_dots) if need_grad else value
+        # Both gradients are made here: a backward pass inside an autocast block would take these products in 16 bits.
+        sides = torch.cat((scaled, normalize(z, eps) if renormalize else z))
+        need_grad, (anchors, rows) = needs_grad(sides), sides.detach().tensor_split(2)
+        value, grad_dots = op(anchors @ rows.T, folded, False, need_grad)
+        if not need_grad:
+            return value
+        return with_gradient(value, sides, torch.cat((grad_dots @ rows, grad_dots.T @ anchors)))
 
 
 @torch.library.register_fake("xbn_ext::batch_loss")
