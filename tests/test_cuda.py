@@ -208,6 +208,32 @@ def test_a_backend_can_be_used_again():
         assert now() == "auto"
 
 
+@pytest.mark.parametrize("made", ["inside", "outside"])
+def test_a_backend_within_a_compiled_function_is_set_back(made):
+    """Also where the compiler gives up on the function: it must not have set one before."""
+    torch._dynamo.reset()
+    outside = xbn_ext.backend("simt")
+    xbn_ext.backend(outside.previous)
+    seen = []
+
+    @torch._dynamo.disable
+    def look():
+        seen.append(xbn_ext.backend("simt").previous)
+
+    def function(x):
+        with xbn_ext.backend("simt") if made == "inside" else outside:
+            look()
+        return x + 1
+
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(function, backend="eager", fullgraph=True)(torch.zeros(1))
+    assert xbn_ext.backend("auto").previous == "auto"
+    for _ in range(2):
+        torch.compile(function, backend="eager")(torch.zeros(1))
+        assert xbn_ext.backend("auto").previous == "auto"
+    assert seen == ["simt", "simt"]
+
+
 def test_a_backend_is_one_of_five():
     names = "'auto', 'simt', 'tensor', 'screen' or 'composite'"
     with pytest.raises(RuntimeError, match=f"backend must be {names}, got 'fast'"):

@@ -33,23 +33,31 @@ class backend:
 
     Raises:
         TypeError: `name` is not a string.
-        RuntimeError: `name` is not one of the five.
+        RuntimeError: `name` is not one of the five; or called inside of what torch.compile compiles in full.
     """
 
     def __init__(self, name: Backend) -> None:
         if not isinstance(name, str):
             raise TypeError(f"backend must be 'auto', 'simt', 'tensor', 'screen' or 'composite', got {name!r}")
         self.name = name
-        self.previous: str = torch.ops.xbn_ext.set_cuda_backend(name)
+        self.previous = _set(name)
         self._called = True  # and has not been entered yet
         self._outside: list[str] = []  # what the blocks that have been entered go back to
 
     def __enter__(self) -> backend:
-        outside = torch.ops.xbn_ext.set_cuda_backend(self.name)
+        outside = _set(self.name)
         # `with backend(...)`: the call has set it, so what was there before the block is what was before the call.
         self._outside.append(self.previous if self._called and outside == self.name else outside)
         self._called = False
         return self
 
     def __exit__(self, *_: Any) -> None:
-        torch.ops.xbn_ext.set_cuda_backend(self._outside.pop())
+        _set(self._outside.pop())
+
+
+def _set(name: str) -> str:
+    """Returns what was set before. A compiler would set it as it traces, and not set it back: here it leaves this code
+    to Python or, with fullgraph=True, raises."""
+    if torch.compiler.is_compiling():
+        raise RuntimeError("xbn_ext.backend cannot be compiled: call it around what is")
+    return torch.ops.xbn_ext.set_cuda_backend(name)  # type: ignore[no-any-return]
