@@ -584,6 +584,18 @@ def test_a_memory_that_follows_no_drift_is_filled_with_the_rows(bank_dtype, devi
         assert torch.equal(getattr(filled, name), getattr(stepped, name)), name
 
 
+def test_weights_that_become_zero_raise_before_anything_is_written(device):
+    criterion = CrossBatchMemory(Contrastive(), D, M).to(device)
+    data = list(batches(2, device=device))
+    criterion(*data[0])
+    before = {k: v.clone() for k, v in criterion.state_dict().items()}
+    criterion.batch_weight = criterion.memory_weight = 0.0
+    for mode in (True, False):
+        with pytest.raises(ValueError, match="batch_weight and memory_weight are both 0"):
+            criterion.train(mode)(*data[1])
+    assert all(torch.equal(v, before[k]) for k, v in criterion.state_dict().items())
+
+
 @pytest.mark.parametrize("weights", [{"batch_weight": 0.0}, {"memory_weight": 0.0}], ids=str)
 def test_a_weight_of_zero_hides_a_nan(weights, device):
     """A loss that does not count is not computed, in the specification as in the module."""

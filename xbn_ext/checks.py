@@ -52,6 +52,12 @@ def positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be within [1e-30, 1e30], got {value}")
 
 
+def some_weight(batch_weight: float, memory_weight: float) -> None:
+    """One of the two at least is not 0."""
+    if batch_weight == 0 and memory_weight == 0:
+        raise ValueError("batch_weight and memory_weight are both 0: there is nothing to learn from")
+
+
 def embeddings(value: Any, columns: int) -> None:
     """A dense floating-point tensor `[B, columns]`."""
     if not is_dense(value) or not value.is_floating_point():

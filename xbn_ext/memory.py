@@ -121,8 +121,7 @@ class CrossBatchMemory(StatefulModule):
         batch_weight = checks.finite("batch_weight", batch_weight)
         memory_weight = checks.finite("memory_weight", memory_weight)
         eps = checks.finite("eps", eps)
-        if batch_weight == 0 and memory_weight == 0:
-            raise ValueError("batch_weight and memory_weight are both 0: there is nothing to learn from")
+        checks.some_weight(batch_weight, memory_weight)
         if bank_dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
             raise ValueError(f"bank_dtype must be torch.float32, float64, float16 or bfloat16, got {bank_dtype}")
         narrow = bank_dtype.itemsize == 2
@@ -216,6 +215,7 @@ class CrossBatchMemory(StatefulModule):
             RuntimeError: called while a backward pass runs, as activation checkpointing does to compute the loss a
                 second time; or with forward-mode derivatives or under `torch.func`, except in evaluation without grad.
         """
+        checks.some_weight(self.batch_weight, self.memory_weight)  # they may have been set since
         labels, ids = self._check(embeddings, labels, indices_tuple, enqueue_mask, ids)
         learns = embeddings.requires_grad or (self.temperature is not None and self.temperature.requires_grad)
         if self.training or (learns and torch.is_grad_enabled()):
