@@ -570,15 +570,19 @@ def test_a_16_bit_memory_is_filled_with_standardised_rows(bank_dtype, device):
     assert off <= 4 * torch.finfo(bank_dtype).eps
 
 
-@pytest.mark.parametrize("bank_dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_a_memory_that_follows_no_drift_is_filled_with_the_rows(bank_dtype, device):
+@pytest.mark.parametrize("batch_dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bank_dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_memory_that_follows_no_drift_is_filled_with_the_rows(bank_dtype, batch_dtype, device):
     """As a step stores them; no map is left pending, no moments are a target."""
     filled, stepped = (
         CrossBatchMemory(Contrastive(), D, M, drift="none", bank_dtype=bank_dtype).to(device) for _ in range(2)
     )
-    x, labels = next(batches(1, device=device))
+    x, labels = next(batches(1, torch.float64, device=device))
+    x[0] *= 1e300 if batch_dtype == torch.float64 else 1  # of finite length, in float64 only
+    x = x.to(batch_dtype)
     filled.fill_from([(x, labels)])
     stepped(x, labels)
+    assert filled.count == len(x)
     assert torch.equal(filled.bank, stepped.bank)
     for name in ("scale", "shift", "target_mean", "target_std", "variance"):
         assert torch.equal(getattr(filled, name), getattr(stepped, name)), name

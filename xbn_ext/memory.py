@@ -221,9 +221,7 @@ class CrossBatchMemory(StatefulModule):
         if self.training or (learns and torch.is_grad_enabled()):
             check_step(self.step, embeddings, labels, enqueue_mask, ids, self.temperature)
         with without_autocast(embeddings.device.type):
-            z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-            # Either way another tensor: the embeddings could be rows of the memory that is about to be written.
-            z = ops.normalize(z, self.eps) if self.normalize_embeddings else z.clone()
+            z = self._as_ranked(embeddings)
             own_slots = None
             if self.training:
                 self._follow_drift(z.detach(), enqueue_mask)
@@ -235,6 +233,11 @@ class CrossBatchMemory(StatefulModule):
                     self._store(z.detach(), labels, enqueue_mask, ids)
                 self.step.add_(1)
         return value
+
+    def _as_ranked(self, embeddings: Tensor) -> Tensor:
+        """Also as stored. Another tensor: the embeddings could be rows of the memory that is about to be written."""
+        z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+        return ops.normalize(z, self.eps) if self.normalize_embeddings else z.clone()
 
     def _follow_drift(self, z: Tensor, mask: Tensor | None) -> None:
         if self.filter is None:  # nothing moves; the gap is measured all the same
@@ -412,9 +415,7 @@ class CrossBatchMemory(StatefulModule):
                 raise ValueError(f"batches must yield (embeddings, labels) or (embeddings, labels, ids), got a {got}")
             embeddings, labels, *rest = batch
             labels, ids = self._check(embeddings, labels, None, None, *rest)
-            z = embeddings.to(torch.promote_types(self.bank.dtype, torch.float32))
-            if self.normalize_embeddings:
-                z = ops.normalize(z, self.eps)
+            z = self._as_ranked(embeddings)
             if self.filter is not None and filled.bank.dtype.itemsize == 2 and filled.count == 0:
                 # 16 bits are for standardised values.
                 mean, std, _ = ops.moments(z)
