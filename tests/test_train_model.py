@@ -161,6 +161,8 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ConfigError, match=r"--weights .*other\.pth does not fit --backbone"):
         build(weights=str(tmp_path / "other.pth"))
+    with pytest.raises(ConfigError, match="--weights /dev/null: /dev/null does not fit --backbone: EOFError"):
+        build(weights="/dev/null")
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

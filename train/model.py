@@ -172,7 +172,9 @@ def _load(backbone: nn.Module, weights: str, pretrained: Callable[[], Path | str
         state = torch.load(source, map_location="cpu", weights_only=True)
         backbone.load_state_dict({name: value for name, value in state.items() if name not in classifier})
     except Exception as error:
-        raise ConfigError(f"--weights {weights}: {source} does not fit --backbone: {error}") from error
+        raise ConfigError(
+            f"--weights {weights}: {source} does not fit --backbone: {str(error) or type(error).__name__}"
+        ) from error
     return True, f"weights of {source.name}"
 
 
