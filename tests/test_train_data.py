@@ -139,6 +139,16 @@ def test_a_registry_out_of_reach_is_told_with_npms_words(tmp_path: Path, monkeyp
         load("emoji", cache_dir=tmp_path, max_classes=CLASSES)
 
 
+def test_without_a_home_folder_the_cache_must_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def expanduser(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", expanduser)
+    monkeypatch.delenv("XBN_CACHE", raising=False)
+    with pytest.raises(DataError, match=r"--cache: ~/\.cache/xbn_ext is nowhere, as there is no home folder"):
+        load("emoji")
+
+
 # ---- the cache ------------------------------------------------------------------------------------------------------
 
 

@@ -117,6 +117,8 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
     ("arguments", "message"),
     [
         ("--data SOP", "--data SOP: expected 'emoji' or 'folder:PATH'"),
+        ("--data folder:~no-such-user/x", "--data folder:~no-such-user/x: the home folder ~no-such-user is not known"),
+        ("--data sop:x\udcff/y", r"--data 'sop:x\\udcff/y': is no UTF-8: rename the folder"),
         ("--method xbn2", "argument --method: invalid choice: 'xbn2'"),
         ("--steps 0", "--steps 0: must be more than 0"),
         ("--steps x", "argument --steps: invalid int value"),
@@ -208,6 +210,7 @@ def test_parameters_of_losses_say_in_help_which_losses_have_them(capsys: pytest.
             "--memory-size 99999999999999: with --embedding-dim 128 the memory takes 53,599,999,999,999,464 bytes, and",
         ),
         (f"--memory-size {10**30} --method batch", f"--memory-size {10**30}: with --embedding-dim 128"),
+        ("--out {new}/\udcff", "/\\udcff': is no UTF-8; choose another"),
         ("--out {file}", "exists and is not a folder"),
         ("--out {file}/out/x", "file exists and is not a folder"),
         ("--out {link}", "link is a link that leads to nothing"),

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from . import data
 from .config import Config, ConfigError
 from .data import tree
 from .data.fingerprint import Fingerprint, differences
@@ -73,8 +74,11 @@ def check_place(config: Config, folder: Path) -> None:
     longest = os.pathconf(there, "PC_NAME_MAX")
     if any(len(os.fsencode(name)) > longest for name in missing):
         raise ConfigError(f"--out {folder}: a name has at most {longest} bytes here; choose a shorter one")
-    kind, _, place = config.data.partition(":")
-    if kind == "folder" and tree.would_read(Path(place).expanduser(), folder):
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:  # TensorBoard could not write there
+        raise ConfigError(f"--out {str(folder)!r}: is no UTF-8; choose another") from None
+    if config.data.startswith("folder:") and tree.would_read(data.place(config.data), folder):
         raise ConfigError(
             f"--out {folder} lies in --data {config.data}: its pictures would be images of a class; choose another"
         )

@@ -84,11 +84,30 @@ KINDS = ("folder", "sop", "inshop", "deepfashion2")
 
 
 def check_spec(spec: str) -> None:
-    """Raise DataError unless ``spec`` names a kind of data set; touches no file."""
+    """Raise DataError unless ``spec`` names a kind of data set, in UTF-8, and a known home folder; touches no file."""
     kind, _, path = spec.partition(":")
     if not (spec == "emoji" or (kind in KINDS and path)):
         kinds = " or ".join(f"'{kind}:PATH'" for kind in KINDS)
         raise DataError(f"--data {spec}: expected 'emoji' or {kinds}")
+    try:
+        spec.encode()
+    except UnicodeEncodeError:  # no picture could show its name, nor a report
+        raise DataError(f"--data {spec!r}: is no UTF-8: rename the folder") from None
+    if path:
+        place(spec)
+
+
+def place(spec: str) -> Path:
+    """The folder that ``KIND:PATH`` names.
+
+    Raises:
+        DataError: PATH begins with the home folder of a user whose home is not known.
+    """
+    path = spec.partition(":")[2]
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"--data {spec}: the home folder {Path(path).parts[0]} is not known here") from error
 
 
 def load(spec: str, *, cache_dir: Path | None = None, max_classes: int | None = None) -> Dataset:
@@ -111,8 +130,12 @@ def load(spec: str, *, cache_dir: Path | None = None, max_classes: int | None = 
 
 
 def _load(spec: str, cache_dir: Path | None, max_classes: int | None) -> Dataset:
-    kind, _, place = spec.partition(":")
-    path = Path(place).expanduser()
+    kind = spec.partition(":")[0]
+    if kind == "emoji":
+        from . import emoji
+
+        return emoji.load(cache_dir=cache_dir, max_classes=max_classes)
+    path = place(spec)
     if kind == "folder":
         from . import folder
 
@@ -125,10 +148,6 @@ def _load(spec: str, cache_dir: Path | None, max_classes: int | None) -> Dataset
         from . import inshop
 
         return inshop.load(path, max_classes=max_classes)
-    if kind == "deepfashion2":
-        from . import deepfashion2
+    from . import deepfashion2
 
-        return deepfashion2.load(path, cache_dir=cache_dir, max_classes=max_classes)
-    from . import emoji
-
-    return emoji.load(cache_dir=cache_dir, max_classes=max_classes)
+    return deepfashion2.load(path, cache_dir=cache_dir, max_classes=max_classes)

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from . import DataError
+
 Arrays = dict[str, NDArray[np.generic]]
 _DIGEST = "sha256"
 
@@ -21,8 +23,16 @@ class CorruptCache(Exception):
 
 
 def folder(chosen: Path | None) -> Path:
-    """``chosen``, else ``$XBN_CACHE``, else ``~/.cache/xbn_ext``."""
-    return chosen or Path(os.environ.get("XBN_CACHE") or "~/.cache/xbn_ext").expanduser()
+    """``chosen``, else ``$XBN_CACHE``, else ``~/.cache/xbn_ext``.
+
+    Raises:
+        DataError: there is no home folder.
+    """
+    place = chosen or Path(os.environ.get("XBN_CACHE") or "~/.cache/xbn_ext")
+    try:
+        return place if chosen else place.expanduser()
+    except RuntimeError as error:
+        raise DataError(f"--cache: {place} is nowhere, as there is no home folder; choose a folder") from error
 
 
 def save(path: Path, arrays: Arrays) -> None:
