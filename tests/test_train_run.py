@@ -232,6 +232,22 @@ def test_errors_come_before_any_work(
     assert set(tmp_path.iterdir()) == {places["file"], places["link"]}, "nothing was written"
 
 
+def test_a_terminal_that_lacks_characters_ends_no_run(shapes: str, tmp_path: Path) -> None:
+    data = tmp_path / "Bäume"
+    data.symlink_to(shapes.partition(":")[2])
+    arguments = command(
+        "--data", f"folder:{data}", "--out", tmp_path / "ö", "--steps", 1, "--backbone", "convnet", "--image-size", 32,
+        "--batch-size", 8, "--samples-per-class", 2, "--memory-size", 16, "--threads", 1,
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "train", *arguments],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"folder B\\xe4ume, train: " in done.stdout
+
+
 def test_a_folder_that_is_read_only_is_named_before_any_work(
     shapes: str, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

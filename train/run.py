@@ -14,13 +14,14 @@ import torch
 
 import xbn_ext
 
-from . import checkpoint, data, loop, losses, model, report
+from . import checkpoint, data, loop, losses, model, report, terminal
 from .checkpoint import Found
 from .config import Config, ConfigError, parse
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    terminal.escape_the_rest()
     config = parse(arguments)
     try:
         run(config)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import checkpoint, config, loop, run
+from .. import checkpoint, config, loop, run, terminal
 from ..config import METHODS, ConfigError
 from ..cores import cores
 from ..data import DataError
@@ -32,6 +32,7 @@ OWN = {"--method", "--seed", "--resume", "--overwrite"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    terminal.escape_the_rest()
     out, plan, workshop = parse(arguments)
     command = " ".join(["python -m train.compare", *arguments])
     try:
