@@ -135,6 +135,24 @@ def test_without_a_gpu_or_matplotlib_the_argument_is_named(monkeypatch, capsys):
         assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("argument", ["--json", "--plot"])
+def test_a_file_that_cannot_be_written_is_named_before_anything_is_measured(argument, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("xbn_ext.bench.__main__.can_plot", lambda: True)
+    wrong = {str(tmp_path): "is a folder", str(tmp_path / "new" / "x.png"): f"there is no folder {tmp_path / 'new'}"}
+    for file, message in wrong.items():
+        with pytest.raises(SystemExit):
+            parse([argument, file])
+        assert message in capsys.readouterr().err
+    file = tmp_path / "x.png"
+    for _ in range(2):
+        assert parse([argument, str(file)])
+        file.touch()
+    monkeypatch.setattr("os.access", lambda path, mode: path != file)  # the tests' user may be root, who may all
+    with pytest.raises(SystemExit):
+        parse([argument, str(file)])
+    assert f"{argument}: {file} may not be written" in capsys.readouterr().err
+
+
 def test_explicit_arguments_go_before_a_preset():
     assert len(parse([])[1]) == 1 and parse([])[1][0] == options.DEFAULTS
     for preset, cases in options.PRESETS.items():

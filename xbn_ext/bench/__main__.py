@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,8 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Optio
     )
     parser.add_argument("--preset", choices=list(PRESETS), help=f"defaults for all of the above: {PRESETS_HELP}")
     parser.add_argument("--threads", type=_positive, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="time and memory against M, with the roofline")
+    parser.add_argument("--json", type=_file, metavar="FILE", help="write the rows there")
+    parser.add_argument("--plot", type=_file, metavar="FILE.png", help="time and memory against M, with the roofline")
     args = parser.parse_args(argv)
     explicit = {name: value for name, value in vars(args).items() if name in DEFAULTS}
     chosen = cases(args.preset, explicit)
@@ -74,6 +75,18 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
+
+
+def _file(text: str) -> Path:
+    """One that can be written: it is at the end of what may take an hour."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path} may not be written")
+    return path
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
