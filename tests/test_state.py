@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.utils.parametrize
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -174,6 +175,23 @@ def test_a_temperature_that_never_had_a_value_becomes_the_default():
     criterion = CrossBatchMemory(SupCon(nn.Parameter(torch.empty(1, device="meta"))), D, M).to_empty(device="cpu")
     criterion.reset_parameters()
     assert criterion.temperature.item() == pytest.approx(SupCon().temperature)
+
+
+def test_a_parametrized_temperature_is_reset():
+    class Exponential(nn.Module):
+        def forward(self, logarithm):
+            return logarithm.exp()
+
+        def right_inverse(self, value):
+            return value.log()
+
+    criterion = CrossBatchMemory(SupCon(nn.Parameter(torch.tensor(0.3))), D, M)
+    torch.nn.utils.parametrize.register_parametrization(criterion, "temperature", Exponential())
+    with torch.no_grad():
+        criterion.parametrizations.temperature.original.zero_()
+    assert criterion.temperature.item() == 1
+    criterion.reset_parameters()
+    assert criterion.temperature.item() == pytest.approx(0.3)
 
 
 def test_a_memory_on_meta_says_so():

@@ -130,6 +130,7 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
         ("--memory-size 32", r"--memory-size 32: must be --batch-size \(64\) or more"),
         ("--memory-weight -1", "--memory-weight -1.0: must be 0 or more"),
         ("--neg-margin 1.5", "--neg-margin 1.5: must be a cosine similarity"),
+        ("--threads 100000", "--threads 100000: must be between 0 and 4096"),
         ("--freeze 1.1", "--freeze 1.1: must be between 0 and 1"),
         ("--max-classes 3", "--max-classes 3: must be 4 or more"),
         ("--ema-momentum 0", "--ema-momentum 0.0: must be more than 0 and at most 1"),

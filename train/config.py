@@ -235,8 +235,9 @@ class Config:
             self._check(name, lambda v: v > 0, "more than 0")
         for name in ("memory_weight", "batch_weight", "warmup_steps", "backbone_lr", "lr_warmup", "weight_decay"):
             self._check(name, lambda v: v >= 0, "0 or more")
-        for name in ("seed", "hidden", "eval_every", "threads", "workers"):
+        for name in ("seed", "hidden", "eval_every", "workers"):
             self._check(name, lambda v: v >= 0, "0 or more")
+        self._check("threads", lambda v: 0 <= v <= 4096, "between 0 and 4096")  # OpenMP crashes on many more
         self._check("max_classes", lambda v: v is None or v >= 4, "4 or more")
         self._check("ema_momentum", lambda v: 0 < v <= 1, "more than 0 and at most 1")
         self._check("freeze", lambda v: 0 <= v <= 1, "between 0 and 1")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from . import checks, ops
 from ._autograd import check_step, without_autocast
@@ -390,8 +391,13 @@ class CrossBatchMemory(StatefulModule):
         """`reset_queue()`, and a learned temperature is what it was at first: what launchers call after `to_empty()`.
         If the module was made on the meta device, where that had no value, it becomes the default of the loss."""
         self.reset_queue()
-        if self.temperature is not None:
-            self.temperature.fill_(self._first_temperature)
+        temperature: Tensor | None = self.temperature
+        if temperature is None:
+            return
+        if is_parametrized(self, "temperature"):  # what is read is computed; an assignment reaches what is stored
+            setattr(self, "temperature", torch.full_like(temperature, self._first_temperature))  # noqa: B010
+        else:
+            temperature.fill_(self._first_temperature)
 
     @torch.no_grad()
     def fill_from(self, batches: Iterable[tuple[Tensor, ...]]) -> None:

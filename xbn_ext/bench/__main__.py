@@ -52,7 +52,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Optio
         "--only", nargs="+", choices=NAMES, default=default, metavar="NAME", help=f"of: {', '.join(NAMES)}"
     )
     parser.add_argument("--preset", choices=list(PRESETS), help=f"defaults for all of the above: {PRESETS_HELP}")
-    parser.add_argument("--threads", type=_positive, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--threads", type=_threads, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--json", type=_file, metavar="FILE", help="write the rows there")
     parser.add_argument("--plot", type=_file, metavar="FILE.png", help="time and memory against M, with the roofline")
     args = parser.parse_args(argv)
@@ -74,6 +74,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _threads(text: str) -> int:
+    value = _positive(text)
+    if value > 4096:  # OpenMP crashes on many more
+        raise argparse.ArgumentTypeError(f"must be at most 4096, got {value}")
     return value
 
 
