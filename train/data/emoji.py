@@ -64,6 +64,12 @@ def load(*, cache_dir: Path | None = None, max_classes: int | None = None) -> Da
     )
 
 
+def code_points(*, cache_dir: Path | None = None, max_classes: int | None = None) -> dict[str, str]:
+    """The code points of each class by its readable name: hexadecimal, joined by '-', without U+FE0F."""
+    arrays = _cached(cache.folder(cache_dir), max_classes)
+    return dict(zip(map(str, arrays["titles"]), map(str, arrays["title_keys"]), strict=True))
+
+
 def _cached(folder: Path, max_classes: int | None) -> cache.Arrays:
     """The stored arrays of all classes, else of the chosen ones, else new ones, which are then stored."""
     fingerprint = hashlib.sha256(RECIPE.encode()).hexdigest()[:8]
