@@ -5,12 +5,30 @@ from __future__ import annotations
 import json
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor, nn
 
 from train.data import cache, emoji_names, npm
 
 PACKAGE, VERSION = "cldr-annotations-full", "48.2.0"
+
+
+class Encoder(nn.EmbeddingBag):
+    """Names to embeddings [B, size]: the mean over the runs of one to four letters, many of which related languages share."""
+
+    def __init__(self, size: int, buckets: int = 1 << 14) -> None:
+        super().__init__(buckets, size)
+
+    def forward(self, names: list[str]) -> Tensor:
+        texts = [f" {name.lower()} " for name in names]
+        runs = [[text[i : i + n] for n in (1, 2, 3, 4) for i in range(len(text) - n + 1)] for text in texts]
+        numbers = [zlib.crc32(run.encode()) % self.num_embeddings for bag in runs for run in bag]
+        starts = torch.tensor([0, *map(len, runs[:-1])]).cumsum(0)
+        return super().forward(torch.tensor(numbers), starts)
 
 
 def load(languages: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -20,7 +38,7 @@ def load(languages: Sequence[str]) -> dict[str, dict[str, str]]:
         ValueError: names the languages that CLDR does not have.
         train.data.DataError: the package cannot be fetched.
     """
-    found: dict[str, dict[str, str]] = {}
+    found = {}
     with tarfile.open(_archive()) as archive:
         for member in archive:
             _, *folders, file = Path(member.name).parts
@@ -28,7 +46,7 @@ def load(languages: Sequence[str]) -> dict[str, dict[str, str]]:
                 content = archive.extractfile(member)
                 assert content is not None
                 entries = json.load(content)["annotations"].get("annotations", {})
-                found[folders[-1]] = {_key(emoji): entry["tts"][0] for emoji, entry in entries.items() if "tts" in entry}
+                found[folders[-1]] = {_key(it): entry["tts"][0] for it, entry in entries.items() if "tts" in entry}
     absent = sorted(set(languages) - set(found))
     if absent:
         raise ValueError(f"languages: {PACKAGE} {VERSION} has no {', '.join(absent)}")

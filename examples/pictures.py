@@ -8,14 +8,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from train import convnet, evaluate
-from train.data import Dataset, Part
+from train import config, convnet, evaluate, model
+from train.data import Dataset, Part, emoji
 from train.data import load as load_data
 from train.sampler import ClassBalancedSampler
 
@@ -29,11 +32,38 @@ def load() -> Dataset:
     return load_data("emoji", max_classes=CLASSES)
 
 
+class Drawing(NamedTuple):
+    """One vendor's picture of one emoji."""
+
+    pixels: NDArray[np.uint8]
+    key: str
+    """Which emoji: its code points, such as "1f63a"."""
+    vendor: str
+
+
+def drawings() -> list[Drawing]:
+    """All pictures of both halves."""
+    data, keys = load(), emoji.code_points(max_classes=CLASSES)
+    return [
+        Drawing(pixels, keys[part.classes[label]], vendor)
+        for part in (data.train, data.test)
+        for pixels, label, vendor in zip(part.images, part.labels, part.sources, strict=True)
+    ]
+
+
 def tensors(part: Part) -> tuple[Tensor, Tensor]:
     """Pictures [N, 3, 32, 32] between -1 and 1, and which emoji each shows, [N]."""
     pixels = torch.from_numpy(part.images).permute(0, 3, 1, 2).float()
     small = F.interpolate(pixels, SIZE, mode="area") / 127.5 - 1
     return small.contiguous(memory_format=torch.channels_last), torch.from_numpy(part.labels)
+
+
+def pretrained_features(pixels: list[NDArray[np.uint8]]) -> Tensor:
+    """What EfficientNet-Lite0, trained on photographs, sees in pictures: [N, 1280]."""
+    network, _ = model.build(config.Config())
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        return torch.cat([network.eval().features(chunk) for chunk in images.split(256)])
 
 
 def embedder() -> nn.Module:

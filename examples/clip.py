@@ -1,0 +1,72 @@
+"""CLIP (Radford et al. 2021, arXiv 2103.00020) with two memories, one of names and one of pictures.
+
+Emoji drawn by several vendors are paired with their names in 36 languages. A picture is ranked against the memory of
+names, a name against the memory of pictures: past batches give negatives that a small batch lacks. The test takes the
+drawings of a vendor, and the names in a language, that were not trained on.
+
+    python -m examples.clip
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import xbn_ext
+
+from . import names, pictures, scores
+
+VENDOR, LANGUAGE = "noto", "pt"  # of the test
+TRAINED = "af az ca cs cy da de en es et eu fi fil fr ga gl hr hu id is it lt lv ms nl no pl ro sk sl sq sv sw tr uz vi"
+LANGUAGES = TRAINED.split()
+STEPS, BATCH, MEMORY, SIZE = 300, 64, 1024, 128
+
+
+def main(seed: int = 0) -> tuple[float, float]:
+    """Recall@1 of the name of a picture, before and after."""
+    torch.manual_seed(seed)
+    called = names.load([*LANGUAGES, LANGUAGE])
+    shown = pictures.drawings()
+    emoji = sorted({drawing.key for drawing in shown}.intersection(*called.values()))
+    shown = [drawing for drawing in shown if drawing.key in emoji]
+    labels = torch.tensor([emoji.index(drawing.key) for drawing in shown])
+    tested = torch.tensor([drawing.vendor == VENDOR for drawing in shown])
+    trained_on = (~tested).nonzero()[:, 0]
+    features = pictures.pretrained_features([drawing.pixels for drawing in shown])
+    image = nn.Sequential(nn.LayerNorm(features.shape[1]), nn.Linear(features.shape[1], SIZE))
+    text = names.Encoder(SIZE)
+    temperature = nn.Parameter(torch.tensor(0.07))  # one for both directions
+    loss = xbn_ext.SupCon(temperature)
+    options = {"batch_weight": 0, "enqueue": "before"}  # rank against the memory only, where the batch's keys are, too
+    to_names = xbn_ext.CrossBatchMemory(loss, SIZE, MEMORY, **options)
+    to_pictures = xbn_ext.CrossBatchMemory(loss, SIZE, MEMORY, **options)
+    optimizer = torch.optim.Adam([*image.parameters(), *text.parameters(), temperature], lr=2e-2)
+    is_key = torch.arange(2 * BATCH) >= BATCH  # keys are stored and are not anchors; queries are the reverse
+
+    def recall() -> float:
+        with torch.no_grad():
+            gallery = text([called[LANGUAGE][key] for key in emoji])
+            return scores.recall(image(features[tested]), gallery, labels[tested])
+
+    before = recall()
+    for _ in range(STEPS):
+        chosen = trained_on[torch.randint(len(trained_on), (BATCH,))]
+        languages = torch.randint(len(LANGUAGES), (BATCH,)).tolist()
+        x = image(features[chosen])
+        y = text([called[LANGUAGES[k]][shown[i].key] for k, i in zip(languages, chosen.tolist(), strict=True)])
+        both = labels[chosen].repeat(2)
+        value = to_names(torch.cat([x, y.detach()]), both, enqueue_mask=is_key)
+        value = value + to_pictures(torch.cat([y, x.detach()]), both, enqueue_mask=is_key)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        temperature.data.clamp_(min=0.01)
+
+    after = recall()
+    print(f"{len(emoji)} emoji, {int(to_names.count)} names in the memory, temperature {temperature.item():.3f}")
+    print(f"Recall@1 of the name of a picture: {before:.1f} % before, {after:.1f} % after")
+    return before, after
+
+
+if __name__ == "__main__":
+    main()
