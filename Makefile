@@ -22,7 +22,7 @@ endif
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: train test test-all sanitize bench docs lint format build wheel wheel-repair wheel-check package-check gpu-check clean always
+.PHONY: train test test-all sanitize bench examples docs lint format build wheel wheel-repair wheel-check package-check gpu-check clean always
 
 train: build
 	$(BIN)/python -m train --method axbn --out $(OUT) $(ARGS)
@@ -40,6 +40,11 @@ sanitize: build
 
 bench: build
 	$(BIN)/python -m xbn_ext.bench $(ARGS)
+
+# The programs in examples/, each on real data; they need libraries that nothing else needs.
+examples: build $(VENV)/.examples
+	$(BIN)/python -c "from examples import pictures; pictures.load()"
+	$(PYTEST) tests/test_examples.py $(ARGS)
 
 # One wheel for every torch >= 2.10 and Python >= 3.10, with CUDA kernels if nvcc is there.
 wheel: $(VENV)/.installed
@@ -95,6 +100,11 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 
 $(VENV)/.package-check: $(VENV)/.installed tools/package_check/requirements.txt
 	$(PIP) --requirement tools/package_check/requirements.txt
+	touch $@
+
+# Together with requirements.txt, so that what is there stays as it is.
+$(VENV)/.examples: $(VENV)/.installed examples/requirements.txt
+	$(PIP) --requirement requirements.txt --requirement examples/requirements.txt
 	touch $@
 
 $(VENV)/.built: $(VENV)/.installed $(VENV)/.chosen setup.py $(shell find csrc -type f)

@@ -18,7 +18,8 @@ PACKAGE, VERSION = "cldr-annotations-full", "48.2.0"
 
 
 class Encoder(nn.EmbeddingBag):
-    """Names to embeddings [B, size]: the mean over the runs of one to four letters, many of which related languages share."""
+    """Names to embeddings [B, size]: the mean over a name's runs of one to four letters. Related languages share
+    many of these."""
 
     def __init__(self, size: int, buckets: int = 1 << 14) -> None:
         super().__init__(buckets, size)

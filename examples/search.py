@@ -26,7 +26,7 @@ class Searcher:
 
     def __init__(self, run: Path, folder: Path) -> None:
         """Raises ValueError if `run` has no checkpoint, or `folder` no pictures, or one that cannot be read."""
-        state = checkpoint.load(run / checkpoint.CHECKPOINT)
+        state = checkpoint.load(run / checkpoint.CHECKPOINT, "RUN must be the --out of a run of train/")
         settings = config.Config(**state["config"] | {"weights": "none"})  # the weights come from the checkpoint
         self.network, _ = model.build(settings)
         self.network.load_state_dict(state["model"])
@@ -72,5 +72,5 @@ if __name__ == "__main__":
         answer = Searcher(arguments.run, arguments.folder).nearest(arguments.query)
         show(arguments.query, answer, arguments.out)
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(str(error).removeprefix("--data: "))
     print(*(f"{similarity:.3f}  {path}" for path, similarity in answer), f"shown in {arguments.out}", sep="\n")

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
 
@@ -25,12 +25,12 @@ def test_the_pages_with_code_are_found():
     assert {"README", "guide", "migration"} <= {page.stem for page in WITH_CODE}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (page.parent / target).exists(), target
-    for file in re.findall(r"`((?:benchmarks|train|tests|xbn_ext|csrc|docs)/[\w./-]+\.\w+)`", text):
+    for file in re.findall(r"`((?:benchmarks|examples|train|tests|xbn_ext|csrc|docs)/[\w./-]+\.\w+)`", text):
         assert "NAME" in file or (ROOT / file).exists(), file
 
 
@@ -42,3 +42,11 @@ def test_the_navigation_has_every_page():
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
         assert f" {page.name}\n" in navigation, page.name
+
+
+def test_every_example_is_short_and_in_the_tables():
+    for path in (ROOT / "examples").glob("[a-z]*.py"):
+        if "\n    python -m examples." in (text := path.read_text(encoding="utf-8")):
+            assert len(text.splitlines()) < 80, path.name
+            assert f"]({path.name})" in (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+            assert f'"examples/{path.name}"' in (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
