@@ -87,6 +87,14 @@ def test_emoji_are_images_with_class_vendor_and_credit(few_emoji: Dataset) -> No
     assert not few_emoji.mirror
 
 
+def test_every_class_has_its_code_points(few_emoji: Dataset, emoji_cache: Path) -> None:
+    keys = emoji.code_points(cache_dir=emoji_cache, max_classes=CLASSES)
+    assert set(keys) == {*few_emoji.train.classes, *few_emoji.test.classes}
+    assert len(set(keys.values())) == CLASSES
+    for key in keys.values():
+        assert "".join(chr(int(point, 16)) for point in key.split("-")) and "fe0f" not in key
+
+
 def test_few_emoji_are_cached_apart_from_all(emoji_cache: Path) -> None:
     assert [path.name.endswith(f"-{CLASSES}.npz") for path in emoji_cache.iterdir()] == [True]
 
