@@ -65,7 +65,7 @@ def main(seed: int = 0) -> tuple[float, float, Retrieval, Retrieval]:
     before = pictures.recall(module.network, data.test)
     with tempfile.TemporaryDirectory() as folder:
         fit(module, loader, 2, folder)
-        fit(resumed, loader, 2, f"{folder}/resumed", resume=Path(folder, "epoch=0.ckpt"))
+        fit(resumed, loader, 2, folder, resume=Path(folder, "epoch=0.ckpt"))
 
     after = pictures.recall(module.network, data.test)
     same = torch.equal(module.criterion.embedding_memory, resumed.criterion.embedding_memory)

@@ -48,7 +48,7 @@ def load(languages: Sequence[str]) -> dict[str, dict[str, str]]:
                 assert content is not None
                 entries = json.load(content)["annotations"].get("annotations", {})
                 found[folders[-1]] = {_key(it): entry["tts"][0] for it, entry in entries.items() if "tts" in entry}
-    absent = sorted(set(languages) - set(found))
+    absent = sorted(language for language in set(languages) if not found.get(language))
     if absent:
         raise ValueError(f"languages: {PACKAGE} {VERSION} has no {', '.join(absent)}")
     return {language: found[language] for language in languages}
