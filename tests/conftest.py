@@ -1,7 +1,8 @@
 """One thread (two on busy cores can be ten times slower), and every test on every implementation of the ops.
 
-A test that takes `ops` and `device` runs on the CPU kernels and on the CUDA kernels: on a GPU where there is one, else
-executed on the CPU (`emu`). Tests of the loss do so for all of its ways on a GPU. `dtype` goes with them.
+A test that takes `ops` and `device` runs on the CPU kernels, on what there is without the compiled library (`plain`), and
+on the CUDA kernels: on a GPU where there is one, else executed on the CPU (`emu`). Tests of the loss do so for all of its
+ways on a GPU. `dtype` goes with them.
 """
 
 import os
@@ -25,7 +26,13 @@ torch.set_num_threads(1)
 
 HAS_GPU = torch.cuda.is_available() and bool(xbn_ext.build_info()["cuda"])
 HAS_EMULATOR = shutil.which("g++") is not None and not HAS_GPU  # no need for it where there is a GPU
-IMPLEMENTATIONS = ["cpu", *(["emu"] if HAS_EMULATOR else []), *(["cuda"] if HAS_GPU else [])]
+HAS_KERNELS = xbn_ext.build_info()["native"]
+IMPLEMENTATIONS = [
+    "cpu",
+    *(["plain"] if HAS_KERNELS else []),  # else that is what runs on the CPU
+    *(["emu"] if HAS_EMULATOR else []),
+    *(["cuda"] if HAS_GPU else []),
+]
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 WAYS = {  # of the loss on a GPU, in the tests of which module
     "test_losses": ["tensor", "simt", "composite"],
@@ -54,7 +61,7 @@ def pytest_collection_finish():
 
 def only(**names):
     """What of all that there is a test is about: `only(dtype="f64")`, of a GPU's ways `only(way="composite")`, and with
-    `only(compiled=True)` no kernels executed by the emulator."""
+    `only(compiled=True)` nothing that is no op of torch: neither the emulator's kernels nor plain functions."""
 
     def decorate(test):
         test.only = names
@@ -74,9 +81,9 @@ def pytest_generate_tests(metafunc):
     ways = WAYS.get(metafunc.module.__name__, ["auto"])
     cases = {}
     for name in IMPLEMENTATIONS:
-        if name == "emu" and "compiled" in wanted:
+        if name in ("emu", "plain") and "compiled" in wanted:
             continue
-        for path in ways if name != "cpu" else ["auto"]:
+        for path in ways if name in ("emu", "cuda") else ["auto"]:
             if path not in ("auto", wanted.get("way", path)):
                 continue
             for dtype in dtypes if has_dtype else ["f32"]:
@@ -98,6 +105,8 @@ def implementation(request, monkeypatch):
     module = importlib.import_module(library)  # builds the emulated kernels on first use
     if name == "emu":
         set_backend = torch.ops.xbn_emu.set_cuda_backend
+    if name == "plain":
+        monkeypatch.setattr("xbn_ext.ops._ops", importlib.import_module("xbn_ext.plain"))
     monkeypatch.setattr("xbn_ext.memory.ops", module)  # the same for CrossBatchMemory
     before = set_backend(path)
     yield SimpleNamespace(ops=module, device=torch.device("cuda" if name == "cuda" else "cpu"), name=name, path=path)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import only
 from loss_cases import LOSSES, assert_close, clear_anchors, problem, run
 from shapes import SIZES
 from torch import nn
@@ -153,6 +154,7 @@ def test_every_instruction_set(loss, isa, dtype, monkeypatch):
         pytest.skip(str(error))
 
 
+@only(compiled=True)
 def test_the_op(ops, device, dtype):
     """torch's own checks of it: schema, fake kernel, autograd, compiled."""
     z, labels, _, _ = problem(9, 1, 5, dtype, device)

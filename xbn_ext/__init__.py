@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from . import ops, reference
+from . import _library, ops, reference
 from ._backend import backend
 from .losses import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet
 from .memory import CrossBatchMemory
@@ -37,12 +37,15 @@ __all__ = [
 def build_info() -> dict[str, Any]:
     """What was built and what it runs on.
 
-    `version`, `torch`; `cuda`: the GPU architectures that this build has kernels for, as in `["80", "90a", "80-ptx"]`
-    (`-ptx`: and any later one), empty if it was built without a CUDA compiler; `cpu_isa` and `threads` in use.
+    `version`, `torch`; `native`: whether the compiled library computes, or plain PyTorch in its place (`XBN_NATIVE=0`,
+    or there is no library); `cuda`: the GPU architectures that this build has kernels for, as in
+    `["80", "90a", "80-ptx"]` (`-ptx`: and any later one), empty if it was built without a CUDA compiler; `cpu_isa`
+    ("none" without the library) and `threads` in use.
     """
     return {
         "version": __version__,
         "torch": torch.__version__,
+        "native": _library.native,
         "cuda": [name for name in torch.ops.xbn_ext.cuda_architectures().split(";") if name],
         "cpu_isa": torch.ops.xbn_ext.cpu_isa(),
         "threads": torch.get_num_threads(),

@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 import torch
 
-from . import _C  # type: ignore[attr-defined]  # noqa: F401  registers torch.ops.xbn_ext
+from . import _library  # noqa: F401  registers torch.ops.xbn_ext
 
 Backend = Literal["auto", "simt", "tensor", "screen", "composite"]
 
 
 class backend:
-    """Forces one of the ways in which `memory_loss` runs on a GPU. Without effect on a CPU.
+    """Forces one of the ways in which `memory_loss` runs on a GPU. Without effect on a CPU, and without the
+    compiled library.
 
     - `"tensor"`: one fused sweep over the bank, with products on tensor cores to the digits of float32 (each of three
       in TF32); takes float32 embeddings and bank with D <= 1024, all losses except `Triplet(mining="all")`, and a GPU

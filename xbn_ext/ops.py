@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C  # type: ignore[attr-defined]  # noqa: F401  registers torch.ops.xbn_ext
+from . import _library  # noqa: F401  registers torch.ops.xbn_ext
 from ._autograd import differentiable_once, needs_grad, scaled_gradient, with_gradient, without_autocast, writes
 from .losses import PairLoss, check_loss, fold_temperature
 

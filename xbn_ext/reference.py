@@ -2,7 +2,8 @@
 
 Every op of `xbn_ext.ops` has its twin here under the same name and with the same arguments, and `step` puts them
 together as `xbn_ext.CrossBatchMemory` does. Nothing is fused and the whole similarity matrix is built: this is for
-reading and for testing. Run it in float64 and it is the truth that every kernel is measured against.
+reading and for testing. Run it in float64 and it is the truth that every kernel is measured against. The other plain
+PyTorch, in chunks and for use, is `xbn_ext.plain`.
 
 Letters: B batch rows, M bank rows (capacity), D dimension, `count` filled bank rows. `z [B, D]` are the
 embeddings of the batch, `bank [M, D]` those of past batches. Whatever the dtype of the embeddings, statistics
@@ -24,6 +25,8 @@ from torch import Tensor
 
 from .losses import PairLoss
 from .reference_losses import pair_loss, weighted_pairs
+
+SOME_ROWS = 4096  # of the bank, that are copied in float64 at a time
 
 # --- Embeddings of unit length --------------------------------------------------------------------------
 
@@ -151,15 +154,24 @@ def track_(
 def transform_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor) -> None:
     """Writes the pending map into the filled rows of `bank`, recounts `sums`, and resets the map to identity."""
     rows = bank[: int(count)]
-    rows.copy_(rows.double() * scale + shift)
+    rewrite_(rows, scale, shift)
     sums.copy_(sums_of(rows))
     scale.fill_(1)
     shift.fill_(0)
 
 
+def rewrite_(rows: Tensor, a: Tensor, b: Tensor) -> None:
+    """The rows `[n, D]` become `a * row + b`, computed in float64."""
+    for some in rows.split(SOME_ROWS):
+        some.copy_(some.double() * a + b)
+
+
 def sums_of(rows: Tensor) -> Tensor:
     """Sum and sum of squares over the rows `[n, D]`, as float64 `[2, D]`."""
-    return torch.stack([rows.double().sum(dim=0), rows.double().square().sum(dim=0)])
+    sums = rows.new_zeros(2, rows.shape[1], dtype=torch.float64)
+    for some in rows.split(SOME_ROWS):
+        sums += torch.stack([some.double().sum(dim=0), some.double().square().sum(dim=0)])
+    return sums
 
 
 def standardize_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor, eps: float = 1e-6) -> None:
@@ -178,7 +190,7 @@ def standardize_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count
     a = torch.where(live, 1 / std, 1.0).to(compute).double()
     b = torch.where(live, -mean * a, 0.0).to(compute).double()
     rows = bank[: int(count)]
-    rows.copy_(rows.double() * a + b)
+    rewrite_(rows, a, b)
     sums.copy_(sums_of(rows))
     scale.div_(a)
     shift.sub_(scale * b)

@@ -1,0 +1,108 @@
+"""Decides what `torch.ops.xbn_ext` is: the compiled library `xbn_ext._C`, or where there is none, `xbn_ext.plain`.
+
+The environment variable `XBN_NATIVE`: `0` never loads the library, `1` insists on it, `auto` (the default) takes it if
+it is there. A library that is there and does not load is an error, and not a reason to be slow.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+# Those of csrc/schema.cpp.
+SCHEMAS = (
+    "normalize(Tensor x, float eps) -> (Tensor z, Tensor norm)",
+    "normalize_backward(Tensor grad_z, Tensor z, Tensor norm, float eps) -> Tensor grad_x",
+    "moments(Tensor x, Tensor? mask=None) -> (Tensor mean, Tensor std, Tensor rows)",
+    "track_(Tensor(a!) target_mean, Tensor(b!) target_std, Tensor(c!) variance, Tensor(d!) scale, "
+    "Tensor(e!) shift, Tensor x, Tensor? mask, Tensor sums, Tensor count, float process_noise, "
+    "float measurement_noise, float? fixed_gain, float eps, Tensor(f!)? stats=None) -> ()",
+    "transform_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count) -> ()",
+    "standardize_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count, "
+    "float eps) -> ()",
+    "enqueue_(Tensor(a!) bank, Tensor(b!) bank_labels, Tensor(c!) sums, Tensor(d!) head, Tensor(e!) count, "
+    "Tensor z, Tensor labels, Tensor? mask, Tensor scale, Tensor shift, Tensor(f!)? bank_ids=None, Tensor? ids=None, "
+    "Tensor(g!)? bank_steps=None, Tensor? step=None) -> Tensor slots",
+    "memory_loss(Tensor z, Tensor labels, Tensor bank, Tensor bank_labels, Tensor? count, Tensor? scale, "
+    "Tensor? shift, Tensor? bank_ids, Tensor? exclude, Tensor? anchors, str loss, float[] parameters, "
+    "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_z, Tensor pairs)",
+    "transform_memory_loss_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count, "
+    "Tensor z, Tensor labels, Tensor bank_labels, Tensor? ranked, Tensor? bank_ids, Tensor? exclude, "
+    "Tensor? anchors, str loss, float[] parameters, bool renormalize, float eps, bool need_grad) -> "
+    "(Tensor loss, Tensor grad_z, Tensor pairs)",
+    "batch_loss(Tensor dots, Tensor labels, Tensor? ids, Tensor? anchors, str loss, float[] parameters, "
+    "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_dots)",
+    "cpu_isa() -> str",
+    "cuda_architectures() -> str",
+    "set_cuda_backend(str name) -> str",
+    "_peak_fma(int threads, int rounds, bool float64) -> (float flops, float result)",
+)  # fmt: skip
+
+
+def load() -> bool:
+    """Registers the ops; returns whether they are compiled.
+
+    Raises:
+        ImportError: the library is there and does not load, or is not there and `XBN_NATIVE` is 1.
+        ValueError: `XBN_NATIVE` is something else.
+    """
+    wanted = os.environ.get("XBN_NATIVE") or "auto"
+    if wanted not in ("0", "1", "auto"):
+        raise ValueError(f"XBN_NATIVE must be 0, 1 or auto, got {wanted!r}")
+    if wanted != "0" and _is_there():
+        try:
+            importlib.import_module("xbn_ext._C")
+        except ImportError as error:
+            raise ImportError(
+                f"the compiled library of xbn_ext does not load: {error}. Install xbn_ext again for this Python and "
+                "this torch, or set XBN_NATIVE=0 to run without the library, slowly"
+            ) from error
+        return True
+    way_out = "unset XBN_NATIVE to have the kernels"
+    if wanted != "0":
+        way_out = "install a wheel for this platform, or build one with a C++20 compiler: pip install from a checkout"
+    if wanted == "1":
+        raise ImportError(f"XBN_NATIVE=1, but xbn_ext has no compiled library here: {way_out}")
+    warnings.warn(
+        "xbn_ext runs without its compiled library: the same numbers in plain PyTorch, several times slower; "
+        + way_out,
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    from . import plain
+
+    _registered.append(register("xbn_ext", plain))
+    return False
+
+
+def register(namespace: str, module: ModuleType) -> torch.library.Library:
+    """Makes the functions of a module the ops of `torch.ops.<namespace>`, as long as what it returns is kept."""
+    library = torch.library.Library(namespace, "DEF")
+    for schema in SCHEMAS:
+        name = schema.partition("(")[0]
+        library.define(schema)
+        library.impl(name, getattr(module, name), "CompositeExplicitAutograd")
+    return library
+
+
+def _is_there() -> bool:
+    """Whether there is a library; one that another Python would load counts, and raises."""
+    if importlib.util.find_spec("xbn_ext._C") is not None:
+        return True
+    others = [path.name for path in Path(__file__).parent.glob("_C.*") if path.suffix in (".so", ".pyd")]
+    if others:
+        raise ImportError(
+            f"the compiled library of xbn_ext, {', '.join(others)}, is for another Python: install xbn_ext again for "
+            "this one, or set XBN_NATIVE=0 to run without the library, slowly"
+        )
+    return False
+
+
+_registered: list[torch.library.Library] = []
+native = load()

@@ -1,0 +1,342 @@
+"""The pair losses of `reference_losses.py`, a chunk of the bank at a time, with dLoss/ds in closed form.
+
+A loss looks at all chunks, at most twice, to collect a few numbers per anchor, and then weighs the pairs of each chunk:
+their dLoss/ds. What is kept meanwhile is [B]. No shape depends on the data, and the host waits for nothing.
+`chunked_triplets.py` has the loss of all triplets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .losses import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet
+from .reference_losses import softplus
+
+
+class Chunk(NamedTuple):
+    """Some rows of the bank against the batch."""
+
+    s: Tensor  # [B, n] similarities; NaN of an anchor that is not finite
+    positive: Tensor  # [B, n] bool, the pairs of one label
+    negative: Tensor  # [B, n] bool, the other pairs: what is neither is no pair
+    start: int  # number of the first row
+    rows: Tensor | None = None  # [n, D]
+    norm: Tensor | None = None  # [n], what the products with the rows have been divided by
+
+
+class Similarities(Protocol):
+    """What the pairs of a loss come from, and where their weights go."""
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All rows of the bank, in order."""
+
+    def positives(self) -> Tensor:
+        """`[B]` how many positives each anchor has."""
+
+    def add(self, chunk: Chunk, weight: Tensor) -> None:
+        """Adds to the gradient what comes of `weight [B, n]`, which may be overwritten: dLoss/ds of the chunk."""
+
+    def add_columns(self, column: Tensor, weight: Tensor) -> None:
+        """The same of one row for each anchor: `column [B]` int64, -1 for none, and `weight [B]`."""
+
+    def scale(self, factor: Tensor) -> None:
+        """Multiplies the gradient by a scalar."""
+
+
+Look = Callable[[Chunk], None]
+
+
+class Pairs:
+    """A loss over the anchors `[B]` (None: all) of z, which is there for its length, dtype and device.
+
+    What a loss knows of its pairs. Sums are float64 on the device of z; after `run`, `value []` is the loss and
+    `counts [2]` how many positives and negatives have a weight."""
+
+    def __init__(self, z: Tensor, anchors: Tensor | None) -> None:
+        self.B, self.dtype = len(z), z.dtype
+        self.anchors = anchors
+        self.value = z.new_zeros((), dtype=torch.float64)
+        self.counts = z.new_zeros(2, dtype=torch.float64)
+        self.looks: list[Look] = []
+
+    def run(self, similarities: Similarities, need_grad: bool) -> None:
+        for look in self.looks:
+            for chunk in similarities.chunks():
+                look(chunk)
+        self.finish()
+        for chunk in similarities.chunks():
+            weight = self.weigh(chunk)
+            if need_grad:
+                similarities.add(chunk, weight)
+
+    def finish(self) -> None:
+        """After the last look."""
+
+    def weigh(self, chunk: Chunk) -> Tensor:
+        """dLoss/ds of a chunk, whose similarities may be overwritten; counts its pairs."""
+        raise NotImplementedError
+
+    def zeros(self) -> Tensor:
+        return self.value.new_zeros(self.B)
+
+    def number_of_anchors(self) -> Tensor:
+        """At least 1."""
+        return self.at_least_one(torch.full_like(self.value, self.B) if self.anchors is None else self.anchors.sum())
+
+    def at_least_one(self, number: Tensor) -> Tensor:
+        return number.clamp(min=1).double()
+
+    def count(self, positive: Tensor, negative: Tensor) -> None:
+        self.counts += torch.stack([positive.sum(), negative.sum()])
+
+    def narrow(self, t: Tensor) -> Tensor:
+        """`[B, 1]` in the dtype of the similarities."""
+        return t.to(self.dtype)[:, None]
+
+
+class LogSum:
+    """`[B]` log of a sum of e^x over chunks; -inf where there is none."""
+
+    def __init__(self, zeros: Tensor) -> None:
+        self.value = torch.full_like(zeros, -torch.inf)
+
+    def add(self, x: Tensor, keep: Tensor) -> None:
+        """Overwrites x."""
+        self.value = torch.logaddexp(self.value, x.masked_fill_(~keep, -torch.inf).logsumexp(1).double())
+
+
+class ContrastivePairs(Pairs):
+    """With "mean" what sums are divided by is known before; else a look counts the pairs that pay."""
+
+    def __init__(self, loss: Contrastive, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(z, anchors)
+        self.loss = loss
+        self.sums = torch.zeros_like(self.counts)  # of positives, of negatives
+        self.per_anchor = loss.reduction == "mean"
+        if not self.per_anchor:
+            self.looks = [self.look]
+
+    def paying(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        positive = chunk.positive & ~(chunk.s >= self.loss.pos_margin)
+        return positive, chunk.negative & ~(chunk.s <= self.loss.neg_margin)
+
+    def look(self, chunk: Chunk) -> None:
+        positive, negative = self.paying(chunk)
+        pull = torch.where(positive, self.loss.pos_margin - chunk.s, 0).sum()
+        push = torch.where(negative, chunk.s - self.loss.neg_margin, 0).sum()
+        self.sums += torch.stack([pull, push])
+        self.count(positive, negative)
+
+    def finish(self) -> None:
+        self.averages = self.number_of_anchors().expand(2) if self.per_anchor else self.counts.clamp(min=1)
+
+    def weigh(self, chunk: Chunk) -> Tensor:
+        if self.per_anchor:
+            self.look(chunk)
+        self.value = (self.sums / self.averages).sum()
+        positive, negative = self.paying(chunk)
+        pull, push = (1 / self.averages).to(self.dtype)
+        return torch.where(negative, push, 0) - torch.where(positive, pull, 0)
+
+
+class SupConPairs(Pairs):
+    def __init__(self, loss: SupCon, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(z, anchors)
+        self.temperature = loss.temperature
+        self.lse = LogSum(self.zeros())
+        self.positives, self.negatives, self.sums = self.zeros(), self.zeros(), self.zeros()
+        self.looks = [self.look]
+
+    def look(self, chunk: Chunk) -> None:
+        x = chunk.s / self.temperature
+        self.positives += chunk.positive.sum(1)
+        self.negatives += chunk.negative.sum(1)
+        self.sums += torch.where(chunk.positive, x, 0).sum(1)
+        self.lse.add(x, chunk.positive | chunk.negative)
+
+    def finish(self) -> None:
+        self.count(self.positives, self.negatives)
+        some = self.positives > 0
+        paying = some & (self.positives + self.negatives > 1)  # an only pair costs nothing
+        average = self.at_least_one(paying.sum())
+        of_each = self.positives.clamp(min=1)
+        self.value = torch.where(some, self.lse.value - self.sums / of_each, 0).sum() / average
+        self.share = torch.where(some, 1 / (average * self.temperature), 0)
+        self.pull = self.share / of_each
+
+    def weigh(self, chunk: Chunk) -> Tensor:
+        softmax = (chunk.s / self.temperature).sub_(self.narrow(self.lse.value)).exp_().mul_(self.narrow(self.share))
+        weight = softmax.masked_fill_(~(chunk.positive | chunk.negative), 0)
+        return weight.sub_(torch.where(chunk.positive, self.narrow(self.pull), 0))
+
+
+class NTXentPairs(Pairs):
+    """What a positive costs needs the sum over the negatives, and what a negative weighs what all positives cost."""
+
+    def __init__(self, loss: NTXent, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(z, anchors)
+        self.temperature = loss.temperature
+        self.lse = LogSum(self.zeros())
+        self.share, self.cost = self.zeros(), self.zeros()
+        self.looks = [self.look_at_negatives, self.look_at_positives]
+
+    def look_at_negatives(self, chunk: Chunk) -> None:
+        self.count(chunk.positive, chunk.negative)
+        self.lse.add(chunk.s / self.temperature, chunk.negative)
+
+    def gap(self, chunk: Chunk) -> Tensor:
+        return self.narrow(self.lse.value) - chunk.s / self.temperature
+
+    def look_at_positives(self, chunk: Chunk) -> None:
+        gap = self.gap(chunk)
+        self.cost += torch.where(chunk.positive, softplus(gap), 0).sum(1)
+        self.share += torch.where(chunk.positive, gap.sigmoid(), 0).sum(1)
+
+    def finish(self) -> None:
+        average = self.at_least_one(self.counts[0])
+        self.value = self.cost.sum() / average
+        self.scale = (1 / (average * self.temperature)).to(self.dtype)
+
+    def weigh(self, chunk: Chunk) -> Tensor:
+        gap = self.gap(chunk)
+        push = torch.where(chunk.negative, gap.neg().exp_().mul_(self.narrow(self.share)), 0)
+        return push.sub_(torch.where(chunk.positive, gap.sigmoid_(), 0)).mul_(self.scale)
+
+
+class MultiSimilarityPairs(Pairs):
+    """With mining it looks twice: for the hardest pairs, and at what they leave."""
+
+    def __init__(self, loss: MultiSimilarity, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(z, anchors)
+        self.loss = loss
+        self.pulls, self.pushes = LogSum(self.zeros()), LogSum(self.zeros())
+        self.hardest = Hardest(z)
+        self.looks = [self.look] if loss.mining is None else [self.hardest.look, self.look]
+
+    def kept(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        epsilon = self.loss.mining
+        if epsilon is None:
+            return chunk.positive, chunk.negative
+        easy_positive = chunk.s - epsilon >= self.hardest.negative[:, None]
+        easy_negative = chunk.s + epsilon <= self.hardest.positive[:, None]
+        return chunk.positive & ~easy_positive, chunk.negative & ~easy_negative
+
+    def exponents(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        loss = self.loss
+        return -loss.alpha * (s - loss.base), loss.beta * (s - loss.base)
+
+    def look(self, chunk: Chunk) -> None:
+        kept = self.kept(chunk)
+        self.count(*kept)
+        for lse, x, keep in zip((self.pulls, self.pushes), self.exponents(chunk.s), kept, strict=True):
+            lse.add(x, keep)
+
+    def finish(self) -> None:
+        self.pull, self.push = softplus(self.pulls.value), softplus(self.pushes.value)
+        self.average = self.number_of_anchors()
+        self.value = (self.pull / self.loss.alpha + self.push / self.loss.beta).sum() / self.average
+
+    def weigh(self, chunk: Chunk) -> Tensor:
+        positive, negative = self.kept(chunk)
+        pull, push = self.exponents(chunk.s)
+        pull.sub_(self.narrow(self.pull)).exp_().masked_fill_(~positive, 0)
+        push.sub_(self.narrow(self.push)).exp_().masked_fill_(~negative, 0)
+        return push.sub_(pull).div_(self.average.to(self.dtype))
+
+
+class CirclePairs(Pairs):
+    def __init__(self, loss: Circle, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(z, anchors)
+        self.loss = loss
+        self.pulls, self.pushes = LogSum(self.zeros()), LogSum(self.zeros())
+        self.positives, self.negatives = self.zeros(), self.zeros()
+        self.looks = [self.look]
+
+    def pull(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Pace, exponent."""
+        pace = (1 + self.loss.m - s).relu_().mul_(self.loss.gamma)
+        return pace, -pace * (s - (1 - self.loss.m))
+
+    def push(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        pace = (s + self.loss.m).relu_().mul_(self.loss.gamma)
+        return pace, pace * (s - self.loss.m)
+
+    def look(self, chunk: Chunk) -> None:
+        self.positives += chunk.positive.sum(1)
+        self.negatives += chunk.negative.sum(1)
+        self.pulls.add(self.pull(chunk.s)[1], chunk.positive)
+        self.pushes.add(self.push(chunk.s)[1], chunk.negative)
+
+    def finish(self) -> None:
+        both = (self.positives > 0) & (self.negatives > 0)
+        self.count(self.positives * both, self.negatives * both)
+        average = self.at_least_one(both.sum())
+        x = torch.where(both, self.pulls.value + self.pushes.value, -torch.inf)
+        self.value = softplus(x).sum() / average
+        self.share = x.sigmoid() / average
+
+    def weigh(self, chunk: Chunk) -> Tensor:
+        weights = []
+        for lse, (pace, x), keep in (
+            (self.pushes, self.push(chunk.s), chunk.negative),
+            (self.pulls, self.pull(chunk.s), chunk.positive),
+        ):
+            weights.append(x.sub_(self.narrow(lse.value)).exp_().mul_(pace).masked_fill_(~keep, 0))
+        push, pull = weights
+        return push.sub_(pull).mul_(self.narrow(self.share))
+
+
+class Hardest:
+    """`[B]` the similarities of each anchor's hardest pairs and the rows they are with, -1 for none. Of equals the
+    first row. A NaN is harder than any number; an infinite similarity that is the least hard is no row's."""
+
+    def __init__(self, z: Tensor) -> None:
+        self.positive = torch.full_like(z[:, 0], torch.inf)
+        self.negative = -self.positive
+        self.positive_row = torch.full_like(self.positive, -1, dtype=torch.int64)
+        self.negative_row = self.positive_row.clone()
+
+    def look(self, chunk: Chunk) -> None:
+        s, row = chunk.s.masked_fill(~chunk.negative, -torch.inf).max(1)
+        harder = ~(s <= self.negative) & ~self.negative.isnan()
+        self.negative = torch.where(harder, s, self.negative)
+        self.negative_row = torch.where(harder, row + chunk.start, self.negative_row)
+        s, row = chunk.s.masked_fill(~chunk.positive, torch.inf).min(1)
+        harder = ~(s >= self.positive) & ~self.positive.isnan()
+        self.positive = torch.where(harder, s, self.positive)
+        self.positive_row = torch.where(harder, row + chunk.start, self.positive_row)
+
+
+class HardestTriplets(Pairs):
+    """Nothing but a look: two rows of each anchor have a weight."""
+
+    def __init__(self, loss: Triplet, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(z, anchors)
+        self.margin = loss.margin
+        self.hardest = Hardest(z)
+        self.has_positive = torch.zeros_like(z[:, 0], dtype=torch.bool)
+        self.has_negative = self.has_positive.clone()
+
+    def look(self, chunk: Chunk) -> None:
+        self.has_positive |= chunk.positive.any(1)
+        self.has_negative |= chunk.negative.any(1)
+        self.hardest.look(chunk)
+
+    def run(self, similarities: Similarities, need_grad: bool) -> None:
+        for chunk in similarities.chunks():
+            self.look(chunk)
+        hardest, both = self.hardest, self.has_positive & self.has_negative
+        cost = torch.where(both, hardest.negative - hardest.positive + self.margin, 0).relu()
+        paying = ~(cost <= 0)
+        average = self.at_least_one(paying.sum())
+        self.value = cost.double().sum() / average
+        self.count(paying, paying)
+        if need_grad:
+            of_rows = paying & (hardest.positive_row >= 0) & (hardest.negative_row >= 0)
+            share = torch.where(of_rows, 1 / average, 0).to(self.dtype)
+            similarities.add_columns(hardest.negative_row, share)
+            similarities.add_columns(hardest.positive_row, -share)
