@@ -1,8 +1,8 @@
 """One thread (two on busy cores can be ten times slower), and every test on every implementation of the ops.
 
-A test that takes `ops` and `device` runs on the CPU kernels, on what there is without the compiled library (`plain`), and
-on the CUDA kernels: on a GPU where there is one, else executed on the CPU (`emu`). Tests of the loss do so for all of its
-ways on a GPU. `dtype` goes with them.
+A test that takes `ops` and `device` runs on the CPU kernels, on what there is without the compiled library (`plain`),
+and on the CUDA kernels: on a GPU where there is one, else executed on the CPU (`emu`). Tests of the loss do so for all
+of its ways on a GPU. `dtype` goes with them.
 """
 
 import os

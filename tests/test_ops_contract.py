@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import plain_ops
 import pytest
 import state
 import torch
@@ -11,6 +12,12 @@ from xbn_ext import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triple
 from xbn_ext.losses import PairLoss
 
 B, M, D = 5, 11, 7
+# The compiled ops and those in plain PyTorch ask the same of their arguments.
+every_library = pytest.mark.parametrize("library", ["xbn_ext", plain_ops.NAMESPACE])
+
+
+def call(library, op, arguments):
+    return getattr(getattr(torch.ops, library), op)(*arguments.values())
 
 
 def loss_arguments(**changes):
@@ -247,14 +254,15 @@ BAD += [
 ]
 
 
+@every_library
 @pytest.mark.parametrize(
     "op, change, message", BAD, ids=[f"{op}-{next(iter(c))}-{i}" for i, (op, c, _) in enumerate(BAD)]
 )
-def test_bad_arguments_are_named_and_nothing_is_written(op, change, message):
+def test_bad_arguments_are_named_and_nothing_is_written(op, change, message, library):
     arguments = ARGUMENTS[op](**change)
     before = {k: v.detach().clone() for k, v in arguments.items() if isinstance(v, torch.Tensor)}
     with pytest.raises(RuntimeError, match=f"{op}: .*{message}|{op}: {message}"):
-        getattr(torch.ops.xbn_ext, op)(*arguments.values())
+        call(library, op, arguments)
     for name, value in before.items():
         assert torch.equal(arguments[name], value), f"{name} was written"
 
@@ -304,6 +312,7 @@ def test_the_wrapper_takes_float32_maps():
     assert torch.equal(narrow, ops.memory_loss(*args, scale=scale.double(), shift=shift.double()))
 
 
+@every_library
 @pytest.mark.parametrize(
     "op, name, other, view",
     [
@@ -327,7 +336,7 @@ def test_the_wrapper_takes_float32_maps():
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_written_shares_no_memory(op, name, other, view):
+def test_what_is_written_shares_no_memory(op, name, other, view, library):
     """An op that reads what it is writing would store something else than it was given."""
     a = ARGUMENTS[op]()
     a[name] = view(a[other])
@@ -335,19 +344,20 @@ def test_what_is_written_shares_no_memory(op, name, other, view):
         a[other] = a[name][1].fill_(1)
     before = {k: v.detach().clone() for k, v in a.items() if isinstance(v, torch.Tensor)}
     with pytest.raises(RuntimeError, match=f"{op}: ({name} must not share memory with {other}|{other} .* {name}$)"):
-        getattr(torch.ops.xbn_ext, op)(*a.values())
+        call(library, op, a)
     assert all(torch.equal(a[k], v) for k, v in before.items())
 
 
-def test_a_copy_of_what_is_written_may_be_given():
+@every_library
+def test_a_copy_of_what_is_written_may_be_given(library):
     """A view that is not dense is copied first, and an empty one shares nothing."""
     a = enqueue_arguments(mask=None, ids=None, bank_ids=None)
     a["labels"] = a["bank_steps"][: 2 * B : 2]
     given = a["labels"].clone()
-    slots = torch.ops.xbn_ext.enqueue_(*a.values())
+    slots = call(library, "enqueue_", a)
     assert torch.equal(a["bank_labels"][slots], given)
     a["z"], a["labels"] = a["bank"][:0], a["bank_labels"][:0]
-    assert torch.ops.xbn_ext.enqueue_(*a.values()).shape == (0,)
+    assert call(library, "enqueue_", a).shape == (0,)
 
 
 @pytest.mark.parametrize("call", ["memory_loss", "memory_loss_and_pairs", "transform_memory_loss_", "batch_loss"])

@@ -7,9 +7,9 @@ it is there. A library that is there and does not load is an error, and not a re
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import warnings
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -73,7 +73,7 @@ def load() -> bool:
         "xbn_ext runs without its compiled library: the same numbers in plain PyTorch, several times slower; "
         + way_out,
         RuntimeWarning,
-        stacklevel=2,
+        stacklevel=4,  # where xbn_ext is imported
     )
     from . import plain
 
@@ -92,10 +92,11 @@ def register(namespace: str, module: ModuleType) -> torch.library.Library:
 
 
 def _is_there() -> bool:
-    """Whether there is a library; one that another Python would load counts, and raises."""
-    if importlib.util.find_spec("xbn_ext._C") is not None:
+    """Whether there is a library in this folder; one that is for another Python raises."""
+    folder = Path(__file__).parent
+    if PathFinder.find_spec("xbn_ext._C", [str(folder)]) is not None:
         return True
-    others = [path.name for path in Path(__file__).parent.glob("_C.*") if path.suffix in (".so", ".pyd")]
+    others = [path.name for path in folder.glob("_C.*") if path.suffix in (".so", ".pyd")]
     if others:
         raise ImportError(
             f"the compiled library of xbn_ext, {', '.join(others)}, is for another Python: install xbn_ext again for "

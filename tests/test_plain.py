@@ -1,0 +1,223 @@
+"""The ops in plain PyTorch: their schemas, the memory they take, that nothing waits for a GPU. What they compute is
+tested where all implementations are."""
+
+import math
+
+import plain_ops
+import pytest
+import state
+import torch
+from loss_cases import LOSSES, problem
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from xbn_ext import Contrastive, CrossBatchMemory, Triplet, _library, chunked, chunked_triplets, ops, plain, reference
+
+every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+
+
+@pytest.fixture
+def in_plain(monkeypatch):
+    """`xbn_ext.ops`, and what is built on it, without the compiled library."""
+    monkeypatch.setattr(ops, "_ops", plain)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Counters may not be looked at."""
+    for module in ("chunked", "contract", "plain"):
+        monkeypatch.setattr(f"xbn_ext.{module}.reads", lambda device: False)
+
+
+# --- Schemas ------------------------------------------------------------------------------------------------------
+
+
+def schemas(namespace):
+    names = (name.partition("::") for name in torch._C._dispatch_get_all_op_names())
+    found = {name: getattr(getattr(torch.ops, space), name).default for space, _, name in names if space == namespace}
+    return {name: str(op._schema).removeprefix(f"{namespace}::") for name, op in found.items()}
+
+
+def test_schemas_are_those_of_the_compiled_library():
+    in_python = {"_check_not_in_backward", "_with_gradient"}  # with the library or without it
+    compiled = schemas("xbn_ext")
+    assert in_python < set(compiled)
+    assert {name: schema for name, schema in compiled.items() if name not in in_python} == schemas(plain_ops.NAMESPACE)
+    assert len(_library.SCHEMAS) == len(compiled) - len(in_python)
+
+
+# --- Ops that compute nothing -------------------------------------------------------------------------------------
+
+
+def test_what_is_asked_of_a_build():
+    assert plain.cuda_architectures() == "" and plain.cpu_isa() == "none"
+    assert plain.set_cuda_backend("simt") == "auto" and plain.set_cuda_backend("auto") == "simt"
+    with pytest.raises(RuntimeError, match=r"backend must be 'auto', .* got 'fast'"):
+        plain.set_cuda_backend("fast")
+    with pytest.raises(RuntimeError, match=r"_peak_fma: .* without its library"):
+        torch.ops.xbn_plain._peak_fma(1, 1, False)
+
+
+# --- Memory -------------------------------------------------------------------------------------------------------
+
+
+class LargestTensor(TorchDispatchMode):
+    """The number of elements of the largest tensor that is made, but for views of what is there."""
+
+    def __init__(self, *there):
+        super().__init__()
+        self.there = {t.untyped_storage().data_ptr() for t in there}
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for t in tree_leaves(result):
+            if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in self.there:
+                self.elements = max(self.elements, t.untyped_storage().nbytes() // t.itemsize)
+        return result
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setitem(chunked.CHUNK, "cpu", 4096)
+    monkeypatch.setattr(chunked_triplets, "HELD", 4096)
+    monkeypatch.setattr(chunked_triplets, "LEAST_HELD", 1)
+    return 4096
+
+
+@every_loss
+@pytest.mark.parametrize(
+    "update, bank_dtype",
+    [("inplace", torch.float32), ("deferred", torch.float32), ("deferred", torch.float16)],
+    ids=["inplace", "deferred", "deferred-f16"],
+)
+def test_no_tensor_is_larger_than_a_chunk(loss, update, bank_dtype, in_plain, small_chunks):
+    """Neither the B x M similarities nor a copy of the bank in another dtype."""
+    B, M, D = 16, 4000, 8
+    criterion = CrossBatchMemory(loss, D, M, update=update, bank_dtype=bank_dtype)
+    filled = state.filled(M, D, M - 30)
+    for name in ("bank", "bank_labels", "sums", "head", "count"):
+        getattr(criterion, name).copy_(getattr(filled, name))
+    criterion.sums.mul_(100)  # standardize_ finds a memory that is far from standard coordinates
+    with LargestTensor(*(t for _, t in criterion.named_state())) as largest:
+        for _ in range(2):
+            z = torch.randn(B, D, requires_grad=True)
+            criterion(z, torch.randint(-3, 8, (B,)), ids=torch.arange(B)).backward()
+    chunk = small_chunks + B  # of thresholds, one more for each anchor
+    assert B * M > M * D > chunk and 1000 < largest.elements <= chunk
+
+
+def test_the_memory_of_all_triplets_is_bounded_where_all_rows_are_positives(small_chunks, monkeypatch):
+    z, labels, bank, bank_labels = problem(16, 4000, 8, torch.float64)
+    labels.fill_(3), bank_labels[:3900].fill_(3), bank_labels[3900:].fill_(4)
+    loss = Triplet(0.3, mining="all")
+    with LargestTensor(bank, bank_labels) as largest:
+        in_rounds = chunked.memory_loss(z, labels, bank, bank_labels, loss)
+    assert chunked_triplets.HELD / 16 < 3900 and largest.elements <= small_chunks + 16
+    monkeypatch.setattr(chunked_triplets, "HELD", 1 << 20)
+    for got, want in zip(in_rounds, chunked.memory_loss(z, labels, bank, bank_labels, loss), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+
+
+# --- Nothing waits ------------------------------------------------------------------------------------------------
+
+
+class Waits(TorchDispatchMode):
+    """Refuses what a GPU's host would wait for: a value, or a shape that depends on values."""
+
+    refused = ("_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().removeprefix("aten::").partition(".")[0]
+        assert name not in self.refused, f"{name} would wait"
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        assert not any(i is not None and i.dtype == torch.bool for i in indices), "a mask as an index would wait"
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_look_at_a_value_is_seen():
+    for look in (lambda t: int(t[0]), lambda t: t[t > 0], lambda t: bool(t.any())):
+        with pytest.raises(AssertionError, match="would wait"), Waits():
+            look(torch.arange(3))
+
+
+@every_loss
+@pytest.mark.parametrize("update", ["inplace", "deferred"])
+@pytest.mark.parametrize("enqueue", ["after", "before"])
+def test_a_step_that_looks_at_no_counter_waits_for_nothing_and_computes_the_same(
+    loss, update, enqueue, in_plain, monkeypatch
+):
+    """Rows that are not there are masked where the count is not known."""
+    waits = loss == LOSSES["triplet_all"]
+    x, labels = torch.randn(2, 6, 16, 8, dtype=torch.float64), torch.randint(4, (2, 6, 16))
+    x[0, 2, 3, 1] = torch.nan
+    results = []
+    for knows in (True, False):
+        for module in ("chunked", "contract", "plain"):
+            monkeypatch.setattr(f"xbn_ext.{module}.reads", lambda device, knows=knows: knows)
+        criterion = CrossBatchMemory(loss, 8, 70, update=update, enqueue=enqueue, drift="xbn", warmup_steps=1)
+        criterion.bank.fill_(torch.nan)  # beyond the count there may be anything
+        got = []
+        for i in range(6):
+            z = (x[0, i] * 10**i).requires_grad_()  # standardize_ has to do something
+            mask = labels[1, i] > 0
+            if knows or waits:
+                value = criterion(z, labels[0, i], enqueue_mask=mask, ids=torch.arange(16) + i)
+            else:
+                with Waits():
+                    value = criterion(z, labels[0, i], enqueue_mask=mask, ids=torch.arange(16) + i)
+            got += [value.detach(), *torch.autograd.grad(value, z)]
+        results.append(
+            [*got, *(t for name, t in criterion.named_state() if name != "bank"), criterion.embedding_memory]
+        )
+    for known, unknown in zip(*results, strict=True):
+        torch.testing.assert_close(unknown, known, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 11])
+@pytest.mark.parametrize("far", [True, False], ids=["far", "near"])
+def test_standardize_without_a_look_at_the_count(count, far, as_on_a_gpu):
+    m = state.filled(11, 5, count)
+    m.bank[count:] = -0.0
+    m.bank[:count] = m.bank[:count] * (1e3 if far else 1.0)
+    m.sums.copy_(reference.sums_of(m.bank[:count]))
+    truth = state.clone(m)
+    reference.standardize_(truth.bank, truth.sums, truth.scale, truth.shift, truth.count, 1e-6)
+    plain.standardize_(m.bank, m.sums, m.scale, m.shift, m.count, 1e-6)
+    state.assert_same_state(m, truth, rtol=1e-5, atol=1e-5)
+    assert m.bank[count:].signbit().all()
+
+
+@pytest.mark.parametrize("head, count", [(13, 20), (-1, 5), (3, -2)])
+def test_a_damaged_counter_that_is_not_looked_at_is_no_wild_write(head, count, as_on_a_gpu):
+    """A kernel could not raise on a GPU either."""
+    m = state.filled(10, 4, 10)
+    m.head.fill_(head), m.count.fill_(count)
+    slots = plain.enqueue_(
+        m.bank, m.bank_labels, m.sums, m.head, m.count, torch.randn(4, 4), torch.arange(4), None, m.scale, m.shift
+    )
+    assert (slots >= 0).all() and (slots < 10).all()
+
+
+# --- What a caller is told ----------------------------------------------------------------------------------------
+
+
+def test_errors_come_before_anything_is_written(in_plain):
+    m = state.filled(30, 8, 30, pending=True)
+    before = state.clone(m)
+    z, labels = m.bank[:4], torch.arange(4)
+    with pytest.raises(RuntimeError, match="transform_memory_loss_: z must not share memory with bank"):
+        ops.transform_memory_loss_(m.bank, m.sums, m.scale, m.shift, m.count, z, labels, m.bank_labels, Contrastive())
+    m.count.fill_(31), before.count.fill_(31)
+    with pytest.raises(RuntimeError, match=r"transform_: count must be within \[0, 30\], got 31"):
+        ops.transform_(m.bank, m.sums, m.scale, m.shift, m.count)
+    with pytest.raises(RuntimeError, match=r"enqueue_: z must be float32 or float64, got torch\.float16"):
+        ops.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, z.half(), labels, None, m.scale, m.shift)
+    state.assert_same_state(m, before)
+
+
+def test_a_number_that_is_not_finite_is_no_parameter(in_plain):
+    arguments = (torch.eye(2), torch.arange(2), None, None)
+    for kind, parameters in (("supcon", [math.inf]), ("circle", [0.4, math.nan])):
+        with pytest.raises(RuntimeError, match=f"batch_loss: the parameters of {kind} must be finite"):
+            torch.ops.xbn_plain.batch_loss(*arguments, kind, parameters, True, 1e-6, True)
