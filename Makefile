@@ -114,8 +114,8 @@ $(VENV)/.built: $(VENV)/.installed $(VENV)/.chosen setup.py $(shell find csrc -t
 # What is to be built, written only when it changes.
 $(VENV)/.chosen: always
 	@mkdir -p $(VENV)
-	@echo 'XBN_CUDA=$(XBN_CUDA) XBN_CUDA_ARCHS=$(XBN_CUDA_ARCHS)' | cmp -s - $@ || \
-	  echo 'XBN_CUDA=$(XBN_CUDA) XBN_CUDA_ARCHS=$(XBN_CUDA_ARCHS)' > $@
+	@echo 'XBN_NATIVE=$(XBN_NATIVE) XBN_CUDA=$(XBN_CUDA) XBN_CUDA_ARCHS=$(XBN_CUDA_ARCHS)' | cmp -s - $@ || \
+	  echo 'XBN_NATIVE=$(XBN_NATIVE) XBN_CUDA=$(XBN_CUDA) XBN_CUDA_ARCHS=$(XBN_CUDA_ARCHS)' > $@
 
 clean:
 	rm -rf build $(VENV)/.built xbn_ext/*.so

@@ -2,6 +2,8 @@
 if the CUDA compiler is there, CUDA kernels. The torch it is built with may be a CPU-only one. A
 free-threaded Python has no abi3: a library built with one is for that version of Python.
 
+XBN_NATIVE=0        builds no library: a package for any system, py3-none-any, that computes in plain PyTorch. It takes
+                    neither a compiler nor torch
 XBN_CUDA=0|1|auto   whether to build CUDA kernels; auto (the default): if nvcc is found
 XBN_CUDA_ARCHS      for which GPUs, as in "80;90a;120-ptx"; a number is machine code for that architecture, "-ptx" code
                     that the driver compiles for any later one. "native": for the GPUs of this machine; where there is
@@ -50,8 +52,20 @@ def import_torch() -> None:
         )
 
 
-import_torch()
-from torch.utils.cpp_extension import BuildExtension, CppExtension  # noqa: E402
+def wants_library() -> bool:
+    """By XBN_NATIVE, which xbn_ext/_library.py reads the same way. Without a compiler that takes asking for: a package
+    that is slow by accident would go unnoticed."""
+    wanted = os.environ.get("XBN_NATIVE") or "auto"
+    if wanted not in ("0", "1", "auto"):
+        raise SystemExit(f"XBN_NATIVE must be 0, 1 or auto, got {wanted!r}")
+    return wanted != "0"
+
+
+if wants_library():
+    import_torch()
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+else:
+    BuildExtension = CppExtension = object  # they stay unused
 
 
 class Lacking(Exception):
@@ -243,7 +257,7 @@ class Build(BuildExtension):
             if shutil.which(program) is None:
                 raise SystemExit(
                     f"xbn_ext needs a C++ compiler and there is no {program} on PATH: install g++, or name the "
-                    "compiler in CXX"
+                    "compiler in CXX. XBN_NATIVE=0 installs it without kernels: plain PyTorch, several times slower"
                 )
 
     def compile_cuda(self, nvcc: Nvcc, architectures: list[str]) -> list[str]:
@@ -257,6 +271,10 @@ class Build(BuildExtension):
 
 
 def main() -> None:
+    if not wants_library():
+        print("xbn_ext: XBN_NATIVE=0, so no kernels are built", file=sys.stderr)
+        setup()
+        return
     Build.nvcc = find_nvcc()
     sources = ["csrc/schema.cpp", "csrc/cuda/path.cpp", *glob("csrc/cpu/*.cpp")]
     if Build.nvcc is not None:

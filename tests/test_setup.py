@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,10 @@ from setuptools.command.build_ext import build_ext as BuildExtension
 def CppExtension(name, sources, extra_compile_args, **options):
     return Extension(name, sources, extra_compile_args=extra_compile_args["cxx"], **options)
 """
+NO_COMPILER = (
+    "xbn_ext needs a C++ compiler and there is no {} on PATH: install g++, or name the compiler in CXX. XBN_NATIVE=0 "
+    "installs it without kernels: plain PyTorch, several times slower"
+)
 NVCC = """#!/bin/sh
 case "$1" in
   --version) echo "Cuda compilation tools, release {release}, V{release}.1" ;;
@@ -61,10 +66,48 @@ def run(tmp_path):
 def test_no_compiler(run):
     status, lines = run("build_ext", XBN_CUDA="0")
     assert status == 1 and lines[0] == "xbn_ext: building CPU kernels only"
-    assert lines[1:] == [
-        "xbn_ext needs a C++ compiler and there is no c++ on PATH: install g++, or name the compiler in CXX"
-    ]
-    assert "there is no clang++ on PATH" in run("build_ext", XBN_CUDA="0", CXX="clang++ -pthread")[1][-1]
+    assert lines[1:] == [NO_COMPILER.format("c++")]
+    assert run("build_ext", XBN_CUDA="0", CXX="clang++ -pthread")[1][-1] == NO_COMPILER.format("clang++")
+
+
+@pytest.mark.parametrize(
+    "XBN_NATIVE, says", [("no", "XBN_NATIVE must be 0, 1 or auto, got 'no'"), ("1", "c++ on PATH")]
+)
+def test_whether_to_build_is_asked_for_clearly(run, XBN_NATIVE, says):
+    status, lines = run("build_ext", XBN_CUDA="0", XBN_NATIVE=XBN_NATIVE)
+    assert status == 1 and says in lines[-1]
+
+
+def test_without_kernels(tmp_path):
+    """Where there is neither a compiler nor torch: a wheel for any system. It computes."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "no_torch").mkdir()
+    (tmp_path / "no_torch" / "torch.py").write_text("raise ModuleNotFoundError('No module named torch')")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("XBN_", "CUDA_", "CXX"))}
+    sources = copy_sources(tmp_path / "sources")
+    (sources / "xbn_ext" / "_C.abi3.so").write_text("of an earlier build")
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "bdist_wheel", "--dist-dir", tmp_path], cwd=sources,
+        capture_output=True, text=True,
+        env=kept | {"PATH": str(tmp_path / "bin"), "PYTHONPATH": str(tmp_path / "no_torch"), "XBN_NATIVE": "0"},
+    )  # fmt: skip
+    assert done.returncode == 0 and "xbn_ext: XBN_NATIVE=0, so no kernels are built" in done.stderr, done.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as file:
+        names = {name for name in file.namelist() if name.startswith("xbn_ext/")}
+        file.extractall(tmp_path / "there")
+    assert names == {str(p.relative_to(ROOT)) for p in ROOT.glob("xbn_ext/**/*.py")} | {"xbn_ext/py.typed"}
+    code = """
+import torch, xbn_ext
+criterion = xbn_ext.CrossBatchMemory(xbn_ext.Contrastive(), 8, 16)
+print(xbn_ext.__file__, xbn_ext.build_info()["native"], criterion(torch.randn(4, 8), torch.arange(4)).isfinite().item())
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "there", capture_output=True, text=True, env=kept
+    )
+    assert said.stdout.split() == [str(tmp_path / "there" / "xbn_ext" / "__init__.py"), "False", "True"], said.stderr
+    assert said.stderr.count("install a wheel for this platform") == 1
 
 
 @pytest.mark.long
@@ -78,9 +121,7 @@ def test_pip_ends_with_what_is_lacking(tmp_path):
     )  # fmt: skip
     said = (done.stdout + done.stderr).partition("[end of output]")[0].strip()
     assert done.returncode != 0 and "Traceback" not in said
-    assert said.splitlines()[-1].strip() == (
-        "xbn_ext needs a C++ compiler and there is no c++ on PATH: install g++, or name the compiler in CXX"
-    )
+    assert said.splitlines()[-1].strip() == NO_COMPILER.format("c++")
 
 
 @pytest.mark.parametrize("version", ["2.9.1+cu128", "1.13.0"])
