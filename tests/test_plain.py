@@ -79,7 +79,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setitem(chunked.CHUNK, "cpu", 4096)
+    monkeypatch.setattr(chunked, "CHUNK_ON_CPU", 4096)
     monkeypatch.setattr(chunked_triplets, "HELD", 4096)
     monkeypatch.setattr(chunked_triplets, "LEAST_HELD", 1)
     return 4096

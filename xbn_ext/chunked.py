@@ -24,9 +24,8 @@ from .chunked_losses import (
 from .chunked_triplets import AllTriplets
 from .losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
 
-# Elements of a chunk: what stays in the caches of a CPU; elsewhere a call has to be worth its launch.
-CHUNK = {"cpu": 1 << 20}
-CHUNK_ELSEWHERE = 1 << 23
+# Elements of a chunk of similarities or rows: on a CPU for its caches, elsewhere so that a call is worth its launch.
+CHUNK_ON_CPU, CHUNK_ELSEWHERE = 1 << 20, 1 << 23
 FEWEST_ROWS = 64
 
 
@@ -51,7 +50,8 @@ def pairs_of(loss: PairLoss, z: Tensor, anchors: Tensor | None) -> Pairs:
 
 def rows_of_a_chunk(device: torch.device, columns: int) -> int:
     """How many rows of so many numbers are taken at a time."""
-    return max(CHUNK.get(device.type, CHUNK_ELSEWHERE) // max(columns, 1), FEWEST_ROWS)
+    elements = CHUNK_ON_CPU if device.type == "cpu" else CHUNK_ELSEWHERE
+    return max(elements // max(columns, 1), FEWEST_ROWS)
 
 
 def reads(device: torch.device) -> bool:

@@ -124,7 +124,8 @@ def track_(
 def chunks_of(bank: Tensor, count: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The filled rows of a bank `[M, D]`, views of it, and which rows of a view are filled, `[n, 1]`; None: all."""
     n, unread = filled_rows(count, len(bank))
-    step = rows_of_a_chunk(bank.device, bank.shape[1])
+    # A sixteenth of a chunk on a CPU: all copies of it stay in the nearest cache.
+    step = rows_of_a_chunk(bank.device, bank.shape[1] * (16 if bank.device.type == "cpu" else 1))
     for start in range(0, n, step):
         rows = bank[start : min(start + step, n)]
         is_filled = None
