@@ -163,6 +163,13 @@ def test_explicit_arguments_go_before_a_preset():
     assert max(options.PRESETS["sweep"][0]["memory"]) == 1_000_000
 
 
+def test_without_the_compiled_library_there_is_nothing_to_measure(monkeypatch, capsys):
+    monkeypatch.setattr("xbn_ext._library.native", False)
+    with pytest.raises(SystemExit):
+        parse([])
+    assert "it measures the compiled library, and xbn_ext runs without it here" in capsys.readouterr().err
+
+
 # --- What is compared ---------------------------------------------------------------------------------------------
 
 

@@ -62,7 +62,7 @@ def test_what_is_asked_of_a_build():
 
 
 class LargestTensor(TorchDispatchMode):
-    """The number of elements of the largest tensor that is made, but for views of what is there."""
+    """The number of elements of the largest tensor that is made; a view of what is there is none."""
 
     def __init__(self, *there):
         super().__init__()
