@@ -30,6 +30,7 @@ HAS_KERNELS = xbn_ext.build_info()["native"]
 IMPLEMENTATIONS = [
     "cpu",
     *(["plain"] if HAS_KERNELS else []),  # else that is what runs on the CPU
+    *(["plain-gpu"] if torch.cuda.is_available() else []),
     *(["emu"] if HAS_EMULATOR else []),
     *(["cuda"] if HAS_GPU else []),
 ]
@@ -81,7 +82,7 @@ def pytest_generate_tests(metafunc):
     ways = WAYS.get(metafunc.module.__name__, ["auto"])
     cases = {}
     for name in IMPLEMENTATIONS:
-        if name in ("emu", "plain") and "compiled" in wanted:
+        if name not in ("cpu", "cuda") and "compiled" in wanted:
             continue
         for path in ways if name in ("emu", "cuda") else ["auto"]:
             if path not in ("auto", wanted.get("way", path)):
@@ -105,11 +106,13 @@ def implementation(request, monkeypatch):
     module = importlib.import_module(library)  # builds the emulated kernels on first use
     if name == "emu":
         set_backend = torch.ops.xbn_emu.set_cuda_backend
-    if name == "plain":
+    if name in ("plain", "plain-gpu"):
         monkeypatch.setattr("xbn_ext.ops._ops", importlib.import_module("xbn_ext.plain"))
     monkeypatch.setattr("xbn_ext.memory.ops", module)  # the same for CrossBatchMemory
     before = set_backend(path)
-    yield SimpleNamespace(ops=module, device=torch.device("cuda" if name == "cuda" else "cpu"), name=name, path=path)
+    yield SimpleNamespace(
+        ops=module, device=torch.device("cuda" if name in ("cuda", "plain-gpu") else "cpu"), name=name, path=path
+    )
     set_backend(before)
 
 

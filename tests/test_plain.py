@@ -199,6 +199,35 @@ def test_a_damaged_counter_that_is_not_looked_at_is_no_wild_write(head, count, a
     assert (slots >= 0).all() and (slots < 10).all()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES.values() if loss.kind != "triplet_all"], ids=lambda x: x.kind)
+@pytest.mark.parametrize("update", ["inplace", "deferred"])
+def test_a_step_can_be_captured(loss, update, in_plain):
+    """In a CUDA graph, which replays to the same numbers."""
+    import test_cuda
+
+    data = list(test_cuda.batches(8, "cuda"))
+    expected = test_cuda.train(test_cuda.new_criterion("cuda", loss=loss, update=update), data)
+    criterion = test_cuda.new_criterion("cuda", loss=loss, update=update)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        got = test_cuda.train(criterion, data[:3])
+    torch.cuda.current_stream().wait_stream(stream)
+    x, labels = (t.clone() for t in data[3])
+    x.requires_grad_()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value = criterion(x, labels)
+        (grad,) = torch.autograd.grad(value, x)
+    for batch, batch_labels in data[3:]:
+        x.data.copy_(batch), labels.copy_(batch_labels)
+        graph.replay()
+        got += [value.clone(), grad.clone()]
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 # --- What a caller is told ----------------------------------------------------------------------------------------
 
 
