@@ -108,6 +108,7 @@ def implementation(request, monkeypatch):
         set_backend = torch.ops.xbn_emu.set_cuda_backend
     if name in ("plain", "plain-gpu"):
         monkeypatch.setattr("xbn_ext.ops._ops", importlib.import_module("xbn_ext.plain"))
+        monkeypatch.setattr("xbn_ext.chunked.CHUNK_ON_CPU", 1 << 13)  # so that a small bank has several chunks
     monkeypatch.setattr("xbn_ext.memory.ops", module)  # the same for CrossBatchMemory
     before = set_backend(path)
     yield SimpleNamespace(

@@ -63,18 +63,25 @@ def few(items):
 
 def many(items):
     """The items, as a set. Where a test has many sets of parameters, each is executed on the CPU by one of the ways and
-    dtypes only, drawn by its name: the fuzz of test_sanitizers takes all ways, a GPU all of both."""
+    dtypes only, drawn by its name: the fuzz of test_sanitizers takes all ways, a GPU all of both. Plain PyTorch,
+    which has no tiles and no ways, takes few of many sets."""
     ways = {}  # by test and set of parameters
+    plain = {}  # by test
     for item in items:
         name, path = parameters(item).get("implementation", ("", ""))
         if name == "emu" and path != "auto":
             one_set = re.sub(rf"{name}-{path}(-f..)?", "", item.nodeid)
             ways.setdefault(test_of(item), {}).setdefault(one_set, []).append(item)
+        if name == "plain":
+            plain.setdefault(test_of(item), []).append(item)
     left_out = set()
     for sets in ways.values():
         for one_set, its_items in sets.items() if len(sets) > MANY_SETS else ():
             left_out.update(its_items)
             left_out.remove(its_items[zlib.crc32(one_set.encode()) % len(its_items)])
+    for its_items in plain.values():
+        if len(its_items) > MANY_SETS:
+            left_out.update(its_items)
     return {item for item in items if item not in left_out}
 
 
