@@ -14,7 +14,8 @@
 //                ([0, B] unless need_grad)
 //
 // A bank row u stands for scale * u + shift. Statistics are float64, counters int64 scalars, all on the device
-// of the bank. xbn_ext/ops.py documents the arguments; xbn_ext/reference.py says what they compute.
+// of the bank. xbn_ext/ops.py documents the arguments; xbn_ext/reference.py says what they compute; xbn_ext/_library.py
+// has the same signatures, for where this library is missing.
 #include <Python.h>
 
 #include "cpu/cpu.h"

@@ -283,6 +283,14 @@ def test_without_grad_the_value_is_the_same(ops, device, dtype):
     assert not ops.memory_loss(z, *rest, loss).requires_grad
 
 
+def test_autocast_changes_no_bit(ops, device, dtype):
+    z, *rest = problem(70, 500, 48, dtype, device)
+    expected = run(ops.memory_loss, z, *rest, Contrastive(neg_margin=0.2))
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        got = run(ops.memory_loss, z, *rest, Contrastive(neg_margin=0.2))
+    assert all(map(torch.equal, got, expected))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_row_that_is_not_finite_makes_the_loss_nan(bad, ops, device, dtype):
     z, *rest = problem(70, 500, 48, dtype, device)

@@ -10,18 +10,38 @@ over the whole bank there, however few of its rows are filled or have to be rewr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from . import chunked, contract
+from ._autograd import without_autocast
 from .chunked import filled_rows, is_finite, reads, rows_of_a_chunk
 
 BACKENDS = ("auto", "simt", "tensor", "composite", "screen", "pairs")
 _backend = "auto"
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+def exact(op: Callable[P, R]) -> Callable[P, R]:
+    """Autocast, which does not touch what a kernel computes, would round the products of a plain op."""
+
+    @functools.wraps(op)
+    def without(*args: P.args, **options: P.kwargs) -> R:
+        first = args[0] if args else next(iter(options.values()))
+        assert isinstance(first, Tensor)
+        with without_autocast(first.device.type):
+            return op(*args, **options)
+
+    return without
+
+
+@exact
 def normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     contract.check_normalize(x, eps)
     wide = x.double()
@@ -33,6 +53,7 @@ def inverse_length(norm: Tensor, eps: float) -> Tensor:
     return 1 / torch.where(norm < eps, eps, norm)
 
 
+@exact
 def normalize_backward(grad_z: Tensor, z: Tensor, norm: Tensor, eps: float) -> Tensor:
     contract.check_normalize_backward(grad_z, z, norm, eps)
     grad, wide = grad_z.double(), z.double()
@@ -41,6 +62,7 @@ def normalize_backward(grad_z: Tensor, z: Tensor, norm: Tensor, eps: float) -> T
     return grad_x.to(z.dtype).contiguous()
 
 
+@exact
 def moments(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     contract.check_moments(x, mask)
     rows = is_finite(x)
@@ -67,6 +89,7 @@ def bank_moments(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(count == 0, 0, mean), torch.where(count == 0, 1, std)
 
 
+@exact
 def track_(
     target_mean: Tensor,
     target_std: Tensor,
@@ -149,6 +172,7 @@ def rewrite(bank: Tensor, count: Tensor, a: Tensor, b: Tensor, wanted: Tensor | 
     return sums
 
 
+@exact
 def transform_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor) -> None:
     c = contract.check_transform(bank, sums, scale, shift, count)
     contract.apart("transform_", {"bank": bank, "sums": sums, "scale": scale, "shift": shift}, {"count": count})
@@ -162,6 +186,7 @@ def _transform(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: 
     shift.fill_(0)
 
 
+@exact
 def standardize_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor, eps: float) -> None:
     """Looks at D numbers on a CPU where there is nothing to do; elsewhere it passes over the bank all the same."""
     c = contract.check_transform(bank, sums, scale, shift, count, "standardize_")
@@ -183,6 +208,7 @@ def standardize_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count
     shift.sub_(scale * b)
 
 
+@exact
 def enqueue_(
     bank: Tensor,
     bank_labels: Tensor,
@@ -249,6 +275,7 @@ def enqueue_(
     return slots
 
 
+@exact
 def memory_loss(
     z: Tensor,
     labels: Tensor,
@@ -276,6 +303,7 @@ def memory_loss(
     )  # fmt: skip
 
 
+@exact
 def transform_memory_loss_(
     bank: Tensor,
     sums: Tensor,
@@ -318,6 +346,7 @@ def transform_memory_loss_(
     )  # fmt: skip
 
 
+@exact
 def batch_loss(
     dots: Tensor,
     labels: Tensor,
