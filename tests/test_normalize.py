@@ -68,13 +68,14 @@ def test_short_rows_are_divided_by_eps(ops, device, dtype):
 
 
 def test_a_row_as_long_as_eps(ops, device, dtype):
-    """On the border it counts as a long one, as in torch."""
+    """On the border it counts as a long one, whatever the version of torch makes of it."""
     x = torch.zeros(1, 8, dtype=dtype, device=device)
     x[0, 3] = 2.0
     leaf = x.requires_grad_()
     (grad,) = torch.autograd.grad(ops.normalize(leaf, 2.0).sum(), leaf)
-    (expected,) = torch.autograd.grad(F.normalize(leaf, dim=1, eps=2.0).sum(), leaf)
-    assert torch.equal(grad, expected) and grad[0, 3] == 0
+    expected = torch.full_like(x, 0.5)
+    expected[0, 3] = 0
+    assert torch.equal(grad, expected)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 1e19, 3e37])
