@@ -96,8 +96,8 @@ class SupCon(PairLoss):
     all its pairs. Averaged over the anchors that pay something: those with positives and more than one pair.
 
     Args:
-        temperature: > 0. A tensor of shape [] or [1] is learned if it requires a gradient; its value is not
-            looked at.
+        temperature: positive. A tensor of shape [] or [1] is learned if it requires a gradient; its value is not
+            checked.
     """
 
     _kind = "supcon"
@@ -118,8 +118,8 @@ class NTXent(PairLoss):
     Averaged over all positive pairs. (pytorch-metric-learning adds 1e-7 inside its logarithm; this does not.)
 
     Args:
-        temperature: > 0. A tensor of shape [] or [1] is learned if it requires a gradient; its value is not
-            looked at.
+        temperature: positive. A tensor of shape [] or [1] is learned if it requires a gradient; its value is not
+            checked.
     """
 
     _kind = "ntxent"
@@ -138,8 +138,8 @@ class MultiSimilarity(PairLoss):
     An anchor pays `log(1 + sum_p e^(-alpha (s_p - base))) / alpha + log(1 + sum_n e^(beta (s_n - base))) / beta`.
 
     Args:
-        alpha: > 0, how sharply positives are weighted.
-        beta: > 0, how sharply negatives are weighted.
+        alpha: positive, how sharply positives are weighted.
+        beta: positive, how sharply negatives are weighted.
         base: the similarity at which a pair weighs 1.
         mining: None, all pairs; or epsilon >= 0 of the paper's pair mining (eqs. 10, 11; pytorch-metric-learning's
             MultiSimilarityMiner has 0.1): of the negatives only those more similar than the hardest positive minus
@@ -176,7 +176,7 @@ class Circle(PairLoss):
 
     Args:
         m: relaxation of the margin.
-        gamma: > 0, scale of the similarities.
+        gamma: positive, scale of the similarities.
     """
 
     _kind = "circle"
