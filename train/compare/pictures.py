@@ -69,7 +69,7 @@ def lr_map(path: Path, findings: Findings) -> None:
 
 
 def drift(path: Path, findings: Findings) -> None:
-    """Distance to the network of the day, a panel for each phase: as stored, and as it is in the memory."""
+    """Distance to the current network, a panel for each phase: as stored, and as it is in the memory."""
     plan = findings.plan
     methods = [method for method in plan.methods if method != "batch"]
     with matplotlib.rc_context(STYLE):
@@ -98,9 +98,14 @@ def effects(path: Path, findings: Findings) -> None:
     """One setting at a time, all others as chosen."""
     plan = findings.plan
     found = {name: rows for name, rows in findings.effects().items() if rows}
+    columns = min(len(found), 3)  # more would be too small on a page
+    lines_of_panels = -(-len(found) // columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.9 * len(found), 3.6), layout="constrained")
-        for axes, (name, rows) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+        figure = Figure(figsize=(3.9 * columns, 3.2 * lines_of_panels), layout="constrained")
+        panels = figure.subplots(lines_of_panels, columns, squeeze=False).flat
+        for axes in panels[len(found) :]:
+            axes.remove()
+        for axes, (name, rows) in zip(panels, found.items(), strict=False):
             values = sorted({value for _, value, _ in rows})
             for method in plan.methods:
                 points = [
@@ -113,11 +118,13 @@ def effects(path: Path, findings: Findings) -> None:
             room = max(0.0, LEAST_SPAN - (high - low)) / 2  # or noise looks like an effect
             axes.set_ylim(low - room, high + room)
             axes.set_xlabel(EFFECTS[name])
-        figure.axes[0].set_ylabel("MAP@R on held-out classes, %")
+        for axes in panels[: len(found) : columns]:
+            axes.set_ylabel("MAP@R on held-out classes, %")
         lines = {name: line for axes in figure.axes
                  for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}  # fmt: skip
-        figure.axes[0].legend([lines[name] for name in plan.methods if name in lines],
-                              [name for name in plan.methods if name in lines], frameon=False)  # fmt: skip
+        shown = [name for name in plan.methods if name in lines]
+        figure.legend([lines[name] for name in shown], shown, loc="outside lower center", ncols=len(shown),
+                      frameon=False)  # fmt: skip
         figure.savefig(path)
 
 

@@ -1,7 +1,7 @@
 """Which runs a study has, and which settings it chooses from them.
 
 All methods have one budget: the same steps, the same batches in the same order, the same learning rates to choose
-from. Settings are chosen by MAP@R on held-out training classes ("validation"); the test classes are looked at once, at
+from. Settings are chosen by MAP@R on held-out training classes ("validation"); the test classes are used once, at
 the end, with what was chosen.
 """
 

@@ -94,7 +94,7 @@ def rule(comparisons: int) -> str:
     """How ``judgement`` decides."""
     return (
         f"Differences are taken seed by seed, ± is half of their {CONFIDENCE:.0%} interval, Student's. Significantly "
-        f"different means that 0 is outside of the interval corrected for all {comparisons} comparisons below, of both "
+        f"different means that 0 is outside the interval corrected for all {comparisons} comparisons below, of both "
         "learning rates (Bonferroni)."
     )
 
@@ -133,11 +133,11 @@ def _opening(findings: Findings) -> list[str]:
         f"One budget for all: {base.steps:,} steps, the same batches in the same order. The learning rate of each "
         f"method is chosen from {', '.join(f'{lr:g}' for lr in plan.lrs)} by MAP@R on a quarter of the *training* "
         f"classes, held out for that ({plan.map_seeds} seeds); then axbn's noise and ema's momentum. The test "
-        f"classes are looked at once, with what was chosen ({plan.seeds} seeds; ± is half of the {CONFIDENCE:.0%} "
+        f"classes are used once, with the chosen settings ({plan.seeds} seeds; ± is half of the {CONFIDENCE:.0%} "
         "interval, Student's).",
         f"Data: {base.data}. Network: {base.backbone}. Loss: {base.loss}, "
         f"{base.reduction or 'its default reduction'}. Memory of {base.memory_size:,}, batches of {base.batch_size}, "
-        "if not said otherwise.",
+        "unless stated otherwise.",
         f"`{findings.command}`",
         f"{counts[VALIDATION]} + {counts[TEST]} runs, {seconds / 60:.0f} minutes of training in all; {broken} broke "
         "down. " + findings.machine + ".",
@@ -195,8 +195,8 @@ def _drift(findings: Findings) -> list[str]:
             rows.append([method, phase, *cells])
     return [
         "## Drift, against an oracle",
-        "The pixels of past batches are embedded again by the network of the day, in the mode of training, and "
-        "compared with the rows of the memory: mean cosine distance of the row as it was stored → as it is in the "
+        "The images of past batches are embedded again by the current network, in training mode, and compared with "
+        "the rows of the memory. A cell is the mean cosine distance of the row as it was stored → as it is in the "
         "memory (change), by the age of the row, all at one learning rate. An exact memory would have 0.",
         _table(["method", "training", *AGES], rows),
         "![distance to the rows embedded again](drift.png)",
