@@ -192,7 +192,7 @@ def test_batch_normalisation_in_training(batchnorm: str) -> None:
 
 
 def test_looking_leaves_no_traces() -> None:
-    """In the mode of training, with dropout drawn and batches normalised, nothing of a later step changes."""
+    """In training mode, with dropout drawn and batches normalised, nothing of a later step changes."""
     network = build(backbone="mobilenet_v3_small", batchnorm="batch", weights="none").train()
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
     state = torch.get_rng_state()
