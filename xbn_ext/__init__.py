@@ -37,9 +37,9 @@ __all__ = [
 def build_info() -> dict[str, Any]:
     """What was built and what it runs on.
 
-    `version`, `torch`; `native`: whether the compiled library computes, or plain PyTorch in its place (`XBN_NATIVE=0`,
-    or there is no library); `cuda`: the GPU architectures that this build has kernels for, as in
-    `["80", "90a", "80-ptx"]` (`-ptx`: and any later one), empty if it was built without a CUDA compiler; `cpu_isa`
+    `version`, `torch`; `native`: True with the compiled library, False with plain PyTorch in its place
+    (`XBN_NATIVE=0`, or there is no library); `cuda`: the GPU architectures that this build has kernels for, as in
+    `["80", "90a", "80-ptx"]` (`-ptx`: also for any later one), empty if it was built without a CUDA compiler; `cpu_isa`
     ("none" without the library) and `threads` in use.
     """
     return {

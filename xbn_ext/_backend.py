@@ -12,29 +12,29 @@ Backend = Literal["auto", "simt", "tensor", "screen", "composite"]
 
 
 class backend:
-    """Forces one of the ways in which `memory_loss` runs on a GPU. Without effect on a CPU, and without the
-    compiled library.
+    """Forces how `memory_loss` runs on a GPU. It has no effect on a CPU or without the compiled library.
 
-    - `"tensor"`: one fused sweep over the bank, with products on tensor cores to the digits of float32 (each of three
-      in TF32); takes float32 embeddings and bank with D <= 1024, all losses except `Triplet(mining="all")`, and a GPU
-      of compute capability 8.0 or later. As "simt" where D is no multiple of four, or rows are not aligned to 16 bytes.
+    - `"tensor"`: one fused sweep over the bank, with products on tensor cores as precise as float32 (from three TF32
+      products each); takes float32 embeddings and bank with D <= 1024, all losses except `Triplet(mining="all")`,
+      and a GPU of compute capability 8.0 or later. Like "simt" if D is not a multiple of four, or rows are not aligned
+      to 16 bytes.
     - `"simt"`: the same sweep with ordinary float32 arithmetic, on any GPU.
-    - `"screen"`: one product in fp16 per pair, with a bound on its error, tells which pairs may have a weight; these
-      are then computed in float32. Where they are more than 5 %, the sweep of "tensor" runs. `Contrastive` only; takes
+    - `"screen"`: one product in fp16 per pair, with a bound on its error, finds the pairs that may have a weight; these
+      are then computed in float32. If they are more than 5 %, the sweep of "tensor" runs. `Contrastive` only; takes
       what "tensor" takes.
     - `"composite"`: two library products per chunk of the bank with a kernel between them; takes everything, and its
       products follow `torch.backends.cuda.matmul` (TF32 or not).
     - `"auto"`: the default. "screen" where it can, D is a multiple of four and B x M at most 2^31; else "tensor" or,
       where that can't, "simt" with fewer than 512 anchors; else "composite".
 
-    A call sets it for the process; as a context manager, as often as you like, it is set back at the end:
+    A call sets it for the process. As a context manager, which can be entered again, it sets it back at the end:
 
         with xbn_ext.backend("composite"):
             loss = criterion(embeddings, labels)
 
     Raises:
         TypeError: `name` is not a string.
-        RuntimeError: `name` is not one of the five; or called inside of what torch.compile compiles in full.
+        RuntimeError: `name` is not one of the five; or called in code that torch.compile compiles with fullgraph=True.
     """
 
     def __init__(self, name: Backend) -> None:
@@ -60,5 +60,5 @@ def _set(name: str) -> str:
     """Returns what was set before. A compiler would set it as it traces, and not set it back: here it leaves this code
     to Python or, with fullgraph=True, raises."""
     if torch.compiler.is_compiling():
-        raise RuntimeError("xbn_ext.backend cannot be compiled: call it around what is")
+        raise RuntimeError("xbn_ext.backend cannot be compiled: call it around the compiled code")
     return torch.ops.xbn_ext.set_cuda_backend(name)  # type: ignore[no-any-return]

@@ -26,7 +26,7 @@ class PairLoss:
     """A loss that `CrossBatchMemory` and `memory_loss` take: one of the classes below.
 
     Its parameters are numbers. A temperature may be a tensor and be learned; margins, scales and the like may not: a
-    margin would only learn to ask for less.
+    learned margin would shrink until the loss vanished.
 
     Raises:
         ValueError: a parameter is not finite or out of its range, naming it.
@@ -67,7 +67,7 @@ class Contrastive(PairLoss):
         neg_margin: negatives less similar than this cost nothing.
         reduction: `"mean"` divides the sum over all pairs by the number of anchors (XBM's gradient; its code
             reports `s` instead of `s - neg_margin` for an active negative, a constant per pair).
-            `"avg_nonzero"` averages positives and negatives apart, each over the pairs that cost something
+            `"avg_nonzero"` averages positives and negatives separately, each over the pairs that cost something
             (pytorch-metric-learning's ContrastiveLoss with CosineSimilarity and AvgNonZeroReducer).
 
     Raises:
@@ -172,7 +172,7 @@ class Circle(PairLoss):
 
     An anchor with positives and negatives pays
     `log(1 + sum_n e^(gamma a_n (s_n - m)) * sum_p e^(-gamma a_p (s_p - 1 + m)))` with `a_n = max(s_n + m, 0)` and
-    `a_p = max(1 + m - s_p, 0)`, which the gradient takes for constants. Averaged over those anchors.
+    `a_p = max(1 + m - s_p, 0)`, which count as constants in the gradient. Averaged over those anchors.
 
     Args:
         m: relaxation of the margin.

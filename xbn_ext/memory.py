@@ -16,7 +16,7 @@ from .filter import Drift, make_filter
 from .losses import PairLoss, at_temperature, check_loss, default_temperature
 from .state import StatefulModule
 
-# The state of a new memory: a subclass may have more.
+# The state of a new memory. A subclass may have more.
 FRESH = {
     "bank": 0, "bank_labels": 0, "bank_ids": 0, "bank_steps": 0, "sums": 0, "head": 0, "count": 0, "scale": 1,
     "shift": 0, "target_mean": 0, "target_std": 0, "variance": math.inf, "step": 0, "pairs": math.nan,
@@ -27,8 +27,8 @@ FRESH = {
 class CrossBatchMemory(StatefulModule):
     """Ranks each batch against itself and against a memory of past batches.
 
-    The call is that of pytorch-metric-learning's `CrossBatchMemory`, `loss = criterion(embeddings, labels)`. Each in
-    training mode (1) measures how the embeddings have drifted and moves the stored ones along, (2) computes
+    The call is that of pytorch-metric-learning's `CrossBatchMemory`, `loss = criterion(embeddings, labels)`. In
+    training mode each call (1) measures how the embeddings have drifted and moves the stored ones along, (2) computes
     `batch_weight * L(batch, batch) + memory_weight * L(batch, memory)`, (3) stores the batch. In `eval()` mode
     the memory is only read. `xbn_ext.reference.step` is the same in plain PyTorch.
 
@@ -46,7 +46,7 @@ class CrossBatchMemory(StatefulModule):
             get the mean and standard deviation of the batch. `"axbn"`: of those moments after a Kalman filter.
             `"ema"`: after a moving average.
         process_noise: q of the Kalman filter; only q / r matters. At a ratio of 1 the filter soon takes over 0.62 of
-            what a batch measures, at 0.01 a tenth, so that it is ten steps behind.
+            what a batch measures; at 0.01 a tenth, and is then about ten steps behind.
         measurement_noise: r of the Kalman filter.
         ema_momentum: gain of `"ema"`.
         update: `"inplace"` rewrites the memory every step; `"deferred"` keeps one pending affine map for all rows
@@ -57,8 +57,8 @@ class CrossBatchMemory(StatefulModule):
         renormalize: L2-normalise memory rows as they are read (the stored rows keep their exact moments).
         batch_weight: weight of the loss of the batch against itself; 0 skips it.
         memory_weight: weight of the loss of the batch against the memory; 0 skips it.
-        warmup_steps: for so many steps the memory fills up but does not count.
-        enqueue: store the batch `"after"` the loss or `"before"`; before, a row is never paired with itself.
+        warmup_steps: number of steps in which the memory fills up but is not in the loss.
+        enqueue: store the batch `"after"` the loss or `"before"` it; even then no row is paired with itself.
         bank_dtype: dtype of the stored rows: float32, float64, float16 or bfloat16. Batches never change it. Where
             drift is followed, the 16-bit ones store standardised values, so float16 keeps three more bits than
             bfloat16 and does not overflow.
@@ -201,12 +201,12 @@ class CrossBatchMemory(StatefulModule):
         Args:
             embeddings: `[B, D]`, any floating dtype (16-bit ones are computed in float32), on the module's device.
             labels: `[B]` integers, any values.
-            indices_tuple: None; it has the place that pytorch-metric-learning's callers expect.
+            indices_tuple: must be None; it is here for the argument order of pytorch-metric-learning.
             enqueue_mask: `[B]` bool. Rows marked True enter the memory and are not anchors; the others are
-                anchors and stay out (pytorch-metric-learning's meaning). None: every row is and does both.
-            ids: `[B]` integers that tell samples apart, such as the image's index in the data set. Rows of the same id
-                are no pair: neither two views in the batch, nor a row and an older copy of its sample in the memory.
-                A negative one is no id. None: no row has one.
+                anchors and stay out (pytorch-metric-learning's meaning). None: every row is an anchor and is stored.
+            ids: `[B]` integers that identify samples, such as the image's index in the data set. Rows of the same id
+                are not paired: neither two views in the batch, nor a row and an older copy of its sample in the memory.
+                A negative number is no id. None: no row has an id.
 
         Returns:
             A scalar.
@@ -322,15 +322,15 @@ class CrossBatchMemory(StatefulModule):
 
     @torch.no_grad()
     def stats(self) -> dict[str, Tensor]:
-        """How the memory does, as scalars on its device: nothing waits for them until they are read.
+        """How the memory is doing, as scalars on its device: nothing waits for them until they are read.
 
         * `fill`: share of the memory that is filled.
         * `age`: steps since the stored rows were stored, on average; 1 is the last step.
-        * `positives`, `negatives`: rows of the memory per anchor that had a weight in the last training step: not
-          within their margin, mined, in a triplet that cost something.
+        * `positives`, `negatives`: average number of memory rows per anchor that had a weight in the last training
+          step: rows outside the margin, mined, or in a triplet that cost something.
         * `gap_before`, `gap_after`: how far the memory's moments were from those of the last batch before and after
           they were moved, `sqrt(|mean - mean|² + |std - std|²)`. Part of it is the noise of a batch.
-        * `gain`: of the filter, how much of what the last batch measured it took over; 0 if it measured nothing.
+        * `gain`: the share of the last batch's measurement that the filter took over; 0 if nothing was measured.
 
         Undefined entries are NaN: all of them before the first step, `age` of an empty memory, pairs without a memory
         loss, gain with `drift="none"`.
@@ -355,8 +355,8 @@ class CrossBatchMemory(StatefulModule):
 
     @property
     def embedding_memory(self) -> Tensor:
-        """`[count, D]` the stored rows as they stand now, in slot order, in the bank's dtype or, of a 16-bit one, in
-        float32 (a copy)."""
+        """`[count, D]` the stored rows as they stand now, in slot order: a copy in the bank's dtype, or in float32 if
+        that has 16 bits."""
         rows = self.bank[: int(self.count)]
         return (rows.double() * self.scale + self.shift).to(torch.promote_types(self.bank.dtype, torch.float32))
 
@@ -388,8 +388,8 @@ class CrossBatchMemory(StatefulModule):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """`reset_queue()`, and a learned temperature is what it was at first: what launchers call after `to_empty()`.
-        If the module was made on the meta device, where that had no value, it becomes the default of the loss."""
+        """`reset_queue()`, and gives a learned temperature its first value again. Launchers call it after `to_empty()`.
+        If the module was made on the meta device, where it had no value, it gets the default of the loss."""
         self.reset_queue()
         temperature: Tensor | None = self.temperature
         if temperature is None:
@@ -403,9 +403,9 @@ class CrossBatchMemory(StatefulModule):
     def fill_from(self, batches: Iterable[tuple[Tensor, ...]]) -> None:
         """Replaces the memory with embeddings of the present network.
 
-        `batches` yields `(embeddings [B, D], labels [B])`, or with `ids [B]` for a third. The moments of what was
-        stored become the target of the filter, taken as exact. Warm-up goes on where it was. If anything raises, the
-        memory stays as it was: it is filled in a copy first, which takes the memory's size once more while it lasts.
+        `batches` yields `(embeddings [B, D], labels [B])`, with `ids [B]` as an optional third. The moments of what was
+        stored become the target of the filter, taken as exact. Warm-up continues where it was. If anything raises, the
+        memory stays as it was: a copy is filled first, which for a while takes as much memory again.
         """
         if self.bank.is_meta:
             raise RuntimeError("fill_from: the memory is on the meta device, which holds no values")

@@ -2,8 +2,8 @@
 `xbn_ext.reference`, which has the same names and signatures.
 
 Letters: B batch rows, M bank rows (capacity), D dimension. Embeddings are float32 or float64, the bank is float32,
-float64, float16 or bfloat16, whatever they are; statistics are float64, counters int64 scalars. Bad shapes, dtypes and
-devices raise RuntimeError naming the op and the argument before anything is written.
+float64, float16 or bfloat16, whatever their dtype; statistics are float64, counters int64 scalars. Bad shapes, dtypes
+and devices raise RuntimeError naming the op and the argument before anything is written.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
     """The rows of `x [B, D]` divided by `max(|row|, eps)`, as `torch.nn.functional.normalize` does, by one kernel; its
     gradient by another.
 
-    Norms are float64: a float32 row of finite numbers has one, however large they are.
+    Norms are float64, so those of finite float32 rows never overflow.
 
     Raises:
         RuntimeError: x is not `[B, D]`, float32 or float64; or a second derivative or a forward-mode one is asked for.
@@ -190,7 +190,7 @@ def enqueue_(
     """Writes the finite rows of `z [B, D]` in `mask [B]` into the ring as `(z - shift) / scale`.
 
     `bank [M, D]`, `bank_labels [M]`, `sums [2, D]`, `head`, `count` are updated. Returns `slots [B]` (int64):
-    where each row went, -1 where it was not stored. Of more rows than the ring holds, the last M stay.
+    where each row went, -1 where it was not stored. If there are more rows than the ring holds, the last M stay.
 
     `bank_ids [M]` (int64) takes the rows' `ids [B]`, or `-2 - slot` for a row that has none (`ids` is None or
     negative): no other row of the ring has that. `bank_steps [M]` (int64) takes `step`, a scalar.
@@ -246,7 +246,7 @@ def memory_loss(
         scale: `[D]` a bank row u stands for `scale * u + shift`; None: for itself.
         shift: `[D]`, None exactly when scale is.
         exclude: `[B]` int64, the bank row that an anchor must not be paired with; with `bank_ids`, all rows of this
-            id. -1 and the smallest int64 are no id.
+            id. -1 and the smallest int64 mean none.
         bank_ids: `[M]` int64 ids of the rows; None: a row's id is its number.
         anchors: `[B]` bool, the rows of z that rank; None: all.
         renormalize: False takes `s_ij = z_i · r_j`.
@@ -282,7 +282,8 @@ def memory_loss_and_pairs(
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
     """`memory_loss`, and `pairs [2]` (float64): how many positives and negatives of an anchor have a weight, on average
-    over the anchors. A pair has none that is within its margin, not mined, or in no triplet that costs something."""
+    over the anchors. A pair has no weight if it is within its margin, not mined, or in no triplet that costs something.
+    """
     check_loss("memory_loss", loss)
     loss, z = fold_temperature(loss, z)
     need_grad = needs_grad(z)
@@ -345,7 +346,7 @@ def transform_memory_loss_(
     Args:
         ranked: int64 scalar, how many of the `count` rows are ranked against; None: all.
 
-    The other arguments are those of the two, `z` must not share memory with `bank`.
+    The other arguments are those of the two ops. `z` must not share memory with `bank`.
     """
     check_loss("transform_memory_loss_", loss)
     loss, z = fold_temperature(loss, z)
@@ -375,7 +376,7 @@ def batch_loss(
     renormalize: bool = True,
     eps: float = 1e-6,
 ) -> Tensor:
-    """Loss of a batch against itself: of each anchor with all rows but its own. Differentiable in `z` on both sides.
+    """Loss of a batch against itself: each anchor with all other rows. Differentiable in `z` on both sides.
 
     Holds the B×B similarities and their gradient while it runs.
 
@@ -383,7 +384,7 @@ def batch_loss(
         z: `[B, D]` embeddings.
         labels: `[B]` int64.
         loss: which loss, with its parameters (`xbn_ext.losses`).
-        ids: `[B]` int64 of samples: rows of the same one (>= 0) are no pair.
+        ids: `[B]` int64 sample ids: rows with the same id (>= 0) are not paired.
         anchors: `[B]` bool, the rows that rank; None: all. Every row is ranked.
         renormalize: the similarity is `z_i · z_j / max(|z_j|, eps)`; False: `z_i · z_j`.
         eps: lower bound of a row's norm.

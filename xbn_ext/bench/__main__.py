@@ -22,12 +22,12 @@ from .problem import DTYPES, KERNELS
 from .roofline import Machine, measure_machine
 from .table import LEGEND
 
-DESCRIPTION = """How fast a kernel of this library is beside what you would use instead, and beside what this machine
-could do at best. All in one run, in turn. step: a whole training step. moments, transform, enqueue, loss: its parts.
-memory: peak memory of every loss against a bank, forward and backward, of this library and of
+DESCRIPTION = """How fast a kernel of this library is, compared with what you would use instead and with what this
+machine could do at best. All are timed in one run, in turn. step: a whole training step. moments, transform, enqueue,
+loss: its parts. memory: peak memory of every loss against a bank, forward and backward, of this library and of
 pytorch-metric-learning."""
 
-PRESETS_HELP = "quick: seconds; paper: the README's tables; sweep: up to M = 1,000,000"
+PRESETS_HELP = "quick: seconds; paper: the tables of docs/benchmarks.md; sweep: up to M = 1,000,000"
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Options]]:
@@ -51,7 +51,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Optio
     case.add_argument(
         "--only", nargs="+", choices=NAMES, default=default, metavar="NAME", help=f"of: {', '.join(NAMES)}"
     )
-    parser.add_argument("--preset", choices=list(PRESETS), help=f"defaults for all of the above: {PRESETS_HELP}")
+    parser.add_argument("--preset", choices=list(PRESETS), help=f"defaults for what is measured: {PRESETS_HELP}")
     parser.add_argument("--threads", type=_threads, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--json", type=_file, metavar="FILE", help="write the rows there")
     parser.add_argument("--plot", type=_file, metavar="FILE.png", help="time and memory against M, with the roofline")
@@ -87,7 +87,7 @@ def _threads(text: str) -> int:
 
 
 def _file(text: str) -> Path:
-    """One that can be written: it is at the end of what may take an hour."""
+    """A path that can be written. Checked first, since it is written at the end of what may take an hour."""
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{path} is a folder")
