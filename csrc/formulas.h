@@ -87,7 +87,7 @@ XBN_FORMULA Affine match_moments(Moments from, Moments to, double eps) {
   return {scale, to.mean - scale * from.mean};
 }
 
-// The distance over all dimensions; there is none where the batch measures nothing or the bank is empty.
+// The distance over all dimensions; NaN where the batch measures nothing or the bank is empty.
 XBN_FORMULA double moment_gap(double squared_gaps, int64_t rows, int64_t count) {
   return rows < 2 || count == 0 ? static_cast<double>(NAN) : std::sqrt(squared_gaps);
 }

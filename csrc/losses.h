@@ -22,7 +22,7 @@
 //   Triplet, all       positives: threshold                negatives: rank           positives: weigh
 //
 // The thresholds of an anchor are the similarities of its positives: see triplets.h. Since they are held in a fixed
-// amount of memory, that program is gone through in rounds, each for some positives of every anchor.
+// amount of memory, that program runs in rounds, each for some positives of every anchor.
 #pragma once
 
 #include <cstring>
@@ -115,7 +115,7 @@ struct RowResult {
   double positives = 0, negatives = 0;  // that have a weight
 };
 
-// Contrastive averages positives and negatives apart; the other losses have one group.
+// Contrastive averages positives and negatives separately; the other losses have one group.
 XBN_FORMULA int group_of(const LossSpec& loss, int slot) {
   return loss.kind == LossKind::contrastive && !loss.mean ? slot : 0;
 }
@@ -235,10 +235,10 @@ struct LossSum {
 inline int slots_of(const LossSpec& loss) { return loss.kind == LossKind::contrastive && loss.mean ? 1 : 2; }
 inline bool sums_gradients(const LossSpec& loss) { return loss.kind != LossKind::triplet; }
 
-// Whether the program is gone through in rounds.
+// Whether the program runs in rounds.
 inline bool goes_in_rounds(const LossSpec& loss) { return loss.kind == LossKind::triplet_all; }
 
-// Without a gradient, less the passes that add nothing to the value.
+// Without a gradient, the passes that add nothing to the value are left out.
 inline Program make_program(const LossSpec& loss, bool need_grad = true) {
   const auto margin = [&](Pairs pairs) { return Slot{pairs, Formula::margin, loss.a, loss.b}; };
   const auto circle = [&](Pairs pairs) { return Slot{pairs, Formula::circle, loss.a, loss.b}; };

@@ -52,7 +52,7 @@ XBN_TORCH_LIBRARY(XBN_LIBRARY, m) {
       "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_dots)");
   m.def("cpu_isa() -> str");
   m.def("cuda_architectures() -> str");        // that the build has kernels for; "" without nvcc
-  m.def("set_cuda_backend(str name) -> str");  // auto, simt, tensor or composite; returns what was set before
+  m.def("set_cuda_backend(str name) -> str");  // or screen, tensor, simt, composite; returns the previous one
   // For the benchmark's roofline. Multiply-adds in the CPU's vector registers: how many operations, and their mean, 1.
   m.def("_peak_fma(int threads, int rounds, bool float64) -> (float flops, float result)");
 }

@@ -1,4 +1,4 @@
-// All triplets of an anchor, without going through them: of a negative only its place among the positives matters.
+// All triplets of an anchor, without visiting each: all that matters of a negative is its place among the positives.
 //
 //   in     t_0 <= t_1 <= ... the similarities of an anchor's positives, sorted: its thresholds;  s_n of a negative
 //   math   x = s_n + margin, k = #{r : t_r < x}: the negative is active in k triplets, which cost k x - (t_0 + ... + t_k-1),

@@ -15,8 +15,8 @@
 namespace xbn {
 namespace {
 
-// Every thread takes the next unit there is, whatever range torch had in mind for it: so a thread on a busy core, or with
-// more to do in its units, does not keep the others waiting.
+// Every thread takes the next unit left, whatever range torch planned for it: so a thread on a busy core, or with more
+// work in its units, does not keep the others waiting.
 void parallel(int64_t units, const std::function<void(int64_t)>& unit) {
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, units, 1, [&](int64_t, int64_t) {

@@ -2,8 +2,8 @@
 //
 //   in     dots [B, B] = z z^T, labels [B], ids [B] or null
 //   out    loss [1], grad_dots [B, B]
-//   math   s_ij = dots_ij / max(|z_j|, eps) if renormalize, and |z_j|^2 is dots_jj, which is of no pair. The rest is that of
-//          loss.cpp, but that the rows carry a gradient, too. It is in dots_jj:
+//   math   s_ij = dots_ij / max(|z_j|, eps) if renormalize, and |z_j|^2 is dots_jj, which belongs to no pair. The rest is as
+//          in loss.cpp, except that the rows carry a gradient, too. It is in dots_jj:
 //          dL/ddots_ij = g_ij / |z_j|,  dL/ddots_jj = -sum_i g_ij dots_ij / (2 |z_j|^3),  g = dL/ds
 //   NaN    an anchor with a NaN or an Inf has no finite product with itself: all its similarities are NaN, and so is their
 //          gradient
@@ -27,7 +27,7 @@ constexpr int64_t kRows = 8;      // anchors of a unit
 constexpr int64_t kStripe = 64;   // columns of a unit
 constexpr int64_t kPadding = 16;  // pairs of an anchor are padded to whole vectors of the widest instruction set
 
-// The pairs of one anchor with all rows, padded with pairs that there are not.
+// The pairs of one anchor with all rows, padded with pairs that do not exist.
 template <typename T>
 struct BatchRow {
   explicit BatchRow(int64_t B)

@@ -83,7 +83,7 @@ struct RowScorer {
     return formula(x, positives, given);
   }
 
-  // One lane after the other: its logarithm is no vector's. Few pairs are positive.
+  // One lane after the other: there is no vector logarithm here. Few pairs are positive.
   static Score<V> lanewise(const NTXentFormula<T>& formula, V x, Mask, Mask on, V given) {
     Score<V> scores = {};
     for (int lane = 0; lane < L; ++lane) {
@@ -164,7 +164,7 @@ struct RowScorer {
     return sums;
   }
 
-  // row.grad += factor times the weights of the pairs of slot k. If a similarity is NaN, the factor is.
+  // row.grad += factor times the weights of the pairs of slot k. If a similarity is NaN, so is the factor.
   void add_gradient(int k, T factor) {
     const V zero = {};
     const T* weights = row.weight[k].data();

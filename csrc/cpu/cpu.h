@@ -13,7 +13,7 @@
 
 namespace xbn {
 
-enum class Isa { baseline, avx2, avx512, avx512_vnni };  // from least to best; the last is avx512 but for screen.h
+enum class Isa { baseline, avx2, avx512, avx512_vnni };  // from least to best; the last matters only to screen.h
 
 // The best instruction set this processor has, or the one that the environment variable XBN_CPU_ISA names.
 // Throws std::runtime_error if that is unknown or the processor lacks it.

@@ -1,20 +1,20 @@
 // memory_loss: the loss of B anchors against the bank and its derivative by the anchors, in one sweep for most losses.
 //
-//   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], bank_ids [M] or null, of which rows [0, count) count
+//   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], bank_ids [M] or null; rows [0, count) count
 //   out    loss [1], grad_z [B, D], pairs [2]
 //   passes losses.h says which pairs each takes, and into which slots; one of positives alone only reads their rows
 //   math   r_j = scale * u_j + shift, divided by max(|r_j|, eps) if renormalize;  s_ij = z_i . r_j
-//          sums_i = sum_j of what a slot's formula says of s_ij,  grad_i = sum_j weight(s_ij) r_j, slots apart, because
+//          sums_i = sum_j of what a slot's formula says of s_ij,  grad_i = sum_j weight(s_ij) r_j, one for each slot, because
 //          their factors are known only at the end:  grad_z_i = sum_slot factor_i grad_i. The bank carries no gradient,
 //          so that is the whole derivative. An anchor with a NaN or an Inf has NaN similarities and a NaN gradient.
 //   sweep  the bank goes by in tiles that stay in cache, the next one fetched meanwhile. A tile is converted and mapped
 //          once, or used where it lies if there is nothing to do; then each block of 64 anchors multiplies it (similarities,
 //          each times the row's inverse norm), scores the pairs, and multiplies it again with the weights (gradient),
-//          skipping the rows in which no pair is active. The workspace is slots times B x D for each thread and for each
+//          skipping the rows without an active pair. The workspace is slots times B x D for each thread and for each
 //          level of a tree (contribution.h); nothing of size B x M or M x D exists. A pending map may be written into the
-//          bank by the way.
-//   screen where a negative counts from a margin on, and the processor has the means, eight bits tell first which rows cannot
-//          count (screen.h)
+//          bank in the same sweep.
+//   screen where a negative counts only above a margin, and the processor has the instructions, eight-bit products first
+//          find the rows that cannot count (screen.h)
 //   split  by shape alone (SweepPlan); every split has its own sums, added along a tree of fixed shape: the same bits on
 //          any number of threads
 #include "loss.h"

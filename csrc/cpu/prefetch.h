@@ -8,7 +8,7 @@
 
 namespace xbn {
 
-// Memory that is fetched into the second-level cache a little at a time, while there is other work to do. More than a line at
+// Memory that is fetched into the second-level cache a little at a time, during other work. More than a line at
 // a time would wait for room in the processor's queue of misses.
 class Prefetch {
  public:

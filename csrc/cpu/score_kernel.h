@@ -15,7 +15,7 @@ inline Truth<Lanes<T>> lanes_that_are(const int32_t* numbers, int32_t number) {
 }
 
 // Which pairs of a bank row and a vector of anchors a slot takes, and which of them are positives. Most rows are negatives
-// of all anchors: of those, not `mixed`, all of it is known when this is compiled.
+// of all anchors: for those, not `mixed`, all of it is known at compile time.
 template <typename T, bool mixed>
 struct Mask {
   Truth<Lanes<T>> on = ~Truth<Lanes<T>>(), positive = Truth<Lanes<T>>();
@@ -88,7 +88,7 @@ struct Scorer {
     return formula(x, positive, given_lanes);
   }
 
-  // One lane after the other: its logarithm is no vector's. Only positives come here.
+  // One lane after the other: there is no vector logarithm here. Only positives come here.
   template <typename V>
   static Score<V> lanewise(const NTXentFormula<T>& formula, V x, Truth<V>, V given_lanes) {
     Score<V> scores = {};

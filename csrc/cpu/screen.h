@@ -1,5 +1,5 @@
-// Tells in eight bits which bank rows cannot have an active pair with a block of anchors, so that their similarities need not
-// be known. For losses of which a negative counts from a margin on: most are far below it.
+// Finds with eight-bit products the bank rows that cannot have an active pair with a block of anchors, so that their exact
+// similarities are not needed. For losses in which a negative counts only above a margin: most are far below it.
 //
 //   codes   x = step q + rest: q whole numbers in [-127, 127], step = max |x| / 127
 //   bound   z . r = step_z step_r (q_z . q_r) + error,  |error| <= |z| |rest_r| + |rest_z| (|r| + |rest_r|),  |r| <= 1

@@ -1,4 +1,4 @@
-// Compiled once per instruction set: see for_each_isa.h. Asks of the tiles of a split which rows are out: see screen.h.
+// Compiled once per instruction set: see for_each_isa.h. Finds the rows of a split's tiles that are out: see screen.h.
 
 template <typename T>
 class TileScreen {
@@ -15,10 +15,10 @@ class TileScreen<float> {
   TileScreen(const Screen* screen, const SweepPlan& plan)
       : screen_(screen), padded_(plan.padded_dim), coded_(screen != nullptr ? plan.tile_rows : 0, padded_) {}
 
-  // Makes the tile ready to be asked about. False: it is not to be.
+  // Makes the tile ready to be screened. False: it is not to be screened.
   bool begin(Tile<float>& tile) {
     if (screen_ == nullptr) return false;
-    // Where it does not pay, as with few classes, most tiles go without.
+    // Where it does not pay, as with few classes, most tiles are not screened.
     if (asked_ > 0) to_skip_ = 2 * found_ < asked_ ? kPause : 0;
     on_ = to_skip_ == 0;
     asked_ = found_ = 0;

@@ -3,7 +3,7 @@
 //
 //   in, out  bank [M, D], sums [2, D], scale [D], shift [D]
 //   math     u' = a u + b with a = 1 / std(u), b = -mean(u) a;  scale' = scale / a, shift' = shift - scale' b
-//   why      a pending map composed over thousands of steps is as long as it likes: a memory whose rows enter a little
+//   why      nothing limits a pending map that is composed over thousands of steps: a memory whose rows enter a little
 //            wider than the target shrinks the scale at every step until u = (z - shift) / scale overflows. Looked at
 //            every step (D numbers), needed once in thousands.
 #include "standardize.h"

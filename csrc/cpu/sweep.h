@@ -55,7 +55,7 @@ struct SweepPlan {
   }
 };
 
-// Uninitialised cache-aligned memory: the parts that nothing touches are never paged in.
+// Uninitialised cache-aligned memory: parts that are never touched are never paged in.
 template <typename T>
 class Workspace {
  public:
@@ -139,7 +139,7 @@ class Sweep {
   int64_t block_size_;
 };
 
-// Bank rows that are gone through together.
+// Bank rows that are processed together.
 template <typename T>
 struct Tile {
   explicit Tile(const SweepPlan& plan)

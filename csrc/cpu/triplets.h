@@ -1,6 +1,6 @@
 // The thresholds of all anchors, and how many negatives are above each: what a loss of all triplets needs besides its
-// sweeps. Kept in a fixed amount of memory: if the bank has more positives of an anchor than that holds, the program is
-// gone through in several rounds, each for the next positives of every anchor in the order of the bank.
+// sweeps. Kept in a fixed amount of memory: if the bank has more positives of an anchor than that holds, the program runs
+// in several rounds, each for the next positives of every anchor in the order of the bank.
 #pragma once
 
 #include <algorithm>

@@ -80,7 +80,7 @@ struct TripletScorer {
     });
   }
 
-  // Calls f(row, x = s + margin of the anchors) for the rows that are in some triplet. Where a pair is none, x is -inf.
+  // Calls f(row, x = s + margin of the anchors) for the rows that are in some triplet. Where there is no pair, x is -inf.
   template <typename F>
   void each_active_row(const F& f) {
     constexpr T kNone = -std::numeric_limits<T>::infinity();

@@ -76,7 +76,7 @@ class CudaDevice {
     if constexpr (kSinglePrecision<T, S>) fused(p, loss, way);
   }
 
-  // One after the other: the transform also adds up every value that it writes, so it would not ride for nothing.
+  // One after the other: the transform also adds up every value that it writes, so it would not be free inside the sweep.
   template <typename T, typename S>
   void transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T, S>& p, const LossSpec& loss,
                              const Tensor& z) const {
@@ -95,7 +95,7 @@ class CudaDevice {
   template <typename T, typename S>
   static constexpr bool kSinglePrecision = std::is_same_v<T, float> && std::is_same_v<S, float>;
 
-  // Which way the loss goes: what was asked for, else by the shapes. Throws if that is impossible.
+  // Which way the loss is computed: the one asked for, or by the shapes. Throws if that is impossible.
   template <typename T, typename S>
   LossPath way_of(const MemoryLossParams<T, S>& p, const LossSpec& loss) const {
     const LossPath wanted = loss_path();

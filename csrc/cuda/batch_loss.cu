@@ -2,8 +2,8 @@
 //
 //   in     dots [B, B] = z z^T, labels [B], ids [B] or null
 //   out    loss [1], grad_dots [B, B]
-//   math   s_ij = dots_ij / max(|z_j|, eps) if renormalize, and |z_j|^2 is dots_jj, which is of no pair. The rest is that of
-//          loss.cu, but that the rows carry a gradient, too. It is in dots_jj:
+//   math   s_ij = dots_ij / max(|z_j|, eps) if renormalize, and |z_j|^2 is dots_jj, which belongs to no pair. The rest is as
+//          in loss.cu, except that the rows carry a gradient, too. It is in dots_jj:
 //          dL/ddots_ij = g_ij / |z_j|,  dL/ddots_jj = -sum_i g_ij dots_ij / (2 |z_j|^3),  g = dL/ds
 //   grid   batch_norms_kernel: a thread to a row. batch_rank_kernel, or batch_triplets_kernel: a block to an anchor, which
 //          reads its pairs once per pass of the loss, then once more for their weights; the block that finishes
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, 2) batch_norms_kernel(const BatchLos
   w.inverse_norm[j] = p.renormalize ? T(1) / (norm < eps ? eps : norm) : T(1);
 }
 
-// The pairs of anchor i = blockIdx.x, of which a thread takes every kThreads'th.
+// The pairs of anchor i = blockIdx.x; a thread takes every kThreads'th.
 template <typename T>
 struct AnchorPairs {
   __device__ __forceinline__ AnchorPairs(const BatchLossParams<T>& p, const Workspace<T>& w)

@@ -1,5 +1,5 @@
 // What the kernels share: launching, temporary memory, small reductions. Plain CUDA C++; kernels are launched with
-// cudaLaunchKernelEx, a template of <cuda_runtime.h>, so that a stand-in for that header can run the same text on a
+// cudaLaunchKernelEx, a template of <cuda_runtime.h>, so that a stand-in for that header can run the same source on a
 // CPU.
 #pragma once
 

@@ -7,7 +7,7 @@
 //            More rows than the ring holds: the last M of them stay. The quotient is a product with 1 / scale and one
 //            step of correction, which rounds as the division does: the CPU kernel stores the same bits
 //   grid     storable_kernel: a warp to a row, to find the rows that can be stored. store_kernel: a block to 8 columns
-//            and all rows, of which up to 512 are in flight; every block works out the slots from the flags, writes the rows
+//            and all rows, up to 512 of them in flight; every block works out the slots from the flags, writes the rows
 //            of its columns and moves their sums by what enters and what leaves. What goes with a row is dealt to the
 //            blocks, 32 rows to each; the first block moves the ring on
 //   keeps    a flag per row, and the counters as they were, in the workspace
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) store_kernel(const EnqueueP
         if (row < rows && d < p.D) z[q] = *reinterpret_cast<const Vector<T, kWidth>*>(p.z + (begin + row) * p.D + d);
       }
     };
-    read_z(0);  // beside the flags
+    read_z(0);  // while the flags are read
     const Flags flags(read, words[begin / kChunk % 2]);
     const auto slot_of = [&](int row) -> int64_t {
       const int rank = flags.rank(row);

@@ -1,11 +1,11 @@
 // memory_loss, fused: the loss of B anchors against the bank and its derivative by the anchors, in one sweep. float32.
 //
-//   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], bank_ids [M] or null, of which rows [0, count) count; D <= 1024
+//   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], bank_ids [M] or null; rows [0, count) count; D <= 1024
 //   out    what loss_reduce.cu adds up: of every split, slot and anchor its sums, [splits, slots, B], and the sum of
 //          weight * row, [splits, slots, B, D]; state [B] of the anchors
 //   passes one for most losses; losses.h says which pairs each takes, and into which slots. Two slots of a pass are two
-//          sweeps in the same launch. That of positives skips the tiles in which no row has a label of the block's anchors:
-//          nine of ten with 16 labels in the batch of 11,318, none of few classes, where the loss then costs twice as much.
+//          sweeps in the same launch. That of positives skips the tiles without a label of the block's anchors:
+//          nine of ten with 16 labels in the batch of 11,318, none with few classes, where the loss then costs twice as much.
 //   math   r_j = scale * u_j + shift, divided by max(|r_j|, eps) if renormalize;  s_ij = z_i . r_j
 //          sums_i = sum_j of what the slot's formula says of s_ij,  grad_i = sum_j weight(s_ij) r_j; weights of exponents
 //          are e^(x - largest x so far), so a larger one scales down sums and gradient of the tiles before
@@ -13,7 +13,7 @@
 //          of the bank, which is as many tiles of 64 rows as another's or one more, each in three phases:
 //            1 similarities  64 x 64; operands pass through shared memory 32 columns at a time, the next ones on their
 //                            way meanwhile; the rows' norms fall out on the side
-//            2 scores        value and weight of every pair; rows in which no pair is active are dropped
+//            2 scores        value and weight of every pair; rows without an active pair are dropped
 //            3 gradient      weights x the rows that are left, read a second time: a tile of all D columns would not
 //                            fit shared memory, and is still in the second-level cache. The sums of all D columns stay
 //                            in registers until the last tile, 128 a thread at D = 512

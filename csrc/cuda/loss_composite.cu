@@ -1,13 +1,13 @@
 // memory_loss as two library products per chunk of the bank: for many anchors, for float64, for 16-bit banks and for
-// D > 1024. These are the kernels around the products; launch.h says in which order the caller runs them.
+// D > 1024. These are the kernels around the products; launch.h has the order of the calls.
 //
-//   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], bank_ids [M] or null, of which rows [0, count) count
+//   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], bank_ids [M] or null; rows [0, count) count
 //   out    loss [1], grad_z [B, D], pairs [2]
 //   math   as loss.cu, a chunk of the bank at a time: rows r_j, similarities s = z r^T, weights, grad += weights r
 //   grid   begin_kernel: a warp to an anchor;  rows_kernel: a warp to a bank row;  score_kernel: a block to 4 anchors
 //   keeps  one chunk of rows [chunk, D] and similarities [slots * B, chunk], small enough for a second-level cache, and
 //          the gradient [slots * B, D]. A small B x M may be one chunk; of a large one it is 24 MB, or 256 rows.
-//   needs  all M rows are gone through whatever the count, since the number of products is decided before the count is
+//   needs  all M rows are processed whatever the count, since the number of products is decided before the count is
 //          known; rows beyond it count for nothing
 //   order  chunks one after the other; a block adds to the sums of its anchors alone: the same bits every run, as far
 //          as the library's products are

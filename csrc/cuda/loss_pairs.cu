@@ -3,7 +3,7 @@
 //   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], bank_ids [M] or null; mask [B, words], found [1] of the
 //          screen. float32, D <= 1024, rows of a multiple of 16 bytes and aligned to that
 //   out    of every segment of the bank, slot and anchor the sums, [segments, slots, B], and the sum of weight * row,
-//          [segments, slots, B, D]; state [B] of the anchors. Nothing if the screen has left more than is few; few [1]
+//          [segments, slots, B, D]; state [B] of the anchors. Nothing if the screen has left too many; few [1]
 //   math   as loss.cu. Labels and ids are compared in full: a pair the screen has kept for its hash is dropped.
 //   grid   a warp to an anchor, a segment and a slot. It lists the bits of the segment, looks at labels and ids of 32
 //          listed rows at a time, and reads those that are left into registers: for the product, and while they are
@@ -47,7 +47,7 @@ class Candidates {
     coming_ = word();
   }
 
-  // The next rows, as many as the list holds: false if there are none. By all lanes.
+  // The next rows, as many as the list holds: false if no row is left. By all lanes.
   __device__ __forceinline__ bool fill() {
     __syncwarp();  // all have read the list
     first_ = next_, size_ = 0;

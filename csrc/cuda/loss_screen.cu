@@ -1,13 +1,13 @@
 // The screen of memory_loss: which pairs may have a weight, by one product in fp16 and a bound of its error.
 //
-//   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], of which rows [0, count) count; float32, D <= 1024, rows
+//   in     z [B, D], labels [B]; bank [M, D], bank_labels [M]; rows [0, count) count; float32, D <= 1024, rows
 //          of a multiple of 16 bytes and aligned to that
 //   out    mask [B, words]: a bit for each pair; found [1]: how many are set
 //   math   r_j = scale * u_j + shift.  A negative pair has a weight where z_i . r_j > margin max(|r_j|, eps) (without
 //          renormalize: > margin). Of an s that is off by at most `error`, the bit is clear where
 //              s < margin max(|r_j|, eps) - error,
 //          and where the labels differ in 32 bits of each: so a positive pair has its bit, and a false one does no
-//          harm. A NaN is not below anything, so what is not finite keeps its bits. An anchor that does not rank has none.
+//          harm. A NaN is not below anything, so what is not finite keeps its bits. An anchor that does not rank has no bits.
 //   error  of s, with n = sqrt(D) and u = 2^-11, what fp16 rounds to:
 //            operands  |z'_d - z_d| <= u |z_d| + u^2 2^-3, the latter below 2^-14, where fp16 has fixed steps of 2^-24; and
 //                      never more than |z_d|. So with e = 2^-25 n
@@ -20,7 +20,7 @@
 //                      be brought to the exponent of 2^-14: D 2^-36 (|z| + |r|) more, which is e / 60.
 //            exact     the sums of loss_pairs.cu and of the sweep, in float: below D 2^-24 |z| |r|
 //            norms     by fma in float, a quarter of the columns in each of four lanes: a share of (D / 8 + 3) 2^-24 of
-//                      them, and nothing but rounding to zero below 2^-69
+//                      them; below 2^-69 only rounding to zero
 //            map       scale, shift and fma in float: of a row off by 2^-23 (|r| + |shift|), if they are no subnormals
 //          `product` holds 2 u, the sums and the exact ones, 2 D 2^-23, and 2^-18 for u^2, the norms', the map's and the
 //          limit's own rounding; `number` is 2 e; `norm` is twice the norms' share and more.
@@ -187,7 +187,7 @@ class ScreenRows {
     return left < 0 ? 0 : left < kRows ? left : kRows;
   }
 
-  // Step q of those at hand: columns 4 t … 4 t + 3 of rows g, 8 + g …, zeros where there are none.
+  // Step q of those at hand: columns 4 t … 4 t + 3 of rows g, 8 + g …, zeros beyond the matrix.
   __device__ __forceinline__ void load(int q, int D, float4 (&to)[kEights]) const {
 #pragma unroll
     for (int n = 0; n < kEights; ++n)

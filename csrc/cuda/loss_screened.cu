@@ -1,11 +1,11 @@
-// memory_loss of Contrastive by a screen and then exact pairs: most negatives are far below the margin, and of those it is
+// memory_loss of Contrastive by a screen and then exact pairs: most negatives are far below the margin, and for those it is
 // enough to know that.
 //
-//   in     as loss.cu; rows of z and bank are multiples of 16 bytes long, and aligned to that: else it goes as the sweep
+//   in     as loss.cu; rows of z and bank are multiples of 16 bytes long, and aligned to that; otherwise the sweep runs
 //   out    as loss.cu
 //   passes one over all of the bank, the screen's: loss_screen.cu. Then exact similarities of what it leaves, with the
-//          gradient, loss_pairs.cu. Where it leaves more than `most` of all pairs, that returns at once and the sweep
-//          runs; else the sweep does. The device decides, and the host does not wait for it.
+//          gradient, loss_pairs.cu. Where it leaves more than `most` of all pairs, the exact kernel returns at once
+//          and the sweep runs; otherwise the sweep returns at once. The device decides, and the host does not wait for it.
 //   math   as loss.cu, to the digits of float: no pair that has a weight is missed
 //   grid   of the three kernels, each on its own
 //   keeps  a bit for each pair, B x M / 8 bytes: 0.5 MB at 64 x 60,000; the partial sums of a sweep, where those of the
