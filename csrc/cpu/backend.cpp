@@ -26,8 +26,8 @@ void parallel(int64_t units, const std::function<void(int64_t)>& unit) {
 
 class CpuDevice {
  public:
-  // The instruction set is looked up here, before any thread starts, so that a bad XBN_CPU_ISA is reported as what it
-  // is.
+  // The instruction set is looked up here, before any thread starts, so that a bad XBN_CPU_ISA is reported as
+  // such.
   CpuDevice(const char* op, const Tensor&) : op_(op), cpu_{cpu_isa(), parallel} {}
 
   // Counters of a memory. Reading them is free here, so a damaged one is an error and not a wild write.

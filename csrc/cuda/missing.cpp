@@ -1,4 +1,4 @@
-// The CUDA backend of a build without nvcc: says what to do.
+// The CUDA backend of a build without nvcc: its errors say what to do.
 #include "../ops.h"
 
 namespace xbn {

@@ -1,4 +1,4 @@
-// How far two arrays are apart, and what to do if that is too far.
+// How far apart two arrays are, and what to do if that is too far.
 #pragma once
 
 #include <limits>

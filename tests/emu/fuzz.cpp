@@ -85,7 +85,7 @@ void composite(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
   });
 }
 
-// Rows of length one or so; one may be NaN.
+// Rows of about unit length; one may be NaN.
 template <typename T>
 Exactly<T> batch(int64_t B, int64_t D) {
   Exactly<T> z = normal<T>(B * D, 1 / std::sqrt(static_cast<double>(D)));
@@ -108,7 +108,7 @@ void normalize_round(const Sizes& n) {
   require(error == 0, "launch", 0, 0, 0);
   close("normalize", difference(z, z64, 1), 4 * kUnit<T>, n);
   close("normalize, norm", difference(norm, norm64), 1e-13, n);
-  // Of the gradient only the part across the row is left, in one dimension none: rounding is as large as the whole.
+  // Only the part of the gradient across the row is left, in one dimension nothing: rounding is as large as the whole.
   double whole = 1e-300;
   for (int64_t i = 0; i < n.B * n.D; ++i)
     if (const double norm_i = norm64[i / n.D]; norm_i == norm_i)
@@ -181,7 +181,7 @@ class MemoryRound {
     memory_loss(loss_params(z64_, y_, truth, n_, options64, value64, grad64, pairs64), loss, kCpu);
 
     // A comparison decides whether a pair counts, or which is the hardest, and a row close to zero has no direction:
-    // where a touch of the anchors or of the map decides otherwise, so may rounding.
+    // where a tiny change of the anchors or the map decides otherwise, so may rounding.
     const double tolerance = 1000 * unit * (loss.kind == LossKind::contrastive ? 1 : 20);
     for (const double touch : {unit, -unit}) {  // one of them moves a pair across the line that it is close to
       const Exactly<double> z = touched(z64_, 30 * touch), shift = touched(truth.shift, touch);
@@ -367,7 +367,7 @@ int main(int argc, char** argv) {
   };
   const auto of_all_ways = [&] { return draw(true); };
   const auto of_one_way = [&] { return draw(false); };
-  // In this one both of a loss's kernels run that depend on the bank's dtype.
+  // This loss runs both kernels that depend on the bank's dtype.
   const auto hardest_triplets = [&] {
     vary();
     return LossSpec{LossKind::triplet, false, 0.3};

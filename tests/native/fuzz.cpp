@@ -133,7 +133,7 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   add_to_sum(value);
   add_to_sum(grad);
 
-  // The same with a map that is written into the bank by the way.
+  // The same with a map that is written into the bank in the same sweep.
   const auto bank_as_moved = [&](const xbn::Cpu& cpu) {
     Exactly<S> moved(M * D);
     Exactly<double> a(D), b(D);
@@ -164,7 +164,7 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   add_to_sum(grad_dots);
 }
 
-// A unit of bank rows that the screen takes for out must be so, and one that is far below the margin must be taken for it.
+// A unit of bank rows that the screen drops must be out, and one that is far below the margin must be dropped.
 void screen_round(int64_t D) {
   constexpr int64_t A = xbn::kAnchorBlock, R = xbn::kTileUnit;
   const int64_t padded = xbn::round_up(D, xbn::kPadding);

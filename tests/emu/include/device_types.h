@@ -12,7 +12,7 @@ struct dim3 {
 __attribute__((always_inline)) inline void emu_copy_two(float* to, const float* from) {
   using Two [[gnu::may_alias]] = unsigned long;
   unsigned long two = *reinterpret_cast<const Two*>(from);
-  asm("" : "+r"(two));  // lest the compiler makes two accesses of it
+  asm("" : "+r"(two));  // or the compiler makes two accesses of it
   *reinterpret_cast<Two*>(to) = two;
 }
 

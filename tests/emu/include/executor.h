@@ -30,8 +30,8 @@ struct Settings {
   std::uint64_t products = 0;  // and those of library products
   int launch_error = 0;        // a cudaError_t that every launch fails with; 0: none
   // Under ThreadSanitizer, what a barrier takes grows with the square of the number of threads it knows of. With fewer
-  // than a warp has lanes, the lanes are dealt to them anew for each launch, and a race of two lanes that got the same
-  // one goes unseen. Threads of different warps never do.
+  // than a warp has lanes, each launch deals the lanes to them again, and a race of two lanes that got the same one goes
+  // unseen. A race between warps never does.
   unsigned identities_of_warp = 32;
 };
 inline Settings global_settings;

@@ -19,7 +19,7 @@
 namespace [[gnu::visibility("hidden")]] emu {
 
 // Saves the callee-saved registers and the stack pointer, then goes on where `load` was saved. noipa: callers must
-// not look into the body for the registers that survive the call, for none but the callee-saved ones do.
+// not look into the body for the registers that survive the call: only the callee-saved ones do.
 __attribute__((naked, noipa, no_sanitize("thread", "address"))) inline void switch_stack(void** /*save*/,
                                                                                          void* /*load*/) {
   asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"

@@ -14,7 +14,7 @@ void __tsan_java_free(unsigned long address, unsigned long bytes);
 
 // Marks the executor's own functions. CUDA threads hand its bookkeeping to one another without any order that
 // ThreadSanitizer knows of, so that instrumented code would report it as racy. Functions of the standard library are
-// instrumented even when called from such a function, hence the plain arrays in the executor.
+// instrumented even when called from such a function, so the executor uses plain arrays.
 #ifdef __SANITIZE_THREAD__
 #define EMU_UNINSTRUMENTED __attribute__((noinline, no_sanitize("thread")))
 #else

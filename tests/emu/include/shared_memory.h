@@ -65,8 +65,8 @@ class SharedMemory {
     }
   }
 
-  // From here on renew() is for the blocks of this kernel. What is declared in another kernel, by whose name that is one,
-  // it leaves alone; what is declared in a function that is none may be anybody's.
+  // From here on renew() is for the blocks of this kernel. It leaves alone what is declared in another kernel, as its name
+  // tells; what is declared in a function that is not a kernel may belong to any.
   void belongs_to(const void* kernel) {
     const auto [found, is_new] = of_kernel_.try_emplace(kernel);
     renewed_ = &found->second;
