@@ -48,7 +48,7 @@ def import_torch() -> None:
     version = re.match(r"(\d+)\.(\d+)", torch.__version__)
     if version and (int(version[1]), int(version[2])) < OLDEST_TORCH:
         raise SystemExit(
-            f'xbn_ext is built with torch >= {wanted} and not with {torch.__version__}: pip install "torch>={wanted}"'
+            f'building xbn_ext needs torch >= {wanted}, not {torch.__version__}: pip install "torch>={wanted}"'
         )
 
 

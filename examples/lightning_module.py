@@ -1,6 +1,6 @@
 """A LightningModule that owns its criterion: Lightning's checkpoints have the memory, and training resumes exactly.
 
-In Lightning's validation loop the module is in evaluation mode, in which the memory is only read. With several
+In Lightning's validation loop the module is in evaluation mode, where the memory is only read. With several
 processes each has a memory of its own, and a checkpoint has that of rank 0 only.
 
     python -m examples.lightning_module

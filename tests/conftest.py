@@ -61,8 +61,8 @@ def pytest_collection_finish():
 
 
 def only(**names):
-    """What of all that there is a test is about: `only(dtype="f64")`, of a GPU's ways `only(way="composite")`, and with
-    `only(compiled=True)` nothing that is no op of torch: neither the emulator's kernels nor plain functions."""
+    """Restricts a test: `only(dtype="f64")`, `only(way="composite")` of a GPU's ways, and `only(compiled=True)` to ops of
+    torch, without the emulator's kernels and plain functions."""
 
     def decorate(test):
         test.only = names

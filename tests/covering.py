@@ -13,7 +13,7 @@ def pairs(row: Row) -> set[Hashable]:
 
 
 def covering(rows: Sequence[Row]) -> set[int]:
-    """Indices of some rows, in which all pairs of all rows occur. Greedy: always the row with the most new ones, and of
+    """Indices of some rows, that contain all pairs of all rows. Greedy: always the row with the most new ones, and of
     those the first, so the order of rows is that of preference."""
     missing = [pairs(row) for row in rows]
     new = [(-len(row), i) for i, row in enumerate(missing)]

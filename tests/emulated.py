@@ -1,4 +1,4 @@
-"""The CUDA kernels executed on the CPU: the functions of `xbn_ext.ops`, over the very sources of `csrc/cuda`.
+"""The CUDA kernels executed on the CPU: the functions of `xbn_ext.ops`, over the same sources in `csrc/cuda`.
 
 Built on first use into `build/xbn_emu`, by g++ with the stand-in for <cuda_runtime.h> in `tests/emu/include`.
 """

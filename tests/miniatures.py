@@ -1,4 +1,4 @@
-"""Small data sets in the very layout of the public ones, made of real emoji, two drawings of one being two photographs.
+"""Small data sets in the layout of the public ones, made of real emoji; two drawings of one stand for two photographs.
 
 Each ``make`` fills a folder and returns the counts that its loader would call published.
 """

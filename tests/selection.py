@@ -51,8 +51,8 @@ def goes_this_way(item):
 
 
 def few(items):
-    """The items, as a set, in which any two values of a test's parameters meet that meet in all of them. Of equally
-    good sets of parameters those are preferred that come first in an order that their names decide."""
+    """A set of the items in which every pair of parameter values that occurs in any of a test's items still occurs.
+    Among equally good sets of parameters, those come first that are first in an order decided by their names."""
     shuffled = sorted(items, key=lambda item: (test_of(item), zlib.crc32(item.nodeid.encode())))
     chosen = set()
     for _, group in groupby(shuffled, key=test_of):
@@ -102,7 +102,7 @@ def in_train(item):
 
 
 def dealt(items, workers):
-    """The items in an order in which every worker begins with CUDA kernels under sanitizers, minutes each, side by
+    """The items in an order where every worker begins with CUDA kernels under sanitizers, minutes each, side by
     side: in the end nothing waits for them. `--dist worksteal` gives each worker a run of the items to begin with, and
     takes from the end of one: tests of train come first, so that one worker makes what a whole module shares."""
     long = [item for item in items if item.originalname == "test_cuda_kernels"]

@@ -92,7 +92,7 @@ def test_not_finite(bad, loss, ops, device, dtype):
 @every_loss
 @pytest.mark.parametrize("sign", [1, -1])
 def test_an_infinite_row_that_is_no_anchor(sign, loss, ops, device, dtype):
-    """Not normalised, its products are Inf, of which a pair could cost nothing."""
+    """Not normalised, its products are Inf, and a pair of Inf could cost nothing."""
     z = torch.ones(4, 2, dtype=dtype, device=device)
     z[0, 0] = sign * torch.inf
     labels, anchors = torch.tensor([0, 0, 1, 1], device=device), torch.tensor([False, True, True, True], device=device)

@@ -167,7 +167,7 @@ def test_without_the_compiled_library_there_is_nothing_to_measure(monkeypatch, c
     monkeypatch.setattr("xbn_ext._library.native", False)
     with pytest.raises(SystemExit):
         parse([])
-    assert "it measures the compiled library, and xbn_ext runs without it here" in capsys.readouterr().err
+    assert "it measures the compiled library, but xbn_ext runs without it here" in capsys.readouterr().err
 
 
 # --- What is compared ---------------------------------------------------------------------------------------------

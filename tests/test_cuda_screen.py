@@ -191,7 +191,7 @@ def test_the_grid_changes_no_bit():
 
 
 def with_candidates(share, B=64, M=4000, D=64):
-    """A problem of which so many pairs are above the margin."""
+    """A problem with so many pairs above the margin."""
     z, bank = random_rows(1, D).repeat(B, 1), random_rows(M, D)
     bank = normalize(bank - bank @ z[0][:, None] * z[0], dim=1)
     bank[torch.randperm(M)[: int(share * M)]] += z[0]

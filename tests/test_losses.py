@@ -197,7 +197,7 @@ def test_few_and_many_positives(loss, of_class, ops, device, dtype):
 
 
 def one_by_one(z, labels, bank, bank_labels, margin, count, bank_ids, exclude, anchors):
-    """Value, gradient and pairs by going through all triplets `[B, positive, negative]`."""
+    """Value, gradient and pairs from all triplets `[B, positive, negative]`."""
     s = reference.similarity(z, bank[:count].to(z.dtype), renormalize=False)
     pair = anchors[:, None] & ((exclude[:, None] == -1) | (exclude[:, None] != bank_ids[:count]))
     positive = labels[:, None] == bank_labels[:count]

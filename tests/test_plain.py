@@ -62,7 +62,7 @@ def test_what_is_asked_of_a_build():
 
 
 class LargestTensor(TorchDispatchMode):
-    """The number of elements of the largest tensor that is made; a view of what is there is none."""
+    """The number of elements of the largest tensor that is made; views of existing tensors do not count."""
 
     def __init__(self, *there):
         super().__init__()

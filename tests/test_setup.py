@@ -1,4 +1,4 @@
-"""setup.py, with stand-ins for torch, nvcc and nvidia-smi: what it builds for, and that it says what is lacking."""
+"""setup.py, with stand-ins for torch, nvcc and nvidia-smi: what it builds for, and that it says what is missing."""
 
 import importlib.util
 import os
@@ -127,9 +127,7 @@ def test_pip_ends_with_what_is_lacking(tmp_path):
 @pytest.mark.parametrize("version", ["2.9.1+cu128", "1.13.0"])
 def test_old_torch(run, version):
     status, lines = run("build_ext", torch=version)
-    assert status == 1 and lines == [
-        f'xbn_ext is built with torch >= 2.10 and not with {version}: pip install "torch>=2.10"'
-    ]
+    assert status == 1 and lines == [f'building xbn_ext needs torch >= 2.10, not {version}: pip install "torch>=2.10"']
 
 
 @pytest.mark.parametrize(
@@ -147,7 +145,7 @@ def test_no_nvcc_to_build_with(run, tmp_path, release, has_runtime, says):
         program(tmp_path / "lib64" / "libcudart_static.a", "")
     status, lines = run("build_ext", XBN_CUDA="1")
     assert status == 1 and len(lines) == 1 and lines[0].startswith("XBN_CUDA=1, but ") and says in lines[0]
-    _, lines = run("build_ext")  # without CUDA, then: it is the C++ compiler that lacks in the end
+    _, lines = run("build_ext")  # without CUDA, then: it is the C++ compiler that is missing in the end
     assert lines[0].startswith("xbn_ext: ") and says in lines[0]
     assert lines[1] == "xbn_ext: building CPU kernels only" and len(lines) == 3
 

@@ -399,7 +399,7 @@ def test_a_study_does_not_go_on_with_other_data(
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("[]", "it is no dictionary but of type list"),
+        ("[]", "it is not a dictionary but of type list"),
         ("{}", "config is missing"),
         ('{"config": {}, "scores": 1}', "scores is of type int"),
     ],
@@ -463,8 +463,8 @@ def test_a_worker_killed_by_the_system_ends_the_study_with_advice(
     assert study.main(arguments(tmp_path, tmp_path, jobs=1)) == 1
     error = capsys.readouterr().err
     first = small_plan().map()[0].name
-    assert "error: the system has ended a working process, most likely for want of memory" in error
-    assert f"unfinished: {first}. The same command goes on" in error and "(--jobs, now 1)" in error
+    assert "error: the system has ended a working process, most likely because memory ran out" in error
+    assert f"unfinished: {first}. The same command continues" in error and "(--jobs, now 1)" in error
     assert "Traceback" not in error
 
 

@@ -153,7 +153,7 @@ def test_without_a_home_folder_the_cache_must_be_chosen(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Path, "expanduser", expanduser)
     monkeypatch.delenv("XBN_CACHE", raising=False)
-    with pytest.raises(DataError, match=r"--cache: ~/\.cache/xbn_ext is nowhere, as there is no home folder"):
+    with pytest.raises(DataError, match=r"--cache: ~/\.cache/xbn_ext cannot be found, as there is no home folder"):
         load("emoji")
 
 

@@ -59,7 +59,7 @@ def test_sop_is_read_by_its_lists(sop_folder: Path, few_emoji: Dataset) -> None:
         assert source.startswith(f"{name.split()[0]}_final/{110000 + int(name.split()[1])}_")
     drawn = few_emoji.test.images[int(np.flatnonzero(few_emoji.test.labels == 0)[0])]
     seen = data.test.images[data.test.sources.index("bicycle_final/110009_0.JPG")]
-    assert np.abs(seen[:, 4:-4].astype(int) - drawn).mean() < 8, "the drawing itself, but for JPEG"
+    assert np.abs(seen[:, 4:-4].astype(int) - drawn).mean() < 8, "the drawing itself, apart from JPEG"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_inshop_is_read_by_its_list(
             r":4: image img/.*/01_1_f.* is in .*:3 already",
         ),
         (lambda text: text.replace("  gallery", " x gallery", 1), r"partition\.txt:35: 4 words, not 3"),
-        (lambda text: text.replace("56", "57", 1), r"says that it has 57 images, and has 56"),
+        (lambda text: text.replace("56", "57", 1), r"says that it has 57 images, but has 56"),
         (
             lambda text: text.replace("  gallery", "  query", 1),
             r"published: 13 queries, not 12; 11 gallery images, not",

@@ -133,7 +133,7 @@ def test_files_that_cannot_be_decoded_are_counted_and_named(root: Path, capsys: 
     said = capsys.readouterr().err
     assert f"{root}: 6 files that Pillow does not decode here left out (2 .heic, 1 without a suffix, 1 .mpg, " in said
     assert "): 'c0/README', 'c0/a.HEIC', 'c0/b.heic', ...\n" in said
-    assert "1 files outside of the sub-folders left out: 'labels.csv'" in said
+    assert "1 files outside the sub-folders left out: 'labels.csv'" in said
     assert "1 pipes and devices left out: 'c1/pipe.png'" in said
 
 
@@ -229,5 +229,5 @@ def test_odd_names(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "c\n3: c\n3/0.png" in sources(load(f"folder:{root}"))
     assert capsys.readouterr().err.count("\n") == 1, "a line for each reason"
     os.rename(root / "c2", os.fsencode(root) + b"/c\xff")
-    with pytest.raises(DataError, match=r"'c\\udcff' is no UTF-8: rename this sub-folder"):
+    with pytest.raises(DataError, match=r"'c\\udcff' is not UTF-8: rename this sub-folder"):
         load(f"folder:{root}")

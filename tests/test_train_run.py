@@ -118,7 +118,7 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
     [
         ("--data SOP", "--data SOP: expected 'emoji' or 'folder:PATH'"),
         ("--data folder:~no-such-user/x", "--data folder:~no-such-user/x: the home folder ~no-such-user is not known"),
-        ("--data sop:x\udcff/y", r"--data 'sop:x\\udcff/y': is no UTF-8: rename the folder"),
+        ("--data sop:x\udcff/y", r"--data 'sop:x\\udcff/y': is not UTF-8: rename the folder"),
         ("--method xbn2", "argument --method: invalid choice: 'xbn2'"),
         ("--steps 0", "--steps 0: must be more than 0"),
         ("--steps x", "argument --steps: invalid int value"),
@@ -211,7 +211,7 @@ def test_parameters_of_losses_say_in_help_which_losses_have_them(capsys: pytest.
             "--memory-size 99999999999999: with --embedding-dim 128 the memory takes 53,599,999,999,999,464 bytes, and",
         ),
         (f"--memory-size {10**30} --method batch", f"--memory-size {10**30}: with --embedding-dim 128"),
-        ("--out {new}/\udcff", "/\\udcff': is no UTF-8; choose another"),
+        ("--out {new}/\udcff", "/\\udcff': is not UTF-8; choose another"),
         ("--out {file}", "exists and is not a folder"),
         ("--out {file}/out/x", "file exists and is not a folder"),
         ("--out {link}", "link is a link that leads to nothing"),
@@ -423,7 +423,7 @@ def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", recipes.NAMES)
 def test_a_recipe_says_every_setting_and_the_command_line_overrides_it(name: str) -> None:
-    """All that decides a result, but for which images there are and the seed."""
+    """All that decides a result, except the images and the seed."""
     recipe = recipes.load(name)
     place = [] if name.startswith("emoji") else ["--data", f"{name}:/somewhere"]
     config = parse(["--recipe", name, *place])
@@ -662,8 +662,8 @@ def test_what_cannot_be_written_is_named_and_leaves_the_old_file_whole(
         ("checkpoint.pt", "{ no", "File is not a zip file"),
         ("checkpoint.pt", "", "File is not a zip file"),
         ("metrics.json", "{ no", "Expecting property name .*"),
-        ("metrics.json", "[]", "it is no dictionary but of type list"),
-        ("metrics.json", "null", "it is no dictionary but of type NoneType"),
+        ("metrics.json", "[]", "it is not a dictionary but of type list"),
+        ("metrics.json", "null", "it is not a dictionary but of type NoneType"),
         ("metrics.json", "{}", "config is missing"),
         ("metrics.json", '{"config": null}', "config is of type NoneType"),
         ("metrics.json", json.dumps({"config": Config().settings()}), "there is no 'before' in it"),
@@ -688,7 +688,7 @@ def unfinished(shapes: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda state: [state], "it is no dictionary but of type list"),
+        (lambda state: [state], "it is not a dictionary but of type list"),
         (lambda state: state.pop("criterion") and state, "criterion is missing"),
         (lambda state: state | {"history": {}}, "loss is missing"),
         (lambda state: state | {"data": {"summary": "x"}}, "class names is missing"),
@@ -794,7 +794,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_continued(shapes: str, tmp_path: Path) 
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert "with --resume goes on" in error
+    assert "with --resume continues" in error
     assert 0 < checkpoint.load(tmp_path / "checkpoint.pt")["step"] < 100000
 
 

@@ -1,4 +1,4 @@
-"""The check that a wheel goes through, on what is installed here: it knows every op and the state of a memory."""
+"""The check of a wheel, applied to what is installed here: it knows every op and the state of a memory."""
 
 from tools.wheel_check import inside
 

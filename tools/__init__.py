@@ -1,1 +1,1 @@
-"""Programs for whoever works on this repository."""
+"""Programs for working on this repository."""

@@ -77,7 +77,7 @@ def check_place(config: Config, folder: Path) -> None:
     try:
         str(folder).encode()
     except UnicodeEncodeError:  # TensorBoard could not write there
-        raise ConfigError(f"--out {str(folder)!r}: is no UTF-8; choose another") from None
+        raise ConfigError(f"--out {str(folder)!r}: is not UTF-8; choose another") from None
     if config.data.startswith("folder:") and tree.would_read(data.place(config.data), folder):
         raise ConfigError(
             f"--out {folder} lies in --data {config.data}: its pictures would be images of a class; choose another"
@@ -224,7 +224,7 @@ def reading(path: Path, otherwise: str = OVERWRITE) -> Iterator[None]:
 def _require_kinds(content: object, kinds: Kinds, name: str = "it") -> None:
     """Raise ValueError unless this is a dictionary with entries of these kinds; it may have others."""
     if not isinstance(content, dict):
-        raise ValueError(f"{name} is no dictionary but of type {type(content).__name__}")
+        raise ValueError(f"{name} is not a dictionary but of type {type(content).__name__}")
     for key, kind in kinds.items():
         if key not in content:
             raise ValueError(f"{key} is missing")

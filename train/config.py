@@ -172,7 +172,9 @@ class Config:
     samples_per_class: int = field(default=4, metadata=_about("images of one class per step"))
     optimizer: str = field(
         default="adamw",
-        metadata=_about("adamw: weights decay apart; adam: as part of the gradient", choices=("adamw", "adam")),
+        metadata=_about(
+            "adamw: weight decay apart from the gradient; adam: as a part of it", choices=("adamw", "adam")
+        ),
     )
     lr: float = field(default=1e-3, metadata=_about("peak learning rate of the embedding head"))
     backbone_lr: float = field(default=0.4, metadata=_about("the backbone's learning rate as a fraction of --lr"))

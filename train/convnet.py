@@ -1,4 +1,4 @@
-"""A small convolutional network for small images, to be trained from nothing in minutes on a CPU."""
+"""A small convolutional network for small images, to be trained from random weights in minutes on a CPU."""
 
 from __future__ import annotations
 

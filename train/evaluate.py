@@ -121,7 +121,7 @@ def evaluate(
 
 
 def first_right(right: NDArray[np.bool_]) -> Positions:
-    """Of each list [n, count], where the first right one is, from 0; far beyond the list where there is none."""
+    """Of each list [n, count], where the first right one is, from 0; far beyond the list if all are wrong."""
     found: Positions = np.where(right.any(1), right.argmax(1), np.iinfo(np.int64).max)
     return found
 

@@ -27,6 +27,6 @@ def plain_errors() -> Iterator[None]:
         if not str(error).startswith("DataLoader worker (pid"):
             raise
         raise DataError(
-            f"--workers: the system has ended a process that prepares images, most likely for want of memory; fewer "
-            f"--workers need less ({error})"
+            "--workers: the system has ended a process that prepares images, most likely because memory ran out; "
+            f"fewer --workers need less ({error})"
         ) from error

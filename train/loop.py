@@ -31,7 +31,7 @@ MEAN_LOSS_OVER = 10
 LR_DROP, LR_DROP_AT = 0.1, 0.7
 """--schedule step: what learning rates are multiplied by, and after which part of the run."""
 MAX_BAD_STEPS = 10
-"""Steps in a row without a finite loss after which there is no hope."""
+"""Steps in a row without a finite loss after which training gives up."""
 
 
 class TrainingError(RuntimeError):
@@ -298,7 +298,7 @@ class Trainer:
         """Scores of embeddings [N, *] of the test images, by the data set's protocol.
 
         Raises:
-            TrainingError: there are none.
+            TrainingError: there are no scores.
         """
         data = self.data
         try:

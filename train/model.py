@@ -53,7 +53,7 @@ class Embedder(nn.Module):
         return embeddings
 
     def train(self, mode: bool = True) -> Embedder:
-        """Training mode, in which frozen batch normalisation stays as it is."""
+        """Training mode, but frozen batch normalisation stays as it is."""
         super().train(mode)
         if self.frozen_bn:
             for module in _batch_norms(self.backbone):
@@ -79,7 +79,7 @@ def build(config: Config) -> tuple[Embedder, str]:
     if pretrained or config.features == "frozen":
         _freeze(backbone, 1.0 if config.features == "frozen" else config.freeze)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _try(model, width, config)  # in float32, for it is not yet on its device
+    _try(model, width, config)  # in float32, as it is not yet on its device
     model.precision = getattr(torch, config.precision)
     return model, f"{config.backbone}: {note}"
 

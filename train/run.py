@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"python -m train: error: {error}", file=sys.stderr)
         return 2
     except loop.Interrupted:
-        print(f"stopped; the same command with --resume goes on from {config.folder}", file=sys.stderr)
+        print(f"stopped; the same command with --resume continues from {config.folder}", file=sys.stderr)
         return 130
     return 0
 

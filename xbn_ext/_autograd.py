@@ -82,7 +82,7 @@ def _check_not_in_backward(step: Tensor) -> None:
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
             "a CrossBatchMemory was called during a backward pass, as activation checkpointing does: its memory would "
-            "move twice, or has moved since. Keep the criterion outside of what is checkpointed"
+            "move twice, or has moved since. Keep the criterion outside what is checkpointed"
         )
 
 

@@ -99,7 +99,7 @@ class Pairs:
 
 
 class LogSum:
-    """`[B]` log of a sum of e^x over chunks; -inf where there is none."""
+    """`[B]` log of a sum of e^x over chunks; -inf where the sum is empty."""
 
     def __init__(self, zeros: Tensor) -> None:
         self.value = torch.full_like(zeros, -torch.inf)
@@ -312,7 +312,7 @@ class Hardest:
 
 
 class HardestTriplets(Pairs):
-    """Nothing but a look: two rows of each anchor have a weight."""
+    """Only a look: two rows of each anchor have a weight."""
 
     def __init__(self, loss: Triplet, z: Tensor, anchors: Tensor | None) -> None:
         super().__init__(z, anchors)

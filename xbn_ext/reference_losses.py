@@ -148,7 +148,7 @@ def average_nonzero(costs: Tensor) -> Tensor:
 
 
 def log_sum_exp(x: Tensor, keep: Tensor) -> Tensor:
-    """`log sum_j e^x_ij` over the `keep [B, n]`; -inf, with no gradient, where there is none."""
+    """`log sum_j e^x_ij` over the `keep [B, n]`; -inf, with no gradient, where the sum is empty."""
     some = keep.any(1)
     masked = torch.where(some[:, None], x.masked_fill(~keep, -torch.inf), 0.0)
     return torch.where(some, masked.logsumexp(1), -torch.inf)

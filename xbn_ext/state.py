@@ -86,7 +86,7 @@ class StatefulModule(nn.Module):
     def _take(self, state: Mapping[str, Tensor], assign: bool) -> None:
         for name, own in self.named_state():
             if assign:
-                with torch.inference_mode(False):  # else it could not be written outside of that mode
+                with torch.inference_mode(False):  # else it could not be written outside that mode
                     own = torch.empty_like(own, device=next(iter(state.values())).device)
                 setattr(self, name, own)
             if name in state:

@@ -7,5 +7,5 @@
     counters   what the hardware counted (ncu)
     baselines  the same in plain PyTorch, and compiled
 
-Read `__main__.py` (what runs, in which order), `run.py` (how a section is isolated), then the module of a section.
+Read `__main__.py` (what runs, in what order), `run.py` (how a section is isolated), then the module of a section.
 """

@@ -1,4 +1,4 @@
-"""Command line: which stages run, in which order, and how long each may take."""
+"""Command line: which stages run, in what order, and how long each may take."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class DeviceTimer:
         pairs = []
         with torch.cuda.stream(self.side):
             if self.graph is not None:
-                torch.cuda._sleep(2_000_000)  # about a millisecond, in which the host gets ahead of the device
+                torch.cuda._sleep(2_000_000)  # about a millisecond, so that the host gets ahead of the device
             for _ in range(samples):
                 begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
                 begin.record()
@@ -120,7 +120,7 @@ class DeviceTimer:
         return graph
 
     def _never_waits(self) -> bool:
-        """Whether a call goes through without waiting for the device. To be found out before a capture: one that
+        """Whether a call never waits for the device. To be found out before a capture: one that
         fails half-way leaves torch's allocator in disorder."""
         torch.cuda.set_sync_debug_mode("error")
         try:

@@ -2,7 +2,7 @@
 
 A hinge loss is discontinuous: a pair so close to a margin that rounding decides may count or not, and the gradient
 jumps by that pair's whole share. The budgets count such pairs; in half of the cases the margins are so wide that every
-pair is active, there are none, and the budget is rounding alone.
+pair is active, no pair is that close, and the budget is rounding alone.
 """
 
 from __future__ import annotations

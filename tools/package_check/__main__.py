@@ -1,4 +1,4 @@
-"""Command line: which checks run."""
+"""Checks a wheel and a source archive where nothing else is installed."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ reference, and the CUDA kernels, on a GPU if there is one. Builds another wheel 
 not those of later ones, and runs that. Then abi3audit looks at the library. Downloads gigabytes: torch for Linux comes
 with CUDA's libraries.
 
-Exit status: 0 if everything asked for was checked and passed, 1 if something failed or could not be had, 2 for wrong
+Exit status: 0 if everything asked for was checked and passed, 1 if something failed or was unavailable, 2 for wrong
 arguments. What could not be checked is said, never passed over.
 
 Read `__main__.py` (what runs), `pairs.py` (one Python and one torch), `built.py` (the same from the sources),

@@ -1,4 +1,4 @@
-"""Command line: which checks run, in which order, and what is said in the end."""
+"""Command line: which checks run, in what order, and what is printed at the end."""
 
 from __future__ import annotations
 

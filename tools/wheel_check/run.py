@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class Unavailable(Exception):
-    """What a check needs cannot be had on this machine."""
+    """What a check needs is not available on this machine."""
 
 
 class Failed(Exception):

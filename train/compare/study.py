@@ -21,7 +21,8 @@ from .plan import Plan, Run, unique
 from .work import WorkerLost, Workers, Workshop
 
 DESCRIPTION = """Train with each method under one budget, and say what it does, with error bars. Arguments that are not
-listed here are those of python -m train, and hold for every run. Stopped, or killed, the same command goes on."""
+listed here are those of python -m train, and hold for every run. If a study is stopped or killed, the same command
+continues it."""
 RECIPE = "emoji-small"
 RUNS = "runs"
 """The folder of the runs, in --out."""
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"python -m train.compare: error: {error}", file=sys.stderr)
         return 1
     except loop.Interrupted:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command continues from here", file=sys.stderr)
         return 130
     return 0
 

@@ -45,7 +45,7 @@ NAMED = 8
 
 
 class WorkerLost(RuntimeError):
-    """A working process ended in the midst of a run; the message names the runs and says what to do."""
+    """A working process ended in the middle of a run; the message names the runs and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Workshop:
 
 
 def read(workshop: Workshop, run: Run) -> Result | None:
-    """The result of a run, None if there is none.
+    """The result of a run, or None.
 
     Raises:
         ConfigError: there is one of a run with other settings, or what there is cannot be read.
@@ -145,9 +145,9 @@ class Workers:
         begun = [run.name for run in runs if (self.workshop.folder / run.name).exists()]
         names = ", ".join(begun[:NAMED]) + (", ..." if len(begun) > NAMED else "")
         return WorkerLost(
-            f"the system has ended a working process, most likely for want of memory; unfinished: {names or 'no run'}. "
-            f"The same command goes on from their last checkpoints; with fewer runs at a time it needs less memory "
-            f"(--jobs, now {self.workshop.jobs})"
+            "the system has ended a working process, most likely because memory ran out; unfinished: "
+            f"{names or 'no run'}. The same command continues from their last checkpoints; with fewer runs at a time "
+            f"it needs less memory (--jobs, now {self.workshop.jobs})"
         )
 
 

@@ -92,7 +92,7 @@ def check_spec(spec: str) -> None:
     try:
         spec.encode()
     except UnicodeEncodeError:  # no picture could show its name, nor a report
-        raise DataError(f"--data {spec!r}: is no UTF-8: rename the folder") from None
+        raise DataError(f"--data {spec!r}: is not UTF-8: rename the folder") from None
     if path:
         place(spec)
 

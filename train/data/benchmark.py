@@ -1,7 +1,7 @@
 """What public benchmarks have in common: lists of images whose counts are known, and files that must be there.
 
-They may not be passed on, so none is fetched. What is wrong with a copy is said before any training: a list that is
-missing, cut short or broken in a line, an image that is not there, a class both trained on and tested on.
+They cannot be redistributed, so none is fetched. What is wrong with a copy is reported before any training: a list that
+is missing, cut short or broken in a line, an image that is not there, a class both trained on and tested on.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Unique:
 
 
 def check_counts(source: Source, path: Path, found: dict[str, int], published: dict[str, int]) -> None:
-    """Raise DataError where counts differ: scores on another selection could not be compared with anybody's."""
+    """Raise DataError where counts differ: scores on another selection could not be compared with published ones."""
     wrong = [f"{found[name]:,} {name}, not {count:,}" for name, count in published.items() if found[name] != count]
     if wrong:
         raise source.error(path, f"not the lists as published: {'; '.join(wrong)}")

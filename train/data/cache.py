@@ -32,7 +32,7 @@ def folder(chosen: Path | None) -> Path:
     try:
         return place if chosen else place.expanduser()
     except RuntimeError as error:
-        raise DataError(f"--cache: {place} is nowhere, as there is no home folder; choose a folder") from error
+        raise DataError(f"--cache: {place} cannot be found, as there is no home folder; choose a folder") from error
 
 
 def save(path: Path, arrays: Arrays) -> None:

@@ -62,7 +62,7 @@ def read(folder: Path, cache_dir: Path | None) -> Index:
     """The garments of ``folder``, which has ``annos`` and ``image``, in the order of their files.
 
     Raises:
-        DataError: names the annotation that is broken, or the image that is missing or none.
+        DataError: names the annotation that is broken, or the image that is missing or broken.
     """
     state = _state(folder)
     place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]

@@ -21,6 +21,6 @@ def _decodes(name: str) -> bool:
 
 Image.init()
 DECODED = tuple(name for name in Image.ID if name in Image.OPEN and _decodes(name))
-"""Pillow's names of formats, in the order in which it tries them."""
+"""Pillow's names of formats, in the order it tries them."""
 SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in DECODED)
 """Lower case, with the dot."""

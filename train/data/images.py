@@ -82,8 +82,8 @@ def decode(path: Path, box: Box | None = None) -> Pixels:
     Of grey of 16 bits the upper 8.
 
     Raises:
-        DataError: names the file that is no image, whose grey values have no fixed range (32 bits, floating point), or
-            in which nothing of the box lies.
+        DataError: names a file that is not an image, whose grey values have no fixed range (32 bits, floating point),
+            or that holds no part of the box.
     """
     try:
         with Image.open(path, formats=DECODED) as file:
@@ -92,7 +92,7 @@ def decode(path: Path, box: Box | None = None) -> Pixels:
             if box is not None:
                 inside = clip(box, image.size)
                 if inside is None:
-                    raise DataError(f"--data: {path}: the box {list(box)} is outside of its {image.size} pixels")
+                    raise DataError(f"--data: {path}: the box {list(box)} is outside its {image.size} pixels")
                 image = image.crop(inside)
             if wide is not None:
                 return _narrow(image, wide)
@@ -124,7 +124,7 @@ def _wide_grey(file: ImageFile.ImageFile) -> _WideGrey | None:
     tiff = file.tag_v2 if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
     known = file.format in _UNSIGNED and file.mode != "F" and not (tiff and file.mode == "I")
     if not known:
-        raise ValueError(f"grey values of mode {file.mode!r} have no fixed white; make a PNG of 8 or 16 bits of it")
+        raise ValueError(f"grey values of mode {file.mode!r} have no fixed white; convert it to a PNG of 8 or 16 bits")
     (bits,) = tiff.get(TiffImagePlugin.BITSPERSAMPLE, (16,))
     white_is_zero = tiff.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
     return _WideGrey(bits, white_is_zero)
@@ -181,7 +181,7 @@ def check_all(paths: Iterable[Path]) -> None:
 
 
 def clip(box: Box, size: tuple[int, int]) -> Box | None:
-    """The part of a box inside an image of this width and height, None if there is none."""
+    """The part of a box inside an image of this width and height, or None."""
     left, top = max(0, box[0]), max(0, box[1])
     right, bottom = min(size[0], box[2]), min(size[1], box[3])
     return (left, top, right, bottom) if left < right and top < bottom else None

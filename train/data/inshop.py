@@ -74,5 +74,5 @@ def _read(path: Path) -> dict[str, list[Row]]:
     count = benchmark.text(file).split(maxsplit=1)[0]
     total = sum(map(len, rows.values()))
     if count != str(total):
-        raise SOURCE.error(path, f"{file} says that it has {count} images, and has {total:,}")
+        raise SOURCE.error(path, f"{file} says that it has {count} images, but has {total:,}")
     return rows

@@ -56,8 +56,8 @@ def draw_all(svgs: list[str], size: int) -> NDArray[np.uint8]:
                 _collect(pool.map(draw, svgs, sizes, chunksize=64), out)
         except BrokenProcessPool as error:
             raise DataError(
-                "--data emoji: the system has ended a process that draws, most likely for want of memory; close other "
-                "programs and start again"
+                "--data emoji: the system has ended a process that draws, most likely because memory ran out; close "
+                "other programs and start again"
             ) from error
     return out
 

@@ -43,7 +43,7 @@ class Tree:
         for entry in self._entries(root):
             path = root / entry.name
             if not _is_folder(entry):
-                self.left_out["files outside of the sub-folders"].append(path)
+                self.left_out["files outside the sub-folders"].append(path)
             elif entry.is_symlink():
                 self._linked_folders.append((self._add_class(path), path))
             else:
@@ -81,7 +81,7 @@ class Tree:
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise DataError(f"--data folder:{self.root}: {path.name!r} is no UTF-8: rename this sub-folder") from None
+            raise DataError(f"--data folder:{self.root}: {path.name!r} is not UTF-8: rename this sub-folder") from None
         if name in self.classes:
             raise DataError(f"--data folder:{self.root}: two sub-folders are {name!r}, in two spellings of Unicode")
         self.classes[name] = []

@@ -1,4 +1,4 @@
-"""Emoji at 32 pixels and a small network trained from nothing, in half a minute on one CPU core.
+"""Emoji at 32 pixels and a small network trained from random weights, in half a minute on one CPU core.
 
 For comparisons: many runs say more there than a good one. Few images per step, for that is where a memory is needed.
 """

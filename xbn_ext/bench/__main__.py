@@ -59,7 +59,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Optio
     explicit = {name: value for name, value in vars(args).items() if name in DEFAULTS}
     chosen = cases(args.preset, explicit)
     if not build_info()["native"]:
-        parser.error("it measures the compiled library, and xbn_ext runs without it here")
+        parser.error("it measures the compiled library, but xbn_ext runs without it here")
     for options in chosen:
         if options["device"] == "cuda" and not torch.cuda.is_available():
             parser.error("argument --device: this torch finds no GPU")

@@ -1,8 +1,8 @@
 """The losses in plain PyTorch, a chunk of the bank at a time: the baseline `chunked`, hard to beat and small in memory.
 
-A loss looks at every chunk, once or twice, to collect a few numbers per anchor; then it goes through the chunks once
-more for dLoss/ds in closed form, whose product with the chunk is the gradient. Contrastive with "mean" needs no look,
-and the hardest triplets nothing but looks. A loss of all triplets has to know every positive of an anchor before any
+A loss looks at every chunk, once or twice, to collect a few numbers per anchor; then it reads the chunks once more
+for dLoss/ds in closed form, whose product with the chunk is the gradient. Contrastive with "mean" needs no look,
+and the hardest triplets need only looks. A loss of all triplets has to know every positive of an anchor before any
 negative, and is left out.
 """
 

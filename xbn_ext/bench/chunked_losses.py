@@ -13,7 +13,7 @@ from .dense import log_sum_exp_of, softplus
 
 
 class Chunk(NamedTuple):
-    """Some rows of the bank against the batch. Made anew each time: its similarities may be overwritten."""
+    """Some rows of the bank against the batch. Made again each time: its similarities may be overwritten."""
 
     s: Tensor  # [B, rows]
     positive: Tensor  # [B, rows]

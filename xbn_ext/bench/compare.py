@@ -1,4 +1,4 @@
-"""Every kernel but `--kernel memory`: all implementations of it, timed in one run, as a table and as rows."""
+"""Every kernel except `--kernel memory`: all implementations of it, timed in one run, as a table and as rows."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _problem(options: Options, memory: int) -> Problem:
 
 
 def _taking_part(options: Options, problem: Problem) -> list[str]:
-    """Those of `--only` and `--update` that can; says who cannot, and why."""
+    """Those of `--only` and `--update` that can; says which cannot, and why."""
     update, names = options["update"], []
     for name in options["only"]:
         if (name in ON_CUDA and problem.device == "cpu") or (problem.kernel == "step" and _other_update(name, update)):

@@ -44,7 +44,7 @@ class Comparison:
         return value
 
     def their_parts(self) -> tuple[Any, Any]:
-        """Its loss and its miner, None if there is none."""
+        """Its loss and its miner, which may be None."""
         losses, miners, reducers, distances = (
             import_module(f"pytorch_metric_learning.{part}") for part in ("losses", "miners", "reducers", "distances")
         )

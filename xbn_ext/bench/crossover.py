@@ -1,4 +1,4 @@
-"""Below which size of the memory plain PyTorch is as fast: fusing pays only where there is something to fuse."""
+"""The size of the memory below which plain PyTorch is as fast: fusing pays only where there is something to fuse."""
 
 from __future__ import annotations
 
@@ -32,4 +32,4 @@ def crossover(problem: Problem, names: list[str], repeats: int) -> str:
     if not faster:
         return f"crossover: {ours} is faster than {who} at M = {measured}"
     largest = max(faster)
-    return f"crossover: of {who} one is faster up to M = {largest} ({faster[largest]}; measured: {measured})"
+    return f"crossover: one of {who} is faster up to M = {largest} ({faster[largest]}; measured: {measured})"

@@ -107,7 +107,7 @@ def _measure_on_cuda(name: str, problem: Problem) -> float | None:
 
 
 def unless_out_of_memory(measure: Callable[[], T]) -> T | None:
-    """What `measure` returns; None if the system has not the memory for it."""
+    """What `measure` returns; None if the system lacks the memory for it."""
     try:
         return measure()
     except (MemoryError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""The memory in plain PyTorch, in the ways in which a user would have it: what this library is up against.
+"""The memory in plain PyTorch, as a user would write it: what this library is compared with.
 
 On any device. All state is tensors that are written in place, and nothing waits for the device, but for the losses in
 dense.py and chunked.py that need the indices of their positives: a step can be captured in a CUDA graph.
