@@ -35,7 +35,7 @@ IMPLEMENTATIONS = [
     *(["cuda"] if HAS_GPU else []),
 ]
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
-WAYS = {  # of the loss on a GPU, in the tests of which module
+WAYS = {  # of the loss on a GPU, by test module
     "test_losses": ["tensor", "simt", "composite"],
     "test_memory_loss": ["tensor", "simt", "screen", "pairs", "composite"],
 }
@@ -61,8 +61,8 @@ def pytest_collection_finish():
 
 
 def only(**names):
-    """Restricts a test: `only(dtype="f64")`, `only(way="composite")` of a GPU's ways, and `only(compiled=True)` to ops of
-    torch, without the emulator's kernels and plain functions."""
+    """Restricts a test: `only(dtype="f64")`, `only(way="composite")` of a GPU's ways, and `only(compiled=True)` to ops
+    of torch, without the emulator's kernels and plain functions."""
 
     def decorate(test):
         test.only = names

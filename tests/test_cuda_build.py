@@ -142,7 +142,7 @@ def innermost_loop(body, instruction):
 @pytest.mark.parametrize("architecture", [name for name in ("80", "86", "90a", "120") if name in ARCHITECTURES])
 def test_the_screen_waits_for_memory_only(architecture, tmp_path):
     """Of a warp's 16 rows x 64 columns x 64 anchors: as many products as there must be, wide loads, no barrier, and
-    no more instructions beside them than a multiprocessor issues while such rows come from memory."""
+    no more other instructions than a multiprocessor issues while such rows come from memory."""
     code = machine_code(architecture, ["screen_kernel", "pair_kernel"], tmp_path)
     screens = {name: body for name, body in code.items() if "screen_kernel" in name}
     assert len(screens) == 4

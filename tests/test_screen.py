@@ -1,4 +1,4 @@
-"""The screen in eight bits changes nothing but the time: the loss has the same bits with it and without."""
+"""The screen in eight bits changes only the time: the loss has the same bits with it and without."""
 
 import pytest
 import torch

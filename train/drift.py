@@ -1,7 +1,7 @@
 """How stale is the memory? Past batches are embedded again, and the memory's rows compared with the truth.
 
 A *probe* keeps the very pixels of a training batch, the memory slots its rows went to and the embeddings as they were
-first stored. Embedding the same pixels with today's network, in the mode in which they were embedded then, shows where
+first stored. Embedding the same pixels with today's network, in the same mode as then, shows where
 the rows ought to be. Two distances to there are reported: from the row as first stored ("uncorrected": what plain XBM
 would hold) and from the row as it stands in the memory now ("in_memory": after moment matching).
 """

@@ -1,7 +1,7 @@
 """The losses in plain PyTorch as one would tune them, on the whole matrix of similarities: the baseline `eager-tuned`.
 
 One function per loss: `s [B, M]` similarities, overwritten where that saves a copy, and `positive [B, M]` to a scalar.
-Positives are few, so that what is about them alone goes through their indices (on a GPU, that waits for it). An anchor
+Positives are few, so that what is about them alone uses their indices (on a GPU, that waits for it). An anchor
 needs a negative; xbn_ext.reference_losses is the same for all cases.
 """
 

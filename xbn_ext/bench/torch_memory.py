@@ -1,6 +1,6 @@
 """The memory in plain PyTorch, as a user would write it: what this library is compared with.
 
-On any device. All state is tensors that are written in place, and nothing waits for the device, but for the losses in
+On any device. All state is tensors that are written in place, and nothing waits for the device, except the losses in
 dense.py and chunked.py that need the indices of their positives: a step can be captured in a CUDA graph.
 """
 
