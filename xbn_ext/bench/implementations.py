@@ -18,7 +18,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from .. import ops, reference
+from .. import ops, plain, reference
 from .._backend import Backend, backend
 from ..memory import CrossBatchMemory
 from .chunked import can_be_chunked
@@ -38,6 +38,7 @@ from .torch_memory import (
 Call = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 DEFERRED = f"{OURS} deferred"
+PLAIN = f"{OURS} plain"
 TF32 = " tf32"
 BASELINES: dict[str, type[TorchMemory]] = {
     "eager-tuned": TorchMemory,
@@ -47,21 +48,24 @@ BASELINES: dict[str, type[TorchMemory]] = {
 }
 ON_CUDA = [f"{OURS} tensor", f"{OURS} simt", f"{OURS} composite", f"{OURS} composite{TF32}",
            *(name + TF32 for name in BASELINES)]  # fmt: skip
-NAMES = [OURS, DEFERRED, *BASELINES, THEIRS, *ON_CUDA]
+NAMES = [OURS, DEFERRED, PLAIN, *BASELINES, THEIRS, *ON_CUDA]
 
 
 def make(name: str, problem: Problem) -> Call:
     """The call of one implementation, with a memory of its own.
 
-    On CUDA, a name that ends in " tf32" lets library products round to TF32, any other does not.
+    "xbn_ext plain" is what xbn_ext does without the compiled library. On CUDA, a name that ends in " tf32" lets library
+    products round to TF32, any other does not.
     """
-    plain = name.removesuffix(TF32)
-    if plain == THEIRS:
+    family = name.removesuffix(TF32)
+    if family == THEIRS:
         call = _theirs(problem)
-    elif plain in BASELINES:
-        call = _of_torch(BASELINES[plain], problem)
+    elif family in BASELINES:
+        call = _of_torch(BASELINES[family], problem)
     else:
-        call = _ours_in_step(plain, problem) if problem.kernel == "step" else _ours(problem)
+        call = _ours_in_step(family, problem) if problem.kernel == "step" else _ours(problem)
+    if name == PLAIN:
+        call = partial(_without_kernels, call)
     return call if problem.device == "cpu" else partial(_on_cuda, name, call)
 
 
@@ -76,7 +80,7 @@ def why_not(name: str, problem: Problem) -> str | None:
         return "is a way to take a step"
     if name == DEFERRED and problem.drift == "none":
         return "there is no drift to follow"
-    if name == OURS and problem.kernel == "step" and problem.drift != "none" and problem.dtype.itemsize == 2:
+    if name in (OURS, PLAIN) and problem.kernel == "step" and problem.drift != "none" and problem.dtype.itemsize == 2:
         return "a 16-bit bank is deferred"
     if name.endswith(("tensor", "simt")) and (
         problem.dtype != torch.float32 or problem.dim > 1024 or problem.loss == "triplet_all"
@@ -217,6 +221,15 @@ def _theirs(problem: Problem) -> Call:
         return loss.detach(), *torch.autograd.grad(loss, z)
 
     return call
+
+
+def _without_kernels(call: Call, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    kernels = ops._ops
+    ops._ops = plain  # type: ignore[assignment]
+    try:
+        return call(x, labels)
+    finally:
+        ops._ops = kernels
 
 
 def _on_cuda(name: str, call: Call, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
