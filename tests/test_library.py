@@ -124,6 +124,18 @@ def test_a_library_that_is_missing_or_does_not_load(tmp_path):
     assert "install a wheel for this platform, or build one" in missing
 
 
+def test_a_checkout_that_hides_an_installed_library_says_so(tmp_path):
+    """A new user installs from a checkout and starts Python right there."""
+    checkout, installed = tmp_path / "checkout" / "xbn_ext", tmp_path / "installed" / "xbn_ext"
+    shutil.copytree(ROOT / "xbn_ext", checkout, ignore=shutil.ignore_patterns("*.so", "__pycache__", "bench"))
+    installed.mkdir(parents=True)
+    for name in ("__init__.py", "_C.abi3.so"):
+        (installed / name).touch()
+    _, said = python("import xbn_ext", path=checkout.parent, PYTHONPATH=str(installed.parent))
+    assert f"{installed} has it, but {checkout} is imported in its place: start Python in another folder" in said
+    assert "install a wheel" not in said
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("module", ["test_ops_contract", "test_autograd", "test_memory", "test_state"])
 def test_all_that_is_built_on_the_ops_works_without_the_library(module):

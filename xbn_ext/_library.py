@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import warnings
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -66,7 +67,9 @@ def load() -> bool:
         return True
     way_out = "unset XBN_NATIVE to have the kernels"
     if wanted != "0":
-        way_out = "install a wheel for this platform, or build one with a C++20 compiler: pip install from a checkout"
+        way_out = _hidden() or (
+            "install a wheel for this platform, or build one with a C++20 compiler: pip install from a checkout"
+        )
     if wanted == "1":
         raise ImportError(f"XBN_NATIVE=1, but xbn_ext has no compiled library here: {way_out}")
     warnings.warn(
@@ -103,6 +106,17 @@ def _is_there() -> bool:
             "this one, or set XBN_NATIVE=0 to run without the library, slowly"
         )
     return False
+
+
+def _hidden() -> str | None:
+    """What to do if this folder is a checkout's and hides an installed one that has a library: a Python that is started
+    in a checkout finds the checkout's folder first."""
+    here = Path(__file__).parent.resolve()
+    for entry in sys.path:
+        folder = Path(entry or ".", "xbn_ext").resolve()
+        if folder != here and (folder / "__init__.py").exists() and any(folder.glob("_C.*")):
+            return f"{folder} has it, but {here} is imported in its place: start Python in another folder"
+    return None
 
 
 _registered: list[torch.library.Library] = []
