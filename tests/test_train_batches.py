@@ -47,7 +47,8 @@ def test_every_class_is_drawn_about_as_often() -> None:
 @pytest.mark.parametrize("batch_size", [52, 64])
 def test_more_classes_than_there_are(batch_size: int) -> None:
     with pytest.raises(
-        ValueError, match=rf"--batch-size {batch_size} with --samples-per-class 4 needs 1[36] .* are 12"
+        ValueError,
+        match=rf"--batch-size {batch_size} with --samples-per-class 4 needs 1[36] .* are 12: choose .* 48 or less",
     ):
         ClassBalancedSampler(LABELS, batch_size, 4, seed=0)
 

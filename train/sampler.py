@@ -42,9 +42,11 @@ class ClassBalancedSampler:
         self.samples_per_class = samples_per_class
         self.seed = seed
         if remainder or self.classes_per_batch > len(self.members):
+            largest = samples_per_class * len(self.members)
             raise ValueError(
                 f"--batch-size {batch_size} with --samples-per-class {samples_per_class} needs "
-                f"{batch_size / samples_per_class:g} training classes and there are {len(self.members)}"
+                f"{batch_size / samples_per_class:g} training classes and there are {len(self.members)}: "
+                f"choose --batch-size {largest} or less, a multiple of {samples_per_class}"
             )
 
     def __call__(self, step: int) -> NDArray[np.int64]:
