@@ -295,7 +295,7 @@ class Hardest:
     first row. A NaN is harder than any number; an infinite similarity that is the least hard is no row's."""
 
     def __init__(self, z: Tensor) -> None:
-        self.positive = torch.full_like(z[:, 0], torch.inf)
+        self.positive = z.new_full((len(z),), torch.inf)  # not by a column: `[0, 0]` has none
         self.negative = -self.positive
         self.positive_row = torch.full_like(self.positive, -1, dtype=torch.int64)
         self.negative_row = self.positive_row.clone()
@@ -318,7 +318,7 @@ class HardestTriplets(Pairs):
         super().__init__(z, anchors)
         self.margin = loss.margin
         self.hardest = Hardest(z)
-        self.has_positive = torch.zeros_like(z[:, 0], dtype=torch.bool)
+        self.has_positive = z.new_zeros(len(z), dtype=torch.bool)
         self.has_negative = self.has_positive.clone()
 
     def look(self, chunk: Chunk) -> None:
