@@ -31,7 +31,8 @@ class Searcher:
         self.network, _ = model.build(settings)
         self.network.load_state_dict(state["model"])
         self.view = augment.evaluation_view(settings.image_size)
-        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in formats.SUFFIXES)
+        found = (path for path in folder.rglob("*") if path.suffix.lower() in formats.SUFFIXES)
+        self.paths = sorted(path for path in found if not path.is_dir())
         if not self.paths:
             raise ValueError(f"{folder}: no pictures in it")
         embeddings = torch.cat([self.embed(self.paths[i : i + 256]) for i in range(0, len(self.paths), 256)])
@@ -45,10 +46,16 @@ class Searcher:
         return nn.functional.normalize(self.network.eval()(pictures), dim=1)
 
     def nearest(self, query: Path, count: int = SHOWN) -> list[tuple[Path, float]]:
-        """The most similar pictures, best first, with their cosine similarity. The query itself is left out."""
+        """The most similar pictures, best first, with their cosine similarity. The query itself is left out.
+
+        Raises ValueError if it cannot be read, or if there is no other picture.
+        """
         similarities, found = self.index.search(self.embed([query]).numpy(), min(count + 1, len(self.paths)))
         pairs = zip([self.paths[i] for i in found[0]], similarities[0].tolist(), strict=True)
-        return [(path, similarity) for path, similarity in pairs if not path.samefile(query)][:count]
+        others = [(path, similarity) for path, similarity in pairs if not path.samefile(query)][:count]
+        if not others:
+            raise ValueError(f"{query}: there is no other picture to compare it with")
+        return others
 
 
 def show(query: Path, found: list[tuple[Path, float]], out: Path) -> None:

@@ -124,6 +124,13 @@ def test_search_says_what_is_missing(run, folder, tmp_path):
         search.Searcher(tmp_path, folder)
     with pytest.raises(ValueError, match=re.escape(f"{tmp_path}: no pictures in it")):
         search.Searcher(run, tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    only = tmp_path / "folder.png" / "only.png"
+    Image.new("RGB", (40, 30)).save(only)
+    searcher = search.Searcher(run, tmp_path)
+    assert searcher.paths == [only]
+    with pytest.raises(ValueError, match=re.escape(f"{only}: there is no other picture")):
+        searcher.nearest(only)
 
 
 def test_names_says_which_language_there_is_not():
