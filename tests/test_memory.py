@@ -477,6 +477,42 @@ def test_bad_options_are_named(options, error):
         CrossBatchMemory(**arguments)
 
 
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("batch_weight", None),
+        ("batch_weight", float("nan")),
+        ("memory_weight", "1"),
+        ("memory_weight", torch.tensor(0.5)),
+        ("warmup_steps", "2"),
+        ("warmup_steps", 2**70),
+        ("normalize_embeddings", "false"),
+        ("renormalize", "false"),
+        ("update", "lazy"),
+        ("update", None),
+        ("enqueue", "befor"),
+        ("eps", 0.0),
+        ("eps", 1e31),
+    ],
+)
+def test_an_option_that_is_set_is_checked_like_one_that_is_given(option, value):
+    """A step raised half way, with the filter moved and the batch stored; or the memory took no more rows."""
+    criterion = CrossBatchMemory(Contrastive(), D, M)
+    before = getattr(criterion, option)
+    with pytest.raises(ValueError, match=f"{option} must be "):
+        setattr(criterion, option, value)
+    assert getattr(criterion, option) == before
+    setattr(criterion, option, before)
+
+
+def test_a_16_bit_memory_is_not_set_to_be_rounded_at_every_step():
+    criterion = CrossBatchMemory(Contrastive(), D, M, bank_dtype=torch.float16)
+    for one in (criterion, copy.deepcopy(criterion)):
+        with pytest.raises(ValueError, match=r"update='inplace' would round a bank of torch\.float16"):
+            one.update = "inplace"
+    CrossBatchMemory(Contrastive(), D, M, bank_dtype=torch.float16, drift="none").update = "inplace"
+
+
 def test_the_positions_of_pytorch_metric_learning():
     x, labels = next(batches(1))
     mask = labels % 2 == 0

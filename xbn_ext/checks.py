@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -22,6 +23,11 @@ def whole(name: str, value: Any, least: int) -> int:
     if number >= 2**63:
         raise ValueError(f"{name} must be below 2^63, got {value!r}")
     return number
+
+
+def whole_from(least: int) -> Callable[[str, Any], int]:
+    """`whole`, not below `least`."""
+    return lambda name, value: whole(name, value, least)
 
 
 def finite(name: str, value: Any) -> float:
@@ -50,6 +56,24 @@ def positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be positive, got {value}")
     if not 1e-30 <= value <= 1e30:
         raise ValueError(f"{name} must be within [1e-30, 1e30], got {value}")
+
+
+def finite_positive(name: str, value: Any) -> float:
+    """`value` as a float that is `positive`."""
+    number = finite(name, value)
+    positive(name, number)
+    return number
+
+
+def one_of(first: str, second: str) -> Callable[[str, Any], str]:
+    """A check for one of two words."""
+
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in (first, second):
+            raise ValueError(f"{name} must be {first!r} or {second!r}, got {value!r}")
+        return value
+
+    return check
 
 
 def some_weight(batch_weight: float, memory_weight: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -21,6 +21,13 @@ FRESH = {
     "bank": 0, "bank_labels": 0, "bank_ids": 0, "bank_steps": 0, "sums": 0, "head": 0, "count": 0, "scale": 1,
     "shift": 0, "target_mean": 0, "target_std": 0, "variance": math.inf, "step": 0, "pairs": math.nan,
     "drift_stats": math.nan,
+}  # fmt: skip
+
+# What may be set at any time, and its check.
+OPTIONS: dict[str, Callable[[str, Any], Any]] = {
+    "update": checks.one_of("inplace", "deferred"), "enqueue": checks.one_of("after", "before"),
+    "normalize_embeddings": checks.flag, "renormalize": checks.flag, "batch_weight": checks.finite,
+    "memory_weight": checks.finite, "warmup_steps": checks.whole_from(0), "eps": checks.finite_positive,
 }  # fmt: skip
 
 
@@ -72,7 +79,7 @@ class CrossBatchMemory(StatefulModule):
     them.
 
     Raises:
-        ValueError, TypeError: naming the argument, here or when called, before anything is written.
+        ValueError, TypeError: naming the argument, here, when set or when called, before anything is written.
     """
 
     temperature: nn.Parameter | None
@@ -116,28 +123,18 @@ class CrossBatchMemory(StatefulModule):
         check_loss("CrossBatchMemory", loss)
         embedding_size = checks.whole("embedding_size", embedding_size, 1)
         memory_size = checks.whole("memory_size", memory_size, 1)
-        warmup_steps = checks.whole("warmup_steps", warmup_steps, 0)
-        normalize_embeddings = checks.flag("normalize_embeddings", normalize_embeddings)
-        renormalize = checks.flag("renormalize", renormalize)
-        batch_weight = checks.finite("batch_weight", batch_weight)
-        memory_weight = checks.finite("memory_weight", memory_weight)
-        eps = checks.finite("eps", eps)
-        checks.some_weight(batch_weight, memory_weight)
+        self.warmup_steps = warmup_steps
+        self.normalize_embeddings = normalize_embeddings
+        self.renormalize = renormalize
+        self.batch_weight = batch_weight
+        self.memory_weight = memory_weight
+        self.eps = eps
+        checks.some_weight(self.batch_weight, self.memory_weight)
         if bank_dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
             raise ValueError(f"bank_dtype must be torch.float32, float64, float16 or bfloat16, got {bank_dtype}")
-        narrow = bank_dtype.itemsize == 2
-        if update is None:
-            update = "deferred" if narrow else "inplace"
-        if update not in ("inplace", "deferred"):
-            raise ValueError(f"update must be 'inplace' or 'deferred', got {update!r}")
-        if narrow and update == "inplace" and drift != "none":
-            raise ValueError(
-                f"update='inplace' would round a bank of {bank_dtype} at every step until it has drifted off: "
-                "use update='deferred'"
-            )
-        if enqueue not in ("after", "before"):
-            raise ValueError(f"enqueue must be 'after' or 'before', got {enqueue!r}")
-        checks.positive("eps", eps)
+        self.update = update if update is not None else "deferred" if bank_dtype.itemsize == 2 else "inplace"
+        _check_rounding(self.update, bank_dtype, drift)
+        self.enqueue = enqueue
         self.filter = make_filter(drift, process_noise, measurement_noise, ema_momentum)
         temperature = getattr(loss, "temperature", None)
         learned = temperature if isinstance(temperature, nn.Parameter) else None
@@ -149,14 +146,6 @@ class CrossBatchMemory(StatefulModule):
         self.embedding_size = embedding_size
         self.memory_size = memory_size
         self._drift = drift
-        self.update = update
-        self.normalize_embeddings = normalize_embeddings
-        self.renormalize = renormalize
-        self.batch_weight = batch_weight
-        self.memory_weight = memory_weight
-        self.warmup_steps = warmup_steps
-        self.enqueue = enqueue
-        self.eps = eps
 
         D, M, f64, i64 = embedding_size, memory_size, torch.float64, torch.int64
         self.register_state("bank", torch.zeros(M, D, dtype=bank_dtype))
@@ -175,6 +164,16 @@ class CrossBatchMemory(StatefulModule):
         # What stats() says of the last step.
         self.register_state("pairs", torch.full((2,), torch.nan, dtype=f64), persistent=False)
         self.register_state("drift_stats", torch.full((3,), torch.nan, dtype=f64), persistent=False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Options may be set at any time. A bad one raises here: a step would find it with the memory half moved, or
+        not at all."""
+        check = OPTIONS.get(name)
+        if check is not None:
+            value = check(name, value)
+        if name == "update" and "bank" in self.__dict__:
+            _check_rounding(value, self.bank.dtype, self.drift)
+        super().__setattr__(name, value)
 
     @property
     def drift(self) -> Drift:
@@ -216,7 +215,7 @@ class CrossBatchMemory(StatefulModule):
             RuntimeError: called while a backward pass runs, as activation checkpointing does to compute the loss a
                 second time; or with forward-mode derivatives or under `torch.func`, except in evaluation without grad.
         """
-        checks.some_weight(self.batch_weight, self.memory_weight)  # they may have been set since
+        checks.some_weight(self.batch_weight, self.memory_weight)  # set since, one after the other
         labels, ids = self._check(embeddings, labels, indices_tuple, enqueue_mask, ids)
         learns = embeddings.requires_grad or (self.temperature is not None and self.temperature.requires_grad)
         if self.training or (learns and torch.is_grad_enabled()):
@@ -492,6 +491,14 @@ class CrossBatchMemory(StatefulModule):
         return (
             f"{self.loss}, embedding_size={self.embedding_size}, memory_size={self.memory_size}, "
             f"drift={self.drift!r}, update={self.update!r}, enqueue={self.enqueue!r}, bank_dtype={self.bank.dtype}"
+        )
+
+
+def _check_rounding(update: str, bank_dtype: torch.dtype, drift: str) -> None:
+    if bank_dtype.itemsize == 2 and update == "inplace" and drift != "none":
+        raise ValueError(
+            f"update='inplace' would round a bank of {bank_dtype} at every step until it has drifted off: "
+            "use update='deferred'"
         )
 
 
