@@ -158,6 +158,18 @@ def test_opcheck(op):
         torch.library.opcheck(overload, tuple(track_arguments(stats=None).values()))
 
 
+@pytest.mark.parametrize("op", [op for op in ARGUMENTS if op != "normalize"])
+def test_a_tensor_on_the_meta_device_is_on_another_one(op):
+    """It brings the call to what gives the shapes: that returned what was in new memory, and wrote nothing."""
+    names = [name for name, value in ARGUMENTS[op]().items() if isinstance(value, torch.Tensor)]
+    for i, name in enumerate(names):
+        arguments = ARGUMENTS[op]()
+        arguments[name] = arguments[name].detach().to("meta")
+        other = name if i > 0 else names[1]
+        with pytest.raises(RuntimeError, match=f"{op}: {other} is on another device than the other arguments"):
+            call("xbn_ext", op, arguments)
+
+
 f32, f64, i32 = torch.float32, torch.float64, torch.int32
 BAD = [
     ("normalize", {"x": torch.randn(B)}, r"x must be \[B, D\]"),

@@ -21,6 +21,25 @@ from .losses import PairLoss, check_loss, fold_temperature
 _ops = torch.ops.xbn_ext
 
 
+def _fake(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers what gives the results' shapes. One tensor on the meta device brings a call here: of others on a CPU it
+    would make numbers that nothing has computed, or write nothing, so here too all must be on one device."""
+    names = [argument.name for argument in getattr(_ops, op).default._schema.arguments]
+
+    def register(shapes: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(*args: Any) -> Any:
+            tensors = [(name, t) for name, t in zip(names, args, strict=False) if isinstance(t, Tensor)]
+            for name, t in tensors:
+                if t.device != tensors[0][1].device:
+                    raise RuntimeError(f"{op}: {name} is on another device than the other arguments")
+            return shapes(*args)
+
+        torch.library.register_fake(f"xbn_ext::{op}")(checked)
+        return shapes
+
+    return register
+
+
 def normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
     """The rows of `x [B, D]` divided by `max(|row|, eps)`, as `torch.nn.functional.normalize` does, by one kernel; its
     gradient by another.
@@ -35,7 +54,7 @@ def normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
     return _ops.normalize(x, eps)[0]  # type: ignore[no-any-return]
 
 
-@torch.library.register_fake("xbn_ext::normalize")
+@_fake("normalize")
 def _(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=torch.float64)
 
@@ -69,7 +88,7 @@ class _Normalize(torch.autograd.Function):
     backward = staticmethod(_normalize_backward)
 
 
-@torch.library.register_fake("xbn_ext::normalize_backward")
+@_fake("normalize_backward")
 def _(grad_z: Tensor, z: Tensor, norm: Tensor, eps: float) -> Tensor:
     return z.new_empty(z.shape)
 
@@ -82,7 +101,7 @@ def moments(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tens
     return _ops.moments(x, mask)  # type: ignore[no-any-return]
 
 
-@torch.library.register_fake("xbn_ext::moments")
+@_fake("moments")
 def _(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     D = x.shape[1]
     return (
@@ -136,7 +155,7 @@ def track_(
     )  # fmt: skip
 
 
-@torch.library.register_fake("xbn_ext::track_")
+@_fake("track_")
 def _(*args: Any) -> None:
     return None
 
@@ -150,7 +169,7 @@ def transform_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: 
     _ops.transform_(bank, sums, scale, shift, count)
 
 
-@torch.library.register_fake("xbn_ext::transform_")
+@_fake("transform_")
 def _(*args: Any) -> None:
     return None
 
@@ -165,7 +184,7 @@ def standardize_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count
     _ops.standardize_(bank, sums, scale, shift, count, eps)
 
 
-@torch.library.register_fake("xbn_ext::standardize_")
+@_fake("standardize_")
 def _(*args: Any) -> None:
     return None
 
@@ -201,7 +220,7 @@ def enqueue_(
     )
 
 
-@torch.library.register_fake("xbn_ext::enqueue_")
+@_fake("enqueue_")
 def _(
     bank: Tensor,
     bank_labels: Tensor,
@@ -298,7 +317,7 @@ def _f64(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.double()
 
 
-@torch.library.register_fake("xbn_ext::memory_loss")
+@_fake("memory_loss")
 def _memory_loss_fake(z: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     need_grad = args[-1]
     grad_z = z.new_empty(z.shape if need_grad else (0, z.shape[1]))
@@ -359,7 +378,7 @@ def transform_memory_loss_(
     return (with_gradient(value, z, grad_z) if need_grad else value), pairs
 
 
-@torch.library.register_fake("xbn_ext::transform_memory_loss_")
+@_fake("transform_memory_loss_")
 def _(
     bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor, z: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -433,7 +452,7 @@ def from_products(
         return with_gradient(value, sides, torch.cat((grad_dots @ rows, grad_dots.T @ anchors)))
 
 
-@torch.library.register_fake("xbn_ext::batch_loss")
+@_fake("batch_loss")
 def _(dots: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     need_grad = args[-1]
     return dots.new_empty(()), dots.new_empty(dots.shape if need_grad else (0, dots.shape[1]))
