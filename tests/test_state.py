@@ -229,6 +229,17 @@ def test_a_parametrized_temperature_is_reset():
     assert criterion.temperature.item() == pytest.approx(0.3)
 
 
+def test_a_temperature_that_cannot_be_reset_leaves_the_memory():
+    half = nn.Module()
+    half.forward = lambda t: t / 2
+    criterion = train(CrossBatchMemory(SupCon(nn.Parameter(torch.tensor(0.2))), D, M))
+    nn.utils.parametrize.register_parametrization(criterion, "temperature", half)
+    before = state_of(criterion)
+    with pytest.raises(RuntimeError, match="right_inverse"):
+        criterion.reset_parameters()
+    assert_state(criterion, before)
+
+
 def test_a_memory_on_meta_says_so():
     criterion, trained = CrossBatchMemory(Contrastive(), D, M).to("meta"), train(CrossBatchMemory(Contrastive(), D, M))
     with pytest.raises(RuntimeError, match="fill_from: the memory is on the meta device"):

@@ -389,14 +389,13 @@ class CrossBatchMemory(StatefulModule):
     def reset_parameters(self) -> None:
         """`reset_queue()`, and gives a learned temperature its first value again. Launchers call it after `to_empty()`.
         If the module was made on the meta device, where it had no value, it gets the default of the loss."""
-        self.reset_queue()
         temperature: Tensor | None = self.temperature
-        if temperature is None:
-            return
-        if is_parametrized(self, "temperature"):  # what is read is computed; an assignment reaches what is stored
+        if temperature is not None and is_parametrized(self, "temperature"):
+            # What is read is computed; an assignment reaches what is stored.
             setattr(self, "temperature", torch.full_like(temperature, self._first_temperature))  # noqa: B010
-        else:
+        elif temperature is not None:
             temperature.fill_(self._first_temperature)
+        self.reset_queue()  # last: a parametrization without a right_inverse has raised
 
     @torch.no_grad()
     def fill_from(self, batches: Iterable[tuple[Tensor, ...]]) -> None:
