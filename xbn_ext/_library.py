@@ -1,4 +1,4 @@
-"""Decides what `torch.ops.xbn_ext` is: the compiled library `xbn_ext._C`, or where there is none, `xbn_ext.plain`.
+"""Decides what `torch.ops.xbn_ext` is: the compiled library `xbn_ext._C`, or `xbn_ext.plain` if that is missing.
 
 The environment variable `XBN_NATIVE`: `0` never loads the library, `1` insists on it, `auto` (the default) takes it if
 it is there. A library that is there and does not load is an error, and not a reason to be slow.

@@ -51,10 +51,10 @@ Look = Callable[[Chunk], None]
 
 
 class Pairs:
-    """A loss over the anchors `[B]` (None: all) of z, which is there for its length, dtype and device.
+    """A loss over the anchors `[B]` (None: all) of z; only the length, dtype and device of z are used.
 
-    What a loss knows of its pairs. Sums are float64 on the device of z; after `run`, `value []` is the loss and
-    `counts [2]` how many positives and negatives have a weight."""
+    Sums are float64 on the device of z. After `run`, `value []` is the loss and `counts [2]` how many positives and
+    negatives have a weight."""
 
     def __init__(self, z: Tensor, anchors: Tensor | None) -> None:
         self.B, self.dtype = len(z), z.dtype

@@ -117,7 +117,7 @@ def unless_out_of_memory(measure: Callable[[], T]) -> T | None:
 
 
 def in_fresh_process(function: Callable[..., T], *args: object) -> T:
-    """`function(*args)`, both of which pickle, in a process of its own: forked from one that has only
+    """`function(*args)`, which must pickle, in a process of its own: forked from one that has only
     imported what is measured, which takes a spawned one seconds.
 
     Raises:
