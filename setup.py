@@ -32,8 +32,9 @@ ARCHITECTURES = "75;80;86;89;90a;100;120;80-ptx"  # those of them that the nvcc 
 OLDEST_CAPABILITY = 75
 WITHOUT_GPU = "80"  # that every nvcc knows, and that has all ways of the loss
 OLDEST_NVCC = (12, 0)  # of those that know C++20
-CUDA_SOURCES = sorted(glob("csrc/cuda/*.cu"))
-CUDA_HEADERS = [*glob("csrc/*.h"), *glob("csrc/cuda/*.cuh"), *glob("csrc/cuda/*.h")]
+CUDA_SOURCES = sorted(glob("csrc/cuda/**/*.cu", recursive=True))
+CUDA_HEADERS = [path for ending in ("h", "cuh") for path in glob(f"csrc/**/*.{ending}", recursive=True)
+                if not path.startswith(("csrc/cpu", "csrc/glue"))]  # fmt: skip
 
 
 def import_torch() -> None:
@@ -265,7 +266,7 @@ class Build(BuildExtension):
         folder = Path("build", "cuda", f"{version}_{'_'.join(architectures)}")
         folder.mkdir(parents=True, exist_ok=True)
         # What takes longest first: the two sweeps, a minute each, and then by size.
-        sweeps_first = sorted(CUDA_SOURCES, key=lambda s: ("loss_sweep.cuh" in Path(s).read_text(), os.path.getsize(s)))
+        sweeps_first = sorted(CUDA_SOURCES, key=lambda s: ('"sweep.cuh"' in Path(s).read_text(), os.path.getsize(s)))
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             return list(pool.map(lambda source: nvcc.compile(source, architectures, folder), sweeps_first[::-1]))
 
@@ -276,7 +277,7 @@ def main() -> None:
         setup()
         return
     Build.nvcc = find_nvcc()
-    sources = ["csrc/schema.cpp", "csrc/cuda/path.cpp", *glob("csrc/cpu/*.cpp")]
+    sources = ["csrc/schema.cpp", "csrc/cuda/way.cpp", *glob("csrc/cpu/**/*.cpp", recursive=True)]
     if Build.nvcc is not None:
         sources += ["csrc/cuda/backend.cpp", "csrc/cuda/torch_cuda.cpp"]
     else:

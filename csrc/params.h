@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "half.h"
+#include "math/half.h"
 
 namespace xbn {
 

@@ -19,8 +19,8 @@
 #include <Python.h>
 
 #include "cpu/cpu.h"
-#include "cuda/path.h"
-#include "tensor.h"
+#include "cuda/way.h"
+#include "glue/tensor.h"
 
 XBN_TORCH_LIBRARY(XBN_LIBRARY, m) {
   m.def("normalize(Tensor x, float eps) -> (Tensor z, Tensor norm)");
@@ -63,7 +63,7 @@ std::string cpu_isa() { return xbn::isa_name(xbn::cpu_isa()); }
 
 XBN_TORCH_LIBRARY_IMPL(XBN_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
-  m.impl("set_cuda_backend", TORCH_BOX(&xbn::set_loss_path));
+  m.impl("set_cuda_backend", TORCH_BOX(&xbn::set_loss_way));
 }
 
 // Importing this module loads the library, which is what registers the ops.

@@ -17,7 +17,7 @@ FLAGS = [
     *("-O2", "-std=c++20", "-march=native", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-unknown-pragmas"),
     *("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DXBN_CUDA_KEY=CPU"),
 ]  # fmt: skip
-SCHEMA = ["csrc/schema.cpp", "csrc/cpu/cpu.cpp", "csrc/cuda/path.cpp"]
+SCHEMA = ["csrc/schema.cpp", "csrc/cpu/cpu.cpp", "csrc/cuda/way.cpp"]
 
 
 def build(name, sources, **options):
@@ -53,7 +53,7 @@ def build_without_nvcc():
     build("xbn_missing", ["csrc/cuda/missing.cpp"], is_python_module=False)
 
 
-KERNELS = sorted(str(kernel.relative_to(ROOT)) for kernel in (ROOT / "csrc" / "cuda").glob("*.cu"))
+KERNELS = sorted(str(kernel.relative_to(ROOT)) for kernel in (ROOT / "csrc" / "cuda").rglob("*.cu"))
 executor = build("xbn_emu", ["csrc/cuda/backend.cpp", "tests/emu/module.cpp", "tests/emu/torch_cuda.cpp", *KERNELS])
 
 _ops = torch.ops.xbn_emu

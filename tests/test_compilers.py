@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CPU_KERNELS = [s for s in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")) if s.name != "backend.cpp"]  # glue needs torch
+CPU_KERNELS = [s for s in sorted((ROOT / "csrc" / "cpu").rglob("*.cpp")) if s.name != "backend.cpp"]  # glue needs torch
 AARCH64 = ["aarch64-linux-gnu-g++", "aarch64-linux-gnu-objdump", "qemu-aarch64"]
 
 pytestmark = [

@@ -26,8 +26,8 @@ SANITIZERS = {
     ],
     "thread": ["-fsanitize=thread"],
 }
-CPU_KERNELS = [s for s in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")) if s.name != "backend.cpp"]  # glue needs torch
-CUDA_KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+CPU_KERNELS = [s for s in sorted((ROOT / "csrc" / "cpu").rglob("*.cpp")) if s.name != "backend.cpp"]  # glue needs torch
+CUDA_KERNELS = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
 
 
 def build(program, sources, sanitizers, *flags, trusted=()):

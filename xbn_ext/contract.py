@@ -1,5 +1,5 @@
-"""What each op accepts, where it is not compiled: `csrc/contract.h` in Python. The messages are the same, except that
-a dtype is called torch.float16 here and Half there.
+"""What each op accepts, where it is not compiled: `csrc/glue/contract.h` in Python. The messages are the same, except
+that a dtype is called torch.float16 here and Half there.
 
 Every op of `plain.py` calls these first, so that nothing is written on bad input. Only shapes, dtypes, devices and
 layouts are looked at, and on a CPU the values of counters.

@@ -1,5 +1,5 @@
 """Pair losses over cosine similarities: what the pairs of an anchor cost. The formulas are in `reference_losses.py`
-(PyTorch) and `csrc/losses.h` (kernels). Parameters and values are those of pytorch-metric-learning with
+(PyTorch) and `csrc/math/losses.h` (kernels). Parameters and values are those of pytorch-metric-learning with
 `CosineSimilarity`; so are the defaults, except for the margins of `Contrastive` and `Triplet`, whose defaults there are
 meant for Euclidean distances.
 

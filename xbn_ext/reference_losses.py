@@ -1,4 +1,4 @@
-"""The pair losses in plain PyTorch, on the whole matrix of similarities: what `csrc/losses.h` computes without it.
+"""The pair losses in plain PyTorch, on the whole matrix of similarities: what `csrc/math/losses.h` computes without it.
 
 `s [B, n]` similarities of B anchors with n rows; `positive [B, n]` whether a row is of the anchor's class;
 `pair [B, n]` whether the pair exists at all. A NaN similarity counts, so that it makes the loss NaN. No data-dependent

@@ -1,10 +1,10 @@
 // The CPU backend: hands the params of each op to its kernel.
 #include <atomic>
 
-#include "../ops.h"
-#include "batch_loss.h"
+#include "../glue/ops.h"
 #include "enqueue.h"
-#include "loss.h"
+#include "loss/batch_loss.h"
+#include "loss/memory_loss.h"
 #include "moments.h"
 #include "normalize.h"
 #include "peak.h"

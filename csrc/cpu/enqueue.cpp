@@ -13,7 +13,7 @@
 #include <cmath>
 #include <vector>
 
-#include "../formulas.h"
+#include "../math/formulas.h"
 
 namespace xbn {
 namespace {

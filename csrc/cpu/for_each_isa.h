@@ -1,7 +1,7 @@
 // Included inside namespace xbn: compiles the file XBN_ISA_SOURCE once per instruction set, each time in a
 // namespace of its own:
 //
-//     #define XBN_ISA_SOURCE "transform_kernel.h"
+//     #define XBN_ISA_SOURCE "transform_kernel.h"   // its path from this folder
 //     #include "for_each_isa.h"
 //
 // then XBN_CALL_ISA(isa, f(x)) of cpu.h calls the right copy. The source may include nothing: what it needs is

@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "../formulas.h"
+#include "../math/formulas.h"
 
 namespace xbn {
 namespace {

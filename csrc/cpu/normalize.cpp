@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../formulas.h"
+#include "../math/formulas.h"
 
 namespace xbn {
 namespace {

@@ -11,8 +11,8 @@
 #include <cmath>
 #include <vector>
 
-#include "../formulas.h"
-#include "../half.h"
+#include "../math/formulas.h"
+#include "../math/half.h"
 #include "transform.h"
 
 namespace xbn {

@@ -9,7 +9,7 @@
 
 #include <cmath>
 
-#include "../formulas.h"
+#include "../math/formulas.h"
 
 namespace xbn {
 

@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "../half.h"
+#include "../math/half.h"
 
 namespace xbn {
 namespace {

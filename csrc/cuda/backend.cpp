@@ -1,10 +1,10 @@
 // The CUDA backend: gives each op the device it is to run on, its stream and temporary memory, and launches it. Nothing
 // here waits for the GPU, and nothing is linked to it: what torch's CUDA side offers is looked up when it is first
 // used, so that the library also loads with a torch without CUDA.
-#include "../ops.h"
-#include "launch.h"
-#include "path.h"
+#include "../glue/ops.h"
+#include "kernels.h"
 #include "torch_cuda.h"
+#include "way.h"
 
 namespace xbn {
 namespace {
@@ -71,8 +71,8 @@ class CudaDevice {
 
   template <typename T, typename S>
   void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Tensor& z) const {
-    const LossPath way = way_of(p, loss);
-    if (way == LossPath::composite) return composite(p, loss, z);
+    const LossWay way = way_of(p, loss);
+    if (way == LossWay::composite) return composite(p, loss, z);
     if constexpr (kSinglePrecision<T, S>) fused(p, loss, way);
   }
 
@@ -97,38 +97,38 @@ class CudaDevice {
 
   // Which way the loss is computed: the one asked for, or by the shapes. Throws if that is impossible.
   template <typename T, typename S>
-  LossPath way_of(const MemoryLossParams<T, S>& p, const LossSpec& loss) const {
-    const LossPath wanted = loss_path();
-    if (wanted == LossPath::composite) return wanted;
+  LossWay way_of(const MemoryLossParams<T, S>& p, const LossSpec& loss) const {
+    const LossWay wanted = loss_way();
+    if (wanted == LossWay::composite) return wanted;
     const bool has_tensor_cores = info_.capability >= 80, is_contrastive = loss.kind == LossKind::contrastive;
     const bool can_sweep = kSinglePrecision<T, S> && p.D <= cuda::kSweepMaxDim && !goes_in_rounds(loss);
-    if (wanted == LossPath::automatic) {
+    if (wanted == LossWay::automatic) {
       const bool multiplies = can_sweep && has_tensor_cores && p.D % 4 == 0;
-      if (multiplies && is_contrastive && p.B <= kMostScreened / (p.M > 0 ? p.M : 1)) return LossPath::screen;
-      if (!can_sweep || p.B >= kCompositeFrom) return LossPath::composite;
-      return multiplies ? LossPath::tensor : LossPath::simt;
+      if (multiplies && is_contrastive && p.B <= kMostScreened / (p.M > 0 ? p.M : 1)) return LossWay::screen;
+      if (!can_sweep || p.B >= kCompositeFrom) return LossWay::composite;
+      return multiplies ? LossWay::tensor : LossWay::simt;
     }
     const char* name = name_of(wanted);
-    const bool screens = wanted == LossPath::screen || wanted == LossPath::pairs;
+    const bool screens = wanted == LossWay::screen || wanted == LossWay::pairs;
     check(!goes_in_rounds(loss), op_, ": backend '", name, "' does not have triplet_all");
     check(!screens || is_contrastive, op_, ": backend '", name, "' has contrastive losses only");
     check(can_sweep, op_, ": backend '", name, "' takes float32 embeddings and bank of at most ", cuda::kSweepMaxDim,
           " dimensions");
-    check(wanted == LossPath::simt || has_tensor_cores, op_, ": backend '", name,
+    check(wanted == LossWay::simt || has_tensor_cores, op_, ": backend '", name,
           "' needs a GPU of compute capability 8.0 or later, this one has ", info_.capability / 10, ".",
           info_.capability % 10);
     return wanted;
   }
 
-  void fused(const MemoryLossParams<float, float>& p, const LossSpec& loss, LossPath way) const {
+  void fused(const MemoryLossParams<float, float>& p, const LossSpec& loss, LossWay way) const {
     const bool need_grad = p.grad_z != nullptr;
-    if (way == LossPath::screen || way == LossPath::pairs) {
-      const double most = way == LossPath::pairs ? 1.0 : cuda::kFew;
+    if (way == LossWay::screen || way == LossWay::pairs) {
+      const double most = way == LossWay::pairs ? 1.0 : cuda::kFew;
       const Tensor memory = bytes(cuda::screened_workspace(p.B, p.M, p.D, loss, need_grad, info_.multiprocessors));
       return succeed(cuda::launch_screened(p, loss, most, launch(memory)));
     }
     const Tensor memory = bytes(cuda::sweep_workspace(p.B, p.M, p.D, loss, need_grad, info_.multiprocessors));
-    succeed(cuda::launch_sweep(p, loss, way == LossPath::tensor, launch(memory)));
+    succeed(cuda::launch_sweep(p, loss, way == LossWay::tensor, launch(memory)));
   }
 
   template <typename T, typename S>

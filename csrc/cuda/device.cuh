@@ -5,7 +5,7 @@
 
 #include <cuda_runtime.h>
 
-#include "launch.h"
+#include "kernels.h"
 
 namespace xbn::cuda {
 

@@ -1,5 +1,5 @@
 // The CUDA backend of a build without nvcc: its errors say what to do.
-#include "../ops.h"
+#include "../glue/ops.h"
 
 namespace xbn {
 namespace {

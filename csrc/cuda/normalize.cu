@@ -10,7 +10,7 @@
 //   keeps  nothing; the second look at a row finds it in the first-level cache
 //   needs  any GPU; float and double. 16-byte accesses where D and the addresses allow them, else one element at a time
 //   order  of a row's sum fixed by D: the same bits every run
-#include "../formulas.h"
+#include "../math/formulas.h"
 #include "reduce.cuh"
 
 namespace xbn::cuda {

@@ -5,7 +5,7 @@
 // what the others leave: that block is alone, and reads it column by column.
 #pragma once
 
-#include "../half.h"
+#include "../math/half.h"
 #include "device.cuh"
 
 namespace xbn::cuda {

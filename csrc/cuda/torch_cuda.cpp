@@ -5,7 +5,7 @@
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
-#include "../contract.h"
+#include "../glue/contract.h"
 
 namespace xbn::torch_cuda {
 namespace {

@@ -1,7 +1,7 @@
 // What the glue needs of torch on a GPU.
 #pragma once
 
-#include "../tensor.h"
+#include "../glue/tensor.h"
 
 namespace xbn::torch_cuda {
 

@@ -3,7 +3,7 @@
 
 #include <limits>
 
-#include "../../csrc/half.h"
+#include "../../csrc/math/half.h"
 #include "../native/random_data.h"
 
 namespace xbn {

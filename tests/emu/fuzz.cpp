@@ -6,15 +6,15 @@
 #include <cstring>
 #include <vector>
 
-#include "../../csrc/cpu/batch_loss.h"
 #include "../../csrc/cpu/enqueue.h"
-#include "../../csrc/cpu/loss.h"
+#include "../../csrc/cpu/loss/batch_loss.h"
+#include "../../csrc/cpu/loss/memory_loss.h"
 #include "../../csrc/cpu/moments.h"
 #include "../../csrc/cpu/normalize.h"
 #include "../../csrc/cpu/standardize.h"
 #include "../../csrc/cpu/track.h"
 #include "../../csrc/cpu/transform.h"
-#include "../../csrc/cuda/launch.h"
+#include "../../csrc/cuda/kernels.h"
 #include "products.h"
 #include "state.h"
 

@@ -3,7 +3,7 @@
 #include <executor.h>
 #include <pybind11/pybind11.h>
 
-#include "../../csrc/cuda/loss_screen.cuh"
+#include "../../csrc/cuda/loss/screen.cuh"
 
 namespace {
 

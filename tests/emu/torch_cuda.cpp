@@ -4,7 +4,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
-#include "../../csrc/contract.h"
+#include "../../csrc/glue/contract.h"
 #include "executor.h"
 
 namespace xbn::torch_cuda {

@@ -9,16 +9,16 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/cpu/batch_loss.h"
 #include "../../csrc/cpu/enqueue.h"
-#include "../../csrc/cpu/loss.h"
+#include "../../csrc/cpu/loss/batch_loss.h"
+#include "../../csrc/cpu/loss/memory_loss.h"
+#include "../../csrc/cpu/loss/screen.h"
 #include "../../csrc/cpu/moments.h"
 #include "../../csrc/cpu/normalize.h"
-#include "../../csrc/cpu/screen.h"
 #include "../../csrc/cpu/standardize.h"
 #include "../../csrc/cpu/track.h"
 #include "../../csrc/cpu/transform.h"
-#include "../../csrc/half.h"
+#include "../../csrc/math/half.h"
 #include "random_data.h"
 
 namespace {

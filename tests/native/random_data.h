@@ -10,7 +10,7 @@
 #include <memory>
 #include <random>
 
-#include "../../csrc/losses.h"
+#include "../../csrc/math/losses.h"
 
 template <typename T>
 struct Exactly {

@@ -1,0 +1,33 @@
+// The device as the glue sees it, and what this build can run on.
+#include <cuda_runtime.h>
+
+#include "kernels.h"
+
+#ifndef XBN_CUDA_ARCHITECTURES
+#define XBN_CUDA_ARCHITECTURES ""
+#endif
+
+namespace xbn::cuda {
+
+int use_device(int device, DeviceInfo* info) {
+  int error = cudaSetDevice(device), major = 0, minor = 0;
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&info->multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  info->capability = 10 * major + minor;
+  return error;
+}
+
+const char* error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+
+bool is_missing_kernel(int error) {
+  return error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
+         error == cudaErrorUnsupportedPtxVersion;
+}
+
+bool is_insufficient_driver(int error) { return error == cudaErrorInsufficientDriver; }
+
+const char* architectures() { return XBN_CUDA_ARCHITECTURES; }
+
+}  // namespace xbn::cuda

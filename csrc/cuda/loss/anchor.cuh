@@ -1,0 +1,138 @@
+// What the ways to compute the loss share: the partial results that are added up at the end, and what a pair needs of
+// its anchor.
+#pragma once
+
+#include "../reduce.cuh"
+
+namespace xbn::cuda {
+
+// Bits of an anchor's state.
+constexpr uint8_t kRanks = 1;   // it is one of the anchors
+constexpr uint8_t kFinite = 2;  // so is every value of it
+
+// Which of two ways fills the sums of a loss, where the device decides it: each kernel reads the answer, and the host does not
+// wait for it.
+struct Screened {
+  const unsigned* few;  // [1] whether a screen has left few pairs; null: there was none
+  int64_t segments;     // of the bank, whose sums are there if so; else those of all splits are
+
+  __device__ __forceinline__ bool leaves_few() const { return few != nullptr && *few != 0; }
+};
+
+template <typename T>
+struct PartialLoss {
+  int64_t splits, slots;
+  T* grad;            // [splits, slots, B, D] sum of weight * bank row, or null
+  RowSums* sums;      // [splits, slots, B]
+  T* scale;           // [splits, slots, B] what grad is multiplied by, without the average over anchors
+  RowSums* total;     // [kSlots, B] over the splits
+  RowResult* result;  // [B] of the anchors that rank
+  unsigned* ticket;   // [1] 0 where a pass begins
+  T* average;         // [kSlots]
+  T* given;           // [B] to the next pass; null in the first of a sweep
+  uint8_t* state;     // [B]
+  Screened screened;
+
+  // The splits that have sums.
+  __device__ __forceinline__ int64_t filled() const { return screened.leaves_few() ? screened.segments : splits; }
+
+  // All but the gradient.
+  static PartialLoss carve(Carver& carve, int64_t splits, int64_t slots, int64_t B) {
+    PartialLoss partial;
+    partial.splits = splits;
+    partial.slots = slots;
+    partial.grad = nullptr;
+    partial.sums = carve.take<RowSums>(splits * slots * B);
+    partial.scale = carve.take<T>(splits * slots * B);
+    partial.total = carve.take<RowSums>(kSlots * B);
+    partial.result = carve.take<RowResult>(B);
+    partial.ticket = carve.take<unsigned>(1);
+    partial.average = carve.take<T>(kSlots);
+    partial.given = carve.take<T>(B);
+    partial.state = carve.take<uint8_t>(B);
+    partial.screened = {};
+    return partial;
+  }
+};
+
+// An anchor as pairs see it.
+template <typename T>
+struct Anchor {
+  int64_t label;
+  int64_t exclude;  // rows with this id it is not paired with, or kAnchorWithoutId
+  T given;
+  uint8_t state;
+
+  __device__ __forceinline__ bool pairs_with(int64_t id, bool positive, Pairs pairs) const {
+    return (state & kRanks) && exclude != id && (pairs == Pairs::all || positive == (pairs == Pairs::positives));
+  }
+};
+
+template <typename T, typename S>
+__device__ __forceinline__ int64_t excluded_id(const MemoryLossParams<T, S>& p, int64_t i) {
+  return p.exclude != nullptr && is_id(p.exclude[i]) ? p.exclude[i] : kAnchorWithoutId;
+}
+
+__device__ __forceinline__ int64_t row_id(const int64_t* bank_ids, int64_t j) {
+  if (bank_ids == nullptr) return j;
+  return is_id(bank_ids[j]) ? bank_ids[j] : kRowWithoutId;
+}
+
+// The state of anchor i, by a full warp.
+template <typename T, typename S>
+__device__ __forceinline__ uint8_t anchor_state(const MemoryLossParams<T, S>& p, int64_t i) {
+  const bool ranks = p.anchors == nullptr || p.anchors[i];
+  return static_cast<uint8_t>((ranks ? kRanks : 0) | (warp_row_is_finite(p.z + i * p.D, p.D) ? kFinite : 0));
+}
+
+// Calls f with the functor of a slot's formula, which is one of scores or of exponents.
+template <typename T, typename F>
+__device__ __forceinline__ void with_formula(const Slot& slot, const F& f) {
+  const T a = static_cast<T>(slot.a), b = static_cast<T>(slot.b);
+  switch (slot.formula) {
+    case Formula::margin: return f(MarginFormula<T>{a, b});
+    case Formula::similarity: return f(SimilarityFormula<T>{a});
+    case Formula::ntxent: return f(NTXentFormula<T>{a});
+    case Formula::exponent: return f(ExponentFormula<T>{a, b, slot.mined});
+    case Formula::circle: return f(CircleFormula<T>{a, b});
+    case Formula::extreme:
+    case Formula::threshold:
+    case Formula::rank:
+    case Formula::weigh: return;
+  }
+}
+
+// The better of two extremes, the first row of equals.
+template <typename T>
+struct Extreme {
+  T x;
+  int64_t row;  // -1: none
+
+  __device__ __forceinline__ void take(const Extreme& other) {
+    if (other.row >= 0 && (exceeds(other.x, x) || (other.x == x && other.row < row))) *this = other;
+  }
+};
+
+template <typename T>
+__device__ __forceinline__ Extreme<T> shuffle_xor(Extreme<T> value, int step) {
+  return {shuffle_xor(value.x, step), shuffle_xor(value.row, step)};
+}
+
+struct Better {
+  template <typename T>
+  __device__ __forceinline__ Extreme<T> operator()(Extreme<T> a, Extreme<T> b) const {
+    a.take(b);
+    return a;
+  }
+};
+
+template <int kThreads, int kCount, typename T>
+using BlockExtremes = BlockReduction<kThreads, kCount, Extreme<T>, Better>;
+
+// After pass k: what each anchor is given for the next one; or, after the last, loss [1] and grad_z [B, D]. In
+// settle.cu.
+template <typename T, typename S>
+int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, const PartialLoss<T>& partial,
+                  const Launch& launch);
+
+}  // namespace xbn::cuda

@@ -1,0 +1,74 @@
+// memory_loss of Contrastive by a screen and then exact pairs: most negatives are far below the margin, and for those it is
+// enough to know that.
+//
+//   in     as sweep.cu; rows of z and bank are multiples of 16 bytes long, and aligned to that; otherwise the sweep runs
+//   out    as sweep.cu
+//   passes one over all of the bank, the screen's: screen.cu. Then exact similarities of what it leaves, with the
+//          gradient, pairs.cu. Where it leaves more than `most` of all pairs, the exact kernel returns at once
+//          and the sweep runs; otherwise the sweep returns at once. The device decides, and the host does not wait for it.
+//   math   as sweep.cu, to the digits of float: no pair that has a weight is missed
+//   grid   of the three kernels, each on its own
+//   keeps  a bit for each pair, B x M / 8 bytes: 0.5 MB at 64 x 60,000; the partial sums of a sweep, where those of the
+//          pairs have their place, too
+//   needs  compute capability 8.0
+//   order  the same bits every run on the same kind of GPU
+#include "pass.cuh"
+#include "screen.cuh"
+
+namespace xbn::cuda {
+namespace {
+
+constexpr int64_t kLeastRowsOfSegment = 256;
+
+// Twice as many warps of the pairs as run at once: some anchors have many more pairs than others. On an H200 too few took
+// longer (16 segments 38 us, 32 and 66 28 and 29, of 64 x 60,000 pairs one in a hundred), and each leaves a gradient.
+constexpr int64_t kPairWarpsOfMultiprocessor = 32;
+
+int64_t plan_segments(int64_t B, int64_t M, int64_t slots, int multiprocessors) {
+  const int64_t warps = kPairWarpsOfMultiprocessor * multiprocessors;
+  return larger(1, smaller(warps / larger(1, B * slots), ceil_div(M, kLeastRowsOfSegment)));
+}
+
+struct Workspace {
+  SweepGrid grid;
+  Screen screen;
+  PartialLoss<float> partial;
+  int64_t bytes;
+
+  Workspace(void* memory, int64_t B, int64_t M, int64_t D, const LossSpec& loss, bool need_grad, int multiprocessors) {
+    grid = plan_sweep(B, M, D, multiprocessors);
+    const int64_t slots = slots_of(loss), segments = plan_segments(B, M, slots, multiprocessors);
+    const int64_t most = larger(grid.splits, segments);
+    Carver carve(memory);
+    screen = Screen::carve(carve, B, M);
+    partial = PartialLoss<float>::carve(carve, most, slots, B);
+    if (need_grad) partial.grad = carve.take<float>(most * slots * B * D);
+    partial.splits = grid.splits;
+    partial.screened.segments = segments;
+    bytes = carve.bytes();
+  }
+};
+
+}  // namespace
+
+int64_t screened_workspace(int64_t B, int64_t M, int64_t D, const LossSpec& loss, bool need_grad, int multiprocessors) {
+  return larger(Workspace(nullptr, B, M, D, loss, need_grad, multiprocessors).bytes,
+                sweep_workspace(B, M, D, loss, need_grad, multiprocessors));
+}
+
+int launch_screened(const MemoryLossParams<float, float>& p, const LossSpec& loss, double most, const Launch& launch) {
+  if (p.B == 0 || p.M == 0 || p.M > INT32_MAX || !is_wide(p)) return launch_sweep(p, loss, true, launch);
+  Workspace w(launch.workspace, p.B, p.M, p.D, loss, p.grad_z != nullptr, launch.multiprocessors);
+  PartialLoss<float>& partial = w.partial;
+  partial.screened.few = w.screen.few;
+  const Pass pass = make_program(loss).pass[0];
+  PartialLoss<float> of_pass = partial;
+  of_pass.given = nullptr;
+  int error = launch_screen(p, static_cast<float>(loss.b), screen_bound(p.D), w.screen, launch);
+  if (error == cudaSuccess) error = launch_pairs(p, pass, w.screen, most, of_pass, launch);
+  if (error == cudaSuccess) error = launch_sweep_pass(p, pass, of_pass, w.grid, true, launch);
+  if (error == cudaSuccess) error = launch_settle(p, loss, 0, partial, launch);
+  return error;
+}
+
+}  // namespace xbn::cuda

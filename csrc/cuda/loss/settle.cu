@@ -1,0 +1,330 @@
+// Between the passes of memory_loss, and its end: the partial sums of all splits of the bank become what each anchor is
+// given for the next pass, or the loss and its gradient.
+//
+//   in     sums [splits, slots, B], grad [splits, slots, B, D], state [B]; the device knows how many splits are filled
+//   out    given [B]; or loss [1], grad_z [B, D], pairs [2]
+//   math   losses.h: add, given_for, finish;  loss = sum over groups of average * sum of the anchors' values, average being
+//          1 / sum of their counts;  grad_z_i = sum_slot average factor_i sum_split e^(shift_split - shift) grad.  Losses
+//          of extremes gather the two rows instead. 0 for a row that is no anchor, NaN for one that is not finite, so that a
+//          gradient scaler, which looks at gradients only, sees it
+//   grid   settle_kernel: up to a warp to an anchor; the block that finishes last adds up the anchors. gradient_kernel: a
+//          block to an anchor and 64 or more columns, up to 16 threads to the splits of one, each with four loads on
+//          their way; gather_kernel: a warp to an anchor
+//   keeps  of each anchor its totals, result and factors in the workspace: anchor.cuh
+//   needs  any GPU; float and double, banks of any dtype; gradients 16 bytes at a time where D and the addresses allow it
+//   order  fixed by the shapes: the same bits every run
+#include "anchor.cuh"
+
+namespace xbn::cuda {
+namespace {
+
+constexpr int kSettleThreads = 256;
+constexpr int kGradientThreads = 256;
+constexpr int kMaxLanes = 16;  // threads to the splits of an element
+constexpr int kInFlight = 4;   // splits or anchors that a thread reads before it adds up the first
+
+int power_of_two_up_to(int64_t n, int most) {
+  int power = 1;
+  while (power * 2 <= most && power * 2 <= n) power *= 2;
+  return power;
+}
+
+// What the slots hold after a pass.
+struct Settled {
+  Formula formula[kSlots];
+  bool filled[kSlots];
+  int next;  // pass, or 0 after the last
+};
+
+// The formula of a slot: where all slots of a loss have the same, known when this is compiled.
+template <LossKind kKind>
+__device__ __forceinline__ Formula formula_of(const Settled& settled, int slot) {
+  if (kKind == LossKind::contrastive) return Formula::margin;
+  if (kKind == LossKind::triplet) return Formula::extreme;
+  if (kKind == LossKind::circle) return Formula::circle;
+  return settled.formula[slot];
+}
+
+// Sums over the lanes of a group of `width` threads of a warp, in a fixed tree; in all of them.
+__device__ __forceinline__ RowSums group_add(Formula formula, RowSums sums, int width) {
+  for (int step = 1; step < width; step *= 2) {
+    const RowSums other = {
+        __shfl_xor_sync(0xffffffffu, sums.value, step, width), __shfl_xor_sync(0xffffffffu, sums.weight, step, width),
+        __shfl_xor_sync(0xffffffffu, sums.pairs, step, width), __shfl_xor_sync(0xffffffffu, sums.shift, step, width)};
+    sums = add(formula, sums, other);
+  }
+  return sums;
+}
+
+// The sums over all anchors, in order: by the last block.
+template <typename T>
+__device__ void finish_all(const PartialLoss<T>& partial, int64_t B, T* value_of_all, double* pairs) {
+  double value[kSlots] = {}, count[kSlots] = {}, anchors = 0, positives = 0, negatives = 0;
+  for (int64_t first = threadIdx.x; first < B; first += kInFlight * kSettleThreads) {
+    bool ranks[kInFlight] = {};
+    RowResult result[kInFlight];
+#pragma unroll
+    for (int q = 0; q < kInFlight; ++q) {
+      const int64_t i = first + q * kSettleThreads;
+      if (i >= B) continue;
+      ranks[q] = partial.state[i] & kRanks;
+      const RowResult& of_anchor = partial.result[i];
+#pragma unroll
+      for (int slot = 0; slot < kSlots; ++slot) {
+        result[q].value[slot] = __ldcg(&of_anchor.value[slot]);
+        result[q].count[slot] = __ldcg(&of_anchor.count[slot]);
+      }
+      result[q].positives = __ldcg(&of_anchor.positives);
+      result[q].negatives = __ldcg(&of_anchor.negatives);
+    }
+#pragma unroll
+    for (int q = 0; q < kInFlight; ++q) {
+#pragma unroll
+      for (int slot = 0; slot < kSlots; ++slot)
+        value[slot] += result[q].value[slot], count[slot] += result[q].count[slot];
+      anchors += ranks[q], positives += result[q].positives, negatives += result[q].negatives;
+    }
+  }
+  static_assert(kSlots == 2);
+  const BlockSums<kSettleThreads, 7> sums({value[0], value[1], count[0], count[1], anchors, positives, negatives});
+  if (threadIdx.x != 0) return;
+  double all = 0;
+#pragma unroll
+  for (int k = 0; k < kSlots; ++k) {
+    const double average = 1.0 / std::fmax(1.0, sums[kSlots + k]);
+    all += average * sums[k];
+    partial.average[k] = static_cast<T>(average);
+  }
+  *value_of_all = static_cast<T>(all);
+  pairs[0] = sums[5] / std::fmax(1.0, sums[4]);
+  pairs[1] = sums[6] / std::fmax(1.0, sums[4]);
+}
+
+// One for each kind of loss: of so short a kernel, most of the time goes to fetching its instructions.
+template <typename T, LossKind kKind>
+__global__ void __launch_bounds__(kSettleThreads, 2)
+    settle_kernel(const PartialLoss<T> partial, LossSpec loss, const Settled settled, int64_t B, int width,
+                  T* value_of_all, double* pairs) {
+  __shared__ bool last;
+  loss.kind = kKind;
+  const int lane = threadIdx.x % width;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * (kSettleThreads / width) + threadIdx.x / width;
+  const bool ranks = i < B && (partial.state[i] & kRanks);
+  const int splits = static_cast<int>(partial.filled()), slots = static_cast<int>(partial.slots);
+  const auto at = [&](int split, int slot) { return static_cast<int64_t>(split * slots + slot) * B + i; };
+
+  RowSums total[kSlots] = {};
+#pragma unroll
+  for (int slot = 0; slot < kSlots; ++slot)
+    if (settled.filled[slot]) total[slot] = no_sums(formula_of<kKind>(settled, slot));
+#pragma unroll 1
+  for (int first = ranks ? lane : splits; first < splits; first += kInFlight * width) {
+    RowSums sums[kSlots][kInFlight];
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot)
+#pragma unroll
+      for (int q = 0; q < kInFlight; ++q)
+        if (settled.filled[slot] && first + q * width < splits)
+          sums[slot][q] = partial.sums[at(first + q * width, slot)];
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot)
+#pragma unroll
+      for (int q = 0; q < kInFlight; ++q)
+        if (settled.filled[slot] && first + q * width < splits)
+          total[slot] = add(formula_of<kKind>(settled, slot), total[slot], sums[slot][q]);
+  }
+#pragma unroll
+  for (int slot = 0; slot < kSlots; ++slot)
+    if (settled.filled[slot]) total[slot] = group_add(formula_of<kKind>(settled, slot), total[slot], width);
+
+  if (settled.next != 0) {
+    if (ranks && lane == 0) partial.given[i] = static_cast<T>(given_for(loss, settled.next, total));
+    return;
+  }
+  const RowResult result = ranks ? finish(loss, total) : RowResult{};
+  if (i < B && lane == 0) partial.result[i] = result;
+  if (ranks) {
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot) {
+      if (slot >= slots) break;
+      if (lane == 0) partial.total[slot * B + i] = total[slot];
+      const bool scaled = is_exponential(formula_of<kKind>(settled, slot));
+#pragma unroll 1
+      for (int first = lane; first < splits; first += kInFlight * width) {
+        double shift[kInFlight];
+#pragma unroll
+        for (int q = 0; q < kInFlight; ++q)
+          if (first + q * width < splits) shift[q] = partial.sums[at(first + q * width, slot)].shift;
+#pragma unroll
+        for (int q = 0; q < kInFlight; ++q)
+          if (first + q * width < splits)
+            partial.scale[at(first + q * width, slot)] = static_cast<T>(
+                scaled ? result.factor[slot] * rescale(shift[q], total[slot].shift) : result.factor[slot]);
+      }
+    }
+  }
+  if (!is_last_block(partial.ticket, gridDim.x, &last)) return;
+  finish_all(partial, B, value_of_all, pairs);
+}
+
+// A block to an anchor and 2^across_bits vectors of columns, times as many lanes as there are threads, each with some of
+// the splits.
+template <typename T, int kWidth>
+__global__ void __launch_bounds__(kGradientThreads, sizeof(T) == 4 ? 4 : 3)
+    gradient_kernel(const PartialLoss<T> partial, const LossSpec loss, int64_t B, int64_t D, int across_bits,
+                    T* grad_z) {
+  using Row = Vector<T, kWidth>;
+  __shared__ Row of_lanes[kGradientThreads];
+  const int across = 1 << across_bits, column = threadIdx.x & (across - 1);
+  const int lane = threadIdx.x >> across_bits, lanes = blockDim.x >> across_bits;
+  const int64_t i = blockIdx.x, d = (static_cast<int64_t>(blockIdx.y) * across + column) * kWidth;
+  const int splits = static_cast<int>(partial.filled()), slots = static_cast<int>(partial.slots);
+  const uint8_t state = partial.state[i];
+  const int64_t step = static_cast<int64_t>(lanes) * slots * B;
+  Row sum = {};
+  if ((state & kRanks) && (state & kFinite) && d < D) {
+    for (int slot = 0; slot < slots; ++slot) {
+      Row of_slot = {};
+      const int64_t at = static_cast<int64_t>(lane * slots + slot) * B + i;
+      const T *scales = partial.scale + at, *grads = partial.grad + at * D + d;
+#pragma unroll 1
+      for (int first = lane; first < splits; first += kInFlight * lanes) {
+        T scale[kInFlight];
+        Row grad[kInFlight];
+#pragma unroll
+        for (int q = 0; q < kInFlight; ++q) {
+          if (first + q * lanes < splits) {
+            scale[q] = *scales;
+            grad[q] = *reinterpret_cast<const Row*>(grads);
+          }
+          scales += step;
+          grads += step * D;
+        }
+#pragma unroll
+        for (int q = 0; q < kInFlight; ++q)
+          if (first + q * lanes < splits) {
+#pragma unroll
+            for (int c = 0; c < kWidth; ++c) of_slot.value[c] += scale[q] * grad[q].value[c];
+          }
+      }
+      const T average = partial.average[group_of(loss, slot)];
+#pragma unroll
+      for (int c = 0; c < kWidth; ++c) sum.value[c] += average * of_slot.value[c];
+    }
+  }
+  of_lanes[threadIdx.x] = sum;
+  __syncthreads();
+  if (lane != 0 || d >= D) return;
+#pragma unroll 4
+  for (int other = 1; other < lanes; ++other) {
+    const Row more = of_lanes[other * across + column];
+#pragma unroll
+    for (int c = 0; c < kWidth; ++c) sum.value[c] += more.value[c];
+  }
+#pragma unroll
+  for (int c = 0; c < kWidth; ++c)
+    if (!(state & kFinite)) sum.value[c] = static_cast<T>(NAN);
+  *reinterpret_cast<Row*>(grad_z + i * D + d) = sum;
+}
+
+template <int kWidth, typename T>
+int launch_gradient(const PartialLoss<T>& partial, const LossSpec& loss, int64_t B, int64_t D, T* grad_z,
+                    const Launch& launch) {
+  const int lanes = power_of_two_up_to(partial.splits, kMaxLanes);
+  int bits = 0;
+  while (lanes << bits < kGradientThreads && kWidth << bits < D) ++bits;
+  const dim3 grid(static_cast<unsigned>(B), static_cast<unsigned>(ceil_div(D, kWidth << bits)));
+  return run(gradient_kernel<T, kWidth>, grid, lanes << bits, launch, partial, loss, B, D, bits, grad_z);
+}
+
+template <typename T, typename S>
+__global__ void __launch_bounds__(kGradientThreads, 4)
+    gather_kernel(const MemoryLossParams<T, S> p, const PartialLoss<T> partial) {
+  const int64_t i = blockIdx.x * (kGradientThreads / kWarp) + threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  if (i >= p.B) return;
+  const uint8_t state = partial.state[i];
+  const auto row_value = [&](int64_t row, int64_t d) {
+    const T u = as<T>(p.bank[row * p.D + d]);
+    return p.scale == nullptr ? u : static_cast<T>(p.scale[d]) * u + static_cast<T>(p.shift[d]);
+  };
+  int64_t row[kSlots] = {-1, -1};
+  T factor[kSlots] = {};
+#pragma unroll
+  for (int slot = 0; slot < kSlots; ++slot) {
+    if (!(state & kRanks) || partial.result[i].factor[slot] == 0) continue;
+    row[slot] = static_cast<int64_t>(partial.total[slot * p.B + i].value);
+    factor[slot] = static_cast<T>(partial.result[i].factor[slot]) * partial.average[0];
+    if (!p.renormalize) continue;
+    T square = 0;
+    for (int64_t d = lane; d < p.D; d += kWarp) square += row_value(row[slot], d) * row_value(row[slot], d);
+    for (int step = 1; step < kWarp; step *= 2) square += __shfl_xor_sync(0xffffffffu, square, step);
+    const T norm = std::sqrt(square), eps = static_cast<T>(p.eps);
+    factor[slot] /= norm < eps ? eps : norm;
+  }
+  for (int64_t d = lane; d < p.D; d += kWarp) {
+    T sum = (state & kFinite) ? T(0) : static_cast<T>(NAN);
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot)
+      if (row[slot] >= 0) sum += factor[slot] * row_value(row[slot], d);
+    p.grad_z[i * p.D + d] = sum;
+  }
+}
+
+template <typename T>
+auto settle_kernel_of(LossKind kind) {
+  switch (kind) {
+    case LossKind::contrastive: return settle_kernel<T, LossKind::contrastive>;
+    case LossKind::supcon: return settle_kernel<T, LossKind::supcon>;
+    case LossKind::ntxent: return settle_kernel<T, LossKind::ntxent>;
+    case LossKind::multi_similarity: return settle_kernel<T, LossKind::multi_similarity>;
+    case LossKind::circle: return settle_kernel<T, LossKind::circle>;
+    case LossKind::triplet: return settle_kernel<T, LossKind::triplet>;
+    case LossKind::triplet_all: break;
+  }
+  return settle_kernel<T, LossKind::triplet_all>;
+}
+
+}  // namespace
+
+template <typename T, typename S>
+int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, const PartialLoss<T>& partial,
+                  const Launch& launch) {
+  const Program program = make_program(loss, p.grad_z != nullptr);
+  Settled settled = {};
+  for (int pass = 0; pass <= k; ++pass)
+    for (int slot = 0; slot < kSlots; ++slot) {
+      if (program.pass[pass].slot[slot].pairs == Pairs::none) continue;
+      settled.filled[slot] = true;
+      settled.formula[slot] = program.pass[pass].slot[slot].formula;
+    }
+  const bool last = k + 1 == program.passes;
+  settled.next = last ? 0 : k + 1;
+  const int width = power_of_two_up_to(partial.splits, kWarp);
+  const dim3 blocks(static_cast<unsigned>(larger(1, ceil_div(p.B, kSettleThreads / width))));
+  const int error = run(settle_kernel_of<T>(loss.kind), blocks, kSettleThreads, launch, partial, loss, settled, p.B,
+                        width, p.loss, p.pairs);
+  if (error != cudaSuccess || !last || p.grad_z == nullptr || p.B == 0) return error;
+  if (!sums_gradients(loss)) {
+    const dim3 grid(static_cast<unsigned>(ceil_div(p.B, kGradientThreads / kWarp)));
+    return run(gather_kernel<T, S>, grid, kGradientThreads, launch, p, partial);
+  }
+  constexpr int kWidth = 16 / sizeof(T);
+  const bool wide = p.D % kWidth == 0 && is_aligned<T, kWidth>(p.grad_z) && is_aligned<T, kWidth>(partial.grad);
+  return wide ? launch_gradient<kWidth>(partial, loss, p.B, p.D, p.grad_z, launch)
+              : launch_gradient<1>(partial, loss, p.B, p.D, p.grad_z, launch);
+}
+
+#define XBN_INSTANTIATE(T, S) \
+  template int launch_settle(const MemoryLossParams<T, S>&, const LossSpec&, int, const PartialLoss<T>&, const Launch&);
+XBN_INSTANTIATE(float, float)
+XBN_INSTANTIATE(float, double)
+XBN_INSTANTIATE(double, float)
+XBN_INSTANTIATE(double, double)
+XBN_INSTANTIATE(float, Float16)
+XBN_INSTANTIATE(double, Float16)
+XBN_INSTANTIATE(float, BFloat16)
+XBN_INSTANTIATE(double, BFloat16)
+#undef XBN_INSTANTIATE
+
+}  // namespace xbn::cuda

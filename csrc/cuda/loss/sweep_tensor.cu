@@ -1,0 +1,19 @@
+// The sweep of sweep.cu with its products on tensor cores: one pass of it.
+//
+//   in     as sweep.cu; rows of z and bank are multiples of 16 bytes long, and aligned to that
+//   out    as sweep.cu
+//   math   as sweep.cu; a product of floats is three in TF32, mma.cuh
+//   grid   as sweep.cu; what the warps of a block take is in products_tensor.cuh
+//   keeps  as sweep.cu
+//   needs  compute capability 8.0 (code for older GPUs is that of sweep.cu); 36 to 42 KB of shared memory; no spills
+//   order  as sweep.cu
+#include "sweep.cuh"
+
+namespace xbn::cuda {
+
+int launch_tensor_pass(const MemoryLossParams<float, float>& p, const Pass& pass, const PartialLoss<float>& partial,
+                       const SweepGrid& grid, const Launch& launch) {
+  return launch_pass<true>(p, pass, partial, grid, true, launch);
+}
+
+}  // namespace xbn::cuda

@@ -1,0 +1,24 @@
+#include "way.h"
+
+#include <atomic>
+#include <stdexcept>
+
+namespace xbn {
+namespace {
+
+constexpr const char* kNames[] = {"auto", "simt", "tensor", "composite", "screen", "pairs"};
+std::atomic<LossWay> way{LossWay::automatic};
+
+}  // namespace
+
+LossWay loss_way() { return way; }
+
+const char* name_of(LossWay way) { return kNames[static_cast<int>(way)]; }
+
+std::string set_loss_way(const std::string& name) {
+  for (int i = 0; i < 6; ++i)
+    if (name == kNames[i]) return name_of(way.exchange(static_cast<LossWay>(i)));
+  throw std::runtime_error("backend must be 'auto', 'simt', 'tensor', 'screen' or 'composite', got '" + name + "'");
+}
+
+}  // namespace xbn

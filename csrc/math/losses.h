@@ -1,0 +1,276 @@
+// The pair losses, written once for all devices. xbn_ext/reference_losses.py states the same in PyTorch; the tests hold
+// the two side by side.
+//
+// A loss is a Program of at most three passes over the bank. A pass fills one or two slots: a slot takes the negatives,
+// the positives or all pairs of every anchor, scores each with one Formula and adds up, anchor by anchor,
+//
+//   sums    of what the formula says of a pair (RowSums)
+//   grad    of weight * bank row, the only sum of length D
+//
+// What a weight is multiplied by may depend on the anchor's sums, which are known only afterwards: `finish` turns them
+// into the anchor's part of the loss and one factor per slot. So one pass is enough for most losses; where a pair's weight
+// itself needs a sum (NTXent's positives, mined pairs), a further pass is `given` that number for each anchor.
+//
+//   loss               pass 1                               pass 2                    pass 3
+//   Contrastive        negatives, positives: margin         (both in one slot where the reduction allows it)
+//   SupCon             all: exponent; positives: similarity
+//   NTXent             negatives: exponent                  positives: ntxent
+//   MultiSimilarity    negatives, positives: exponent
+//     with mining      positives: extreme                   negatives: exponent       positives: exponent
+//   Circle             negatives, positives: circle
+//   Triplet, hardest   negatives, positives: extreme
+//   Triplet, all       positives: threshold                negatives: rank           positives: weigh
+//
+// The thresholds of an anchor are the similarities of its positives: see ranks.h. Since they are held in a fixed
+// amount of memory, that program runs in rounds, each for some positives of every anchor.
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+
+#include "formulas.h"
+
+namespace xbn {
+
+enum class LossKind { contrastive, supcon, ntxent, multi_similarity, circle, triplet, triplet_all };
+
+struct LossSpec {
+  LossKind kind;
+  bool mean = true;    // contrastive: divide by the number of anchors, not of active pairs
+  double a = 0;        // pos_margin | temperature | temperature | alpha | m     | margin
+  double b = 0;        // neg_margin |             |             | beta  | gamma |
+  double c = 0;        //            |             |             | base  |       |
+  double mining = -1;  // multi_similarity: epsilon of its mining, negative for none
+};
+
+enum class Pairs { none, negatives, positives, all };
+enum class Formula { margin, similarity, ntxent, exponent, circle, extreme, threshold, rank, weigh };
+
+struct Slot {
+  Pairs pairs;
+  Formula formula;
+  double a, b;
+  bool mined;  // exponent: only negatives above, positives below what the anchor is given
+};
+
+constexpr int kSlots = 2;
+
+struct Pass {
+  Slot slot[kSlots];
+  bool gradient;
+};
+
+struct Program {
+  int passes;
+  Pass pass[3];
+};
+
+#include "pair_formulas.h"
+
+// --- Sums -----------------------------------------------------------------------------------------------
+
+// An anchor's sums over the pairs of a slot.
+struct RowSums {
+  double value;   // of the values; of e^(x - shift); of an extreme, its bank row, or -1
+  double weight;  // of the weights; exponents have none
+  double pairs;   // how many counted
+  double shift;   // of exponents, the largest x; of an extreme, it: the largest s, or the largest -s of positives
+};
+
+XBN_FORMULA bool is_exponential(Formula formula) { return formula == Formula::exponent || formula == Formula::circle; }
+
+// Sums before the first pair.
+XBN_FORMULA RowSums no_sums(Formula formula) {
+  const bool extreme = formula == Formula::extreme;
+  return {extreme ? -1.0 : 0.0, 0.0, 0.0, extreme || is_exponential(formula) ? -INFINITY : 0.0};
+}
+
+// What sums scaled by e^-shift are multiplied by to be scaled by e^-to; no pairs, no matter.
+XBN_FORMULA double rescale(double shift, double to) { return shift == to ? 1.0 : std::exp(shift - to); }
+
+// Adds up the sums of two parts of the bank.
+XBN_FORMULA RowSums add(Formula formula, const RowSums& left, const RowSums& right) {
+  const double pairs = left.pairs + right.pairs;
+  if (formula == Formula::extreme) {
+    const bool sooner = right.shift == left.shift && right.value < left.value;  // of equals the first row
+    const bool second = right.value >= 0 && (exceeds(right.shift, left.shift) || sooner);
+    return {second ? right.value : left.value, 0, pairs, second ? right.shift : left.shift};
+  }
+  if (is_exponential(formula)) {
+    const double shift = right.shift > left.shift ? right.shift : left.shift;
+    const double value = left.value * rescale(left.shift, shift) + right.value * rescale(right.shift, shift);
+    return {value, 0, pairs, shift};
+  }
+  return {left.value + right.value, left.weight + right.weight, pairs, 0};
+}
+
+// --- Losses ---------------------------------------------------------------------------------------------
+
+// An anchor's part of the loss. The loss is sum(value) / sum(count) over the anchors, group by group; a slot's gradient
+// is multiplied by factor / sum(count of its group).
+struct RowResult {
+  double value[kSlots] = {0, 0};
+  double count[kSlots] = {0, 0};
+  double factor[kSlots] = {0, 0};
+  double positives = 0, negatives = 0;  // that have a weight
+};
+
+// Contrastive averages positives and negatives separately; the other losses have one group.
+XBN_FORMULA int group_of(const LossSpec& loss, int slot) {
+  return loss.kind == LossKind::contrastive && !loss.mean ? slot : 0;
+}
+
+XBN_FORMULA double log_sum(const RowSums& sums) {
+  return sums.pairs == 0 ? -INFINITY : std::log(sums.value) + sums.shift;
+}
+
+XBN_FORMULA double softplus(double x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
+
+// The factor of a slot of exponents in the derivative of log(1 + sum of e^x).
+XBN_FORMULA double softplus_factor(const RowSums& sums) {
+  return sums.pairs == 0 ? 0.0 : 1.0 / (std::exp(-sums.shift) + sums.value);
+}
+
+XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]) {
+  const RowSums &first = sums[0], &second = sums[1];  // of negatives or all; of positives
+  RowResult r;
+  r.count[0] = 1;
+  switch (loss.kind) {
+    case LossKind::contrastive:
+      for (int slot = 0; slot < kSlots; ++slot) {
+        r.value[slot] = sums[slot].value;
+        r.count[slot] = loss.mean ? 1 : sums[slot].pairs;
+        r.factor[slot] = 1;
+      }
+      // In one slot, weights are 1 for negatives and -1 for positives.
+      r.positives = loss.mean ? (first.pairs - first.weight) / 2 : second.pairs;
+      r.negatives = loss.mean ? (first.pairs + first.weight) / 2 : first.pairs;
+      return r;
+    case LossKind::supcon:
+      r.positives = second.pairs;
+      r.negatives = first.pairs - second.pairs;
+      r.count[0] = 0;
+      if (second.pairs == 0) return r;
+      r.value[0] = log_sum(first) - second.value / second.pairs;
+      r.factor[0] = 1 / first.value;
+      r.factor[1] = -1 / (loss.a * second.pairs);
+      r.count[0] =
+          first.pairs > 1 ? 1 : 0;  // an only pair costs nothing; of several each adds to the sum, however little
+      return r;
+    case LossKind::ntxent:
+      r.positives = second.pairs;
+      r.negatives = first.pairs;
+      r.value[0] = second.value;
+      r.count[0] = second.pairs;
+      r.factor[0] = first.pairs == 0 ? 0 : second.weight / first.value;
+      r.factor[1] = -1 / loss.a;
+      return r;
+    case LossKind::multi_similarity:
+      r.positives = second.pairs;
+      r.negatives = first.pairs;
+      r.value[0] = softplus(log_sum(first)) / loss.b + softplus(log_sum(second)) / loss.a;
+      r.factor[0] = softplus_factor(first) / loss.b;
+      r.factor[1] = softplus_factor(second) / loss.a;
+      return r;
+    case LossKind::circle: {
+      r.count[0] = 0;
+      if (first.pairs == 0 || second.pairs == 0) return r;
+      r.positives = second.pairs;
+      r.negatives = first.pairs;
+      const double x = log_sum(first) + log_sum(second);
+      r.value[0] = softplus(x);
+      const double sigmoid = 1 / (1 + std::exp(-x));
+      r.factor[0] = sigmoid / first.value;
+      r.factor[1] = sigmoid / second.value;
+      r.count[0] = 1;
+      return r;
+    }
+    case LossKind::triplet: {
+      r.count[0] = 0;
+      if (first.pairs == 0 || second.pairs == 0) return r;
+      const double cost = first.shift + second.shift + loss.a;
+      if (cost <= 0) return r;
+      r.value[0] = cost;
+      r.count[0] = r.positives = r.negatives = 1;
+      if (first.value < 0 || second.value < 0) return r;  // an infinite similarity is no row's
+      r.factor[0] = 1;
+      r.factor[1] = -1;
+      return r;
+    }
+    case LossKind::triplet_all:
+      r.value[0] = first.value;
+      r.count[0] = first.pairs;
+      r.factor[0] = 1;
+      r.factor[1] = -1;
+      r.positives = second.weight;
+      r.negatives = first.weight;
+      return r;
+  }
+  return r;
+}
+
+// What an anchor is given for pass `next` of the program, from its sums so far.
+XBN_FORMULA double given_for(const LossSpec& loss, int next, const RowSums (&sums)[kSlots]) {
+  if (loss.kind == LossKind::ntxent) return log_sum(sums[0]);
+  if (loss.kind == LossKind::triplet_all) return 0;                 // it has its thresholds
+  if (next == 1) return -sums[1].shift - loss.mining;               // negatives above the hardest positive, nearly
+  return (sums[0].shift + loss.b * loss.c) / loss.b + loss.mining;  // positives below the hardest negative, nearly
+}
+
+// The loss, from the parts of the anchors.
+struct LossSum {
+  double value[kSlots] = {0, 0}, count[kSlots] = {0, 0};
+
+  void add(const RowResult& anchor) {
+    for (int group = 0; group < kSlots; ++group)
+      value[group] += anchor.value[group], count[group] += anchor.count[group];
+  }
+  double average(int group) const {
+    return 1 / (count[group] > 1 ? count[group] : 1.0);
+  }  // what sums are multiplied by
+  double loss() const { return average(0) * value[0] + average(1) * value[1]; }
+};
+
+// How many slots have sums, and whether gradients are sums at all: those of extremes are gathered from two rows.
+inline int slots_of(const LossSpec& loss) { return loss.kind == LossKind::contrastive && loss.mean ? 1 : 2; }
+inline bool sums_gradients(const LossSpec& loss) { return loss.kind != LossKind::triplet; }
+
+// Whether the program runs in rounds.
+inline bool goes_in_rounds(const LossSpec& loss) { return loss.kind == LossKind::triplet_all; }
+
+// Without a gradient, the passes that add nothing to the value are left out.
+inline Program make_program(const LossSpec& loss, bool need_grad = true) {
+  const auto margin = [&](Pairs pairs) { return Slot{pairs, Formula::margin, loss.a, loss.b}; };
+  const auto circle = [&](Pairs pairs) { return Slot{pairs, Formula::circle, loss.a, loss.b}; };
+  const auto extreme = [&](Pairs pairs) { return Slot{pairs, Formula::extreme}; };
+  constexpr Pairs negatives = Pairs::negatives, positives = Pairs::positives, all = Pairs::all;
+  const Slot none = {};
+  switch (loss.kind) {
+    case LossKind::contrastive:
+      if (loss.mean) return {1, {{{margin(all), none}, true}}};
+      return {1, {{{margin(negatives), margin(positives)}, true}}};
+    case LossKind::supcon:
+      return {1, {{{{all, Formula::exponent, 1 / loss.a}, {positives, Formula::similarity, 1 / loss.a}}, true}}};
+    case LossKind::ntxent:
+      return {2,
+              {{{{negatives, Formula::exponent, 1 / loss.a}, none}, true},
+               {{none, {positives, Formula::ntxent, 1 / loss.a}}, true}}};
+    case LossKind::multi_similarity: {
+      const bool mined = loss.mining >= 0;
+      const Slot push = {negatives, Formula::exponent, loss.b, -loss.b * loss.c, mined};
+      const Slot pull = {positives, Formula::exponent, -loss.a, loss.a * loss.c, mined};
+      if (!mined) return {1, {{{push, pull}, true}}};
+      return {3, {{{none, extreme(positives)}, false}, {{push, none}, true}, {{none, pull}, true}}};
+    }
+    case LossKind::circle: return {1, {{{circle(negatives), circle(positives)}, true}}};
+    case LossKind::triplet: return {1, {{{extreme(negatives), extreme(positives)}, false}}};
+    case LossKind::triplet_all:
+      return {need_grad ? 3 : 2,
+              {{{none, {positives, Formula::threshold}}, false},
+               {{{negatives, Formula::rank, loss.a}, none}, true},
+               {{none, {positives, Formula::weigh}}, true}}};
+  }
+  return {};
+}
+
+}  // namespace xbn

@@ -1,0 +1,168 @@
+// What a loss says of a pair, of one or of several side by side: V is a number or, on the CPU, a vector of the compiler's. So
+// they are written without branches. Comparisons are written so that a NaN similarity counts: it reaches the loss, as it
+// does in PyTorch.
+//
+// No include guard, and it includes nothing: losses.h includes it in namespace xbn, and memory_loss_kernel.h and batch_loss_kernel.h
+// once more for each instruction set, since a function of vectors is no good unless it is compiled for theirs.
+
+// What a comparison gives: a bool; of vectors, for each lane an integer, -1 or 0.
+template <typename V>
+using Truth = decltype(V() < V());
+
+// The number a V is made of, and unsigned integers of its size.
+template <typename V>
+struct LaneOf {
+  using type = std::remove_cv_t<std::remove_reference_t<decltype(V()[0])>>;
+};
+template <>
+struct LaneOf<float> {
+  using type = float;
+};
+template <>
+struct LaneOf<double> {
+  using type = double;
+};
+template <typename V>
+struct BitsOf {
+#if !defined(__CUDACC__)
+  typedef std::conditional_t<sizeof(typename LaneOf<V>::type) == 4, uint32_t, uint64_t> type
+      __attribute__((vector_size(sizeof(V))));
+#endif
+};
+template <>
+struct BitsOf<float> {
+  using type = uint32_t;
+};
+template <>
+struct BitsOf<double> {
+  using type = uint64_t;
+};
+
+// e^x for x <= 0 to about a unit in the last place; 0 where e^x is too small for a normal number. x = n log 2 + r: the Taylor
+// series of e^r with |r| <= log(2) / 2, times 2^n by way of its bits.
+template <typename V>
+XBN_FORMULA V exp_of_negative(V x) {
+  typename BitsOf<V>::type bits;
+  V sum = V(), power;
+  if constexpr (std::is_same_v<typename LaneOf<V>::type, float>) {
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: in a sum with it the low bits are those of an integer
+    const V shifted = x * 1.44269504f + kRound, n = shifted - kRound;
+    const V r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    sum = sum + 1.0f / 5040;
+    sum = sum * r + 1.0f / 720;
+    sum = sum * r + 1.0f / 120;
+    sum = sum * r + 1.0f / 24;
+    sum = sum * r + 1.0f / 6;
+    sum = sum * r + 0.5f;
+    sum = sum * r + 1.0f;
+    sum = sum * r + 1.0f;
+    memcpy(&bits, &shifted, sizeof(bits));
+    bits = (bits - 0x4b400000u + 127u) << 23;
+    memcpy(&power, &bits, sizeof(power));
+    return x < -87.0f ? V() : sum * power;
+  } else {
+    constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+    const V shifted = x * 1.4426950408889634 + kRound, n = shifted - kRound;
+    const V r = x - n * 0.693147180369123816490 - n * 1.90821492927058770002e-10;
+    sum = sum + 1.0 / 6227020800;
+    sum = sum * r + 1.0 / 479001600;
+    sum = sum * r + 1.0 / 39916800;
+    sum = sum * r + 1.0 / 3628800;
+    sum = sum * r + 1.0 / 362880;
+    sum = sum * r + 1.0 / 40320;
+    sum = sum * r + 1.0 / 5040;
+    sum = sum * r + 1.0 / 720;
+    sum = sum * r + 1.0 / 120;
+    sum = sum * r + 1.0 / 24;
+    sum = sum * r + 1.0 / 6;
+    sum = sum * r + 0.5;
+    sum = sum * r + 1.0;
+    sum = sum * r + 1.0;
+    memcpy(&bits, &shifted, sizeof(bits));
+    bits = (bits - 0x4338000000000000u + 1023u) << 52;
+    memcpy(&power, &bits, sizeof(power));
+    return x < -708.0 ? V() : sum * power;
+  }
+}
+
+// Whether x takes the place of the extreme so far; a NaN does, and stays.
+template <typename V>
+XBN_FORMULA Truth<V> exceeds(V x, V so_far) {
+  return ((x <= so_far) == Truth<V>()) & (so_far == so_far);
+}
+
+// A pair adds `value` and `weight` to its anchor's sums, and weight * row to its gradient.
+template <typename V>
+struct Score {
+  V value;
+  V weight;
+  Truth<V> counts;  // as one of the anchor's pairs
+};
+
+// A pair adds e^x to its anchor's sum, and slope * e^x * row to its gradient. All of an anchor are scaled by e^-shift,
+// shift being the largest x, so that no exponent is too large or too small.
+template <typename V>
+struct Exponent {
+  V x;
+  V slope;
+  Truth<V> counts;
+};
+
+template <typename T>
+struct MarginFormula {  // a: of positives, b: of negatives
+  static constexpr bool kExponential = false;
+  static constexpr bool kSumsWeights = true;
+  T a, b;
+  template <typename V>
+  XBN_FORMULA Score<V> operator()(V s, Truth<V> positive, V) const {
+    const V zero = V(), one = zero + T(1), cost = positive ? a - s : s - b;
+    const Truth<V> inactive = cost <= zero;
+    return {inactive ? zero : cost, inactive ? zero : positive ? zero - one : one, inactive == Truth<V>()};
+  }
+};
+
+template <typename T>
+struct SimilarityFormula {  // the value rounds as the exponent a s does, so that an only pair cancels its own sum
+  static constexpr bool kExponential = false;
+  static constexpr bool kSumsWeights = false;
+  T a;
+  template <typename V>
+  XBN_FORMULA Score<V> operator()(V s, Truth<V>, V) const {
+    return {a * s, V() + T(1), V() == V()};
+  }
+};
+
+template <typename T>
+struct NTXentFormula {  // given: the log of the sum of e^(a s) over the negatives
+  static constexpr bool kExponential = false;
+  static constexpr bool kSumsWeights = true;
+  T a;
+  XBN_FORMULA Score<T> operator()(T s, bool, T given) const {
+    const T x = given - a * s, e = std::exp(-std::fabs(x));
+    return {(x > T(0) ? x : x <= T(0) ? T(0) : x) + std::log1p(e), (x > T(0) ? T(1) : e) / (T(1) + e), true};
+  }
+};
+
+template <typename T>
+struct ExponentFormula {  // x = a s + b
+  static constexpr bool kExponential = true;
+  T a, b;
+  bool mined;
+  template <typename V>
+  XBN_FORMULA Exponent<V> operator()(V s, Truth<V> positive, V given) const {
+    const Truth<V> easy = positive ? s >= given : s <= given, none = Truth<V>();
+    return {a * s + b, V() + a, (mined ? easy : none) == none};
+  }
+};
+
+template <typename T>
+struct CircleFormula {  // a: m, b: gamma; the slope takes the self-paced factor for a constant
+  static constexpr bool kExponential = true;
+  T a, b;
+  template <typename V>
+  XBN_FORMULA Exponent<V> operator()(V s, Truth<V> positive, V) const {
+    const V zero = V(), distance = positive ? T(1) + a - s : s + a;
+    const V pace = distance <= zero ? zero : b * distance;
+    return {positive ? -pace * (s - (T(1) - a)) : pace * (s - a), positive ? -pace : pace, zero == zero};
+  }
+};
