@@ -33,8 +33,10 @@ OLDEST_CAPABILITY = 75
 WITHOUT_GPU = "80"  # that every nvcc knows, and that has all ways of the loss
 OLDEST_NVCC = (12, 0)  # of those that know C++20
 CUDA_SOURCES = sorted(glob("csrc/cuda/**/*.cu", recursive=True))
-CUDA_HEADERS = [path for ending in ("h", "cuh") for path in glob(f"csrc/**/*.{ending}", recursive=True)
-                if not path.startswith(("csrc/cpu", "csrc/glue"))]  # fmt: skip
+CUDA_HEADERS = [
+    *glob("csrc/*.h"), "csrc/cpu/cpu.h", *glob("csrc/math/*.h"), *glob("csrc/cuda/**/*.h", recursive=True),
+    *glob("csrc/cuda/**/*.cuh", recursive=True),
+]  # fmt: skip
 
 
 def import_torch() -> None:
@@ -277,9 +279,9 @@ def main() -> None:
         setup()
         return
     Build.nvcc = find_nvcc()
-    sources = ["csrc/schema.cpp", "csrc/cuda/way.cpp", *glob("csrc/cpu/**/*.cpp", recursive=True)]
+    sources = ["csrc/schema.cpp", "csrc/cuda/loss/way.cpp", *glob("csrc/cpu/**/*.cpp", recursive=True)]
     if Build.nvcc is not None:
-        sources += ["csrc/cuda/backend.cpp", "csrc/cuda/torch_cuda.cpp"]
+        sources += ["csrc/cuda/backend.cpp", "csrc/cuda/torch_cuda.cpp", "csrc/cuda/loss/memory_loss.cpp"]
     else:
         print("xbn_ext: building CPU kernels only", file=sys.stderr)
         sources += ["csrc/cuda/missing.cpp"]

@@ -19,7 +19,7 @@
 #include <Python.h>
 
 #include "cpu/cpu.h"
-#include "cuda/way.h"
+#include "cuda/loss/way.h"
 #include "glue/tensor.h"
 
 XBN_TORCH_LIBRARY(XBN_LIBRARY, m) {

@@ -17,7 +17,7 @@ FLAGS = [
     *("-O2", "-std=c++20", "-march=native", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-unknown-pragmas"),
     *("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DXBN_CUDA_KEY=CPU"),
 ]  # fmt: skip
-SCHEMA = ["csrc/schema.cpp", "csrc/cpu/cpu.cpp", "csrc/cuda/way.cpp"]
+SCHEMA = ["csrc/schema.cpp", "csrc/cpu/cpu.cpp", "csrc/cuda/loss/way.cpp"]
 
 
 def build(name, sources, **options):
@@ -54,7 +54,7 @@ def build_without_nvcc():
 
 
 KERNELS = sorted(str(kernel.relative_to(ROOT)) for kernel in (ROOT / "csrc" / "cuda").rglob("*.cu"))
-executor = build("xbn_emu", ["csrc/cuda/backend.cpp", "tests/emu/module.cpp", "tests/emu/torch_cuda.cpp", *KERNELS])
+executor = build("xbn_emu", ["csrc/cuda/backend.cpp", "csrc/cuda/loss/memory_loss.cpp", "tests/emu/module.cpp", "tests/emu/torch_cuda.cpp", *KERNELS])
 
 _ops = torch.ops.xbn_emu
 moments = _ops.moments

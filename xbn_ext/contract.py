@@ -262,10 +262,11 @@ def parse_loss(op: str, name: str, parameters: Sequence[float]) -> PairLoss:
         check(in_range(a), f"{op}: the temperature of {name} must be within [1e-30, 1e30], got {a:g}")
         return SupCon(a) if name == "supcon" else NTXent(a)
     if name == "multi_similarity":
-        check(in_range(a, b), f"{op}: alpha and beta must be within [1e-30, 1e30], got {a:g} and {b:g}")
+        check(in_range(a), f"{op}: the alpha of {name} must be within [1e-30, 1e30], got {a:g}")
+        check(in_range(b), f"{op}: the beta of {name} must be within [1e-30, 1e30], got {b:g}")
         return MultiSimilarity(a, b, c, None if mining < 0 else mining)
     if name == "circle":
-        check(in_range(b), f"{op}: gamma must be within [1e-30, 1e30], got {b:g}")
+        check(in_range(b), f"{op}: the gamma of {name} must be within [1e-30, 1e30], got {b:g}")
         return Circle(a, b)
     if name.startswith("triplet"):
         return Triplet(a, "all" if name == "triplet_all" else "hardest")

@@ -1,16 +1,8 @@
-// The CPU backend: hands the params of each op to its kernel.
+// The CPU backend: gives the kernels their threads and their instruction set.
 #include <atomic>
 
 #include "../glue/ops.h"
-#include "enqueue.h"
-#include "loss/batch_loss.h"
-#include "loss/memory_loss.h"
-#include "moments.h"
-#include "normalize.h"
 #include "peak.h"
-#include "standardize.h"
-#include "track.h"
-#include "transform.h"
 
 namespace xbn {
 namespace {
@@ -36,47 +28,9 @@ class CpuDevice {
     check(0 <= value && value <= last, op_, ": ", name, " must be within [0, ", last, "], got ", value);
   }
 
-  template <typename T>
-  void normalize(const NormalizeParams<T>& p) const {
-    xbn::normalize(p, cpu_);
-  }
-  template <typename T>
-  void normalize_backward(const NormalizeBackwardParams<T>& p) const {
-    xbn::normalize_backward(p, cpu_);
-  }
-  template <typename T>
-  void moments(const MomentsParams<T>& p) const {
-    xbn::moments(p, cpu_);
-  }
-  template <typename T>
-  void track(const MomentsParams<T>& m, const TrackParams& p) const {
-    xbn::moments(m, cpu_);
-    xbn::track(p);
-  }
-  template <typename S>
-  void transform(const TransformParams<S>& p) const {
-    xbn::transform(p, cpu_);
-  }
-  template <typename S>
-  void standardize(const StandardizeParams<S>& p) const {
-    xbn::standardize(p, cpu_);
-  }
-  template <typename T, typename S>
-  void enqueue(const EnqueueParams<T, S>& p) const {
-    xbn::enqueue(p, cpu_);
-  }
-  template <typename T, typename S>
-  void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Tensor&) const {
-    xbn::memory_loss(p, loss, cpu_);
-  }
-  template <typename T, typename S>
-  void transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T, S>& p, const LossSpec& loss,
-                             const Tensor&) const {
-    xbn::transform_memory_loss(t, p, loss, cpu_);
-  }
-  template <typename T>
-  void batch_loss(const BatchLossParams<T>& p, const LossSpec& loss) const {
-    xbn::batch_loss(p, loss, cpu_);
+  template <typename Kernel>
+  void run(const Kernel& kernel) const {
+    kernel(cpu_);
   }
 
  private:
@@ -85,7 +39,8 @@ class CpuDevice {
 };
 
 std::tuple<double, double> peak(int64_t threads, int64_t rounds, bool float64) {
-  check_peak_fma(threads, rounds);
+  check(threads >= 1, "_peak_fma: threads must be at least 1, got ", threads);
+  check(rounds >= 1, "_peak_fma: rounds must be at least 1, got ", rounds);
   const Cpu cpu{cpu_isa(), parallel};
   const Peak peak = float64 ? peak_fma<double>(threads, rounds, cpu) : peak_fma<float>(threads, rounds, cpu);
   return {peak.flops, peak.result};

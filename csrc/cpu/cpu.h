@@ -6,6 +6,8 @@
 #include <string>
 #include <type_traits>
 
+#include "../math/formulas.h"
+
 // Whether kernels are compiled for instruction sets above the baseline of x86, too. XBN_BASELINE_ONLY compiles sooner.
 #if defined(__x86_64__) && !defined(XBN_BASELINE_ONLY)
 #define XBN_X86_ISAS
@@ -32,9 +34,6 @@ struct Cpu {
 // An integer as wide as T, so that vectors of both have the same number of lanes.
 template <typename T>
 using Count = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 }  // namespace xbn
 

@@ -7,12 +7,11 @@
 //            A row whose u is not finite (z was not, or it overflows the bank's dtype) is left out.
 //            More rows than the ring holds: the last M of them stay.
 //   split    stripes of columns, rows in order: the same bits on any number of threads
-#include "enqueue.h"
-
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
+#include "../kernels.h"
 #include "../math/formulas.h"
 
 namespace xbn {
@@ -75,13 +74,10 @@ void enqueue(const EnqueueParams<T, S>& p, const Cpu& cpu) {
   *p.count = std::min(filled + n, p.M);
 }
 
-#define XBN_INSTANTIATE(S)                                           \
+#define XBN_INSTANTIATE(S, ...)                                      \
   template void enqueue(const EnqueueParams<float, S>&, const Cpu&); \
   template void enqueue(const EnqueueParams<double, S>&, const Cpu&);
-XBN_INSTANTIATE(float)
-XBN_INSTANTIATE(double)
-XBN_INSTANTIATE(Float16)
-XBN_INSTANTIATE(BFloat16)
+XBN_FOR_EACH_BANK(XBN_INSTANTIATE)
 #undef XBN_INSTANTIATE
 
 }  // namespace xbn

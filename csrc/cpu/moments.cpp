@@ -4,11 +4,10 @@
 //   out    mean [D], std [D] in double, rows [1] (how many rows counted; 0 gives zeros)
 //   math   one pass over x of sums shifted by the first row, so that a mean far from zero costs no digits
 //   split  stripes of columns, each summed in row order: the same bits on any number of threads
-#include "moments.h"
-
 #include <algorithm>
 #include <vector>
 
+#include "../kernels.h"
 #include "../math/formulas.h"
 
 namespace xbn {

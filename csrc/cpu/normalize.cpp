@@ -6,11 +6,10 @@
 //          Computed in double: the squares of a finite float neither overflow nor vanish. A row with a NaN is NaN, one
 //          with an Inf has NaN in its place and 0 elsewhere, the gradient of both is NaN, as PyTorch has it
 //   split  runs of rows, each row summed by itself: the same bits on any number of threads
-#include "normalize.h"
-
 #include <algorithm>
 #include <cmath>
 
+#include "../kernels.h"
 #include "../math/formulas.h"
 
 namespace xbn {

@@ -6,13 +6,10 @@
 //   why      nothing limits a pending map that is composed over thousands of steps: a memory whose rows enter a little
 //            wider than the target shrinks the scale at every step until u = (z - shift) / scale overflows. Looked at
 //            every step (D numbers), needed once in thousands.
-#include "standardize.h"
-
 #include <cmath>
 #include <vector>
 
 #include "../math/formulas.h"
-#include "../math/half.h"
 #include "transform.h"
 
 namespace xbn {
@@ -39,9 +36,8 @@ void standardize(const StandardizeParams<S>& p, const Cpu& cpu) {
   }
 }
 
-template void standardize(const StandardizeParams<float>&, const Cpu&);
-template void standardize(const StandardizeParams<double>&, const Cpu&);
-template void standardize(const StandardizeParams<Float16>&, const Cpu&);
-template void standardize(const StandardizeParams<BFloat16>&, const Cpu&);
+#define XBN_INSTANTIATE(S, ...) template void standardize(const StandardizeParams<S>&, const Cpu&);
+XBN_FOR_EACH_BANK(XBN_INSTANTIATE)
+#undef XBN_INSTANTIATE
 
 }  // namespace xbn

@@ -5,37 +5,41 @@
 //   in, out  target_mean, target_std [D], variance [1]; scale, shift [D]
 //   out      stats [3]: the gap between the moments of bank and batch before and after the map, the gain; or null
 //   math     formulas.h: filter_step, kalman_state, bank_moments, follow, moment_gap
-#include "track.h"
-
 #include <cmath>
 
+#include "../kernels.h"
 #include "../math/formulas.h"
 
 namespace xbn {
 
-void track(const TrackParams& p) {
+template <typename T>
+void track(const MomentsParams<T>& measured, const TrackParams& p, const Cpu& cpu) {
+  moments(measured, cpu);
   const int64_t count = *p.count;
-  const KalmanGain k = filter_step(*p.variance, *p.rows, p.process_noise, p.measurement_noise, p.fixed_gain);
+  const KalmanGain k = filter_step(*p.variance, *measured.rows, p.process_noise, p.measurement_noise, p.fixed_gain);
   *p.variance = k.variance;
   for (int64_t d = 0; d < p.D; ++d) {
-    p.target_mean[d] = kalman_state(p.target_mean[d], p.mean[d], k.gain);
-    p.target_std[d] = kalman_state(p.target_std[d], p.std[d], k.gain);
+    p.target_mean[d] = kalman_state(p.target_mean[d], measured.mean[d], k.gain);
+    p.target_std[d] = kalman_state(p.target_std[d], measured.std[d], k.gain);
   }
   const bool known = std::isfinite(k.variance);  // if nothing is, there is nothing to match
   double before = 0, after = 0;
   for (int64_t d = 0; d < p.D; ++d) {
-    const Moments stored = bank_moments(p.sums[d], p.sums[p.D + d], count), measured = {p.mean[d], p.std[d]};
+    const Moments stored = bank_moments(p.sums[d], p.sums[p.D + d], count), batch = {measured.mean[d], measured.std[d]};
     const Affine pending = {p.scale[d], p.shift[d]};
     const Affine map = known ? follow(pending, stored, {p.target_mean[d], p.target_std[d]}, p.eps) : pending;
-    before += squared_gap(moved(stored, pending), measured);
-    after += squared_gap(moved(stored, map), measured);
+    before += squared_gap(moved(stored, pending), batch);
+    after += squared_gap(moved(stored, map), batch);
     p.scale[d] = map.scale;
     p.shift[d] = map.shift;
   }
   if (p.stats == nullptr) return;
-  p.stats[0] = moment_gap(before, *p.rows, count);
-  p.stats[1] = moment_gap(after, *p.rows, count);
+  p.stats[0] = moment_gap(before, *measured.rows, count);
+  p.stats[1] = moment_gap(after, *measured.rows, count);
   p.stats[2] = k.gain;
 }
+
+template void track(const MomentsParams<float>&, const TrackParams&, const Cpu&);
+template void track(const MomentsParams<double>&, const TrackParams&, const Cpu&);
 
 }  // namespace xbn

@@ -6,12 +6,10 @@
 //            are taken in the same pass, so the bank's moments are always those of what is stored and rounding
 //            cannot add up over the steps.
 //   split    at most kSplits runs of rows, their sums added in order: the same bits on any number of threads
-#include "transform.h"
-
 #include <algorithm>
 #include <vector>
 
-#include "../math/half.h"
+#include "transform.h"
 
 namespace xbn {
 namespace {
@@ -46,13 +44,10 @@ void transform(const TransformParams<S>& p, const Cpu& cpu) {
   std::fill(p.shift, p.shift + p.D, 0.0);
 }
 
-#define XBN_INSTANTIATE(S)                                        \
+#define XBN_INSTANTIATE(S, ...)                                   \
   template void transform(const TransformParams<S>&, const Cpu&); \
   template void rewrite_rows(S*, int64_t, int64_t, const double*, const double*, double*, const Cpu&);
-XBN_INSTANTIATE(float)
-XBN_INSTANTIATE(double)
-XBN_INSTANTIATE(Float16)
-XBN_INSTANTIATE(BFloat16)
+XBN_FOR_EACH_BANK(XBN_INSTANTIATE)
 #undef XBN_INSTANTIATE
 
 }  // namespace xbn

@@ -1,13 +1,9 @@
-// The pending affine map, written into the bank.
+// What transform shares with the ops that rewrite the bank besides it.
 #pragma once
 
-#include "../params.h"
-#include "cpu.h"
+#include "../kernels.h"
 
 namespace xbn {
-
-template <typename S>
-void transform(const TransformParams<S>& p, const Cpu& cpu);
 
 // Rows [0, count) of bank [M, D] become a * row + b; sums [2, D] out, of the rows as written.
 template <typename S>

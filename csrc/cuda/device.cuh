@@ -5,19 +5,18 @@
 
 #include <cuda_runtime.h>
 
-#include "kernels.h"
+#include "../kernels.h"
 
 namespace xbn::cuda {
 
 constexpr int kWarp = 32;
 
-__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 __host__ __device__ constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 __host__ __device__ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // With so many bytes of dynamic shared memory in each block.
 template <typename... Parameters, typename... Arguments>
-int run_with_memory(int bytes, void (*kernel)(Parameters...), dim3 grid, int block, const Launch& launch,
+int run_with_memory(int bytes, void (*kernel)(Parameters...), dim3 grid, int block, const Gpu& gpu,
                     Arguments&&... arguments) {
   if (bytes > 0) {  // more than 48 KB a GPU gives to a kernel that has asked
     const int error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -27,13 +26,13 @@ int run_with_memory(int bytes, void (*kernel)(Parameters...), dim3 grid, int blo
   config.gridDim = grid;
   config.blockDim = dim3(block);
   config.dynamicSmemBytes = static_cast<size_t>(bytes);
-  config.stream = static_cast<cudaStream_t>(launch.stream);
+  config.stream = static_cast<cudaStream_t>(gpu.stream);
   return cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...);
 }
 
 template <typename... Parameters, typename... Arguments>
-int run(void (*kernel)(Parameters...), dim3 grid, int block, const Launch& launch, Arguments&&... arguments) {
-  return run_with_memory(0, kernel, grid, block, launch, static_cast<Arguments&&>(arguments)...);
+int run(void (*kernel)(Parameters...), dim3 grid, int block, const Gpu& gpu, Arguments&&... arguments) {
+  return run_with_memory(0, kernel, grid, block, gpu, static_cast<Arguments&&>(arguments)...);
 }
 
 // The dynamic shared memory of this block.
@@ -64,6 +63,12 @@ class Carver {
   char* begin_;
   int64_t used_ = 0;
 };
+
+// A workspace, made by its constructor (memory, sizes...), which without memory counts the `bytes` that it takes.
+template <typename Workspace, typename... Sizes>
+Workspace make_workspace(const Gpu& gpu, const Sizes&... sizes) {
+  return Workspace(gpu.workspace(Workspace(nullptr, sizes...).bytes), sizes...);
+}
 
 // Values next to each other in memory that are read and written at once.
 template <typename S, int kWidth>

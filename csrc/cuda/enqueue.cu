@@ -184,33 +184,28 @@ __global__ void __launch_bounds__(kThreads, kBlocks) store_kernel(const EnqueueP
 }
 
 template <int kWidth, typename T, typename S>
-int launch_wide(const EnqueueParams<T, S>& p, const Launch& launch) {
-  const Workspace w(launch.workspace, p.B);
+int enqueue_in(const EnqueueParams<T, S>& p, const Gpu& gpu) {
+  const auto w = make_workspace<Workspace>(gpu, p.B);
   const dim3 rows(static_cast<unsigned>(ceil_div(p.B, kWarps)));
-  const int error = run(storable_kernel<T, S, kWidth>, rows, kThreads, launch, p, w);
+  const int error = run(storable_kernel<T, S, kWidth>, rows, kThreads, gpu, p, w);
   if (error != cudaSuccess) return error;
   const dim3 columns(static_cast<unsigned>(ceil_div(p.D, kColumns)));
-  return run(store_kernel<T, S, kWidth>, columns, kThreads, launch, p, w);
+  return run(store_kernel<T, S, kWidth>, columns, kThreads, gpu, p, w);
 }
 
 }  // namespace
 
-int64_t enqueue_workspace(int64_t B) { return Workspace(nullptr, B).bytes; }
-
 template <typename T, typename S>
-int launch_enqueue(const EnqueueParams<T, S>& p, const Launch& launch) {
+int enqueue(const EnqueueParams<T, S>& p, const Gpu& gpu) {
   if (p.B == 0) return cudaSuccess;
   const bool wide = p.D % kWide == 0 && is_aligned<T, kWide>(p.z) && is_aligned<S, kWide>(p.bank);
-  return wide ? launch_wide<kWide>(p, launch) : launch_wide<1>(p, launch);
+  return wide ? enqueue_in<kWide>(p, gpu) : enqueue_in<1>(p, gpu);
 }
 
-#define XBN_INSTANTIATE(S)                                                    \
-  template int launch_enqueue(const EnqueueParams<float, S>&, const Launch&); \
-  template int launch_enqueue(const EnqueueParams<double, S>&, const Launch&);
-XBN_INSTANTIATE(float)
-XBN_INSTANTIATE(double)
-XBN_INSTANTIATE(Float16)
-XBN_INSTANTIATE(BFloat16)
+#define XBN_INSTANTIATE(S, ...)                                     \
+  template int enqueue(const EnqueueParams<float, S>&, const Gpu&); \
+  template int enqueue(const EnqueueParams<double, S>&, const Gpu&);
+XBN_FOR_EACH_BANK(XBN_INSTANTIATE)
 #undef XBN_INSTANTIATE
 
 }  // namespace xbn::cuda

@@ -1,7 +1,7 @@
 // The device as the glue sees it, and what this build can run on.
 #include <cuda_runtime.h>
 
-#include "kernels.h"
+#include "gpu.h"
 
 #ifndef XBN_CUDA_ARCHITECTURES
 #define XBN_CUDA_ARCHITECTURES ""
@@ -9,13 +9,13 @@
 
 namespace xbn::cuda {
 
-int use_device(int device, DeviceInfo* info) {
+int use_device(int device, Gpu* gpu) {
   int error = cudaSetDevice(device), major = 0, minor = 0;
   if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&info->multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    error = cudaDeviceGetAttribute(&gpu->multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  info->capability = 10 * major + minor;
+  gpu->capability = 10 * major + minor;
   return error;
 }
 

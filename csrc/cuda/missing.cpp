@@ -10,28 +10,9 @@ struct MissingDevice {
           ": this build of xbn_ext has no CUDA kernels: keep embeddings and criterion on the CPU, or install the CUDA "
           "toolkit (nvcc) and build xbn_ext with XBN_CUDA=1");
   }
-  template <typename... Arguments>
-  void check_counter(const Arguments&...) const {}
-  template <typename... Params>
-  void normalize(const Params&...) const {}
-  template <typename... Params>
-  void normalize_backward(const Params&...) const {}
-  template <typename... Params>
-  void moments(const Params&...) const {}
-  template <typename... Params>
-  void track(const Params&...) const {}
-  template <typename... Params>
-  void transform(const Params&...) const {}
-  template <typename... Params>
-  void standardize(const Params&...) const {}
-  template <typename... Params>
-  void enqueue(const Params&...) const {}
-  template <typename... Params>
-  void memory_loss(const Params&...) const {}
-  template <typename... Params>
-  void transform_memory_loss(const Params&...) const {}
-  template <typename... Params>
-  void batch_loss(const Params&...) const {}
+  void check_counter(const char*, const Tensor&, int64_t) const {}
+  template <typename Kernel>
+  void run(const Kernel&) const {}
 };
 
 std::string architectures() { return ""; }

@@ -149,38 +149,36 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 }
 
 template <int kWidth, bool kTrack, typename T>
-int launch_wide(const MomentsParams<T>& p, const TrackParams& t, const Launch& launch) {
-  const Workspace w(launch.workspace, p.B, p.D);
+int measure_in(const MomentsParams<T>& p, const TrackParams& t, const Gpu& gpu) {
+  const auto w = make_workspace<Workspace>(gpu, p.B, p.D);
   const dim3 rows(static_cast<unsigned>(larger(1, ceil_div(p.B, kWarps))));
-  const int error = run(usable_kernel<T, kWidth>, rows, kThreads, launch, p, w);
+  const int error = run(usable_kernel<T, kWidth>, rows, kThreads, gpu, p, w);
   if (error != cudaSuccess) return error;
   const dim3 columns(static_cast<unsigned>(ceil_div(p.D, kColumns)));
-  return run(moments_kernel<T, kTrack, kWidth>, columns, kThreads, launch, p, t, w);
+  return run(moments_kernel<T, kTrack, kWidth>, columns, kThreads, gpu, p, t, w);
 }
 
 template <typename T, bool kTrack>
-int launch(const MomentsParams<T>& p, const TrackParams& t, const Launch& launch) {
+int measure(const MomentsParams<T>& p, const TrackParams& t, const Gpu& gpu) {
   const bool wide = p.D % kWide == 0 && is_aligned<T, kWide>(p.x);
-  return wide ? launch_wide<kWide, kTrack>(p, t, launch) : launch_wide<1, kTrack>(p, t, launch);
+  return wide ? measure_in<kWide, kTrack>(p, t, gpu) : measure_in<1, kTrack>(p, t, gpu);
 }
 
 }  // namespace
 
-int64_t moments_workspace(int64_t B, int64_t D) { return Workspace(nullptr, B, D).bytes; }
-
 template <typename T>
-int launch_moments(const MomentsParams<T>& p, const Launch& launch_at) {
-  return launch<T, false>(p, TrackParams{}, launch_at);
+int moments(const MomentsParams<T>& p, const Gpu& gpu) {
+  return measure<T, false>(p, TrackParams{}, gpu);
 }
 
 template <typename T>
-int launch_track(const MomentsParams<T>& moments, const TrackParams& p, const Launch& launch_at) {
-  return launch<T, true>(moments, p, launch_at);
+int track(const MomentsParams<T>& measured, const TrackParams& p, const Gpu& gpu) {
+  return measure<T, true>(measured, p, gpu);
 }
 
-template int launch_moments(const MomentsParams<float>&, const Launch&);
-template int launch_moments(const MomentsParams<double>&, const Launch&);
-template int launch_track(const MomentsParams<float>&, const TrackParams&, const Launch&);
-template int launch_track(const MomentsParams<double>&, const TrackParams&, const Launch&);
+template int moments(const MomentsParams<float>&, const Gpu&);
+template int moments(const MomentsParams<double>&, const Gpu&);
+template int track(const MomentsParams<float>&, const TrackParams&, const Gpu&);
+template int track(const MomentsParams<double>&, const TrackParams&, const Gpu&);
 
 }  // namespace xbn::cuda

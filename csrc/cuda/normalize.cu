@@ -74,24 +74,24 @@ bool in_vectors(int64_t D, std::initializer_list<const T*> matrices) {
 }  // namespace
 
 template <typename T>
-int launch_normalize(const NormalizeParams<T>& p, const Launch& launch) {
+int normalize(const NormalizeParams<T>& p, const Gpu& gpu) {
   if (p.B == 0) return cudaSuccess;
   const bool wide = in_vectors<T>(p.D, {p.x, p.z});
   const auto kernel = wide ? normalize_kernel<T, 16 / sizeof(T)> : normalize_kernel<T, 1>;
-  return run(kernel, dim3(static_cast<unsigned>(p.B)), kThreads, launch, p);
+  return run(kernel, dim3(static_cast<unsigned>(p.B)), kThreads, gpu, p);
 }
 
 template <typename T>
-int launch_normalize_backward(const NormalizeBackwardParams<T>& p, const Launch& launch) {
+int normalize_backward(const NormalizeBackwardParams<T>& p, const Gpu& gpu) {
   if (p.B == 0) return cudaSuccess;
   const bool wide = in_vectors<T>(p.D, {p.grad_z, p.z, p.grad_x});
   const auto kernel = wide ? normalize_backward_kernel<T, 16 / sizeof(T)> : normalize_backward_kernel<T, 1>;
-  return run(kernel, dim3(static_cast<unsigned>(p.B)), kThreads, launch, p);
+  return run(kernel, dim3(static_cast<unsigned>(p.B)), kThreads, gpu, p);
 }
 
-template int launch_normalize(const NormalizeParams<float>&, const Launch&);
-template int launch_normalize(const NormalizeParams<double>&, const Launch&);
-template int launch_normalize_backward(const NormalizeBackwardParams<float>&, const Launch&);
-template int launch_normalize_backward(const NormalizeBackwardParams<double>&, const Launch&);
+template int normalize(const NormalizeParams<float>&, const Gpu&);
+template int normalize(const NormalizeParams<double>&, const Gpu&);
+template int normalize_backward(const NormalizeBackwardParams<float>&, const Gpu&);
+template int normalize_backward(const NormalizeBackwardParams<double>&, const Gpu&);
 
 }  // namespace xbn::cuda

@@ -129,23 +129,23 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <int kWidth, typename S, typename Map>
-int launch_rewrite_of(S* bank, double* sums, const Map& map, int64_t M, int64_t D, const Launch& launch) {
-  const RewriteWorkspace w(launch.workspace, M, D);
+int rewrite_of(S* bank, double* sums, const Map& map, int64_t M, int64_t D, const Gpu& gpu) {
+  const auto w = make_workspace<RewriteWorkspace>(gpu, M, D);
   int columns = 1;
   while (columns < kRewriteThreads && columns * kWidth < D) columns *= 2;
   const dim3 grid(static_cast<unsigned>(w.runs), static_cast<unsigned>(ceil_div(D, columns * kWidth)));
-  const int error = run(rewrite_kernel<S, kWidth, Map>, grid, kRewriteThreads, launch, bank, map, M, D, columns, w);
+  const int error = run(rewrite_kernel<S, kWidth, Map>, grid, kRewriteThreads, gpu, bank, map, M, D, columns, w);
   if (error != cudaSuccess) return error;
   const dim3 blocks(static_cast<unsigned>(ceil_div(D, kColumns)));
-  return run(sums_kernel<Map>, blocks, kThreads, launch, map, sums, M, D, w);
+  return run(sums_kernel<Map>, blocks, kThreads, gpu, map, sums, M, D, w);
 }
 
 template <typename S, typename Map>
-int launch_rewrite(S* bank, double* sums, const Map& map, int64_t M, int64_t D, const Launch& launch) {
+int rewrite(S* bank, double* sums, const Map& map, int64_t M, int64_t D, const Gpu& gpu) {
   constexpr int kWidth = 16 / sizeof(S);
   if (D % kWidth == 0 && reinterpret_cast<uintptr_t>(bank) % 16 == 0)
-    return launch_rewrite_of<kWidth>(bank, sums, map, M, D, launch);
-  return launch_rewrite_of<1>(bank, sums, map, M, D, launch);
+    return rewrite_of<kWidth>(bank, sums, map, M, D, gpu);
+  return rewrite_of<1>(bank, sums, map, M, D, gpu);
 }
 
 }  // namespace

@@ -48,14 +48,13 @@ struct StandardMap {
 }  // namespace
 
 template <typename S>
-int launch_standardize(const StandardizeParams<S>& p, const Launch& launch) {
+int standardize(const StandardizeParams<S>& p, const Gpu& gpu) {
   const StandardMap<S> map = {p.sums, p.scale, p.shift, p.count, p.D, p.eps};
-  return launch_rewrite(p.bank, p.sums, map, p.M, p.D, launch);
+  return rewrite(p.bank, p.sums, map, p.M, p.D, gpu);
 }
 
-template int launch_standardize(const StandardizeParams<float>&, const Launch&);
-template int launch_standardize(const StandardizeParams<double>&, const Launch&);
-template int launch_standardize(const StandardizeParams<Float16>&, const Launch&);
-template int launch_standardize(const StandardizeParams<BFloat16>&, const Launch&);
+#define XBN_INSTANTIATE(S, ...) template int standardize(const StandardizeParams<S>&, const Gpu&);
+XBN_FOR_EACH_BANK(XBN_INSTANTIATE)
+#undef XBN_INSTANTIATE
 
 }  // namespace xbn::cuda

@@ -24,16 +24,13 @@ struct PendingMap {
 
 }  // namespace
 
-int64_t rewrite_workspace(int64_t M, int64_t D) { return RewriteWorkspace(nullptr, M, D).bytes; }
-
 template <typename S>
-int launch_transform(const TransformParams<S>& p, const Launch& launch) {
-  return launch_rewrite(p.bank, p.sums, PendingMap{p.scale, p.shift, p.count}, p.M, p.D, launch);
+int transform(const TransformParams<S>& p, const Gpu& gpu) {
+  return rewrite(p.bank, p.sums, PendingMap{p.scale, p.shift, p.count}, p.M, p.D, gpu);
 }
 
-template int launch_transform(const TransformParams<float>&, const Launch&);
-template int launch_transform(const TransformParams<double>&, const Launch&);
-template int launch_transform(const TransformParams<Float16>&, const Launch&);
-template int launch_transform(const TransformParams<BFloat16>&, const Launch&);
+#define XBN_INSTANTIATE(S, ...) template int transform(const TransformParams<S>&, const Gpu&);
+XBN_FOR_EACH_BANK(XBN_INSTANTIATE)
+#undef XBN_INSTANTIATE
 
 }  // namespace xbn::cuda

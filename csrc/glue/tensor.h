@@ -27,4 +27,44 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+inline Tensor as_dense(const Tensor& t) { return torch::stable::contiguous(t); }
+
+// An optional tensor as dense data: keeps the dense copy alive as long as its pointer is used.
+struct Dense {
+  explicit Dense(const OptionalTensor& t) {
+    if (t) tensor = as_dense(*t);
+  }
+  template <typename T>
+  const T* data() const {
+    return tensor ? tensor->const_data_ptr<T>() : nullptr;
+  }
+  OptionalTensor tensor;
+};
+
+// The numbers of a tensor, of a type that stands for its dtype. torch knows a 16-bit type by another name, so the pointer
+// goes by way of void.
+template <typename T>
+struct Type {
+  using type = T;
+};
+
+template <typename T>
+T* data_of(const Tensor& t, Type<T>) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+template <typename T>
+const T* data_in(const Tensor& t, Type<T>) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+// Of a tensor that may be missing.
+template <typename T>
+T* data_of(const OptionalTensor& t) {
+  return t ? t->mutable_data_ptr<T>() : nullptr;
+}
+template <typename T>
+const T* data_in(const OptionalTensor& t) {
+  return t ? t->const_data_ptr<T>() : nullptr;
+}
+
 }  // namespace xbn

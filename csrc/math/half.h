@@ -90,4 +90,7 @@ XBN_FORMULA T as(S stored) {
   return static_cast<T>(static_cast<typename Compute<S>::type>(stored));
 }
 
+// X(S, torch's name of S) for every dtype of a bank.
+#define XBN_FOR_EACH_BANK(X) X(float, Float) X(double, Double) X(Float16, Half) X(BFloat16, BFloat16)
+
 }  // namespace xbn

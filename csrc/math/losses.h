@@ -43,6 +43,24 @@ struct LossSpec {
   double mining = -1;  // multi_similarity: epsilon of its mining, negative for none
 };
 
+// A loss as xbn_ext/losses.py names it, and its parameters, in the order a, b, c, mining.
+struct NamedLoss {
+  const char* name;
+  LossKind kind;
+  int parameters;
+  const char* divides[2];  // the names of a and b if they must be positive, and have a reciprocal in float32
+};
+constexpr NamedLoss kLosses[] = {
+    {"contrastive", LossKind::contrastive, 2, {}},
+    {"contrastive_mean", LossKind::contrastive, 2, {}},
+    {"supcon", LossKind::supcon, 1, {"temperature"}},
+    {"ntxent", LossKind::ntxent, 1, {"temperature"}},
+    {"multi_similarity", LossKind::multi_similarity, 4, {"alpha", "beta"}},
+    {"circle", LossKind::circle, 2, {nullptr, "gamma"}},
+    {"triplet_hardest", LossKind::triplet, 1, {}},
+    {"triplet_all", LossKind::triplet_all, 1, {}},
+};
+
 enum class Pairs { none, negatives, positives, all };
 enum class Formula { margin, similarity, ntxent, exponent, circle, extreme, threshold, rank, weigh };
 

@@ -6,15 +6,8 @@
 #include <cstring>
 #include <vector>
 
-#include "../../csrc/cpu/enqueue.h"
-#include "../../csrc/cpu/loss/batch_loss.h"
-#include "../../csrc/cpu/loss/memory_loss.h"
-#include "../../csrc/cpu/moments.h"
-#include "../../csrc/cpu/normalize.h"
-#include "../../csrc/cpu/standardize.h"
-#include "../../csrc/cpu/track.h"
-#include "../../csrc/cpu/transform.h"
-#include "../../csrc/cuda/kernels.h"
+#include "../../csrc/cuda/loss/way.h"
+#include "../../csrc/kernels.h"
 #include "products.h"
 #include "state.h"
 
@@ -28,13 +21,41 @@ const Cpu kCpu{Isa::baseline, [](int64_t units, const std::function<void(int64_t
                  for (int64_t i = 0; i < units; ++i) unit(i);
                }};
 
-// A launch with temporary memory of exactly the size asked for, full of NaN.
+// Gives temporary memory of exactly the size asked for, full of NaN.
+struct ExactGpu : cuda::Gpu {
+  ExactGpu() { multiprocessors = emu::settings().multiprocessors; }
+
+  void* workspace(int64_t bytes) const override {
+    kept.emplace_back(static_cast<char*>(std::aligned_alloc(256, static_cast<std::size_t>(bytes))), std::free);
+    std::fill(kept.back().get(), kept.back().get() + bytes, static_cast<char>(0xff));
+    return kept.back().get();
+  }
+
+  void multiply_transposed(const Product& p) const override {
+    p.float64 ? multiply_transposed_of<double>(p) : multiply_transposed_of<float>(p);
+  }
+  void add_product(const Product& p) const override {
+    p.float64 ? add_product_of<double>(p) : add_product_of<float>(p);
+  }
+
+  mutable std::vector<std::unique_ptr<char, decltype(&std::free)>> kept;
+
+ private:
+  template <typename T>
+  static void multiply_transposed_of(const Product& p) {
+    ::multiply_transposed(static_cast<const T*>(p.a), static_cast<const T*>(p.b), p.n, p.m, p.k,
+                          static_cast<T*>(p.out));
+  }
+  template <typename T>
+  static void add_product_of(const Product& p) {
+    ::add_product(static_cast<const T*>(p.a), static_cast<const T*>(p.b), p.n, p.m, p.k, static_cast<T*>(p.out));
+  }
+};
+
+// Calls an op's kernels, which may not fail.
 template <typename Run>
-void launch(int64_t bytes, const Run& run) {
-  const std::unique_ptr<char, decltype(&std::free)> memory(static_cast<char*>(std::aligned_alloc(256, bytes)),
-                                                           std::free);
-  std::fill(memory.get(), memory.get() + bytes, static_cast<char>(0xff));
-  const int error = run(cuda::Launch{nullptr, emu::settings().multiprocessors, memory.get()});
+void launch(const Run& run) {
+  const int error = run(ExactGpu());
   if (error != 0) std::fprintf(stderr, "%s\n", cuda::error_string(error));
   require(error == 0, "launch", 0, 0, 0);
 }
@@ -52,37 +73,14 @@ MemoryLossParams<T, S> loss_params(const Exactly<T>& z, const Exactly<int64_t>& 
 
 template <typename T, typename S>
 void composite(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
-  cuda::Composite<T> c = cuda::plan_composite<T>(p.B, p.M, p.D, loss);
-  const int64_t chunks = 1 + up_to(2);  // at most; planned, one would hold all of these small banks
-  c.chunk = 64 * ((p.M + 64 * chunks - 1) / (64 * chunks));
-  c.chunks = (p.M + c.chunk - 1) / c.chunk;
-  if (c.thresholds > 16 && up_to(3) == 0) {  // some rounds
-    c.thresholds = std::max<int64_t>(16, (p.M + 3) / 4);
-    c.rounds = (p.M + c.thresholds - 1) / c.thresholds;
+  cuda::Chunks chunks = cuda::plan_chunks(p.B, p.M, p.D, sizeof(T), loss);
+  const int64_t most = 1 + up_to(2);  // planned, one would hold all of these small banks
+  chunks.rows = 64 * ceil_div(p.M, 64 * most);
+  if (chunks.thresholds > 16 && up_to(3) == 0) {  // some rounds
+    chunks.thresholds = std::max<int64_t>(16, (p.M + 3) / 4);
+    chunks.rounds = ceil_div(p.M, chunks.thresholds);
   }
-  Exactly<T> rows(c.chunk * p.D), s(c.slots * p.B * c.chunk), grad(c.slots * p.B * p.D);
-  c.rows = rows, c.s = s;
-  if (sums_gradients(loss) && p.grad_z != nullptr) c.grad = grad;
-  const Program program = make_program(loss, p.grad_z != nullptr);
-  launch(cuda::composite_workspace(p.B, p.D, c), [&](const cuda::Launch& at) {
-    int error = 0;
-    for (; c.round < c.rounds; ++c.round)
-      for (int k = 0; k < program.passes; ++k) {
-        const Pass& pass = program.pass[k];
-        error |= cuda::launch_composite_begin(p, pass, k, c, at);
-        for (int64_t first = 0; first < c.chunks * c.chunk && p.B > 0; first += c.chunk) {
-          error |= cuda::launch_composite_rows(p, c, first, at);
-          multiply_transposed(p.z, rows.data.get(), p.B, c.chunk, p.D, s.data.get());
-          error |= cuda::launch_composite_score(p, pass, c, first, at);
-          for (int slot = 0; slot < kSlots && pass.gradient && c.grad != nullptr; ++slot)
-            if (pass.slot[slot].pairs != Pairs::none)
-              add_product(s.data.get() + slot * p.B * c.chunk, rows.data.get(), p.B, c.chunk, p.D,
-                          grad.data.get() + slot * p.B * p.D);
-        }
-        error |= cuda::launch_composite_end(p, loss, k, c, at);
-      }
-    return error;
-  });
+  launch([&](const cuda::Gpu& gpu) { return cuda::composite(p, loss, chunks, gpu); });
 }
 
 // Rows of about unit length; one may be NaN.
@@ -102,10 +100,10 @@ void normalize_round(const Sizes& n) {
                         norm64(n.B);
   normalize(NormalizeParams<double>{x64, n.B, n.D, 1e-6, z64, norm64}, kCpu);
   normalize_backward(NormalizeBackwardParams<double>{grad_z64, z64, norm64, n.B, n.D, 1e-6, grad64}, kCpu);
-  const cuda::Launch at{nullptr, emu::settings().multiprocessors, nullptr};
-  int error = cuda::launch_normalize(NormalizeParams<T>{x, n.B, n.D, 1e-6, z, norm}, at);
-  error |= cuda::launch_normalize_backward(NormalizeBackwardParams<T>{grad_z, z, norm, n.B, n.D, 1e-6, grad}, at);
-  require(error == 0, "launch", 0, 0, 0);
+  launch([&](const cuda::Gpu& gpu) { return cuda::normalize(NormalizeParams<T>{x, n.B, n.D, 1e-6, z, norm}, gpu); });
+  launch([&](const cuda::Gpu& gpu) {
+    return cuda::normalize_backward(NormalizeBackwardParams<T>{grad_z, z, norm, n.B, n.D, 1e-6, grad}, gpu);
+  });
   close("normalize", difference(z, z64, 1), 4 * kUnit<T>, n);
   close("normalize, norm", difference(norm, norm64), 1e-13, n);
   // Only the part of the gradient across the row is left, in one dimension nothing: rounding is as large as the whole.
@@ -143,8 +141,7 @@ bool batch_round(const Sizes& n, const LossSpec& loss) {
   std::fill(grad.data.get(), grad.data.get() + grad.size, static_cast<T>(7));
   for (T* const grad_dots : {static_cast<T*>(grad), static_cast<T*>(nullptr)}) {
     const BatchLossParams<T> p{dots, y, p64.ids, p64.anchors, n.B, p64.renormalize, 1e-6, value, grad_dots};
-    launch(cuda::batch_loss_workspace<T>(n.B, loss),
-           [&](const cuda::Launch& at) { return cuda::launch_batch_loss(p, loss, at); });
+    launch([&](const cuda::Gpu& gpu) { return cuda::batch_loss(p, loss, gpu); });
     close("batch_loss", difference(value, value64, 1), tolerance, n);
   }
   close("batch_loss, gradient", difference(grad, grad64, 1e-3), tolerance, n);
@@ -212,15 +209,13 @@ class MemoryRound {
       for (const bool tensor : {true, false})
         if (!goes_in_rounds(loss) && (!tensor || n_.D % 4 == 0))  // else it would go as simt
           check(tensor ? "tensor" : "simt", [&](const auto& p) {
-            launch(cuda::sweep_workspace(p.B, p.M, p.D, loss, p.grad_z != nullptr, emu::settings().multiprocessors),
-                   [&](const cuda::Launch& at) { return cuda::launch_sweep(p, loss, tensor, at); });
+            launch([&](const cuda::Gpu& gpu) { return cuda::sweep(p, loss, tensor, gpu); });
           });
       // Of the pairs the screen may leave as many as it may, then none and all: the sweep runs, then the exact pairs.
       for (const double most : {cuda::kFew, 0.0, 1.0})
         if (loss.kind == LossKind::contrastive && n_.D % 4 == 0)
           check("screen", [&](const auto& p) {
-            launch(cuda::screened_workspace(p.B, p.M, p.D, loss, p.grad_z != nullptr, emu::settings().multiprocessors),
-                   [&](const cuda::Launch& at) { return cuda::launch_screened(p, loss, most, at); });
+            launch([&](const cuda::Gpu& gpu) { return cuda::screened(p, loss, most, gpu); });
           });
     }
     check("composite", [&](const auto& p) { composite(p, loss); });
@@ -230,10 +225,8 @@ class MemoryRound {
  private:
   static constexpr double kEps = 1e-6;
 
-  template <typename R>
-  static TrackParams track_params(const MomentsParams<R>& m, const auto& s) {
-    return {m.mean, m.std,   m.rows, s.mean, s.std, s.variance, s.scale, s.shift,
-            s.sums, s.count, m.D,    0.01,   1.0,   -1.0,       kEps,    s.stats};
+  static TrackParams track_params(int64_t D, const auto& s) {
+    return {s.mean, s.std, s.variance, s.scale, s.shift, s.sums, s.count, D, 0.01, 1.0, -1.0, kEps, s.stats};
   }
 
   void step_memory() {
@@ -246,14 +239,12 @@ class MemoryRound {
       close("std", difference(std, std64), 1e-11, n_);
       require(*rows == *rows64, "rows", n_.B, n_.M, n_.D);
     };
-    moments(m64, kCpu);
-    if (!std::is_same_v<T, S>) return track(track_params(m64, ours_));  // the kernels know nothing of S
+    if (!std::is_same_v<T, S>) return track(m64, track_params(n_.D, ours_), kCpu);  // the kernels know nothing of S
     const State<double> truth = ours_.in_double();
-    track(track_params(m64, truth));
-    launch(cuda::moments_workspace(n_.B, n_.D), [&](const cuda::Launch& at) { return cuda::launch_moments(m, at); });
+    track(m64, track_params(n_.D, truth), kCpu);
+    launch([&](const cuda::Gpu& gpu) { return cuda::moments(m, gpu); });
     same_moments();
-    launch(cuda::moments_workspace(n_.B, n_.D),
-           [&](const cuda::Launch& at) { return cuda::launch_track(m, track_params(m, ours_), at); });
+    launch([&](const cuda::Gpu& gpu) { return cuda::track(m, track_params(n_.D, ours_), gpu); });
     same_moments();
     same("track", ours_, truth, 0, 1e-11, n_);
   }
@@ -267,19 +258,17 @@ class MemoryRound {
         return TransformParams<R>{s.bank, s.sums, s.scale, s.shift, s.count, n_.M, n_.D};
       };
       transform(params(truth), kCpu);
-      launch(cuda::rewrite_workspace(n_.M, n_.D),
-             [&](const cuda::Launch& at) { return cuda::launch_transform(params(ours_), at); });
+      launch([&](const cuda::Gpu& gpu) { return cuda::transform(params(ours_), gpu); });
     } else {
       for (int64_t d = 0; d < n_.D && *truth.count > 0; ++d) {
         const Moments stored = bank_moments(truth.sums[d], truth.sums[n_.D + d], *truth.count);
         if (truth.scale[d] * stored.std >= kEps) terms = std::max(terms, std::fabs(stored.mean / stored.std));
       }
       const auto params = [&]<typename R>(const State<R>& s) {
-        return StandardizeParams<R>{s.bank, s.sums, s.scale, s.shift, s.count, n_.M, n_.D, kEps};
+        return StandardizeParams<R>{{s.bank, s.sums, s.scale, s.shift, s.count, n_.M, n_.D}, kEps};
       };
       standardize(params(truth), kCpu);
-      launch(cuda::rewrite_workspace(n_.M, n_.D),
-             [&](const cuda::Launch& at) { return cuda::launch_standardize(params(ours_), at); });
+      launch([&](const cuda::Gpu& gpu) { return cuda::standardize(params(ours_), gpu); });
     }
     const double computing = 100 * kUnit<typename Compute<S>::type> * terms;
     same(in_place_ ? "transform" : "standardize", ours_, truth, computing + kUnit<S>, computing, n_);
@@ -297,8 +286,7 @@ class MemoryRound {
     const State<S> truth = ours_.copied();
     const Exactly<int64_t> slots(n_.B);
     enqueue(params(truth, slots), kCpu);
-    launch(cuda::enqueue_workspace(n_.B),
-           [&](const cuda::Launch& at) { return cuda::launch_enqueue(params(ours_, slots_), at); });
+    launch([&](const cuda::Gpu& gpu) { return cuda::enqueue(params(ours_, slots_), gpu); });
     same("enqueue", ours_, truth, 1e-11, 0, n_);
     require(std::memcmp(ours_.bank, truth.bank, n_.M * n_.D * sizeof(S)) == 0, "stored rows", n_.B, n_.M, n_.D);
     require(equal(slots_, slots), "slots", n_.B, n_.M, n_.D);

@@ -18,10 +18,11 @@ std::uint64_t screen(std::uintptr_t z, std::uintptr_t labels, std::uintptr_t ban
   p.count = reinterpret_cast<const std::int64_t*>(count), p.anchors = reinterpret_cast<const bool*>(anchors);
   p.scale = reinterpret_cast<const double*>(scale), p.shift = reinterpret_cast<const double*>(shift);
   p.B = B, p.M = M, p.D = D, p.renormalize = renormalize, p.eps = eps;
+  xbn::cuda::Gpu gpu;
+  gpu.multiprocessors = emu::settings().multiprocessors;
   unsigned long long found = 0;
   const int error = xbn::cuda::launch_screen(p, margin, bounded ? xbn::cuda::screen_bound(D) : xbn::cuda::ScreenBound{},
-                                             {reinterpret_cast<std::uint32_t*>(mask), &found, nullptr},
-                                             {nullptr, emu::settings().multiprocessors, nullptr});
+                                             {reinterpret_cast<std::uint32_t*>(mask), &found, nullptr}, gpu);
   if (error != 0) throw std::runtime_error(xbn::cuda::error_string(error));
   return found;
 }

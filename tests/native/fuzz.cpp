@@ -9,16 +9,8 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/cpu/enqueue.h"
-#include "../../csrc/cpu/loss/batch_loss.h"
-#include "../../csrc/cpu/loss/memory_loss.h"
 #include "../../csrc/cpu/loss/screen.h"
-#include "../../csrc/cpu/moments.h"
-#include "../../csrc/cpu/normalize.h"
-#include "../../csrc/cpu/standardize.h"
-#include "../../csrc/cpu/track.h"
-#include "../../csrc/cpu/transform.h"
-#include "../../csrc/math/half.h"
+#include "../../csrc/kernels.h"
 #include "random_data.h"
 
 namespace {
@@ -85,11 +77,14 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
 
   xbn::transform(xbn::TransformParams<S>{bank, sums, scale, shift, count, M, D}, one);
 
-  xbn::moments(xbn::MomentsParams<T>{z, sometimes(chosen), B, D, mean, std, rows}, many);
-  xbn::track(xbn::TrackParams{mean, std, rows, target_mean, target_std, variance, scale, shift, sums, count, D, 0.01,
-                              1.0, up_to(1) ? -1.0 : 0.1, 1e-6, stats});
+  const xbn::MomentsParams<T> measured{z, sometimes(chosen), B, D, mean, std, rows};
+  xbn::moments(measured, one);
+  xbn::track(measured,
+             xbn::TrackParams{target_mean, target_std, variance, scale, shift, sums, count, D, 0.01, 1.0,
+                              up_to(1) ? -1.0 : 0.1, 1e-6, stats},
+             many);
   if (up_to(1))
-    xbn::standardize(xbn::StandardizeParams<S>{bank, sums, scale, shift, count, M, D, 1e-6}, many);
+    xbn::standardize(xbn::StandardizeParams<S>{{bank, sums, scale, shift, count, M, D}, 1e-6}, many);
   else
     xbn::transform(xbn::TransformParams<S>{bank, sums, scale, shift, count, M, D}, many);
   xbn::enqueue(xbn::EnqueueParams<T, S>{bank, bank_y, bank_ids, bank_steps, sums, head, count, z, y, sometimes(ids),

@@ -9,7 +9,7 @@
 //          gradient
 //   split  rows, an anchor's pairs each, then stripes of columns, each summed in row order: the same bits on any number of
 //          threads
-#include "batch_loss.h"
+#include "../../kernels.h"
 
 #include <algorithm>
 #include <cmath>

@@ -17,7 +17,7 @@
 //          find the rows that cannot count (screen.h)
 //   split  by shape alone (SweepPlan); every split has its own sums, added along a tree of fixed shape: the same bits on
 //          any number of threads
-#include "memory_loss.h"
+#include "../../kernels.h"
 
 #include <algorithm>
 #include <cmath>
@@ -151,18 +151,13 @@ void transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T
   rank(moved, loss, cpu, &rewrite);
 }
 
-#define XBN_INSTANTIATE(T, S)                                                                                    \
+#define XBN_OF(T, S)                                                                                             \
   template void memory_loss(const MemoryLossParams<T, S>&, const LossSpec&, const Cpu&);                         \
   template void transform_memory_loss(const TransformParams<S>&, const MemoryLossParams<T, S>&, const LossSpec&, \
                                       const Cpu&);
-XBN_INSTANTIATE(float, float)
-XBN_INSTANTIATE(float, double)
-XBN_INSTANTIATE(double, float)
-XBN_INSTANTIATE(double, double)
-XBN_INSTANTIATE(float, Float16)
-XBN_INSTANTIATE(double, Float16)
-XBN_INSTANTIATE(float, BFloat16)
-XBN_INSTANTIATE(double, BFloat16)
+#define XBN_INSTANTIATE(S, ...) XBN_OF(float, S) XBN_OF(double, S)
+XBN_FOR_EACH_BANK(XBN_INSTANTIATE)
 #undef XBN_INSTANTIATE
+#undef XBN_OF
 
 }  // namespace xbn

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../../params.h"
+#include "../../kernels.h"
 
 namespace xbn {
 
@@ -13,13 +13,13 @@ template <typename S>
 class Rewrite {
  public:
   explicit Rewrite(const TransformParams<S>& p)
-      : bank(p.bank), D(p.D), scale(p.scale, p.scale + D), shift(p.shift, p.shift + D), p_(p) {}
+      : bank(p.bank), D(p.D), scale(p.scale, p.scale + D), shift(p.shift, p.shift + D), params_(p) {}
 
   // All rows are written, and these are the bank's sums, [2, D]: nothing is pending any more.
   void finish(const std::vector<double>& sums) const {
-    std::copy(sums.begin(), sums.end(), p_.sums);
-    std::fill(p_.scale, p_.scale + D, 1.0);
-    std::fill(p_.shift, p_.shift + D, 0.0);
+    std::copy(sums.begin(), sums.end(), params_.sums);
+    std::fill(params_.scale, params_.scale + D, 1.0);
+    std::fill(params_.shift, params_.shift + D, 0.0);
   }
 
   S* const bank;  // [M, D]
@@ -27,7 +27,7 @@ class Rewrite {
   const std::vector<S> scale, shift;
 
  private:
-  const TransformParams<S>& p_;
+  const TransformParams<S> params_;
 };
 
 }  // namespace xbn

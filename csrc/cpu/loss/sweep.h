@@ -6,8 +6,8 @@
 #include <new>
 #include <vector>
 
+#include "../../kernels.h"
 #include "../../math/losses.h"
-#include "../../params.h"
 #include "../cpu.h"
 
 namespace xbn {

@@ -133,6 +133,6 @@ using BlockExtremes = BlockReduction<kThreads, kCount, Extreme<T>, Better>;
 // settle.cu.
 template <typename T, typename S>
 int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, const PartialLoss<T>& partial,
-                  const Launch& launch);
+                  const Gpu& gpu);
 
 }  // namespace xbn::cuda

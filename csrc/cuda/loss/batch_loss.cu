@@ -318,26 +318,18 @@ __global__ void __launch_bounds__(kThreads, 2)
 }  // namespace
 
 template <typename T>
-int64_t batch_loss_workspace(int64_t B, const LossSpec& loss) {
-  return Workspace<T>(nullptr, B, goes_in_rounds(loss)).bytes;
-}
-
-template <typename T>
-int launch_batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Launch& launch) {
-  const Workspace<T> w(launch.workspace, p.B, goes_in_rounds(loss));
+int batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Gpu& gpu) {
+  const auto w = make_workspace<Workspace<T>>(gpu, p.B, goes_in_rounds(loss));
   const auto blocks = [](int64_t n) { return dim3(static_cast<unsigned>(larger(1, n))); };
-  int error = run(batch_norms_kernel<T>, blocks(ceil_div(p.B, kThreads)), kThreads, launch, p, w);
+  int error = run(batch_norms_kernel<T>, blocks(ceil_div(p.B, kThreads)), kThreads, gpu, p, w);
   if (error != cudaSuccess) return error;
-  error = goes_in_rounds(loss)
-              ? run(batch_triplets_kernel<T>, blocks(p.B), kThreads, launch, p, loss, w)
-              : run(batch_rank_kernel<T>, blocks(p.B), kThreads, launch, p, loss, make_program(loss), w);
+  error = goes_in_rounds(loss) ? run(batch_triplets_kernel<T>, blocks(p.B), kThreads, gpu, p, loss, w)
+                               : run(batch_rank_kernel<T>, blocks(p.B), kThreads, gpu, p, loss, make_program(loss), w);
   if (error != cudaSuccess || p.grad_dots == nullptr || p.B == 0) return error;
-  return run(batch_settle_kernel<T>, blocks(ceil_div(p.B, kColumns)), kThreads, launch, p, loss, w);
+  return run(batch_settle_kernel<T>, blocks(ceil_div(p.B, kColumns)), kThreads, gpu, p, loss, w);
 }
 
-template int64_t batch_loss_workspace<float>(int64_t, const LossSpec&);
-template int64_t batch_loss_workspace<double>(int64_t, const LossSpec&);
-template int launch_batch_loss(const BatchLossParams<float>&, const LossSpec&, const Launch&);
-template int launch_batch_loss(const BatchLossParams<double>&, const LossSpec&, const Launch&);
+template int batch_loss(const BatchLossParams<float>&, const LossSpec&, const Gpu&);
+template int batch_loss(const BatchLossParams<double>&, const LossSpec&, const Gpu&);
 
 }  // namespace xbn::cuda

@@ -1,5 +1,5 @@
 // memory_loss as two library products per chunk of the bank: for many anchors, for float64, for 16-bit banks and for
-// D > 1024. These are the kernels around the products; kernels.h has the order of the calls.
+// D > 1024.
 //
 //   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], bank_ids [M] or null; rows [0, count) count
 //   out    loss [1], grad_z [B, D], pairs [2]
@@ -13,6 +13,7 @@
 //          as the library's products are
 #include "anchor.cuh"
 #include "triplets.cuh"
+#include "way.h"
 
 namespace xbn::cuda {
 namespace {
@@ -25,17 +26,21 @@ template <typename T>
 struct Workspace {
   T* map;      // [2, D] scale and shift in T
   T* rescale;  // [kSlots, B] of the gradient so far, as exponents have grown
+  T* rows;     // [chunk, D]
+  T* s;        // [slots * B, chunk] similarities, then weights
   PartialLoss<T> partial;
   Thresholds<T> thresholds;
   int64_t bytes;
 
-  Workspace(void* memory, int64_t B, int64_t D, const Composite<T>& c) {
+  Workspace(void* memory, int64_t B, int64_t D, int64_t slots, const Chunks& chunks, bool need_grad) {
     Carver carve(memory);
     map = carve.take<T>(2 * D);
     rescale = carve.take<T>(kSlots * B);
-    partial = PartialLoss<T>::carve(carve, 1, c.slots, B);
-    partial.grad = c.grad;
-    thresholds = Thresholds<T>::carve(carve, B, c.thresholds);
+    rows = carve.take<T>(chunks.rows * D);
+    s = carve.take<T>(slots * B * chunks.rows);
+    partial = PartialLoss<T>::carve(carve, 1, slots, B);
+    if (need_grad) partial.grad = carve.take<T>(slots * B * D);
+    thresholds = Thresholds<T>::carve(carve, B, chunks.thresholds);
     bytes = carve.bytes();
   }
 };
@@ -231,110 +236,103 @@ __global__ void __launch_bounds__(kThreads) rescale_kernel(const T* rescale, int
   for (int64_t d = threadIdx.x; d < D; d += kThreads) grad[blockIdx.x * D + d] *= factor;
 }
 
-// For the kernels that do not look at the bank: they need not be compiled for each of its dtypes.
-template <typename T, typename S>
-MemoryLossParams<T, T> without_bank(const MemoryLossParams<T, S>& p) {
-  return {p.z,     p.labels,   nullptr,   p.bank_labels, p.count,       p.B,   p.M,    p.D,      p.scale,
-          p.shift, p.bank_ids, p.exclude, p.anchors,     p.renormalize, p.eps, p.loss, p.grad_z, p.pairs};
-}
-
 }  // namespace
 
-template <typename T>
-Composite<T> plan_composite(int64_t B, int64_t M, int64_t D, const LossSpec& loss) {
+Chunks plan_chunks(int64_t B, int64_t M, int64_t D, int64_t bytes, const LossSpec& loss) {
   constexpr int64_t kCacheBytes = 24 << 20;  // half of an H100's second-level cache
   constexpr int64_t kMinChunk = 256;
-  Composite<T> c = {};
-  c.slots = slots_of(loss);
-  const int64_t fitting = kCacheBytes / static_cast<int64_t>(sizeof(T)) / larger(1, c.slots * B + D);
-  c.chunks = larger(1, ceil_div(M, larger(kMinChunk, fitting)));
-  c.chunk = larger(1, ceil_div(ceil_div(M, c.chunks), 64) * 64);
-  c.chunks = larger(1, ceil_div(M, c.chunk));
-  c.rounds = 1;
-  if (!goes_in_rounds(loss)) return c;
+  const int64_t fitting = kCacheBytes / bytes / larger(1, slots_of(loss) * B + D);
+  const int64_t chunks = larger(1, ceil_div(M, larger(kMinChunk, fitting)));
+  Chunks plan = {larger(1, round_up(ceil_div(M, chunks), 64)), 0, 1};
+  if (!goes_in_rounds(loss)) return plan;
   constexpr int64_t kThresholdBytes = 64 << 20;
   constexpr int64_t kMinThresholds = 256;
-  const int64_t held = kThresholdBytes / static_cast<int64_t>(sizeof(T) + sizeof(unsigned)) / larger(1, B);
-  c.thresholds = larger(1, smaller(M, larger(kMinThresholds, held)));
-  c.rounds = larger(1, ceil_div(M, c.thresholds));
-  return c;
+  const int64_t held = kThresholdBytes / (bytes + static_cast<int64_t>(sizeof(unsigned))) / larger(1, B);
+  plan.thresholds = larger(1, smaller(M, larger(kMinThresholds, held)));
+  plan.rounds = larger(1, ceil_div(M, plan.thresholds));
+  return plan;
 }
+
+namespace {
 
 template <typename T>
-int64_t composite_workspace(int64_t B, int64_t D, const Composite<T>& c) {
-  return Workspace<T>(nullptr, B, D, c).bytes;
-}
-
-template <typename T, typename S>
-int launch_composite_begin(const MemoryLossParams<T, S>& p, const Pass& pass, int k, const Composite<T>& c,
-                           const Launch& launch) {
-  const Workspace<T> w(launch.workspace, p.B, p.D, c);
+int begin_pass(const MemoryLossParams<T, T>& p, const Pass& pass, int k, int64_t round, const Chunks& chunks,
+               const Workspace<T>& w, const Gpu& gpu) {
   int error = cudaSuccess;
-  if (c.round == 0) {
+  if (round == 0) {
     const int64_t blocks = larger(1, smaller(larger(ceil_div(p.B, kWarps), ceil_div(p.D, kThreads)), 1024));
-    error =
-        run(begin_kernel<T>, dim3(static_cast<unsigned>(blocks)), kThreads, launch, without_bank(p), pass, k == 0, w);
+    error = run(begin_kernel<T>, dim3(static_cast<unsigned>(blocks)), kThreads, gpu, p, pass, k == 0, w);
   }
   if (pass.slot[1].formula != Formula::threshold || p.B == 0 || error != cudaSuccess) return error;
-  return launch_triplets_begin(without_bank(p), c, w.thresholds, launch);
+  return launch_triplets_begin(p, round, chunks.rounds, w.thresholds, gpu);
 }
 
-template <typename T, typename S>
-int launch_composite_rows(const MemoryLossParams<T, S>& p, const Composite<T>& c, int64_t first, const Launch& launch) {
-  const Workspace<T> w(launch.workspace, p.B, p.D, c);
-  const dim3 grid(static_cast<unsigned>(ceil_div(c.chunk, kWarps)));
-  return run(rows_kernel<T, S>, grid, kThreads, launch, p, w, first, c.chunk, c.rows);
-}
-
-template <typename T, typename S>
-int launch_composite_score(const MemoryLossParams<T, S>& p, const Pass& pass, const Composite<T>& c, int64_t first,
-                           const Launch& launch) {
-  if (p.B == 0) return cudaSuccess;
-  const Workspace<T> w(launch.workspace, p.B, p.D, c);
-  if (c.thresholds > 0) return launch_triplets_score(without_bank(p), pass, c, w.partial, w.thresholds, first, launch);
-  int error = run(score_kernel<T>, dim3(static_cast<unsigned>(ceil_div(p.B, kAnchors))), kThreads, launch,
-                  without_bank(p), pass, w, first, c.chunk, c.s);
+// Similarities of a chunk become weights, and what they say of each anchor is added to its sums.
+template <typename T>
+int weigh_chunk(const MemoryLossParams<T, T>& p, const Pass& pass, int64_t first, const Chunks& chunks,
+                const Workspace<T>& w, const Gpu& gpu) {
+  if (chunks.thresholds > 0)
+    return launch_triplets_score(p, pass, w.partial, w.thresholds, first, chunks.rows, w.s, gpu);
+  int error = run(score_kernel<T>, dim3(static_cast<unsigned>(ceil_div(p.B, kAnchors))), kThreads, gpu, p, pass, w,
+                  first, chunks.rows, w.s);
   for (int k = 0; k < kSlots && error == cudaSuccess; ++k)
-    if (pass.slot[k].pairs != Pairs::none && is_exponential(pass.slot[k].formula) && c.grad != nullptr && first > 0)
-      error = run(rescale_kernel<T>, dim3(static_cast<unsigned>(p.B)), kThreads, launch, w.rescale + k * p.B, p.D,
-                  c.grad + k * p.B * p.D);
+    if (pass.slot[k].pairs != Pairs::none && is_exponential(pass.slot[k].formula) && w.partial.grad != nullptr &&
+        first > 0)
+      error = run(rescale_kernel<T>, dim3(static_cast<unsigned>(p.B)), kThreads, gpu, w.rescale + k * p.B, p.D,
+                  w.partial.grad + k * p.B * p.D);
   return error;
 }
 
 template <typename T, typename S>
-int launch_composite_end(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, const Composite<T>& c,
-                         const Launch& launch) {
-  const Workspace<T> w(launch.workspace, p.B, p.D, c);
-  const Program program = make_program(loss, p.grad_z != nullptr);
-  if (c.thresholds > 0 && p.B > 0) {
-    const int error = launch_triplets_end(without_bank(p), program.pass[k], w.partial, w.thresholds, launch);
-    const bool settles = c.round + 1 == c.rounds && k + 1 == program.passes;
+int end_pass(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Program& program, int k, bool last_round,
+             const Chunks& chunks, const Workspace<T>& w, const Gpu& gpu) {
+  if (chunks.thresholds > 0 && p.B > 0) {
+    const int error = launch_triplets_end(without_bank(p), program.pass[k], w.partial, w.thresholds, gpu);
+    const bool settles = last_round && k + 1 == program.passes;
     if (error != cudaSuccess || !settles) return error;
   }
-  return launch_settle(p, loss, k, w.partial, launch);
+  return launch_settle(p, loss, k, w.partial, gpu);
 }
 
-template Composite<float> plan_composite(int64_t, int64_t, int64_t, const LossSpec&);
-template Composite<double> plan_composite(int64_t, int64_t, int64_t, const LossSpec&);
-template int64_t composite_workspace(int64_t, int64_t, const Composite<float>&);
-template int64_t composite_workspace(int64_t, int64_t, const Composite<double>&);
+}  // namespace
 
-#define XBN_INSTANTIATE(T, S)                                                                                     \
-  template int launch_composite_begin(const MemoryLossParams<T, S>&, const Pass&, int, const Composite<T>&,       \
-                                      const Launch&);                                                             \
-  template int launch_composite_rows(const MemoryLossParams<T, S>&, const Composite<T>&, int64_t, const Launch&); \
-  template int launch_composite_score(const MemoryLossParams<T, S>&, const Pass&, const Composite<T>&, int64_t,   \
-                                      const Launch&);                                                             \
-  template int launch_composite_end(const MemoryLossParams<T, S>&, const LossSpec&, int, const Composite<T>&,     \
-                                    const Launch&);
-XBN_INSTANTIATE(float, float)
-XBN_INSTANTIATE(float, double)
-XBN_INSTANTIATE(double, float)
-XBN_INSTANTIATE(double, double)
-XBN_INSTANTIATE(float, Float16)
-XBN_INSTANTIATE(double, Float16)
-XBN_INSTANTIATE(float, BFloat16)
-XBN_INSTANTIATE(double, BFloat16)
+template <typename T, typename S>
+int composite(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Chunks& chunks, const Gpu& gpu) {
+  const int64_t B = p.B, D = p.D, n = chunks.rows;
+  const bool need_grad = p.grad_z != nullptr && sums_gradients(loss);
+  const auto w = make_workspace<Workspace<T>>(gpu, B, D, slots_of(loss), chunks, need_grad);
+  T* const grad = w.partial.grad;
+  const MemoryLossParams<T, T> batch = without_bank(p);
+  const Program program = make_program(loss, p.grad_z != nullptr);
+  if (need_grad) {
+    const size_t bytes = static_cast<size_t>(slots_of(loss) * B * D) * sizeof(T);
+    const int error = cudaMemsetAsync(grad, 0, bytes, static_cast<cudaStream_t>(gpu.stream));
+    if (error != cudaSuccess) return error;
+  }
+  for (int64_t round = 0; round < chunks.rounds; ++round)
+    for (int k = 0; k < program.passes; ++k) {
+      const Pass& pass = program.pass[k];
+      const int64_t slot = pass.slot[0].pairs == Pairs::none, slots = pass.slot[1].pairs == Pairs::none ? 1 : 2 - slot;
+      int error = begin_pass(batch, pass, k, round, chunks, w, gpu);
+      for (int64_t first = 0; first < p.M && B > 0 && error == cudaSuccess; first += n) {
+        const dim3 grid(static_cast<unsigned>(ceil_div(n, kWarps)));
+        error = run(rows_kernel<T, S>, grid, kThreads, gpu, p, w, first, n, w.rows);
+        if (error != cudaSuccess) break;
+        gpu.multiply_transposed(p.z, w.rows, B, n, D, w.s);
+        error = weigh_chunk(batch, pass, first, chunks, w, gpu);
+        if (need_grad && pass.gradient && error == cudaSuccess)
+          gpu.add_product(w.s + slot * B * n, w.rows, slots * B, n, D, grad + slot * B * D);
+      }
+      if (error == cudaSuccess) error = end_pass(p, loss, program, k, round + 1 == chunks.rounds, chunks, w, gpu);
+      if (error != cudaSuccess) return error;
+    }
+  return cudaSuccess;
+}
+
+#define XBN_OF(T, S) template int composite(const MemoryLossParams<T, S>&, const LossSpec&, const Chunks&, const Gpu&);
+#define XBN_INSTANTIATE(S, ...) XBN_OF(float, S) XBN_OF(double, S)
+XBN_FOR_EACH_BANK(XBN_INSTANTIATE)
 #undef XBN_INSTANTIATE
+#undef XBN_OF
 
 }  // namespace xbn::cuda

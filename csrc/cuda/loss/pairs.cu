@@ -213,12 +213,10 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
 }  // namespace
 
 int launch_pairs(const MemoryLossParams<float, float>& p, const Pass& pass, const Screen& screen, double most,
-                 const PartialLoss<float>& partial, const Launch& launch) {
+                 const PartialLoss<float>& partial, const Gpu& gpu) {
   const int64_t segments = partial.screened.segments, tasks = segments * partial.slots * p.B;
   const dim3 grid(static_cast<unsigned>(ceil_div(tasks, kPairWarps)));
-  const auto with = [&](auto kernel) {
-    return run(kernel, grid, kPairThreads, launch, p, pass, screen, most, partial);
-  };
+  const auto with = [&](auto kernel) { return run(kernel, grid, kPairThreads, gpu, p, pass, screen, most, partial); };
   if (p.D <= 128) return with(pair_kernel<128>);
   if (p.D <= 256) return with(pair_kernel<256>);
   if (p.D <= 512) return with(pair_kernel<512>);

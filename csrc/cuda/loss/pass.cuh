@@ -1,4 +1,4 @@
-// One pass of the sweep, for both that run it: launch_sweep, and the screened loss, where the screen leaves too much.
+// One pass of the sweep, for both that run it: the sweep, and the screened loss, where the screen leaves too much.
 #pragma once
 
 #include "anchor.cuh"
@@ -21,6 +21,6 @@ inline bool is_wide(const MemoryLossParams<float, float>& p) {
 
 // `tensor`: its products on tensor cores, if they can be read so.
 int launch_sweep_pass(const MemoryLossParams<float, float>& p, const Pass& pass, const PartialLoss<float>& partial,
-                      const SweepGrid& grid, bool tensor, const Launch& launch);
+                      const SweepGrid& grid, bool tensor, const Gpu& gpu);
 
 }  // namespace xbn::cuda

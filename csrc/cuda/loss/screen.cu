@@ -315,14 +315,13 @@ __global__ void __launch_bounds__(kScreenThreads, 1)
 
 template <int kDim>
 int launch_of(const MemoryLossParams<float, float>& p, float margin, const ScreenBound& bound, const Screen& screen,
-              const Launch& launch) {
+              const Gpu& gpu) {
   using Shape = ScreenShape<kDim>;
   const int64_t blocks = ceil_div(p.B, Shape::kAnchors);
-  const int64_t shares = larger(1, smaller(launch.multiprocessors / blocks, ceil_div(p.M, Shape::kRows)));
+  const int64_t shares = larger(1, smaller(gpu.multiprocessors / blocks, ceil_div(p.M, Shape::kRows)));
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(shares));
   const ScreenLimit limit = {bound, margin, static_cast<float>(p.eps), p.renormalize};
-  return run_with_memory(sizeof(ScreenMemory<kDim>), screen_kernel<kDim>, grid, kScreenThreads, launch, p, limit,
-                         screen);
+  return run_with_memory(sizeof(ScreenMemory<kDim>), screen_kernel<kDim>, grid, kScreenThreads, gpu, p, limit, screen);
 }
 
 }  // namespace
@@ -334,13 +333,13 @@ ScreenBound screen_bound(int64_t D) {
 }
 
 int launch_screen(const MemoryLossParams<float, float>& p, float margin, const ScreenBound& bound, const Screen& screen,
-                  const Launch& launch) {
-  const int error = cudaMemsetAsync(screen.found, 0, sizeof(*screen.found), static_cast<cudaStream_t>(launch.stream));
+                  const Gpu& gpu) {
+  const int error = cudaMemsetAsync(screen.found, 0, sizeof(*screen.found), static_cast<cudaStream_t>(gpu.stream));
   if (error != cudaSuccess) return error;
-  if (p.D <= 128) return launch_of<128>(p, margin, bound, screen, launch);
-  if (p.D <= 256) return launch_of<256>(p, margin, bound, screen, launch);
-  if (p.D <= 512) return launch_of<512>(p, margin, bound, screen, launch);
-  return launch_of<1024>(p, margin, bound, screen, launch);
+  if (p.D <= 128) return launch_of<128>(p, margin, bound, screen, gpu);
+  if (p.D <= 256) return launch_of<256>(p, margin, bound, screen, gpu);
+  if (p.D <= 512) return launch_of<512>(p, margin, bound, screen, gpu);
+  return launch_of<1024>(p, margin, bound, screen, gpu);
 }
 
 }  // namespace xbn::cuda

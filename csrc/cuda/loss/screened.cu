@@ -14,6 +14,7 @@
 //   order  the same bits every run on the same kind of GPU
 #include "pass.cuh"
 #include "screen.cuh"
+#include "way.h"
 
 namespace xbn::cuda {
 namespace {
@@ -29,13 +30,14 @@ int64_t plan_segments(int64_t B, int64_t M, int64_t slots, int multiprocessors) 
   return larger(1, smaller(warps / larger(1, B * slots), ceil_div(M, kLeastRowsOfSegment)));
 }
 
-struct Workspace {
+struct ScreenWorkspace {
   SweepGrid grid;
   Screen screen;
   PartialLoss<float> partial;
   int64_t bytes;
 
-  Workspace(void* memory, int64_t B, int64_t M, int64_t D, const LossSpec& loss, bool need_grad, int multiprocessors) {
+  ScreenWorkspace(void* memory, int64_t B, int64_t M, int64_t D, const LossSpec& loss, bool need_grad,
+                  int multiprocessors) {
     grid = plan_sweep(B, M, D, multiprocessors);
     const int64_t slots = slots_of(loss), segments = plan_segments(B, M, slots, multiprocessors);
     const int64_t most = larger(grid.splits, segments);
@@ -51,23 +53,19 @@ struct Workspace {
 
 }  // namespace
 
-int64_t screened_workspace(int64_t B, int64_t M, int64_t D, const LossSpec& loss, bool need_grad, int multiprocessors) {
-  return larger(Workspace(nullptr, B, M, D, loss, need_grad, multiprocessors).bytes,
-                sweep_workspace(B, M, D, loss, need_grad, multiprocessors));
-}
-
-int launch_screened(const MemoryLossParams<float, float>& p, const LossSpec& loss, double most, const Launch& launch) {
-  if (p.B == 0 || p.M == 0 || p.M > INT32_MAX || !is_wide(p)) return launch_sweep(p, loss, true, launch);
-  Workspace w(launch.workspace, p.B, p.M, p.D, loss, p.grad_z != nullptr, launch.multiprocessors);
+int screened(const MemoryLossParams<float, float>& p, const LossSpec& loss, double most, const Gpu& gpu) {
+  if (p.B == 0 || p.M == 0 || p.M > INT32_MAX || !is_wide(p)) return sweep(p, loss, true, gpu);
+  const bool need_grad = p.grad_z != nullptr;
+  auto w = make_workspace<ScreenWorkspace>(gpu, p.B, p.M, p.D, loss, need_grad, gpu.multiprocessors);
   PartialLoss<float>& partial = w.partial;
   partial.screened.few = w.screen.few;
   const Pass pass = make_program(loss).pass[0];
   PartialLoss<float> of_pass = partial;
   of_pass.given = nullptr;
-  int error = launch_screen(p, static_cast<float>(loss.b), screen_bound(p.D), w.screen, launch);
-  if (error == cudaSuccess) error = launch_pairs(p, pass, w.screen, most, of_pass, launch);
-  if (error == cudaSuccess) error = launch_sweep_pass(p, pass, of_pass, w.grid, true, launch);
-  if (error == cudaSuccess) error = launch_settle(p, loss, 0, partial, launch);
+  int error = launch_screen(p, static_cast<float>(loss.b), screen_bound(p.D), w.screen, gpu);
+  if (error == cudaSuccess) error = launch_pairs(p, pass, w.screen, most, of_pass, gpu);
+  if (error == cudaSuccess) error = launch_sweep_pass(p, pass, of_pass, w.grid, true, gpu);
+  if (error == cudaSuccess) error = launch_settle(p, loss, 0, partial, gpu);
   return error;
 }
 

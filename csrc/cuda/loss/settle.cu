@@ -229,12 +229,12 @@ __global__ void __launch_bounds__(kGradientThreads, sizeof(T) == 4 ? 4 : 3)
 
 template <int kWidth, typename T>
 int launch_gradient(const PartialLoss<T>& partial, const LossSpec& loss, int64_t B, int64_t D, T* grad_z,
-                    const Launch& launch) {
+                    const Gpu& gpu) {
   const int lanes = power_of_two_up_to(partial.splits, kMaxLanes);
   int bits = 0;
   while (lanes << bits < kGradientThreads && kWidth << bits < D) ++bits;
   const dim3 grid(static_cast<unsigned>(B), static_cast<unsigned>(ceil_div(D, kWidth << bits)));
-  return run(gradient_kernel<T, kWidth>, grid, lanes << bits, launch, partial, loss, B, D, bits, grad_z);
+  return run(gradient_kernel<T, kWidth>, grid, lanes << bits, gpu, partial, loss, B, D, bits, grad_z);
 }
 
 template <typename T, typename S>
@@ -289,7 +289,7 @@ auto settle_kernel_of(LossKind kind) {
 
 template <typename T, typename S>
 int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, const PartialLoss<T>& partial,
-                  const Launch& launch) {
+                  const Gpu& gpu) {
   const Program program = make_program(loss, p.grad_z != nullptr);
   Settled settled = {};
   for (int pass = 0; pass <= k; ++pass)
@@ -302,29 +302,24 @@ int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, 
   settled.next = last ? 0 : k + 1;
   const int width = power_of_two_up_to(partial.splits, kWarp);
   const dim3 blocks(static_cast<unsigned>(larger(1, ceil_div(p.B, kSettleThreads / width))));
-  const int error = run(settle_kernel_of<T>(loss.kind), blocks, kSettleThreads, launch, partial, loss, settled, p.B,
-                        width, p.loss, p.pairs);
+  const int error = run(settle_kernel_of<T>(loss.kind), blocks, kSettleThreads, gpu, partial, loss, settled, p.B, width,
+                        p.loss, p.pairs);
   if (error != cudaSuccess || !last || p.grad_z == nullptr || p.B == 0) return error;
   if (!sums_gradients(loss)) {
     const dim3 grid(static_cast<unsigned>(ceil_div(p.B, kGradientThreads / kWarp)));
-    return run(gather_kernel<T, S>, grid, kGradientThreads, launch, p, partial);
+    return run(gather_kernel<T, S>, grid, kGradientThreads, gpu, p, partial);
   }
   constexpr int kWidth = 16 / sizeof(T);
   const bool wide = p.D % kWidth == 0 && is_aligned<T, kWidth>(p.grad_z) && is_aligned<T, kWidth>(partial.grad);
-  return wide ? launch_gradient<kWidth>(partial, loss, p.B, p.D, p.grad_z, launch)
-              : launch_gradient<1>(partial, loss, p.B, p.D, p.grad_z, launch);
+  return wide ? launch_gradient<kWidth>(partial, loss, p.B, p.D, p.grad_z, gpu)
+              : launch_gradient<1>(partial, loss, p.B, p.D, p.grad_z, gpu);
 }
 
-#define XBN_INSTANTIATE(T, S) \
-  template int launch_settle(const MemoryLossParams<T, S>&, const LossSpec&, int, const PartialLoss<T>&, const Launch&);
-XBN_INSTANTIATE(float, float)
-XBN_INSTANTIATE(float, double)
-XBN_INSTANTIATE(double, float)
-XBN_INSTANTIATE(double, double)
-XBN_INSTANTIATE(float, Float16)
-XBN_INSTANTIATE(double, Float16)
-XBN_INSTANTIATE(float, BFloat16)
-XBN_INSTANTIATE(double, BFloat16)
+#define XBN_OF(T, S) \
+  template int launch_settle(const MemoryLossParams<T, S>&, const LossSpec&, int, const PartialLoss<T>&, const Gpu&);
+#define XBN_INSTANTIATE(S, ...) XBN_OF(float, S) XBN_OF(double, S)
+XBN_FOR_EACH_BANK(XBN_INSTANTIATE)
 #undef XBN_INSTANTIATE
+#undef XBN_OF
 
 }  // namespace xbn::cuda

@@ -4,7 +4,7 @@
 //   out    what settle.cu adds up: of every split, slot and anchor its sums, [splits, slots, B], and the sum of
 //          weight * row, [splits, slots, B, D]; state [B] of the anchors
 //   passes one for most losses; losses.h says which pairs each takes, and into which slots. Two slots of a pass are two
-//          sweeps in the same launch. That of positives skips the tiles without a label of the block's anchors:
+//          sweeps in the same gpu. That of positives skips the tiles without a label of the block's anchors:
 //          nine of ten with 16 labels in the batch of 11,318, none with few classes, where the loss then costs twice as much.
 //   math   r_j = scale * u_j + shift, divided by max(|r_j|, eps) if renormalize;  s_ij = z_i . r_j
 //          sums_i = sum_j of what the slot's formula says of s_ij,  grad_i = sum_j weight(s_ij) r_j; weights of exponents
@@ -29,6 +29,7 @@
 //   order  splits by shape and number of multiprocessors, rows of a split in order, splits added in order:
 //          the same bits every run on the same kind of GPU
 #include "sweep.cuh"
+#include "way.h"
 
 namespace xbn::cuda {
 
@@ -39,42 +40,41 @@ SweepGrid plan_sweep(int64_t B, int64_t M, int64_t D, int multiprocessors) {
 }
 
 int launch_sweep_pass(const MemoryLossParams<float, float>& p, const Pass& pass, const PartialLoss<float>& partial,
-                      const SweepGrid& grid, bool tensor, const Launch& launch) {
+                      const SweepGrid& grid, bool tensor, const Gpu& gpu) {
   const bool wide = is_wide(p);
-  return tensor && wide ? launch_tensor_pass(p, pass, partial, grid, launch)
-                        : launch_pass<false>(p, pass, partial, grid, wide, launch);
+  return tensor && wide ? launch_tensor_pass(p, pass, partial, grid, gpu)
+                        : launch_pass<false>(p, pass, partial, grid, wide, gpu);
 }
 
 namespace {
 
-PartialLoss<float> partial_loss(Carver& carve, const SweepGrid& plan, const LossSpec& loss, int64_t B, int64_t D,
-                                bool need_grad) {
-  const int64_t slots = slots_of(loss);
-  PartialLoss<float> partial = PartialLoss<float>::carve(carve, plan.splits, slots, B);
-  if (need_grad && sums_gradients(loss)) partial.grad = carve.take<float>(plan.splits * slots * B * D);
-  return partial;
-}
+struct SweepWorkspace {
+  PartialLoss<float> partial;
+  int64_t bytes;
+
+  SweepWorkspace(void* memory, const SweepGrid& grid, const LossSpec& loss, int64_t B, int64_t D, bool need_grad) {
+    Carver carve(memory);
+    const int64_t slots = slots_of(loss);
+    partial = PartialLoss<float>::carve(carve, grid.splits, slots, B);
+    if (need_grad && sums_gradients(loss)) partial.grad = carve.take<float>(grid.splits * slots * B * D);
+    bytes = carve.bytes();
+  }
+};
 
 }  // namespace
 
-int64_t sweep_workspace(int64_t B, int64_t M, int64_t D, const LossSpec& loss, bool need_grad, int multiprocessors) {
-  Carver carve(nullptr);
-  partial_loss(carve, plan_sweep(B, M, D, multiprocessors), loss, B, D, need_grad);
-  return carve.bytes();
-}
-
-int launch_sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, bool tensor, const Launch& launch) {
-  const SweepGrid plan = plan_sweep(p.B, p.M, p.D, launch.multiprocessors);
-  Carver carve(launch.workspace);
-  const PartialLoss<float> partial = partial_loss(carve, plan, loss, p.B, p.D, p.grad_z != nullptr);
+int sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, bool tensor, const Gpu& gpu) {
+  const SweepGrid plan = plan_sweep(p.B, p.M, p.D, gpu.multiprocessors);
+  const PartialLoss<float> partial =
+      make_workspace<SweepWorkspace>(gpu, plan, loss, p.B, p.D, p.grad_z != nullptr).partial;
   const Program program = make_program(loss);
   for (int k = 0; k < program.passes; ++k) {
     const Pass& pass = program.pass[k];
     PartialLoss<float> of_pass = partial;
     if (!pass.gradient) of_pass.grad = nullptr;
     if (k == 0) of_pass.given = nullptr;  // nothing has been written there
-    int error = launch_sweep_pass(p, pass, of_pass, plan, tensor, launch);
-    if (error == cudaSuccess) error = launch_settle(p, loss, k, partial, launch);
+    int error = launch_sweep_pass(p, pass, of_pass, plan, tensor, gpu);
+    if (error == cudaSuccess) error = launch_settle(p, loss, k, partial, gpu);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

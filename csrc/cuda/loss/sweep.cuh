@@ -107,10 +107,10 @@ int padded_dim(int64_t D) {
 
 template <bool kTensor>
 int launch_pass(const MemoryLossParams<float, float>& p, const Pass& pass, const PartialLoss<float>& partial,
-                const SweepGrid& plan, bool wide, const Launch& launch) {
+                const SweepGrid& plan, bool wide, const Gpu& gpu) {
   const bool both = pass.slot[0].pairs != Pairs::none && pass.slot[1].pairs != Pairs::none;
   const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.splits), both ? 2 : 1);
-  const auto with = [&](auto kernel) { return run(kernel, grid, kThreads, launch, p, pass, partial, wide); };
+  const auto with = [&](auto kernel) { return run(kernel, grid, kThreads, gpu, p, pass, partial, wide); };
   switch (padded_dim(p.D)) {
     case 64: return with(sweep_kernel<64, kTensor>);
     case 128: return with(sweep_kernel<128, kTensor>);
@@ -125,6 +125,6 @@ int launch_pass(const MemoryLossParams<float, float>& p, const Pass& pass, const
 
 // Its products on tensor cores. z and bank are of rows of a multiple of 16 bytes, and aligned to that.
 int launch_tensor_pass(const MemoryLossParams<float, float>& p, const Pass& pass, const PartialLoss<float>& partial,
-                       const SweepGrid& grid, const Launch& launch);
+                       const SweepGrid& grid, const Gpu& gpu);
 
 }  // namespace xbn::cuda

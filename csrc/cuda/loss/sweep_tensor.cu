@@ -12,8 +12,8 @@
 namespace xbn::cuda {
 
 int launch_tensor_pass(const MemoryLossParams<float, float>& p, const Pass& pass, const PartialLoss<float>& partial,
-                       const SweepGrid& grid, const Launch& launch) {
-  return launch_pass<true>(p, pass, partial, grid, true, launch);
+                       const SweepGrid& grid, const Gpu& gpu) {
+  return launch_pass<true>(p, pass, partial, grid, true, gpu);
 }
 
 }  // namespace xbn::cuda

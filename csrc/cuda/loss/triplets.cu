@@ -196,38 +196,38 @@ dim3 one_block_each(int64_t anchors) { return dim3(static_cast<unsigned>(anchors
 }  // namespace
 
 template <typename T>
-int launch_triplets_begin(const MemoryLossParams<T, T>& p, const Composite<T>& c, const Thresholds<T>& t,
-                          const Launch& launch) {
-  return run(round_kernel<T>, one_block_each(ceil_div(p.B, kWarps)), kThreads, launch, p, t, c.round, c.rounds);
+int launch_triplets_begin(const MemoryLossParams<T, T>& p, int64_t round, int64_t rounds, const Thresholds<T>& t,
+                          const Gpu& gpu) {
+  return run(round_kernel<T>, one_block_each(ceil_div(p.B, kWarps)), kThreads, gpu, p, t, round, rounds);
 }
 
 template <typename T>
-int launch_triplets_score(const MemoryLossParams<T, T>& p, const Pass& pass, const Composite<T>& c,
-                          const PartialLoss<T>& partial, const Thresholds<T>& t, int64_t first, const Launch& launch) {
+int launch_triplets_score(const MemoryLossParams<T, T>& p, const Pass& pass, const PartialLoss<T>& partial,
+                          const Thresholds<T>& t, int64_t first, int64_t chunk, T* s, const Gpu& gpu) {
   const dim3 grid = one_block_each(p.B);
   if (pass.slot[0].formula == Formula::rank)
-    return run(rank_kernel<T>, grid, kThreads, launch, p, partial, t, pass.slot[0], first, c.chunk, c.s);
+    return run(rank_kernel<T>, grid, kThreads, gpu, p, partial, t, pass.slot[0], first, chunk, s);
   if (pass.slot[1].formula == Formula::threshold)
-    return run(collect_kernel<T>, grid, kThreads, launch, p, partial, t, first, c.chunk, c.s);
-  return run(weigh_kernel<T>, grid, kThreads, launch, p, partial, t, first, c.chunk, c.s, c.s + p.B * c.chunk);
+    return run(collect_kernel<T>, grid, kThreads, gpu, p, partial, t, first, chunk, s);
+  return run(weigh_kernel<T>, grid, kThreads, gpu, p, partial, t, first, chunk, s, s + p.B * chunk);
 }
 
 template <typename T>
 int launch_triplets_end(const MemoryLossParams<T, T>& p, const Pass& pass, const PartialLoss<T>& partial,
-                        const Thresholds<T>& t, const Launch& launch) {
+                        const Thresholds<T>& t, const Gpu& gpu) {
   const dim3 grid = one_block_each(p.B);
-  if (pass.slot[1].formula == Formula::threshold) return run(sort_kernel<T>, grid, kThreads, launch, t);
-  if (pass.slot[0].formula == Formula::rank) return run(settle_ranks_kernel<T>, grid, kThreads, launch, partial, t);
+  if (pass.slot[1].formula == Formula::threshold) return run(sort_kernel<T>, grid, kThreads, gpu, t);
+  if (pass.slot[0].formula == Formula::rank) return run(settle_ranks_kernel<T>, grid, kThreads, gpu, partial, t);
   return cudaSuccess;
 }
 
-#define XBN_INSTANTIATE(T)                                                                                     \
-  template int launch_triplets_begin(const MemoryLossParams<T, T>&, const Composite<T>&, const Thresholds<T>&, \
-                                     const Launch&);                                                           \
-  template int launch_triplets_score(const MemoryLossParams<T, T>&, const Pass&, const Composite<T>&,          \
-                                     const PartialLoss<T>&, const Thresholds<T>&, int64_t, const Launch&);     \
-  template int launch_triplets_end(const MemoryLossParams<T, T>&, const Pass&, const PartialLoss<T>&,          \
-                                   const Thresholds<T>&, const Launch&);
+#define XBN_INSTANTIATE(T)                                                                                  \
+  template int launch_triplets_begin(const MemoryLossParams<T, T>&, int64_t, int64_t, const Thresholds<T>&, \
+                                     const Gpu&);                                                           \
+  template int launch_triplets_score(const MemoryLossParams<T, T>&, const Pass&, const PartialLoss<T>&,     \
+                                     const Thresholds<T>&, int64_t, int64_t, T*, const Gpu&);               \
+  template int launch_triplets_end(const MemoryLossParams<T, T>&, const Pass&, const PartialLoss<T>&,       \
+                                   const Thresholds<T>&, const Gpu&);
 XBN_INSTANTIATE(float)
 XBN_INSTANTIATE(double)
 #undef XBN_INSTANTIATE

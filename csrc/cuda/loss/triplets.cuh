@@ -28,17 +28,18 @@ struct Thresholds {
 
 // Begins a round: no thresholds, and the rows to collect them from.
 template <typename T>
-int launch_triplets_begin(const MemoryLossParams<T, T>& p, const Composite<T>& c, const Thresholds<T>& t,
-                          const Launch& launch);
+int launch_triplets_begin(const MemoryLossParams<T, T>& p, int64_t round, int64_t rounds, const Thresholds<T>& t,
+                          const Gpu& gpu);
 
-// One pass over a chunk: collects thresholds, or adds to the sums of the negatives, or weighs the positives.
+// One pass over a chunk, bank rows [first, first + chunk) with the similarities s [2 * B, chunk]: collects thresholds, or
+// adds to the sums of the negatives, or weighs the positives.
 template <typename T>
-int launch_triplets_score(const MemoryLossParams<T, T>& p, const Pass& pass, const Composite<T>& c,
-                          const PartialLoss<T>& partial, const Thresholds<T>& t, int64_t first, const Launch& launch);
+int launch_triplets_score(const MemoryLossParams<T, T>& p, const Pass& pass, const PartialLoss<T>& partial,
+                          const Thresholds<T>& t, int64_t first, int64_t chunk, T* s, const Gpu& gpu);
 
 // After a pass over the bank: sorts the thresholds, or turns ranks into what is above each and completes the sums.
 template <typename T>
 int launch_triplets_end(const MemoryLossParams<T, T>& p, const Pass& pass, const PartialLoss<T>& partial,
-                        const Thresholds<T>& t, const Launch& launch);
+                        const Thresholds<T>& t, const Gpu& gpu);
 
 }  // namespace xbn::cuda

@@ -1,14 +1,20 @@
-// One plain struct per op: the whole interface between the torch glue and the kernels, on the CPU and on a GPU. The
-// pointers are to memory of the device that runs the op; a count is read there, so that the host does not wait for it.
+// Every op as the glue calls it: its params, one plain struct, and its kernels, one for a CPU (cpu/NAME.cpp) and, in
+// namespace cuda, one for a GPU (cuda/NAME.cu); those of the loss are in loss/. The pointers are to memory of the device
+// that runs the op; a count is read there, so that the host does not wait for it.
 // Letters: B batch rows, M bank rows (capacity), D dimension, count filled bank rows.
 // Every matrix is row-major and dense. Statistics (moments, sums, the affine map) are always double.
 #pragma once
 
 #include <cstdint>
 
+#include "cpu/cpu.h"
+#include "cuda/gpu.h"
 #include "math/half.h"
+#include "math/losses.h"
 
 namespace xbn {
+
+// --- Params -----------------------------------------------------------------------------------------------------
 
 template <typename T>
 struct NormalizeParams {
@@ -39,10 +45,8 @@ struct MomentsParams {
   int64_t* rows;     // [1] out, rows measured: in the mask and finite
 };
 
+// Of the moments measured just before, on fewer than two rows nothing.
 struct TrackParams {
-  const double* mean;        // [D] measured on the batch
-  const double* std;         // [D]
-  const int64_t* rows;       // [1] rows they were measured on; fewer than two measure nothing
   double* target_mean;       // [D] filter state, in and out
   double* target_std;        // [D] filter state, in and out
   double* variance;          // [1] filter variance, in and out; infinite before the first measurement
@@ -68,15 +72,11 @@ struct TransformParams {
   int64_t M, D;          //
 };
 
+// Of a bank whose rows are rewritten if their coordinates are off standard; the map changes so that they stand for what
+// they did.
 template <typename S>
-struct StandardizeParams {
-  S* bank;               // [M, D] rows [0, count) are rewritten if their coordinates are off standard
-  double* sums;          // [2, D] of the stored rows
-  double* scale;         // [D] pending map, changed so that the rows stand for what they did
-  double* shift;         // [D]
-  const int64_t* count;  // [1]
-  int64_t M, D;          //
-  double eps;            // dimensions with a standard deviation below it are left alone
+struct StandardizeParams : TransformParams<S> {
+  double eps;  // dimensions with a standard deviation below it are left alone
 };
 
 template <typename T, typename S>
@@ -119,6 +119,17 @@ struct MemoryLossParams {
   double* pairs;               // [2] out, positives and negatives of an anchor that have a weight, on average
 };
 
+// For what does not look at the bank: it need not be compiled for each of its dtypes.
+template <typename T, typename S>
+MemoryLossParams<T, T> without_bank(const MemoryLossParams<T, S>& p) {
+  MemoryLossParams<T, T> q = {};
+  q.z = p.z, q.labels = p.labels, q.bank_labels = p.bank_labels, q.count = p.count;
+  q.B = p.B, q.M = p.M, q.D = p.D, q.scale = p.scale, q.shift = p.shift;
+  q.bank_ids = p.bank_ids, q.exclude = p.exclude, q.anchors = p.anchors;
+  q.renormalize = p.renormalize, q.eps = p.eps, q.loss = p.loss, q.grad_z = p.grad_z, q.pairs = p.pairs;
+  return q;
+}
+
 template <typename T>
 struct BatchLossParams {
   const T* dots;          // [B, B] of each anchor with every row of its own batch
@@ -132,4 +143,55 @@ struct BatchLossParams {
   T* grad_dots;           // [B, B] out, or null
 };
 
+// --- On a CPU: returns when it is done -----------------------------------------------------------------------------
+
+template <typename T>
+void normalize(const NormalizeParams<T>& p, const Cpu& cpu);
+template <typename T>
+void normalize_backward(const NormalizeBackwardParams<T>& p, const Cpu& cpu);
+template <typename T>
+void moments(const MomentsParams<T>& p, const Cpu& cpu);
+template <typename T>
+void track(const MomentsParams<T>& measured, const TrackParams& p, const Cpu& cpu);
+template <typename S>
+void transform(const TransformParams<S>& p, const Cpu& cpu);
+template <typename S>
+void standardize(const StandardizeParams<S>& p, const Cpu& cpu);
+template <typename T, typename S>
+void enqueue(const EnqueueParams<T, S>& p, const Cpu& cpu);
+template <typename T, typename S>
+void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu);
+template <typename T, typename S>
+void transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T, S>& p, const LossSpec& loss,
+                           const Cpu& cpu);
+template <typename T>
+void batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Cpu& cpu);
+
+// --- On a GPU: puts its kernels on the stream and returns at once, a CUDA error or 0 --------------------------------
+
+namespace cuda {
+
+template <typename T>
+int normalize(const NormalizeParams<T>& p, const Gpu& gpu);
+template <typename T>
+int normalize_backward(const NormalizeBackwardParams<T>& p, const Gpu& gpu);
+template <typename T>
+int moments(const MomentsParams<T>& p, const Gpu& gpu);
+template <typename T>
+int track(const MomentsParams<T>& measured, const TrackParams& p, const Gpu& gpu);
+template <typename S>
+int transform(const TransformParams<S>& p, const Gpu& gpu);
+template <typename S>
+int standardize(const StandardizeParams<S>& p, const Gpu& gpu);
+template <typename T, typename S>
+int enqueue(const EnqueueParams<T, S>& p, const Gpu& gpu);
+template <typename T, typename S>
+int memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Gpu& gpu);
+template <typename T, typename S>
+int transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T, S>& p, const LossSpec& loss,
+                          const Gpu& gpu);
+template <typename T>
+int batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Gpu& gpu);
+
+}  // namespace cuda
 }  // namespace xbn

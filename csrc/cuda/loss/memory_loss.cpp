@@ -1,0 +1,78 @@
+// memory_loss on a GPU: which of its ways it goes. way.h has them.
+#include "../../check.h"
+#include "way.h"
+
+namespace xbn::cuda {
+namespace {
+
+// From here on two library products beat the sweep: on an H200, in float32, they were slower with 256 anchors (1278 us
+// to 978) and faster with 1024 (3358 to 3813). The screen beats both at every size measured. tools/gpu_check measures it.
+constexpr int64_t kCompositeFrom = 512;  // anchors
+
+// Beyond these the screen's mask, a bit for each pair, would take more than 256 MB.
+constexpr int64_t kMostScreened = int64_t{1} << 31;  // pairs
+
+template <typename T, typename S>
+constexpr bool kSinglePrecision = std::is_same_v<T, float> && std::is_same_v<S, float>;
+
+// The one asked for, or by the shapes. Throws if that is impossible.
+template <typename T, typename S>
+LossWay way_of(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Gpu& gpu) {
+  const LossWay wanted = loss_way();
+  if (wanted == LossWay::composite) return wanted;
+  const bool has_tensor_cores = gpu.capability >= 80, is_contrastive = loss.kind == LossKind::contrastive;
+  const bool can_sweep = kSinglePrecision<T, S> && p.D <= kSweepMaxDim && !goes_in_rounds(loss);
+  if (wanted == LossWay::automatic) {
+    const bool multiplies = can_sweep && has_tensor_cores && p.D % 4 == 0;
+    if (multiplies && is_contrastive && p.B <= kMostScreened / (p.M > 0 ? p.M : 1)) return LossWay::screen;
+    if (!can_sweep || p.B >= kCompositeFrom) return LossWay::composite;
+    return multiplies ? LossWay::tensor : LossWay::simt;
+  }
+  const char* name = name_of(wanted);
+  const bool screens = wanted == LossWay::screen || wanted == LossWay::pairs;
+  check(!goes_in_rounds(loss), gpu.op, ": backend '", name, "' does not have triplet_all");
+  check(!screens || is_contrastive, gpu.op, ": backend '", name, "' has contrastive losses only");
+  check(can_sweep, gpu.op, ": backend '", name, "' takes float32 embeddings and bank of at most ", kSweepMaxDim,
+        " dimensions");
+  check(wanted == LossWay::simt || has_tensor_cores, gpu.op, ": backend '", name,
+        "' needs a GPU of compute capability 8.0 or later, this one has ", gpu.capability / 10, ".",
+        gpu.capability % 10);
+  return wanted;
+}
+
+template <typename T, typename S>
+int go(LossWay way, const MemoryLossParams<T, S>& p, const LossSpec& loss, const Gpu& gpu) {
+  if constexpr (kSinglePrecision<T, S>) {
+    if (way == LossWay::screen) return screened(p, loss, kFew, gpu);
+    if (way == LossWay::pairs) return screened(p, loss, 1.0, gpu);
+    if (way != LossWay::composite) return sweep(p, loss, way == LossWay::tensor, gpu);
+  }
+  return composite(p, loss, plan_chunks(p.B, p.M, p.D, sizeof(T), loss), gpu);
+}
+
+}  // namespace
+
+template <typename T, typename S>
+int memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Gpu& gpu) {
+  return go(way_of(p, loss, gpu), p, loss, gpu);
+}
+
+// One after the other: the transform also adds up every value that it writes, so it would not be free inside the sweep.
+template <typename T, typename S>
+int transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T, S>& p, const LossSpec& loss,
+                          const Gpu& gpu) {
+  const LossWay way = way_of(p, loss, gpu);  // throws before anything is written
+  const int error = transform(t, gpu);
+  return error != 0 ? error : go(way, p, loss, gpu);
+}
+
+#define XBN_OF(T, S)                                                                                            \
+  template int memory_loss(const MemoryLossParams<T, S>&, const LossSpec&, const Gpu&);                         \
+  template int transform_memory_loss(const TransformParams<S>&, const MemoryLossParams<T, S>&, const LossSpec&, \
+                                     const Gpu&);
+#define XBN_INSTANTIATE(S, ...) XBN_OF(float, S) XBN_OF(double, S)
+XBN_FOR_EACH_BANK(XBN_INSTANTIATE)
+#undef XBN_INSTANTIATE
+#undef XBN_OF
+
+}  // namespace xbn::cuda

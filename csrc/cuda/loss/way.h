@@ -1,0 +1,49 @@
+// The ways that memory_loss can go on a GPU: chosen by the shapes in memory_loss.cpp, or forced for tests and measurements.
+#pragma once
+
+#include <string>
+
+#include "../../kernels.h"
+
+namespace xbn {
+
+// pairs, for tests and measurements: as screen, however much that leaves.
+enum class LossWay { automatic, simt, tensor, composite, screen, pairs };
+
+LossWay loss_way();
+
+const char* name_of(LossWay way);
+
+// Takes one of their names, "auto" for automatic, and returns what was set before. Throws std::runtime_error on another name.
+std::string set_loss_way(const std::string& name);
+
+namespace cuda {
+
+// simt, tensor: one fused sweep over the bank, float32, D <= kSweepMaxDim. Its products by tensor cores (which a GPU has
+// from compute capability 8.0 on; code for older ones ignores it) or by ordinary arithmetic.
+constexpr int64_t kSweepMaxDim = 1024;
+
+int sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, bool tensor, const Gpu& gpu);
+
+// screen, pairs: Contrastive with D, z and bank as for the sweep, by a screen in fp16 of all pairs and exact similarities
+// of those it leaves; if these are more than `most` of all, by the sweep on tensor cores after all. Compute capability
+// >= 8.0.
+constexpr double kFew = 0.05;
+
+int screened(const MemoryLossParams<float, float>& p, const LossSpec& loss, double most, const Gpu& gpu);
+
+// composite: two library products for each chunk of the bank. Any dtypes, dimension and loss.
+struct Chunks {
+  int64_t rows;        // of the bank at a time; the last chunk is padded with rows that count for nothing
+  int64_t thresholds;  // of an anchor in a round; 0: the loss has none
+  int64_t rounds;      // as many as it takes if all of the bank are an anchor's positives; 1: the loss has no rounds
+};
+
+// Chunks that leave similarities and rows in a GPU's second-level cache, of numbers of so many bytes.
+Chunks plan_chunks(int64_t B, int64_t M, int64_t D, int64_t bytes, const LossSpec& loss);
+
+template <typename T, typename S>
+int composite(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Chunks& chunks, const Gpu& gpu);
+
+}  // namespace cuda
+}  // namespace xbn
