@@ -39,7 +39,7 @@ def schemas(namespace):
 
 
 def test_schemas_are_those_of_the_compiled_library():
-    in_python = {"_check_not_in_backward", "_with_gradient"}  # with the library or without it
+    in_python = {"_check_not_in_backward", "_differentiable_once"}  # with the library or without it
     compiled = schemas("xbn_ext")
     assert in_python < set(compiled)
     assert {name: schema for name, schema in compiled.items() if name not in in_python} == schemas(plain_ops.NAMESPACE)

@@ -24,32 +24,12 @@ def needs_grad(z: Tensor) -> bool:
     return torch.is_grad_enabled() and z.requires_grad
 
 
-class _DifferentiableOnce(torch.autograd.Function):
-    """Passes `grad` on and raises in the second backward. The kernel's gradient does not know how it depends on
-    `others`; without this node a second backward would take it for a constant and return a wrong number."""
-
-    @staticmethod
-    def forward(grad: Tensor, *others: Tensor) -> Tensor:
-        return grad.view_as(grad)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError("what xbn_ext computes can be differentiated only once")
-
-
 def differentiable_once(grad: Tensor, *others: Tensor) -> Tensor:
-    """`grad`, which depends on the others too."""
-    if torch.is_grad_enabled():  # create_graph=True
-        grad = _DifferentiableOnce.apply(grad, *others)
+    """`grad`, which depends on the others too. A kernel does not know how: a second backward, which would take its
+    gradient for a constant and return a wrong number, raises."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():  # create_graph=True, or perhaps when that code runs
+        return torch.ops.xbn_ext._differentiable_once(grad, others)  # type: ignore[no-any-return]
     return grad
-
-
-def scaled_gradient(grad_loss: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
-    return differentiable_once(grad_loss * grad_z, z)
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
@@ -87,13 +67,14 @@ def _check_not_in_backward(step: Tensor) -> None:
 
 
 def with_gradient(value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
-    """`value`, which depends on z by a gradient that is known: with as little autograd overhead as possible."""
-    if torch.compiler.is_compiling():
-        return torch.ops.xbn_ext._with_gradient(value, z, grad_z)  # type: ignore[no-any-return]
+    """`value`, which depends on z by a gradient that is known."""
     return _WithGradient.apply(value, z, grad_z)  # type: ignore[no-any-return]
 
 
 class _WithGradient(torch.autograd.Function):
+    # Not the op's own derivative: torch.library would double the time of a small call, and allows none to an op that
+    # writes its arguments.
+
     @staticmethod
     def forward(ctx: Any, value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
         ctx.save_for_backward(z, grad_z)
@@ -101,7 +82,8 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
-        return None, scaled_gradient(grad_value, *ctx.saved_tensors), None
+        z, grad_z = ctx.saved_tensors
+        return None, differentiable_once(grad_value * grad_z, z), None
 
 
 _library = torch.library.Library("xbn_ext", "FRAGMENT")
@@ -111,22 +93,14 @@ _library.define("_check_not_in_backward(Tensor(a!) step) -> ()")
 _library.impl("_check_not_in_backward", _check_not_in_backward, "CompositeExplicitAutograd")
 torch.library.register_fake("xbn_ext::_check_not_in_backward")(lambda step: None)
 
-# An op that writes its arguments has no derivative in torch; this one, which writes nothing, has it.
-_library.define("_with_gradient(Tensor value, Tensor z, Tensor grad_z) -> Tensor")
+# An op and no torch.autograd.Function: a compiler would look into the backward of that, which only raises.
+_library.define("_differentiable_once(Tensor grad, Tensor[] others) -> Tensor")
+_library.impl("_differentiable_once", lambda grad, others: grad.clone(), "CompositeExplicitAutograd")
+torch.library.register_fake("xbn_ext::_differentiable_once")(lambda grad, others: torch.empty_like(grad))
 
 
-@torch.library.impl(_library, "_with_gradient", "CompositeExplicitAutograd")
-def _(value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
-    return value.clone()
+def _second_backward(ctx: Any, *_: Any) -> Any:
+    raise RuntimeError("what xbn_ext computes can be differentiated only once")
 
 
-@torch.library.register_fake("xbn_ext::_with_gradient")
-def _(value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
-    return torch.empty_like(value)
-
-
-def _with_gradient_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:])
-
-
-torch.library.register_autograd("xbn_ext::_with_gradient", _WithGradient.backward, setup_context=_with_gradient_setup)
+torch.library.register_autograd("xbn_ext::_differentiable_once", _second_backward)

@@ -1,5 +1,6 @@
-"""The ops, one screen each: typed wrapper, fake kernel, autograd. Kernels are in `csrc/`, their meaning in
-`xbn_ext.reference`, which has the same names and signatures.
+"""The ops, one screen each: typed wrapper, its gradient, fake kernel. Kernels are in `csrc/`, their meaning in
+`xbn_ext.reference`, which has the same names and signatures. `torch.ops.xbn_ext` itself has no gradients: where its ops
+are called directly, `torch.autograd.grad` raises and `backward()` warns, and leaves a part out.
 
 Letters: B batch rows, M bank rows (capacity), D dimension. Embeddings are float32 or float64, the bank is float32,
 float64, float16 or bfloat16, whatever their dtype; statistics are float64, counters int64 scalars. Bad shapes, dtypes
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import _library  # noqa: F401  registers torch.ops.xbn_ext
-from ._autograd import differentiable_once, needs_grad, scaled_gradient, with_gradient, without_autocast, writes
+from ._autograd import differentiable_once, needs_grad, with_gradient, without_autocast, writes
 from .losses import PairLoss, check_loss, fold_temperature
 
 _ops = torch.ops.xbn_ext
@@ -49,9 +50,8 @@ def normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
     Raises:
         RuntimeError: x is not `[B, D]`, float32 or float64; or a second derivative or a forward-mode one is asked for.
     """
-    if needs_grad(x) and not torch.compiler.is_compiling():
-        return _Normalize.apply(x, eps)  # type: ignore[no-any-return]
-    return _ops.normalize(x, eps)[0]  # type: ignore[no-any-return]
+    z, norm = _ops.normalize(x.detach(), eps)
+    return _Normalized.apply(z, x, norm, eps) if needs_grad(x) else z  # type: ignore[no-any-return]
 
 
 @_fake("normalize")
@@ -59,33 +59,22 @@ def _(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=torch.float64)
 
 
-def _normalize_setup(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*output)
-    ctx.eps = inputs[1]
-
-
-def _normalize_backward(ctx: Any, grad_z: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    z, norm = ctx.saved_tensors
-    with torch.no_grad():  # detach() would do, if it could be batched: is_grads_batched=True
-        grad_x = _ops.normalize_backward(grad_z, z, norm, ctx.eps)
-    return differentiable_once(grad_x, grad_z, z), None
-
-
-torch.library.register_autograd("xbn_ext::normalize", _normalize_backward, setup_context=_normalize_setup)
-
-
-class _Normalize(torch.autograd.Function):
-    """The same with less overhead than what torch.library makes of it, which a small step would notice."""
+class _Normalized(torch.autograd.Function):
+    """`z`, which depends on x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
-        z, norm = _ops.normalize(x, eps)
+    def forward(ctx: Any, z: Tensor, x: Tensor, norm: Tensor, eps: float) -> Tensor:
+        z = z.view_as(z)
         ctx.save_for_backward(z, norm)
         ctx.eps = eps
-        return z  # type: ignore[no-any-return]
+        return z
 
-    backward = staticmethod(_normalize_backward)
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor) -> tuple[Tensor | None, ...]:
+        z, norm = ctx.saved_tensors
+        with torch.no_grad():  # detach() would do, if it could be batched: is_grads_batched=True
+            grad_x = _ops.normalize_backward(grad_z, z, norm, ctx.eps)
+        return None, differentiable_once(grad_x, grad_z, z), None, None
 
 
 @_fake("normalize_backward")
@@ -324,22 +313,6 @@ def _memory_loss_fake(z: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return z.new_empty(()), grad_z, z.new_empty(2, dtype=torch.float64)
 
 
-def _memory_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _, grad_z, pairs = output
-    ctx.mark_non_differentiable(grad_z, pairs)
-    ctx.save_for_backward(inputs[0], grad_z)
-
-
-def _memory_loss_backward(ctx: Any, grad_loss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    z, grad_z = ctx.saved_tensors
-    if grad_z.shape != z.shape:
-        raise RuntimeError("xbn_ext.memory_loss was called with need_grad=False and cannot be differentiated")
-    return scaled_gradient(grad_loss, z, grad_z), *[None] * 14
-
-
-torch.library.register_autograd("xbn_ext::memory_loss", _memory_loss_backward, setup_context=_memory_loss_setup)
-
-
 def transform_memory_loss_(
     bank: Tensor,
     sums: Tensor,
@@ -456,18 +429,3 @@ def from_products(
 def _(dots: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     need_grad = args[-1]
     return dots.new_empty(()), dots.new_empty(dots.shape if need_grad else (0, dots.shape[1]))
-
-
-def _batch_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(inputs[0], output[1])
-
-
-def _batch_loss_backward(ctx: Any, grad_loss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    dots, grad_dots = ctx.saved_tensors
-    if grad_dots.shape != dots.shape:
-        raise RuntimeError("xbn_ext.batch_loss was called with need_grad=False and cannot be differentiated")
-    return scaled_gradient(grad_loss, dots, grad_dots), *[None] * 8
-
-
-torch.library.register_autograd("xbn_ext::batch_loss", _batch_loss_backward, setup_context=_batch_loss_setup)
