@@ -101,25 +101,28 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture
 def implementation(request, monkeypatch):
     name, path = request.param
-    library = "emulated" if name == "emu" else "xbn_ext.ops"
-    set_backend = torch.ops.xbn_ext.set_cuda_backend
-    module = importlib.import_module(library)  # builds the emulated kernels on first use
+    namespace = torch.ops.xbn_ext
+    set_backend = namespace.set_cuda_backend
     if name == "emu":
-        set_backend = torch.ops.xbn_emu.set_cuda_backend
+        namespace = importlib.import_module("emulated").ops  # builds the emulated kernels on first use
+        set_backend = namespace.set_cuda_backend
     if name in ("plain", "plain-gpu"):
-        monkeypatch.setattr("xbn_ext.ops._ops", importlib.import_module("xbn_ext.plain"))
+        namespace = importlib.import_module("xbn_ext.plain")
         monkeypatch.setattr("xbn_ext.chunked.CHUNK_ON_CPU", 1 << 13)  # so that a small bank has several chunks
-    monkeypatch.setattr("xbn_ext.memory.ops", module)  # the same for CrossBatchMemory
     before = set_backend(path)
-    yield SimpleNamespace(
-        ops=module, device=torch.device("cuda" if name in ("cuda", "plain-gpu") else "cpu"), name=name, path=path
-    )
+    with xbn_ext.ops.over(namespace):
+        yield SimpleNamespace(
+            ops=xbn_ext.ops,
+            device=torch.device("cuda" if name in ("cuda", "plain-gpu") else "cpu"),
+            name=name,
+            path=path,
+        )
     set_backend(before)
 
 
 @pytest.fixture
 def ops(implementation):
-    """The functions of `xbn_ext.ops`."""
+    """`xbn_ext.ops`, over the implementation under test."""
     return implementation.ops
 
 

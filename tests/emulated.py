@@ -1,4 +1,4 @@
-"""The CUDA kernels executed on the CPU: the functions of `xbn_ext.ops`, over the same sources in `csrc/cuda`.
+"""The CUDA kernels executed on the CPU, from the sources in `csrc/cuda`: `ops`, what `xbn_ext.ops` is put over.
 
 Built on first use into `build/xbn_emu`, by g++ with the stand-in for <cuda_runtime.h> in `tests/emu/include`.
 """
@@ -8,9 +8,6 @@ from pathlib import Path
 
 import torch
 from torch.utils.cpp_extension import load
-
-from xbn_ext.losses import fold_temperature
-from xbn_ext.ops import from_products
 
 ROOT = Path(__file__).parent.parent
 FLAGS = [
@@ -56,83 +53,7 @@ def build_without_nvcc():
 KERNELS = sorted(str(kernel.relative_to(ROOT)) for kernel in (ROOT / "csrc" / "cuda").rglob("*.cu"))
 executor = build("xbn_emu", ["csrc/cuda/backend.cpp", "csrc/cuda/loss/memory_loss.cpp", "tests/emu/module.cpp", "tests/emu/torch_cuda.cpp", *KERNELS])
 
-_ops = torch.ops.xbn_emu
-moments = _ops.moments
-track_ = _ops.track_
-transform_ = _ops.transform_
-
-
-def enqueue_(*args, bank_ids=None, ids=None, bank_steps=None, step=None):
-    return _ops.enqueue_(*args, bank_ids, ids, bank_steps, step)
-
-
-def standardize_(bank, sums, scale, shift, count, eps=1e-6):
-    return _ops.standardize_(bank, sums, scale, shift, count, eps)
-
-
-class _Normalize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, eps):
-        z, norm = _ops.normalize(x, eps)
-        ctx.save_for_backward(z, norm)
-        ctx.eps = eps
-        return z
-
-    @staticmethod
-    def backward(ctx, grad_z):
-        return _ops.normalize_backward(grad_z, *ctx.saved_tensors, ctx.eps), None
-
-
-def normalize(x, eps=1e-6):
-    return _Normalize.apply(x, eps)
-
-
-class _MemoryLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z, op):
-        value, grad_z, pairs = op(z, ctx.needs_input_grad[0])
-        ctx.save_for_backward(grad_z)
-        ctx.mark_non_differentiable(pairs)
-        return value, pairs
-
-    @staticmethod
-    def backward(ctx, grad_value, _):
-        return grad_value * ctx.saved_tensors[0], None
-
-
-def memory_loss(*args, **options):
-    return memory_loss_and_pairs(*args, **options)[0]
-
-
-def memory_loss_and_pairs(
-    z, labels, bank, bank_labels, loss, *, count=None, scale=None, shift=None, bank_ids=None, exclude=None,
-    anchors=None, renormalize=True, eps=1e-6,
-):  # fmt: skip
-    loss, z = fold_temperature(loss, z)
-    args = (
-        labels, bank.detach(), bank_labels, count, scale, shift, bank_ids, exclude, anchors, loss.kind, loss.parameters,
-        renormalize, eps,
-    )  # fmt: skip
-    return _MemoryLoss.apply(z, lambda z, need_grad: _ops.memory_loss(z, *args, need_grad))
-
-
-def transform_memory_loss_(
-    bank, sums, scale, shift, count, z, labels, bank_labels, loss, *, ranked=None, bank_ids=None, exclude=None,
-    anchors=None, renormalize=True, eps=1e-6,
-):  # fmt: skip
-    loss, z = fold_temperature(loss, z)
-    moved = (bank, sums, scale, shift, count)
-    args = (
-        labels, bank_labels, ranked, bank_ids, exclude, anchors, loss.kind, loss.parameters, renormalize, eps,
-    )  # fmt: skip
-    return _MemoryLoss.apply(z, lambda z, need_grad: _ops.transform_memory_loss_(*moved, z, *args, need_grad))
-
-
-def batch_loss(z, labels, loss, *, ids=None, anchors=None, renormalize=True, eps=1e-6):
-    def op(dots, loss, renormalize, need_grad):
-        return _ops.batch_loss(dots, labels, ids, anchors, loss.kind, loss.parameters, renormalize, eps, need_grad)
-
-    return from_products(op, loss, z, renormalize, eps)
+ops = torch.ops.xbn_emu  # for `xbn_ext.ops.over`
 
 
 def screen(

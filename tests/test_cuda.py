@@ -21,9 +21,11 @@ D, M = 48, 700
 
 @pytest.fixture
 def executor():
+    """Of the CUDA kernels, which `ops` is over."""
     if not HAS_EMULATOR:
         pytest.skip("there is a real GPU, or no g++")
-    yield emulated.executor
+    with ops.over(emulated.ops):
+        yield emulated.executor
     emulated.executor.set_launch_error(0)
     emulated.executor.set_seed(0)
     emulated.executor.set_multiprocessors(4)
@@ -52,7 +54,7 @@ def everything(module, path, set_backend):
 
 @pytest.mark.parametrize("path", ["tensor", "simt", "screen", "pairs", "composite"])
 def test_the_order_of_threads_and_blocks_changes_no_bit(path, executor):
-    run = functools.partial(everything, emulated, path, torch.ops.xbn_emu.set_cuda_backend)
+    run = functools.partial(everything, ops, path, torch.ops.xbn_emu.set_cuda_backend)
     expected = run()
     for seed in (1, 2, 3):
         executor.set_seed(seed)
@@ -61,7 +63,7 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(path, executor):
 
 
 def test_another_number_of_multiprocessors_changes_rounding_only(executor):
-    run = functools.partial(everything, emulated, "tensor", torch.ops.xbn_emu.set_cuda_backend)
+    run = functools.partial(everything, ops, "tensor", torch.ops.xbn_emu.set_cuda_backend)
     expected = run()
     for n in (1, 3, 132):
         executor.set_multiprocessors(n)
@@ -91,7 +93,7 @@ def test_which_way_the_loss_goes(loss, B, D, precision, way, executor):
     z, labels = torch.randn(B, D, dtype=precision, requires_grad=True), torch.zeros(B, dtype=torch.int64)
     bank, bank_labels = torch.randn(9, D, dtype=precision), torch.arange(9)
     products = executor.products()
-    n = launches(emulated.memory_loss, z, labels, bank, bank_labels, loss)
+    n = launches(ops.memory_loss, z, labels, bank, bank_labels, loss)
     assert n == {"sweep": 3, "screen": 5, "composite": 5}[way]  # the last two add up
     assert (executor.products() > products) == (way == "composite")
 
@@ -102,10 +104,10 @@ def test_all_triplets_go_by_products_only(path, executor):
     before = torch.ops.xbn_emu.set_cuda_backend(path)
     try:
         with pytest.raises(RuntimeError, match=f"memory_loss: backend '{path}' does not have triplet_all"):
-            emulated.memory_loss(*args, Triplet(mining="all"))
+            ops.memory_loss(*args, Triplet(mining="all"))
     finally:
         torch.ops.xbn_emu.set_cuda_backend(before)
-    assert emulated.memory_loss(*args, Triplet(mining="all")).isfinite()
+    assert ops.memory_loss(*args, Triplet(mining="all")).isfinite()
 
 
 @pytest.mark.parametrize(
@@ -122,24 +124,24 @@ def test_all_triplets_go_by_products_only(path, executor):
 def test_how_many_kernels_a_loss_launches(loss, n, executor):
     """A pass is a sweep and what it settles; the gradient comes at the end."""
     z, labels = torch.randn(5, 8, requires_grad=True), torch.zeros(5, dtype=torch.int64)
-    assert launches(emulated.memory_loss, z, labels, torch.randn(9, 8), torch.arange(9), loss) == n
+    assert launches(ops.memory_loss, z, labels, torch.randn(9, 8), torch.arange(9), loss) == n
 
 
 def test_how_many_kernels_an_op_launches(executor):
     m = state.filled(M, D, 650, pending=True)
     z, labels = torch.randn(64, D), torch.randint(8, (64,))
     track = (m.target_mean, m.target_std, m.variance, m.scale, m.shift, z, None, m.sums, m.count, 0.01, 1.0, None, 1e-6)
-    assert launches(emulated.normalize, z) == 1
-    unit = emulated.normalize(z.clone().requires_grad_())
+    assert launches(ops.normalize, z) == 1
+    unit = ops.normalize(z.clone().requires_grad_())
     assert launches(unit.backward, torch.randn(64, D)) == 1
-    assert launches(emulated.moments, z) == 2
-    assert launches(emulated.track_, *track) == 2
-    assert launches(emulated.transform_, m.bank, m.sums, m.scale, m.shift, m.count) == 2
-    assert launches(emulated.standardize_, m.bank, m.sums, m.scale, m.shift, m.count) == 2
+    assert launches(ops.moments, z) == 2
+    assert launches(ops.track_, *track) == 2
+    assert launches(ops.transform_, m.bank, m.sums, m.scale, m.shift, m.count) == 2
+    assert launches(ops.standardize_, m.bank, m.sums, m.scale, m.shift, m.count) == 2
     queue = (m.bank, m.bank_labels, m.sums, m.head, m.count, z, labels, None, m.scale, m.shift)
-    assert launches(emulated.enqueue_, *queue) == 2
+    assert launches(ops.enqueue_, *queue) == 2
     z.requires_grad_()
-    assert launches(emulated.memory_loss, z, labels, m.bank, m.bank_labels, Contrastive(), count=m.count) == 5
+    assert launches(ops.memory_loss, z, labels, m.bank, m.bank_labels, Contrastive(), count=m.count) == 5
 
 
 def test_a_damaged_counter_stays_within_the_bank(executor):
@@ -147,9 +149,9 @@ def test_a_damaged_counter_stays_within_the_bank(executor):
         m = state.filled(M, D, 650)
         m.count.fill_(count), m.head.fill_(head)
         z, labels = F.normalize(torch.randn(8, D), dim=1), torch.randint(8, (8,))
-        emulated.transform_(m.bank, m.sums, m.scale, m.shift, m.count)
-        assert emulated.memory_loss(z, labels, m.bank, m.bank_labels, Contrastive(), count=m.count).isfinite()
-        slots = emulated.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, z, labels, None, m.scale, m.shift)
+        ops.transform_(m.bank, m.sums, m.scale, m.shift, m.count)
+        assert ops.memory_loss(z, labels, m.bank, m.bank_labels, Contrastive(), count=m.count).isfinite()
+        slots = ops.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, z, labels, None, m.scale, m.shift)
         assert (slots >= 0).all() and (slots < M).all() and 0 <= m.head < M and 0 <= m.count <= M
 
 
@@ -167,7 +169,7 @@ def test_a_launch_that_fails_says_what_to_do(error, advice, executor):
     before = m.bank.clone()
     executor.set_launch_error(error)
     with pytest.raises(RuntimeError, match=f"transform_: .*{advice}"):
-        emulated.transform_(m.bank, m.sums, m.scale, m.shift, m.count)
+        ops.transform_(m.bank, m.sums, m.scale, m.shift, m.count)
     executor.set_launch_error(0)
     assert torch.equal(m.bank, before)
 

@@ -7,7 +7,7 @@ from conftest import HAS_EMULATOR
 from loss_cases import assert_right
 from torch.nn.functional import normalize
 
-from xbn_ext import Contrastive, reference
+from xbn_ext import Contrastive, ops, reference
 
 if HAS_EMULATOR:
     import emulated
@@ -19,7 +19,8 @@ EXTREMES = [torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 65519.0, 65520.0, 7e4
 
 @pytest.fixture(autouse=True)
 def settings():
-    yield
+    with ops.over(emulated.ops):
+        yield
     emulated.executor.set_seed(0)
     emulated.executor.set_multiprocessors(4)
     torch.ops.xbn_emu.set_cuda_backend("auto")
@@ -207,13 +208,13 @@ def test_both_sides_of_the_limit(way, reduction):
         args = with_candidates(share)
         torch.ops.xbn_emu.set_cuda_backend(way)
         before = emulated.executor.launches()
-        assert_right(emulated, *args, loss)
+        assert_right(ops, *args, loss)
         assert emulated.executor.launches() == before + 5  # screen, pairs, sweep, settle, gradient
 
 
 def result(args, loss):
     z = args[0].clone().requires_grad_()
-    value, pairs = emulated.memory_loss_and_pairs(z, *args[1:], loss)
+    value, pairs = ops.memory_loss_and_pairs(z, *args[1:], loss)
     return [value.detach(), *torch.autograd.grad(value, z), pairs]
 
 
@@ -258,4 +259,4 @@ def test_other_losses_are_refused():
 
     torch.ops.xbn_emu.set_cuda_backend("screen")
     with pytest.raises(RuntimeError, match="backend 'screen' has contrastive losses only"):
-        emulated.memory_loss(*with_candidates(0), SupCon())
+        ops.memory_loss(*with_candidates(0), SupCon())

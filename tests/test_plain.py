@@ -17,9 +17,10 @@ every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
 
 @pytest.fixture
-def in_plain(monkeypatch):
+def in_plain():
     """`xbn_ext.ops`, and what is built on it, without the compiled library."""
-    monkeypatch.setattr(ops, "_ops", plain)
+    with ops.over(plain):
+        yield
 
 
 @pytest.fixture

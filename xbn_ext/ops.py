@@ -9,7 +9,8 @@ and devices raise RuntimeError naming the op and the argument before anything is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +20,20 @@ from . import _library  # noqa: F401  registers torch.ops.xbn_ext
 from ._autograd import differentiable_once, needs_grad, with_gradient, without_autocast, writes
 from .losses import PairLoss, check_loss, fold_temperature
 
-_ops = torch.ops.xbn_ext
+_ops: Any = torch.ops.xbn_ext
+
+
+@contextmanager
+def over(namespace: Any) -> Iterator[None]:
+    """Within it the functions here call the ops of another namespace than `torch.ops.xbn_ext`, or a module's functions
+    with their arguments. In all threads, and in the backward of what was computed, which must be within it, too. For
+    the project's tests and benchmark."""
+    global _ops
+    before, _ops = _ops, namespace
+    try:
+        yield
+    finally:
+        _ops = before
 
 
 def _fake(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

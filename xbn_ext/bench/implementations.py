@@ -224,12 +224,8 @@ def _theirs(problem: Problem) -> Call:
 
 
 def _without_kernels(call: Call, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-    kernels = ops._ops
-    ops._ops = plain  # type: ignore[assignment]
-    try:
+    with ops.over(plain):
         return call(x, labels)
-    finally:
-        ops._ops = kernels
 
 
 def _on_cuda(name: str, call: Call, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
