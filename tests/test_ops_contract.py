@@ -9,7 +9,7 @@ import pytest
 import state
 import torch
 
-from xbn_ext import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet, ops
+from xbn_ext import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet, ops, reference
 from xbn_ext.losses import PairLoss
 
 B, M, D = 5, 11, 7
@@ -394,6 +394,19 @@ def test_an_op_that_is_called_directly_has_no_gradient(op):
     with warnings.catch_warnings(), pytest.raises(RuntimeError, match="appears to not have been used in the graph"):
         warnings.simplefilter("ignore")
         torch.autograd.grad(value, a[by])
+
+
+@pytest.mark.parametrize("module", [ops, reference], ids=["ops", "reference"])
+@pytest.mark.parametrize("function", ["memory_loss", "memory_loss_and_pairs", "transform_memory_loss_"])
+def test_an_option_that_there_is_not_is_named(function, module):
+    a, m = loss_arguments(), transform_arguments(bank=torch.randn(M, D))
+    before = m["bank"].clone()
+    args = (a["z"], a["labels"], a["bank"], a["bank_labels"], Contrastive())
+    if function == "transform_memory_loss_":
+        args = (*m.values(), a["z"], a["labels"], a["bank_labels"], Contrastive())
+    with pytest.raises(TypeError, match=rf"{function}\(\) got an unexpected keyword argument 'exclud'"):
+        getattr(module, function)(*args, anchors=None, exclud=a["exclude"])
+    assert torch.equal(m["bank"], before)
 
 
 def test_forward_mode_raises():

@@ -15,12 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from . import _library  # noqa: F401  registers torch.ops.xbn_ext
 from ._autograd import differentiable_once, needs_grad, with_gradient, without_autocast, writes
 from .losses import PairLoss, check_loss, fold_temperature
+from .options import LOSS_DEFAULTS, PAIR_DEFAULTS, LossOptions, PairOptions, complete
 
 _ops: Any = torch.ops.xbn_ext
+_ARGUMENTS: dict[str, list[str]] = {}  # of each op with a fake kernel, by name: those of its schema
 
 
 @contextmanager
@@ -40,6 +43,7 @@ def _fake(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers what gives the results' shapes. One tensor on the meta device brings a call here: of others on a CPU it
     would make numbers that nothing has computed, or write nothing, so here too all must be on one device."""
     names = [argument.name for argument in getattr(_ops, op).default._schema.arguments]
+    _ARGUMENTS[op] = names
 
     def register(shapes: Callable[..., Any]) -> Callable[..., Any]:
         def checked(*args: Any) -> Any:
@@ -238,20 +242,7 @@ def _(
 
 
 def memory_loss(
-    z: Tensor,
-    labels: Tensor,
-    bank: Tensor,
-    bank_labels: Tensor,
-    loss: PairLoss,
-    *,
-    count: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    bank_ids: Tensor | None = None,
-    exclude: Tensor | None = None,
-    anchors: Tensor | None = None,
-    renormalize: bool = True,
-    eps: float = 1e-6,
+    z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: PairLoss, **options: Unpack[LossOptions]
 ) -> Tensor:
     """Loss of a batch against a bank of embeddings, differentiable in `z`, in one sweep over the bank.
 
@@ -264,15 +255,8 @@ def memory_loss(
         bank: `[M, D]` contiguous; carries no gradient.
         bank_labels: `[M]` int64.
         loss: which loss, with its parameters (`xbn_ext.losses`).
-        count: int64 scalar on the same device: only the first `count` rows of the bank exist.
-        scale: `[D]` a bank row u stands for `scale * u + shift`; None: for itself.
-        shift: `[D]`, None exactly when scale is.
-        exclude: `[B]` int64, the bank row that an anchor must not be paired with; with `bank_ids`, all rows of this
-            id. -1 and the smallest int64 mean none.
-        bank_ids: `[M]` int64 ids of the rows; None: a row's id is its number.
-        anchors: `[B]` bool, the rows of z that rank; None: all.
-        renormalize: False takes `s_ij = z_i · r_j`.
-        eps: lower bound of a row's norm.
+        options: `count`, `scale`, `shift`, `bank_ids`, `exclude`, `anchors`, `renormalize`, `eps`: see
+            `xbn_ext.options.LossOptions`.
 
     Returns:
         A scalar of z's dtype. An anchor with a NaN or an Inf makes it NaN (unless it has no pairs that it would pay
@@ -280,44 +264,42 @@ def memory_loss(
 
     Raises:
         RuntimeError: an argument is not as above; or a second derivative or a forward-mode one is asked for.
+        TypeError: there is no such option, or no such loss.
     """
-    return memory_loss_and_pairs(
-        z, labels, bank, bank_labels, loss, count=count, scale=scale, shift=shift, bank_ids=bank_ids, exclude=exclude,
-        anchors=anchors, renormalize=renormalize, eps=eps,
-    )[0]  # fmt: skip
+    return _memory_loss("memory_loss", z, labels, bank, bank_labels, loss, options)[0]
 
 
 def memory_loss_and_pairs(
-    z: Tensor,
-    labels: Tensor,
-    bank: Tensor,
-    bank_labels: Tensor,
-    loss: PairLoss,
-    *,
-    count: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    bank_ids: Tensor | None = None,
-    exclude: Tensor | None = None,
-    anchors: Tensor | None = None,
-    renormalize: bool = True,
-    eps: float = 1e-6,
+    z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: PairLoss, **options: Unpack[LossOptions]
 ) -> tuple[Tensor, Tensor]:
     """`memory_loss`, and `pairs [2]` (float64): how many positives and negatives of an anchor have a weight, on average
     over the anchors. A pair has no weight if it is within its margin, not mined, or in no triplet that costs something.
     """
-    check_loss("memory_loss", loss)
+    return _memory_loss("memory_loss_and_pairs", z, labels, bank, bank_labels, loss, options)
+
+
+def _memory_loss(
+    function: str, z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: PairLoss, options: LossOptions
+) -> tuple[Tensor, Tensor]:
+    arguments = complete(function, options, LOSS_DEFAULTS)
+    for name in ("scale", "shift"):
+        if arguments[name] is not None:
+            arguments[name] = arguments[name].double()
+    arguments.update(labels=labels, bank=bank.detach(), bank_labels=bank_labels)
+    return _ranked("memory_loss", z, loss, arguments)
+
+
+def _ranked(
+    op: str, z: Tensor, loss: PairLoss, arguments: dict[str, Any], written: tuple[Tensor, ...] = ()
+) -> tuple[Tensor, Tensor]:
+    """Loss and pairs by an op that takes `arguments`, in the order of its schema, and what is put into them here."""
+    check_loss(op, loss)
     loss, z = fold_temperature(loss, z)
     need_grad = needs_grad(z)
-    value, grad_z, pairs = _ops.memory_loss(
-        z.detach(), labels, bank.detach(), bank_labels, count, _f64(scale), _f64(shift), bank_ids, exclude, anchors,
-        loss.kind, loss.parameters, renormalize, eps, need_grad,
-    )  # fmt: skip
+    arguments.update(z=z.detach(), loss=loss.kind, parameters=loss.parameters, need_grad=need_grad)
+    writes(*written)
+    value, grad_z, pairs = getattr(_ops, op)(*[arguments[name] for name in _ARGUMENTS[op]])
     return (with_gradient(value, z, grad_z) if need_grad else value), pairs
-
-
-def _f64(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.double()
 
 
 @_fake("memory_loss")
@@ -339,11 +321,7 @@ def transform_memory_loss_(
     loss: PairLoss,
     *,
     ranked: Tensor | None = None,
-    bank_ids: Tensor | None = None,
-    exclude: Tensor | None = None,
-    anchors: Tensor | None = None,
-    renormalize: bool = True,
-    eps: float = 1e-6,
+    **options: Unpack[PairOptions],
 ) -> tuple[Tensor, Tensor]:
     """`transform_`, then `memory_loss_and_pairs` of the moved bank. On a CPU one sweep does both where batch and bank
     have the same dtype, the batch has at most 256 rows and `ranked` is None or equals `count`; mined losses and all
@@ -351,18 +329,14 @@ def transform_memory_loss_(
 
     Args:
         ranked: int64 scalar, how many of the `count` rows are ranked against; None: all.
+        options: `bank_ids`, `exclude`, `anchors`, `renormalize`, `eps`: see `xbn_ext.options.PairOptions`.
 
     The other arguments are those of the two ops. `z` must not share memory with `bank`.
     """
-    check_loss("transform_memory_loss_", loss)
-    loss, z = fold_temperature(loss, z)
-    need_grad = needs_grad(z)
-    writes(bank, sums, scale, shift)
-    value, grad_z, pairs = _ops.transform_memory_loss_(
-        bank, sums, scale, shift, count, z.detach(), labels, bank_labels, ranked, bank_ids, exclude, anchors,
-        loss.kind, loss.parameters, renormalize, eps, need_grad,
-    )  # fmt: skip
-    return (with_gradient(value, z, grad_z) if need_grad else value), pairs
+    arguments = complete("transform_memory_loss_", options, PAIR_DEFAULTS)
+    arguments.update(bank=bank, sums=sums, scale=scale, shift=shift, count=count, ranked=ranked)
+    arguments.update(labels=labels, bank_labels=bank_labels)
+    return _ranked("transform_memory_loss_", z, loss, arguments, written=(bank, sums, scale, shift))
 
 
 @_fake("transform_memory_loss_")

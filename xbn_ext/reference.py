@@ -17,13 +17,15 @@ from its abstract; the cross-batch memory is that of "Cross-Batch Memory for Emb
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Unpack
 
 from .losses import PairLoss
+from .options import LOSS_DEFAULTS, PAIR_DEFAULTS, LossOptions, PairOptions, complete
 from .reference_losses import pair_loss, weighted_pairs
 
 SOME_ROWS = 4096  # of the bank, that are copied in float64 at a time
@@ -259,61 +261,34 @@ def nan_unless_finite(z: Tensor) -> Tensor:
 
 
 def memory_loss(
-    z: Tensor,
-    labels: Tensor,
-    bank: Tensor,
-    bank_labels: Tensor,
-    loss: PairLoss,
-    *,
-    count: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    bank_ids: Tensor | None = None,
-    exclude: Tensor | None = None,
-    anchors: Tensor | None = None,
-    renormalize: bool = True,
-    eps: float = 1e-6,
+    z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: PairLoss, **options: Unpack[LossOptions]
 ) -> Tensor:
     """Loss of the anchors `z [B, D]` against the first `count` bank rows, each standing for `scale * u + shift`.
 
     `exclude [B]` is the bank row an anchor must not be paired with, its own copy; with `bank_ids [M]`, the id of such
     rows. -1 and the smallest int64 are no id. The bank carries no gradient.
     """
-    return memory_loss_and_pairs(
-        z, labels, bank, bank_labels, loss, count=count, scale=scale, shift=shift, bank_ids=bank_ids, exclude=exclude,
-        anchors=anchors, renormalize=renormalize, eps=eps,
-    )[0]  # fmt: skip
+    complete("memory_loss", options, LOSS_DEFAULTS)
+    return memory_loss_and_pairs(z, labels, bank, bank_labels, loss, **options)[0]
 
 
 def memory_loss_and_pairs(
-    z: Tensor,
-    labels: Tensor,
-    bank: Tensor,
-    bank_labels: Tensor,
-    loss: PairLoss,
-    *,
-    count: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    bank_ids: Tensor | None = None,
-    exclude: Tensor | None = None,
-    anchors: Tensor | None = None,
-    renormalize: bool = True,
-    eps: float = 1e-6,
+    z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: PairLoss, **options: Unpack[LossOptions]
 ) -> tuple[Tensor, Tensor]:
     """`memory_loss`, and `pairs [2]`: how many positives and negatives of an anchor have a weight, on average."""
-    n = len(bank) if count is None else int(count)
+    o = SimpleNamespace(**complete("memory_loss_and_pairs", options, LOSS_DEFAULTS))
+    n = len(bank) if o.count is None else int(o.count)
     rows = bank[:n].detach().to(z.dtype)
-    if scale is not None and shift is not None:
-        rows = rows * scale.to(z.dtype) + shift.to(z.dtype)
+    if o.scale is not None and o.shift is not None:
+        rows = rows * o.scale.to(z.dtype) + o.shift.to(z.dtype)
     positive = labels[:, None] == bank_labels[None, :n]
     pair = torch.ones_like(positive)
-    if exclude is not None:
-        row_ids = torch.arange(n, device=z.device) if bank_ids is None else bank_ids[:n]
-        has_id = (exclude != -1) & (exclude != torch.iinfo(torch.int64).min)
-        pair = ~has_id[:, None] | (exclude[:, None] != row_ids)
-    s = similarity(z, rows, renormalize, eps)
-    return pair_loss(loss, s, positive, pair, anchors), weighted_pairs(loss, s.detach(), positive, pair, anchors)
+    if o.exclude is not None:
+        row_ids = torch.arange(n, device=z.device) if o.bank_ids is None else o.bank_ids[:n]
+        has_id = (o.exclude != -1) & (o.exclude != torch.iinfo(torch.int64).min)
+        pair = ~has_id[:, None] | (o.exclude[:, None] != row_ids)
+    s = similarity(z, rows, o.renormalize, o.eps)
+    return pair_loss(loss, s, positive, pair, o.anchors), weighted_pairs(loss, s.detach(), positive, pair, o.anchors)
 
 
 def transform_memory_loss_(
@@ -328,9 +303,10 @@ def transform_memory_loss_(
     loss: PairLoss,
     *,
     ranked: Tensor | None = None,
-    **options: Any,
+    **options: Unpack[PairOptions],
 ) -> tuple[Tensor, Tensor]:
     """`transform_`, then `memory_loss_and_pairs` of the first `ranked` (None: `count`) rows, with its other options."""
+    complete("transform_memory_loss_", options, PAIR_DEFAULTS)
     transform_(bank, sums, scale, shift, count)
     rows = count if ranked is None else ranked
     return memory_loss_and_pairs(z, labels, bank, bank_labels, loss, count=rows, **options)
