@@ -116,6 +116,41 @@ def mask(name: str, value: Any, B: int) -> None:
         raise ValueError(f"{name} must be [B={B}], got {list(value.shape)}")
 
 
+def on_device(device: torch.device, **tensors: Tensor | None) -> None:
+    """The tensors are where the memory is."""
+    for name, t in tensors.items():
+        if t is not None and t.device != device:
+            raise ValueError(f"{name} is on {t.device}, the memory on {device}: move one of them")
+
+
+def batch(
+    embeddings_: Any, labels: Any, indices_tuple: Any, enqueue_mask: Any, ids: Any, columns: int, device: torch.device
+) -> None:
+    """What a `CrossBatchMemory` is called with: tensors of one batch, on a device."""
+    embeddings(embeddings_, columns)
+    B = embeddings_.shape[0]
+    integers("labels", labels, B)
+    if indices_tuple is not None:
+        raise ValueError(
+            "indices_tuple must be None: pairs are never listed here. To mine, choose Triplet(mining=...) or "
+            "MultiSimilarity(mining=...); to choose anchors and stored rows, pass enqueue_mask= or ids="
+        )
+    if enqueue_mask is not None:
+        mask("enqueue_mask", enqueue_mask, B)
+    if ids is not None:
+        sample_ids(ids, B)
+    on_device(device, embeddings=embeddings_, labels=labels, enqueue_mask=enqueue_mask, ids=ids)
+
+
+def rounding(update: str, bank_dtype: torch.dtype, drift: str) -> None:
+    """A memory that is rewritten at every step has more than 16 bits."""
+    if bank_dtype.itemsize == 2 and update == "inplace" and drift != "none":
+        raise ValueError(
+            f"update='inplace' would round a bank of {bank_dtype} at every step until it has drifted off: "
+            "use update='deferred'"
+        )
+
+
 def is_dense(value: Any) -> bool:
     """A tensor, and neither a sparse nor a nested one."""
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested

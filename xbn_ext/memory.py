@@ -14,7 +14,8 @@ from . import checks, ops
 from ._autograd import check_step, without_autocast
 from .filter import Drift, make_filter
 from .losses import PairLoss, at_temperature, check_loss, default_temperature
-from .state import StatefulModule
+from .options import PairOptions
+from .state import StatefulModule, flat, impossible_memory, number_in
 
 # The state of a new memory. A subclass may have more.
 FRESH = {
@@ -133,7 +134,7 @@ class CrossBatchMemory(StatefulModule):
         if bank_dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
             raise ValueError(f"bank_dtype must be torch.float32, float64, float16 or bfloat16, got {bank_dtype}")
         self.update = update if update is not None else "deferred" if bank_dtype.itemsize == 2 else "inplace"
-        _check_rounding(self.update, bank_dtype, drift)
+        checks.rounding(self.update, bank_dtype, drift)
         self.enqueue = enqueue
         self.filter = make_filter(drift, process_noise, measurement_noise, ema_momentum)
         temperature = getattr(loss, "temperature", None)
@@ -142,7 +143,7 @@ class CrossBatchMemory(StatefulModule):
             raise ValueError("loss: its temperature must be an nn.Parameter to be learned")
         self.register_parameter("temperature", learned)
         self._loss = loss if learned is None else at_temperature(loss, 1.0)  # the module alone holds what is learned
-        self._first_temperature = math.nan if learned is None else _number_in(learned, default_temperature(loss))
+        self._first_temperature = math.nan if learned is None else number_in(learned, default_temperature(loss))
         self.embedding_size = embedding_size
         self.memory_size = memory_size
         self._drift = drift
@@ -172,7 +173,7 @@ class CrossBatchMemory(StatefulModule):
         if check is not None:
             value = check(name, value)
         if name == "update" and "bank" in self.__dict__:
-            _check_rounding(value, self.bank.dtype, self.drift)
+            checks.rounding(value, self.bank.dtype, self.drift)
         super().__setattr__(name, value)
 
     @property
@@ -222,16 +223,16 @@ class CrossBatchMemory(StatefulModule):
             check_step(self.step, embeddings, labels, enqueue_mask, ids, self.temperature)
         with without_autocast(embeddings.device.type):
             z = self._as_ranked(embeddings)
-            own_slots = None
-            if self.training:
-                self._follow_drift(z.detach(), enqueue_mask)
-                if self.enqueue == "before":
-                    own_slots = self._store(z.detach(), labels, enqueue_mask, ids)
-            value = self._value(z, labels, enqueue_mask, ids, own_slots)
-            if self.training:
-                if self.enqueue == "after":
-                    self._store(z.detach(), labels, enqueue_mask, ids)
-                self.step.add_(1)
+            if not self.training:
+                return self._value(z, labels, enqueue_mask, ids)
+            stored, own_slots = z.detach(), None
+            to_move = self._follow_drift(stored, enqueue_mask)
+            if self.enqueue == "before":
+                own_slots = self._store(stored, labels, enqueue_mask, ids)
+            value = self._value(z, labels, enqueue_mask, ids, own_slots, to_move)
+            if self.enqueue == "after":
+                self._store(stored, labels, enqueue_mask, ids)
+            self.step.add_(1)
         return value
 
     def _as_ranked(self, embeddings: Tensor) -> Tensor:
@@ -239,7 +240,9 @@ class CrossBatchMemory(StatefulModule):
         z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
         return ops.normalize(z, self.eps) if self.normalize_embeddings else z.clone()
 
-    def _follow_drift(self, z: Tensor, mask: Tensor | None) -> None:
+    def _follow_drift(self, z: Tensor, mask: Tensor | None) -> bool:
+        """Measures the drift, and moves the memory along by the map that then is pending: here, or where True is
+        returned while `_value` ranks the batch against it, in one sweep; with `"deferred"` it stays pending."""
         if self.filter is None:  # nothing moves; the gap is measured all the same
             copies = torch.stack((self.target_mean, self.target_std, self.scale, self.shift))
             mean, std, scale, shift = copies.unbind()
@@ -247,42 +250,30 @@ class CrossBatchMemory(StatefulModule):
                 mean, std, self.variance.clone(), scale, shift, z, mask, self.sums, self.count, math.inf, 1.0, None,
                 eps=self.eps, stats=self.drift_stats,
             )  # fmt: skip
-            return
+            return False
         ops.track_(
             self.target_mean, self.target_std, self.variance, self.scale, self.shift, z, mask,
             self.sums, self.count, *self.filter, eps=self.eps, stats=self.drift_stats,
         )  # fmt: skip
-        if self.update == "inplace" and not self._moves_while_ranking():
-            ops.transform_(self.bank, self.sums, self.scale, self.shift, self.count)
-        elif self.update == "deferred":
+        if self.update == "deferred":
             ops.standardize_(self.bank, self.sums, self.scale, self.shift, self.count, self.eps)
-
-    def _moves_while_ranking(self) -> bool:
-        """Whether the memory loss finds a map that it is to write into the bank."""
-        moves = self.training and self.filter is not None and self.update == "inplace"
-        return moves and self.enqueue == "after" and self.memory_weight != 0
+            return False
+        if self.enqueue == "after" and self.memory_weight != 0:
+            return True
+        ops.transform_(self.bank, self.sums, self.scale, self.shift, self.count)
+        return False
 
     def _store(self, z: Tensor, labels: Tensor, mask: Tensor | None, ids: Tensor | None = None) -> Tensor:
         return ops.enqueue_(
-            self.bank,
-            self.bank_labels,
-            self.sums,
-            self.head,
-            self.count,
-            z,
-            labels,
-            mask,
-            self.scale,
-            self.shift,
-            bank_ids=self.bank_ids,
-            ids=ids,
-            bank_steps=self.bank_steps,
-            step=self.step,
-        )
+            self.bank, self.bank_labels, self.sums, self.head, self.count, z, labels, mask, self.scale, self.shift,
+            bank_ids=self.bank_ids, ids=ids, bank_steps=self.bank_steps, step=self.step,
+        )  # fmt: skip
 
     def _value(
-        self, z: Tensor, labels: Tensor, mask: Tensor | None, ids: Tensor | None, own_slots: Tensor | None
-    ) -> Tensor:
+        self, z: Tensor, labels: Tensor, mask: Tensor | None, ids: Tensor | None, own_slots: Tensor | None = None,
+        to_move: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """The weighted losses. `to_move`: the memory's pending map is to be written into it, too."""
         anchors = None if mask is None else ~mask
         exclude = own_slots
         if ids is not None:
@@ -300,11 +291,11 @@ class CrossBatchMemory(StatefulModule):
             ranked = self.count
             if self.warmup_steps or torch.compiler.is_compiling():
                 ranked = torch.where(self.step < self.warmup_steps, 0, self.count)
-            options: dict[str, Any] = {
+            options: PairOptions = {
                 "bank_ids": None if ids is None else self.bank_ids, "exclude": exclude, "anchors": anchors,
                 "renormalize": self.renormalize, "eps": self.eps,
             }  # fmt: skip
-            if self._moves_while_ranking():
+            if to_move:
                 memory_value, pairs = ops.transform_memory_loss_(
                     self.bank, self.sums, self.scale, self.shift, self.count, z, labels, self.bank_labels, self.loss,
                     ranked=ranked, **options,
@@ -383,7 +374,7 @@ class CrossBatchMemory(StatefulModule):
     def reset_queue(self) -> None:
         """Empties the memory and forgets the drift and the warm-up: the state of a new module."""
         for name, value in FRESH.items():
-            _flat(getattr(self, name)).fill_(value)
+            flat(getattr(self, name)).fill_(value)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -430,60 +421,25 @@ class CrossBatchMemory(StatefulModule):
             mean, std, _ = ops.moments(filled.embedding_memory)
             filled.target_mean.copy_(mean)
             filled.target_std.copy_(std)
-            _flat(filled.variance).zero_()
+            flat(filled.variance).zero_()
         for name in FRESH:
             if name != "step":  # a generator may have trained meanwhile
-                _flat(getattr(self, name)).copy_(_flat(getattr(filled, name)))
+                flat(getattr(self, name)).copy_(flat(getattr(filled, name)))
 
     def _check(
         self, embeddings: Any, labels: Any, indices_tuple: Any, enqueue_mask: Any, ids: Any = None
     ) -> tuple[Tensor, Tensor | None]:
         """Raises on bad input, naming the argument; returns labels and ids as int64, with -1 for every negative id."""
-        checks.embeddings(embeddings, self.embedding_size)
-        B = embeddings.shape[0]
-        checks.integers("labels", labels, B)
-        if indices_tuple is not None:
-            raise ValueError(
-                "indices_tuple must be None: pairs are never listed here. To mine, choose Triplet(mining=...) or "
-                "MultiSimilarity(mining=...); to choose anchors and stored rows, pass enqueue_mask= or ids="
-            )
-        if enqueue_mask is not None:
-            checks.mask("enqueue_mask", enqueue_mask, B)
-        if ids is not None:
-            checks.sample_ids(ids, B)
-        on_device = {"embeddings": embeddings, "labels": labels, "enqueue_mask": enqueue_mask, "ids": ids}
-        for name, t in on_device.items():
-            if t is not None and t.device != self.bank.device:
-                raise ValueError(f"{name} is on {t.device}, the memory on {self.bank.device}: move one of them")
+        device = self.bank.device
+        checks.batch(embeddings, labels, indices_tuple, enqueue_mask, ids, self.embedding_size, device)
         if self.temperature is not None:
             at_temperature(self._loss, self.temperature)  # raises where another shape has taken its place
-            if self.temperature.device != self.bank.device:
-                raise ValueError(
-                    f"temperature is on {self.temperature.device}, the memory on {self.bank.device}: move one of them"
-                )
+            checks.on_device(device, temperature=self.temperature)
         # Copies: what is given could be a part of the memory that is about to be written.
         return labels.to(torch.int64, copy=True), None if ids is None else ids.to(torch.int64).clamp(min=-1)
 
     def _impossible(self, state: Mapping[str, Tensor]) -> Iterator[str]:
-        M = len(state["bank"])
-        count, head, step = (int(state[name]) for name in ("count", "head", "step"))
-        if not 0 <= count <= M:
-            yield f"count must be within [0, {M}], got {count}"
-        if not 0 <= head < M:
-            yield f"head must be within [0, {M - 1}], got {head}"
-        if 0 <= count < M and 0 <= head < M and head != count:
-            yield f"head must be count where the memory is not full, got {head} and {count}"
-        if step < 0:
-            yield f"step must not be negative, got {step}"
-        if not state["variance"] >= 0:
-            yield f"variance must not be negative or NaN, got {float(state['variance'])}"
-        for name in ("sums", "scale", "shift", "target_mean", "target_std"):
-            if not state[name].isfinite().all():
-                yield f"{name} must be finite"
-        if not state["bank"][: max(count, 0)].isfinite().all():
-            yield "bank must be finite"
-        if (state["scale"] == 0).any():
-            yield "scale must not be 0"
+        return impossible_memory(state)
 
     def extra_repr(self) -> str:
         """What `print(criterion)` shows."""
@@ -493,25 +449,5 @@ class CrossBatchMemory(StatefulModule):
         )
 
 
-def _check_rounding(update: str, bank_dtype: torch.dtype, drift: str) -> None:
-    if bank_dtype.itemsize == 2 and update == "inplace" and drift != "none":
-        raise ValueError(
-            f"update='inplace' would round a bank of {bank_dtype} at every step until it has drifted off: "
-            "use update='deferred'"
-        )
-
-
 def _weighted(value: Tensor, weight: float) -> Tensor:
     return value if weight == 1 else weight * value  # an operation less where a small step is many of them
-
-
-def _flat(t: Tensor) -> Tensor:
-    """A view to write through: compiled (torch 2.13, CPU), what is written to a float64 scalar as such is lost."""
-    return t.view(-1)
-
-
-def _number_in(tensor: Tensor, default: float) -> float:
-    try:
-        return float(tensor.detach())
-    except RuntimeError:  # it is on the meta device, or a fake one
-        return default

@@ -141,3 +141,39 @@ def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
         return wide.is_floating_point == narrow.is_floating_point and torch.promote_types(wide, narrow) == wide
     except RuntimeError:  # nothing holds both
         return False
+
+
+def impossible_memory(state: Mapping[str, Tensor]) -> Iterator[str]:
+    """What is wrong with the values of a `CrossBatchMemory`, whose shapes and dtypes are right."""
+    M = len(state["bank"])
+    count, head, step = (int(state[name]) for name in ("count", "head", "step"))
+    if not 0 <= count <= M:
+        yield f"count must be within [0, {M}], got {count}"
+    if not 0 <= head < M:
+        yield f"head must be within [0, {M - 1}], got {head}"
+    if 0 <= count < M and 0 <= head < M and head != count:
+        yield f"head must be count where the memory is not full, got {head} and {count}"
+    if step < 0:
+        yield f"step must not be negative, got {step}"
+    if not state["variance"] >= 0:
+        yield f"variance must not be negative or NaN, got {float(state['variance'])}"
+    for name in ("sums", "scale", "shift", "target_mean", "target_std"):
+        if not state[name].isfinite().all():
+            yield f"{name} must be finite"
+    if not state["bank"][: max(count, 0)].isfinite().all():
+        yield "bank must be finite"
+    if (state["scale"] == 0).any():
+        yield "scale must not be 0"
+
+
+def flat(t: Tensor) -> Tensor:
+    """A view to write through: compiled (torch 2.13, CPU), what is written to a float64 scalar as such is lost."""
+    return t.view(-1)
+
+
+def number_in(tensor: Tensor, default: float) -> float:
+    """Its one number, or the default where it has none."""
+    try:
+        return float(tensor.detach())
+    except RuntimeError:  # it is on the meta device, or a fake one
+        return default
