@@ -142,6 +142,13 @@ def batch(
     on_device(device, embeddings=embeddings_, labels=labels, enqueue_mask=enqueue_mask, ids=ids)
 
 
+def two_or_three(batch: Any) -> None:
+    """What `fill_from` is given of a batch."""
+    if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+        got = f"{type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
+        raise ValueError(f"batches must yield (embeddings, labels) or (embeddings, labels, ids), got a {got}")
+
+
 def rounding(update: str, bank_dtype: torch.dtype, drift: str) -> None:
     """A memory that is rewritten at every step has more than 16 bits."""
     if bank_dtype.itemsize == 2 and update == "inplace" and drift != "none":

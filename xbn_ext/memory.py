@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -15,14 +15,7 @@ from ._autograd import check_step, without_autocast
 from .filter import Drift, make_filter
 from .losses import PairLoss, at_temperature, check_loss, default_temperature
 from .options import PairOptions
-from .state import StatefulModule, flat, impossible_memory, number_in
-
-# The state of a new memory. A subclass may have more.
-FRESH = {
-    "bank": 0, "bank_labels": 0, "bank_ids": 0, "bank_steps": 0, "sums": 0, "head": 0, "count": 0, "scale": 1,
-    "shift": 0, "target_mean": 0, "target_std": 0, "variance": math.inf, "step": 0, "pairs": math.nan,
-    "drift_stats": math.nan,
-}  # fmt: skip
+from .state import FRESH, MemoryState, flat, number_in
 
 # What may be set at any time, and its check.
 OPTIONS: dict[str, Callable[[str, Any], Any]] = {
@@ -32,7 +25,7 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {
 }  # fmt: skip
 
 
-class CrossBatchMemory(StatefulModule):
+class CrossBatchMemory(MemoryState):
     """Ranks each batch against itself and against a memory of past batches.
 
     The call is that of pytorch-metric-learning's `CrossBatchMemory`, `loss = criterion(embeddings, labels)`. In
@@ -84,21 +77,6 @@ class CrossBatchMemory(StatefulModule):
     """
 
     temperature: nn.Parameter | None
-    bank: Tensor
-    bank_labels: Tensor
-    bank_ids: Tensor
-    bank_steps: Tensor
-    sums: Tensor
-    head: Tensor
-    count: Tensor
-    scale: Tensor
-    shift: Tensor
-    target_mean: Tensor
-    target_std: Tensor
-    variance: Tensor
-    step: Tensor
-    pairs: Tensor
-    drift_stats: Tensor
 
     def __init__(
         self,
@@ -147,24 +125,7 @@ class CrossBatchMemory(StatefulModule):
         self.embedding_size = embedding_size
         self.memory_size = memory_size
         self._drift = drift
-
-        D, M, f64, i64 = embedding_size, memory_size, torch.float64, torch.int64
-        self.register_state("bank", torch.zeros(M, D, dtype=bank_dtype))
-        self.register_state("bank_labels", torch.zeros(M, dtype=i64))
-        self.register_state("bank_ids", torch.zeros(M, dtype=i64))
-        self.register_state("bank_steps", torch.zeros(M, dtype=i64))
-        self.register_state("sums", torch.zeros(2, D, dtype=f64))
-        self.register_state("head", torch.zeros((), dtype=i64))
-        self.register_state("count", torch.zeros((), dtype=i64))
-        self.register_state("scale", torch.ones(D, dtype=f64))
-        self.register_state("shift", torch.zeros(D, dtype=f64))
-        self.register_state("target_mean", torch.zeros(D, dtype=f64))
-        self.register_state("target_std", torch.zeros(D, dtype=f64))
-        self.register_state("variance", torch.full((), torch.inf, dtype=f64))
-        self.register_state("step", torch.zeros((), dtype=i64))
-        # What stats() says of the last step.
-        self.register_state("pairs", torch.full((2,), torch.nan, dtype=f64), persistent=False)
-        self.register_state("drift_stats", torch.full((3,), torch.nan, dtype=f64), persistent=False)
+        self._register_memory(memory_size, embedding_size, bank_dtype)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Options may be set at any time. A bad one raises here: a step would find it with the memory half moved, or
@@ -405,9 +366,7 @@ class CrossBatchMemory(StatefulModule):
         filled.reset_queue()
         filled.step.copy_(self.step)
         for batch in batches:
-            if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
-                got = f"{type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
-                raise ValueError(f"batches must yield (embeddings, labels) or (embeddings, labels, ids), got a {got}")
+            checks.two_or_three(batch)
             embeddings, labels, *rest = batch
             labels, ids = self._check(embeddings, labels, None, None, *rest)
             z = self._as_ranked(embeddings)
@@ -437,9 +396,6 @@ class CrossBatchMemory(StatefulModule):
             checks.on_device(device, temperature=self.temperature)
         # Copies: what is given could be a part of the memory that is about to be written.
         return labels.to(torch.int64, copy=True), None if ids is None else ids.to(torch.int64).clamp(min=-1)
-
-    def _impossible(self, state: Mapping[str, Tensor]) -> Iterator[str]:
-        return impossible_memory(state)
 
     def extra_repr(self) -> str:
         """What `print(criterion)` shows."""

@@ -1,7 +1,8 @@
-"""`StatefulModule`: a module whose tensors are its state, and not its buffers."""
+"""`StatefulModule`: a module whose tensors are its state, and not its buffers; `MemoryState`: those of a memory."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -131,6 +132,73 @@ class StatefulModule(nn.Module):
         yield from ()
 
 
+# Of a new memory. A subclass may have more.
+FRESH = {
+    "bank": 0, "bank_labels": 0, "bank_ids": 0, "bank_steps": 0, "sums": 0, "head": 0, "count": 0, "scale": 1,
+    "shift": 0, "target_mean": 0, "target_std": 0, "variance": math.inf, "step": 0, "pairs": math.nan,
+    "drift_stats": math.nan,
+}  # fmt: skip
+
+
+class MemoryState(StatefulModule):
+    """The state of a `CrossBatchMemory`: M rows of D dimensions and what is known of them, as `FRESH` at first."""
+
+    bank: Tensor  # [M, D] ring; a row u stands for scale * u + shift
+    bank_labels: Tensor  # [M] int64
+    bank_ids: Tensor  # [M] int64 of the samples; negative: its own
+    bank_steps: Tensor  # [M] int64, the step in which a row was stored
+    sums: Tensor  # [2, D] sum and sum of squares of the stored rows
+    head: Tensor  # [] int64, next slot to write
+    count: Tensor  # [] int64, filled slots
+    scale: Tensor  # [D]
+    shift: Tensor  # [D]
+    target_mean: Tensor  # [D] filtered moments of the embeddings
+    target_std: Tensor  # [D]
+    variance: Tensor  # [] of the filter, infinite before the first measurement
+    step: Tensor  # [] int64, training steps taken
+    pairs: Tensor  # [2] of the last step, for stats(); not in state_dict()
+    drift_stats: Tensor  # [3] likewise
+
+    def _register_memory(self, M: int, D: int, bank_dtype: torch.dtype) -> None:
+        f64, i64 = torch.float64, torch.int64
+        self.register_state("bank", torch.zeros(M, D, dtype=bank_dtype))
+        self.register_state("bank_labels", torch.zeros(M, dtype=i64))
+        self.register_state("bank_ids", torch.zeros(M, dtype=i64))
+        self.register_state("bank_steps", torch.zeros(M, dtype=i64))
+        self.register_state("sums", torch.zeros(2, D, dtype=f64))
+        self.register_state("head", torch.zeros((), dtype=i64))
+        self.register_state("count", torch.zeros((), dtype=i64))
+        self.register_state("scale", torch.ones(D, dtype=f64))
+        self.register_state("shift", torch.zeros(D, dtype=f64))
+        self.register_state("target_mean", torch.zeros(D, dtype=f64))
+        self.register_state("target_std", torch.zeros(D, dtype=f64))
+        self.register_state("variance", torch.full((), torch.inf, dtype=f64))
+        self.register_state("step", torch.zeros((), dtype=i64))
+        self.register_state("pairs", torch.full((2,), torch.nan, dtype=f64), persistent=False)
+        self.register_state("drift_stats", torch.full((3,), torch.nan, dtype=f64), persistent=False)
+
+    def _impossible(self, state: Mapping[str, Tensor]) -> Iterator[str]:
+        M = len(state["bank"])
+        count, head, step = (int(state[name]) for name in ("count", "head", "step"))
+        if not 0 <= count <= M:
+            yield f"count must be within [0, {M}], got {count}"
+        if not 0 <= head < M:
+            yield f"head must be within [0, {M - 1}], got {head}"
+        if 0 <= count < M and 0 <= head < M and head != count:
+            yield f"head must be count where the memory is not full, got {head} and {count}"
+        if step < 0:
+            yield f"step must not be negative, got {step}"
+        if not state["variance"] >= 0:
+            yield f"variance must not be negative or NaN, got {float(state['variance'])}"
+        for name in ("sums", "scale", "shift", "target_mean", "target_std"):
+            if not state[name].isfinite().all():
+                yield f"{name} must be finite"
+        if not state["bank"][: max(count, 0)].isfinite().all():
+            yield "bank must be finite"
+        if (state["scale"] == 0).any():
+            yield "scale must not be 0"
+
+
 def _is_empty(t: Tensor) -> bool:
     """A shape without values: on the meta device, or a fake tensor of another one."""
     return t.is_meta or isinstance(t, FakeTensor)
@@ -141,29 +209,6 @@ def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
         return wide.is_floating_point == narrow.is_floating_point and torch.promote_types(wide, narrow) == wide
     except RuntimeError:  # nothing holds both
         return False
-
-
-def impossible_memory(state: Mapping[str, Tensor]) -> Iterator[str]:
-    """What is wrong with the values of a `CrossBatchMemory`, whose shapes and dtypes are right."""
-    M = len(state["bank"])
-    count, head, step = (int(state[name]) for name in ("count", "head", "step"))
-    if not 0 <= count <= M:
-        yield f"count must be within [0, {M}], got {count}"
-    if not 0 <= head < M:
-        yield f"head must be within [0, {M - 1}], got {head}"
-    if 0 <= count < M and 0 <= head < M and head != count:
-        yield f"head must be count where the memory is not full, got {head} and {count}"
-    if step < 0:
-        yield f"step must not be negative, got {step}"
-    if not state["variance"] >= 0:
-        yield f"variance must not be negative or NaN, got {float(state['variance'])}"
-    for name in ("sums", "scale", "shift", "target_mean", "target_std"):
-        if not state[name].isfinite().all():
-            yield f"{name} must be finite"
-    if not state["bank"][: max(count, 0)].isfinite().all():
-        yield "bank must be finite"
-    if (state["scale"] == 0).any():
-        yield "scale must not be 0"
 
 
 def flat(t: Tensor) -> Tensor:
