@@ -1,22 +1,7 @@
-"""The specification: one training step of adaptive cross batch normalization in plain PyTorch.
-
-Every op of `xbn_ext.ops` has its twin here under the same name and with the same arguments, and `step` puts them
-together as `xbn_ext.CrossBatchMemory` does. Nothing is fused and the whole similarity matrix is built: this is for
-reading and for testing. Run it in float64 and it is the truth that every kernel is measured against. The other plain
-PyTorch, in chunks and for use, is `xbn_ext.plain`.
-
-Letters: B batch rows, M bank rows (capacity), D dimension, `count` filled bank rows. `z [B, D]` are the
-embeddings of the batch, `bank [M, D]` those of past batches. Whatever the dtype of the embeddings, statistics
-(moments, sums, the affine map) are float64.
-
-The method is our reconstruction of "Adaptive Cross Batch Normalization for Metric Learning" (arXiv 2303.17127)
-from its abstract; the cross-batch memory is that of "Cross-Batch Memory for Embedding Learning" (arXiv
-1912.06798).
-"""
+"""The ops in plain PyTorch, nothing fused: each has its twin in `xbn_ext.ops`, of the same name and arguments."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
@@ -24,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
-from .losses import PairLoss
-from .options import LOSS_DEFAULTS, PAIR_DEFAULTS, LossOptions, PairOptions, complete
-from .reference_losses import pair_loss, weighted_pairs
+from ..losses import PairLoss
+from ..options import LOSS_DEFAULTS, PAIR_DEFAULTS, LossOptions, PairOptions, complete
+from ..reference_losses import pair_loss, weighted_pairs
 
 SOME_ROWS = 4096  # of the bank, that are copied in float64 at a time
 
@@ -330,108 +315,3 @@ def batch_loss(
         pair = pair & ((ids[:, None] < 0) | (ids[:, None] != ids))
     z = nan_unless_finite(z)
     return pair_loss(loss, similarity(z, z, renormalize, eps), positive, pair, anchors)
-
-
-# --- One step -----------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Memory:
-    """The state of a memory, tensor by tensor what `xbn_ext.CrossBatchMemory` keeps in its `state_dict`."""
-
-    bank: Tensor  # [M, D] ring; a row u stands for scale * u + shift
-    bank_labels: Tensor  # [M] int64
-    sums: Tensor  # [2, D] sum and sum of squares of the stored rows
-    head: Tensor  # [] int64, next slot to write
-    count: Tensor  # [] int64, filled slots
-    scale: Tensor  # [D]
-    shift: Tensor  # [D]
-    target_mean: Tensor  # [D] filtered moments of the embeddings
-    target_std: Tensor  # [D]
-    variance: Tensor  # [] of the filter, infinite before the first measurement
-    step: Tensor  # [] int64, training steps taken
-    bank_ids: Tensor  # [M] int64 of the samples; negative: its own
-    bank_steps: Tensor  # [M] int64, the step in which a row was stored
-
-    @classmethod
-    def empty(cls, memory_size: int, embedding_size: int, dtype: torch.dtype = torch.float64) -> Memory:
-        f64 = torch.float64
-        return cls(
-            bank=torch.zeros(memory_size, embedding_size, dtype=dtype),
-            bank_labels=torch.zeros(memory_size, dtype=torch.int64),
-            sums=torch.zeros(2, embedding_size, dtype=f64),
-            head=torch.zeros((), dtype=torch.int64),
-            count=torch.zeros((), dtype=torch.int64),
-            scale=torch.ones(embedding_size, dtype=f64),
-            shift=torch.zeros(embedding_size, dtype=f64),
-            target_mean=torch.zeros(embedding_size, dtype=f64),
-            target_std=torch.zeros(embedding_size, dtype=f64),
-            variance=torch.tensor(torch.inf, dtype=f64),
-            step=torch.zeros((), dtype=torch.int64),
-            bank_ids=torch.zeros(memory_size, dtype=torch.int64),
-            bank_steps=torch.zeros(memory_size, dtype=torch.int64),
-        )
-
-
-def step(
-    m: Memory,
-    embeddings: Tensor,
-    labels: Tensor,
-    loss: PairLoss,
-    *,
-    drift: str = "axbn",
-    process_noise: float = 1.0,
-    measurement_noise: float = 1.0,
-    ema_momentum: float = 0.1,
-    update: str = "inplace",
-    normalize_embeddings: bool = True,
-    renormalize: bool = True,
-    batch_weight: float = 1.0,
-    memory_weight: float = 1.0,
-    warmup_steps: int = 0,
-    enqueue: str = "after",
-    enqueue_mask: Tensor | None = None,
-    ids: Tensor | None = None,
-    eps: float = 1e-6,
-) -> Tensor:
-    """One training step: returns the loss and leaves `m` as the next step finds it."""
-    z = normalize(embeddings, eps) if normalize_embeddings else embeddings
-    stored = z.detach()
-
-    # The embeddings have drifted since the bank's rows were computed: move the bank to where they are now.
-    if drift != "none":
-        q = {"xbn": torch.inf, "axbn": process_noise, "ema": 0.0}[drift]
-        gain = ema_momentum if drift == "ema" else None
-        track_(
-            m.target_mean, m.target_std, m.variance, m.scale, m.shift, stored, enqueue_mask, m.sums, m.count,
-            q, measurement_noise, gain, eps,
-        )  # fmt: skip
-        if update == "inplace":
-            transform_(m.bank, m.sums, m.scale, m.shift, m.count)
-        else:
-            standardize_(m.bank, m.sums, m.scale, m.shift, m.count, eps)
-
-    def put() -> Tensor:
-        return enqueue_(
-            m.bank, m.bank_labels, m.sums, m.head, m.count, stored, labels, enqueue_mask, m.scale, m.shift,
-            bank_ids=m.bank_ids, ids=ids, bank_steps=m.bank_steps, step=m.step,
-        )  # fmt: skip
-
-    # Rank the batch against itself and against the memory. Rows that only feed the memory are not anchors.
-    own_slots = put() if enqueue == "before" else torch.full_like(labels, -1)
-    own_ids = -2 - own_slots  # what enqueue_ calls a row without an id
-    exclude = own_ids if ids is None else torch.where(ids >= 0, ids, own_ids)
-    anchors = None if enqueue_mask is None else ~enqueue_mask
-    total = z.new_zeros(())
-    if batch_weight != 0:  # 0 times NaN would be NaN
-        total = batch_weight * batch_loss(z, labels, loss, ids=ids, anchors=anchors, renormalize=renormalize, eps=eps)
-    if memory_weight != 0:
-        ranked = m.count * (m.step >= warmup_steps)
-        total = total + memory_weight * memory_loss(
-            z, labels, m.bank, m.bank_labels, loss, count=ranked, scale=m.scale, shift=m.shift,
-            bank_ids=m.bank_ids, exclude=exclude, anchors=anchors, renormalize=renormalize, eps=eps,
-        )  # fmt: skip
-    if enqueue == "after":
-        put()
-    m.step += 1
-    return total

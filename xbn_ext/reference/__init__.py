@@ -1,0 +1,24 @@
+"""The specification: one training step of adaptive cross batch normalization in plain PyTorch.
+
+Every op of `xbn_ext.ops` has its twin here under the same name and with the same arguments, and `step` puts them
+together as `xbn_ext.CrossBatchMemory` does. Nothing is fused and the whole similarity matrix is built: this is for
+reading and for testing. Run it in float64 and it is the truth that every kernel is measured against. The other plain
+PyTorch, in chunks and for use, is `xbn_ext.plain`.
+
+Letters: B batch rows, M bank rows (capacity), D dimension, `count` filled bank rows. `z [B, D]` are the
+embeddings of the batch, `bank [M, D]` those of past batches. Whatever the dtype of the embeddings, statistics
+(moments, sums, the affine map) are float64.
+
+The method is our reconstruction of "Adaptive Cross Batch Normalization for Metric Learning" (arXiv 2303.17127)
+from its abstract; the cross-batch memory is that of "Cross-Batch Memory for Embedding Learning" (arXiv
+1912.06798).
+"""
+
+from .one_step import Memory, step
+from .ops import *  # noqa: F403  all that it defines
+
+__all__ = [  # noqa: F405
+    "Memory", "bank_moments", "batch_loss", "enqueue_", "kalman_", "match_moments", "memory_loss",
+    "memory_loss_and_pairs", "moment_gap", "moments", "nan_unless_finite", "normalize", "rewrite_", "similarity",
+    "standardize_", "step", "sums_of", "track_", "transform_", "transform_memory_loss_",
+]  # fmt: skip
