@@ -108,7 +108,7 @@ def implementation(request, monkeypatch):
         set_backend = namespace.set_cuda_backend
     if name in ("plain", "plain-gpu"):
         namespace = importlib.import_module("xbn_ext.plain")
-        monkeypatch.setattr("xbn_ext.chunked.CHUNK_ON_CPU", 1 << 13)  # so that a small bank has several chunks
+        monkeypatch.setattr("xbn_ext.plain.chunks.CHUNK_ON_CPU", 1 << 13)  # so that a small bank has several chunks
     before = set_backend(path)
     with xbn_ext.ops.over(namespace):
         yield SimpleNamespace(

@@ -11,7 +11,8 @@ from loss_cases import LOSSES, problem
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from xbn_ext import Contrastive, CrossBatchMemory, Triplet, _library, chunked, chunked_triplets, ops, plain, reference
+from xbn_ext import Contrastive, CrossBatchMemory, _library, ops, plain, reference
+from xbn_ext.plain import chunks, triplets
 
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
@@ -26,8 +27,7 @@ def in_plain():
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Counters may not be looked at."""
-    for module in ("chunked", "contract", "plain"):
-        monkeypatch.setattr(f"xbn_ext.{module}.reads", lambda device: False)
+    monkeypatch.setattr(chunks, "reads", lambda device: False)
 
 
 # --- Schemas ------------------------------------------------------------------------------------------------------
@@ -80,9 +80,9 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(chunked, "CHUNK_ON_CPU", 4096)
-    monkeypatch.setattr(chunked_triplets, "HELD", 4096)
-    monkeypatch.setattr(chunked_triplets, "LEAST_HELD", 1)
+    monkeypatch.setattr(chunks, "CHUNK_ON_CPU", 4096)
+    monkeypatch.setattr(triplets, "HELD", 4096)
+    monkeypatch.setattr(triplets, "LEAST_HELD", 1)
     return 4096
 
 
@@ -111,12 +111,12 @@ def test_no_tensor_is_larger_than_a_chunk(loss, update, bank_dtype, in_plain, sm
 def test_the_memory_of_all_triplets_is_bounded_where_all_rows_are_positives(small_chunks, monkeypatch):
     z, labels, bank, bank_labels = problem(16, 4000, 8, torch.float64)
     labels.fill_(3), bank_labels[:3900].fill_(3), bank_labels[3900:].fill_(4)
-    loss = Triplet(0.3, mining="all")
+    arguments = (z, labels, bank, bank_labels, *[None] * 6, "triplet_all", [0.3], True, 1e-6, True)
     with LargestTensor(bank, bank_labels) as largest:
-        in_rounds = chunked.memory_loss(z, labels, bank, bank_labels, loss)
-    assert chunked_triplets.HELD / 16 < 3900 and largest.elements <= small_chunks + 16
-    monkeypatch.setattr(chunked_triplets, "HELD", 1 << 20)
-    for got, want in zip(in_rounds, chunked.memory_loss(z, labels, bank, bank_labels, loss), strict=True):
+        in_rounds = plain.memory_loss(*arguments)
+    assert triplets.HELD / 16 < 3900 and largest.elements <= small_chunks + 16
+    monkeypatch.setattr(triplets, "HELD", 1 << 20)
+    for got, want in zip(in_rounds, plain.memory_loss(*arguments), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
 
 
@@ -154,8 +154,7 @@ def test_a_step_that_looks_at_no_counter_waits_for_nothing_and_computes_the_same
     x[0, 2, 3, 1] = torch.nan
     results = []
     for knows in (True, False):
-        for module in ("chunked", "contract", "plain"):
-            monkeypatch.setattr(f"xbn_ext.{module}.reads", lambda device, knows=knows: knows)
+        monkeypatch.setattr(chunks, "reads", lambda device, knows=knows: knows)
         criterion = CrossBatchMemory(loss, 8, 70, update=update, enqueue=enqueue, drift="xbn", warmup_steps=1)
         criterion.bank.fill_(torch.nan)  # beyond the count there may be anything
         got = []

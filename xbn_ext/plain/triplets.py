@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .chunked_losses import Chunk, Pairs, Similarities
-from .losses import Triplet
+from ..losses import Triplet
+from .pairs import Chunk, Pairs, Similarities
 
 HELD = 1 << 20  # thresholds of all anchors together
 LEAST_HELD = 256  # of one anchor

@@ -1,0 +1,235 @@
+"""The ops that write the memory and what is kept of it: `track_`, `transform_`, `standardize_`, `enqueue_`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from . import chunks
+from .batch import moments
+from .chunks import exact, is_finite
+from .contract import Contract, apart, check, dense
+
+
+@exact
+def track_(
+    target_mean: Tensor, target_std: Tensor, variance: Tensor, scale: Tensor, shift: Tensor, x: Tensor,
+    mask: Tensor | None, sums: Tensor, count: Tensor, process_noise: float, measurement_noise: float,
+    fixed_gain: float | None, eps: float, stats: Tensor | None = None,
+) -> None:  # fmt: skip
+    c = Contract("track_", x)
+    c.matrix("x", x, "[B, D]", (None, None))
+    D = x.shape[1]
+    c.rows_mask("mask", mask, x.shape[0])
+    c.statistic("target_mean", target_mean, "[D]", (D,))
+    c.statistic("target_std", target_std, "[D]", (D,))
+    c.statistic("variance", variance, "a scalar", ())
+    c.statistic("scale", scale, "[D]", (D,))
+    c.statistic("shift", shift, "[D]", (D,))
+    c.statistic("sums", sums, "[2, D]", (2, D))
+    c.counter("count", count)
+    if stats is not None:
+        c.statistic("stats", stats, "[3]", (3,))
+    check(process_noise >= 0, f"track_: process_noise must not be negative, got {process_noise:g}")
+    ok = measurement_noise > 0 and math.isfinite(measurement_noise)
+    check(ok, f"track_: measurement_noise must be positive and finite, got {measurement_noise:g}")
+    check(fixed_gain is None or 0 <= fixed_gain <= 1, "track_: fixed_gain must be within [0, 1]")
+    c.eps(eps)
+    x, mask = x.contiguous(), dense(mask)
+    written = {
+        "target_mean": target_mean, "target_std": target_std, "variance": variance, "scale": scale, "shift": shift,
+        "stats": stats,
+    }  # fmt: skip
+    apart("track_", written, {"x": x, "mask": mask, "sums": sums, "count": count})
+
+    mean, std, rows = moments(x, mask)
+    measures = rows >= 2
+    prior = variance + process_noise
+    gain = 1 / (1 + measurement_noise / prior)
+    if fixed_gain is not None:
+        gain = torch.where(prior.isfinite(), fixed_gain, gain)
+    gain = torch.where(measures, gain, 0)
+    variance.copy_(torch.where(measures, gain * measurement_noise, prior))
+    target_mean.add_(gain * (mean - target_mean))
+    target_std.add_(gain * (std - target_std))
+
+    stored_mean, stored_std = bank_moments(sums, count)
+    before_mean, before_std = scale * stored_mean + shift, scale.abs() * stored_std
+    dead = (before_std < eps) | (target_std < eps)
+    a = torch.where(dead, 1, target_std / before_std)
+    b = target_mean - a * before_mean
+    known = variance.isfinite()
+    shift.copy_(torch.where(known, a * shift + b, shift))
+    scale.copy_(torch.where(known, a * scale, scale))
+    if stats is not None:
+        has_gap = measures & (count > 0)
+        gaps = [
+            ((m - mean).square().sum() + (s - std).square().sum()).sqrt()
+            for m, s in ((before_mean, before_std), (scale * stored_mean + shift, scale.abs() * stored_std))
+        ]
+        stats.copy_(torch.stack([*(torch.where(has_gap, gap, torch.nan) for gap in gaps), gain]))
+
+
+def bank_moments(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """`reference.bank_moments`, without a look at the count."""
+    mean, mean_square = sums / count.clamp(min=1)
+    variance = mean_square - mean**2
+    std = torch.where(variance > 1e-12 * mean_square, variance, 0).sqrt()
+    return torch.where(count == 0, 0, mean), torch.where(count == 0, 1, std)
+
+
+def check_transform(op: str, bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor) -> Contract:
+    c = Contract(op, bank)
+    c.bank("bank", bank)
+    D = bank.shape[1]
+    c.statistic("sums", sums, "[2, D]", (2, D))
+    c.statistic("scale", scale, "[D]", (D,))
+    c.statistic("shift", shift, "[D]", (D,))
+    c.counter("count", count)
+    return c
+
+
+@exact
+def transform_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor) -> None:
+    c = check_transform("transform_", bank, sums, scale, shift, count)
+    apart("transform_", {"bank": bank, "sums": sums, "scale": scale, "shift": shift}, {"count": count})
+    c.value("count", count, len(bank))
+
+    write_map(bank, sums, scale, shift, count)
+
+
+def write_map(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor) -> None:
+    sums.copy_(rewrite(bank, count, scale, shift))
+    scale.fill_(1)
+    shift.fill_(0)
+
+
+@exact
+def standardize_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor, eps: float) -> None:
+    """Looks at D numbers on a CPU where there is nothing to do; elsewhere it passes over the bank all the same."""
+    c = check_transform("standardize_", bank, sums, scale, shift, count)
+    c.eps(eps)
+    apart("standardize_", {"bank": bank, "sums": sums, "scale": scale, "shift": shift}, {"count": count})
+    c.value("count", count, len(bank))
+
+    mean, std = bank_moments(sums, count)
+    live = scale.abs() * std >= eps
+    off = live & ((mean.abs() > 4) | (std > 4) | (std < 0.25))
+    wanted = off.any() & (count > 0)
+    if chunks.reads(bank.device) and not wanted:
+        return
+    compute = torch.promote_types(bank.dtype, torch.float32)
+    # Rounded as the rows are computed, so that the map undoes just that.
+    a = torch.where(live & wanted, 1 / std, 1).to(compute).double()
+    b = torch.where(live & wanted, -mean * a, 0).to(compute).double()
+    sums.copy_(torch.where(wanted, rewrite(bank, count, a, b, wanted), sums))
+    scale.div_(a)
+    shift.sub_(scale * b)
+
+
+def rewrite(bank: Tensor, count: Tensor, a: Tensor, b: Tensor, wanted: Tensor | None = None) -> Tensor:
+    """The filled rows become `a * row + b`, if `wanted []` (None: yes). Returns their `sums [2, D]`, as rounded."""
+    compute = torch.promote_types(bank.dtype, torch.float32)
+    a, b = a.to(compute), b.to(compute)
+    sums = a.new_zeros(2, len(a), dtype=torch.float64)
+    for rows, is_filled in chunks_of(bank, count):
+        new = (rows.to(compute) * a + b).to(bank.dtype)
+        if is_filled is not None:
+            new = torch.where(is_filled if wanted is None else is_filled & wanted, new, rows)
+        rows.copy_(new)
+        written = new.double() if is_filled is None else torch.where(is_filled, new.double(), 0)
+        sums += torch.stack([written.sum(0), written.square().sum(0)])
+    return sums
+
+
+def chunks_of(bank: Tensor, count: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The filled rows of a bank `[M, D]`, views of it, and which rows of a view are filled, `[n, 1]`; None: all."""
+    n, unread = chunks.filled_rows(count, len(bank))
+    # A sixteenth of a chunk on a CPU: all copies of it stay in the nearest cache.
+    step = chunks.rows_of_a_chunk(bank.device, bank.shape[1] * (16 if bank.device.type == "cpu" else 1))
+    for start in range(0, n, step):
+        rows = bank[start : min(start + step, n)]
+        is_filled = None
+        if unread is not None:
+            is_filled = (torch.arange(start, start + len(rows), device=bank.device) < unread)[:, None]
+        yield rows, is_filled
+
+
+@exact
+def enqueue_(
+    bank: Tensor, bank_labels: Tensor, sums: Tensor, head: Tensor, count: Tensor, z: Tensor, labels: Tensor,
+    mask: Tensor | None, scale: Tensor, shift: Tensor, bank_ids: Tensor | None = None, ids: Tensor | None = None,
+    bank_steps: Tensor | None = None, step: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    c = Contract("enqueue_", bank)
+    c.bank("bank", bank)
+    M, D = bank.shape
+    check(M > 0, "enqueue_: bank must have at least one row")
+    c.labels("bank_labels", bank_labels, "[M]", M)
+    c.contiguous("bank_labels", bank_labels)
+    c.statistic("sums", sums, "[2, D]", (2, D))
+    c.counter("head", head)
+    c.counter("count", count)
+    c.matrix("z", z, "[B, D]", (None, D))
+    B = z.shape[0]
+    c.labels("labels", labels, "[B]", B)
+    c.rows_mask("mask", mask, B)
+    c.statistic("scale", scale, "[D]", (D,))
+    c.statistic("shift", shift, "[D]", (D,))
+    for name, t in (("bank_ids", bank_ids), ("bank_steps", bank_steps)):
+        if t is not None:
+            c.labels(name, t, "[M]", M)
+            c.contiguous(name, t)
+    check(bank_ids is not None or ids is None, "enqueue_: ids need bank_ids to be stored in")
+    if ids is not None:
+        c.labels("ids", ids, "[B]", B)
+    check((bank_steps is None) == (step is None), "enqueue_: bank_steps and step go together")
+    if step is not None:
+        c.counter("step", step)
+    z, labels, mask, ids = z.contiguous(), labels.contiguous(), dense(mask), dense(ids)
+    written = {
+        "bank": bank, "bank_labels": bank_labels, "sums": sums, "head": head, "count": count, "bank_ids": bank_ids,
+        "bank_steps": bank_steps,
+    }  # fmt: skip
+    read = {"z": z, "labels": labels, "ids": ids, "mask": mask, "scale": scale, "shift": shift, "step": step}
+    apart("enqueue_", written, read)
+    c.value("head", head, M - 1)
+    c.value("count", count, M)
+
+    compute = torch.promote_types(bank.dtype, torch.float32)
+    u = ((z.double() - shift) / scale).to(compute).to(bank.dtype)
+    store = is_finite(u)
+    if mask is not None:
+        store = store & mask
+    n = store.sum()
+    surplus = (n - M).clamp(min=0)  # of more rows than the ring holds, the last M stay
+    place = store.cumsum(0) - 1 - surplus
+    store = store & (place >= 0)
+    slots = torch.where(store, (head + place) % M, -1)
+
+    # The slots that could be written, and the row that comes into each, if one does.
+    window = torch.arange(min(B, M), device=bank.device)
+    into, comes = (head + window) % M, window < n
+    row = (~store).to(torch.uint8).argsort(stable=True)[: len(window)]
+
+    def write(to: Tensor, new: Tensor) -> None:
+        has_row = comes.view(-1, *[1] * (to.dim() - 1))
+        to.index_copy_(0, into, torch.where(has_row, new, to[into]))
+
+    evicted = torch.where((comes & (into < count))[:, None], bank[into].double(), 0)
+    entering = torch.where(comes[:, None], u[row].double(), 0)
+    sums.add_(torch.stack([(entering - evicted).sum(0), (entering.square() - evicted.square()).sum(0)]))
+    write(bank, u[row])
+    write(bank_labels, labels[row])
+    if bank_ids is not None:
+        own = -2 - slots
+        write(bank_ids, (own if ids is None else torch.where(ids >= 0, ids, own))[row])
+    if bank_steps is not None and step is not None:
+        write(bank_steps, step.expand(len(window)))
+    stored = n - surplus
+    head.copy_((head + stored) % M)
+    count.copy_((count + stored).clamp(max=M))
+    return slots

@@ -1,0 +1,56 @@
+"""What an op may do on a device: how much at a time, which numbers it may look at, in which precision."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from .._autograd import without_autocast
+
+# Elements of a chunk of similarities or rows: on a CPU for its caches, elsewhere so that a call is worth its launch.
+CHUNK_ON_CPU, CHUNK_ELSEWHERE = 1 << 20, 1 << 23
+FEWEST_ROWS = 64
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def exact(op: Callable[P, R]) -> Callable[P, R]:
+    """Autocast, which does not touch what a kernel computes, would round the products of a plain op."""
+
+    @functools.wraps(op)
+    def without(*args: P.args, **options: P.kwargs) -> R:
+        first = args[0] if args else next(iter(options.values()))
+        assert isinstance(first, Tensor)
+        with without_autocast(first.device.type):
+            return op(*args, **options)
+
+    return without
+
+
+def rows_of_a_chunk(device: torch.device, columns: int) -> int:
+    """How many rows of so many numbers are taken at a time."""
+    elements = CHUNK_ON_CPU if device.type == "cpu" else CHUNK_ELSEWHERE
+    return max(elements // max(columns, 1), FEWEST_ROWS)
+
+
+def reads(device: torch.device) -> bool:
+    """Whether looking at a number that is there costs no wait."""
+    return device.type == "cpu"
+
+
+def filled_rows(count: Tensor | None, M: int) -> tuple[int, Tensor | None]:
+    """How many of M rows to look at, and the number `[]` from which on these do not exist (None: they all do). A count
+    that is not on the CPU is not looked at, so that nothing waits for it."""
+    if count is None:
+        return M, None
+    return (int(count), None) if reads(count.device) else (M, count)
+
+
+def is_finite(z: Tensor) -> Tensor:
+    """`[B]` bool, of the rows of `z [B, D]`."""
+    return z.isfinite().all(dim=1)

@@ -1,0 +1,113 @@
+"""What an op asks of its arguments, where it is not compiled: `csrc/glue/contract.h` in Python. The messages are the
+same, except that a dtype is called torch.float16 here and Half there.
+
+Every op begins with its checks, so that nothing is written on bad input. Only shapes, dtypes, devices and layouts are
+looked at, and on a CPU the values of counters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from . import chunks
+
+BANK_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def check(ok: bool, message: str) -> None:
+    if not ok:
+        raise RuntimeError(message)
+
+
+class Contract:
+    """Checks the tensors of one call of one op, all on the device of the first."""
+
+    def __init__(self, op: str, first: Tensor) -> None:
+        self.op, self.device = op, first.device
+
+    def shape(self, name: str, t: Tensor, words: str, sizes: Sequence[int | None]) -> None:
+        """`sizes` as numbers, None for any; `words` name them."""
+        same = t.dim() == len(sizes) and all(want in (None, got) for want, got in zip(sizes, t.shape, strict=True))
+        described = f" ({', '.join('any' if size is None else str(size) for size in sizes)})" if sizes else ""
+        check(same, f"{self.op}: {name} must be {words}{described}, got {list(t.shape)}")
+        check(t.device == self.device, f"{self.op}: {name} is on another device than the other arguments")
+
+    def dtype(self, name: str, t: Tensor, expected: torch.dtype, word: str) -> None:
+        check(t.dtype == expected, f"{self.op}: {name} must be {word}, got {t.dtype}")
+
+    def floating(self, name: str, t: Tensor) -> None:
+        ok = t.dtype in (torch.float32, torch.float64)
+        check(ok, f"{self.op}: {name} must be float32 or float64, got {t.dtype}")
+
+    def contiguous(self, name: str, t: Tensor) -> None:
+        check(t.is_contiguous(), f"{self.op}: {name} must be contiguous")
+
+    def columns(self, name: str, t: Tensor, words: str, sizes: Sequence[int | None]) -> None:
+        self.shape(name, t, words, sizes)
+        check(t.shape[1] > 0, f"{self.op}: {name} must have at least one column")
+
+    def matrix(self, name: str, t: Tensor, words: str, sizes: Sequence[int | None]) -> None:
+        """Embeddings."""
+        self.floating(name, t)
+        self.columns(name, t, words, sizes)
+
+    def bank(self, name: str, t: Tensor, D: int | None = None) -> None:
+        ok = t.dtype in BANK_DTYPES
+        check(ok, f"{self.op}: {name} must be float32, float64, float16 or bfloat16, got {t.dtype}")
+        self.columns(name, t, "[M, D]", (None, D))
+        self.contiguous(name, t)
+
+    def labels(self, name: str, t: Tensor, words: str, n: int) -> None:
+        self.shape(name, t, words, (n,))
+        self.dtype(name, t, torch.int64, "int64")
+
+    def rows_mask(self, name: str, t: Tensor | None, B: int) -> None:
+        if t is not None:
+            self.shape(name, t, "[B]", (B,))
+            self.dtype(name, t, torch.bool, "bool")
+
+    def statistic(self, name: str, t: Tensor, words: str, sizes: Sequence[int | None]) -> None:
+        self.shape(name, t, words, sizes)
+        self.dtype(name, t, torch.float64, "float64")
+        self.contiguous(name, t)
+
+    def counter(self, name: str, t: Tensor) -> None:
+        self.shape(name, t, "a scalar", ())
+        self.dtype(name, t, torch.int64, "int64")
+
+    def value(self, name: str, t: Tensor, last: int) -> None:
+        """Of a counter, within [0, last]: looked at where that costs no wait."""
+        if chunks.reads(t.device):
+            got = int(t)
+            check(0 <= got <= last, f"{self.op}: {name} must be within [0, {last}], got {got}")
+
+    def eps(self, eps: float) -> None:
+        ok = eps >= 1e-30 and math.isfinite(eps)
+        check(ok, f"{self.op}: eps must be positive (at least 1e-30) and finite, got {eps:g}")
+
+
+def apart(op: str, written: Mapping[str, Tensor | None], read: Mapping[str, Tensor | None]) -> None:
+    """What an op writes shares no memory with what it reads, nor with anything else that it writes. All are dense."""
+
+    def memory(tensors: Mapping[str, Tensor | None]) -> list[tuple[str, int, int]]:
+        return [
+            (name, t.data_ptr(), t.data_ptr() + t.numel() * t.element_size())
+            for name, t in tensors.items()
+            if t is not None and t.numel() > 0
+        ]
+
+    others = memory(read)
+    for name, begin, end in memory(written):
+        for other, its_begin, its_end in others:
+            ok = end <= its_begin or its_end <= begin
+            first, second = (name, other) if other in written and other not in read else (other, name)
+            check(ok, f"{op}: {first} must not share memory with {second}")
+        others.append((name, begin, end))
+
+
+def dense(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
