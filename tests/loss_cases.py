@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from xbn_ext import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet, reference
+from xbn_ext.losses import LossWithTemperature
 
 LOSSES = {
     "contrastive": Contrastive(0.9, 0.2, "avg_nonzero"),
@@ -45,7 +46,7 @@ def run_with_pairs(module, z, *args, **options):
 def stiffness(loss):
     """By how much an error of a similarity is magnified on its way to the loss or to a weight."""
     match loss:
-        case SupCon() | NTXent():
+        case LossWithTemperature():
             return 1 / loss.temperature
         case MultiSimilarity():
             return loss.beta

@@ -15,8 +15,18 @@ from shapes import PAIRS, name
 
 from xbn_ext import Circle, Contrastive, CrossBatchMemory, MultiSimilarity, NTXent, SupCon, Triplet, reference
 from xbn_ext import ops as cpu_ops
+from xbn_ext.losses import KINDS
+from xbn_ext.plain.losses import BY_KIND
+from xbn_ext.reference_losses import FORMULAS
 
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+
+
+def test_every_kind_of_loss_is_everywhere():
+    """In the reference, in plain PyTorch, among the losses under test and in the kernels."""
+    assert set(KINDS) == set(FORMULAS) == set(BY_KIND) == {loss.kind for loss in LOSSES.values()} | {"contrastive_mean"}
+    for loss in KINDS.values():
+        cpu_ops.memory_loss(*problem(4, 10, 3), loss)
 
 
 @every_loss

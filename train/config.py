@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from xbn_ext.losses import PairLoss
+from xbn_ext.losses import LOSSES, PairLoss
 
 from . import losses, recipes
 from .data import DataError, check_spec
@@ -91,7 +91,7 @@ class Config:
     memory_weight: float = field(default=1.0, metadata=_about("weight of the loss against the memory"))
     batch_weight: float = field(default=1.0, metadata=_about("weight of the loss within the batch"))
     warmup_steps: int = field(default=0, metadata=_about("steps before the memory takes part in the loss"))
-    loss: str = field(default="contrastive", metadata=_about("what pairs of images cost", choices=tuple(losses.LOSSES)))
+    loss: str = field(default="contrastive", metadata=_about("what pairs of images cost", choices=tuple(LOSSES)))
     pos_margin: float | None = _of_loss("pos_margin", "pairs of one class are pulled up to this cosine similarity")
     neg_margin: float | None = _of_loss("neg_margin", "pairs of two classes are pushed down to this cosine similarity")
     reduction: str | None = _of_loss(

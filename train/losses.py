@@ -1,4 +1,4 @@
-"""The losses a run can train with: their names, and which parameters each has."""
+"""The losses a run can train with, all of xbn_ext: which parameters each has."""
 
 from __future__ import annotations
 
@@ -6,17 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-import xbn_ext
-from xbn_ext.losses import PairLoss
+from xbn_ext.losses import LOSSES, PairLoss
 
-LOSSES: dict[str, type[PairLoss]] = {
-    "contrastive": xbn_ext.Contrastive,
-    "supcon": xbn_ext.SupCon,
-    "ntxent": xbn_ext.NTXent,
-    "multi_similarity": xbn_ext.MultiSimilarity,
-    "circle": xbn_ext.Circle,
-    "triplet": xbn_ext.Triplet,
-}
 RECIPE = {"contrastive": {"reduction": "avg_nonzero"}}
 """Defaults of a run that are not those of the loss's class."""
 

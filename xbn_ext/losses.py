@@ -10,6 +10,7 @@ similarity of a pair.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -32,28 +33,54 @@ class PairLoss:
         ValueError: a parameter is not finite or out of its range, naming it.
     """
 
-    _kind: ClassVar[str]
+    name: ClassVar[str]
+    """What users and kernels call the loss."""
+    words: ClassVar[tuple[str, ...]] = ()
+    """Its parameters that are words; the others are numbers."""
+    must_be_positive: ClassVar[tuple[str, ...]] = ()
+    """Its parameters that are."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name == "temperature" and isinstance(value, Tensor):
-                if value.numel() != 1 or value.dim() > 1 or not value.is_floating_point():
-                    got = f"{value.dtype} {list(value.shape)}"
-                    raise ValueError(f"temperature must be a number or a floating-point tensor [] or [1], got {got}")
-            elif field.name not in ("reduction", "mining"):
-                checks.finite(field.name, value)
+        for name in self.numbers():
+            self._check_number(name, getattr(self, name))
+
+    def _check_number(self, name: str, value: Any) -> None:
+        checks.finite(name, value)
+        if name in self.must_be_positive:
+            checks.positive(name, value)
+
+    def numbers(self) -> list[str]:
+        """The names of the parameters that are numbers."""
+        return [field.name for field in dataclasses.fields(self) if field.name not in self.words]
 
     @property
     def kind(self) -> str:
-        """The name by which the kernels know the loss."""
-        return self._kind
+        """The name by which the kernels know the loss: it and what its words say."""
+        return self.name
 
     @property
     def parameters(self) -> list[float]:
         """The numbers the kernels take, in their order."""
-        numbers = [getattr(self, field.name) for field in dataclasses.fields(self)]
-        return [float(x) for x in numbers if not isinstance(x, str)]
+        return [float(getattr(self, name)) for name in self.numbers()]
+
+    def with_parameters(self, parameters: Sequence[float]) -> PairLoss:
+        """The same kind of loss with other `parameters`."""
+        return dataclasses.replace(self, **dict(zip(self.numbers(), parameters, strict=True)))
+
+
+@dataclass(frozen=True)
+class LossWithTemperature(PairLoss):
+    """A loss of `s / temperature`. A temperature may be a tensor of shape [] or [1], whose value is not checked."""
+
+    must_be_positive = ("temperature",)
+    temperature: float | Tensor
+
+    def _check_number(self, name: str, value: Any) -> None:
+        if name != "temperature" or not isinstance(value, Tensor):
+            super()._check_number(name, value)
+        elif value.numel() != 1 or value.dim() > 1 or not value.is_floating_point():
+            got = f"{value.dtype} {list(value.shape)}"
+            raise ValueError(f"temperature must be a number or a floating-point tensor [] or [1], got {got}")
 
 
 @dataclass(frozen=True)
@@ -74,22 +101,23 @@ class Contrastive(PairLoss):
         ValueError: a margin is not finite or the reduction is unknown.
     """
 
+    name = "contrastive"
+    words = ("reduction",)
     pos_margin: float = 1.0
     neg_margin: float = 0.5
     reduction: Reduction = "mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reduction not in ("mean", "avg_nonzero"):
-            raise ValueError(f"reduction must be 'mean' or 'avg_nonzero', got {self.reduction!r}")
+        checks.one_of("mean", "avg_nonzero")("reduction", self.reduction)
 
     @property
     def kind(self) -> str:
-        return "contrastive_mean" if self.reduction == "mean" else "contrastive"
+        return f"{self.name}_mean" if self.reduction == "mean" else self.name
 
 
 @dataclass(frozen=True)
-class SupCon(PairLoss):
+class SupCon(LossWithTemperature):
     """Supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362, eq. 2).
 
     An anchor pays the mean over its positives of `log sum_a e^(s_a / temperature) - s / temperature`, `a` running over
@@ -100,17 +128,12 @@ class SupCon(PairLoss):
             checked.
     """
 
-    _kind = "supcon"
+    name = "supcon"
     temperature: float | Tensor = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.temperature, Tensor):
-            checks.positive("temperature", self.temperature)
 
 
 @dataclass(frozen=True)
-class NTXent(PairLoss):
+class NTXent(LossWithTemperature):
     """Normalised-temperature cross entropy, or InfoNCE, with labels (Sohn 2016; Chen et al. 2020, arXiv 2002.05709,
     eq. 1, with every positive against the negatives only, as pytorch-metric-learning has it).
 
@@ -122,13 +145,8 @@ class NTXent(PairLoss):
             checked.
     """
 
-    _kind = "ntxent"
+    name = "ntxent"
     temperature: float | Tensor = 0.07
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.temperature, Tensor):
-            checks.positive("temperature", self.temperature)
 
 
 @dataclass(frozen=True)
@@ -146,24 +164,27 @@ class MultiSimilarity(PairLoss):
             epsilon, of the positives only those less similar than the hardest negative plus epsilon.
     """
 
-    _kind = "multi_similarity"
+    name = "multi_similarity"
+    must_be_positive = ("alpha", "beta")
     alpha: float = 2.0
     beta: float = 50.0
     base: float = 0.5
     mining: float | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.positive("alpha", self.alpha)
-        checks.positive("beta", self.beta)
-        if self.mining is not None:
-            checks.finite("mining", self.mining)
-        if self.mining is not None and self.mining < 0:
-            raise ValueError(f"mining must be None or an epsilon >= 0, got {self.mining}")
+    def _check_number(self, name: str, value: Any) -> None:
+        if name == "mining" and value is None:
+            return
+        super()._check_number(name, value)
+        if name == "mining" and value < 0:
+            raise ValueError(f"mining must be None or an epsilon >= 0, got {value}")
 
     @property
     def parameters(self) -> list[float]:
         return [float(x) for x in (self.alpha, self.beta, self.base, -1.0 if self.mining is None else self.mining)]
+
+    def with_parameters(self, parameters: Sequence[float]) -> MultiSimilarity:
+        alpha, beta, base, mining = parameters
+        return MultiSimilarity(alpha, beta, base, None if mining < 0 else mining)
 
 
 @dataclass(frozen=True)
@@ -179,13 +200,10 @@ class Circle(PairLoss):
         gamma: positive, scale of the similarities.
     """
 
-    _kind = "circle"
+    name = "circle"
+    must_be_positive = ("gamma",)
     m: float = 0.4
     gamma: float = 80.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.positive("gamma", self.gamma)
 
 
 @dataclass(frozen=True)
@@ -206,40 +224,61 @@ class Triplet(PairLoss):
         ValueError: the margin is not finite or the mining is unknown.
     """
 
+    name = "triplet"
+    words = ("mining",)
     margin: float = 0.1
     mining: TripletMining = "hardest"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mining not in ("hardest", "all"):
-            raise ValueError(f"mining must be 'hardest' or 'all', got {self.mining!r}")
+        checks.one_of("hardest", "all")("mining", self.mining)
 
     @property
     def kind(self) -> str:
-        return f"triplet_{self.mining}"
+        return f"{self.name}_{self.mining}"
+
+
+KINDS: dict[str, PairLoss] = {
+    loss.kind: loss
+    for loss in (
+        Contrastive(),
+        Contrastive(reduction="avg_nonzero"),
+        SupCon(),
+        NTXent(),
+        MultiSimilarity(),
+        Circle(),
+        Triplet(),
+        Triplet(mining="all"),
+    )
+}
+"""Every kind of loss that the kernels know, with its default parameters."""
+
+LOSSES = {loss.name: type(loss) for loss in KINDS.values()}
+"""The classes above, by name."""
 
 
 def check_loss(op: str, loss: Any) -> None:
     """Raises TypeError unless the kernels know the loss."""
-    if not isinstance(loss, (Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet)):
+    if not isinstance(loss, tuple(LOSSES.values())):
         raise TypeError(f"{op}: loss must be an xbn_ext loss such as Contrastive(), got {type(loss).__name__}")
 
 
 def at_temperature(loss: PairLoss, temperature: float | Tensor) -> PairLoss:
     """A loss that has a temperature, at another one."""
-    assert isinstance(loss, (SupCon, NTXent))
+    assert isinstance(loss, LossWithTemperature)
     return type(loss)(temperature)
 
 
 def default_temperature(loss: PairLoss) -> float:
     """That of a loss which has one."""
-    assert isinstance(loss, (SupCon, NTXent))
-    return float(type(loss)().temperature)
+    default = KINDS[loss.kind]
+    assert isinstance(default, LossWithTemperature)
+    return float(default.temperature)
 
 
 def fold_temperature(loss: PairLoss, z: Tensor) -> tuple[PairLoss, Tensor]:
     """The same loss with a number for its temperature: a tensor divides the embeddings `z [B, D]` instead, since
     `s / t = (z / t) · r`. So it gets its gradient, and the host does not wait for its value."""
-    if isinstance(loss, (SupCon, NTXent)) and isinstance(loss.temperature, Tensor):
+    if isinstance(loss, LossWithTemperature) and isinstance(loss.temperature, Tensor):
         return at_temperature(loss, 1.0), z / loss.temperature.to(z.dtype)
     return loss, z

@@ -7,109 +7,100 @@ shapes and no host sync, so that it can be compiled.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
+from .losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet, check_loss
+
+Result = tuple[Tensor, Tensor, Tensor]
 
 
 def pair_loss(loss: PairLoss, s: Tensor, positive: Tensor, pair: Tensor, anchors: Tensor | None = None) -> Tensor:
     """`loss` of the similarities `s [B, n]` over the pairs `pair [B, n]` of the rows `anchors [B]` (None: all)."""
+    return evaluate(loss, s, positive, pair, anchors)[0]
+
+
+def pair_loss_and_pairs(
+    loss: PairLoss, s: Tensor, positive: Tensor, pair: Tensor, anchors: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`pair_loss`, and `pairs [2]` float64: how many positives and negatives of an anchor have a weight, on average."""
+    value, p, n = evaluate(loss, s, positive, pair, anchors)
+    return value, torch.stack([is_not_zero(p).sum(), is_not_zero(n).sum()]).double() / number_of_anchors(s, anchors)
+
+
+def evaluate(loss: PairLoss, s: Tensor, positive: Tensor, pair: Tensor, anchors: Tensor | None) -> Result:
+    """The loss; which positives and which negatives have a weight, as the losses below have it."""
+    check_loss("pair_loss", loss)
+    if anchors is not None:
+        pair = pair & anchors[:, None]
+    p, n = pair & positive, pair & ~positive
     if s.shape[1] == 0:
-        return s.sum()
-    if anchors is not None:
-        pair = pair & anchors[:, None]
-    p, n = pair & positive, pair & ~positive
-    match loss:
-        case Contrastive():
-            return contrastive(loss, s, p, n, anchors)
-        case SupCon():
-            return supcon(loss, s, p, n)
-        case NTXent():
-            return ntxent(loss, s, p, n)
-        case MultiSimilarity():
-            return multi_similarity(loss, s, p, n, anchors)
-        case Circle():
-            return circle(loss, s, p, n)
-        case Triplet(mining="all"):
-            return triplet_all(loss, s, p, n)
-        case Triplet():
-            return triplet(loss, s, p, n)
-    raise TypeError(f"unknown loss {type(loss).__name__}")
+        return s.sum(), p, n
+    return FORMULAS[loss.kind](loss, s, p, n, number_of_anchors(s, anchors))
 
 
-def weighted_pairs(loss: PairLoss, s: Tensor, positive: Tensor, pair: Tensor, anchors: Tensor | None = None) -> Tensor:
-    """`[2]` float64: how many positives and negatives of an anchor have a weight, on average over the anchors."""
-    if anchors is not None:
-        pair = pair & anchors[:, None]
-    p, n = pair & positive, pair & ~positive
-    match loss:
-        case Contrastive():
-            p, n = p & ~(s >= loss.pos_margin), n & ~(s <= loss.neg_margin)
-        case MultiSimilarity() if loss.mining is not None and s.shape[1] > 0:
-            p, n = mine(loss.mining, s, p, n)
-        case Circle():
-            both = p.any(1, keepdim=True) & n.any(1, keepdim=True)
-            p, n = p & both, n & both
-        case Triplet(mining="all") if s.shape[1] > 0:
-            hardest_positive, hardest_negative = hardest(s, p, n)
-            both = p.any(1, keepdim=True) & n.any(1, keepdim=True)
-            p = p & both & ~(hardest_negative[:, None] + loss.margin <= s)
-            n = n & both & ~(s + loss.margin <= hardest_positive[:, None])
-        case Triplet() if s.shape[1] > 0:
-            hardest_positive, hardest_negative = hardest(s, p, n)
-            both = p.any(1, keepdim=True) & n.any(1, keepdim=True)
-            p = n = both & ~(hardest_negative - hardest_positive + loss.margin <= 0)[:, None]
-    return torch.stack([p.sum(), n.sum()]).double() / number_of_anchors(s, anchors)
+def number_of_anchors(s: Tensor, anchors: Tensor | None) -> Tensor:
+    return at_least_one(s.new_full((), s.shape[0]) if anchors is None else anchors.sum())
 
 
-def contrastive(loss: Contrastive, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor | None) -> Tensor:
-    positives = torch.where(p, loss.pos_margin - s, 0.0).relu()
-    negatives = torch.where(n, s - loss.neg_margin, 0.0).relu()
+# --- The losses -------------------------------------------------------------------------------------------
+#
+# Each takes the positives `p [B, n]`, the negatives `n [B, n]` and the number of anchors. With the loss it returns
+# which positives and which negatives have a weight: as bools, or by what they cost.
+
+
+def contrastive(loss: Contrastive, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
+    pull = torch.where(p, loss.pos_margin - s, 0.0).relu()
+    push = torch.where(n, s - loss.neg_margin, 0.0).relu()
     if loss.reduction == "mean":
-        return (positives.sum() + negatives.sum()) / number_of_anchors(s, anchors)
-    return average_nonzero(positives) + average_nonzero(negatives)
+        return (pull.sum() + push.sum()) / anchors, pull, push
+    return average_nonzero(pull) + average_nonzero(push), pull, push
 
 
-def supcon(loss: SupCon, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
+def supcon(loss: SupCon, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
     x = s / loss.temperature
     has_positives = p.any(1)
-    cost = torch.where(has_positives, log_sum_exp(x, p | n), 0.0) - torch.where(p, x, 0.0).sum(1) / p.sum(1).clamp(
-        min=1
-    )
-    return cost.sum() / (has_positives & ((p | n).sum(1) > 1)).sum().clamp(min=1)  # an only pair costs nothing
+    average = torch.where(p, x, 0.0).sum(1) / at_least_one(p.sum(1))
+    cost = torch.where(has_positives, log_sum_exp(x, p | n), 0.0) - average
+    paying = has_positives & ((p | n).sum(1) > 1)  # an only pair costs nothing
+    return cost.sum() / at_least_one(paying.sum()), p, n
 
 
-def ntxent(loss: NTXent, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
+def ntxent(loss: NTXent, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
     x = s / loss.temperature
     cost = torch.where(p, softplus(log_sum_exp(x, n)[:, None] - x), 0.0)
-    return cost.sum() / p.sum().clamp(min=1)
+    return cost.sum() / at_least_one(p.sum()), p, n
 
 
-def multi_similarity(loss: MultiSimilarity, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor | None) -> Tensor:
+def multi_similarity(loss: MultiSimilarity, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
     if loss.mining is not None:
         p, n = mine(loss.mining, s.detach(), p, n)
     pull = softplus(log_sum_exp(-loss.alpha * (s - loss.base), p)) / loss.alpha
     push = softplus(log_sum_exp(loss.beta * (s - loss.base), n)) / loss.beta
-    return (pull + push).sum() / number_of_anchors(s, anchors)
+    return (pull + push).sum() / anchors, p, n
 
 
-def circle(loss: Circle, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
+def circle(loss: Circle, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
     pace_positive = (1 + loss.m - s.detach()).relu()
     pace_negative = (s.detach() + loss.m).relu()
     pull = log_sum_exp(-loss.gamma * pace_positive * (s - (1 - loss.m)), p)
     push = log_sum_exp(loss.gamma * pace_negative * (s - loss.m), n)
     both = p.any(1) & n.any(1)
-    return softplus(torch.where(both, pull + push, -torch.inf)).sum() / both.sum().clamp(min=1)
+    cost = softplus(torch.where(both, pull + push, -torch.inf))
+    return cost.sum() / at_least_one(both.sum()), p & both[:, None], n & both[:, None]
 
 
-def triplet(loss: Triplet, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
+def triplet_hardest(loss: Triplet, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
     hardest_positive, hardest_negative = hardest(s, p, n)
     both = p.any(1) & n.any(1)
-    return average_nonzero(torch.where(both, hardest_negative - hardest_positive + loss.margin, 0.0).relu())
+    cost = torch.where(both, hardest_negative - hardest_positive + loss.margin, 0.0).relu()
+    return average_nonzero(cost), cost, cost  # one pair of each kind
 
 
-def triplet_all(loss: Triplet, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
+def triplet_all(loss: Triplet, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
     """Without the triplets themselves: a negative with k positives below `x = s_n + margin` is in k triplets that cost
     something, a positive in as many as there are x above it; together those cost the sum of k x less that of the
     positives so often. Both counts are constants of the derivative, which is what it is wherever they could change."""
@@ -119,16 +110,30 @@ def triplet_all(loss: Triplet, s: Tensor, p: Tensor, n: Tensor) -> Tensor:
     raised = torch.where(k.isnan(), torch.inf, x.detach())
     below = torch.searchsorted(thresholds.masked_fill(~p, torch.inf).sort(1).values, raised)
     above = s.shape[1] - torch.searchsorted(raised.masked_fill(~n, -torch.inf).sort(1).values, thresholds, right=True)
-    negatives, positives = n & (below > 0), p & (above > 0)
-    cost = torch.where(negatives, below * x, 0.0) - torch.where(positives, above * s, 0.0)
-    return cost.sum() / torch.where(n, below, 0).sum().clamp(min=1)
+    triplets = torch.where(n, below, 0).sum()
+    p, n = p & (above > 0), n & (below > 0)
+    cost = torch.where(n, below * x, 0.0) - torch.where(p, above * s, 0.0)
+    return cost.sum() / at_least_one(triplets), p, n
+
+
+FORMULAS: dict[str, Callable[[Any, Tensor, Tensor, Tensor, Tensor], Result]] = {
+    "contrastive": contrastive,
+    "contrastive_mean": contrastive,
+    "supcon": supcon,
+    "ntxent": ntxent,
+    "multi_similarity": multi_similarity,
+    "circle": circle,
+    "triplet_hardest": triplet_hardest,
+    "triplet_all": triplet_all,
+}
+"""By `loss.kind`."""
 
 
 # --- Helpers ----------------------------------------------------------------------------------------------
 
 
-def number_of_anchors(s: Tensor, anchors: Tensor | None) -> Tensor:
-    return (s.new_full((), s.shape[0]) if anchors is None else anchors.sum()).clamp(min=1)
+def at_least_one(number: Tensor) -> Tensor:
+    return number.clamp(min=1)
 
 
 def hardest(s: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,9 +147,14 @@ def mine(epsilon: float, s: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, Tenso
     return p & ~(s - epsilon >= hardest_negative[:, None]), n & ~(s + epsilon <= hardest_positive[:, None])
 
 
+def is_not_zero(costs: Tensor) -> Tensor:
+    """A NaN is not."""
+    return ~(costs <= 0)
+
+
 def average_nonzero(costs: Tensor) -> Tensor:
     """Mean of the costs that are not zero; 0 if all are."""
-    return costs.sum() / (~(costs <= 0)).sum().clamp(min=1)
+    return costs.sum() / at_least_one(is_not_zero(costs).sum())
 
 
 def log_sum_exp(x: Tensor, keep: Tensor) -> Tensor:

@@ -8,17 +8,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
+from ..losses import KINDS, PairLoss
 from .bank import check_transform, write_map
 from .chunks import exact
 from .contract import Contract, apart, check, dense
-from .losses import pairs_of
+from .losses import BY_KIND
 from .similarities import BankSimilarities, BatchSimilarities
-
-PARAMETERS = {
-    "contrastive": 2, "contrastive_mean": 2, "supcon": 1, "ntxent": 1, "multi_similarity": 4, "circle": 2,
-    "triplet_hardest": 1, "triplet_all": 1,
-}  # fmt: skip
 
 
 @exact
@@ -95,7 +90,7 @@ def loss_of(
     similarities: BankSimilarities | BatchSimilarities, loss: PairLoss, need_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, its gradient `[B, n]` (`[0, n]` unless `need_grad`) and pairs `[2]` per anchor."""
-    pairs = pairs_of(loss, similarities.grad, similarities.anchors)
+    pairs = BY_KIND[loss.kind](loss, similarities.grad, similarities.anchors)
     pairs.run(similarities, need_grad)
     grad = similarities.gradient() if need_grad else similarities.grad.new_empty((0, similarities.grad.shape[1]))
     return pairs.value.to(grad.dtype), grad, pairs.counts / pairs.number_of_anchors()
@@ -129,27 +124,14 @@ def check_memory_loss(
     return c
 
 
-def parse_loss(op: str, name: str, parameters: Sequence[float]) -> PairLoss:
+def parse_loss(op: str, kind: str, parameters: Sequence[float]) -> PairLoss:
     """The loss by its `kind` and its `parameters`."""
-    check(name in PARAMETERS, f"{op}: unknown loss '{name}'")
-    takes = PARAMETERS[name]
-    check(len(parameters) == takes, f"{op}: {name} takes {takes} parameters, got {len(parameters)}")
-    check(all(map(math.isfinite, parameters)), f"{op}: the parameters of {name} must be finite")
-    a, b, c, mining = [*parameters, 0.0, 0.0, 0.0][:4]
-
-    def in_range(*values: float) -> bool:  # float32 holds it and its reciprocal
-        return all(1e-30 <= x <= 1e30 for x in values)
-
-    if name in ("supcon", "ntxent"):
-        check(in_range(a), f"{op}: the temperature of {name} must be within [1e-30, 1e30], got {a:g}")
-        return SupCon(a) if name == "supcon" else NTXent(a)
-    if name == "multi_similarity":
-        check(in_range(a), f"{op}: the alpha of {name} must be within [1e-30, 1e30], got {a:g}")
-        check(in_range(b), f"{op}: the beta of {name} must be within [1e-30, 1e30], got {b:g}")
-        return MultiSimilarity(a, b, c, None if mining < 0 else mining)
-    if name == "circle":
-        check(in_range(b), f"{op}: the gamma of {name} must be within [1e-30, 1e30], got {b:g}")
-        return Circle(a, b)
-    if name.startswith("triplet"):
-        return Triplet(a, "all" if name == "triplet_all" else "hardest")
-    return Contrastive(a, b, "mean" if name == "contrastive_mean" else "avg_nonzero")
+    check(kind in KINDS, f"{op}: unknown loss '{kind}'")
+    loss = KINDS[kind]
+    takes = len(loss.parameters)
+    check(len(parameters) == takes, f"{op}: {kind} takes {takes} parameters, got {len(parameters)}")
+    check(all(map(math.isfinite, parameters)), f"{op}: the parameters of {kind} must be finite")
+    for name, value in zip(loss.numbers(), parameters, strict=True):
+        in_range = name not in loss.must_be_positive or 1e-30 <= value <= 1e30  # float32 holds it and its reciprocal
+        check(in_range, f"{op}: the {name} of {kind} must be within [1e-30, 1e30], got {value:g}")
+    return loss.with_parameters(parameters)

@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
+from ..losses import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet
 from ..reference_losses import softplus
 from .pairs import Chunk, Hardest, LogSum, Pairs, Similarities
 from .triplets import AllTriplets
 
 
-class ContrastivePairs(Pairs):
+class ContrastivePairs(Pairs[Contrastive]):
     """With "mean" what sums are divided by is known before; else a look counts the pairs that pay."""
 
     def __init__(self, loss: Contrastive, z: Tensor, anchors: Tensor | None) -> None:
-        super().__init__(z, anchors)
-        self.loss = loss
+        super().__init__(loss, z, anchors)
         self.sums = torch.zeros_like(self.counts)  # of positives, of negatives
         self.per_anchor = loss.reduction == "mean"
         if not self.per_anchor:
@@ -46,16 +48,15 @@ class ContrastivePairs(Pairs):
         return torch.where(negative, push, 0) - torch.where(positive, pull, 0)
 
 
-class SupConPairs(Pairs):
+class SupConPairs(Pairs[SupCon]):
     def __init__(self, loss: SupCon, z: Tensor, anchors: Tensor | None) -> None:
-        super().__init__(z, anchors)
-        self.temperature = loss.temperature
+        super().__init__(loss, z, anchors)
         self.lse = LogSum(self.zeros())
         self.positives, self.negatives, self.sums = self.zeros(), self.zeros(), self.zeros()
         self.looks = [self.look]
 
     def look(self, chunk: Chunk) -> None:
-        x = chunk.s / self.temperature
+        x = chunk.s / self.loss.temperature
         self.positives += chunk.positive.sum(1)
         self.negatives += chunk.negative.sum(1)
         self.sums += torch.where(chunk.positive, x, 0).sum(1)
@@ -68,31 +69,31 @@ class SupConPairs(Pairs):
         average = self.at_least_one(paying.sum())
         of_each = self.positives.clamp(min=1)
         self.value = torch.where(some, self.lse.value - self.sums / of_each, 0).sum() / average
-        self.share = torch.where(some, 1 / (average * self.temperature), 0)
+        self.share = torch.where(some, 1 / (average * self.loss.temperature), 0)
         self.pull = self.share / of_each
 
     def weigh(self, chunk: Chunk) -> Tensor:
-        softmax = (chunk.s / self.temperature).sub_(self.narrow(self.lse.value)).exp_().mul_(self.narrow(self.share))
+        x = chunk.s / self.loss.temperature
+        softmax = x.sub_(self.narrow(self.lse.value)).exp_().mul_(self.narrow(self.share))
         weight = softmax.masked_fill_(~(chunk.positive | chunk.negative), 0)
         return weight.sub_(torch.where(chunk.positive, self.narrow(self.pull), 0))
 
 
-class NTXentPairs(Pairs):
+class NTXentPairs(Pairs[NTXent]):
     """What a positive costs needs the sum over the negatives, and what a negative weighs what all positives cost."""
 
     def __init__(self, loss: NTXent, z: Tensor, anchors: Tensor | None) -> None:
-        super().__init__(z, anchors)
-        self.temperature = loss.temperature
+        super().__init__(loss, z, anchors)
         self.lse = LogSum(self.zeros())
         self.share, self.cost = self.zeros(), self.zeros()
         self.looks = [self.look_at_negatives, self.look_at_positives]
 
     def look_at_negatives(self, chunk: Chunk) -> None:
         self.count(chunk.positive, chunk.negative)
-        self.lse.add(chunk.s / self.temperature, chunk.negative)
+        self.lse.add(chunk.s / self.loss.temperature, chunk.negative)
 
     def gap(self, chunk: Chunk) -> Tensor:
-        return self.narrow(self.lse.value) - chunk.s / self.temperature
+        return self.narrow(self.lse.value) - chunk.s / self.loss.temperature
 
     def look_at_positives(self, chunk: Chunk) -> None:
         gap = self.gap(chunk)
@@ -102,7 +103,7 @@ class NTXentPairs(Pairs):
     def finish(self) -> None:
         average = self.at_least_one(self.counts[0])
         self.value = self.cost.sum() / average
-        self.scale = (1 / (average * self.temperature)).to(self.dtype)
+        self.scale = (1 / (average * self.loss.temperature)).to(self.dtype)
 
     def weigh(self, chunk: Chunk) -> Tensor:
         gap = self.gap(chunk)
@@ -110,12 +111,11 @@ class NTXentPairs(Pairs):
         return push.sub_(torch.where(chunk.positive, gap.sigmoid_(), 0)).mul_(self.scale)
 
 
-class MultiSimilarityPairs(Pairs):
+class MultiSimilarityPairs(Pairs[MultiSimilarity]):
     """With mining it looks twice: for the hardest pairs, and at what they leave."""
 
     def __init__(self, loss: MultiSimilarity, z: Tensor, anchors: Tensor | None) -> None:
-        super().__init__(z, anchors)
-        self.loss = loss
+        super().__init__(loss, z, anchors)
         self.pulls, self.pushes = LogSum(self.zeros()), LogSum(self.zeros())
         self.hardest = Hardest(z)
         self.looks = [self.look] if loss.mining is None else [self.hardest.look, self.look]
@@ -151,10 +151,9 @@ class MultiSimilarityPairs(Pairs):
         return push.sub_(pull).div_(self.average.to(self.dtype))
 
 
-class CirclePairs(Pairs):
+class CirclePairs(Pairs[Circle]):
     def __init__(self, loss: Circle, z: Tensor, anchors: Tensor | None) -> None:
-        super().__init__(z, anchors)
-        self.loss = loss
+        super().__init__(loss, z, anchors)
         self.pulls, self.pushes = LogSum(self.zeros()), LogSum(self.zeros())
         self.positives, self.negatives = self.zeros(), self.zeros()
         self.looks = [self.look]
@@ -193,12 +192,11 @@ class CirclePairs(Pairs):
         return push.sub_(pull).mul_(self.narrow(self.share))
 
 
-class HardestTriplets(Pairs):
+class HardestTriplets(Pairs[Triplet]):
     """Only a look: two rows of each anchor have a weight."""
 
     def __init__(self, loss: Triplet, z: Tensor, anchors: Tensor | None) -> None:
-        super().__init__(z, anchors)
-        self.margin = loss.margin
+        super().__init__(loss, z, anchors)
         self.hardest = Hardest(z)
         self.has_positive = z.new_zeros(len(z), dtype=torch.bool)
         self.has_negative = self.has_positive.clone()
@@ -212,7 +210,7 @@ class HardestTriplets(Pairs):
         for chunk in similarities.chunks():
             self.look(chunk)
         hardest, both = self.hardest, self.has_positive & self.has_negative
-        cost = torch.where(both, hardest.negative - hardest.positive + self.margin, 0).relu()
+        cost = torch.where(both, hardest.negative - hardest.positive + self.loss.margin, 0).relu()
         paying = ~(cost <= 0)
         average = self.at_least_one(paying.sum())
         self.value = cost.double().sum() / average
@@ -224,20 +222,14 @@ class HardestTriplets(Pairs):
             similarities.add_columns(hardest.positive_row, -share)
 
 
-def pairs_of(loss: PairLoss, z: Tensor, anchors: Tensor | None) -> Pairs:
-    match loss:
-        case Contrastive():
-            return ContrastivePairs(loss, z, anchors)
-        case SupCon():
-            return SupConPairs(loss, z, anchors)
-        case NTXent():
-            return NTXentPairs(loss, z, anchors)
-        case MultiSimilarity():
-            return MultiSimilarityPairs(loss, z, anchors)
-        case Circle():
-            return CirclePairs(loss, z, anchors)
-        case Triplet(mining="all"):
-            return AllTriplets(loss, z, anchors)
-        case Triplet():
-            return HardestTriplets(loss, z, anchors)
-    raise TypeError(f"unknown loss {type(loss).__name__}")
+BY_KIND: dict[str, Callable[[Any, Tensor, Tensor | None], Pairs[Any]]] = {
+    "contrastive": ContrastivePairs,
+    "contrastive_mean": ContrastivePairs,
+    "supcon": SupConPairs,
+    "ntxent": NTXentPairs,
+    "multi_similarity": MultiSimilarityPairs,
+    "circle": CirclePairs,
+    "triplet_hardest": HardestTriplets,
+    "triplet_all": AllTriplets,
+}
+"""The kinds of `xbn_ext.losses.KINDS`."""

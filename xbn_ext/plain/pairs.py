@@ -7,10 +7,12 @@ their dLoss/ds. What is kept meanwhile is [B]. No shape depends on the data, and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from ..losses import PairLoss
 
 
 class Chunk(NamedTuple):
@@ -46,13 +48,17 @@ class Similarities(Protocol):
 Look = Callable[[Chunk], None]
 
 
-class Pairs:
+L = TypeVar("L", bound=PairLoss)
+
+
+class Pairs(Generic[L]):
     """A loss over the anchors `[B]` (None: all) of z; only the length, dtype and device of z are used.
 
     Sums are float64 on the device of z. After `run`, `value []` is the loss and `counts [2]` how many positives and
     negatives have a weight."""
 
-    def __init__(self, z: Tensor, anchors: Tensor | None) -> None:
+    def __init__(self, loss: L, z: Tensor, anchors: Tensor | None) -> None:
+        self.loss = loss
         self.B, self.dtype = len(z), z.dtype
         self.anchors = anchors
         self.value = z.new_zeros((), dtype=torch.float64)

@@ -14,7 +14,7 @@ HELD = 1 << 20  # thresholds of all anchors together
 LEAST_HELD = 256  # of one anchor
 
 
-class AllTriplets(Pairs):
+class AllTriplets(Pairs[Triplet]):
     """Without the triplets themselves: see `reference_losses.triplet_all`.
 
     The similarities of an anchor's positives are its thresholds. They are held in a fixed amount of memory: if that is
@@ -23,8 +23,7 @@ class AllTriplets(Pairs):
     """
 
     def __init__(self, loss: Triplet, z: Tensor, anchors: Tensor | None) -> None:
-        super().__init__(z, anchors)
-        self.margin = loss.margin
+        super().__init__(loss, z, anchors)
         self.triplets, self.negatives = torch.zeros_like(self.value), self.zeros()
 
     def run(self, similarities: Similarities, need_grad: bool) -> None:
@@ -47,7 +46,7 @@ class AllTriplets(Pairs):
         above = torch.zeros_like(thresholds, dtype=torch.float64)  # how many negatives are above each
         negatives = self.zeros()
         for chunk in similarities.chunks():
-            x = chunk.s + self.margin
+            x = chunk.s + self.loss.margin
             raised = torch.where(x.isnan(), torch.inf, x)  # a NaN x is above every threshold
             below = torch.searchsorted(sorted_thresholds, raised).masked_fill_(~chunk.negative, 0)
             self.value += torch.where(below > 0, below * x.double(), 0).sum()

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from ..losses import PairLoss
 from ..options import LOSS_DEFAULTS, PAIR_DEFAULTS, LossOptions, PairOptions, complete
-from ..reference_losses import pair_loss, weighted_pairs
+from ..reference_losses import pair_loss, pair_loss_and_pairs
 
 SOME_ROWS = 4096  # of the bank, that are copied in float64 at a time
 
@@ -273,7 +273,7 @@ def memory_loss_and_pairs(
         has_id = (o.exclude != -1) & (o.exclude != torch.iinfo(torch.int64).min)
         pair = ~has_id[:, None] | (o.exclude[:, None] != row_ids)
     s = similarity(z, rows, o.renormalize, o.eps)
-    return pair_loss(loss, s, positive, pair, o.anchors), weighted_pairs(loss, s.detach(), positive, pair, o.anchors)
+    return pair_loss_and_pairs(loss, s, positive, pair, o.anchors)
 
 
 def transform_memory_loss_(
