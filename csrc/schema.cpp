@@ -1,61 +1,10 @@
-// Every op of xbn_ext. Letters: B batch rows, M bank rows (capacity), D dimension.
-//
-//   normalize    x [B, D] -> z [B, D], its rows divided by max(norm, eps), and their norms [B]; normalize_backward gives
-//                dLoss/dx from dLoss/dz
-//   moments      x [B, D] -> mean [D], std [D], rows []              of the rows in the mask and finite
-//   track_       measure x, filter, and compose the map that moves the bank to the filtered moments; stats [3]: how far
-//                its moments are from the batch's before and after, and the filter's gain
-//   transform_   write the pending map into the bank; scale, shift become 1, 0
-//   standardize_ rewrite the bank in standardised coordinates, if it has left them; the pending map compensates
-//   enqueue_     rows of z, their labels, ids and the step enter the ring -> slots [B], -1 where a row was not stored
-//   memory_loss  z against the bank -> loss [], dLoss/dz [B, D] ([0, D] unless need_grad), pairs [2] per anchor
-//   transform_memory_loss_   the two in turn or, where that is free of races, in one sweep
-//   batch_loss   z against the other rows of its batch, from dots [B, B] = z z^T -> loss [], dLoss/ddots [B, B]
-//                ([0, B] unless need_grad)
-//
-// A bank row u stands for scale * u + shift. Statistics are float64, counters int64 scalars, all on the device
-// of the bank. xbn_ext/ops.py documents the arguments; xbn_ext/reference.py says what they compute; xbn_ext/_library.py
-// has the same signatures, for where this library is missing.
+// The extension module and the ops that compute nothing. xbn_ext/schemas.py has the signature of every op, and
+// xbn_ext/_library.py defines them.
 #include <Python.h>
 
 #include "cpu/cpu.h"
 #include "cuda/loss/way.h"
 #include "glue/tensor.h"
-
-XBN_TORCH_LIBRARY(XBN_LIBRARY, m) {
-  m.def("normalize(Tensor x, float eps) -> (Tensor z, Tensor norm)");
-  m.def("normalize_backward(Tensor grad_z, Tensor z, Tensor norm, float eps) -> Tensor grad_x");
-  m.def("moments(Tensor x, Tensor? mask=None) -> (Tensor mean, Tensor std, Tensor rows)");
-  m.def(
-      "track_(Tensor(a!) target_mean, Tensor(b!) target_std, Tensor(c!) variance, Tensor(d!) scale, "
-      "Tensor(e!) shift, Tensor x, Tensor? mask, Tensor sums, Tensor count, float process_noise, "
-      "float measurement_noise, float? fixed_gain, float eps, Tensor(f!)? stats=None) -> ()");
-  m.def("transform_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count) -> ()");
-  m.def(
-      "standardize_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count, "
-      "float eps) -> ()");
-  m.def(
-      "enqueue_(Tensor(a!) bank, Tensor(b!) bank_labels, Tensor(c!) sums, Tensor(d!) head, Tensor(e!) count, "
-      "Tensor z, Tensor labels, Tensor? mask, Tensor scale, Tensor shift, Tensor(f!)? bank_ids=None, Tensor? ids=None, "
-      "Tensor(g!)? bank_steps=None, Tensor? step=None) -> Tensor slots");
-  m.def(
-      "memory_loss(Tensor z, Tensor labels, Tensor bank, Tensor bank_labels, Tensor? count, Tensor? scale, "
-      "Tensor? shift, Tensor? bank_ids, Tensor? exclude, Tensor? anchors, str loss, float[] parameters, "
-      "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_z, Tensor pairs)");
-  m.def(
-      "transform_memory_loss_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count, "
-      "Tensor z, Tensor labels, Tensor bank_labels, Tensor? ranked, Tensor? bank_ids, Tensor? exclude, "
-      "Tensor? anchors, str loss, float[] parameters, bool renormalize, float eps, bool need_grad) -> "
-      "(Tensor loss, Tensor grad_z, Tensor pairs)");
-  m.def(
-      "batch_loss(Tensor dots, Tensor labels, Tensor? ids, Tensor? anchors, str loss, float[] parameters, "
-      "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_dots)");
-  m.def("cpu_isa() -> str");
-  m.def("cuda_architectures() -> str");        // that the build has kernels for; "" without nvcc
-  m.def("set_cuda_backend(str name) -> str");  // or screen, tensor, simt, composite; returns the previous one
-  // For the benchmark's roofline. Multiply-adds in the CPU's vector registers: how many operations, and their mean, 1.
-  m.def("_peak_fma(int threads, int rounds, bool float64) -> (float flops, float result)");
-}
 
 namespace {
 std::string cpu_isa() { return xbn::isa_name(xbn::cpu_isa()); }
@@ -66,7 +15,7 @@ XBN_TORCH_LIBRARY_IMPL(XBN_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("set_cuda_backend", TORCH_BOX(&xbn::set_loss_way));
 }
 
-// Importing this module loads the library, which is what registers the ops.
+// Importing this module loads the library, which is what registers the kernels.
 PyMODINIT_FUNC PyInit__C(void) {
   static PyModuleDef definition = {
       PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};

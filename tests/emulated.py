@@ -9,16 +9,21 @@ from pathlib import Path
 import torch
 from torch.utils.cpp_extension import load
 
+from xbn_ext import _library
+
 ROOT = Path(__file__).parent.parent
 FLAGS = [
     *("-O2", "-std=c++20", "-march=native", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-unknown-pragmas"),
     *("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DXBN_CUDA_KEY=CPU"),
 ]  # fmt: skip
-SCHEMA = ["csrc/schema.cpp", "csrc/cpu/cpu.cpp", "csrc/cuda/loss/way.cpp"]
+MODULE = ["csrc/schema.cpp", "csrc/cpu/cpu.cpp", "csrc/cuda/loss/way.cpp"]
+defined = {}
 
 
 def build(name, sources, **options):
-    """Loads a library that registers its ops as `torch.ops.<name>`, built if need be."""
+    """Loads a library of kernels as `torch.ops.<name>`, built if need be."""
+    if name not in defined:
+        defined[name] = _library.define(name)
     folder = ROOT / "build" / name
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -36,7 +41,7 @@ def build(name, sources, **options):
         (folder / "lock").unlink(missing_ok=True)  # torch's, of a process that was stopped: it would wait for ever
         return load(
             name,
-            [compilable(source) for source in [*SCHEMA, *sources]],
+            [compilable(source) for source in [*MODULE, *sources]],
             extra_cflags=[*FLAGS, f"-DXBN_LIBRARY={name}"],
             extra_include_paths=[str(ROOT / "tests" / "emu" / "include")],
             build_directory=str(folder),

@@ -16,34 +16,7 @@ from types import ModuleType
 
 import torch
 
-# Those of csrc/schema.cpp.
-SCHEMAS = (
-    "normalize(Tensor x, float eps) -> (Tensor z, Tensor norm)",
-    "normalize_backward(Tensor grad_z, Tensor z, Tensor norm, float eps) -> Tensor grad_x",
-    "moments(Tensor x, Tensor? mask=None) -> (Tensor mean, Tensor std, Tensor rows)",
-    "track_(Tensor(a!) target_mean, Tensor(b!) target_std, Tensor(c!) variance, Tensor(d!) scale, "
-    "Tensor(e!) shift, Tensor x, Tensor? mask, Tensor sums, Tensor count, float process_noise, "
-    "float measurement_noise, float? fixed_gain, float eps, Tensor(f!)? stats=None) -> ()",
-    "transform_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count) -> ()",
-    "standardize_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count, "
-    "float eps) -> ()",
-    "enqueue_(Tensor(a!) bank, Tensor(b!) bank_labels, Tensor(c!) sums, Tensor(d!) head, Tensor(e!) count, "
-    "Tensor z, Tensor labels, Tensor? mask, Tensor scale, Tensor shift, Tensor(f!)? bank_ids=None, Tensor? ids=None, "
-    "Tensor(g!)? bank_steps=None, Tensor? step=None) -> Tensor slots",
-    "memory_loss(Tensor z, Tensor labels, Tensor bank, Tensor bank_labels, Tensor? count, Tensor? scale, "
-    "Tensor? shift, Tensor? bank_ids, Tensor? exclude, Tensor? anchors, str loss, float[] parameters, "
-    "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_z, Tensor pairs)",
-    "transform_memory_loss_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count, "
-    "Tensor z, Tensor labels, Tensor bank_labels, Tensor? ranked, Tensor? bank_ids, Tensor? exclude, "
-    "Tensor? anchors, str loss, float[] parameters, bool renormalize, float eps, bool need_grad) -> "
-    "(Tensor loss, Tensor grad_z, Tensor pairs)",
-    "batch_loss(Tensor dots, Tensor labels, Tensor? ids, Tensor? anchors, str loss, float[] parameters, "
-    "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_dots)",
-    "cpu_isa() -> str",
-    "cuda_architectures() -> str",
-    "set_cuda_backend(str name) -> str",
-    "_peak_fma(int threads, int rounds, bool float64) -> (float flops, float result)",
-)  # fmt: skip
+from .schemas import SCHEMAS
 
 
 def load() -> bool:
@@ -64,6 +37,7 @@ def load() -> bool:
                 f"the compiled library of xbn_ext does not load: {error}. Install xbn_ext again for this Python and "
                 "this torch, or set XBN_NATIVE=0 to run without the library, slowly"
             ) from error
+        _kept.append(define("xbn_ext"))
         return True
     way_out = "unset XBN_NATIVE to have the kernels"
     if wanted != "0":
@@ -80,16 +54,24 @@ def load() -> bool:
     )
     from . import plain
 
-    _registered.append(register("xbn_ext", plain))
+    _kept.append(register("xbn_ext", plain))
     return False
+
+
+def define(namespace: str) -> torch.library.Library:
+    """Makes the schemas those of `torch.ops.<namespace>`, as long as what it returns is kept. Kernels for them may be
+    registered before or after."""
+    library = torch.library.Library(namespace, "DEF")
+    for schema in SCHEMAS:
+        library.define(schema)
+    return library
 
 
 def register(namespace: str, module: ModuleType) -> torch.library.Library:
     """Makes the functions of a module the ops of `torch.ops.<namespace>`, as long as what it returns is kept."""
-    library = torch.library.Library(namespace, "DEF")
+    library = define(namespace)
     for schema in SCHEMAS:
         name = schema.partition("(")[0]
-        library.define(schema)
         library.impl(name, getattr(module, name), "CompositeExplicitAutograd")
     return library
 
@@ -119,5 +101,5 @@ def _hidden() -> str | None:
     return None
 
 
-_registered: list[torch.library.Library] = []
+_kept: list[torch.library.Library] = []
 native = load()

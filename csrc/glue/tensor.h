@@ -17,8 +17,7 @@
 #define XBN_CUDA_KEY CUDA
 #endif
 
-// torch's macros, once their arguments are expanded: torch 2.10 makes a string of the name of a library as it stands.
-#define XBN_TORCH_LIBRARY(name, m) STABLE_TORCH_LIBRARY(name, m)
+// torch's macro, once its arguments are expanded: torch 2.10 makes a string of the name of a library as it stands.
 #define XBN_TORCH_LIBRARY_IMPL(name, key, m) STABLE_TORCH_LIBRARY_IMPL(name, key, m)
 
 namespace xbn {
