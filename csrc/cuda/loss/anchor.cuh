@@ -129,10 +129,10 @@ struct Better {
 template <int kThreads, int kCount, typename T>
 using BlockExtremes = BlockReduction<kThreads, kCount, Extreme<T>, Better>;
 
-// After pass k: what each anchor is given for the next one; or, after the last, loss [1] and grad_z [B, D]. In
-// settle.cu.
+// After pass k of the program: what each anchor is given for the next one; or, after the last, loss [1] and grad_z
+// [B, D]. In settle.cu.
 template <typename T, typename S>
-int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, const PartialLoss<T>& partial,
-                  const Gpu& gpu);
+int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Program& program, int k,
+                  const PartialLoss<T>& partial, const Gpu& gpu);
 
 }  // namespace xbn::cuda

@@ -291,7 +291,7 @@ int end_pass(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Progra
     const bool settles = last_round && k + 1 == program.passes;
     if (error != cudaSuccess || !settles) return error;
   }
-  return launch_settle(p, loss, k, w.partial, gpu);
+  return launch_settle(p, loss, program, k, w.partial, gpu);
 }
 
 }  // namespace

@@ -59,13 +59,14 @@ int screened(const MemoryLossParams<float, float>& p, const LossSpec& loss, doub
   auto w = make_workspace<ScreenWorkspace>(gpu, p.B, p.M, p.D, loss, need_grad, gpu.multiprocessors);
   PartialLoss<float>& partial = w.partial;
   partial.screened.few = w.screen.few;
-  const Pass pass = make_program(loss).pass[0];
+  const Program program = make_program(loss, need_grad);
+  const Pass& pass = program.pass[0];
   PartialLoss<float> of_pass = partial;
   of_pass.given = nullptr;
   int error = launch_screen(p, static_cast<float>(loss.b), screen_bound(p.D), w.screen, gpu);
   if (error == cudaSuccess) error = launch_pairs(p, pass, w.screen, most, of_pass, gpu);
   if (error == cudaSuccess) error = launch_sweep_pass(p, pass, of_pass, w.grid, true, gpu);
-  if (error == cudaSuccess) error = launch_settle(p, loss, 0, partial, gpu);
+  if (error == cudaSuccess) error = launch_settle(p, loss, program, 0, partial, gpu);
   return error;
 }
 

@@ -288,9 +288,8 @@ auto settle_kernel_of(LossKind kind) {
 }  // namespace
 
 template <typename T, typename S>
-int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, const PartialLoss<T>& partial,
-                  const Gpu& gpu) {
-  const Program program = make_program(loss, p.grad_z != nullptr);
+int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Program& program, int k,
+                  const PartialLoss<T>& partial, const Gpu& gpu) {
   Settled settled = {};
   for (int pass = 0; pass <= k; ++pass)
     for (int slot = 0; slot < kSlots; ++slot) {
@@ -315,8 +314,9 @@ int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, int k, 
               : launch_gradient<1>(partial, loss, p.B, p.D, p.grad_z, gpu);
 }
 
-#define XBN_OF(T, S) \
-  template int launch_settle(const MemoryLossParams<T, S>&, const LossSpec&, int, const PartialLoss<T>&, const Gpu&);
+#define XBN_OF(T, S)                                                                              \
+  template int launch_settle(const MemoryLossParams<T, S>&, const LossSpec&, const Program&, int, \
+                             const PartialLoss<T>&, const Gpu&);
 #define XBN_INSTANTIATE(S, ...) XBN_OF(float, S) XBN_OF(double, S)
 XBN_FOR_EACH_BANK(XBN_INSTANTIATE)
 #undef XBN_INSTANTIATE

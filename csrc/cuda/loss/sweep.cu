@@ -67,14 +67,14 @@ int sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, bool te
   const SweepGrid plan = plan_sweep(p.B, p.M, p.D, gpu.multiprocessors);
   const PartialLoss<float> partial =
       make_workspace<SweepWorkspace>(gpu, plan, loss, p.B, p.D, p.grad_z != nullptr).partial;
-  const Program program = make_program(loss);
+  const Program program = make_program(loss, p.grad_z != nullptr);
   for (int k = 0; k < program.passes; ++k) {
     const Pass& pass = program.pass[k];
     PartialLoss<float> of_pass = partial;
     if (!pass.gradient) of_pass.grad = nullptr;
     if (k == 0) of_pass.given = nullptr;  // nothing has been written there
     int error = launch_sweep_pass(p, pass, of_pass, plan, tensor, gpu);
-    if (error == cudaSuccess) error = launch_settle(p, loss, k, partial, gpu);
+    if (error == cudaSuccess) error = launch_settle(p, loss, program, k, partial, gpu);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
