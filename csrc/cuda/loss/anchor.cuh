@@ -55,6 +55,11 @@ struct PartialLoss {
   }
 };
 
+// Whether a slot of such pairs, which has some, takes positives, or negatives.
+__device__ __forceinline__ bool takes(Pairs pairs, bool positive) {
+  return pairs == Pairs::all || positive == (pairs == Pairs::positives);
+}
+
 // An anchor as pairs see it.
 template <typename T>
 struct Anchor {
@@ -64,7 +69,7 @@ struct Anchor {
   uint8_t state;
 
   __device__ __forceinline__ bool pairs_with(int64_t id, bool positive, Pairs pairs) const {
-    return (state & kRanks) && exclude != id && (pairs == Pairs::all || positive == (pairs == Pairs::positives));
+    return (state & kRanks) && exclude != id && takes(pairs, positive);
   }
 };
 

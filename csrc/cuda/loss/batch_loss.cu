@@ -11,14 +11,14 @@
 //   keeps  norms [B], results [B]; of all triplets also the list of each anchor's positives [B, B]
 //   needs  any GPU; float and double
 //   order  fixed by the shapes: the same bits every run
-#include "anchor.cuh"
+#include "score_block.cuh"
 
 #include "../../math/ranks.h"
 
 namespace xbn::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = kScorers;
 constexpr int kColumns = 32;  // of a block, side by side; below each other the threads take every eighth row
 constexpr int kBelow = kThreads / kColumns;
 
@@ -53,107 +53,45 @@ __global__ void __launch_bounds__(kThreads, 2) batch_norms_kernel(const BatchLos
   w.inverse_norm[j] = p.renormalize ? T(1) / (norm < eps ? eps : norm) : T(1);
 }
 
-// The pairs of anchor i = blockIdx.x; a thread takes every kThreads'th.
+// The pairs of anchor i = blockIdx.x: score_block.cuh says what is asked of them. Where there is no such anchor it does
+// not rank.
 template <typename T>
-struct AnchorPairs {
-  __device__ __forceinline__ AnchorPairs(const BatchLossParams<T>& p, const Workspace<T>& w)
-      : i(blockIdx.x), B(p.B), dots(p.dots + i * p.B), inverse_norm(w.inverse_norm), labels(p.labels), ids(p.ids) {
-    exists = i < B;
-    ranks = exists && (p.anchors == nullptr || p.anchors[i]);
-    finite = exists && is_finite(dots[i]);
-    label = exists ? labels[i] : 0;
-    id = exists && ids != nullptr ? ids[i] : -1;
-  }
+struct BatchPairs {
+  static constexpr int kAnchors = 1;
 
-  __device__ __forceinline__ T similarity(int64_t j) const {
-    return finite ? dots[j] * inverse_norm[j] : static_cast<T>(NAN);
-  }
-  __device__ __forceinline__ bool positive(int64_t j) const { return labels[j] == label; }
-  __device__ __forceinline__ bool on(int64_t j, Pairs pairs) const {
-    const bool excluded = j == i || (id >= 0 && ids[j] == id);
-    return !excluded && (pairs == Pairs::all || positive(j) == (pairs == Pairs::positives));
-  }
-
-  // f(row, similarity, whether positive, whether the slot has the pair)
-  template <typename F>
-  __device__ __forceinline__ void each(Pairs pairs, const F& f) const {
-    for (int64_t j = threadIdx.x; j < B; j += kThreads) f(j, similarity(j), positive(j), on(j, pairs));
-  }
-
-  int64_t i, B;
+  Anchor<T> anchors[kAnchors];
+  int64_t i, columns;
   const T *dots, *inverse_norm;
   const int64_t *labels, *ids;
-  bool exists, ranks, finite;
-  int64_t label, id;
-};
 
-// A slot's sums, and what its weights are made from once the anchor's factors are known.
-template <typename T>
-struct Scored {
-  Slot slot;
-  T given;
-  RowSums sums;
-};
-
-// The sums of a slot; in thread 0.
-template <typename T>
-__device__ __forceinline__ RowSums score(const AnchorPairs<T>& c, const Slot& slot, T given) {
-  if (slot.formula == Formula::extreme) {
-    Extreme<T> best = {static_cast<T>(-INFINITY), -1};
-    int pairs = 0;
-    c.each(slot.pairs, [&](int64_t j, T s, bool positive, bool on) {
-      if (on) best.take({positive ? -s : s, j});
-      pairs += on;
-    });
-    best = BlockExtremes<kThreads, 1, T>({best})[0];
-    const BlockSums<kThreads, 1> all({static_cast<double>(pairs)});
-    return {static_cast<double>(best.row), 0, all[0], static_cast<double>(best.x)};
+  __device__ __forceinline__ BatchPairs(const BatchLossParams<T>& p, const Workspace<T>& w)
+      : i(blockIdx.x),
+        columns(p.B),
+        dots(p.dots + i * p.B),
+        inverse_norm(w.inverse_norm),
+        labels(p.labels),
+        ids(p.ids) {
+    anchors[0] = {0, kAnchorWithoutId, T(0), 0};
+    if (i >= columns) return;
+    const bool ranks = p.anchors == nullptr || p.anchors[i];
+    anchors[0].label = labels[i];
+    anchors[0].exclude = id(i);
+    anchors[0].state = static_cast<uint8_t>((ranks ? kRanks : 0) | (is_finite(dots[i]) ? kFinite : 0));
   }
-  T value = 0, weight = 0, top = 0;
-  int pairs = 0;
-  with_formula<T>(slot, [&](const auto& formula) {
-    if constexpr (std::decay_t<decltype(formula)>::kExponential) {
-      top = static_cast<T>(-INFINITY);
-      c.each(slot.pairs, [&](int64_t, T s, bool positive, bool on) {
-        const Exponent<T> e = formula(s, positive, given);
-        if (on && e.counts && e.x > top) top = e.x;
-      });
-      top = BlockTops<kThreads, 1, T>({top})[0];
-      c.each(slot.pairs, [&](int64_t, T s, bool positive, bool on) {
-        const Exponent<T> e = formula(s, positive, given);
-        const bool counts = on && e.counts;
-        value += counts ? exp_of_negative(e.x - top) : T(0);
-        pairs += counts;
-      });
-    } else {
-      c.each(slot.pairs, [&](int64_t, T s, bool positive, bool on) {
-        const Score<T> score = formula(s, positive, given);
-        value += on ? score.value : T(0);
-        weight += on ? score.weight : T(0);
-        pairs += on && score.counts;
-      });
-    }
-  });
-  const BlockSums<kThreads, 3> sums(
-      {static_cast<double>(value), static_cast<double>(weight), static_cast<double>(pairs)});
-  return {sums[0], sums[1], sums[2], static_cast<double>(top)};
-}
 
-// What a pair that the slot has adds to the gradient, without the factor.
-template <typename T>
-__device__ __forceinline__ T weight_of(const Scored<T>& scored, int64_t j, T s, bool positive) {
-  if (scored.slot.formula == Formula::extreme) return static_cast<double>(j) == scored.sums.value ? T(1) : T(0);
-  T weight = 0;
-  with_formula<T>(scored.slot, [&](const auto& formula) {
-    if constexpr (std::decay_t<decltype(formula)>::kExponential) {
-      const Exponent<T> e = formula(s, positive, scored.given);
-      if (e.counts) weight = e.slope * exp_of_negative(e.x - static_cast<T>(scored.sums.shift));
-    } else {
-      weight = formula(s, positive, scored.given).weight;
-    }
-  });
-  return weight;
-}
+  __device__ __forceinline__ bool ranks() const { return anchors[0].state & kRanks; }
+  __device__ __forceinline__ bool finite() const { return anchors[0].state & kFinite; }
+
+  __device__ __forceinline__ bool has(int) const { return true; }
+  __device__ __forceinline__ bool exists(int64_t) const { return true; }
+  __device__ __forceinline__ int64_t row(int64_t j) const { return j; }
+  __device__ __forceinline__ int64_t label(int64_t j) const { return labels[j]; }
+  // That of its sample, or one that no other row has: so no row is paired with itself.
+  __device__ __forceinline__ int64_t id(int64_t j) const { return stored_id(ids, j, j); }
+  __device__ __forceinline__ T similarity(int, int64_t j) const {
+    return finite() ? dots[j] * inverse_norm[j] : static_cast<T>(NAN);
+  }
+};
 
 // After every anchor's result: in the block that comes last, the loss.
 template <typename T>
@@ -181,62 +119,63 @@ __device__ __forceinline__ void add_up(const BatchLossParams<T>& p, const Worksp
 
 // The gradient of an anchor that does not rank is zero, of one that is not finite NaN.
 template <typename T>
-__device__ __forceinline__ bool has_weights(const BatchLossParams<T>& p, const AnchorPairs<T>& c) {
-  if (p.grad_dots == nullptr || !c.exists) return false;
-  if (c.ranks && c.finite) return true;
+__device__ __forceinline__ bool has_weights(const BatchLossParams<T>& p, const BatchPairs<T>& block) {
+  if (p.grad_dots == nullptr || block.i >= p.B) return false;
+  if (block.ranks() && block.finite()) return true;
   for (int64_t j = threadIdx.x; j < p.B; j += kThreads)
-    p.grad_dots[c.i * p.B + j] = c.finite ? T(0) : static_cast<T>(NAN);
+    p.grad_dots[block.i * p.B + j] = block.finite() ? T(0) : static_cast<T>(NAN);
   return false;
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 2)
     batch_rank_kernel(const BatchLossParams<T> p, const LossSpec loss, const Program program, const Workspace<T> w) {
-  __shared__ Program passes;  // there it can be indexed at run time
-  __shared__ Scored<T> scored[kSlots];
+  __shared__ Program passes;       // there it can be indexed at run time
+  __shared__ Slot filled[kSlots];  // by the passes so far
+  __shared__ T given[kSlots];      // when they were
+  __shared__ RowSums sums[kSlots];
   __shared__ RowResult result;
-  const AnchorPairs<T> c(p, w);
+  BatchPairs<T> block(p, w);
   if (threadIdx.x == 0) {
     passes = program;
 #pragma unroll
-    for (int k = 0; k < kSlots; ++k) scored[k] = {{}, T(0), {}};
+    for (int k = 0; k < kSlots; ++k) filled[k] = {}, sums[k] = {};
   }
   __syncthreads();
-  if (c.ranks) {
+  if (block.ranks()) {
 #pragma unroll 1
     for (int pass = 0; pass < passes.passes; ++pass) {
-      T given = 0;
-      if (pass > 0) {
-        const RowSums sums[kSlots] = {scored[0].sums, scored[1].sums};
-        given = static_cast<T>(given_for(loss, pass, sums));
-      }
-      __syncthreads();  // all know what they are given
+      const Slot(&slots)[kSlots] = passes.pass[pass].slot;
+      if (threadIdx.x == 0) {  // the sums are its own
+        const T of_pass = pass > 0 ? static_cast<T>(given_for(loss, pass, sums)) : T(0);
 #pragma unroll 1
-      for (int k = 0; k < kSlots; ++k) {
-        const Slot slot = passes.pass[pass].slot[k];
-        if (slot.pairs == Pairs::none) continue;
-        const RowSums sums = score(c, slot, given);
-        if (threadIdx.x == 0) scored[k] = {slot, given, sums};
+        for (int k = 0; k < kSlots; ++k)
+          if (slots[k].pairs != Pairs::none)
+            filled[k] = slots[k], given[k] = of_pass, sums[k] = no_sums(slots[k].formula);
       }
       __syncthreads();
+#pragma unroll 1
+      for (int k = 0; k < kSlots; ++k) {
+        if (slots[k].pairs == Pairs::none) continue;
+        block.anchors[0].given = given[k];
+        score_pairs<T>(block, slots[k], sums + k, NoWeights());
+      }
     }
     if (threadIdx.x == 0) {
-      const RowSums sums[kSlots] = {scored[0].sums, scored[1].sums};
       result = finish(loss, sums);
-      w.result[c.i] = result;
+      w.result[block.i] = result;
     }
     __syncthreads();
   }
-  if (has_weights(p, c)) {
+  if (has_weights(p, block)) {
     const T factor[kSlots] = {static_cast<T>(result.factor[0]), static_cast<T>(result.factor[1])};
-    c.each(Pairs::all, [&](int64_t j, T s, bool positive, bool) {
-      T grad = 0;
+    each_pair(block, Pairs::all, [&](int, int64_t j, T s, bool positive, bool on) {
+      T grad = 0;  // if a similarity is NaN, the factors are
 #pragma unroll
-      for (int k = 0; k < kSlots; ++k) {
-        if (scored[k].slot.pairs == Pairs::none || !c.on(j, scored[k].slot.pairs)) continue;
-        grad += factor[k] * weight_of(scored[k], j, s, positive);  // if a similarity is NaN, the factor is
-      }
-      p.grad_dots[c.i * p.B + j] = grad;
+      for (int k = 0; k < kSlots; ++k)
+        if (on && filled[k].pairs != Pairs::none && takes(filled[k].pairs, positive))
+          grad += factor[k] * weight_of(filled[k], sums[k], given[k], j, s, positive);
+      p.grad_dots[block.i * p.B + j] = grad;
     });
   }
   add_up(p, w);
@@ -247,45 +186,45 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads, 2)
     batch_triplets_kernel(const BatchLossParams<T> p, const LossSpec loss, const Workspace<T> w) {
   __shared__ int listed;
-  const AnchorPairs<T> c(p, w);
-  int* positives = w.positives + c.i * p.B;
-  if (c.ranks && threadIdx.x < kWarp) {
+  const BatchPairs<T> block(p, w);
+  int* positives = w.positives + block.i * p.B;
+  if (block.ranks() && threadIdx.x < kWarp) {
     int n = 0;
     for (int64_t begin = 0; begin < p.B; begin += kWarp) {
       const int64_t j = begin + threadIdx.x;
-      const unsigned lanes = __ballot_sync(0xffffffffu, j < p.B && c.on(j, Pairs::positives));
+      const unsigned lanes = __ballot_sync(0xffffffffu, j < p.B && has_pair(block, j, Pairs::positives));
       if (lanes >> threadIdx.x & 1u) positives[n + __popc(lanes & ((1u << threadIdx.x) - 1u))] = static_cast<int>(j);
       n += __popc(lanes);
     }
     if (threadIdx.x == 0) listed = n;
   }
   __syncthreads();
-  const bool weighs = has_weights(p, c);
+  const bool weighs = has_weights(p, block);
   const T margin = static_cast<T>(loss.a);
-  if (c.ranks) {
+  if (block.ranks()) {
     double value = 0, triplets = 0;
-    c.each(Pairs::negatives, [&](int64_t j, T s, bool, bool on) {
+    each_pair(block, Pairs::negatives, [&](int, int64_t j, T s, bool, bool on) {
       const T x = s + margin;
       int rank = 0;
       for (int r = 0; on && r < listed; ++r) {
-        const T threshold = c.similarity(positives[r]);
+        const T threshold = block.similarity(0, positives[r]);
         if (!is_below(threshold, x)) continue;
         rank += 1;
         value += static_cast<double>(x) - static_cast<double>(threshold);
       }
       triplets += rank;
-      if (weighs && !c.on(j, Pairs::positives)) p.grad_dots[c.i * p.B + j] = static_cast<T>(rank);
+      if (weighs && !has_pair(block, j, Pairs::positives)) p.grad_dots[block.i * p.B + j] = static_cast<T>(rank);
     });
     for (int r = threadIdx.x; weighs && r < listed; r += kThreads) {
-      const T threshold = c.similarity(positives[r]);
+      const T threshold = block.similarity(0, positives[r]);
       int above = 0;
       for (int64_t j = 0; j < p.B; ++j)
-        above += c.on(j, Pairs::negatives) && is_below(threshold, c.similarity(j) + margin);
-      p.grad_dots[c.i * p.B + positives[r]] = static_cast<T>(-above);
+        above += has_pair(block, j, Pairs::negatives) && is_below(threshold, block.similarity(0, j) + margin);
+      p.grad_dots[block.i * p.B + positives[r]] = static_cast<T>(-above);
     }
     const BlockSums<kThreads, 2> all({value, triplets});
     const RowSums sums[kSlots] = {{all[0], 0, all[1], 0}, {}};
-    if (threadIdx.x == 0) w.result[c.i] = finish(LossSpec{LossKind::triplet_all}, sums);
+    if (threadIdx.x == 0) w.result[block.i] = finish(LossSpec{LossKind::triplet_all}, sums);
   }
   add_up(p, w);
 }

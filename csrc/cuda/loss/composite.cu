@@ -11,14 +11,14 @@
 //          known; rows beyond it count for nothing
 //   order  chunks one after the other; a block adds to the sums of its anchors alone: the same bits every run, as far
 //          as the library's products are
-#include "anchor.cuh"
+#include "chunk.cuh"
 #include "triplets.cuh"
 #include "way.h"
 
 namespace xbn::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = kScorers;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kAnchors = 4;  // that a block scores at a time, for one reading of the bank's labels
 
@@ -89,142 +89,28 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t d = threadIdx.x % kWarp; d < p.D; d += kWarp) out[d] = row(d) * inverse;  // again: it is in cache
 }
 
-// The pairs of kAnchors anchors with a chunk, as this thread takes them: one row of the bank after the other.
+// Keeps the weights of a slot. They may take the place of the similarities.
 template <typename T>
-struct ChunkPairs {
-  Anchor<T> anchors[kAnchors];
-  int64_t block, B;            // first anchor
-  int64_t first, rows, chunk;  // bank rows [first, first + rows) exist; a chunk is longer
-  const int64_t *bank_labels, *bank_ids;
-  Pairs pairs;
-  const T* s;  // [B, chunk]
+struct ChunkWeights {
+  T* weights;  // [kAnchors, chunk]
+  int64_t chunk;
+  T* factors;  // [kAnchors] for the gradient so far
 
-  // f(anchor of this block, row of the chunk, similarity, whether positive, whether the slot has the pair)
-  template <typename F>
-  __device__ __forceinline__ void each(const F& f) const {
-    for (int64_t j = threadIdx.x; j < chunk; j += kThreads) {
-      const bool exists = j < rows;
-      const int64_t label = exists ? bank_labels[first + j] : 0;
-      const int64_t id = exists ? row_id(bank_ids, first + j) : kRowWithoutId;
-#pragma unroll
-      for (int a = 0; a < kAnchors; ++a) {
-        if (block + a >= B) break;
-        const bool positive = anchors[a].label == label;
-        const bool on = exists && anchors[a].pairs_with(id, positive, pairs);
-        const T similarity = (anchors[a].state & kFinite) ? s[(block + a) * chunk + j] : static_cast<T>(NAN);
-        f(a, j, similarity, positive, on);
-      }
-    }
-  }
+  __device__ __forceinline__ void weight(int a, int64_t j, T weight) const { weights[a * chunk + j] = weight; }
+  __device__ __forceinline__ void rescale(int a, T factor) const { factors[a] = factor; }
 };
-
-// Adds what the block's threads have of each of its anchors to the anchor's sums.
-template <typename T>
-__device__ __forceinline__ void add_chunk(Formula formula, const T (&value)[kAnchors], const T (&weight)[kAnchors],
-                                          const int (&pairs)[kAnchors], const T (&shift)[kAnchors],
-                                          const ChunkPairs<T>& c, RowSums* sums) {
-  double values[3 * kAnchors];
-#pragma unroll
-  for (int a = 0; a < kAnchors; ++a)
-    values[a] = value[a], values[kAnchors + a] = weight[a], values[2 * kAnchors + a] = pairs[a];
-  const BlockSums<kThreads, 3 * kAnchors> all(values);
-  const int mine = static_cast<int>(threadIdx.x);  // the first threads, one to an anchor
-  if (mine >= kAnchors || c.block + mine >= c.B) return;
-  double shift_of_mine = 0;
-#pragma unroll
-  for (int a = 0; a < kAnchors; ++a)
-    if (a == mine) shift_of_mine = shift[a];
-  const RowSums of_chunk = {all[mine], all[kAnchors + mine], all[2 * kAnchors + mine], shift_of_mine};
-  sums[c.block + mine] = add(formula, sums[c.block + mine], of_chunk);
-}
-
-// One slot of a chunk. weights [B, chunk] may be the similarities.
-template <typename T>
-__device__ __forceinline__ void score_chunk(const ChunkPairs<T>& c, const Slot& slot, RowSums* sums, T* rescale,
-                                            T* weights) {
-  T value[kAnchors] = {}, weight[kAnchors] = {}, shift[kAnchors] = {};
-  int pairs[kAnchors] = {};
-  if (slot.formula == Formula::extreme) {
-    Extreme<T> best[kAnchors];
-#pragma unroll
-    for (int a = 0; a < kAnchors; ++a) best[a] = {static_cast<T>(-INFINITY), -1};
-    c.each([&](int a, int64_t j, T s, bool positive, bool on) {
-      if (on) best[a].take({positive ? -s : s, c.first + j});
-      pairs[a] += on;
-    });
-    double counts[kAnchors];
-#pragma unroll
-    for (int a = 0; a < kAnchors; ++a) counts[a] = pairs[a];
-    const BlockExtremes<kThreads, kAnchors, T> bests(best);
-    const BlockSums<kThreads, kAnchors> all(counts);
-    const int mine = static_cast<int>(threadIdx.x);
-    if (mine >= kAnchors || c.block + mine >= c.B) return;
-    const Extreme<T> extreme = bests[mine];
-    const RowSums of_chunk = {static_cast<double>(extreme.row), 0, all[mine], static_cast<double>(extreme.x)};
-    sums[c.block + mine] = add(slot.formula, sums[c.block + mine], of_chunk);
-    return;
-  }
-  with_formula<T>(slot, [&](const auto& formula) {
-    if constexpr (std::decay_t<decltype(formula)>::kExponential) {
-      T before[kAnchors];
-#pragma unroll
-      for (int a = 0; a < kAnchors; ++a)
-        before[a] = shift[a] = c.block + a < c.B ? static_cast<T>(sums[c.block + a].shift) : static_cast<T>(-INFINITY);
-      c.each([&](int a, int64_t, T s, bool positive, bool on) {
-        const Exponent<T> e = formula(s, positive, c.anchors[a].given);
-        if (on && e.counts && e.x > shift[a]) shift[a] = e.x;
-      });
-      const BlockTops<kThreads, kAnchors, T> tops(shift);
-#pragma unroll
-      for (int a = 0; a < kAnchors; ++a) {
-        shift[a] = tops[a];
-        if (threadIdx.x == 0 && c.block + a < c.B)
-          rescale[c.block + a] = shift[a] > before[a] ? std::exp(before[a] - shift[a]) : T(1);
-      }
-      c.each([&](int a, int64_t j, T s, bool positive, bool on) {
-        const Exponent<T> e = formula(s, positive, c.anchors[a].given);
-        const bool counts = on && e.counts;
-        const T term = counts ? exp_of_negative(e.x - shift[a]) : T(0);
-        value[a] += term;
-        pairs[a] += counts;
-        weights[(c.block + a) * c.chunk + j] = counts ? e.slope * term : T(0);
-      });
-    } else {
-      c.each([&](int a, int64_t j, T s, bool positive, bool on) {
-        const Score<T> score = formula(s, positive, c.anchors[a].given);
-        value[a] += on ? score.value : T(0);
-        weight[a] += on ? score.weight : T(0);
-        pairs[a] += on && score.counts;
-        weights[(c.block + a) * c.chunk + j] = on ? score.weight : T(0);
-      });
-    }
-  });
-  add_chunk(slot.formula, value, weight, pairs, shift, c, sums);
-}
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 2) score_kernel(const MemoryLossParams<T, T> p, const Pass pass,
                                                             const Workspace<T> w, int64_t first, int64_t chunk, T* s) {
-  ChunkPairs<T> c;
-  c.block = static_cast<int64_t>(blockIdx.x) * kAnchors;
-  c.B = p.B;
-  c.first = first;
-  c.rows = stored_rows(p.count, p.M) - first;
-  c.chunk = chunk;
-  c.bank_labels = p.bank_labels;
-  c.bank_ids = p.bank_ids;
-  c.s = s;
-#pragma unroll
-  for (int a = 0; a < kAnchors; ++a) {
-    const int64_t i = smaller(c.block + a, p.B - 1);
-    c.anchors[a] = {p.labels[i], excluded_id(p, i), w.partial.given[i], w.partial.state[i]};
-  }
+  const ChunkPairs<T, kAnchors> block(p, w.partial, first, chunk, s);
   // The second slot first: the weights of the first take the place of the similarities.
 #pragma unroll
   for (int k = kSlots - 1; k >= 0; --k) {
-    c.pairs = pass.slot[k].pairs;
-    if (c.pairs == Pairs::none) continue;
-    score_chunk(c, pass.slot[k], w.partial.sums + k * p.B, w.rescale + k * p.B, s + k * p.B * chunk);
+    if (pass.slot[k].pairs == Pairs::none) continue;
+    const int64_t at = k * p.B + block.first_anchor;  // in [kSlots, B]
+    const ChunkWeights<T> kept = {s + at * chunk, chunk, w.rescale + at};
+    score_pairs<T>(block, pass.slot[k], w.partial.sums + at, kept);
   }
 }
 

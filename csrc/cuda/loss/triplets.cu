@@ -13,11 +13,12 @@
 #include "triplets.cuh"
 
 #include "../../math/ranks.h"
+#include "chunk.cuh"
 
 namespace xbn::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = kScorers;
 constexpr int kWarps = kThreads / kWarp;
 
 // To where a scan of bank labels from `from` on has met `most` rows with this label, by a full warp.
@@ -49,45 +50,17 @@ __global__ void __launch_bounds__(kThreads)
   t.to[i] = to;
 }
 
-// The pairs of the block's anchor with a chunk.
-template <typename T>
-struct AnchorPairs {
-  int64_t i;
-  Anchor<T> anchor;
-  int64_t first, rows;  // bank rows [first, first + rows) exist
-  const int64_t *bank_labels, *bank_ids;
-  const T* s;  // [chunk]
-
-  __device__ AnchorPairs(const MemoryLossParams<T, T>& p, const PartialLoss<T>& partial, int64_t first, int64_t chunk,
-                         const T* similarities)
-      : i(blockIdx.x),
-        anchor{p.labels[i], excluded_id(p, i), T(0), partial.state[i]},
-        first(first),
-        rows(smaller(chunk, stored_rows(p.count, p.M) - first)),
-        bank_labels(p.bank_labels),
-        bank_ids(p.bank_ids),
-        s(similarities + i * chunk) {}
-
-  __device__ __forceinline__ bool on(int64_t j, Pairs pairs) const {
-    if (j >= rows) return false;
-    const int64_t id = row_id(bank_ids, first + j);
-    return anchor.pairs_with(id, bank_labels[first + j] == anchor.label, pairs);
-  }
-  __device__ __forceinline__ T similarity(int64_t j) const {
-    return (anchor.state & kFinite) ? s[j] : static_cast<T>(NAN);
-  }
-};
-
 // Four blocks on a multiprocessor are asked for: left to itself the compiler spills to fit more in.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 4)
     collect_kernel(const MemoryLossParams<T, T> p, const PartialLoss<T> partial, const Thresholds<T> t, int64_t first,
                    int64_t chunk, const T* s) {
-  const AnchorPairs<T> pairs(p, partial, first, chunk, s);
-  const int64_t from = t.from[pairs.i], to = t.to[pairs.i];
-  for (int64_t j = threadIdx.x; j < pairs.rows; j += kThreads)
-    if (first + j >= from && first + j < to && pairs.on(j, Pairs::positives))
-      t.similarity[pairs.i * t.most + atomicAdd(t.collected + pairs.i, 1u)] = pairs.similarity(j);
+  const ChunkPairs<T, 1> block(p, partial, first, chunk, s);
+  const int64_t from = t.from[block.first_anchor], to = t.to[block.first_anchor];
+  for (int64_t j = threadIdx.x; j < block.rows; j += kThreads)
+    if (first + j >= from && first + j < to && has_pair(block, j, Pairs::positives))
+      t.similarity[block.first_anchor * t.most + atomicAdd(t.collected + block.first_anchor, 1u)] =
+          block.similarity(0, j);
 }
 
 // Bitonic, in place. Every comparison puts the lesser at the lower index, so what is beyond the end may be thought of as
@@ -119,16 +92,16 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     rank_kernel(const MemoryLossParams<T, T> p, const PartialLoss<T> partial, const Thresholds<T> t, const Slot slot,
                 int64_t first, int64_t chunk, T* s) {
-  const AnchorPairs<T> pairs(p, partial, first, chunk, s);
-  const int64_t i = pairs.i, n = t.collected[i];
+  const ChunkPairs<T, 1> block(p, partial, first, chunk, s);
+  const int64_t i = block.first_anchor, n = t.collected[i];
   const T* thresholds = t.similarity + i * t.most;
   unsigned* above = t.above + i * (t.most + 1);
   double value = 0;
   int64_t triplets = 0, above_all = 0;
   for (int64_t j = threadIdx.x; j < chunk; j += kThreads) {
     int64_t k = 0;
-    if (n > 0 && pairs.on(j, slot.pairs)) {
-      const T x = pairs.similarity(j) + static_cast<T>(slot.a);
+    if (n > 0 && has_pair(block, j, slot.pairs)) {
+      const T x = block.similarity(0, j) + static_cast<T>(slot.a);
       k = rank_among(thresholds, n, x);
       if (k > 0) value += static_cast<double>(k) * static_cast<double>(x);
       if (k > 0 && k < n) atomicAdd(above + k, 1u);
@@ -180,13 +153,13 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     weigh_kernel(const MemoryLossParams<T, T> p, const PartialLoss<T> partial, const Thresholds<T> t, int64_t first,
                  int64_t chunk, const T* s, T* weights) {
-  const AnchorPairs<T> pairs(p, partial, first, chunk, s);
-  const int64_t i = pairs.i, n = t.collected[i], from = t.from[i], to = t.to[i];
+  const ChunkPairs<T, 1> block(p, partial, first, chunk, s);
+  const int64_t i = block.first_anchor, n = t.collected[i], from = t.from[i], to = t.to[i];
   for (int64_t j = threadIdx.x; j < chunk; j += kThreads) {
     T weight = 0;
-    if (n > 0 && first + j >= from && first + j < to && pairs.on(j, Pairs::positives))
+    if (n > 0 && first + j >= from && first + j < to && has_pair(block, j, Pairs::positives))
       weight =
-          static_cast<T>(t.above[i * (t.most + 1) + place_among(t.similarity + i * t.most, n, pairs.similarity(j))]);
+          static_cast<T>(t.above[i * (t.most + 1) + place_among(t.similarity + i * t.most, n, block.similarity(0, j))]);
     weights[i * chunk + j] = weight;
   }
 }
