@@ -235,18 +235,30 @@ XBN_FORMULA double given_for(const LossSpec& loss, int next, const RowSums (&sum
   return (sums[0].shift + loss.b * loss.c) / loss.b + loss.mining;  // positives below the hardest negative, nearly
 }
 
-// The loss, from the parts of the anchors.
+// The loss, from the parts of the anchors that rank.
 struct LossSum {
   double value[kSlots] = {0, 0}, count[kSlots] = {0, 0};
+  double anchors = 0, positives = 0, negatives = 0;
 
-  void add(const RowResult& anchor) {
+  XBN_FORMULA void add(const RowResult& anchor) {
     for (int group = 0; group < kSlots; ++group)
       value[group] += anchor.value[group], count[group] += anchor.count[group];
+    anchors += 1, positives += anchor.positives, negatives += anchor.negatives;
   }
-  double average(int group) const {
-    return 1 / (count[group] > 1 ? count[group] : 1.0);
-  }  // what sums are multiplied by
-  double loss() const { return average(0) * value[0] + average(1) * value[1]; }
+
+  // What sums are multiplied by.
+  XBN_FORMULA double average(int group) const { return 1 / (count[group] > 1 ? count[group] : 1.0); }
+  XBN_FORMULA double loss() const {
+    double sum = 0;
+    for (int group = 0; group < kSlots; ++group) sum += average(group) * value[group];
+    return sum;
+  }
+
+  // Positives and negatives of an anchor that have a weight, on average.
+  XBN_FORMULA void store_pairs(double* pairs) const {
+    pairs[0] = positives / (anchors > 1 ? anchors : 1.0);
+    pairs[1] = negatives / (anchors > 1 ? anchors : 1.0);
+  }
 };
 
 // How many slots have sums, and whether gradients are sums at all: those of extremes are gathered from two rows.

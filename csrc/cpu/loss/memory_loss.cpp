@@ -98,19 +98,14 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
   if (rewrite != nullptr) rewrite->finish(groups[0]->total.rewritten);
 
   LossSum sum;
-  double anchors = 0, positives = 0, negatives = 0;
   for (int64_t i = 0; i < p.B; ++i) {
     if (p.anchors != nullptr && !p.anchors[i]) continue;
     const RowResult row = finish(loss, totals[i].sums);
-    anchors += 1;
-    positives += row.positives;
-    negatives += row.negatives;
     sum.add(row);
     for (int slot = 0; slot < kSlots; ++slot) totals[i].factor[slot] = row.factor[slot];
   }
   *p.loss = static_cast<T>(sum.loss());
-  p.pairs[0] = positives / std::max(anchors, 1.0);
-  p.pairs[1] = negatives / std::max(anchors, 1.0);
+  sum.store_pairs(p.pairs);
   if (p.grad_z == nullptr) return;
   const bool summed = sums_gradients(loss);
   cpu.parallel(p.B, [&](int64_t i) {

@@ -134,6 +134,16 @@ struct Better {
 template <int kThreads, int kCount, typename T>
 using BlockExtremes = BlockReduction<kThreads, kCount, Extreme<T>, Better>;
 
+// What an anchor adds to the loss, as another block has just written it; without the factors.
+__device__ __forceinline__ RowResult latest(const RowResult& written) {
+  RowResult result;
+#pragma unroll
+  for (int k = 0; k < kSlots; ++k)
+    result.value[k] = __ldcg(&written.value[k]), result.count[k] = __ldcg(&written.count[k]);
+  result.positives = __ldcg(&written.positives), result.negatives = __ldcg(&written.negatives);
+  return result;
+}
+
 // After pass k of the program: what each anchor is given for the next one; or, after the last, loss [1] and grad_z
 // [B, D]. In settle.cu.
 template <typename T, typename S>

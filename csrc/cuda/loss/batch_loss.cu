@@ -95,26 +95,19 @@ struct BatchPairs {
 
 // After every anchor's result: in the block that comes last, the loss.
 template <typename T>
-__device__ __forceinline__ void add_up(const BatchLossParams<T>& p, const Workspace<T>& w) {
+__device__ __forceinline__ void finish_batch(const BatchLossParams<T>& p, const Workspace<T>& w) {
   __shared__ bool last;
   if (!is_last_block(w.ticket, gridDim.x, &last)) return;
-  double value[kSlots] = {}, count[kSlots] = {}, all = 0;
-  for (int64_t i = threadIdx.x; i < p.B; i += kThreads) {
-    if (p.anchors != nullptr && !p.anchors[i]) continue;
-#pragma unroll
-    for (int k = 0; k < kSlots; ++k)
-      value[k] += __ldcg(&w.result[i].value[k]), count[k] += __ldcg(&w.result[i].count[k]);
-  }
+  LossSum sum;
+  for (int64_t i = threadIdx.x; i < p.B; i += kThreads)
+    if (p.anchors == nullptr || p.anchors[i]) sum.add(latest(w.result[i]));
   static_assert(kSlots == 2);
-  const BlockSums<kThreads, 4> sums({value[0], value[1], count[0], count[1]});
+  const BlockSums<kThreads, 4> all({sum.value[0], sum.value[1], sum.count[0], sum.count[1]});
   if (threadIdx.x != 0) return;
+  sum = {{all[0], all[1]}, {all[2], all[3]}};
 #pragma unroll
-  for (int k = 0; k < kSlots; ++k) {
-    const double average = 1.0 / std::fmax(1.0, sums[kSlots + k]);
-    all += average * sums[k];
-    w.average[k] = static_cast<T>(average);
-  }
-  *p.loss = static_cast<T>(all);
+  for (int k = 0; k < kSlots; ++k) w.average[k] = static_cast<T>(sum.average(k));
+  *p.loss = static_cast<T>(sum.loss());
 }
 
 // The gradient of an anchor that does not rank is zero, of one that is not finite NaN.
@@ -178,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       p.grad_dots[block.i * p.B + j] = grad;
     });
   }
-  add_up(p, w);
+  finish_batch(p, w);
 }
 
 // All triplets: every negative is compared with every positive. See ranks.h.
@@ -226,7 +219,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const RowSums sums[kSlots] = {{all[0], 0, all[1], 0}, {}};
     if (threadIdx.x == 0) w.result[block.i] = finish(LossSpec{LossKind::triplet_all}, sums);
   }
-  add_up(p, w);
+  finish_batch(p, w);
 }
 
 template <typename T>

@@ -59,7 +59,7 @@ __device__ __forceinline__ RowSums group_add(Formula formula, RowSums sums, int 
 // The sums over all anchors, in order: by the last block.
 template <typename T>
 __device__ void finish_all(const PartialLoss<T>& partial, int64_t B, T* value_of_all, double* pairs) {
-  double value[kSlots] = {}, count[kSlots] = {}, anchors = 0, positives = 0, negatives = 0;
+  LossSum sum;
   for (int64_t first = threadIdx.x; first < B; first += kInFlight * kSettleThreads) {
     bool ranks[kInFlight] = {};
     RowResult result[kInFlight];
@@ -68,36 +68,21 @@ __device__ void finish_all(const PartialLoss<T>& partial, int64_t B, T* value_of
       const int64_t i = first + q * kSettleThreads;
       if (i >= B) continue;
       ranks[q] = partial.state[i] & kRanks;
-      const RowResult& of_anchor = partial.result[i];
-#pragma unroll
-      for (int slot = 0; slot < kSlots; ++slot) {
-        result[q].value[slot] = __ldcg(&of_anchor.value[slot]);
-        result[q].count[slot] = __ldcg(&of_anchor.count[slot]);
-      }
-      result[q].positives = __ldcg(&of_anchor.positives);
-      result[q].negatives = __ldcg(&of_anchor.negatives);
+      result[q] = latest(partial.result[i]);
     }
 #pragma unroll
-    for (int q = 0; q < kInFlight; ++q) {
-#pragma unroll
-      for (int slot = 0; slot < kSlots; ++slot)
-        value[slot] += result[q].value[slot], count[slot] += result[q].count[slot];
-      anchors += ranks[q], positives += result[q].positives, negatives += result[q].negatives;
-    }
+    for (int q = 0; q < kInFlight; ++q)
+      if (ranks[q]) sum.add(result[q]);
   }
   static_assert(kSlots == 2);
-  const BlockSums<kSettleThreads, 7> sums({value[0], value[1], count[0], count[1], anchors, positives, negatives});
+  const BlockSums<kSettleThreads, 7> all(
+      {sum.value[0], sum.value[1], sum.count[0], sum.count[1], sum.anchors, sum.positives, sum.negatives});
   if (threadIdx.x != 0) return;
-  double all = 0;
+  sum = {{all[0], all[1]}, {all[2], all[3]}, all[4], all[5], all[6]};
 #pragma unroll
-  for (int k = 0; k < kSlots; ++k) {
-    const double average = 1.0 / std::fmax(1.0, sums[kSlots + k]);
-    all += average * sums[k];
-    partial.average[k] = static_cast<T>(average);
-  }
-  *value_of_all = static_cast<T>(all);
-  pairs[0] = sums[5] / std::fmax(1.0, sums[4]);
-  pairs[1] = sums[6] / std::fmax(1.0, sums[4]);
+  for (int k = 0; k < kSlots; ++k) partial.average[k] = static_cast<T>(sum.average(k));
+  *value_of_all = static_cast<T>(sum.loss());
+  sum.store_pairs(pairs);
 }
 
 // One for each kind of loss: of so short a kernel, most of the time goes to fetching its instructions.
