@@ -6,8 +6,8 @@
 //          in sweep.cu, except that the rows carry a gradient, too. It is in dots_jj:
 //          dL/ddots_ij = g_ij / |z_j|,  dL/ddots_jj = -sum_i g_ij dots_ij / (2 |z_j|^3),  g = dL/ds
 //   grid   batch_norms_kernel: a thread to a row. batch_rank_kernel, or batch_triplets_kernel: a block to an anchor, which
-//          reads its pairs once per pass of the loss, then once more for their weights; the block that finishes
-//          last adds up the anchors. batch_settle_kernel: a block to 32 columns
+//          reads its pairs once for every slot of the loss, twice for exponents (score_block.cuh), then once more for
+//          their weights; the block that finishes last adds up the anchors. batch_settle_kernel: a block to 32 columns
 //   keeps  norms [B], results [B]; of all triplets also the list of each anchor's positives [B, B]
 //   needs  any GPU; float and double
 //   order  fixed by the shapes: the same bits every run
@@ -18,13 +18,12 @@
 namespace xbn::cuda {
 namespace {
 
-constexpr int kThreads = kScorers;
 constexpr int kColumns = 32;  // of a block, side by side; below each other the threads take every eighth row
-constexpr int kBelow = kThreads / kColumns;
+constexpr int kBelow = kBlockThreads / kColumns;
 
 template <typename T>
-struct Workspace {
-  Workspace(void* memory, int64_t B, bool triplets) {
+struct BatchWorkspace {
+  BatchWorkspace(void* memory, int64_t B, bool triplets) {
     Carver carve(memory);
     norm = carve.take<T>(B);
     inverse_norm = carve.take<T>(B);
@@ -44,8 +43,9 @@ struct Workspace {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 2) batch_norms_kernel(const BatchLossParams<T> p, const Workspace<T> w) {
-  const int64_t j = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    batch_norms_kernel(const BatchLossParams<T> p, const BatchWorkspace<T> w) {
+  const int64_t j = static_cast<int64_t>(blockIdx.x) * kBlockThreads + threadIdx.x;
   if (j == 0) *w.ticket = 0;
   if (j >= p.B) return;
   const T norm = p.renormalize ? std::sqrt(p.dots[j * p.B + j]) : T(1), eps = static_cast<T>(p.eps);
@@ -64,7 +64,7 @@ struct BatchPairs {
   const T *dots, *inverse_norm;
   const int64_t *labels, *ids;
 
-  __device__ __forceinline__ BatchPairs(const BatchLossParams<T>& p, const Workspace<T>& w)
+  __device__ __forceinline__ BatchPairs(const BatchLossParams<T>& p, const BatchWorkspace<T>& w)
       : i(blockIdx.x),
         columns(p.B),
         dots(p.dots + i * p.B),
@@ -95,14 +95,14 @@ struct BatchPairs {
 
 // After every anchor's result: in the block that comes last, the loss.
 template <typename T>
-__device__ __forceinline__ void finish_batch(const BatchLossParams<T>& p, const Workspace<T>& w) {
+__device__ __forceinline__ void finish_batch(const BatchLossParams<T>& p, const BatchWorkspace<T>& w) {
   __shared__ bool last;
   if (!is_last_block(w.ticket, gridDim.x, &last)) return;
   LossSum sum;
-  for (int64_t i = threadIdx.x; i < p.B; i += kThreads)
+  for (int64_t i = threadIdx.x; i < p.B; i += kBlockThreads)
     if (p.anchors == nullptr || p.anchors[i]) sum.add(latest(w.result[i]));
   static_assert(kSlots == 2);
-  const BlockSums<kThreads, 4> all({sum.value[0], sum.value[1], sum.count[0], sum.count[1]});
+  const BlockSums<kBlockThreads, 4> all({sum.value[0], sum.value[1], sum.count[0], sum.count[1]});
   if (threadIdx.x != 0) return;
   sum = {{all[0], all[1]}, {all[2], all[3]}};
 #pragma unroll
@@ -115,14 +115,15 @@ template <typename T>
 __device__ __forceinline__ bool has_weights(const BatchLossParams<T>& p, const BatchPairs<T>& block) {
   if (p.grad_dots == nullptr || block.i >= p.B) return false;
   if (block.ranks() && block.finite()) return true;
-  for (int64_t j = threadIdx.x; j < p.B; j += kThreads)
+  for (int64_t j = threadIdx.x; j < p.B; j += kBlockThreads)
     p.grad_dots[block.i * p.B + j] = block.finite() ? T(0) : static_cast<T>(NAN);
   return false;
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 2)
-    batch_rank_kernel(const BatchLossParams<T> p, const LossSpec loss, const Program program, const Workspace<T> w) {
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    batch_rank_kernel(const BatchLossParams<T> p, const LossSpec loss, const Program program,
+                      const BatchWorkspace<T> w) {
   __shared__ Program passes;       // there it can be indexed at run time
   __shared__ Slot filled[kSlots];  // by the passes so far
   __shared__ T given[kSlots];      // when they were
@@ -176,8 +177,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 // All triplets: every negative is compared with every positive. See ranks.h.
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 2)
-    batch_triplets_kernel(const BatchLossParams<T> p, const LossSpec loss, const Workspace<T> w) {
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    batch_triplets_kernel(const BatchLossParams<T> p, const LossSpec loss, const BatchWorkspace<T> w) {
   __shared__ int listed;
   const BatchPairs<T> block(p, w);
   int* positives = w.positives + block.i * p.B;
@@ -208,14 +209,14 @@ __global__ void __launch_bounds__(kThreads, 2)
       triplets += rank;
       if (weighs && !has_pair(block, j, Pairs::positives)) p.grad_dots[block.i * p.B + j] = static_cast<T>(rank);
     });
-    for (int r = threadIdx.x; weighs && r < listed; r += kThreads) {
+    for (int r = threadIdx.x; weighs && r < listed; r += kBlockThreads) {
       const T threshold = block.similarity(0, positives[r]);
       int above = 0;
       for (int64_t j = 0; j < p.B; ++j)
         above += has_pair(block, j, Pairs::negatives) && is_below(threshold, block.similarity(0, j) + margin);
       p.grad_dots[block.i * p.B + positives[r]] = static_cast<T>(-above);
     }
-    const BlockSums<kThreads, 2> all({value, triplets});
+    const BlockSums<kBlockThreads, 2> all({value, triplets});
     const RowSums sums[kSlots] = {{all[0], 0, all[1], 0}, {}};
     if (threadIdx.x == 0) w.result[block.i] = finish(LossSpec{LossKind::triplet_all}, sums);
   }
@@ -223,9 +224,9 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 2)
-    batch_settle_kernel(const BatchLossParams<T> p, const LossSpec loss, const Workspace<T> w) {
-  __shared__ T sums[kThreads];
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    batch_settle_kernel(const BatchLossParams<T> p, const LossSpec loss, const BatchWorkspace<T> w) {
+  __shared__ T sums[kBlockThreads];
   const int64_t j = static_cast<int64_t>(blockIdx.x) * kColumns + threadIdx.x % kColumns;
   const T average[kSlots] = {w.average[group_of(loss, 0)], w.average[group_of(loss, 1)]};
   T sum = 0;
@@ -251,14 +252,15 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <typename T>
 int batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Gpu& gpu) {
-  const auto w = make_workspace<Workspace<T>>(gpu, p.B, goes_in_rounds(loss));
+  const auto w = make_workspace<BatchWorkspace<T>>(gpu, p.B, goes_in_rounds(loss));
   const auto blocks = [](int64_t n) { return dim3(static_cast<unsigned>(larger(1, n))); };
-  int error = run(batch_norms_kernel<T>, blocks(ceil_div(p.B, kThreads)), kThreads, gpu, p, w);
+  int error = run(batch_norms_kernel<T>, blocks(ceil_div(p.B, kBlockThreads)), kBlockThreads, gpu, p, w);
   if (error != cudaSuccess) return error;
-  error = goes_in_rounds(loss) ? run(batch_triplets_kernel<T>, blocks(p.B), kThreads, gpu, p, loss, w)
-                               : run(batch_rank_kernel<T>, blocks(p.B), kThreads, gpu, p, loss, make_program(loss), w);
+  error = goes_in_rounds(loss)
+              ? run(batch_triplets_kernel<T>, blocks(p.B), kBlockThreads, gpu, p, loss, w)
+              : run(batch_rank_kernel<T>, blocks(p.B), kBlockThreads, gpu, p, loss, make_program(loss), w);
   if (error != cudaSuccess || p.grad_dots == nullptr || p.B == 0) return error;
-  return run(batch_settle_kernel<T>, blocks(ceil_div(p.B, kColumns)), kThreads, gpu, p, loss, w);
+  return run(batch_settle_kernel<T>, blocks(ceil_div(p.B, kColumns)), kBlockThreads, gpu, p, loss, w);
 }
 
 template int batch_loss(const BatchLossParams<float>&, const LossSpec&, const Gpu&);

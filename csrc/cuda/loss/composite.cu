@@ -4,7 +4,8 @@
 //   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], bank_ids [M] or null; rows [0, count) count
 //   out    loss [1], grad_z [B, D], pairs [2]
 //   math   as sweep.cu, a chunk of the bank at a time: rows r_j, similarities s = z r^T, weights, grad += weights r
-//   grid   begin_kernel: a warp to an anchor;  rows_kernel: a warp to a bank row;  score_kernel: a block to 4 anchors
+//   grid   begin_kernel: a warp to an anchor;  rows_kernel: a warp to a bank row;  score_kernel: a block to 4 anchors,
+//          score_block.cuh
 //   keeps  one chunk of rows [chunk, D] and similarities [slots * B, chunk], small enough for a second-level cache, and
 //          the gradient [slots * B, D]. A small B x M may be one chunk; of a large one it is 24 MB, or 256 rows.
 //   needs  all M rows are processed whatever the count, since the number of products is decided before the count is
@@ -18,12 +19,10 @@
 namespace xbn::cuda {
 namespace {
 
-constexpr int kThreads = kScorers;
-constexpr int kWarps = kThreads / kWarp;
 constexpr int kAnchors = 4;  // that a block scores at a time, for one reading of the bank's labels
 
 template <typename T>
-struct Workspace {
+struct CompositeWorkspace {
   T* map;      // [2, D] scale and shift in T
   T* rescale;  // [kSlots, B] of the gradient so far, as exponents have grown
   T* rows;     // [chunk, D]
@@ -32,7 +31,7 @@ struct Workspace {
   Thresholds<T> thresholds;
   int64_t bytes;
 
-  Workspace(void* memory, int64_t B, int64_t D, int64_t slots, const Chunks& chunks, bool need_grad) {
+  CompositeWorkspace(void* memory, int64_t B, int64_t D, int64_t slots, const Chunks& chunks, bool need_grad) {
     Carver carve(memory);
     map = carve.take<T>(2 * D);
     rescale = carve.take<T>(kSlots * B);
@@ -46,9 +45,9 @@ struct Workspace {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    begin_kernel(const MemoryLossParams<T, T> p, const Pass pass, bool first, const Workspace<T> w) {
-  const int64_t warp = blockIdx.x * kWarps + threadIdx.x / kWarp, warps = gridDim.x * kWarps;
+__global__ void __launch_bounds__(kBlockThreads)
+    begin_kernel(const MemoryLossParams<T, T> p, const Pass pass, bool first, const CompositeWorkspace<T> w) {
+  const int64_t warp = blockIdx.x * kBlockWarps + threadIdx.x / kWarp, warps = gridDim.x * kBlockWarps;
   if (blockIdx.x == 0 && threadIdx.x == 0) *w.partial.ticket = 0;
   for (int64_t i = warp; i < p.B; i += warps) {
     const uint8_t state = anchor_state(p, i);
@@ -61,16 +60,16 @@ __global__ void __launch_bounds__(kThreads)
           pass.slot[k].formula != Formula::weigh)  // that goes on with its thresholds'
         w.partial.sums[k * p.B + i] = no_sums(pass.slot[k].formula);
   }
-  for (int64_t d = blockIdx.x * kThreads + threadIdx.x; d < p.D; d += gridDim.x * kThreads) {
+  for (int64_t d = blockIdx.x * kBlockThreads + threadIdx.x; d < p.D; d += gridDim.x * kBlockThreads) {
     w.map[d] = p.scale != nullptr ? static_cast<T>(p.scale[d]) : T(1);
     w.map[p.D + d] = p.scale != nullptr ? static_cast<T>(p.shift[d]) : T(0);
   }
 }
 
 template <typename T, typename S>
-__global__ void __launch_bounds__(kThreads)
-    rows_kernel(const MemoryLossParams<T, S> p, const Workspace<T> w, int64_t first, int64_t chunk, T* rows) {
-  const int64_t j = blockIdx.x * kWarps + threadIdx.x / kWarp;
+__global__ void __launch_bounds__(kBlockThreads)
+    rows_kernel(const MemoryLossParams<T, S> p, const CompositeWorkspace<T> w, int64_t first, int64_t chunk, T* rows) {
+  const int64_t j = blockIdx.x * kBlockWarps + threadIdx.x / kWarp;
   if (j >= chunk) return;
   const bool exists = first + j < stored_rows(p.count, p.M);
   const S* __restrict__ u = p.bank + (first + j) * p.D;
@@ -101,8 +100,9 @@ struct ChunkWeights {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 2) score_kernel(const MemoryLossParams<T, T> p, const Pass pass,
-                                                            const Workspace<T> w, int64_t first, int64_t chunk, T* s) {
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    score_kernel(const MemoryLossParams<T, T> p, const Pass pass, const CompositeWorkspace<T> w, int64_t first,
+                 int64_t chunk, T* s) {
   const ChunkPairs<T, kAnchors> block(p, w.partial, first, chunk, s);
   // The second slot first: the weights of the first take the place of the similarities.
 #pragma unroll
@@ -116,10 +116,10 @@ __global__ void __launch_bounds__(kThreads, 2) score_kernel(const MemoryLossPara
 
 // grad [B, D] of a slot of exponents *= rescale, where they have grown.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) rescale_kernel(const T* rescale, int64_t D, T* grad) {
+__global__ void __launch_bounds__(kBlockThreads) rescale_kernel(const T* rescale, int64_t D, T* grad) {
   const T factor = rescale[blockIdx.x];
   if (factor == T(1)) return;
-  for (int64_t d = threadIdx.x; d < D; d += kThreads) grad[blockIdx.x * D + d] *= factor;
+  for (int64_t d = threadIdx.x; d < D; d += kBlockThreads) grad[blockIdx.x * D + d] *= factor;
 }
 
 }  // namespace
@@ -143,11 +143,11 @@ namespace {
 
 template <typename T>
 int begin_pass(const MemoryLossParams<T, T>& p, const Pass& pass, int k, int64_t round, const Chunks& chunks,
-               const Workspace<T>& w, const Gpu& gpu) {
+               const CompositeWorkspace<T>& w, const Gpu& gpu) {
   int error = cudaSuccess;
   if (round == 0) {
-    const int64_t blocks = larger(1, smaller(larger(ceil_div(p.B, kWarps), ceil_div(p.D, kThreads)), 1024));
-    error = run(begin_kernel<T>, dim3(static_cast<unsigned>(blocks)), kThreads, gpu, p, pass, k == 0, w);
+    const int64_t blocks = larger(1, smaller(larger(ceil_div(p.B, kBlockWarps), ceil_div(p.D, kBlockThreads)), 1024));
+    error = run(begin_kernel<T>, dim3(static_cast<unsigned>(blocks)), kBlockThreads, gpu, p, pass, k == 0, w);
   }
   if (pass.slot[1].formula != Formula::threshold || p.B == 0 || error != cudaSuccess) return error;
   return launch_triplets_begin(p, round, chunks.rounds, w.thresholds, gpu);
@@ -156,22 +156,22 @@ int begin_pass(const MemoryLossParams<T, T>& p, const Pass& pass, int k, int64_t
 // Similarities of a chunk become weights, and what they say of each anchor is added to its sums.
 template <typename T>
 int weigh_chunk(const MemoryLossParams<T, T>& p, const Pass& pass, int64_t first, const Chunks& chunks,
-                const Workspace<T>& w, const Gpu& gpu) {
+                const CompositeWorkspace<T>& w, const Gpu& gpu) {
   if (chunks.thresholds > 0)
     return launch_triplets_score(p, pass, w.partial, w.thresholds, first, chunks.rows, w.s, gpu);
-  int error = run(score_kernel<T>, dim3(static_cast<unsigned>(ceil_div(p.B, kAnchors))), kThreads, gpu, p, pass, w,
+  int error = run(score_kernel<T>, dim3(static_cast<unsigned>(ceil_div(p.B, kAnchors))), kBlockThreads, gpu, p, pass, w,
                   first, chunks.rows, w.s);
   for (int k = 0; k < kSlots && error == cudaSuccess; ++k)
     if (pass.slot[k].pairs != Pairs::none && is_exponential(pass.slot[k].formula) && w.partial.grad != nullptr &&
         first > 0)
-      error = run(rescale_kernel<T>, dim3(static_cast<unsigned>(p.B)), kThreads, gpu, w.rescale + k * p.B, p.D,
+      error = run(rescale_kernel<T>, dim3(static_cast<unsigned>(p.B)), kBlockThreads, gpu, w.rescale + k * p.B, p.D,
                   w.partial.grad + k * p.B * p.D);
   return error;
 }
 
 template <typename T, typename S>
 int end_pass(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Program& program, int k, bool last_round,
-             const Chunks& chunks, const Workspace<T>& w, const Gpu& gpu) {
+             const Chunks& chunks, const CompositeWorkspace<T>& w, const Gpu& gpu) {
   if (chunks.thresholds > 0 && p.B > 0) {
     const int error = launch_triplets_end(without_bank(p), program.pass[k], w.partial, w.thresholds, gpu);
     const bool settles = last_round && k + 1 == program.passes;
@@ -186,7 +186,7 @@ template <typename T, typename S>
 int composite(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Chunks& chunks, const Gpu& gpu) {
   const int64_t B = p.B, D = p.D, n = chunks.rows;
   const bool need_grad = p.grad_z != nullptr && sums_gradients(loss);
-  const auto w = make_workspace<Workspace<T>>(gpu, B, D, slots_of(loss), chunks, need_grad);
+  const auto w = make_workspace<CompositeWorkspace<T>>(gpu, B, D, slots_of(loss), chunks, need_grad);
   T* const grad = w.partial.grad;
   const MemoryLossParams<T, T> batch = without_bank(p);
   const Program program = make_program(loss, p.grad_z != nullptr);
@@ -201,8 +201,8 @@ int composite(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Chunk
       const int64_t slot = pass.slot[0].pairs == Pairs::none, slots = pass.slot[1].pairs == Pairs::none ? 1 : 2 - slot;
       int error = begin_pass(batch, pass, k, round, chunks, w, gpu);
       for (int64_t first = 0; first < p.M && B > 0 && error == cudaSuccess; first += n) {
-        const dim3 grid(static_cast<unsigned>(ceil_div(n, kWarps)));
-        error = run(rows_kernel<T, S>, grid, kThreads, gpu, p, w, first, n, w.rows);
+        const dim3 grid(static_cast<unsigned>(ceil_div(n, kBlockWarps)));
+        error = run(rows_kernel<T, S>, grid, kBlockThreads, gpu, p, w, first, n, w.rows);
         if (error != cudaSuccess) break;
         gpu.multiply_transposed(p.z, w.rows, B, n, D, w.s);
         error = weigh_chunk(batch, pass, first, chunks, w, gpu);

@@ -9,7 +9,7 @@
 //            columns, exists(j), row(j), label(j), id(j)  which columns, and the row that is in column j
 //            similarity(a, j)
 //   out    sums [kAnchors], to which the pairs are added; weights, as the caller keeps them
-//   order  a thread takes every kScorers'th column, threads are added up in a fixed tree: the same bits every run
+//   order  a thread takes every 256th column, threads are added up in a fixed tree: the same bits every run
 #pragma once
 
 #include "anchor.cuh"
@@ -17,7 +17,8 @@
 namespace xbn::cuda {
 namespace {
 
-constexpr int kScorers = 256;  // threads of a block
+constexpr int kBlockThreads = 256;
+constexpr int kBlockWarps = kBlockThreads / kWarp;
 
 // Whether a block's only anchor is paired with the row in column j, by a slot of such pairs.
 template <typename BlockPairs>
@@ -31,7 +32,7 @@ __device__ __forceinline__ bool has_pair(const BlockPairs& block, int64_t j, Pai
 // this thread.
 template <typename BlockPairs, typename F>
 __device__ __forceinline__ void each_pair(const BlockPairs& block, Pairs pairs, const F& f) {
-  for (int64_t j = threadIdx.x; j < block.columns; j += kScorers) {
+  for (int64_t j = threadIdx.x; j < block.columns; j += kBlockThreads) {
     const bool exists = block.exists(j);
     const int64_t label = exists ? block.label(j) : 0;
     const int64_t id = exists ? block.id(j) : kRowWithoutId;
@@ -88,8 +89,8 @@ __device__ __forceinline__ void score_pairs(const BlockPairs& block, const Slot&
     double counts[kAnchors];
 #pragma unroll
     for (int a = 0; a < kAnchors; ++a) counts[a] = pairs[a];
-    const BlockExtremes<kScorers, kAnchors, T> bests(best);
-    const BlockSums<kScorers, kAnchors> all(counts);
+    const BlockExtremes<kBlockThreads, kAnchors, T> bests(best);
+    const BlockSums<kBlockThreads, kAnchors> all(counts);
     if (mine >= kAnchors || !block.has(mine)) return;
     const Extreme<T> extreme = bests[mine];
     const RowSums of_block = {static_cast<double>(extreme.row), 0, all[mine], static_cast<double>(extreme.x)};
@@ -107,7 +108,7 @@ __device__ __forceinline__ void score_pairs(const BlockPairs& block, const Slot&
         const Exponent<T> e = formula(s, positive, block.anchors[a].given);
         if (on && e.counts && e.x > shift[a]) shift[a] = e.x;
       });
-      const BlockTops<kScorers, kAnchors, T> tops(shift);
+      const BlockTops<kBlockThreads, kAnchors, T> tops(shift);
 #pragma unroll
       for (int a = 0; a < kAnchors; ++a) {
         shift[a] = tops[a];
@@ -127,7 +128,7 @@ __device__ __forceinline__ void score_pairs(const BlockPairs& block, const Slot&
 #pragma unroll
   for (int a = 0; a < kAnchors; ++a)
     values[a] = value[a], values[kAnchors + a] = weight[a], values[2 * kAnchors + a] = pairs[a];
-  const BlockSums<kScorers, 3 * kAnchors> all(values);
+  const BlockSums<kBlockThreads, 3 * kAnchors> all(values);
   if (mine >= kAnchors || !block.has(mine)) return;
   double shift_of_mine = 0;
 #pragma unroll

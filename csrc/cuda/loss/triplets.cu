@@ -18,9 +18,6 @@
 namespace xbn::cuda {
 namespace {
 
-constexpr int kThreads = kScorers;
-constexpr int kWarps = kThreads / kWarp;
-
 // To where a scan of bank labels from `from` on has met `most` rows with this label, by a full warp.
 __device__ int64_t end_of_round(const int64_t* labels, int64_t label, int64_t from, int64_t stored, int64_t most) {
   const int lane = threadIdx.x % kWarp;
@@ -37,9 +34,9 @@ __device__ int64_t end_of_round(const int64_t* labels, int64_t label, int64_t fr
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kBlockThreads)
     round_kernel(const MemoryLossParams<T, T> p, const Thresholds<T> t, int64_t round, int64_t rounds) {
-  const int64_t i = blockIdx.x * kWarps + threadIdx.x / kWarp;
+  const int64_t i = blockIdx.x * kBlockWarps + threadIdx.x / kWarp;
   if (i >= p.B) return;
   const int64_t stored = stored_rows(p.count, p.M), from = round == 0 ? 0 : t.to[i];
   const int64_t to = rounds == 1 ? stored : end_of_round(p.bank_labels, p.labels[i], from, stored, t.most);
@@ -52,12 +49,12 @@ __global__ void __launch_bounds__(kThreads)
 
 // Four blocks on a multiprocessor are asked for: left to itself the compiler spills to fit more in.
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kBlockThreads, 4)
     collect_kernel(const MemoryLossParams<T, T> p, const PartialLoss<T> partial, const Thresholds<T> t, int64_t first,
                    int64_t chunk, const T* s) {
   const ChunkPairs<T, 1> block(p, partial, first, chunk, s);
   const int64_t from = t.from[block.first_anchor], to = t.to[block.first_anchor];
-  for (int64_t j = threadIdx.x; j < block.rows; j += kThreads)
+  for (int64_t j = threadIdx.x; j < block.rows; j += kBlockThreads)
     if (first + j >= from && first + j < to && has_pair(block, j, Pairs::positives))
       t.similarity[block.first_anchor * t.most + atomicAdd(t.collected + block.first_anchor, 1u)] =
           block.similarity(0, j);
@@ -69,7 +66,7 @@ template <typename T>
 __device__ void sort(T* values, int64_t n) {
   for (int64_t size = 2; size < 2 * n; size *= 2)
     for (int64_t stride = size / 2; stride > 0; stride /= 2) {
-      for (int64_t k = threadIdx.x; 2 * k < size * ceil_div(n, size); k += kThreads) {
+      for (int64_t k = threadIdx.x; 2 * k < size * ceil_div(n, size); k += kBlockThreads) {
         const int64_t low = 2 * stride * (k / stride) + k % stride;
         const int64_t high = stride == size / 2 ? low / size * size + size - 1 - low % size : low + stride;
         if (high >= n || !sorts_before(values[high], values[low])) continue;
@@ -82,14 +79,14 @@ __device__ void sort(T* values, int64_t n) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) sort_kernel(const Thresholds<T> t) {
+__global__ void __launch_bounds__(kBlockThreads) sort_kernel(const Thresholds<T> t) {
   const int64_t i = blockIdx.x, n = t.collected[i];
-  for (int64_t r = threadIdx.x; r <= n; r += kThreads) t.above[i * (t.most + 1) + r] = 0;
+  for (int64_t r = threadIdx.x; r <= n; r += kBlockThreads) t.above[i * (t.most + 1) + r] = 0;
   sort(t.similarity + i * t.most, n);
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kBlockThreads)
     rank_kernel(const MemoryLossParams<T, T> p, const PartialLoss<T> partial, const Thresholds<T> t, const Slot slot,
                 int64_t first, int64_t chunk, T* s) {
   const ChunkPairs<T, 1> block(p, partial, first, chunk, s);
@@ -98,7 +95,7 @@ __global__ void __launch_bounds__(kThreads)
   unsigned* above = t.above + i * (t.most + 1);
   double value = 0;
   int64_t triplets = 0, above_all = 0;
-  for (int64_t j = threadIdx.x; j < chunk; j += kThreads) {
+  for (int64_t j = threadIdx.x; j < chunk; j += kBlockThreads) {
     int64_t k = 0;
     if (n > 0 && has_pair(block, j, slot.pairs)) {
       const T x = block.similarity(0, j) + static_cast<T>(slot.a);
@@ -111,7 +108,7 @@ __global__ void __launch_bounds__(kThreads)
     s[i * chunk + j] = static_cast<T>(k);
   }
   if (n == 0) return;
-  const BlockSums<kThreads, 3> sums({value, static_cast<double>(triplets), static_cast<double>(above_all)});
+  const BlockSums<kBlockThreads, 3> sums({value, static_cast<double>(triplets), static_cast<double>(above_all)});
   if (threadIdx.x != 0) return;
   above[n] += static_cast<unsigned>(sums[2]);
   partial.sums[i] = add(slot.formula, partial.sums[i], {sums[0], 0, sums[1], 0});
@@ -120,11 +117,12 @@ __global__ void __launch_bounds__(kThreads)
 // Negatives of every rank become negatives above every threshold; what the thresholds cost goes off the sum. Of both kinds,
 // `weight` is how many are in a triplet that costs something; the round of the lowest threshold has all such negatives.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) settle_ranks_kernel(const PartialLoss<T> partial, const Thresholds<T> t) {
-  __shared__ unsigned totals[kThreads];
+__global__ void __launch_bounds__(kBlockThreads)
+    settle_ranks_kernel(const PartialLoss<T> partial, const Thresholds<T> t) {
+  __shared__ unsigned totals[kBlockThreads];
   const int64_t i = blockIdx.x, n = t.collected[i];
   if (n == 0) return;
-  const int64_t part = ceil_div(n, kThreads), parts = ceil_div(n, part);
+  const int64_t part = ceil_div(n, kBlockThreads), parts = ceil_div(n, part);
   const int64_t begin = smaller(threadIdx.x * part, n), end = smaller(begin + part, n);
   unsigned* above = t.above + i * (t.most + 1);
   unsigned total = 0, of_next = above[end];
@@ -142,7 +140,7 @@ __global__ void __launch_bounds__(kThreads) settle_ranks_kernel(const PartialLos
     positives += higher > 0;
     if (higher > 0) cost += static_cast<double>(higher) * static_cast<double>(t.similarity[i * t.most + r]);
   }
-  const BlockSums<kThreads, 2> sums({cost, positives});
+  const BlockSums<kBlockThreads, 2> sums({cost, positives});
   if (threadIdx.x != 0) return;
   partial.sums[i].value -= sums[0];
   partial.sums[i].weight = std::fmax(partial.sums[i].weight, static_cast<double>(higher));  // thread 0 has the lowest
@@ -150,12 +148,12 @@ __global__ void __launch_bounds__(kThreads) settle_ranks_kernel(const PartialLos
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kBlockThreads)
     weigh_kernel(const MemoryLossParams<T, T> p, const PartialLoss<T> partial, const Thresholds<T> t, int64_t first,
                  int64_t chunk, const T* s, T* weights) {
   const ChunkPairs<T, 1> block(p, partial, first, chunk, s);
   const int64_t i = block.first_anchor, n = t.collected[i], from = t.from[i], to = t.to[i];
-  for (int64_t j = threadIdx.x; j < chunk; j += kThreads) {
+  for (int64_t j = threadIdx.x; j < chunk; j += kBlockThreads) {
     T weight = 0;
     if (n > 0 && first + j >= from && first + j < to && has_pair(block, j, Pairs::positives))
       weight =
@@ -171,7 +169,7 @@ dim3 one_block_each(int64_t anchors) { return dim3(static_cast<unsigned>(anchors
 template <typename T>
 int launch_triplets_begin(const MemoryLossParams<T, T>& p, int64_t round, int64_t rounds, const Thresholds<T>& t,
                           const Gpu& gpu) {
-  return run(round_kernel<T>, one_block_each(ceil_div(p.B, kWarps)), kThreads, gpu, p, t, round, rounds);
+  return run(round_kernel<T>, one_block_each(ceil_div(p.B, kBlockWarps)), kBlockThreads, gpu, p, t, round, rounds);
 }
 
 template <typename T>
@@ -179,18 +177,18 @@ int launch_triplets_score(const MemoryLossParams<T, T>& p, const Pass& pass, con
                           const Thresholds<T>& t, int64_t first, int64_t chunk, T* s, const Gpu& gpu) {
   const dim3 grid = one_block_each(p.B);
   if (pass.slot[0].formula == Formula::rank)
-    return run(rank_kernel<T>, grid, kThreads, gpu, p, partial, t, pass.slot[0], first, chunk, s);
+    return run(rank_kernel<T>, grid, kBlockThreads, gpu, p, partial, t, pass.slot[0], first, chunk, s);
   if (pass.slot[1].formula == Formula::threshold)
-    return run(collect_kernel<T>, grid, kThreads, gpu, p, partial, t, first, chunk, s);
-  return run(weigh_kernel<T>, grid, kThreads, gpu, p, partial, t, first, chunk, s, s + p.B * chunk);
+    return run(collect_kernel<T>, grid, kBlockThreads, gpu, p, partial, t, first, chunk, s);
+  return run(weigh_kernel<T>, grid, kBlockThreads, gpu, p, partial, t, first, chunk, s, s + p.B * chunk);
 }
 
 template <typename T>
 int launch_triplets_end(const MemoryLossParams<T, T>& p, const Pass& pass, const PartialLoss<T>& partial,
                         const Thresholds<T>& t, const Gpu& gpu) {
   const dim3 grid = one_block_each(p.B);
-  if (pass.slot[1].formula == Formula::threshold) return run(sort_kernel<T>, grid, kThreads, gpu, t);
-  if (pass.slot[0].formula == Formula::rank) return run(settle_ranks_kernel<T>, grid, kThreads, gpu, partial, t);
+  if (pass.slot[1].formula == Formula::threshold) return run(sort_kernel<T>, grid, kBlockThreads, gpu, t);
+  if (pass.slot[0].formula == Formula::rank) return run(settle_ranks_kernel<T>, grid, kBlockThreads, gpu, partial, t);
   return cudaSuccess;
 }
 
