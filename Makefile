@@ -39,7 +39,7 @@ sanitize: build
 	$(PYTEST) --all tests/test_sanitizers.py tests/test_emu.py $(ARGS)
 
 bench: build
-	$(BIN)/python -m xbn_ext.bench $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 # The programs in examples/, each on real data; they need libraries that nothing else needs.
 examples: build $(VENV)/.examples

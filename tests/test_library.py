@@ -105,7 +105,7 @@ def assert_same(tensors, others):
 
 def test_a_library_that_is_missing_or_does_not_load(tmp_path):
     package = tmp_path / "xbn_ext"
-    shutil.copytree(ROOT / "xbn_ext", package, ignore=shutil.ignore_patterns("*.so", "__pycache__", "bench"))
+    shutil.copytree(ROOT / "xbn_ext", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     said, _ = python(IMPORT, package, path=tmp_path)
     unknown, insisted, of_another_python, broken, broken_and_insisted, missing = said
     assert unknown == "ValueError: XBN_NATIVE must be 0, 1 or auto, got 'yes'"
@@ -127,7 +127,7 @@ def test_a_library_that_is_missing_or_does_not_load(tmp_path):
 def test_a_checkout_that_hides_an_installed_library_says_so(tmp_path):
     """A new user installs from a checkout and starts Python right there."""
     checkout, installed = tmp_path / "checkout" / "xbn_ext", tmp_path / "installed" / "xbn_ext"
-    shutil.copytree(ROOT / "xbn_ext", checkout, ignore=shutil.ignore_patterns("*.so", "__pycache__", "bench"))
+    shutil.copytree(ROOT / "xbn_ext", checkout, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     installed.mkdir(parents=True)
     for name in ("__init__.py", "_C.abi3.so"):
         (installed / name).touch()

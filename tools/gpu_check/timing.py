@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.torch_memory import MEASUREMENT_NOISE, PROCESS_NOISE, Compiled, Eager, TorchMemory
 from xbn_ext import Contrastive, CrossBatchMemory, MultiSimilarity, NTXent, SupCon, Triplet, backend, ops
 from xbn_ext._backend import Backend
-from xbn_ext.bench.torch_memory import MEASUREMENT_NOISE, PROCESS_NOISE, Compiled, Eager, TorchMemory
 from xbn_ext.losses import PairLoss
 
 from .clock import Call, measure, peak_megabytes

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
+from xbn_ext.losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
+
 from .dense import log_sum_exp_of, softplus
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
+from xbn_ext.losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
 
 
 def dense_loss(loss: PairLoss, s: Tensor, positive: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .. import reference
-from ..testing import error
+from xbn_ext import reference
+from xbn_ext.testing import error
+
 from .comparisons import THEIRS
 from .implementations import filled, make
 from .problem import Problem

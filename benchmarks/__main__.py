@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from .. import build_info
+from xbn_ext import build_info
+
 from . import peaks
 from .compare import compare
 from .comparisons import COMPARISONS
@@ -32,7 +33,7 @@ PRESETS_HELP = "quick: seconds; paper: the tables of docs/benchmarks.md; sweep: 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Options]]:
     """The arguments of the whole run, and the cases to be measured."""
-    parser = argparse.ArgumentParser(prog="python -m xbn_ext.bench", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=DESCRIPTION)
     default = argparse.SUPPRESS  # what is not given is the preset's
     case = parser.add_argument_group("what is measured")
     case.add_argument("--kernel", choices=[*KERNELS, "memory"], default=default, help="(step)")

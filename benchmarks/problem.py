@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..filter import Drift
-from ..losses import PairLoss
+from xbn_ext.filter import Drift
+from xbn_ext.losses import PairLoss
+
 from .comparisons import COMPARISONS
 
 KERNELS = ("moments", "transform", "enqueue", "loss", "step")

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..filter import Drift, make_filter
-from ..losses import Circle, MultiSimilarity, NTXent, PairLoss
-from ..reference import batch_loss
-from ..reference_losses import pair_loss
+from xbn_ext.filter import Drift, make_filter
+from xbn_ext.losses import Circle, MultiSimilarity, NTXent, PairLoss
+from xbn_ext.reference import batch_loss
+from xbn_ext.reference_losses import pair_loss
+
 from .chunked import chunked_loss
 from .dense import dense_loss
 

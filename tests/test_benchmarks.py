@@ -9,17 +9,17 @@ import torch
 from loss_cases import problem as loss_problem
 from loss_cases import run
 
+from benchmarks import compare, options, peaks, plot, torch_memory
+from benchmarks.__main__ import main, parse
+from benchmarks.chunked import can_be_chunked, chunked_loss
+from benchmarks.comparisons import COMPARISONS, OURS, THEIRS, theirs_installed
+from benchmarks.crossover import crossover
+from benchmarks.dense import dense_loss
+from benchmarks.implementations import NAMES, make, why_not
+from benchmarks.measure import Timing, extra_megabytes, in_fresh_process, peak_extra_megabytes
+from benchmarks.problem import KERNELS, BankProblem, Problem
+from benchmarks.roofline import Bound, Machine, Work, bound_of, measure_machine, weighted_pairs, work_of
 from xbn_ext import build_info, reference
-from xbn_ext.bench import compare, options, peaks, plot, torch_memory
-from xbn_ext.bench.__main__ import main, parse
-from xbn_ext.bench.chunked import can_be_chunked, chunked_loss
-from xbn_ext.bench.comparisons import COMPARISONS, OURS, THEIRS, theirs_installed
-from xbn_ext.bench.crossover import crossover
-from xbn_ext.bench.dense import dense_loss
-from xbn_ext.bench.implementations import NAMES, make, why_not
-from xbn_ext.bench.measure import Timing, extra_megabytes, in_fresh_process, peak_extra_megabytes
-from xbn_ext.bench.problem import KERNELS, BankProblem, Problem
-from xbn_ext.bench.roofline import Bound, Machine, Work, bound_of, measure_machine, weighted_pairs, work_of
 from xbn_ext.testing import error
 
 TINY = ["--batch", "20", "--memory", "700", "--dim", "33", "--classes", "30", "--threads", "1"]
@@ -36,7 +36,7 @@ def in_this_process(monkeypatch):
     """All tables without the time to start processes and to measure the machine; the second shape of the memory table
     as tiny as the first."""
     monkeypatch.setattr(compare, "peak_extra_megabytes", lambda *args: 1.0)
-    monkeypatch.setattr("xbn_ext.bench.__main__.measure_machine", lambda *args: MACHINE)
+    monkeypatch.setattr("benchmarks.__main__.measure_machine", lambda *args: MACHINE)
     monkeypatch.setattr(peaks, "in_fresh_process", lambda function, *args: function(*args))
     monkeypatch.setattr(peaks, "limit_memory", lambda megabytes: None)
     monkeypatch.setattr(peaks, "SKEWED", BankProblem(16, 200, 24, classes=8, majority=0.35))
@@ -128,7 +128,7 @@ def test_bad_arguments(argument, capsys):
 
 def test_without_a_gpu_or_matplotlib_the_argument_is_named(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("xbn_ext.bench.__main__.can_plot", lambda: False)
+    monkeypatch.setattr("benchmarks.__main__.can_plot", lambda: False)
     for argument, words in ((["--device", "cuda"], "--device"), (["--plot", "x.png"], "pip install matplotlib")):
         with pytest.raises(SystemExit):
             main(argument)
@@ -137,7 +137,7 @@ def test_without_a_gpu_or_matplotlib_the_argument_is_named(monkeypatch, capsys):
 
 @pytest.mark.parametrize("argument", ["--json", "--plot"])
 def test_a_file_that_cannot_be_written_is_named_before_anything_is_measured(argument, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("xbn_ext.bench.__main__.can_plot", lambda: True)
+    monkeypatch.setattr("benchmarks.__main__.can_plot", lambda: True)
     wrong = {str(tmp_path): "is a folder", str(tmp_path / "new" / "x.png"): f"there is no folder {tmp_path / 'new'}"}
     for file, message in wrong.items():
         with pytest.raises(SystemExit):
@@ -212,7 +212,7 @@ def test_steps_stay_together(drift):
 def test_compiled_is_tuned(loss, monkeypatch):
     """Without the time to compile."""
     for name in ("moments", "transform", "loss"):
-        monkeypatch.setattr(f"xbn_ext.bench.torch_memory._compiled_{name}", getattr(torch_memory, f"_{name}"))
+        monkeypatch.setattr(f"benchmarks.torch_memory._compiled_{name}", getattr(torch_memory, f"_{name}"))
     problem = Problem(batch=20, memory=300, dim=24, classes=9, loss=loss, dtype=torch.float64)
     x, labels = problem.embeddings(problem.batch, seed=2)
     kinds = torch_memory.Compiled, torch_memory.TorchMemory
@@ -230,7 +230,7 @@ def test_crossover_names_the_largest_size_at_which_a_baseline_is_faster(monkeypa
     def timed(calls, problem, repeats):
         return {name: Timing(*[100.0 if name == OURS else problem.memory] * 3) for name in calls}
 
-    monkeypatch.setattr("xbn_ext.bench.crossover.interleaved", timed)
+    monkeypatch.setattr("benchmarks.crossover.interleaved", timed)
     problem = Problem(batch=16, memory=5000, dim=8)
     assert "up to M = 64 (eager-tuned 64.000 ms" in crossover(problem, [OURS, "eager-tuned"], 1)
     assert "xbn_ext is faster than eager-tuned at M = 128, 512, 2048" in crossover(
@@ -274,7 +274,7 @@ def test_weighted_pairs_are_those_that_cost_something():
 
 
 def test_machine_is_measured(monkeypatch):
-    monkeypatch.setattr("xbn_ext.bench.roofline.BUFFER_BYTES", 1 << 20)
+    monkeypatch.setattr("benchmarks.roofline.BUFFER_BYTES", 1 << 20)
     machine = measure_machine("cpu", threads=1)
     assert machine.float32 > 0 and machine.float64 > 0 and machine.gbs > 0 and machine.tf32 == 0
 

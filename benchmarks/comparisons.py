@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
-from ..ops import memory_loss
+from xbn_ext.losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
+from xbn_ext.ops import memory_loss
 
 BankLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of z, labels, bank, bank_labels
 

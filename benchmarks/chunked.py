@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..losses import PairLoss, Triplet
+from xbn_ext.losses import PairLoss, Triplet
+
 from .chunked_losses import Chunk, pairs_of
 
 

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import torch
 
-from .. import build_info
+from xbn_ext import build_info
+
 from .comparisons import OURS
 from .crossover import crossover
 from .implementations import DEFERRED, ON_CUDA, make, rewrites_bank, why_not

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import torch
 
-from .. import ops
+from xbn_ext import ops
+
 from .implementations import TF32, filled
 from .problem import Problem
 from .torch_memory import EPS, MEASUREMENT_NOISE, PROCESS_NOISE

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from .. import build_info
+from xbn_ext import build_info
+
 from .comparisons import COMPARISONS, OURS, THEIRS, BankLoss, theirs_installed
 from .measure import available_megabytes, extra_megabytes, in_fresh_process, limit_memory, unless_out_of_memory
 from .problem import BankProblem

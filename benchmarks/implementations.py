@@ -18,9 +18,10 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from .. import ops, plain, reference
-from .._backend import Backend, backend
-from ..memory import CrossBatchMemory
+from xbn_ext import ops, plain, reference
+from xbn_ext._backend import Backend, backend
+from xbn_ext.memory import CrossBatchMemory
+
 from .chunked import can_be_chunked
 from .comparisons import COMPARISONS, OURS, THEIRS, theirs_installed
 from .problem import Problem

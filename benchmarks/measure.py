@@ -125,7 +125,7 @@ def in_fresh_process(function: Callable[..., T], *args: object) -> T:
         RuntimeError: the function raised, and its traceback is on stderr; or the process died otherwise.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "xbn_ext.bench.implementations"])
+    context.set_forkserver_preload(["torch", "benchmarks.implementations"])
     ours, theirs = context.Pipe()
     process = context.Process(target=_send_result, args=(theirs, function, args))
     process.start()
