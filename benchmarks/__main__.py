@@ -7,7 +7,6 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,7 +20,7 @@ from .options import DEFAULTS, PRESETS, Options, cases
 from .plot import can_plot, plot
 from .problem import DTYPES, KERNELS
 from .roofline import Machine, measure_machine
-from .table import LEGEND
+from .table import LEGEND, Row, described
 
 DESCRIPTION = """How fast a kernel of this library is, compared with what you would use instead and with what this
 machine could do at best. All are timed in one run, in turn. step: a whole training step. moments, transform, enqueue,
@@ -59,8 +58,6 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Optio
     args = parser.parse_args(argv)
     explicit = {name: value for name, value in vars(args).items() if name in DEFAULTS}
     chosen = cases(args.preset, explicit)
-    if not build_info()["native"]:
-        parser.error("it measures the compiled library, but xbn_ext runs without it here")
     for options in chosen:
         if options["device"] == "cuda" and not torch.cuda.is_available():
             parser.error("argument --device: this torch finds no GPU")
@@ -99,11 +96,11 @@ def _file(text: str) -> Path:
     return path
 
 
-def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+def main(argv: list[str] | None = None) -> list[Row]:
     """Runs the command and returns its rows."""
     args, chosen = parse(argv)
     torch.set_num_threads(args.threads)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     machines: dict[str, Machine] = {}
     for options in chosen:
         if options["kernel"] == "memory":
@@ -126,12 +123,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 def describe(device: str, machine: Machine, threads: int) -> str:
     """What the numbers are of: the machine, and its measured peaks."""
     if device == "cuda":
-        name = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-        peak = f"{machine.float32:,.0f} GFLOP/s float32, {machine.float64:,.0f} float64, {machine.tf32:,.0f} TF32"
+        name = torch.cuda.get_device_name()
     else:
-        name = f"{_processor()}, {build_info()['cpu_isa']}, {threads} threads, torch {torch.__version__}"
-        peak = f"{machine.float32:,.0f} GFLOP/s FMA in float32, {machine.float64:,.0f} in float64"
-    return f"{name}\nroofline, measured now: {peak}; memory {machine.gbs:,.1f} GB/s"
+        kernels = build_info()["cpu_isa"] if build_info()["native"] else "without the compiled library"
+        name = f"{_processor()}, {kernels}, {threads} threads"
+    return f"{name}, torch {torch.__version__}\nroofline, measured now: {described(machine)}"
 
 
 def _processor() -> str:

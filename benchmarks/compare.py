@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import Any, cast
 
 import torch
 
@@ -12,15 +11,13 @@ from xbn_ext import build_info
 
 from .comparisons import OURS
 from .crossover import crossover
-from .implementations import DEFERRED, ON_CUDA, make, rewrites_bank, why_not
-from .measure import Timing, available_megabytes, interleaved, peak_extra_megabytes
+from .implementations import DEFERRED, ON_CUDA, rewrites_bank, timed, weighted_pairs, why_not
+from .memory import available_megabytes, peak_extra_megabytes
 from .options import Options
 from .problem import DTYPES, Problem
-from .roofline import Bound, Machine, Work, bound_of, weighted_pairs, work_of
-from .table import HEADER, line
+from .roofline import Machine, bound_of, shares, work_of
+from .table import HEADER, Row, line
 from .truth import errors
-
-Row = dict[str, Any]
 
 
 def compare(options: Options, machine: Machine, threads: int) -> list[Row]:
@@ -76,15 +73,15 @@ def _rows(problem: Problem, names: list[str], repeats: int, machine: Machine, th
     fitting = [name for name in names if peaks[name] is not None]
     torch.compiler.reset()  # it gives up on a function that it has compiled for eight shapes
     off = errors(problem, fitting)
-    times = interleaved({name: make(name, problem) for name in fitting}, problem, repeats)
+    times = timed(fitting, problem, repeats, problem.cold_copies)
     pairs = weighted_pairs(problem)
     base = next((times[name].ms for name in fitting if name.startswith(OURS)), None)
     rows = []
     for name in names:
-        work = work_of(problem, rewrites_bank(name, problem), pairs)
-        bound = bound_of(work, machine, problem, name)
-        row = _row(name, problem, threads) | _numbers(times.get(name), work, bound)
-        row |= {"peak_mb": peaks[name], "error": off.get(name), "pairs": pairs, "machine": asdict(machine)}
+        work, timing = work_of(problem, rewrites_bank(name, problem), pairs), times.get(name)
+        row = _row(name, problem, threads) | (asdict(timing) if timing else dict.fromkeys(("ms", "ms_low", "ms_high")))
+        row |= shares(work, bound_of(work, machine, problem, name), timing)
+        row |= {"peak_mb": peaks[name], "error": off.get(name), "pairs": pairs, "machine": machine}
         print(line(row, base), flush=True)
         rows.append(row)
     return rows
@@ -107,13 +104,3 @@ def _row(name: str, problem: Problem, threads: int) -> Row:
         "torch": torch.__version__,
         "cpu_isa": build_info()["cpu_isa"],
     }
-
-
-def _numbers(timing: Timing | None, work: Work, bound: Bound) -> Row:
-    rates = {"gflops": work.flop, "gbs": work.bytes}
-    if timing is None:
-        measured = dict.fromkeys(("ms", "ms_low", "ms_high", *rates, "roofline"))
-    else:
-        measured = asdict(timing) | {name: 1e-6 * amount / timing.ms for name, amount in rates.items()}
-        measured["roofline"] = 100 * bound.ms / timing.ms
-    return cast(Row, measured) | {"bound": bound.name, "bound_ms": bound.ms}

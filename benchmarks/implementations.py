@@ -11,7 +11,6 @@ step        the same of a training step: moments, transform, loss, enqueue
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
 
@@ -20,11 +19,14 @@ from torch import Tensor
 
 from xbn_ext import ops, plain, reference
 from xbn_ext._backend import Backend, backend
+from xbn_ext.losses import Contrastive
 from xbn_ext.memory import CrossBatchMemory
 
 from .chunked import can_be_chunked
+from .clock import Timing, interleaved, timer
 from .comparisons import COMPARISONS, OURS, THEIRS, theirs_installed
 from .problem import Problem
+from .roofline import tf32_products
 from .torch_memory import (
     EMA_MOMENTUM,
     EPS,
@@ -47,8 +49,8 @@ BASELINES: dict[str, type[TorchMemory]] = {
     "chunked": Chunked,
     "eager": Eager,
 }
-ON_CUDA = [f"{OURS} tensor", f"{OURS} simt", f"{OURS} composite", f"{OURS} composite{TF32}",
-           *(name + TF32 for name in BASELINES)]  # fmt: skip
+WAYS: list[Backend] = ["screen", "tensor", "simt", "composite"]
+ON_CUDA = [*(f"{OURS} {way}" for way in WAYS), f"{OURS} composite{TF32}", *(name + TF32 for name in BASELINES)]
 NAMES = [OURS, DEFERRED, PLAIN, *BASELINES, THEIRS, *ON_CUDA]
 
 
@@ -70,6 +72,23 @@ def make(name: str, problem: Problem) -> Call:
     return call if problem.device == "cpu" else partial(_on_cuda, name, call)
 
 
+def timed(names: list[str], problem: Problem, rounds: int, copies: int) -> dict[str, Timing]:
+    """Times implementations in turn, each on so many memories of its own, with a new batch each round."""
+    batch = problem.embeddings(problem.batch, seed=2)
+
+    def renew(round: int) -> None:
+        for old, new in zip(batch, problem.embeddings(problem.batch, seed=100 + round), strict=True):
+            old.copy_(new)
+
+    timers = {}
+    for name in names:
+        calls = [partial(make(name, problem), *batch) for _ in range(copies)]
+        timers[name] = timer(calls, problem.device)
+        if timers[name].is_broken:
+            raise RuntimeError(f"leave out {name}: it cannot be captured in a CUDA graph: {timers[name].why_no_graph}")
+    return interleaved(timers, rounds, renew)
+
+
 def why_not(name: str, problem: Problem) -> str | None:
     """Why an implementation takes no part in a comparison; None if it does."""
     ranks = problem.kernel in ("loss", "step")
@@ -83,10 +102,15 @@ def why_not(name: str, problem: Problem) -> str | None:
         return "there is no drift to follow"
     if name in (OURS, PLAIN) and problem.kernel == "step" and problem.drift != "none" and problem.dtype.itemsize == 2:
         return "a 16-bit bank is deferred"
-    if name.endswith(("tensor", "simt")) and (
+    way = name.removeprefix(OURS).strip()
+    if way in ("screen", "tensor", "simt") and (
         problem.dtype != torch.float32 or problem.dim > 1024 or problem.loss == "triplet_all"
     ):
         return "takes float32, D <= 1024 and not all triplets"
+    if way in ("screen", "tensor") and problem.dim % 4:
+        return "takes a multiple of four as D"
+    if way == "screen" and not isinstance(problem.pair_loss, Contrastive):
+        return "takes a contrastive loss"
     if name.removesuffix(TF32) == "chunked" and not ranks:
         return "has no chunks"
     if name.removesuffix(TF32) == "chunked" and not can_be_chunked(problem.pair_loss):
@@ -104,8 +128,25 @@ def why_not(name: str, problem: Problem) -> str | None:
 
 def rewrites_bank(name: str, problem: Problem) -> bool:
     """Whether a call writes the whole bank."""
-    moves = problem.kernel == "step" and problem.drift != "none" and name not in (DEFERRED, THEIRS)
+    moves = problem.kernel == "step" and problem.drift != "none" and "deferred" not in name.split() and name != THEIRS
     return moves or problem.kernel == "transform"
+
+
+def weighted_pairs(problem: Problem) -> float:
+    """How many pairs of an anchor with the bank have a weight, on average, in the first call; 0 where nothing ranks."""
+    if problem.kernel not in ("loss", "step"):
+        return 0.0
+    x, labels = problem.embeddings(problem.batch, seed=5)
+    m = filled(problem)
+    if problem.kernel == "step" and problem.drift != "none":
+        ops.track_(
+            m.target_mean, m.target_std, m.variance, m.scale, m.shift, x, None, m.sums, m.count, PROCESS_NOISE,
+            MEASUREMENT_NOISE, None, EPS,
+        )  # fmt: skip
+    _, pairs = ops.memory_loss_and_pairs(
+        x, labels, m.bank, m.bank_labels, problem.pair_loss, count=m.count, scale=m.scale, shift=m.shift
+    )
+    return float(pairs.sum())
 
 
 def filled(problem: Problem, dtype: torch.dtype | None = None) -> reference.Memory:
@@ -231,10 +272,5 @@ def _without_kernels(call: Call, x: Tensor, labels: Tensor) -> tuple[Tensor, ...
 
 def _on_cuda(name: str, call: Call, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     words = name.removeprefix(OURS).split()
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = "tf32" in words
-    with ExitStack() as stack:
-        stack.callback(setattr, torch.backends.cuda.matmul, "allow_tf32", before)
-        ways: list[Backend] = ["tensor", "simt", "composite"]
-        stack.enter_context(backend(next((way for way in ways if way in words), "auto")))
+    with tf32_products("tf32" in words), backend(next((way for way in WAYS if way in words), "auto")):
         return call(x, labels)

@@ -13,7 +13,7 @@ import torch
 from xbn_ext import build_info
 
 from .comparisons import COMPARISONS, OURS, THEIRS, BankLoss, theirs_installed
-from .measure import available_megabytes, extra_megabytes, in_fresh_process, limit_memory, unless_out_of_memory
+from .memory import available_megabytes, extra_megabytes, in_fresh_process, limit_memory, unless_out_of_memory
 from .problem import BankProblem
 
 LIMIT_MB = 16_000.0

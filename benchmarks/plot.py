@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .comparisons import OURS
-
-Row = dict[str, Any]
+from .table import Row
 
 
 def can_plot() -> bool:

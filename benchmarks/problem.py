@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from .comparisons import COMPARISONS
 
 KERNELS = ("moments", "transform", "enqueue", "loss", "step")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+COLD_BYTES = 512e6  # banks of a sample together: ten times the second-level cache of an H100
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,17 @@ class Problem:
     def pair_loss(self) -> PairLoss:
         return COMPARISONS[self.loss].loss
 
+    @property
+    def cold_copies(self) -> int:
+        """How many banks to go through in turn, so that a GPU's caches never hold the next one."""
+        return 1 if self.device == "cpu" else math.ceil(COLD_BYTES / (self.memory * self.dim * self.dtype.itemsize))
+
     def embeddings(self, rows: int, seed: int) -> tuple[Tensor, Tensor]:
         """Unit rows `[rows, D]` and labels `[rows]`: 4 rows a class in a batch, as a P×K sampler gives."""
-        generator = torch.Generator().manual_seed(seed)
-        x = F.normalize(torch.randn(rows, self.dim, generator=generator).to(self.compute), dim=1)
-        labels = torch.randint(self.classes, ((rows + 3) // 4,), generator=generator).repeat_interleave(4)[:rows]
-        return x.to(self.device), labels.to(self.device)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        x = torch.randn(rows, self.dim, generator=generator, device=self.device).to(self.compute)
+        labels = torch.randint(self.classes, ((rows + 3) // 4,), generator=generator, device=self.device)
+        return F.normalize(x, dim=1), labels.repeat_interleave(4)[:rows]
 
     def bank(self) -> tuple[Tensor, Tensor]:
         """`bank [M, D]` and `bank_labels [M]` before the first step."""

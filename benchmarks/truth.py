@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -37,7 +35,9 @@ def errors(problem: Problem, names: list[str]) -> dict[str, float]:
 
 def _truth(problem: Problem, alone: bool, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     """`alone`: a step as pytorch-metric-learning has it, which stores the batch, and ranks it against the memory."""
-    memory = filled(replace(problem, device="cpu"), torch.float64)
+    memory = filled(problem, torch.float64)
+    for key, t in vars(memory).items():
+        setattr(memory, key, t.cpu())
     z = x.to(torch.float64, copy=True).requires_grad_()
     if problem.kernel == "moments":
         return reference.moments(z.detach())[:2]

@@ -9,16 +9,17 @@ import torch
 from loss_cases import problem as loss_problem
 from loss_cases import run
 
-from benchmarks import compare, options, peaks, plot, torch_memory
+from benchmarks import compare, options, peaks, plot, roofline, table, torch_memory
 from benchmarks.__main__ import main, parse
 from benchmarks.chunked import can_be_chunked, chunked_loss
+from benchmarks.clock import Timer, Timing, interleaved
 from benchmarks.comparisons import COMPARISONS, OURS, THEIRS, theirs_installed
 from benchmarks.crossover import crossover
 from benchmarks.dense import dense_loss
-from benchmarks.implementations import NAMES, make, why_not
-from benchmarks.measure import Timing, extra_megabytes, in_fresh_process, peak_extra_megabytes
+from benchmarks.implementations import NAMES, make, weighted_pairs, why_not
+from benchmarks.memory import extra_megabytes, in_fresh_process, peak_extra_megabytes
 from benchmarks.problem import KERNELS, BankProblem, Problem
-from benchmarks.roofline import Bound, Machine, Work, bound_of, measure_machine, weighted_pairs, work_of
+from benchmarks.roofline import Bound, Work, bound_of, measure_machine, work_of
 from xbn_ext import build_info, reference
 from xbn_ext.testing import error
 
@@ -27,7 +28,7 @@ KEYS = {
     "implementation", "kernel", "loss", "device", "dtype", "batch", "memory", "dim", "ms", "ms_low", "ms_high",
     "peak_mb", "gflops", "gbs", "roofline", "error",
 }  # fmt: skip
-MACHINE = Machine(float32=100.0, float64=50.0, tf32=800.0, gbs=20.0)
+MACHINE = {"float32": 100.0, "float64": 50.0, "tf32": 800.0, "read": 20.0, "copy": 16.0}
 QUICK = [name for name in NAMES if "compile" not in name]  # compiling takes longer than all other tests
 
 
@@ -163,11 +164,13 @@ def test_explicit_arguments_go_before_a_preset():
     assert max(options.PRESETS["sweep"][0]["memory"]) == 1_000_000
 
 
-def test_without_the_compiled_library_there_is_nothing_to_measure(monkeypatch, capsys):
+def test_without_the_compiled_library_it_measures_what_there_is(monkeypatch, capsys):
     monkeypatch.setattr("xbn_ext._library.native", False)
-    with pytest.raises(SystemExit):
-        parse([])
-    assert "it measures the compiled library, but xbn_ext runs without it here" in capsys.readouterr().err
+    monkeypatch.setitem(roofline.BUFFER_BYTES, "cpu", 1 << 20)
+    monkeypatch.setitem(roofline.MM_SIZE, "cpu", 64)
+    monkeypatch.setattr(compare, "peak_extra_megabytes", lambda *args: 1.0)
+    main([*TINY, "--repeats", "1", "--only", OURS, "eager"])
+    assert "without the compiled library" in capsys.readouterr().out
 
 
 # --- What is compared ---------------------------------------------------------------------------------------------
@@ -227,10 +230,10 @@ def test_compiled_is_tuned(loss, monkeypatch):
 
 
 def test_crossover_names_the_largest_size_at_which_a_baseline_is_faster(monkeypatch):
-    def timed(calls, problem, repeats):
-        return {name: Timing(*[100.0 if name == OURS else problem.memory] * 3) for name in calls}
+    def timed(names, problem, rounds, copies):
+        return {name: Timing(*[100.0 if name == OURS else problem.memory] * 3) for name in names}
 
-    monkeypatch.setattr("benchmarks.crossover.interleaved", timed)
+    monkeypatch.setattr("benchmarks.crossover.timed", timed)
     problem = Problem(batch=16, memory=5000, dim=8)
     assert "up to M = 64 (eager-tuned 64.000 ms" in crossover(problem, [OURS, "eager-tuned"], 1)
     assert "xbn_ext is faster than eager-tuned at M = 128, 512, 2048" in crossover(
@@ -248,10 +251,12 @@ def test_work_of_known_cases():
     assert work_of(replace(problem, kernel="loss"), False, 3) == loss
     deferred = Work(loss.flop + 2 * 2 * 2 * 8, loss.bytes + 4 * 16 + 8 * 2)
     assert work_of(problem, False, 3) == deferred
-    assert work_of(problem, True, 3) == Work(deferred.flop + 2 * 800, deferred.bytes + 4 * 800)
-    assert work_of(replace(problem, kernel="transform", dtype=torch.float16), True, 0) == Work(1600, 2 * 2 * 800)
+    assert work_of(problem, True, 3) == Work(deferred.flop + 2 * 800, deferred.bytes + 4 * 800, True)
+    assert work_of(replace(problem, kernel="transform", dtype=torch.float16), True, 0) == Work(1600, 2 * 2 * 800, True)
     assert work_of(replace(problem, kernel="moments"), False, 0) == Work(48, 64)
-    assert work_of(replace(problem, kernel="enqueue"), False, 0) == Work(0, 2 * 4 * 16 + 2 * 8 * 2)
+    assert work_of(replace(problem, kernel="normalize"), False, 0) == Work(48, 128, True)
+    assert work_of(replace(problem, kernel="batch_loss"), False, 1) == Work(2 * 2 * 8 * 3, 2 * 64 + 8 * 2)
+    assert work_of(replace(problem, kernel="enqueue"), False, 0) == Work(0, 2 * 4 * 16 + 2 * 8 * 2, True)
 
 
 def test_bound_is_of_what_binds():
@@ -259,7 +264,9 @@ def test_bound_is_of_what_binds():
     assert bound_of(Work(1e9, 1e6), MACHINE, problem, OURS) == Bound(10.0, "FMA")
     assert bound_of(Work(1e9, 1e6), MACHINE, replace(problem, dtype=torch.float64), OURS) == Bound(20.0, "FMA")
     assert bound_of(Work(1e9, 1e6), MACHINE, problem, "eager tf32") == Bound(1.25, "tensor")
+    assert bound_of(Work(3e9, 1e6), MACHINE, problem, "tensor deferred") == Bound(11.25, "tensor")
     assert bound_of(Work(1e9, 1e9), MACHINE, problem, OURS) == Bound(50.0, "memory")
+    assert bound_of(Work(1e9, 1e9, True), MACHINE, problem, OURS) == Bound(62.5, "memory")
 
 
 def test_weighted_pairs_are_those_that_cost_something():
@@ -274,9 +281,9 @@ def test_weighted_pairs_are_those_that_cost_something():
 
 
 def test_machine_is_measured(monkeypatch):
-    monkeypatch.setattr("benchmarks.roofline.BUFFER_BYTES", 1 << 20)
+    monkeypatch.setitem(roofline.BUFFER_BYTES, "cpu", 1 << 20)
     machine = measure_machine("cpu", threads=1)
-    assert machine.float32 > 0 and machine.float64 > 0 and machine.gbs > 0 and machine.tf32 == 0
+    assert machine.keys() == {"read", "copy", "float32", "float64"} and all(value > 0 for value in machine.values())
 
 
 @pytest.mark.parametrize("float64", [False, True])
@@ -293,6 +300,27 @@ def test_peak_fma_counts_its_operations(float64):
 def test_peak_fma_refuses(threads, rounds, name):
     with pytest.raises(RuntimeError, match=f"_peak_fma: {name} must be at least 1, got 0"):
         torch.ops.xbn_ext._peak_fma(threads, rounds, False)
+
+
+# --- Times and tables ---------------------------------------------------------------------------------------------
+
+
+def test_calls_take_turns():
+    """Each is warmed up twice; then every round has both, and a batch of its own."""
+    said = []
+    timers = {name: Timer([lambda name=name: said.append(name)] * 2) for name in "ab"}
+    times = interleaved(timers, 3, lambda round: said.append(str(round)))
+    rounds = "".join(said).partition("0")[2].replace("bbaa", "aabb")
+    assert "".join(said).startswith("aaaabbbb0") and rounds == "aabb1aabb2aabb"
+    assert all(t.ms_low <= t.ms <= t.ms_high and t.samples == 3 and t.how == "wall" for t in times.values())
+
+
+def test_table_with_a_column_for_each_way():
+    row = {"M": 8, "way": "simt", "ms": 0.0123, "how": "graph", "roofline": 40.0}
+    rows = [row, row | {"way": "auto", "ms": 1.5, "how": "events"}, {"M": 9, "way": "simt", "error": "lost"}]
+    lines = table.pivot("times", rows, ["M"], "way", ["auto"])
+    assert lines == ["", "times", "M       auto      simt", "8  1500* 40%  12.3 40%", "9          -     error"]
+    assert table.pivot("times", [], ["M"], "way", []) == []
 
 
 # --- Memory -------------------------------------------------------------------------------------------------------

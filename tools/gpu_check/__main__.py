@@ -10,9 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from benchmarks.table import Row
+
 from . import build, counters, sanitizers
 from .report import Report
-from .run import ROOT, Row, Runner, find_toolkit, run_worker
+from .run import ROOT, Runner, find_toolkit, run_worker
 
 STAGES = ["truth", "timing", "counters", "baselines"]
 SMALL_TRUTH = 60  # cases on a CPU

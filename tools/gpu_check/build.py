@@ -9,7 +9,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from .run import ROOT, Row, Runner, Section, command, tail
+from benchmarks.table import Row
+
+from .run import ROOT, Runner, Section, command, tail
 
 TESTS = ["test_normalize", "test_moments", "test_track", "test_transform", "test_standardize", "test_enqueue",
          "test_memory_loss", "test_losses", "test_batch_loss", "test_memory", "test_cuda"]  # fmt: skip

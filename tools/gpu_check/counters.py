@@ -7,7 +7,9 @@ import re
 import shutil
 import sys
 
-from .run import Row, Runner, Section, command, tail
+from benchmarks.table import Row
+
+from .run import Runner, Section, command, tail
 
 SHAPE = (64, 60_000, 512)
 KERNELS = "(sweep|screen|pair|rewrite|moments|assign|store|settle|gradient)_kernel"
@@ -42,13 +44,13 @@ def drive() -> None:
     from xbn_ext import backend
     from xbn_ext._backend import Backend
 
-    from .timing import TRAINED, _calls, case_of
+    from .timing import TRAINED, calls_of, case_of
 
     for way in get_args(Backend):
         if way in ("auto", "composite"):
             continue
         with backend(way):
-            (step,) = _calls(case_of("step", SHAPE, way, density=TRAINED), "cuda", 1)
+            (step,) = calls_of(case_of("step", SHAPE, way, density=TRAINED), "cuda", 1)
             step()
             torch.cuda.synchronize()
             torch.cuda.profiler.start()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
-from typing import Any
 
 import torch
 
-from .clock import measure
-from .run import Job, Row
+from benchmarks.roofline import CEILINGS, ceiling
+from benchmarks.table import Row, unit
+
+from .run import Job
 
 QUERY = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit"
 
@@ -22,17 +23,14 @@ def worker(job: Job) -> None:
             "this is a CPU build of torch" if torch.version.cuda is None else "torch finds none; is its driver too old?"
         )
         raise RuntimeError(why)
-    job.each([{}, *ceilings(small=job.device == "cpu")], lambda **case: _row(job.device, **case))
+    names = [name for name in CEILINGS[job.device] if name != "float64"]  # slow on many GPUs, and nothing here needs it
+    job.each([{}, *({"name": name} for name in names)], lambda **case: _row(job.device, **case))
 
 
-def ceilings(small: bool = False) -> list[Row]:
-    n, size = (256, 2**20) if small else (8192, 4 * 10**9)
-    rows: list[Row] = [{"name": name, "unit": "GB/s", "size": size} for name in ("read", "copy")]
-    return rows + [{"name": name, "unit": "TFLOP/s", "size": n} for name in ("fp32", "tf32", "bf16")]
-
-
-def _row(device: str, **case: Any) -> Row:
-    return _ceiling(case["name"], case["size"], device) if case else _facts(device)
+def _row(device: str, name: str = "") -> Row:
+    if not name:
+        return _facts(device)
+    return {"value": ceiling(name, device, torch.get_num_threads()), "unit": unit(name)}
 
 
 def _facts(device: str) -> Row:
@@ -77,24 +75,3 @@ def _nvidia_smi() -> Row:
     values = [value.strip() for value in done.stdout.strip().split("\n")[0].split(",")]
     names = QUERY.split(",")
     return dict(zip(names, values, strict=True)) if done.returncode == 0 and len(values) == len(names) else {}
-
-
-def _ceiling(name: str, size: int, device: str) -> Row:
-    """Kernels, all of them: what a GPU copies in a graph without one is slower by a third."""
-    if name in ("read", "copy"):
-        a = torch.zeros(size // 4, device=device)
-        if name == "read":
-            return {"value": _rate(1e-3 * size, measure([lambda: torch.sum(a)], device, 0.2).us)}
-        b = torch.empty_like(a)
-        return {"value": _rate(2e-3 * size, measure([lambda: torch.mul(a, 2, out=b)], device, 0.2).us)}
-    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-    dtype = torch.bfloat16 if name == "bf16" else torch.float32
-    x, y = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(x)
-    us = measure([lambda: torch.mm(x, y, out=out)], device, 0.2).us
-    torch.set_float32_matmul_precision("highest")
-    return {"value": _rate(2e-6 * size**3, us)}
-
-
-def _rate(amount: float, us: float) -> float:
-    return float(f"{amount / us:.4g}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .run import Row, Section
+from benchmarks.table import ROOF, Row, described, pivot
 
-UNITS = {"copy": "GB/s", "read": "GB/s"}
+from .run import Section
+
 MOST_CHARACTERS = 11_500  # of all tables
 FIRST = ["auto", "screen", "tensor", "simt", "composite"]  # the order of the ways in a table
 
@@ -70,73 +70,30 @@ class Report:
         lines = [
             f"\n=== {m['device']}, compute capability {m['capability']}, torch {m['torch']}, CUDA {m['cuda']}, "
             f"{self.data['date']}, revision {self.data['revision']}",
-            "ceilings: "
-            + ", ".join(f"{name} {value:g} {UNITS.get(name, 'TFLOP/s')}" for name, value in self.ceilings.items()),
+            f"roofline, measured now: {described(self.ceilings)}",
         ]
         for section in self.sections:
             note = section["note"].replace("\n", " | ")
             lines.append(f"{section['status']:8} {section['name']:10} {section['seconds']:6.1f} s  {note[:300]}")
         rows = [row for section in self.sections for row in section["rows"] if "kernel" in row]
-        lines += [*_loss(rows), *_bank(rows), *_step(rows), *_launches(rows), *_counters(rows)]
+        lines += [*_times(rows), *_launches(rows), *_counters(rows)]
         text = "\n".join(lines)
         return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + "\n… the rest is in the file"
 
 
-def _pivot(title: str, rows: list[Row], index: list[str], key: Callable[[Row], str],
-           cell: Callable[[Row], str]) -> list[str]:  # fmt: skip
-    """A line per combination of the `index` fields, a column per `key`."""
-    groups: dict[tuple[Any, ...], dict[str, Row]] = {}
-    columns: dict[str, None] = {}
-    for row in sorted(rows, key=_order):
-        groups.setdefault(tuple(row.get(name, "-") for name in index), {})[key(row)] = row
-        columns[key(row)] = None
-    if not groups:
-        return []
-    table = [[*index, *columns]]
-    table += [[*map(_short, group), *(cell(of[name]) if name in of else "-" for name in columns)]
-              for group, of in sorted(groups.items(), key=lambda item: str(item[0]))]  # fmt: skip
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    return ["", title, *("  ".join(word.rjust(w) for word, w in zip(line, widths, strict=True)) for line in table)]
-
-
-def _order(row: Row) -> tuple[int, str]:
-    way = str(row.get("way", "")).split(" ")[0]
-    return (FIRST.index(way) if way in FIRST else len(FIRST), str(row.get("way", "")))
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def us(row: Row) -> str:
-    """Microseconds, and the share of the ceiling that binds in %; `*` where the host's time is in it."""
-    if "us" not in row:
-        return next((word for word in ("out of memory", "error", "skipped") if word in row), "-").split(" ")[0]
-    digits = 0 if row["us"] >= 100 else 1
-    share = f" {row['of_ceiling']:.0f}%" if "of_ceiling" in row else ""
-    return f"{row['us']:.{digits}f}{'*' if row['how'] == 'events' else ''}{share}"
-
-
-def _loss(rows: list[Row]) -> list[str]:
-    title = "memory_loss and its gradient: us, % of the ceiling; density: share of the negatives that are active"
-    return _pivot(title, [row for row in rows if row["kernel"] == "loss"], ["B", "M", "D", "density"],
-                  lambda row: row["way"], us) + _pivot(
-        "the same for other losses", [row for row in rows if "way" in row and row["kernel"] in OTHERS],
-        ["kernel", "B", "M", "D"], lambda row: row["way"], us)  # fmt: skip
-
-
-OTHERS = ("supcon", "ntxent", "multi_similarity", "triplet")
-
-
-def _bank(rows: list[Row]) -> list[str]:
-    wanted = ("normalize", "transform_", "standardize_", "track_", "enqueue_", "batch_loss")
-    return _pivot("passes over the bank and the batch: us", [row for row in rows if row["kernel"] in wanted],
-                  ["kernel", "B", "M", "D"], lambda row: row["way"], us)  # fmt: skip
-
-
-def _step(rows: list[Row]) -> list[str]:
-    return _pivot("whole step: us", [row for row in rows if row["kernel"] == "step"], ["B", "M", "D", "density"],
-                  lambda row: row["way"], us)  # fmt: skip
+def _times(rows: list[Row]) -> list[str]:
+    """The tables of times."""
+    kernels: dict[str, list[Row]] = {"loss": [], "step": [], "others": []}
+    for row in rows:
+        if "way" in row and row["kernel"] != "launches":
+            kernels.get(row["kernel"], kernels["others"]).append(row)
+    shape = ["B", "M", "D"]
+    title = "memory_loss and its gradient; density: share of the negatives that are active"
+    lines = pivot(f"{title}: us, % of roof", kernels["loss"], [*shape, "density"], "way", FIRST)
+    title = "the same of other losses; passes over the bank and the batch"
+    lines += pivot(f"{title}: us, % of roof", kernels["others"], ["kernel", *shape], "way", FIRST)
+    lines += pivot("whole step: us, % of roof", kernels["step"], [*shape, "density"], "way", FIRST)
+    return ["", ROOF, *lines] if lines else []
 
 
 def _launches(rows: list[Row]) -> list[str]:

@@ -23,11 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.table import Row
+
 ROOT = Path(__file__).resolve().parents[2]
 MAX_DEATHS = 5  # of the processes of a section
 RESTART = 75  # exit code of a worker that asks for a fresh process for the cases that are left
-
-Row = dict[str, Any]
 
 
 def tail(text: str, characters: int = 1500) -> str:

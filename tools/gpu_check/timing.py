@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Literal, get_args
 
@@ -13,13 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.clock import Call, timer
+from benchmarks.comparisons import COMPARISONS
+from benchmarks.implementations import rewrites_bank
+from benchmarks.memory import peak_on_cuda
+from benchmarks.problem import Problem
+from benchmarks.roofline import Machine, bound_of, shares, tf32_products, work_of
+from benchmarks.table import Row
 from benchmarks.torch_memory import MEASUREMENT_NOISE, PROCESS_NOISE, Compiled, Eager, TorchMemory
-from xbn_ext import Contrastive, CrossBatchMemory, MultiSimilarity, NTXent, SupCon, Triplet, backend, ops
+from xbn_ext import Contrastive, CrossBatchMemory, backend, ops
 from xbn_ext._backend import Backend
-from xbn_ext.losses import PairLoss
 
-from .clock import Call, measure, peak_megabytes
-from .run import Job, Row
+from .run import Job
 
 Shape = tuple[int, int, int]  # B, M, D
 
@@ -28,15 +32,11 @@ SHAPES: list[Shape] = [
 ]  # fmt: skip
 SMALL: list[Shape] = [(4, 70, 16), (8, 130, 32)]
 
-CLASSES = 11_318
-COLD_BYTES = 512e6  # banks of a sample together: ten times the second-level cache of an H100
 TRAINED = 1e-2  # share of the negatives that are active; a trained run of this project has 0.6 to 1.8 %
 DENSITIES = (0.0, 1e-3, TRAINED)
 POS_MARGIN = 0.9
 FUSED = ("simt", "tensor", "screen")
-OTHER_LOSSES: dict[str, PairLoss] = {
-    "supcon": SupCon(), "ntxent": NTXent(), "multi_similarity": MultiSimilarity(), "triplet": Triplet(),
-}  # fmt: skip
+OTHER_LOSSES = ["supcon", "ntxent", "multi_similarity", "triplet"]
 SETTLING = 30  # steps, until the filter has brought the memory to where it stays
 
 
@@ -46,8 +46,8 @@ def worker(job: Job) -> None:
     shapes, seconds = (SMALL, 0.002) if small else (SHAPES, 0.2)
     ways = job.options.get("ways") or [way for way in get_args(Backend) if way != "auto"]
     cases = [case for group in job.options["groups"] for case in GROUPS[group](shapes, ways)]
-    ceilings = job.options.get("ceilings") or {}
-    job.each(cases, lambda **case: time_case(case, job.device, ceilings, seconds))
+    machine = job.options.get("ceilings") or {}
+    job.each(cases, lambda **case: time_case(case, job.device, machine, seconds))
 
 
 # --- What is timed --------------------------------------------------------------------------------------------------
@@ -138,80 +138,49 @@ GROUPS: dict[str, Callable[[list[Shape], list[str]], list[Row]]] = {
 # --- How ------------------------------------------------------------------------------------------------------------
 
 
-def time_case(case: Row, device: str, ceilings: dict[str, float], seconds: float) -> Row:
-    """A row: the time, what it means in bandwidth and arithmetic, and as a share of the ceiling that binds."""
+def time_case(case: Row, device: str, machine: Machine, seconds: float) -> Row:
+    """A row: the time, what it means in bandwidth and arithmetic, and as a share of the roof."""
     words = case["way"].split()
     if words[0] == "compile":
         torch.compiler.reset()  # it gives up on a function that it has compiled for eight shapes
-    torch.set_float32_matmul_precision("high" if "tf32" in words else "highest")
     forced = words[0] if words[0] in get_args(Backend) else "auto"
+    problem = problem_of(case, device)
     try:
-        with backend(forced):  # type: ignore[arg-type]
+        with tf32_products("tf32" in words), backend(forced):  # type: ignore[arg-type]
             if case["kernel"] == "launches":
-                return launches(_calls(case | {"kernel": "step"}, device, 1)[0], device)
-            copies = 1 if device == "cpu" else math.ceil(COLD_BYTES / (4 * case["M"] * case["D"]))
-            calls = _calls(case, device, copies)
-            peak = peak_megabytes(calls[0], device)
-            timing = measure(calls, device, seconds)
+                return launches(calls_of(case | {"kernel": "step"}, device, 1)[0], device)
+            calls = calls_of(case, device, problem.cold_copies)
+            peak = None if device == "cpu" else peak_on_cuda(calls[0])
+            clock = timer(calls, device)
+            timing = clock.timing(clock.run_for(seconds))
     except torch.OutOfMemoryError as error:
         if "eager" not in words[0] and words[0] not in ("torch", "compile"):
             raise
         return {"out of memory": str(error)[:200]}
-    finally:
-        torch.set_float32_matmul_precision("highest")
     row = {name: value for name, value in asdict(timing).items() if value != "" and value is not False}
-    return row | {"peak_mb": peak} | shares(case, timing.us, ceilings)
+    work = work_of(problem, rewrites_bank(case["way"], problem), pairs_of(case))
+    measured = machine.keys() >= {"read", "copy", "float32"}
+    bound = bound_of(work, machine, problem, case["way"]) if measured else None
+    return row | {"peak_mb": peak} | shares(work, bound, timing)
 
 
-def shares(case: Row, us: float, ceilings: dict[str, float]) -> Row:
-    """GB/s and TFLOP/s; and, of the machine's ceilings, the larger share, and whose it is."""
-    megabytes, gflop = work_of(case)
-    row: Row = {"gb_s": round(1e3 * megabytes / us, 1), "tflop_s": round(1e3 * gflop / us, 3)}
-    if not {"read", "copy", "fp32", "tf32"} <= ceilings.keys():
-        return row
-    writes = case["kernel"] in ("normalize", "transform_", "enqueue_") or (
-        case["kernel"] == "step" and "deferred" not in case["way"]
-    )
-    arithmetic = ceilings["tf32"] if "tf32" in case["way"] else ceilings["fp32"]
-    if case["way"].split()[0] == "tensor":
-        arithmetic = ceilings["tf32"] / 3  # products for one to the digits of float32
-    by_memory = row["gb_s"] / ceilings["copy" if writes else "read"]
-    by_arithmetic = row["tflop_s"] / arithmetic
-    return row | {
-        "bound": "memory" if by_memory > by_arithmetic else "math",
-        "of_ceiling": round(100 * max(by_memory, by_arithmetic), 1),
-    }
+def problem_of(case: Row, device: str) -> Problem:
+    other = case["kernel"] in OTHER_LOSSES
+    return Problem(
+        "loss" if other else case["kernel"].rstrip("_"), case["B"], case["M"], case["D"],
+        loss=case["kernel"] if other else "contrastive",
+        dtype=torch.float16 if "float16" in case["way"] else torch.float32, device=device,
+    )  # fmt: skip
 
 
-def work_of(case: Row) -> tuple[float, float]:
-    """Megabytes that have to be moved, and GFLOP of the products that cannot be skipped: those of the similarities; of
-    the gradient, by the sweeps, rows with which one of 64 anchors has an active pair."""
-    B, M, D, kernel = case["B"], case["M"], case["D"], case["kernel"]
-    if kernel == "normalize":
-        return 8e-6 * B * D, 0
-    if kernel == "track_":
-        return 4e-6 * B * D, 0
-    if kernel == "batch_loss":
-        return 12e-6 * B * D, 4e-9 * B * B * D
-    if kernel == "enqueue_":  # read, write, and read what leaves
-        return 12e-6 * B * D, 0
-    if kernel == "standardize_":  # nothing to do: a look at the sums
-        return 16e-6 * D, 0
-    if kernel == "transform_":
-        return 8e-6 * M * D, 0
-    size = 2 if "float16" in case["way"] else 4
-    in_place = kernel == "step" and "deferred" not in case["way"]
-    active = case.get("density", 1.0) + 1 / CLASSES
-    share = 1 - (1 - min(active, 1.0)) ** min(B, 64) if case["way"].split()[0] in FUSED else 1.0
-    return 1e-6 * (M * ((2 if in_place else 1) * size * D + 8) + 12 * B * D), 2e-9 * B * M * D * (1 + share)
-
-
-def random_unit(rows: int, D: int, device: str, seed: int) -> tuple[Tensor, Tensor]:
-    """Unit rows, and labels of four rows to a class as a P x K sampler gives."""
-    generator = torch.Generator(device).manual_seed(seed)
-    x = F.normalize(torch.randn(rows, D, generator=generator, device=device), dim=1)
-    labels = torch.randint(CLASSES, ((rows + 3) // 4,), generator=generator, device=device)
-    return x, labels.repeat_interleave(4)[:rows]
+def pairs_of(case: Row) -> float:
+    """How many pairs of an anchor have a weight: what the margin was made for."""
+    if case["kernel"] == "triplet":
+        return 2
+    if case["kernel"] == "batch_loss":
+        return float(TRAINED * case["B"])
+    density = case.get("density", 1.0) + 1 / Problem.classes
+    return float(case["M"] * min(1.0, density))
 
 
 def margin_of_density(z: Tensor, bank: Tensor, density: float) -> float:
@@ -222,15 +191,12 @@ def margin_of_density(z: Tensor, bank: Tensor, density: float) -> float:
     return float(torch.quantile(s.flatten(), 1 - density))
 
 
-def _calls(case: Row, device: str, copies: int) -> list[Call]:
+def calls_of(case: Row, device: str, copies: int) -> list[Call]:
     """The calls to be timed, each on a bank of its own."""
-    x, labels = random_unit(case["B"], case["D"], device, seed=1000)
-    banks: Iterable[tuple[Tensor, Tensor]] = (
-        random_unit(case["M"], case["D"], device, seed=copy) for copy in range(copies)
-    )
-    if case["kernel"] == "step":
-        return [_step(case, x, labels, *bank) for bank in banks]
-    return [_call(case, x, labels, *bank) for bank in banks]
+    problem = problem_of(case, device)
+    x, labels = problem.embeddings(case["B"], seed=1000)
+    make = _step if case["kernel"] == "step" else _call
+    return [make(case, x, labels, *problem.embeddings(case["M"], seed=copy)) for copy in range(copies)]
 
 
 def _call(case: Row, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Call:
@@ -239,9 +205,8 @@ def _call(case: Row, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tenso
         loss = Contrastive(POS_MARGIN, margin_of_density(x, x, TRAINED))
         return _gradient(x, lambda z: ops.batch_loss(z, labels, loss))
     if kernel == "loss" or kernel in OTHER_LOSSES:
-        pair_loss = OTHER_LOSSES.get(kernel)
-        if pair_loss is None:
-            pair_loss = Contrastive(POS_MARGIN, margin_of_density(x, bank, case["density"]))
+        margin = margin_of_density(x, bank, case.get("density", 0.0))
+        pair_loss = Contrastive(POS_MARGIN, margin) if kernel == "loss" else COMPARISONS[kernel].loss
         if way.startswith("torch"):
             tuned = TorchMemory(bank, bank_labels, pair_loss)
             return lambda: tuned.rank(x, labels)

@@ -1,67 +1,24 @@
-"""Time by interleaved repeats, memory by the high-water mark of a process of its own."""
+"""Peak memory of a call: on a CPU by the high-water mark of a process of its own, on a GPU by torch's allocator."""
 
 from __future__ import annotations
 
 import ctypes
-import gc
 import math
 import multiprocessing
-import random
 import resource
 import signal
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import quantiles
 from typing import TypeVar, cast
 
 import torch
 
-from .implementations import Call, make
+from .implementations import make
 from .problem import Problem
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds of one call: median, and the quartiles around it."""
-
-    ms: float
-    ms_low: float
-    ms_high: float
-
-
-def interleaved(calls: Mapping[str, Call], problem: Problem, repeats: int) -> dict[str, Timing]:
-    """Times the implementations in turn, round after round, so that a busy moment of the machine hits them all; every
-    round in another order, so that none always pays for the caches that another leaves behind, and garbage collected
-    between rounds only. On CUDA a call ends when the device is done."""
-    synchronize = torch.cuda.synchronize if problem.device == "cuda" else lambda: None
-    for call in calls.values():  # compile, page in
-        for seed in (2, 3):
-            call(*problem.embeddings(problem.batch, seed))
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    order = random.Random(0)
-    gc.disable()
-    for round in range(repeats):
-        x, labels = problem.embeddings(problem.batch, seed=100 + round)
-        gc.collect()
-        for name in order.sample(list(calls), len(calls)):
-            synchronize()
-            start = time.perf_counter()
-            calls[name](x, labels)
-            synchronize()
-            seconds[name].append(time.perf_counter() - start)
-    gc.enable()
-    result = {}
-    for name, values in seconds.items():
-        low, median, high = (
-            (1e3 * q for q in quantiles(values, n=4, method="inclusive")) if repeats > 1 else [1e3 * values[0]] * 3
-        )
-        result[name] = Timing(median, low, high)
-    return result
 
 
 def peak_extra_megabytes(name: str, problem: Problem, threads: int, limit: float = math.inf) -> float | None:
@@ -95,15 +52,20 @@ def _measure_on_cuda(name: str, problem: Problem) -> float | None:
     try:
         call = make(name, problem)
         x, labels = problem.embeddings(problem.batch, seed=4)
-        call(x, labels)  # libraries take a workspace once
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call(x, labels)
-        torch.cuda.synchronize()
+        return peak_on_cuda(lambda: call(x, labels))
     except torch.OutOfMemoryError:
         return None
-    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def peak_on_cuda(call: Callable[[], object]) -> float:
+    """Most device memory that `call` holds beyond what was there before it, in MB."""
+    call()  # libraries take a workspace once
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return round((torch.cuda.max_memory_allocated() - before) / 1e6, 1)
 
 
 def unless_out_of_memory(measure: Callable[[], T]) -> T | None:
