@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 from pathlib import Path
 
 import torch
 
-from xbn_ext import build_info
-
-from . import peaks
+from . import machine, peaks
 from .compare import compare
 from .comparisons import COMPARISONS
 from .implementations import NAMES
@@ -109,7 +106,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
         device = options["device"]
         if device not in machines:
             machines[device] = measure_machine(device, args.threads)
-            print(describe(device, machines[device], args.threads))
+            print(f"{machine.named(device, args.threads)}\nroofline, measured now: {described(machines[device])}")
         rows += compare(options, machines[device], args.threads)
     if machines:
         print(LEGEND)
@@ -118,23 +115,6 @@ def main(argv: list[str] | None = None) -> list[Row]:
     if args.plot:
         plot(rows, args.plot)
     return rows
-
-
-def describe(device: str, machine: Machine, threads: int) -> str:
-    """What the numbers are of: the machine, and its measured peaks."""
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        kernels = build_info()["cpu_isa"] if build_info()["native"] else "without the compiled library"
-        name = f"{_processor()}, {kernels}, {threads} threads"
-    return f"{name}, torch {torch.__version__}\nroofline, measured now: {described(machine)}"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
 
 
 if __name__ == "__main__":

@@ -7,11 +7,10 @@ from dataclasses import asdict
 
 import torch
 
-from xbn_ext import build_info
-
 from .comparisons import OURS
 from .crossover import crossover
 from .implementations import DEFERRED, ON_CUDA, rewrites_bank, timed, weighted_pairs, why_not
+from .machine import facts
 from .memory import available_megabytes, peak_extra_megabytes
 from .options import Options
 from .problem import DTYPES, Problem
@@ -88,19 +87,9 @@ def _rows(problem: Problem, names: list[str], repeats: int, machine: Machine, th
 
 
 def _row(name: str, problem: Problem, threads: int) -> Row:
-    ranks = problem.kernel in ("loss", "step")
-    return {
-        "implementation": name,
-        "kernel": problem.kernel,
-        "loss": problem.loss if ranks else None,
-        "drift": problem.drift if problem.kernel == "step" else None,
-        "device": problem.device,
-        "dtype": str(problem.dtype).removeprefix("torch."),
-        "batch": problem.batch,
-        "memory": problem.memory,
-        "dim": problem.dim,
-        "classes": problem.classes,
-        "threads": threads,
-        "torch": torch.__version__,
-        "cpu_isa": build_info()["cpu_isa"],
-    }
+    row: Row = {"implementation": name, **asdict(problem), "dtype": str(problem.dtype).removeprefix("torch.")}
+    if problem.kernel not in ("loss", "step"):
+        row["loss"] = None
+    if problem.kernel != "step":
+        row["drift"] = None
+    return row | facts(threads)

@@ -36,6 +36,7 @@ from .torch_memory import (
     Compiled,
     Eager,
     TorchMemory,
+    differentiated,
 )
 
 Call = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
@@ -187,9 +188,9 @@ def _ours(problem: Problem) -> Call:
         return m.bank, m.bank_labels
 
     def loss(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        z = x.detach().requires_grad_()
-        value = ops.memory_loss(z, labels, m.bank, m.bank_labels, problem.pair_loss, count=m.count)
-        return value.detach(), *torch.autograd.grad(value, z)
+        return differentiated(
+            lambda z: ops.memory_loss(z, labels, m.bank, m.bank_labels, problem.pair_loss, count=m.count), x
+        )
 
     return {"moments": moments, "transform": transform, "enqueue": enqueue, "loss": loss}[problem.kernel]
 
@@ -211,13 +212,7 @@ def _ours_in_step(name: str, problem: Problem) -> Call:
     mean, std = problem.target()
     criterion.target_mean.copy_(mean)
     criterion.target_std.copy_(std)
-
-    def step(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        z = x.detach().requires_grad_()
-        loss = criterion(z, labels)
-        return loss.detach(), *torch.autograd.grad(loss, z)
-
-    return step
+    return lambda x, labels: differentiated(lambda z: criterion(z, labels), x)
 
 
 def _of_torch(kind: type[TorchMemory], problem: Problem) -> Call:
@@ -257,12 +252,7 @@ def _theirs(problem: Problem) -> Call:
             return against_bank(z, labels, bank, bank_labels)
         return criterion(z, labels) / comparison.divisor(len(z))  # type: ignore[no-any-return]
 
-    def call(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        z = x.detach().requires_grad_()
-        loss = value(z, labels)
-        return loss.detach(), *torch.autograd.grad(loss, z)
-
-    return call
+    return lambda x, labels: differentiated(lambda z: value(z, labels), x)
 
 
 def _without_kernels(call: Call, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import platform
 from argparse import Namespace
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from typing import NamedTuple
 
 import torch
 
-from xbn_ext import build_info
-
 from .comparisons import COMPARISONS, OURS, THEIRS, BankLoss, theirs_installed
+from .machine import facts, named
 from .memory import available_megabytes, extra_megabytes, in_fresh_process, limit_memory, unless_out_of_memory
 from .problem import BankProblem
+from .table import Row
 
 LIMIT_MB = 16_000.0
 # One class holds a third of the bank: github.com/KevinMusgrave/pytorch-metric-learning/issues/604
@@ -24,24 +24,22 @@ SKEWED = BankProblem(batch=64, memory=2048, dim=128, classes=28, majority=0.35)
 class Peak(NamedTuple):
     """Of one forward and backward: most memory held besides its inputs, in MB, and the value of the loss."""
 
-    megabytes: float
+    peak_mb: float
     value: float
 
 
-def run(args: Namespace) -> list[dict[str, object]]:
+def run(args: Namespace) -> list[Row]:
     """Prints the table and returns its rows, one for each loss, shape and implementation that is installed."""
     (memory,) = args.memory
     problems = [BankProblem(args.batch, memory, args.dim, args.classes), SKEWED]
     installed = theirs_installed()
-    info = build_info()
     print(
         f"memory: one forward and backward against a bank, float32, peak MB besides z and the bank\n"
-        f"{platform.processor() or platform.machine()}, {info['cpu_isa']}, {args.threads} threads, "
-        f"torch {torch.__version__}, {THEIRS} {version(THEIRS) if installed else 'not installed'}\n"
+        f"{named('cpu', args.threads)}, {THEIRS} {version(THEIRS) if installed else 'not installed'}\n"
     )
     print(" " * 24 + "".join(f"{title(problem):>48}" for problem in problems))
     print(f"{'loss':24}" + f"{OURS:>10}{THEIRS:>25}{'difference':>13}" * len(problems))
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for loss in COMPARISONS:
         print(f"{loss:24}", end="", flush=True)
         for problem in problems:
@@ -52,26 +50,10 @@ def run(args: Namespace) -> list[dict[str, object]]:
             shown = text(theirs, limit) if installed else "not installed"
             print(f"{text(ours, limit):>10}{shown:>25}{'-' if off is None else f'{off:.1e}':>13}", end="", flush=True)
             for implementation, measured in ((OURS, ours), (THEIRS, theirs))[: 1 + installed]:
-                rows.append(
-                    {
-                        "implementation": implementation,
-                        "kernel": "memory",
-                        "loss": loss,
-                        "device": "cpu",
-                        "dtype": "float32",
-                        "batch": problem.batch,
-                        "memory": problem.memory,
-                        "dim": problem.dim,
-                        "classes": problem.classes,
-                        "majority": problem.majority,
-                        "peak_mb": measured and measured.megabytes,  # None: more than limit_mb
-                        "limit_mb": limit,
-                        "value": measured and measured.value,
-                        "threads": args.threads,
-                        "torch": torch.__version__,
-                        "cpu_isa": info["cpu_isa"],
-                    }
-                )
+                row: Row = {"implementation": implementation, "kernel": "memory", "loss": loss, **asdict(problem)}
+                row |= {"device": "cpu", "dtype": "float32", "limit_mb": limit, **facts(args.threads)}
+                # None: more than limit_mb
+                rows.append(row | (measured._asdict() if measured else dict.fromkeys(Peak._fields)))
         print()
     print(
         f"\ndifference: of the two values of the loss, relative ({THEIRS} adds 1e-7 inside ntxent's logarithm).\n"
@@ -86,7 +68,7 @@ def title(problem: BankProblem) -> str:
 
 
 def text(measured: Peak | None, limit: float) -> str:
-    return f"> {limit:,.0f}" if measured is None else f"{measured.megabytes:,.1f}"
+    return f"> {limit:,.0f}" if measured is None else f"{measured.peak_mb:,.1f}"
 
 
 def relative_difference(ours: Peak | None, theirs: Peak | None) -> float | None:

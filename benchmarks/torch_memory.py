@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,14 @@ from .chunked import chunked_loss
 from .dense import dense_loss
 
 PROCESS_NOISE, MEASUREMENT_NOISE, EMA_MOMENTUM, EPS = 1e-2, 1.0, 0.1, 1e-6
+
+
+def differentiated(loss: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and dLoss/dx. The leaf is new each time, since autograd ties a leaf to the stream of its first use."""
+    z = x.detach().requires_grad_()
+    value = loss(z)
+    (grad,) = torch.autograd.grad(value, z)
+    return value.detach(), grad
 
 
 class TorchMemory:
@@ -98,19 +107,13 @@ class TorchMemory:
 
     def rank(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Loss against the bank, and its gradient `[B, D]`."""
-        z = x.clone().requires_grad_()
-        loss = self.memory_loss(z, labels)
-        (grad,) = torch.autograd.grad(loss, z)
-        return loss.detach(), grad
+        return differentiated(lambda z: self.memory_loss(z, labels), x)
 
     def moved_rank(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Moves the bank; loss against it and of the batch against itself, and the gradient `[B, D]`."""
         if self.filter is not None:
             self.transform()
-        z = x.clone().requires_grad_()
-        loss = self.memory_loss(z, labels) + batch_loss(z, labels, self.pair_loss)
-        (grad,) = torch.autograd.grad(loss, z)
-        return loss.detach(), grad
+        return differentiated(lambda z: self.memory_loss(z, labels) + batch_loss(z, labels, self.pair_loss), x)
 
     def step(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One training step: loss and gradient `[B, D]`."""
@@ -190,10 +193,8 @@ class Chunked(TorchMemory):
         if self.filter is not None:
             self.transform()
         loss, grad = self.rank(x, labels)
-        z = x.clone().requires_grad_()
-        own = batch_loss(z, labels, self.pair_loss)
-        (own_grad,) = torch.autograd.grad(own, z)
-        return loss + own.detach(), grad.add_(own_grad)
+        own, own_grad = differentiated(lambda z: batch_loss(z, labels, self.pair_loss), x)
+        return loss + own, grad.add_(own_grad)
 
 
 # --- What is compiled: functions of tensors, each one graph ---------------------------------------------------

@@ -19,7 +19,7 @@ from benchmarks.memory import peak_on_cuda
 from benchmarks.problem import Problem
 from benchmarks.roofline import Machine, bound_of, shares, tf32_products, work_of
 from benchmarks.table import Row
-from benchmarks.torch_memory import MEASUREMENT_NOISE, PROCESS_NOISE, Compiled, Eager, TorchMemory
+from benchmarks.torch_memory import MEASUREMENT_NOISE, PROCESS_NOISE, Compiled, Eager, TorchMemory, differentiated
 from xbn_ext import Contrastive, CrossBatchMemory, backend, ops
 from xbn_ext._backend import Backend
 
@@ -203,7 +203,7 @@ def _call(case: Row, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tenso
     kernel, way, (M, D) = case["kernel"], case["way"], bank.shape
     if kernel == "batch_loss":
         loss = Contrastive(POS_MARGIN, margin_of_density(x, x, TRAINED))
-        return _gradient(x, lambda z: ops.batch_loss(z, labels, loss))
+        return lambda: differentiated(lambda z: ops.batch_loss(z, labels, loss), x)
     if kernel == "loss" or kernel in OTHER_LOSSES:
         margin = margin_of_density(x, bank, case.get("density", 0.0))
         pair_loss = Contrastive(POS_MARGIN, margin) if kernel == "loss" else COMPARISONS[kernel].loss
@@ -211,7 +211,9 @@ def _call(case: Row, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tenso
             tuned = TorchMemory(bank, bank_labels, pair_loss)
             return lambda: tuned.rank(x, labels)
         stored, count = bank.half() if "float16" in way else bank, torch.tensor(M, device=bank.device)
-        return _gradient(x, lambda z: ops.memory_loss(z, labels, stored, bank_labels, pair_loss, count=count))
+        return lambda: differentiated(
+            lambda z: ops.memory_loss(z, labels, stored, bank_labels, pair_loss, count=count), x
+        )
     m = CrossBatchMemory(Contrastive(), D, M).to(bank.device)
     m.fill_from([(bank, bank_labels)])
     m.scale.fill_(1)
@@ -224,14 +226,6 @@ def _call(case: Row, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tenso
         "enqueue_": lambda: m._store(x, labels, None),
     }  # fmt: skip
     return calls[kernel]
-
-
-def _gradient(x: Tensor, loss: Callable[[Tensor], Tensor]) -> Call:
-    def call() -> object:
-        z = x.detach().requires_grad_()  # a new leaf each time: autograd ties a leaf to the stream of its first use
-        return torch.autograd.grad(loss(z), z)
-
-    return call
 
 
 def _step(case: Row, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor) -> Call:
@@ -257,8 +251,7 @@ def _step(case: Row, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tenso
 
     def step() -> object:
         criterion.head.zero_()
-        z = x.clone().requires_grad_()
-        return torch.autograd.grad(criterion(z, labels), z)
+        return differentiated(lambda z: criterion(z, labels), x)
 
     criterion = memory(2.0)
     criterion.fill_from([(bank, bank_labels)])
