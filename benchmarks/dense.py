@@ -2,7 +2,7 @@
 
 One function per loss: `s [B, M]` similarities, overwritten where that saves a copy, and `positive [B, M]` to a scalar.
 Positives are few, so that what is about them alone uses their indices (on a GPU, that waits for it). An anchor
-needs a negative; xbn_ext.reference_losses is the same for all cases.
+needs a negative; xbn_ext.reference.losses is the same for all cases.
 """
 
 from __future__ import annotations

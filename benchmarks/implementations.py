@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from xbn_ext import ops, plain, reference
-from xbn_ext._backend import Backend, backend
+from xbn_ext._way import Way, loss_way
 from xbn_ext.losses import Contrastive
 from xbn_ext.memory import CrossBatchMemory
 
@@ -50,7 +50,7 @@ BASELINES: dict[str, type[TorchMemory]] = {
     "chunked": Chunked,
     "eager": Eager,
 }
-WAYS: list[Backend] = ["screen", "tensor", "simt", "composite"]
+WAYS: list[Way] = ["screen", "tensor", "simt", "composite"]
 ON_CUDA = [*(f"{OURS} {way}" for way in WAYS), f"{OURS} composite{TF32}", *(name + TF32 for name in BASELINES)]
 NAMES = [OURS, DEFERRED, PLAIN, *BASELINES, THEIRS, *ON_CUDA]
 
@@ -205,7 +205,7 @@ def _ours_in_step(name: str, problem: Problem) -> Call:
         measurement_noise=MEASUREMENT_NOISE,
         ema_momentum=EMA_MOMENTUM,
         update="deferred" if name == DEFERRED else None,
-        bank_dtype=problem.dtype,
+        memory_dtype=problem.dtype,
     ).to(problem.device)
     rows, labels = problem.embeddings(problem.memory, seed=1)
     criterion.fill_from([(rows, labels)])
@@ -262,5 +262,5 @@ def _without_kernels(call: Call, x: Tensor, labels: Tensor) -> tuple[Tensor, ...
 
 def _on_cuda(name: str, call: Call, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     words = name.removeprefix(OURS).split()
-    with tf32_products("tf32" in words), backend(next((way for way in WAYS if way in words), "auto")):
+    with tf32_products("tf32" in words), loss_way(next((way for way in WAYS if way in words), "auto")):
         return call(x, labels)

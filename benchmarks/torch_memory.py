@@ -18,7 +18,7 @@ from torch import Tensor
 from xbn_ext.filter import Drift, make_filter
 from xbn_ext.losses import Circle, MultiSimilarity, NTXent, PairLoss
 from xbn_ext.reference import batch_loss
-from xbn_ext.reference_losses import pair_loss
+from xbn_ext.reference.losses import pair_loss
 
 from .chunked import chunked_loss
 from .dense import dense_loss

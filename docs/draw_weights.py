@@ -6,7 +6,7 @@ import matplotlib
 import torch
 
 from xbn_ext import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet
-from xbn_ext.reference_losses import pair_loss
+from xbn_ext.reference.losses import pair_loss
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -102,10 +102,10 @@ def pytest_generate_tests(metafunc):
 def implementation(request, monkeypatch):
     name, path = request.param
     namespace = torch.ops.xbn_ext
-    set_backend = namespace.set_cuda_backend
+    set_backend = namespace.set_loss_way
     if name == "emu":
         namespace = importlib.import_module("emulated").ops  # builds the emulated kernels on first use
-        set_backend = namespace.set_cuda_backend
+        set_backend = namespace.set_loss_way
     if name in ("plain", "plain-gpu"):
         namespace = importlib.import_module("xbn_ext.plain")
         monkeypatch.setattr("xbn_ext.plain.chunks.CHUNK_ON_CPU", 1 << 13)  # so that a small bank has several chunks

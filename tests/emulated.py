@@ -16,7 +16,7 @@ FLAGS = [
     *("-O2", "-std=c++20", "-march=native", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-unknown-pragmas"),
     *("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DXBN_CUDA_KEY=CPU"),
 ]  # fmt: skip
-MODULE = ["csrc/schema.cpp", "csrc/cpu/cpu.cpp", "csrc/cuda/loss/way.cpp"]
+MODULE = ["csrc/module.cpp", "csrc/cpu/cpu.cpp", "csrc/cuda/loss/way.cpp"]
 defined = {}
 
 
@@ -56,7 +56,8 @@ def build_without_nvcc():
 
 
 KERNELS = sorted(str(kernel.relative_to(ROOT)) for kernel in (ROOT / "csrc" / "cuda").rglob("*.cu"))
-executor = build("xbn_emu", ["csrc/cuda/backend.cpp", "csrc/cuda/loss/memory_loss.cpp", "tests/emu/module.cpp", "tests/emu/torch_cuda.cpp", *KERNELS])
+GLUE = ["csrc/cuda/backend.cpp", "csrc/cuda/loss/memory_loss.cpp", "tests/emu/module.cpp", "tests/emu/torch_cuda.cpp"]
+executor = build("xbn_emu", [*GLUE, *KERNELS])
 
 ops = torch.ops.xbn_emu  # for `xbn_ext.ops.over`
 

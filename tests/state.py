@@ -7,10 +7,10 @@ import torch
 from xbn_ext import reference
 
 
-def clone(m, bank_dtype=None):
+def clone(m, memory_dtype=None):
     copy = reference.Memory(**{f.name: getattr(m, f.name).clone() for f in dataclasses.fields(m)})
-    if bank_dtype is not None:
-        copy.bank = copy.bank.to(bank_dtype)
+    if memory_dtype is not None:
+        copy.bank = copy.bank.to(memory_dtype)
     return copy
 
 

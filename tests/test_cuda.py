@@ -54,7 +54,7 @@ def everything(module, path, set_backend):
 
 @pytest.mark.parametrize("path", ["tensor", "simt", "screen", "pairs", "composite"])
 def test_the_order_of_threads_and_blocks_changes_no_bit(path, executor):
-    run = functools.partial(everything, ops, path, torch.ops.xbn_emu.set_cuda_backend)
+    run = functools.partial(everything, ops, path, torch.ops.xbn_emu.set_loss_way)
     expected = run()
     for seed in (1, 2, 3):
         executor.set_seed(seed)
@@ -63,7 +63,7 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(path, executor):
 
 
 def test_another_number_of_multiprocessors_changes_rounding_only(executor):
-    run = functools.partial(everything, ops, "tensor", torch.ops.xbn_emu.set_cuda_backend)
+    run = functools.partial(everything, ops, "tensor", torch.ops.xbn_emu.set_loss_way)
     expected = run()
     for n in (1, 3, 132):
         executor.set_multiprocessors(n)
@@ -101,12 +101,12 @@ def test_which_way_the_loss_goes(loss, B, D, precision, way, executor):
 @pytest.mark.parametrize("path", ["tensor", "simt"])
 def test_all_triplets_go_by_products_only(path, executor):
     args = (torch.randn(5, 8), torch.zeros(5, dtype=torch.int64), torch.randn(9, 8), torch.arange(9))
-    before = torch.ops.xbn_emu.set_cuda_backend(path)
+    before = torch.ops.xbn_emu.set_loss_way(path)
     try:
-        with pytest.raises(RuntimeError, match=f"memory_loss: backend '{path}' does not have triplet_all"):
+        with pytest.raises(RuntimeError, match=f"memory_loss: way '{path}' does not have triplet_all"):
             ops.memory_loss(*args, Triplet(mining="all"))
     finally:
-        torch.ops.xbn_emu.set_cuda_backend(before)
+        torch.ops.xbn_emu.set_loss_way(before)
     assert ops.memory_loss(*args, Triplet(mining="all")).isfinite()
 
 
@@ -181,28 +181,28 @@ def test_a_build_without_nvcc_says_what_to_do(executor):
 
 
 def test_backend_is_set_back():
-    with xbn_ext.backend("composite"), xbn_ext.backend("simt"):
+    with xbn_ext.loss_way("composite"), xbn_ext.loss_way("simt"):
         pass
-    assert xbn_ext.backend("auto").previous == "auto"
+    assert xbn_ext.loss_way("auto").previous == "auto"
 
 
 def test_a_backend_can_be_used_again():
     def now():
-        return xbn_ext.backend(xbn_ext.backend("auto").previous).name
+        return xbn_ext.loss_way(xbn_ext.loss_way("auto").previous).name
 
-    chosen = xbn_ext.backend("simt")
+    chosen = xbn_ext.loss_way("simt")
     for _ in range(2):
         with chosen:
             assert now() == "simt"
-            with xbn_ext.backend("composite"), chosen:
+            with xbn_ext.loss_way("composite"), chosen:
                 assert now() == "simt"
             assert now() == "simt"
         assert now() == "auto"
-    with xbn_ext.backend("composite"):
+    with xbn_ext.loss_way("composite"):
         with chosen:
             assert now() == "simt"
         assert now() == "composite"
-    for outer in (lambda: chosen, lambda: xbn_ext.backend("simt")):
+    for outer in (lambda: chosen, lambda: xbn_ext.loss_way("simt")):
         with outer():
             with chosen:
                 pass
@@ -214,32 +214,32 @@ def test_a_backend_can_be_used_again():
 def test_a_backend_within_a_compiled_function_is_set_back(made):
     """Also where the compiler gives up on the function: it must not have set one before."""
     torch._dynamo.reset()
-    outside = xbn_ext.backend("simt")
-    xbn_ext.backend(outside.previous)
+    outside = xbn_ext.loss_way("simt")
+    xbn_ext.loss_way(outside.previous)
     seen = []
 
     @torch._dynamo.disable
     def look():
-        seen.append(xbn_ext.backend("simt").previous)
+        seen.append(xbn_ext.loss_way("simt").previous)
 
     def function(x):
-        with xbn_ext.backend("simt") if made == "inside" else outside:
+        with xbn_ext.loss_way("simt") if made == "inside" else outside:
             look()
         return x + 1
 
     with pytest.raises(torch._dynamo.exc.Unsupported):
         torch.compile(function, backend="eager", fullgraph=True)(torch.zeros(1))
-    assert xbn_ext.backend("auto").previous == "auto"
+    assert xbn_ext.loss_way("auto").previous == "auto"
     for _ in range(2):
         torch.compile(function, backend="eager")(torch.zeros(1))
-        assert xbn_ext.backend("auto").previous == "auto"
+        assert xbn_ext.loss_way("auto").previous == "auto"
     assert seen == ["simt", "simt"]
 
 
 def test_a_backend_is_one_of_five():
     names = "'auto', 'simt', 'tensor', 'screen' or 'composite'"
-    with pytest.raises(RuntimeError, match=f"backend must be {names}, got 'fast'"):
-        xbn_ext.backend("fast")
+    with pytest.raises(RuntimeError, match=f"way must be {names}, got 'fast'"):
+        xbn_ext.loss_way("fast")
 
 
 def test_kernels_are_registered_for_cuda():
@@ -309,7 +309,7 @@ def test_graph_capture(path, options):
     if (path != "composite" and kind == "triplet_all") or (path in ("screen", "pairs") and "contrastive" not in kind):
         pytest.skip("does not go this way")
     data = list(batches(20, "cuda"))
-    with xbn_ext.backend(path):
+    with xbn_ext.loss_way(path):
         expected = train(new_criterion("cuda", **options), data)
         criterion = new_criterion("cuda", **options)
         got = train(criterion, data[:3])
@@ -348,7 +348,7 @@ def test_no_host_sync():
 @needs_gpu
 @pytest.mark.parametrize("path", ["tensor", "simt", "screen", "pairs", "composite"])
 def test_same_bits_every_run(path):
-    with xbn_ext.backend(path):
+    with xbn_ext.loss_way(path):
         first = train(new_criterion("cuda"), batches(10, "cuda"))
         again = train(new_criterion("cuda"), batches(10, "cuda"))
     assert all(map(torch.equal, first, again))

@@ -23,7 +23,7 @@ def settings():
         yield
     emulated.executor.set_seed(0)
     emulated.executor.set_multiprocessors(4)
-    torch.ops.xbn_emu.set_cuda_backend("auto")
+    torch.ops.xbn_emu.set_loss_way("auto")
 
 
 def random_rows(n, D):
@@ -206,7 +206,7 @@ def test_both_sides_of_the_limit(way, reduction):
     loss = Contrastive(neg_margin=MARGIN, reduction=reduction)
     for share in (0, 0.002, 0.049, 0.051, 0.3):
         args = with_candidates(share)
-        torch.ops.xbn_emu.set_cuda_backend(way)
+        torch.ops.xbn_emu.set_loss_way(way)
         before = emulated.executor.launches()
         assert_right(ops, *args, loss)
         assert emulated.executor.launches() == before + 5  # screen, pairs, sweep, settle, gradient
@@ -226,7 +226,7 @@ def test_which_side_of_the_limit_is_taken():
         args[2].mul_(1 + 0.1 * torch.rand(len(args[2]), 1))
         bits = {}
         for way in ("screen", "pairs", "tensor"):
-            torch.ops.xbn_emu.set_cuda_backend(way)
+            torch.ops.xbn_emu.set_loss_way(way)
             bits[way] = result(args, loss)
         same = {way: all(map(torch.equal, bits["screen"], bits[way])) for way in ("pairs", "tensor")}
         differ[share] = same
@@ -238,7 +238,7 @@ def test_which_side_of_the_limit_is_taken():
 def test_the_order_of_threads_and_blocks_changes_no_bit(reduction):
     loss = Contrastive(neg_margin=MARGIN, reduction=reduction)
     args = with_candidates(0.03)
-    torch.ops.xbn_emu.set_cuda_backend("screen")
+    torch.ops.xbn_emu.set_loss_way("screen")
     expected = result(args, loss)
     for seed in (0, 1, 2):
         emulated.executor.set_seed(seed)
@@ -249,7 +249,7 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(reduction):
 def test_anchors_that_are_not_finite(way):
     z, labels, bank, bank_labels = with_candidates(0.01, B=100)
     z[70, 3], z[99, 3] = torch.nan, torch.inf
-    torch.ops.xbn_emu.set_cuda_backend(way)
+    torch.ops.xbn_emu.set_loss_way(way)
     value, grad, _ = result((z, labels, bank, bank_labels), Contrastive(neg_margin=MARGIN))
     assert value.isnan() and grad[[70, 99]].isnan().all() and grad[:64].isfinite().all()
 
@@ -257,6 +257,6 @@ def test_anchors_that_are_not_finite(way):
 def test_other_losses_are_refused():
     from xbn_ext import SupCon
 
-    torch.ops.xbn_emu.set_cuda_backend("screen")
-    with pytest.raises(RuntimeError, match="backend 'screen' has contrastive losses only"):
+    torch.ops.xbn_emu.set_loss_way("screen")
+    with pytest.raises(RuntimeError, match="way 'screen' has contrastive losses only"):
         ops.memory_loss(*with_candidates(0), SupCon())

@@ -12,14 +12,14 @@ def enqueue(module, m, z, labels, mask=None, **more):
     return module.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, z, labels, mask, m.scale, m.shift, **more)
 
 
-@pytest.mark.parametrize("bank_dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
-def test_16_bit_banks(bank_dtype, ops, device, dtype):
+@pytest.mark.parametrize("memory_dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+def test_16_bit_banks(memory_dtype, ops, device, dtype):
     """The sums are those of the rows as rounded; what rounding makes infinite stays out."""
     for fill in (0, 40, 65):
-        m = state.to(state.filled(65, 33, fill, bank_dtype, pending=True), device)
+        m = state.to(state.filled(65, 33, fill, memory_dtype, pending=True), device)
         truth = state.clone(m)
         z, labels = torch.randn(30, 33, dtype=dtype, device=device), torch.arange(30, device=device)
-        z[3] = 1e5 if bank_dtype == torch.float16 else 3.4e38
+        z[3] = 1e5 if memory_dtype == torch.float16 else 3.4e38
         m.scale.fill_(0.5), truth.scale.fill_(0.5)
         slots = enqueue(ops, m, z, labels)
         assert torch.equal(slots, enqueue(reference, truth, z, labels)) and slots[3] == -1
@@ -39,10 +39,10 @@ def same(ops, m, z, labels, mask=None):
 @pytest.mark.parametrize("B", SIZES[:-1])
 @pytest.mark.parametrize("M", SIZES[:-1])
 @pytest.mark.parametrize("fill", [0, 0.6, 1], ids=["empty", "partial", "full"])
-@pytest.mark.parametrize("bank_dtype", [torch.float32, torch.float64], ids=["bank-f32", "bank-f64"])
-def test_ragged_shapes_and_wrap_around(B, M, fill, bank_dtype, ops, device, dtype):
+@pytest.mark.parametrize("memory_dtype", [torch.float32, torch.float64], ids=["bank-f32", "bank-f64"])
+def test_ragged_shapes_and_wrap_around(B, M, fill, memory_dtype, ops, device, dtype):
     D = 1 + (B + M) % 70
-    m = state.to(state.filled(M, D, int(fill * M), bank_dtype, pending=fill != 0), device)
+    m = state.to(state.filled(M, D, int(fill * M), memory_dtype, pending=fill != 0), device)
     z = torch.randn(B, D, dtype=dtype, device=device)
     slots = same(ops, m, z, torch.arange(B, device=device) - 5)
     assert (slots >= 0).sum() == min(B, M)
@@ -116,13 +116,13 @@ def test_more_rows_than_are_looked_at_at_once(M, D, ops, device):
 
 
 @pytest.mark.parametrize("D", [5, 12])
-@pytest.mark.parametrize("bank_dtype", [torch.float16, torch.float32, torch.float64], ids=["f16", "f32", "f64"])
-def test_rows_are_stored_as_a_division_rounds_them(bank_dtype, D, ops, device, dtype):
-    m = state.to(state.filled(500, D, 0, bank_dtype, pending=True), device)
+@pytest.mark.parametrize("memory_dtype", [torch.float16, torch.float32, torch.float64], ids=["f16", "f32", "f64"])
+def test_rows_are_stored_as_a_division_rounds_them(memory_dtype, D, ops, device, dtype):
+    m = state.to(state.filled(500, D, 0, memory_dtype, pending=True), device)
     m.shift[0] = 0
     z = torch.randn(400, D, dtype=dtype, device=device)
     z[:9, 0] = -0.0
     enqueue(ops, m, z, torch.arange(400, device=device))
     u = (z.double() - m.shift) / m.scale
-    assert torch.equal(m.bank[:400], (u if bank_dtype == torch.float64 else u.float()).to(bank_dtype))
+    assert torch.equal(m.bank[:400], (u if memory_dtype == torch.float64 else u.float()).to(memory_dtype))
     assert m.bank[:9, 0].signbit().all()

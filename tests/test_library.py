@@ -18,7 +18,7 @@ import xbn_ext
 
 def train(steps, state=None):
     torch.manual_seed(0)
-    criterion = xbn_ext.CrossBatchMemory(xbn_ext.SupCon(), 8, 64, bank_dtype=torch.float64)
+    criterion = xbn_ext.CrossBatchMemory(xbn_ext.SupCon(), 8, 64, memory_dtype=torch.float64)
     if state is not None:
         criterion.load_state_dict(state)
     x, labels = torch.randn(12, 16, 8, dtype=torch.float64), torch.randint(4, (12, 16))

@@ -39,7 +39,7 @@ def steps(few, many):
 def test_float32_follows_float64(drift, steps, device):
     loss = Contrastive(neg_margin=0.4)
     options = {"drift": drift, "batch_weight": 0.0}
-    truth = CrossBatchMemory(loss, D, M, bank_dtype=torch.float64, **options).to(device)
+    truth = CrossBatchMemory(loss, D, M, memory_dtype=torch.float64, **options).to(device)
     runs = {
         update: CrossBatchMemory(loss, D, M, update=update, **options).to(device) for update in ("inplace", "deferred")
     }
@@ -80,7 +80,7 @@ def test_a_small_deferred_memory_outlives_its_map(drift, steps, device):
     standardize_ the stored coordinates overflow and the memory stops taking rows."""
     loss = Contrastive(neg_margin=0.4)
     truth, deferred = (
-        CrossBatchMemory(loss, 4, 64, drift=drift, batch_weight=0.0, update=update, bank_dtype=dtype).to(device)
+        CrossBatchMemory(loss, 4, 64, drift=drift, batch_weight=0.0, update=update, memory_dtype=dtype).to(device)
         for update, dtype in (("inplace", torch.float64), ("deferred", torch.float32))
     )
     generator = torch.Generator().manual_seed(5)
@@ -98,21 +98,21 @@ def test_a_small_deferred_memory_outlives_its_map(drift, steps, device):
 
 
 @only(compiled=True)
-@pytest.mark.parametrize("bank_dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
-def test_a_16_bit_memory_is_rounded_once(bank_dtype, device):
+@pytest.mark.parametrize("memory_dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+def test_a_16_bit_memory_is_rounded_once(memory_dtype, device):
     """Rows are rounded as they are stored, and then only when the bank is standardised again: errors do not add up."""
     options = {"batch_weight": 0.0, "drift": "axbn"}
-    truth = CrossBatchMemory(Contrastive(neg_margin=0.4), D, M, bank_dtype=torch.float64, **options).to(device)
-    narrow = CrossBatchMemory(Contrastive(neg_margin=0.4), D, M, bank_dtype=bank_dtype, **options).to(device)
+    truth = CrossBatchMemory(Contrastive(neg_margin=0.4), D, M, memory_dtype=torch.float64, **options).to(device)
+    narrow = CrossBatchMemory(Contrastive(neg_margin=0.4), D, M, memory_dtype=memory_dtype, **options).to(device)
     assert narrow.update == "deferred"
     errors = []
     with torch.no_grad():
         for t, (x, labels) in enumerate(drifting_embeddings(1200)):
             x, labels = x.to(device), labels.to(device)
             value, true_value = narrow(x, labels), truth(x.double(), labels)
-            assert (value - true_value).abs() <= 4 * torch.finfo(bank_dtype).eps * (1 + true_value)
+            assert (value - true_value).abs() <= 4 * torch.finfo(memory_dtype).eps * (1 + true_value)
             if t % 100 == 99:
                 errors.append(distance(narrow.embedding_memory, truth.embedding_memory))
-    assert narrow.bank.dtype == bank_dtype
-    assert max(errors) <= 4 * torch.finfo(bank_dtype).eps
+    assert narrow.bank.dtype == memory_dtype
+    assert max(errors) <= 4 * torch.finfo(memory_dtype).eps
     assert max(errors[6:]) <= 1.5 * max(errors[:6])

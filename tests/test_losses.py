@@ -17,7 +17,7 @@ from xbn_ext import Circle, Contrastive, CrossBatchMemory, MultiSimilarity, NTXe
 from xbn_ext import ops as cpu_ops
 from xbn_ext.losses import KINDS
 from xbn_ext.plain.losses import BY_KIND
-from xbn_ext.reference_losses import FORMULAS
+from xbn_ext.reference.losses import FORMULAS
 
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
@@ -61,12 +61,12 @@ def test_options(loss, renormalize, pending, chosen, excluding, width, ops, devi
 
 @only(way="composite")  # test_memory_loss has the others, which refuse
 @every_loss
-@pytest.mark.parametrize("bank_dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
-def test_16_bit_banks(bank_dtype, loss, ops, device, dtype):
+@pytest.mark.parametrize("memory_dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+def test_16_bit_banks(memory_dtype, loss, ops, device, dtype):
     z, labels, bank, bank_labels = problem(65, 257, 63, dtype, device)
     scale, shift = (0.5 + torch.rand(63, dtype=torch.float64)).to(device), torch.randn(63).double().to(device) / 10
-    assert_right(ops, z, labels, bank.to(bank_dtype), bank_labels, loss, scale=scale, shift=shift)
-    assert_right(ops, z, labels, bank.to(bank_dtype), bank_labels, loss)
+    assert_right(ops, z, labels, bank.to(memory_dtype), bank_labels, loss, scale=scale, shift=shift)
+    assert_right(ops, z, labels, bank.to(memory_dtype), bank_labels, loss)
 
 
 @every_loss
@@ -226,7 +226,7 @@ def one_by_one(z, labels, bank, bank_labels, margin, count, bank_ids, exclude, a
 def test_all_triplets_are_what_going_through_them_finds(loss, margin, classes, nan, ops, device, dtype):
     """On numbers whose products and sums are exact: many similarities are equal, or just the margin apart."""
     loss = Triplet(margin, mining="all")
-    for bank_dtype in (dtype, torch.float16, torch.bfloat16):
+    for memory_dtype in (dtype, torch.float16, torch.bfloat16):
         B, M, D = torch.randint(1, 100, (3,)).tolist()
         z, bank = (torch.randint(-3, 4, (n, D), device=device) / 4 for n in (B, M))
         if nan:
@@ -239,7 +239,7 @@ def test_all_triplets_are_what_going_through_them_finds(loss, margin, classes, n
             "anchors": torch.rand(B, device=device) < 0.7,
         }
         z = z.to(dtype).requires_grad_()
-        tensors = (z, labels, bank.to(bank_dtype), bank_labels)
+        tensors = (z, labels, bank.to(memory_dtype), bank_labels)
         *truth, true_pairs = one_by_one(*tensors, margin, **options)
         for module in (ops, reference):
             *result, pairs = run_with_pairs(module, *tensors, loss, renormalize=False, **options)
@@ -528,7 +528,7 @@ def test_the_memory_is_that_of_pytorch_metric_learning(loss):
     pml = pytest.importorskip("pytorch_metric_learning.losses")
     _, theirs, miner = peer(loss)
     theirs = pml.CrossBatchMemory(theirs, 16, 100, miner)
-    ours = CrossBatchMemory(loss, 16, 100, drift="none", batch_weight=0, enqueue="before", bank_dtype=torch.float64)
+    ours = CrossBatchMemory(loss, 16, 100, drift="none", batch_weight=0, enqueue="before", memory_dtype=torch.float64)
     theirs.embedding_memory = theirs.embedding_memory.double()
     centres = torch.randn(12, 16, dtype=torch.float64)
     for _ in range(8):
@@ -545,7 +545,7 @@ def test_the_memory_is_that_of_pytorch_metric_learning(loss):
 @pytest.mark.parametrize("update", ["inplace", "deferred"])
 @pytest.mark.parametrize("enqueue", ["after", "before"])
 def test_step_is_the_reference_step(loss, update, enqueue, ops, device, dtype):
-    ours = CrossBatchMemory(loss, 12, 50, update=update, enqueue=enqueue, bank_dtype=torch.float64).to(device)
+    ours = CrossBatchMemory(loss, 12, 50, update=update, enqueue=enqueue, memory_dtype=torch.float64).to(device)
     truth = reference.Memory.empty(50, 12)
     centres = torch.randn(6, 12, dtype=torch.float64)
     for _ in range(6):

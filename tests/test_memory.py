@@ -73,7 +73,7 @@ OPTIONS += [
 )
 def test_step_is_the_reference_step(options, reduction, masked, with_ids, device):
     loss = Contrastive(pos_margin=0.95, neg_margin=0.3, reduction=reduction)
-    criterion = CrossBatchMemory(loss, D, M, bank_dtype=torch.float64, **options).to(device)
+    criterion = CrossBatchMemory(loss, D, M, memory_dtype=torch.float64, **options).to(device)
     memory = state.to(reference.Memory.empty(M, D), device)
     for x, labels in batches(12, torch.float64, device=device):
         mask = labels % 2 == 0 if masked else None
@@ -127,7 +127,7 @@ def test_all_state_is_in_the_state_dict():
     assert set(CrossBatchMemory(Contrastive(), D, M).state_dict()) == set(STATE)
 
 
-@pytest.mark.parametrize("options", [{}, {"update": "deferred"}, {"bank_dtype": torch.bfloat16}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"update": "deferred"}, {"memory_dtype": torch.bfloat16}], ids=str)
 def test_copies_are_independent(options, device):
     """Taken in the middle of a full ring."""
     data = list(batches(8, device=device))
@@ -289,7 +289,7 @@ def test_fill_from(update, device):
 @pytest.mark.parametrize("update", ["inplace", "deferred"])
 def test_the_memory_has_the_target_moments(drift, update, device):
     criterion = CrossBatchMemory(
-        Contrastive(), D, M, drift=drift, update=update, normalize_embeddings=False, bank_dtype=torch.float64
+        Contrastive(), D, M, drift=drift, update=update, normalize_embeddings=False, memory_dtype=torch.float64
     ).to(device)
     train(criterion, batches(20, device=device))
     x, _ = next(batches(1, device=device))
@@ -447,8 +447,8 @@ def test_bad_calls_change_nothing(args, kwargs, error, message):
         ({"measurement_noise": 0.0}, ValueError),
         ({"ema_momentum": 0.0}, ValueError),
         ({"warmup_steps": -1}, ValueError),
-        ({"bank_dtype": torch.int32}, ValueError),
-        ({"update": "inplace", "bank_dtype": torch.float16}, ValueError),
+        ({"memory_dtype": torch.int32}, ValueError),
+        ({"update": "inplace", "memory_dtype": torch.float16}, ValueError),
         ({"eps": 0.0}, ValueError),
         ({"eps": float("inf")}, ValueError),
         ({"batch_weight": float("nan")}, ValueError),
@@ -506,11 +506,11 @@ def test_an_option_that_is_set_is_checked_like_one_that_is_given(option, value):
 
 
 def test_a_16_bit_memory_is_not_set_to_be_rounded_at_every_step():
-    criterion = CrossBatchMemory(Contrastive(), D, M, bank_dtype=torch.float16)
+    criterion = CrossBatchMemory(Contrastive(), D, M, memory_dtype=torch.float16)
     for one in (criterion, copy.deepcopy(criterion)):
         with pytest.raises(ValueError, match=r"update='inplace' would round a bank of torch\.float16"):
             one.update = "inplace"
-    CrossBatchMemory(Contrastive(), D, M, bank_dtype=torch.float16, drift="none").update = "inplace"
+    CrossBatchMemory(Contrastive(), D, M, memory_dtype=torch.float16, drift="none").update = "inplace"
 
 
 def test_the_positions_of_pytorch_metric_learning():
@@ -596,22 +596,22 @@ def test_repr():
     assert "drift='axbn'" in repr(CrossBatchMemory(Contrastive(), D, M))
 
 
-@pytest.mark.parametrize("bank_dtype", [torch.float16, torch.bfloat16])
-def test_a_16_bit_memory_is_filled_with_standardised_rows(bank_dtype, device):
-    criterion = CrossBatchMemory(Contrastive(), D, M, bank_dtype=bank_dtype, normalize_embeddings=False).to(device)
+@pytest.mark.parametrize("memory_dtype", [torch.float16, torch.bfloat16])
+def test_a_16_bit_memory_is_filled_with_standardised_rows(memory_dtype, device):
+    criterion = CrossBatchMemory(Contrastive(), D, M, memory_dtype=memory_dtype, normalize_embeddings=False).to(device)
     x = (1e5 + 100 * torch.randn(M, D)).to(device)
     criterion.fill_from([(x, torch.arange(M, device=device))])
     assert criterion.count == M
     off = (criterion.embedding_memory - x).abs().max() / 100
-    assert off <= 4 * torch.finfo(bank_dtype).eps
+    assert off <= 4 * torch.finfo(memory_dtype).eps
 
 
 @pytest.mark.parametrize("batch_dtype", [torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("bank_dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_memory_that_follows_no_drift_is_filled_with_the_rows(bank_dtype, batch_dtype, device):
+@pytest.mark.parametrize("memory_dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_memory_that_follows_no_drift_is_filled_with_the_rows(memory_dtype, batch_dtype, device):
     """As a step stores them; no map is left pending, no moments are a target."""
     filled, stepped = (
-        CrossBatchMemory(Contrastive(), D, M, drift="none", bank_dtype=bank_dtype).to(device) for _ in range(2)
+        CrossBatchMemory(Contrastive(), D, M, drift="none", memory_dtype=memory_dtype).to(device) for _ in range(2)
     )
     x, labels = next(batches(1, torch.float64, device=device))
     x[0] *= 1e300 if batch_dtype == torch.float64 else 1  # of finite length, in float64 only
@@ -676,7 +676,7 @@ def test_a_batch_that_measures_nothing_gains_nothing(device):
 def test_a_checkpoint_is_not_rounded_in_silence():
     wide, narrow = (
         CrossBatchMemory(Contrastive(), D, M),
-        CrossBatchMemory(Contrastive(), D, M, bank_dtype=torch.float16),
+        CrossBatchMemory(Contrastive(), D, M, memory_dtype=torch.float16),
     )
     wide(torch.randn(B, D), torch.arange(B))
     with pytest.raises(RuntimeError, match=r"bank is torch\.float32 and would be rounded to torch\.float16; nothing"):

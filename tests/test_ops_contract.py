@@ -238,7 +238,11 @@ BAD = [
     ("memory_loss", {"parameters": [1.0, math.nan]}, "parameters of contrastive must be finite"),
     ("memory_loss", {"loss": "supcon", "parameters": [0.0]}, "temperature of supcon must be within"),
     ("memory_loss", {"loss": "ntxent", "parameters": [-1.0]}, "temperature of ntxent must be within"),
-    ("memory_loss", {"loss": "multi_similarity", "parameters": [2.0, 0.0, 0.5, 0.1]}, "the beta of multi_similarity must be within"),
+    (
+        "memory_loss",
+        {"loss": "multi_similarity", "parameters": [2.0, 0.0, 0.5, 0.1]},
+        "beta of multi_similarity must",
+    ),
     ("memory_loss", {"loss": "circle", "parameters": [0.4, 0.0]}, "the gamma of circle must be within"),
     ("memory_loss", {"eps": -1.0}, "eps must be positive"),
     ("transform_memory_loss_", {"sums": torch.zeros(2, D)}, "sums must be float64"),

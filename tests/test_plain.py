@@ -47,9 +47,9 @@ def test_every_op_is_implemented(namespace):
 
 def test_what_is_asked_of_a_build():
     assert plain.cuda_architectures() == "" and plain.cpu_isa() == "none"
-    assert plain.set_cuda_backend("simt") == "auto" and plain.set_cuda_backend("auto") == "simt"
-    with pytest.raises(RuntimeError, match=r"backend must be 'auto', .* got 'fast'"):
-        plain.set_cuda_backend("fast")
+    assert plain.set_loss_way("simt") == "auto" and plain.set_loss_way("auto") == "simt"
+    with pytest.raises(RuntimeError, match=r"way must be 'auto', .* got 'fast'"):
+        plain.set_loss_way("fast")
     with pytest.raises(RuntimeError, match=r"_peak_fma: .* without its library"):
         torch.ops.xbn_plain._peak_fma(1, 1, False)
 
@@ -83,14 +83,14 @@ def small_chunks(monkeypatch):
 
 @every_loss
 @pytest.mark.parametrize(
-    "update, bank_dtype",
+    "update, memory_dtype",
     [("inplace", torch.float32), ("deferred", torch.float32), ("deferred", torch.float16)],
     ids=["inplace", "deferred", "deferred-f16"],
 )
-def test_no_tensor_is_larger_than_a_chunk(loss, update, bank_dtype, in_plain, small_chunks):
+def test_no_tensor_is_larger_than_a_chunk(loss, update, memory_dtype, in_plain, small_chunks):
     """Neither the B x M similarities nor a copy of the bank in another dtype."""
     B, M, D = 16, 4000, 8
-    criterion = CrossBatchMemory(loss, D, M, update=update, bank_dtype=bank_dtype)
+    criterion = CrossBatchMemory(loss, D, M, update=update, memory_dtype=memory_dtype)
     filled = state.filled(M, D, M - 30)
     for name in ("bank", "bank_labels", "sums", "head", "count"):
         getattr(criterion, name).copy_(getattr(filled, name))

@@ -61,9 +61,9 @@ def test_empty_bank_and_dead_dimensions(ops, device, dtype):
     assert (m.bank[:, 1] == 5).all() and m.scale[1] == scale[1] and m.scale[0] != scale[0]
 
 
-@pytest.mark.parametrize("bank_dtype, step", [(torch.float16, 2**-10), (torch.bfloat16, 2**-7)])
-def test_16_bit_banks(bank_dtype, step, ops, device):
-    m = state.to(off_standard(257, 40, 200, bank_dtype, 50.0, 20.0), device)
+@pytest.mark.parametrize("memory_dtype, step", [(torch.float16, 2**-10), (torch.bfloat16, 2**-7)])
+def test_16_bit_banks(memory_dtype, step, ops, device):
+    m = state.to(off_standard(257, 40, 200, memory_dtype, 50.0, 20.0), device)
     meant = m.bank.double() * m.scale + m.shift
     standardize(ops, m)
     mean, std = reference.bank_moments(m.sums, m.count)

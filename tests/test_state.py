@@ -253,7 +253,7 @@ def test_a_memory_on_meta_says_so():
 
 
 def test_assign_takes_copies_and_keeps_dtypes():
-    narrow = train(CrossBatchMemory(Contrastive(), D, M, bank_dtype=torch.float16))
+    narrow = train(CrossBatchMemory(Contrastive(), D, M, memory_dtype=torch.float16))
     wide = CrossBatchMemory(Contrastive(), D, M)
     wide.load_state_dict(narrow.state_dict(), assign=True)
     assert wide.bank.dtype == torch.float32 and torch.equal(wide.bank, narrow.bank.float())
@@ -499,7 +499,7 @@ def test_functional_call_takes_another_state():
     "name, make",
     {
         "axbn": lambda: CrossBatchMemory(Contrastive(), 4, 16),
-        "axbn_float16": lambda: CrossBatchMemory(Triplet(), 4, 16, bank_dtype=torch.float16),
+        "axbn_float16": lambda: CrossBatchMemory(Triplet(), 4, 16, memory_dtype=torch.float16),
         "learned": lambda: CrossBatchMemory(SupCon(nn.Parameter(torch.tensor(1.0))), 4, 16, drift="none"),
     }.items(),
     ids=lambda value: value if isinstance(value, str) else "",

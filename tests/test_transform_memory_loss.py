@@ -53,9 +53,9 @@ def test_ragged_shapes(B, M, D, loss, ops, device, dtype):
     assert_same(ops, m, *anchors(B, D, dtype, device), loss)
 
 
-@pytest.mark.parametrize("bank_dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_the_bank_has_its_own_dtype(bank_dtype, ops, device, dtype):
-    m = state.to(state.clone(state.filled(300, 16, 300, pending=True), bank_dtype), device)
+@pytest.mark.parametrize("memory_dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_the_bank_has_its_own_dtype(memory_dtype, ops, device, dtype):
+    m = state.to(state.clone(state.filled(300, 16, 300, pending=True), memory_dtype), device)
     assert_same(ops, m, *anchors(40, 16, dtype, device), Contrastive(0.9, 0.1))
 
 

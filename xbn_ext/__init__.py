@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from . import _library, ops, reference
-from ._backend import backend
+from ._way import loss_way
 from .losses import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet
 from .memory import CrossBatchMemory
 from .ops import memory_loss
@@ -26,8 +26,8 @@ __all__ = [
     "NTXent",
     "SupCon",
     "Triplet",
-    "backend",
     "build_info",
+    "loss_way",
     "memory_loss",
     "ops",
     "reference",

@@ -149,11 +149,11 @@ def two_or_three(batch: Any) -> None:
         raise ValueError(f"batches must yield (embeddings, labels) or (embeddings, labels, ids), got a {got}")
 
 
-def rounding(update: str, bank_dtype: torch.dtype, drift: str) -> None:
+def rounding(update: str, memory_dtype: torch.dtype, drift: str) -> None:
     """A memory that is rewritten at every step has more than 16 bits."""
-    if bank_dtype.itemsize == 2 and update == "inplace" and drift != "none":
+    if memory_dtype.itemsize == 2 and update == "inplace" and drift != "none":
         raise ValueError(
-            f"update='inplace' would round a bank of {bank_dtype} at every step until it has drifted off: "
+            f"update='inplace' would round a bank of {memory_dtype} at every step until it has drifted off: "
             "use update='deferred'"
         )
 

@@ -1,4 +1,4 @@
-"""Pair losses over cosine similarities: what the pairs of an anchor cost. The formulas are in `reference_losses.py`
+"""Pair losses over cosine similarities: what the pairs of an anchor cost. The formulas are in `reference/losses.py`
 (PyTorch) and `csrc/math/losses.h` (kernels). Parameters and values are those of pytorch-metric-learning with
 `CosineSimilarity`; so are the defaults, except for the margins of `Contrastive` and `Triplet`, whose defaults there are
 meant for Euclidean distances.

@@ -60,7 +60,7 @@ class CrossBatchMemory(MemoryState):
         memory_weight: weight of the loss of the batch against the memory; 0 skips it.
         warmup_steps: number of steps in which the memory fills up but is not in the loss.
         enqueue: store the batch `"after"` the loss or `"before"` it; even then no row is paired with itself.
-        bank_dtype: dtype of the stored rows: float32, float64, float16 or bfloat16. Batches never change it. Where
+        memory_dtype: dtype of the stored rows: float32, float64, float16 or bfloat16. Batches never change it. Where
             drift is followed, the 16-bit ones store standardised values, so float16 keeps three more bits than
             bfloat16 and does not overflow.
         eps: lower bound of norms, and the standard deviation below which a dimension counts as dead; in units of the
@@ -95,7 +95,7 @@ class CrossBatchMemory(MemoryState):
         memory_weight: float = 1.0,
         warmup_steps: int = 0,
         enqueue: Literal["after", "before"] = "after",
-        bank_dtype: torch.dtype = torch.float32,
+        memory_dtype: torch.dtype = torch.float32,
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
@@ -109,10 +109,10 @@ class CrossBatchMemory(MemoryState):
         self.memory_weight = memory_weight
         self.eps = eps
         checks.some_weight(self.batch_weight, self.memory_weight)
-        if bank_dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-            raise ValueError(f"bank_dtype must be torch.float32, float64, float16 or bfloat16, got {bank_dtype}")
-        self.update = update if update is not None else "deferred" if bank_dtype.itemsize == 2 else "inplace"
-        checks.rounding(self.update, bank_dtype, drift)
+        if memory_dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+            raise ValueError(f"memory_dtype must be torch.float32, float64, float16 or bfloat16, got {memory_dtype}")
+        self.update = update if update is not None else "deferred" if memory_dtype.itemsize == 2 else "inplace"
+        checks.rounding(self.update, memory_dtype, drift)
         self.enqueue = enqueue
         self.filter = make_filter(drift, process_noise, measurement_noise, ema_momentum)
         temperature = getattr(loss, "temperature", None)
@@ -125,7 +125,7 @@ class CrossBatchMemory(MemoryState):
         self.embedding_size = embedding_size
         self.memory_size = memory_size
         self._drift = drift
-        self._register_memory(memory_size, embedding_size, bank_dtype)
+        self._register_memory(memory_size, embedding_size, memory_dtype)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Options may be set at any time. A bad one raises here: a step would find it with the memory half moved, or
@@ -401,7 +401,7 @@ class CrossBatchMemory(MemoryState):
         """What `print(criterion)` shows."""
         return (
             f"{self.loss}, embedding_size={self.embedding_size}, memory_size={self.memory_size}, "
-            f"drift={self.drift!r}, update={self.update!r}, enqueue={self.enqueue!r}, bank_dtype={self.bank.dtype}"
+            f"drift={self.drift!r}, update={self.update!r}, enqueue={self.enqueue!r}, memory_dtype={self.bank.dtype}"
         )
 
 

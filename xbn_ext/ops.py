@@ -246,8 +246,8 @@ def memory_loss(
 ) -> Tensor:
     """Loss of a batch against a bank of embeddings, differentiable in `z`, in one sweep over the bank.
 
-    The similarity is `z_i · r_j / max(|r_j|, eps)`; neither the B×M similarities nor a second
-    bank is ever stored. (On a GPU, with many anchors or in float64, a chunk of them of about 24 MB: `xbn_ext.backend`.)
+    The similarity is `z_i · r_j / max(|r_j|, eps)`; neither the B×M similarities nor a second bank is
+    ever stored. (On a GPU, with many anchors or in float64, a chunk of them of about 24 MB: `xbn_ext.loss_way`.)
 
     Args:
         z: `[B, D]` embeddings, usually of unit length.

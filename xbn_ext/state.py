@@ -159,9 +159,9 @@ class MemoryState(StatefulModule):
     pairs: Tensor  # [2] of the last step, for stats(); not in state_dict()
     drift_stats: Tensor  # [3] likewise
 
-    def _register_memory(self, M: int, D: int, bank_dtype: torch.dtype) -> None:
+    def _register_memory(self, M: int, D: int, memory_dtype: torch.dtype) -> None:
         f64, i64 = torch.float64, torch.int64
-        self.register_state("bank", torch.zeros(M, D, dtype=bank_dtype))
+        self.register_state("bank", torch.zeros(M, D, dtype=memory_dtype))
         self.register_state("bank_labels", torch.zeros(M, dtype=i64))
         self.register_state("bank_ids", torch.zeros(M, dtype=i64))
         self.register_state("bank_steps", torch.zeros(M, dtype=i64))

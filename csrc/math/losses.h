@@ -1,4 +1,4 @@
-// The pair losses, written once for all devices. xbn_ext/reference_losses.py states the same in PyTorch; the tests hold
+// The pair losses, written once for all devices. xbn_ext/reference/losses.py states the same in PyTorch; the tests hold
 // the two side by side.
 //
 // A loss is a Program of at most three passes over the bank. A pass fills one or two slots: a slot takes the negatives,

@@ -41,15 +41,15 @@ def drive() -> None:
 
     import torch
 
-    from xbn_ext import backend
-    from xbn_ext._backend import Backend
+    from xbn_ext import loss_way
+    from xbn_ext._way import Way
 
     from .timing import TRAINED, calls_of, case_of
 
-    for way in get_args(Backend):
+    for way in get_args(Way):
         if way in ("auto", "composite"):
             continue
-        with backend(way):
+        with loss_way(way):
             (step,) = calls_of(case_of("step", SHAPE, way, density=TRAINED), "cuda", 1)
             step()
             torch.cuda.synchronize()

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from .run import Runner, Section, command, tail
 
 if TYPE_CHECKING:
-    from xbn_ext._backend import Backend
+    from xbn_ext._way import Way
     from xbn_ext.losses import Reduction
 
 # (B, M, D, way, reduction): one of each size of kernel, ragged in all directions
-CASES: list[tuple[int, int, int, Backend, Reduction]] = [
+CASES: list[tuple[int, int, int, Way, Reduction]] = [
     (65, 130, 33, "simt", "avg_nonzero"),
     (70, 300, 128, "tensor", "avg_nonzero"),
     (3, 70, 129, "composite", "avg_nonzero"),
@@ -38,7 +38,7 @@ def drive(tool: str) -> None:
     import torch
     import torch.nn.functional as F
 
-    from xbn_ext import Contrastive, CrossBatchMemory, Triplet, backend, ops
+    from xbn_ext import Contrastive, CrossBatchMemory, Triplet, loss_way, ops
 
     for B, M, D, way, reduction in CASES_OF[tool]:
         generator = torch.Generator().manual_seed(B + M + D)
@@ -46,7 +46,7 @@ def drive(tool: str) -> None:
         bank = torch.randn(M, D, generator=generator).cuda()
         labels, bank_labels = (torch.randint(5, (n,), generator=generator).cuda() for n in (B, M))
         loss = Contrastive(0.9, 0.0, reduction)
-        with backend(way):
+        with loss_way(way):
             z = x.clone().requires_grad_()
             ops.memory_loss(z, labels, bank, bank_labels, loss, exclude=torch.arange(B).cuda() % M).backward()
             for update in ("inplace", "deferred"):

@@ -20,8 +20,8 @@ from benchmarks.problem import Problem
 from benchmarks.roofline import Machine, bound_of, shares, tf32_products, work_of
 from benchmarks.table import Row
 from benchmarks.torch_memory import MEASUREMENT_NOISE, PROCESS_NOISE, Compiled, Eager, TorchMemory, differentiated
-from xbn_ext import Contrastive, CrossBatchMemory, backend, ops
-from xbn_ext._backend import Backend
+from xbn_ext import Contrastive, CrossBatchMemory, loss_way, ops
+from xbn_ext._way import Way
 
 from .run import Job
 
@@ -44,7 +44,7 @@ def worker(job: Job) -> None:
     """Times the cases of the groups that the job names."""
     small = job.device == "cpu"
     shapes, seconds = (SMALL, 0.002) if small else (SHAPES, 0.2)
-    ways = job.options.get("ways") or [way for way in get_args(Backend) if way != "auto"]
+    ways = job.options.get("ways") or [way for way in get_args(Way) if way != "auto"]
     cases = [case for group in job.options["groups"] for case in GROUPS[group](shapes, ways)]
     machine = job.options.get("ceilings") or {}
     job.each(cases, lambda **case: time_case(case, job.device, machine, seconds))
@@ -143,10 +143,10 @@ def time_case(case: Row, device: str, machine: Machine, seconds: float) -> Row:
     words = case["way"].split()
     if words[0] == "compile":
         torch.compiler.reset()  # it gives up on a function that it has compiled for eight shapes
-    forced = words[0] if words[0] in get_args(Backend) else "auto"
+    forced = words[0] if words[0] in get_args(Way) else "auto"
     problem = problem_of(case, device)
     try:
-        with tf32_products("tf32" in words), backend(forced):  # type: ignore[arg-type]
+        with tf32_products("tf32" in words), loss_way(forced):  # type: ignore[arg-type]
             if case["kernel"] == "launches":
                 return launches(calls_of(case | {"kernel": "step"}, device, 1)[0], device)
             calls = calls_of(case, device, problem.cold_copies)

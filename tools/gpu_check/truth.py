@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.table import Row
-from xbn_ext import Contrastive, backend, ops, reference
+from xbn_ext import Contrastive, loss_way, ops, reference
 
 from .run import Job
 
@@ -200,7 +200,7 @@ def check(case: Row, device: str) -> Row:
     torch_value, torch_grad = p.run(reference.memory_loss, p.z)
     allowed = budget(p, value, grad, torch_value, torch_grad, tf32)
     runs = []
-    with backend(case["way"].split()[0]):
+    with loss_way(case["way"].split()[0]):
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         try:
             for _ in range(2):

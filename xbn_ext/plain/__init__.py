@@ -10,7 +10,7 @@ over the whole bank there, however few of its rows are filled or have to be rewr
 
 from .bank import enqueue_, standardize_, track_, transform_
 from .batch import moments, normalize, normalize_backward
-from .build import _peak_fma, cpu_isa, cuda_architectures, set_cuda_backend
+from .build import _peak_fma, cpu_isa, cuda_architectures, set_loss_way
 from .loss import batch_loss, memory_loss, transform_memory_loss_
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "moments",
     "normalize",
     "normalize_backward",
-    "set_cuda_backend",
+    "set_loss_way",
     "standardize_",
     "track_",
     "transform_",

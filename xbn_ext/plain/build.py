@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-BACKENDS = ("auto", "simt", "tensor", "composite", "screen", "pairs")
-_backend = "auto"
+WAYS = ("auto", "simt", "tensor", "composite", "screen", "pairs")
+_way = "auto"
 
 
 def cpu_isa() -> str:
@@ -15,12 +15,12 @@ def cuda_architectures() -> str:
     return ""
 
 
-def set_cuda_backend(name: str) -> str:
+def set_loss_way(name: str) -> str:
     """Returns what was set before. Without effect."""
-    global _backend
-    if name not in BACKENDS:
-        raise RuntimeError(f"backend must be 'auto', 'simt', 'tensor', 'screen' or 'composite', got '{name}'")
-    before, _backend = _backend, name
+    global _way
+    if name not in WAYS:
+        raise RuntimeError(f"way must be 'auto', 'simt', 'tensor', 'screen' or 'composite', got '{name}'")
+    before, _way = _way, name
     return before
 
 

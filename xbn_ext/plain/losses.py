@@ -1,4 +1,4 @@
-"""The pair losses of `reference_losses.py`, a chunk of the bank at a time, with dLoss/ds in closed form.
+"""The pair losses of `reference/losses.py`, a chunk of the bank at a time, with dLoss/ds in closed form.
 `triplets.py` has the loss of all triplets."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..losses import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet
-from ..reference_losses import softplus
+from ..reference.losses import softplus
 from .pairs import Chunk, Hardest, LogSum, Pairs, Similarities
 from .triplets import AllTriplets
 

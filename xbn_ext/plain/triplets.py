@@ -1,4 +1,4 @@
-"""The loss of all triplets, a chunk of the bank at a time: `reference_losses.triplet_all` in bounded memory."""
+"""The loss of all triplets, a chunk of the bank at a time: `reference.losses.triplet_all` in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEAST_HELD = 256  # of one anchor
 
 
 class AllTriplets(Pairs[Triplet]):
-    """Without the triplets themselves: see `reference_losses.triplet_all`.
+    """Without the triplets themselves: see `reference.losses.triplet_all`.
 
     The similarities of an anchor's positives are its thresholds. They are held in a fixed amount of memory: if that is
     too little for them, all is done in rounds, each for the next positives of every anchor. How many rounds there are

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from ..losses import PairLoss
 from ..options import LOSS_DEFAULTS, PAIR_DEFAULTS, LossOptions, PairOptions, complete
-from ..reference_losses import pair_loss, pair_loss_and_pairs
+from .losses import pair_loss, pair_loss_and_pairs
 
 SOME_ROWS = 4096  # of the bank, that are copied in float64 at a time
 

@@ -30,11 +30,11 @@ LossWay way_of(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Gpu&
   }
   const char* name = name_of(wanted);
   const bool screens = wanted == LossWay::screen || wanted == LossWay::pairs;
-  check(!goes_in_rounds(loss), gpu.op, ": backend '", name, "' does not have triplet_all");
-  check(!screens || is_contrastive, gpu.op, ": backend '", name, "' has contrastive losses only");
-  check(can_sweep, gpu.op, ": backend '", name, "' takes float32 embeddings and bank of at most ", kSweepMaxDim,
+  check(!goes_in_rounds(loss), gpu.op, ": way '", name, "' does not have triplet_all");
+  check(!screens || is_contrastive, gpu.op, ": way '", name, "' has contrastive losses only");
+  check(can_sweep, gpu.op, ": way '", name, "' takes float32 embeddings and bank of at most ", kSweepMaxDim,
         " dimensions");
-  check(wanted == LossWay::simt || has_tensor_cores, gpu.op, ": backend '", name,
+  check(wanted == LossWay::simt || has_tensor_cores, gpu.op, ": way '", name,
         "' needs a GPU of compute capability 8.0 or later, this one has ", gpu.capability / 10, ".",
         gpu.capability % 10);
   return wanted;

@@ -19,7 +19,7 @@ const char* name_of(LossWay way) { return kNames[static_cast<int>(way)]; }
 std::string set_loss_way(const std::string& name) {
   for (int i = 0; i < 6; ++i)
     if (name == kNames[i]) return name_of(way.exchange(static_cast<LossWay>(i)));
-  check(false, "backend must be 'auto', 'simt', 'tensor', 'screen' or 'composite', got '", name, "'");
+  check(false, "way must be 'auto', 'simt', 'tensor', 'screen' or 'composite', got '", name, "'");
   return {};
 }
 

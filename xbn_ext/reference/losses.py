@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet, check_loss
+from ..losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet, check_loss
 
 Result = tuple[Tensor, Tensor, Tensor]
 

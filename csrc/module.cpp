@@ -12,7 +12,7 @@ std::string cpu_isa() { return xbn::isa_name(xbn::cpu_isa()); }
 
 XBN_TORCH_LIBRARY_IMPL(XBN_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
-  m.impl("set_cuda_backend", TORCH_BOX(&xbn::set_loss_way));
+  m.impl("set_loss_way", TORCH_BOX(&xbn::set_loss_way));
 }
 
 // Importing this module loads the library, which is what registers the kernels.

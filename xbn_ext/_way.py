@@ -8,10 +8,10 @@ import torch
 
 from . import _library  # noqa: F401  registers torch.ops.xbn_ext
 
-Backend = Literal["auto", "simt", "tensor", "screen", "composite"]
+Way = Literal["auto", "simt", "tensor", "screen", "composite"]
 
 
-class backend:
+class loss_way:
     """Forces how `memory_loss` runs on a GPU. It has no effect on a CPU or without the compiled library.
 
     - `"tensor"`: one fused sweep over the bank, with products on tensor cores as precise as float32 (from three TF32
@@ -29,7 +29,7 @@ class backend:
 
     A call sets it for the process. As a context manager, which can be entered again, it sets it back at the end:
 
-        with xbn_ext.backend("composite"):
+        with xbn_ext.loss_way("composite"):
             loss = criterion(embeddings, labels)
 
     Raises:
@@ -37,17 +37,17 @@ class backend:
         RuntimeError: `name` is not one of the five; or called in code that torch.compile compiles with fullgraph=True.
     """
 
-    def __init__(self, name: Backend) -> None:
+    def __init__(self, name: Way) -> None:
         if not isinstance(name, str):
-            raise TypeError(f"backend must be 'auto', 'simt', 'tensor', 'screen' or 'composite', got {name!r}")
+            raise TypeError(f"way must be 'auto', 'simt', 'tensor', 'screen' or 'composite', got {name!r}")
         self.name = name
         self.previous = _set(name)
         self._called = True  # and has not been entered yet
         self._outside: list[str] = []  # what the blocks that have been entered go back to
 
-    def __enter__(self) -> backend:
+    def __enter__(self) -> loss_way:
         outside = _set(self.name)
-        # `with backend(...)`: the call has set it, so what was there before the block is what was before the call.
+        # `with loss_way(...)`: the call has set it, so what was there before the block is what was before the call.
         self._outside.append(self.previous if self._called and outside == self.name else outside)
         self._called = False
         return self
@@ -60,5 +60,5 @@ def _set(name: str) -> str:
     """Returns what was set before. A compiler would set it as it traces, and not set it back: here it leaves this code
     to Python or, with fullgraph=True, raises."""
     if torch.compiler.is_compiling():
-        raise RuntimeError("xbn_ext.backend cannot be compiled: call it around the compiled code")
-    return torch.ops.xbn_ext.set_cuda_backend(name)  # type: ignore[no-any-return]
+        raise RuntimeError("xbn_ext.loss_way cannot be compiled: call it around the compiled code")
+    return torch.ops.xbn_ext.set_loss_way(name)  # type: ignore[no-any-return]
