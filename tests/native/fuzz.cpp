@@ -162,7 +162,7 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
 // A unit of bank rows that the screen drops must be out, and one that is far below the margin must be dropped.
 void screen_round(int64_t D) {
   constexpr int64_t A = xbn::kAnchorBlock, R = xbn::kTileUnit;
-  const int64_t padded = xbn::round_up(D, xbn::kPadding);
+  const int64_t padded = xbn::round_up(D, xbn::kWholeVectors);
   const float length = static_cast<float>(std::pow(10.0, static_cast<double>(up_to(4) - 2)));
   const Exactly<float> z = normal<float>(D * A), rows = normal<float>(R * padded), inverse(R);
   for (int64_t k = 0; k < D * A; ++k) z[k] *= length;

@@ -41,7 +41,7 @@ class Contribution {
 
  private:
   std::vector<RowSums> sums_;
-  Workspace<T> grad_;
+  Scratch<T> grad_;
   std::vector<char> touched_;
 };
 

@@ -57,8 +57,11 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
   const int64_t group_rows = plan.group_blocks * kAnchorBlock;
   const auto all = [&](int64_t i) -> Contribution<T>& { return groups[i / group_rows]->total; };
   const auto sums_of = [&](int slot, int64_t i) -> RowSums& { return all(i).sums(slot, 0)[i % group_rows]; };
-  std::optional<Triplets<T>> triplets;
-  if (goes_in_rounds(loss)) triplets.emplace(sweep, p.bank_labels);
+  std::optional<Triplets<T, kAnchorBlock>> triplets;
+  if (goes_in_rounds(loss)) {
+    const int64_t most = most_positives(sweep, p.bank_labels);
+    triplets.emplace(sweep.rows(), most, thresholds_per_anchor<T>(sweep.rows(), most));
+  }
   std::optional<Screen> screen;
   if (std::is_same_v<T, float> && Screen::helps(cpu, loss, p.D, p.renormalize))
     screen.emplace(static_cast<float>(loss.b), plan.blocks, p.D);
@@ -68,7 +71,7 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
       if (screen) screen->encode(block, sweep);
   });
   for (int64_t round = 0; round < (triplets ? triplets->rounds : 1); ++round) {
-    if (triplets) triplets->begin_round(round, sweep);
+    if (triplets) triplets->begin_round(round, sweep, p.bank_labels);
     for (int k = 0; k < program.passes; ++k) {
       const Pass& pass = program.pass[k];
       for (int slot = 0; slot < kSlots; ++slot)

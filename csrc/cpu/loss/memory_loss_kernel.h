@@ -71,8 +71,9 @@ void load_tile(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, Tile<T>& 
 
 // The anchors of a group against the bank rows of a split. triplets, rewrite and screen may be null.
 template <typename T, typename S>
-void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* triplets, Rewrite<S>* rewrite,
-                const Screen* screen, const Pass& pass, int64_t group, int64_t split, Contribution<T>& part) {
+void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T, kAnchorBlock>* triplets,
+                Rewrite<S>* rewrite, const Screen* screen, const Pass& pass, int64_t group, int64_t split,
+                Contribution<T>& part) {
   const SweepPlan& plan = sweep.plan;
   const int64_t first_block = group * plan.group_blocks;
   const int64_t last_block = std::min(first_block + plan.group_blocks, plan.blocks);
@@ -81,10 +82,10 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* t
   const bool gradient = pass.gradient && p.grad_z != nullptr;
 
   Tile<T> tile(plan);
-  Workspace<T> weights(kSlots * plan.tile_rows * kAnchorBlock);
+  Scratch<T> weights(kSlots * plan.tile_rows * kAnchorBlock);
   T* const s = weights.data();
   std::vector<int32_t> list;
-  CountsAbove<T> above(triplets != nullptr ? last_block - first_block : 0);
+  CountsAbove<T, kAnchorBlock> above(triplets != nullptr ? last_block - first_block : 0);
   TileScreen<T> screening(screen, plan);
 
   for (int64_t next = split * plan.split_rows; next < end;) {
@@ -111,20 +112,22 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T>* t
         T* grad = gradient ? part.grad(k, block - first_block) : nullptr;
         char& touched = part.touched(k, block - first_block);
         list.clear();
-        Scorer<T> scorer{tile,
-                         slot,
-                         sweep.anchor_group.data() + block * kAnchorBlock,
-                         sweep.excluded_group.data() + block * kAnchorBlock,
-                         sweep.given.data() + block * kAnchorBlock,
-                         s,
-                         weight,
-                         part.sums(k, block - first_block),
-                         list};
+        Scorer<T, kAnchorBlock> scorer{.rows = tile.scored(),
+                                       .slot = slot,
+                                       .label = sweep.groups.label.data() + block * kAnchorBlock,
+                                       .excluded = sweep.groups.excluded.data() + block * kAnchorBlock,
+                                       .given = sweep.given.data() + block * kAnchorBlock,
+                                       .s = s,
+                                       .weight = weight,
+                                       .sums = part.sums(k, block - first_block)};
         if (triplets != nullptr)
-          TripletScorer<T>{scorer, *triplets, block * kAnchorBlock, above.of(block - first_block)}.add();
+          TripletScorer<T, kAnchorBlock>{scorer, *triplets, block * kAnchorBlock, above.of(block - first_block), list}
+              .add();
         else
           scorer.add(touched ? grad : nullptr, padded);
-        if (!gradient || list.empty()) continue;
+        if (!gradient) continue;
+        if (triplets == nullptr) scorer.list_weighted_rows(list);
+        if (list.empty()) continue;
         if (!touched) std::fill(grad, grad + kAnchorBlock * padded, T(0));
         touched = 1;
         for (const int32_t j : list) scale_weights(weight + j * kAnchorBlock, tile.inverse_norm[j]);
@@ -195,7 +198,7 @@ template <typename T, typename S>
 void gather_gradient(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, const Total& total, int64_t i) {
   if (!begin_gradient(p, sweep, i)) return;
   T* out = p.grad_z + i * p.D;
-  Workspace<T> row(p.D);
+  Scratch<T> row(p.D);
   for (int slot = 0; slot < kSlots; ++slot) {
     if (total.factor[slot] == 0) continue;
     const T inverse = load_row(p, sweep, static_cast<int64_t>(total.sums[slot].value), row.data());

@@ -1,5 +1,5 @@
-// Compiled once per instruction set: see for_each_isa.h. What the pairs of a tile and a block of anchors cost and weigh, a
-// vector of anchors at a time.
+// Compiled once per instruction set: see for_each_isa.h. What the pairs of some rows and a block of anchors cost and weigh, a
+// vector of anchors at a time. The one place where the CPU does that: the rows are the memory's or the batch's own.
 
 // For each lane, of an anchor, -1 if its number is the given one, else 0.
 template <typename T>
@@ -14,44 +14,43 @@ inline Truth<Lanes<T>> lanes_that_are(const int32_t* numbers, int32_t number) {
   }
 }
 
-// Which pairs of a bank row and a vector of anchors a slot takes, and which of them are positives. Most rows are negatives
+// Which pairs of a row and a vector of anchors a slot takes, and which of them are positives. Most rows are negatives
 // of all anchors: for those, not `mixed`, all of it is known at compile time.
 template <typename T, bool mixed>
 struct Mask {
   Truth<Lanes<T>> on = ~Truth<Lanes<T>>(), positive = Truth<Lanes<T>>();
 };
 
-// Scores a block of anchors against a tile: a slot's sums, and the weights of its pairs.
-template <typename T>
+// Scores kBlock anchors against some rows: a slot's sums, and the weights of its pairs.
+template <typename T, int64_t kBlock>
 struct Scorer {
   static constexpr int L = kLanes<T>;
 
-  const Tile<T>& tile;
+  ScoredRows rows;
   const Slot& slot;
-  const int32_t* anchor_group;    // [64]
-  const int32_t* excluded_group;  // [64]
-  const T* given;                 // [64]
-  const T* s;                     // [rows][64]
-  T* weight;                      // [rows][64], may be s
-  RowSums* sums;                  // [64]
-  std::vector<int32_t>& list;     // of the rows that have a pair with a weight
+  const int32_t* label;     // [block] of the anchors, see Groups
+  const int32_t* excluded;  // [block]
+  const T* given;           // [block]
+  const T* s;               // [rows][block]
+  T* weight;                // [rows][block], may be s
+  RowSums* sums;            // [block]
 
   Mask<T, true> mask_of(int64_t j, int64_t first) const {
-    const Truth<Lanes<T>> positive = lanes_that_are<T>(anchor_group + first, tile.group[j]);
-    const Truth<Lanes<T>> excluded = lanes_that_are<T>(excluded_group + first, tile.excluded[j]);
+    const Truth<Lanes<T>> positive = lanes_that_are<T>(label + first, rows.label[j]);
+    const Truth<Lanes<T>> apart = lanes_that_are<T>(excluded + first, rows.excluded[j]);
     const Truth<Lanes<T>> taken = slot.pairs == Pairs::all         ? ~Truth<Lanes<T>>()
                                   : slot.pairs == Pairs::positives ? positive
                                                                    : ~positive;
-    return {taken & ~excluded, positive};
+    return {taken & ~apart, positive};
   }
 
-  bool looks_at(int64_t j) const { return tile.mixed[j] || (slot.pairs != Pairs::positives && !tile.out[j]); }
+  bool looks_at(int64_t j) const { return rows.mixed[j] || (slot.pairs != Pairs::positives && !rows.out[j]); }
 
-  // Calls f(row, mask of the anchors from `first` on) for every row of the tile that the slot looks at.
+  // Calls f(row, mask of the anchors from `first` on) for every row that the slot looks at.
   template <typename F>
   void each_row(int64_t first, const F& f) const {
-    for (int64_t j = 0; j < tile.rows; ++j) {
-      if (tile.mixed[j])
+    for (int64_t j = 0; j < rows.size; ++j) {
+      if (rows.mixed[j])
         f(j, mask_of(j, first));
       else if (looks_at(j))
         f(j, Mask<T, false>());
@@ -62,12 +61,12 @@ struct Scorer {
   template <typename Formula>
   void add_scores(const Formula& formula) {
     const Lanes<T> zero = {}, one = zero + T(1);
-    for (int64_t first = 0; first < kAnchorBlock; first += L) {
+    for (int64_t first = 0; first < kBlock; first += L) {
       Lanes<T> value = {}, weights = {}, pairs = {};
       const Lanes<T> given_lanes = load_lanes(given + first);
       each_row(first, [&](int64_t j, const auto& mask) {
-        const int64_t at = j * kAnchorBlock + first;
-        const auto score = lanewise(formula, load_lanes(s + at), mask.positive, given_lanes);
+        const int64_t at = j * kBlock + first;
+        const auto score = lanewise(formula, load_lanes(s + at), mask, given_lanes);
         const Lanes<T> w = mask.on ? score.weight : zero;
         value += mask.on ? score.value : zero;
         if (Formula::kSumsWeights) weights += w;
@@ -80,19 +79,19 @@ struct Scorer {
         sums[first + i].pairs += static_cast<double>(pairs[i]);
       }
     }
-    list_weighted_rows();
   }
 
-  template <typename Formula, typename V>
-  static Score<V> lanewise(const Formula& formula, V x, Truth<V> positive, V given_lanes) {
-    return formula(x, positive, given_lanes);
+  template <typename Formula, typename V, bool mixed>
+  static Score<V> lanewise(const Formula& formula, V x, const Mask<T, mixed>& mask, V given_lanes) {
+    return formula(x, mask.positive, given_lanes);
   }
 
-  // One lane after the other: there is no vector logarithm here. Only positives come here.
-  template <typename V>
-  static Score<V> lanewise(const NTXentFormula<T>& formula, V x, Truth<V>, V given_lanes) {
+  // One lane after the other: there is no vector logarithm here. Few pairs are positive.
+  template <typename V, bool mixed>
+  static Score<V> lanewise(const NTXentFormula<T>& formula, V x, const Mask<T, mixed>& mask, V given_lanes) {
     Score<V> scores = {};
     for (int i = 0; i < L; ++i) {
+      if (mask.on[i] == 0) continue;
       const Score<T> score = formula(x[i], true, given_lanes[i]);
       scores.value[i] = score.value;
       scores.weight[i] = score.weight;
@@ -101,21 +100,21 @@ struct Scorer {
     return scores;
   }
 
-  // Scales former sums, and a gradient that goes with them, to the largest exponent of this tile. grad may be null.
+  // Scales former sums, and a gradient that goes with them, to the largest exponent of these rows. grad may be null.
   template <typename Formula>
   void add_exponents(const Formula& formula, T* grad, int64_t padded) {
     const Lanes<T> zero = {}, one = zero + T(1);
-    for (int64_t first = 0; first < kAnchorBlock; first += L) {
+    for (int64_t first = 0; first < kBlock; first += L) {
       const Lanes<T> given_lanes = load_lanes(given + first);
       Lanes<T> top, value = {}, pairs = {};
       for (int64_t i = 0; i < L; ++i) top[i] = static_cast<T>(sums[first + i].shift);
       each_row(first, [&](int64_t j, const auto& mask) {
-        const auto e = formula(load_lanes(s + j * kAnchorBlock + first), mask.positive, given_lanes);
+        const auto e = formula(load_lanes(s + j * kBlock + first), mask.positive, given_lanes);
         top = (mask.on & e.counts & (e.x > top)) ? e.x : top;
       });
       for (int64_t i = 0; i < L; ++i) rescale_sums(first + i, top[i], grad, padded);
       each_row(first, [&](int64_t j, const auto& mask) {
-        const int64_t at = j * kAnchorBlock + first;
+        const int64_t at = j * kBlock + first;
         const auto e = formula(load_lanes(s + at), mask.positive, given_lanes);
         const Truth<Lanes<T>> counts = mask.on & e.counts;
         const Lanes<T> term = counts ? exp_of_negative(e.x - top) : zero;
@@ -128,7 +127,6 @@ struct Scorer {
         sums[first + i].pairs += static_cast<double>(pairs[i]);
       }
     }
-    list_weighted_rows();
   }
 
   void rescale_sums(int64_t i, T top, T* grad, int64_t padded) {
@@ -144,12 +142,12 @@ struct Scorer {
 
   void add_extremes() {
     const Lanes<T> zero = {}, one = zero + T(1);
-    for (int64_t first = 0; first < kAnchorBlock; first += L) {
+    for (int64_t first = 0; first < kBlock; first += L) {
       Lanes<T> top, pairs = {};
-      Truth<Lanes<T>> at = ~Truth<Lanes<T>>();  // rows of the tile, -1 for none
+      Truth<Lanes<T>> at = ~Truth<Lanes<T>>();  // rows, -1 for none
       for (int64_t i = 0; i < L; ++i) top[i] = static_cast<T>(sums[first + i].shift);
       each_row(first, [&](int64_t j, const auto& mask) {
-        const Lanes<T> similarity = load_lanes(s + j * kAnchorBlock + first);
+        const Lanes<T> similarity = load_lanes(s + j * kBlock + first);
         const Lanes<T> x = mask.positive ? -similarity : similarity;
         const Truth<Lanes<T>> farther = mask.on & exceeds(x, top);
         top = farther ? x : top;
@@ -161,16 +159,17 @@ struct Scorer {
         sum.pairs += static_cast<double>(pairs[i]);
         if (at[i] < 0) continue;
         sum.shift = static_cast<double>(top[i]);
-        sum.value = static_cast<double>(tile.bank_row[at[i]]);
+        sum.value = static_cast<double>(rows.number[at[i]]);
       }
     }
   }
 
-  void list_weighted_rows() {
-    for (int64_t j = 0; j < tile.rows; ++j) {
+  // Adds those that have a pair with a weight.
+  void list_weighted_rows(std::vector<int32_t>& list) const {
+    for (int64_t j = 0; j < rows.size; ++j) {
       if (!looks_at(j)) continue;
       Truth<Lanes<T>> any = {};
-      for (int64_t i = 0; i < kAnchorBlock; i += L) any |= load_lanes(weight + j * kAnchorBlock + i) != Lanes<T>();
+      for (int64_t i = 0; i < kBlock; i += L) any |= load_lanes(weight + j * kBlock + i) != Lanes<T>();
       if (any_lane(any)) list.push_back(static_cast<int32_t>(j));
     }
   }

@@ -32,7 +32,7 @@ struct CodedAnchors {
   void encode(const float* z, int64_t D);
 
   const int64_t fours;
-  Workspace<uint8_t> codes;  // [fours][64][4], each plus 128
+  Scratch<uint8_t> codes;  // [fours][64][4], each plus 128
   alignas(64) float step[kAnchorBlock];
   alignas(64) float norm[kAnchorBlock];
   alignas(64) float rest[kAnchorBlock];
@@ -59,8 +59,8 @@ class CodedTile {
   };
 
   int64_t padded_;
-  Workspace<int8_t> codes_;  // [rows][padded]
-  Workspace<Row> rows_;
+  Scratch<int8_t> codes_;  // [rows][padded]
+  Scratch<Row> rows_;
 };
 
 // What the units of a sweep share.

@@ -3,22 +3,19 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <new>
 #include <vector>
 
 #include "../../kernels.h"
 #include "../../math/losses.h"
 #include "../cpu.h"
+#include "pairs.h"
+#include "scratch.h"
 
 namespace xbn {
 
 constexpr int64_t kAnchorBlock = 64;   // anchors that are multiplied together
 constexpr int64_t kTileUnit = 6;       // bank rows that the similarity kernel takes at a time
-constexpr int64_t kMaxTileRows = 96;   // bank rows of a tile
-constexpr int64_t kPadding = 16;       // dimensions are padded to whole vectors of the widest instruction set
-constexpr int32_t kNoAnchor = -1;      // label group of a bank row that no anchor has as a positive
-constexpr int32_t kPaddedAnchor = -2;  // label group of the anchors that fill up the last block
-constexpr int32_t kNoneExcluded = -2;  // excluded group of an anchor that is paired with any row
+constexpr int64_t kWholeVectors = 16;  // dimensions are padded to whole vectors of the widest instruction set
 
 // How a sweep is cut up. It depends on the shapes alone, never on the number of threads, so the same input gives the
 // same bits on any number of threads.
@@ -40,7 +37,7 @@ struct SweepPlan {
     constexpr int64_t kMaxSplits = 64;
 
     SweepPlan plan;
-    plan.padded_dim = round_up(D, kPadding);
+    plan.padded_dim = round_up(D, kWholeVectors);
     plan.blocks = ceil_div(B, kAnchorBlock);
     plan.group_blocks = std::clamp<int64_t>(plan.blocks, 1, kGroupBlocks);
     plan.groups = ceil_div(plan.blocks, plan.group_blocks);
@@ -55,22 +52,6 @@ struct SweepPlan {
   }
 };
 
-// Uninitialised cache-aligned memory: parts that are never touched are never paged in.
-template <typename T>
-class Workspace {
- public:
-  explicit Workspace(int64_t n) : data_(static_cast<T*>(::operator new(bytes(n), kAlignment))) {}
-  ~Workspace() { ::operator delete(data_, kAlignment); }
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-  T* data() const { return data_; }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  static size_t bytes(int64_t n) { return static_cast<size_t>(std::max<int64_t>(n, 1)) * sizeof(T); }
-  T* data_;
-};
-
 // The plan of one sweep, and its operands made ready.
 template <typename T>
 class Sweep {
@@ -79,20 +60,13 @@ class Sweep {
   explicit Sweep(const MemoryLossParams<T, S>& p)
       : count(p.count != nullptr ? *p.count : p.M),
         plan(SweepPlan::make(p.B, count, p.D, static_cast<int64_t>(sizeof(T)))),
-        anchor_group(rows(), kPaddedAnchor),
-        excluded_group(rows(), kNoneExcluded),
+        groups(p.labels, p.exclude, p.B, rows()),
         finite(rows(), 1),
         given(rows(), T(0)),
-        groups(distinct(p.labels, p.B)),
-        excluded(p.exclude != nullptr ? distinct(p.exclude, p.B) : std::vector<int64_t>()),
+        from(groups.labels.size(), 0),
+        to(groups.labels.size(), count),
         anchors_(plan.blocks * p.D * kAnchorBlock),
         block_size_(p.D * kAnchorBlock) {
-    for (int64_t i = 0; i < p.B; ++i) {
-      anchor_group[i] = find(groups, p.labels[i]);
-      if (p.exclude != nullptr && is_id(p.exclude[i])) excluded_group[i] = find(excluded, p.exclude[i]);
-    }
-    from.assign(groups.size(), 0);
-    to.assign(groups.size(), count);
     if (p.scale != nullptr && !is_identity(p.scale, p.shift, p.D)) {
       scale.assign(p.scale, p.scale + p.D);
       shift.assign(p.shift, p.shift + p.D);
@@ -104,20 +78,6 @@ class Sweep {
            std::all_of(shift, shift + D, [](double b) { return b == 0; });
   }
 
-  static std::vector<int64_t> distinct(const int64_t* values, int64_t n) {
-    std::vector<int64_t> sorted(values, values + n);
-    std::sort(sorted.begin(), sorted.end());
-    sorted.erase(std::unique(sorted.begin(), sorted.end()), sorted.end());
-    return sorted;
-  }
-
-  // The index of a label among the distinct labels of the anchors, or of an id among the excluded ones; or kNoAnchor.
-  static int32_t find(const std::vector<int64_t>& sorted, int64_t value) {
-    if (sorted.empty() || value < sorted.front() || value > sorted.back()) return kNoAnchor;
-    const auto it = std::lower_bound(sorted.begin(), sorted.end(), value);
-    return *it == value ? static_cast<int32_t>(it - sorted.begin()) : kNoAnchor;
-  }
-
   int64_t rows() const { return plan.blocks * kAnchorBlock; }
 
   // [D][64] the anchors of a block side by side.
@@ -125,17 +85,14 @@ class Sweep {
 
   const int64_t count;  // bank rows
   const SweepPlan plan;
-  std::vector<int32_t> anchor_group;    // [rows] index of the anchor's label in `groups`, or kPaddedAnchor
-  std::vector<int32_t> excluded_group;  // [rows] index in `excluded` of the id it is not paired with, or kNoneExcluded
-  std::vector<char> finite;             // [rows] whether every value of the anchor is
-  std::vector<T> given;                 // [rows] what the pass at hand is given for each anchor
-  std::vector<int64_t> groups;          // the anchors' distinct labels, sorted
-  std::vector<int64_t> from, to;        // [groups] the rows of a label that a pass of positives alone looks at
-  std::vector<int64_t> excluded;        // the distinct ids that some anchor is not paired with, sorted
-  std::vector<T> scale, shift;          // [D] pending map of the bank; empty if it changes nothing
+  const Groups groups;
+  std::vector<char> finite;       // [rows] whether every value of the anchor is
+  std::vector<T> given;           // [rows] what the pass at hand is given for each anchor
+  std::vector<int64_t> from, to;  // [groups] the rows of a label that a pass of positives alone looks at
+  std::vector<T> scale, shift;    // [D] pending map of the bank; empty if it changes nothing
 
  private:
-  Workspace<T> anchors_;
+  Scratch<T> anchors_;
   int64_t block_size_;
 };
 
@@ -147,7 +104,7 @@ struct Tile {
         copy(round_up(capacity, kTileUnit) * plan.padded_dim),
         inverse_norm(round_up(capacity, kTileUnit)),
         bank_row(capacity),
-        group(capacity),
+        label(capacity),
         excluded(capacity),
         mixed(capacity),
         out(round_up(capacity, kTileUnit)) {}
@@ -156,27 +113,36 @@ struct Tile {
   int64_t choose(const Sweep<T>& sweep, const int64_t* bank_labels, const int64_t* bank_ids, int64_t begin, int64_t end,
                  bool positives_only) {
     for (rows = 0; begin < end && rows < capacity; ++begin) {
-      const int32_t found = sweep.find(sweep.groups, bank_labels[begin]);
+      const int32_t found = index_in(sweep.groups.labels, bank_labels[begin]);
       if (positives_only && (found == kNoAnchor || begin < sweep.from[found] || begin >= sweep.to[found])) continue;
       bank_row[rows] = begin;
-      group[rows] = found;
-      excluded[rows] = sweep.find(sweep.excluded, bank_ids != nullptr ? bank_ids[begin] : begin);
+      label[rows] = found;
+      excluded[rows] = index_in(sweep.groups.ids, bank_ids != nullptr ? bank_ids[begin] : begin);
       mixed[rows] = found != kNoAnchor || excluded[rows] != kNoAnchor;
       ++rows;
     }
     return begin;
   }
 
+  ScoredRows scored() const {
+    return {.size = rows,
+            .number = bank_row.data(),
+            .label = label.data(),
+            .excluded = excluded.data(),
+            .mixed = mixed.data(),
+            .out = out.data()};
+  }
+
   const int64_t capacity;
   int64_t rows = 0;
   const T* data = nullptr;        // [rows][padded_dim], not normalised: `copy`, or the bank's own rows
-  Workspace<T> copy;              // [capacity][padded_dim]
+  Scratch<T> copy;                // [capacity][padded_dim]
   std::vector<T> inverse_norm;    // [capacity]
   bool lacks_norms = false;       // whether inverse_norm is still to be made
   T eps = 0;                      // for inverse_norm
   std::vector<int64_t> bank_row;  // ascending
-  std::vector<int32_t> group;     // of the row's label among the anchors', or kNoAnchor
-  std::vector<int32_t> excluded;  // of the row's id among the excluded ones, or kNoAnchor
+  std::vector<int32_t> label;     // index of the row's label among the anchors', or kNoAnchor
+  std::vector<int32_t> excluded;  // index of the row's id among the excluded ones, or kNoAnchor
   std::vector<char> mixed;        // whether the row is anything but a negative of all anchors
   std::vector<char> out;          // whether it has no active pair with the block at hand; never so for part of a unit
 };

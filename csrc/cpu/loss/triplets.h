@@ -1,11 +1,10 @@
-// The thresholds of all anchors, and how many negatives are above each: what a loss of all triplets needs besides its
-// sweeps. Kept in a fixed amount of memory: if the bank has more positives of an anchor than that holds, the program runs
-// in several rounds, each for the next positives of every anchor in the order of the bank.
+// The thresholds of all anchors, and how many negatives are above each: what a loss of all triplets needs besides the
+// scorer. A sweep keeps them in a fixed amount of memory: if the bank has more positives of an anchor than that holds, the
+// program runs in several rounds, each for the next positives of every anchor in the order of the bank.
 #pragma once
 
 #include <algorithm>
 #include <limits>
-#include <type_traits>
 #include <vector>
 
 #include "../../math/ranks.h"
@@ -18,13 +17,14 @@ constexpr int64_t kFewThresholds = 32;  // of every anchor of a block: negatives
 // Rows of the bank with the label of an anchor: of the label that has the most.
 template <typename T>
 int64_t most_positives(const Sweep<T>& sweep, const int64_t* bank_labels) {
-  std::vector<int64_t> rows(sweep.groups.size() + 1, 0);
+  std::vector<int64_t> rows(sweep.groups.labels.size() + 1, 0);
   for (int64_t j = 0; j < sweep.count; ++j)
-    ++rows[sweep.find(sweep.groups, bank_labels[j]) + 1];  // kNoAnchor: in the first
-  return *std::max_element(rows.begin() + 1, rows.end());
+    ++rows[index_in(sweep.groups.labels, bank_labels[j]) + 1];  // kNoAnchor: in the first
+  rows[0] = 0;
+  return *std::max_element(rows.begin(), rows.end());
 }
 
-// How many thresholds of each anchor are kept at a time.
+// How many thresholds of each anchor a sweep keeps at a time.
 template <typename T>
 int64_t thresholds_per_anchor(int64_t anchors, int64_t wanted) {
   constexpr int64_t kBytes = 16 << 20;
@@ -33,52 +33,52 @@ int64_t thresholds_per_anchor(int64_t anchors, int64_t wanted) {
   return std::min(wanted, std::max(fitting, kLeast));
 }
 
-template <typename T>
+// Of anchors in blocks of kBlock.
+template <typename T, int64_t kBlock>
 class Triplets {
  public:
-  Triplets(const Sweep<T>& sweep, const int64_t* bank_labels)
-      : most(sweep.groups.empty() ? 0 : most_positives(sweep, bank_labels)),
-        capacity(thresholds_per_anchor<T>(sweep.rows(), most)),
-        rounds(most == 0 ? 0 : ceil_div(most, capacity)),
-        collected(sweep.rows()),
-        lowest(sweep.rows()),
-        bank_labels_(bank_labels),
-        thresholds_(sweep.rows() * capacity),
-        above_(sweep.rows() * (capacity + 1)),
-        side_by_side_(sweep.plan.blocks * kFewThresholds * kAnchorBlock) {}
+  // most: positives that an anchor may have; kept: thresholds of each anchor
+  Triplets(int64_t anchors, int64_t most, int64_t kept)
+      : rounds(most == 0 ? 0 : ceil_div(most, kept)),
+        collected(anchors),
+        lowest(anchors),
+        capacity_(kept),
+        thresholds_(anchors * kept),
+        above_(anchors * (kept + 1)),
+        side_by_side_(ceil_div(anchors, kBlock) * kFewThresholds * kBlock) {}
 
-  // Chooses the rows that the sweeps of positives look at: of every label the next `capacity`.
-  void begin_round(int64_t round, Sweep<T>& sweep) {
+  // Chooses the rows that the sweeps of positives look at: of every label the next that are kept.
+  void begin_round(int64_t round, Sweep<T>& sweep, const int64_t* bank_labels) {
     std::fill(collected.begin(), collected.end(), 0);
     if (rounds == 1) return;
     if (round == 0) std::fill(sweep.to.begin(), sweep.to.end(), 0);
     sweep.from = sweep.to;
-    std::vector<int64_t> taken(sweep.groups.size(), 0);
+    std::vector<int64_t> taken(sweep.from.size(), 0);
     for (int64_t j = 0; j < sweep.count; ++j) {
-      const int32_t group = sweep.find(sweep.groups, bank_labels_[j]);
-      if (group == kNoAnchor || j < sweep.from[group] || taken[group] == capacity) continue;
-      taken[group] += 1;
-      sweep.to[group] = j + 1;
+      const int32_t label = index_in(sweep.groups.labels, bank_labels[j]);
+      if (label == kNoAnchor || j < sweep.from[label] || taken[label] == capacity_) continue;
+      taken[label] += 1;
+      sweep.to[label] = j + 1;
     }
   }
 
-  // After the sweep for the thresholds: those of anchor i sorted, ready to be compared with.
+  // Once they are collected: the thresholds of anchor i sorted, ready to be compared with.
   void sort(int64_t i) {
     constexpr T kNone = std::numeric_limits<T>::infinity();
-    const int64_t n = collected[i], block = i / kAnchorBlock;
+    const int64_t n = collected[i], block = i / kBlock;
     T* const t = thresholds(i);
     std::sort(t, t + n, [](T a, T b) { return sorts_before(a, b); });
     std::fill_n(above(i), n + 1, 0);
     const auto finite_or_least = [](T x) { return x == x ? x : -kNone; };
     lowest[i] = n == 0 ? kNone : finite_or_least(t[0]);
     for (int64_t r = 0; r < few(block); ++r)
-      side_by_side(block)[r * kAnchorBlock + i % kAnchorBlock] = r < n ? finite_or_least(t[r]) : kNone;
+      side_by_side(block)[r * kBlock + i % kBlock] = r < n ? finite_or_least(t[r]) : kNone;
   }
 
-  // After the sweep of the negatives: completes the sums of anchor i over negatives and over positives. Of either, `weight`
+  // Once the negatives are counted: completes the sums of anchor i over negatives and over positives. Of either, `weight`
   // is how many are in a triplet that costs something; the round of the lowest threshold has all such negatives.
   void settle(int64_t i, RowSums& negatives, RowSums& positives) {
-    if (few(i / kAnchorBlock) < 0) settle_ranks(i, negatives);
+    if (few(i / kBlock) < 0) settle_ranks(i, negatives);
     const uint32_t* const of_threshold = above(i);
     for (int64_t r = 0; r < collected[i] && of_threshold[r] > 0; ++r) positives.weight += 1;
     if (collected[i] > 0) negatives.weight = std::max(negatives.weight, static_cast<double>(of_threshold[0]));
@@ -100,8 +100,8 @@ class Triplets {
 
   // The largest number of thresholds of an anchor of a block, or -1 if those are not few.
   int64_t few(int64_t block) const {
-    const auto first = collected.begin() + block * kAnchorBlock;
-    const int64_t largest = *std::max_element(first, first + kAnchorBlock);
+    const auto first = collected.begin() + block * kBlock;
+    const int64_t largest = *std::max_element(first, first + kBlock);
     return largest <= kFewThresholds ? largest : -1;
   }
 
@@ -114,23 +114,21 @@ class Triplets {
   }
 
   // [collected] of anchor i
-  T* thresholds(int64_t i) const { return thresholds_.data() + i * capacity; }
+  T* thresholds(int64_t i) const { return thresholds_.data() + i * capacity_; }
   // [collected + 1] negatives above each; before `settle`, where there are more than few, negatives of each rank
-  uint32_t* above(int64_t i) const { return above_.data() + i * (capacity + 1); }
-  // [few][64] the thresholds of a block, infinity where an anchor has fewer
-  T* side_by_side(int64_t block) const { return side_by_side_.data() + block * kFewThresholds * kAnchorBlock; }
+  uint32_t* above(int64_t i) const { return above_.data() + i * (capacity_ + 1); }
+  // [few][kBlock] the thresholds of a block, infinity where an anchor has fewer
+  T* side_by_side(int64_t block) const { return side_by_side_.data() + block * kFewThresholds * kBlock; }
 
-  const int64_t most;              // positives that an anchor may have
-  const int64_t capacity;          // thresholds of each anchor
   const int64_t rounds;            // 0: there is no triplet
   std::vector<int64_t> collected;  // [rows] thresholds of this round
   std::vector<T> lowest;           // [rows] the least of them, infinity without any
 
  private:
-  const int64_t* bank_labels_;
-  Workspace<T> thresholds_;
-  Workspace<uint32_t> above_;
-  Workspace<T> side_by_side_;
+  const int64_t capacity_;
+  Scratch<T> thresholds_;
+  Scratch<uint32_t> above_;
+  Scratch<T> side_by_side_;
 };
 
 }  // namespace xbn

@@ -1,22 +1,23 @@
-// Part of memory_loss_kernel.h: what the sweeps of a loss of all triplets do with a tile. See ranks.h for the math.
+// Compiled once per instruction set: see for_each_isa.h. What a loss of all triplets does with the rows that a scorer has.
+// See ranks.h for the math.
 
 // Of the anchors of a unit, how many negatives are above each threshold, where those are few: added up here, since every
 // thread adds to Triplets.
-template <typename T>
+template <typename T, int64_t kBlock>
 class CountsAbove {
  public:
-  explicit CountsAbove(int64_t blocks) : counts_(blocks * kBlock) { std::fill_n(of(0), blocks * kBlock, 0); }
+  explicit CountsAbove(int64_t blocks) : counts_(blocks * kCounts) { std::fill_n(of(0), blocks * kCounts, 0); }
 
-  // [few][64] of a block
-  Count<T>* of(int64_t block) { return counts_.data() + block * kBlock; }
+  // [few][kBlock] of a block
+  Count<T>* of(int64_t block) { return counts_.data() + block * kCounts; }
 
-  // sums [64]: what is active in how many triplets is known here alone, since a NaN is also above what fills up the
+  // sums [kBlock]: what is active in how many triplets is known here alone, since a NaN is also above what fills up the
   // thresholds of an anchor that has fewer.
-  void add_to(Triplets<T>& triplets, int64_t block, int64_t first_anchor, RowSums* sums) {
-    const int64_t few = triplets.few(first_anchor / kAnchorBlock);
-    for (int64_t i = 0; i < kAnchorBlock; ++i)
+  void add_to(Triplets<T, kBlock>& triplets, int64_t block, int64_t first_anchor, RowSums* sums) {
+    const int64_t few = triplets.few(first_anchor / kBlock);
+    for (int64_t i = 0; i < kBlock; ++i)
       for (int64_t r = 0; r < std::min(few, triplets.collected[first_anchor + i]); ++r) {
-        const int64_t negatives = of(block)[r * kAnchorBlock + i];
+        const int64_t negatives = of(block)[r * kBlock + i];
         if (negatives == 0) continue;
         triplets.count(first_anchor + i, r, static_cast<uint32_t>(negatives));
         sums[i].pairs += static_cast<double>(negatives);
@@ -24,11 +25,11 @@ class CountsAbove {
   }
 
  private:
-  static constexpr int64_t kBlock = kFewThresholds * kAnchorBlock;
-  Workspace<Count<T>> counts_;
+  static constexpr int64_t kCounts = kFewThresholds * kBlock;
+  Scratch<Count<T>> counts_;
 };
 
-// Some rows of a tile, and what is searched for each among the n > 0 thresholds of one anchor. The searches go through the
+// Some rows, and what is searched for each among the n > 0 thresholds of one anchor. The searches go through the
 // same steps side by side, so that they overlap, in vectors where those can gather.
 template <typename T>
 struct Search {
@@ -56,27 +57,28 @@ struct Search {
   }
 };
 
-// What the scorer of a block adds to the triplets of anchors [first, first + 64).
-template <typename T>
+// What the scorer of a block adds to the triplets of anchors [first, first + kBlock).
+template <typename T, int64_t kBlock>
 struct TripletScorer {
   static constexpr int L = kLanes<T>;
 
-  Scorer<T>& scorer;
-  Triplets<T>& triplets;
+  Scorer<T, kBlock>& scorer;
+  Triplets<T, kBlock>& triplets;
   int64_t first;
-  Count<T>* above;  // [few][64]
+  Count<T>* above;             // [few][kBlock]
+  std::vector<int32_t>& list;  // of the rows that have a pair with a weight; the others' weights are not written
 
   // Calls f(row, first lane, which of the lanes are pairs) for all anchors of every row that the slot looks at.
   template <typename F>
   void each_vector(const F& f) {
-    for (int64_t j = 0; j < scorer.tile.rows; ++j)
-      for (int64_t i = 0; scorer.looks_at(j) && i < kAnchorBlock; i += L) f(j, i, scorer.mask_of(j, i).on);
+    for (int64_t j = 0; j < scorer.rows.size; ++j)
+      for (int64_t i = 0; scorer.looks_at(j) && i < kBlock; i += L) f(j, i, scorer.mask_of(j, i).on);
   }
 
   void collect() {
     each_vector([&](int64_t j, int64_t i, Truth<Lanes<T>> on) {
       for (int64_t lane = 0; lane < L; ++lane)
-        if (on[lane]) triplets.collect(first + i + lane, scorer.s[j * kAnchorBlock + i + lane]);
+        if (on[lane]) triplets.collect(first + i + lane, scorer.s[j * kBlock + i + lane]);
     });
   }
 
@@ -86,41 +88,41 @@ struct TripletScorer {
     constexpr T kNone = -std::numeric_limits<T>::infinity();
     const T margin = static_cast<T>(scorer.slot.a);
     const T* lowest = triplets.lowest.data() + first;
-    alignas(kVectorBytes) T x[kAnchorBlock];
+    alignas(kVectorBytes) T x[kBlock];
     Truth<Lanes<T>> any;
     each_vector([&](int64_t j, int64_t i, Truth<Lanes<T>> on) {
-      const Lanes<T> raised = load_lanes(scorer.s + j * kAnchorBlock + i) + margin;
+      const Lanes<T> raised = load_lanes(scorer.s + j * kBlock + i) + margin;
       const Lanes<T> xs = on ? raised : Lanes<T>() + kNone;
       store_lanes(x + i, xs);
       any = (i == 0 ? Truth<Lanes<T>>() : any) | ~(xs <= load_lanes(lowest + i));
-      if (i + L < kAnchorBlock || !scorer.any_lane(any)) return;
+      if (i + L < kBlock || !scorer.any_lane(any)) return;
       f(j, x);
-      scorer.list.push_back(static_cast<int32_t>(j));
+      list.push_back(static_cast<int32_t>(j));
     });
   }
 
   // Few thresholds: compares x with each, without a branch.
   void rank_few(int64_t few) {
-    const T* thresholds = triplets.side_by_side(first / kAnchorBlock);
-    T value[kAnchorBlock] = {};
+    const T* thresholds = triplets.side_by_side(first / kBlock);
+    T value[kBlock] = {};
     each_active_row([&](int64_t j, const T* x) {
-      for (int64_t i = 0; i < kAnchorBlock; i += L) {
+      for (int64_t i = 0; i < kBlock; i += L) {
         const Lanes<T> xs = load_lanes(x + i), none = {};
         Lanes<T> cost = {};
         Lanes<Count<T>> active = {};
         for (int64_t r = 0; r < few; ++r) {
-          const Lanes<T> t = load_lanes(thresholds + r * kAnchorBlock + i);
+          const Lanes<T> t = load_lanes(thresholds + r * kBlock + i);
           const auto below = xs <= t;  // -1 where it is
           cost += below ? none : xs - t;
           active += below + 1;
-          Count<T>* const counts = above + r * kAnchorBlock + i;
+          Count<T>* const counts = above + r * kBlock + i;
           store_lanes(counts, load_lanes(counts) + below + 1);
         }
         store_lanes(value + i, load_lanes(value + i) + cost);
-        store_lanes(scorer.weight + j * kAnchorBlock + i, __builtin_convertvector(active, Lanes<T>));
+        store_lanes(scorer.weight + j * kBlock + i, __builtin_convertvector(active, Lanes<T>));
       }
     });
-    for (int64_t i = 0; i < kAnchorBlock; ++i) {
+    for (int64_t i = 0; i < kBlock; ++i) {
       if (triplets.collected[first + i] == 0 || value[i] == 0) continue;
       const T least = triplets.thresholds(first + i)[0];  // NaN if any is
       scorer.sums[i].value += static_cast<double>(least == least ? value[i] : least);
@@ -130,15 +132,15 @@ struct TripletScorer {
   // Many: finds the place of x among them, and counts the negatives of each place. One anchor after the other, since its
   // thresholds are as much as a cache holds.
   void rank_many() {
-    each_active_row([&](int64_t j, const T* x) { std::copy(x, x + kAnchorBlock, scorer.weight + j * kAnchorBlock); });
-    for (int64_t i = 0; i < kAnchorBlock; ++i) {
+    each_active_row([&](int64_t j, const T* x) { std::copy(x, x + kBlock, scorer.weight + j * kBlock); });
+    for (int64_t i = 0; i < kBlock; ++i) {
       const T lowest = triplets.lowest[first + i];
       T* const weights = scorer.weight + i;
       Search<T> search;
-      for (const int32_t j : scorer.list) {
-        const T x = weights[j * kAnchorBlock];
+      for (const int32_t j : list) {
+        const T x = weights[j * kBlock];
         search.add(j, x, is_below(lowest, x));
-        weights[j * kAnchorBlock] = T(0);
+        weights[j * kBlock] = T(0);
       }
       search.run(triplets.thresholds(first + i), triplets.collected[first + i],
                  [](T t, T x) { return is_below(t, x); });
@@ -150,7 +152,7 @@ struct TripletScorer {
         triplets.count(first + i, k, 1);
         value += static_cast<double>(k) * static_cast<double>(search.x[found]);
         pairs += k;
-        weights[search.row[found] * kAnchorBlock] = static_cast<T>(k);
+        weights[search.row[found] * kBlock] = static_cast<T>(k);
       }
       scorer.sums[i].value += value;
       scorer.sums[i].pairs += static_cast<double>(pairs);
@@ -160,30 +162,30 @@ struct TripletScorer {
   // Positives, one anchor after the other, too. First marks them with a weight of 1.
   void weigh() {
     each_vector([&](int64_t j, int64_t i, Truth<Lanes<T>> on) {
-      store_lanes(scorer.weight + j * kAnchorBlock + i, on ? Lanes<T>() + T(1) : Lanes<T>());
+      store_lanes(scorer.weight + j * kBlock + i, on ? Lanes<T>() + T(1) : Lanes<T>());
     });
     bool any[kMaxTileRows] = {};
-    for (int64_t i = 0; i < kAnchorBlock; ++i) {
+    for (int64_t i = 0; i < kBlock; ++i) {
       T* const weights = scorer.weight + i;
       Search<T> search;
-      for (int32_t j = 0; j < scorer.tile.rows; ++j)
-        search.add(j, scorer.s[j * kAnchorBlock + i], weights[j * kAnchorBlock] != T(0));
+      for (int32_t j = 0; j < scorer.rows.size; ++j)
+        search.add(j, scorer.s[j * kBlock + i], weights[j * kBlock] != T(0));
       search.run(triplets.thresholds(first + i), triplets.collected[first + i] - 1,
                  [](T t, T x) { return sorts_before(t, x); });
       for (int64_t found = 0; found < search.size; ++found) {
         const int32_t j = search.row[found];
-        weights[j * kAnchorBlock] = static_cast<T>(triplets.above(first + i)[search.found[found]]);
-        any[j] |= weights[j * kAnchorBlock] != T(0);
+        weights[j * kBlock] = static_cast<T>(triplets.above(first + i)[search.found[found]]);
+        any[j] |= weights[j * kBlock] != T(0);
       }
     }
-    for (int32_t j = 0; j < scorer.tile.rows; ++j)
-      if (any[j]) scorer.list.push_back(j);
+    for (int32_t j = 0; j < scorer.rows.size; ++j)
+      if (any[j]) list.push_back(j);
   }
 
   void add() {
     if (scorer.slot.formula == Formula::threshold) return collect();
     if (scorer.slot.formula == Formula::weigh) return weigh();
-    const int64_t few = triplets.few(first / kAnchorBlock);
+    const int64_t few = triplets.few(first / kBlock);
     return few >= 0 ? rank_few(few) : rank_many();
   }
 };
