@@ -96,24 +96,24 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   const bool pending = up_to(1), need_grad = up_to(3) > 0;
   Exactly<T> value(1), grad(B * D), value_again(1), grad_again(B * D);
   Exactly<double> pairs(2);
-  xbn::MemoryLossParams<T, S> p{z,
-                                y,
-                                bank,
-                                bank_y,
-                                count,
-                                B,
-                                M,
-                                D,
-                                nullptr,
-                                nullptr,
-                                nullptr,
-                                sometimes(slots),
-                                sometimes(chosen),
-                                up_to(1) == 1,
-                                1e-6,
-                                value,
-                                nullptr,
-                                pairs};
+  xbn::MemoryLossParams<T, S> p{.z = z,
+                                .labels = y,
+                                .bank = bank,
+                                .bank_labels = bank_y,
+                                .count = count,
+                                .B = B,
+                                .M = M,
+                                .D = D,
+                                .scale = nullptr,
+                                .shift = nullptr,
+                                .bank_ids = nullptr,
+                                .exclude = sometimes(slots),
+                                .anchors = sometimes(chosen),
+                                .renormalize = up_to(1) == 1,
+                                .eps = 1e-6,
+                                .loss = value,
+                                .grad_z = nullptr,
+                                .pairs = pairs};
   if (up_to(1)) p.bank_ids = bank_ids, p.exclude = ids;
   if (pending) p.scale = scale, p.shift = shift;
   if (need_grad) p.grad_z = grad;
@@ -146,7 +146,15 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
 
   const Exactly<T> dots = normal<T>(B * B), grad_dots(B * B), grad_dots_again(B * B);
   for (int64_t i = 0; i < B; ++i) dots[i * B + i] = std::fabs(dots[i * B + i]);
-  xbn::BatchLossParams<T> batch{dots, y, sometimes(ids), p.anchors, B, p.renormalize, 1e-6, value, nullptr};
+  xbn::BatchLossParams<T> batch{.dots = dots,
+                                .labels = y,
+                                .ids = sometimes(ids),
+                                .anchors = p.anchors,
+                                .B = B,
+                                .renormalize = p.renormalize,
+                                .eps = 1e-6,
+                                .loss = value,
+                                .grad_dots = nullptr};
   if (need_grad) batch.grad_dots = grad_dots;
   xbn::batch_loss(batch, loss, many);
   batch.loss = value_again;

@@ -1,56 +1,76 @@
 // batch_loss: the loss of B anchors against the other rows of their own batch, from the products of all with all.
 //
-//   in     dots [B, B] = z z^T, labels [B], ids [B] or null
+//   in     dots [B, B] = z z^T, of each anchor with every row, labels [B], ids [B] or null
 //   out    loss [1], grad_dots [B, B]
 //   math   s_ij = dots_ij / max(|z_j|, eps) if renormalize, and |z_j|^2 is dots_jj, which belongs to no pair. The rest is as
 //          in memory_loss.cpp, except that the rows carry a gradient, too. It is in dots_jj:
 //          dL/ddots_ij = g_ij / |z_j|,  dL/ddots_jj = -sum_i g_ij dots_ij / (2 |z_j|^3),  g = dL/ds
 //   NaN    an anchor with a NaN or an Inf has no finite product with itself: all its similarities are NaN, and so is their
 //          gradient
-//   split  rows, an anchor's pairs each, then stripes of columns, each summed in row order: the same bits on any number of
-//          threads
+//   looks  16 anchors meet all rows, a tile at a time, in the scorer of memory_loss. That has anchors side by side, dots has
+//          them one above the other: so a tile is transposed, and its gradient back (dots need not be symmetric, since a
+//          learned temperature may be in one side of it). The weights of pairs are kept until the anchors' sums are known.
+//   split  16 anchors a unit. Once all have their sums, again, to divide by what there is of all: every unit then has its
+//          part of dL/ddots_jj, added in the order of units. So the bits are the same on any number of threads.
 #include "../../kernels.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
+#include <numeric>
+#include <optional>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
-#include "../../math/ranks.h"
+#include "triplets.h"
 
 namespace xbn {
 namespace {
 
-constexpr int64_t kRows = 8;      // anchors of a unit
-constexpr int64_t kStripe = 64;   // columns of a unit
-constexpr int64_t kPadding = 16;  // pairs of an anchor are padded to whole vectors of the widest instruction set
+constexpr int64_t kBatchAnchors = 16;       // anchors of a unit: whole vectors of the widest instruction set
+constexpr char kNoneOut[kScoredRows] = {};  // no row is left out
 
-// The pairs of one anchor with all rows, padded with pairs that do not exist.
+// The rows of the batch, which are its anchors, too.
 template <typename T>
-struct BatchRow {
-  explicit BatchRow(int64_t B)
-      : n(round_up(B, kPadding)),
-        s(n),
-        positive(n),
-        pair(n),
-        weight{std::vector<T>(n), std::vector<T>(n)},
-        grad(n),
-        thresholds(n),
-        below(n + 1),
-        above(n + 1) {}
+struct Batch {
+  Batch(const BatchLossParams<T>& p_, const LossSpec& loss)
+      : p(p_),
+        norm(p.B, T(1)),
+        inverse_norm(p.B, T(1)),
+        number(p.B),
+        groups(p.labels, own_ids().data(), p.B, round_up(p.B, kBatchAnchors)),
+        thresholds(goes_in_rounds(loss) ? most_positives(groups, p.labels, p.B) : 0) {
+    std::iota(number.begin(), number.end(), 0);
+    for (int64_t j = 0; p.renormalize && j < p.B; ++j) {
+      norm[j] = std::sqrt(p.dots[j * p.B + j]);
+      inverse_norm[j] = 1 / std::max(norm[j], static_cast<T>(p.eps));
+    }
+  }
 
-  const int64_t n;
-  bool finite = true;                    // whether the anchor is
-  std::vector<T> s;                      // similarities
-  std::vector<Count<T>> positive, pair;  // whether they are of one label, and whether they are a pair: -1 or 0
-  Pairs pairs[kSlots] = {};              // that each slot takes
-  std::vector<T> weight[kSlots];         // of those
-  std::vector<T> grad;                   // their sum, each slot's times its factor
-  std::vector<T> thresholds;             // of all triplets: the similarities of the positives, sorted,
-  std::vector<double> below;             // the sum of all that are lower,
-  std::vector<int64_t> above;            // and how many negatives are above
+  // The sample of each row or, where it has none, an id that no other row has: a row is no pair with its own.
+  std::vector<int64_t> own_ids() const {
+    std::vector<int64_t> own(p.B);
+    for (int64_t i = 0; i < p.B; ++i) own[i] = stored_id(p.ids, i, i);
+    return own;
+  }
+
+  // For each row, whether it is anything but a negative of all of some anchors.
+  std::vector<char> mixed(int64_t first, int64_t count) const {
+    std::vector<char> labels(groups.labels.size()), ids(groups.ids.size()), mixed(p.B);
+    for (int64_t i = first; i < first + count; ++i) labels[groups.label[i]] = ids[groups.excluded[i]] = 1;
+    for (int64_t j = 0; j < p.B; ++j) mixed[j] = labels[groups.label[j]] | ids[groups.excluded[j]];
+    return mixed;
+  }
+
+  bool is_finite(int64_t i) const { return T(0) * p.dots[i * p.B + i] == T(0); }
+  bool ranks(int64_t i) const { return p.anchors == nullptr || p.anchors[i]; }
+
+  const BatchLossParams<T>& p;
+  std::vector<T> norm, inverse_norm;  // [B]
+  std::vector<int64_t> number;        // [B] 0, 1, ...
+  const Groups groups;                // of the anchors, and as these are the rows, of the rows
+  const int64_t thresholds;           // of all triplets: at most so many for an anchor
 };
 
 }  // namespace
@@ -60,28 +80,27 @@ struct BatchRow {
 
 template <typename T>
 void batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Cpu& cpu) {
-  std::vector<T> norm(p.B), inverse_norm(p.B, T(1));
-  for (int64_t j = 0; p.renormalize && j < p.B; ++j) {
-    norm[j] = std::sqrt(p.dots[j * p.B + j]);
-    inverse_norm[j] = 1 / std::max(norm[j], static_cast<T>(p.eps));
-  }
+  const Batch<T> batch(p, loss);
+  const int64_t units = ceil_div(p.B, kBatchAnchors);
   std::vector<RowResult> results(p.B);
-  cpu.parallel(ceil_div(p.B, kRows), [&](int64_t unit) {
-    const int64_t begin = unit * kRows, end = std::min(begin + kRows, p.B);
-    BatchRow<T> row(p.B);
-    XBN_CALL_ISA(cpu.isa, rank_rows(p, loss, inverse_norm.data(), begin, end, row, results.data()));
+  cpu.parallel(units, [&](int64_t unit) {
+    XBN_CALL_ISA(cpu.isa, rank_anchors(p, loss, batch, unit * kBatchAnchors, results.data()));
   });
   LossSum sum;
   for (int64_t i = 0; i < p.B; ++i)
-    if (p.anchors == nullptr || p.anchors[i]) sum.add(results[i]);
+    if (batch.ranks(i)) sum.add(results[i]);
   *p.loss = static_cast<T>(sum.loss());
   if (p.grad_dots == nullptr) return;
   const T of_negatives = static_cast<T>(sum.average(group_of(loss, 0)));
   const T of_positives = static_cast<T>(sum.average(group_of(loss, 1)));
-  cpu.parallel(ceil_div(p.B, kStripe), [&](int64_t stripe) {
-    const int64_t begin = stripe * kStripe, end = std::min(begin + kStripe, p.B);
-    XBN_CALL_ISA(cpu.isa, settle_columns(p, norm.data(), inverse_norm.data(), of_negatives, of_positives, begin, end));
+  const Scratch<T> sums(units * p.B);  // of dL/ddots_jj, by unit
+  cpu.parallel(units, [&](int64_t unit) {
+    XBN_CALL_ISA(cpu.isa,
+                 settle_anchors(p, batch, of_negatives, of_positives, unit * kBatchAnchors, sums.data() + unit * p.B));
   });
+  if (!p.renormalize) return;
+  cpu.parallel(units,
+               [&](int64_t unit) { XBN_CALL_ISA(cpu.isa, settle_norms(p, batch, sums.data(), unit * kBatchAnchors)); });
 }
 
 template void batch_loss(const BatchLossParams<float>&, const LossSpec&, const Cpu&);

@@ -1,246 +1,182 @@
-// Compiled once per instruction set: see for_each_isa.h. What one anchor's pairs with its batch cost and weigh, a vector of
-// pairs at a time.
+// Compiled once per instruction set: see for_each_isa.h. What the pairs of some anchors with their batch cost and weigh.
 
 #include "../../math/pair_formulas.h"
 #include "vectors_kernel.h"
 
-// Scores the pairs of an anchor, vector by vector.
+#include "score_kernel.h"
+#include "triplets_kernel.h"
+
+// Anchors [first, first + count) side by side, filled up to kBatchAnchors, and all rows, a tile at a time.
 template <typename T>
-struct RowScorer {
-  using V = Lanes<T>;
-  using Mask = Truth<V>;
-  static constexpr int64_t L = kLanes<T>;
+struct BatchUnit {
+  static constexpr int64_t A = kBatchAnchors;
 
-  BatchRow<T>& row;
+  const BatchLossParams<T>& p;
+  const LossSpec& loss;
+  const Batch<T>& batch;
+  const int64_t first;
+  const int64_t B = p.B, count = std::min(A, B - first), tiles = ceil_div(B, kScoredRows);
+  const std::vector<char> mixed = batch.mixed(first, count);  // [B]
 
-  void load(const BatchLossParams<T>& p, const T* inverse_norm, int64_t i) {
-    const T* dots = p.dots + i * p.B;
-    const int64_t label = p.labels[i], id = p.ids != nullptr ? p.ids[i] : -1;
-    T* s = row.s.data();
-    Count<T>*positive = row.positive.data(), *pair = row.pair.data();
-    row.finite = T(0) * dots[i] == T(0);
-    const T nan = row.finite ? T(0) : std::numeric_limits<T>::quiet_NaN();
-#pragma omp simd
-    for (int64_t j = 0; j < p.B; ++j) {
-      s[j] = dots[j] * inverse_norm[j] + nan;
-      positive[j] = p.labels[j] == label ? -1 : 0;
-      pair[j] = -1;
-    }
-    for (int64_t j = 0; id >= 0 && j < p.B; ++j)
-      if (p.ids[j] == id) pair[j] = 0;
-    pair[i] = 0;
+  // Of each slot, as it was scored last:
+  Slot slots[kSlots] = {};
+  RowSums sums[kSlots][A] = {};
+  Scratch<T> weights{kSlots * B * A};     // [kSlots][B][A]
+  Scratch<T> shifts{kSlots * tiles * A};  // [kSlots][tiles][A] to which those of a tile are scaled, as exponentials are
+
+  T given[A] = {};
+  T nan[A] = {};  // of an anchor that is not finite; else 0
+  alignas(kVectorBytes) T tile[kScoredRows * A];
+  std::optional<Triplets<T, A>> triplets;
+  CountsAbove<T, A> above{batch.thresholds > 0};
+  std::vector<int32_t> list;
+
+  int64_t rows_from(int64_t begin) const { return std::min(kScoredRows, B - begin); }
+  T* shifts_of(int slot, int64_t begin) const { return shifts.data() + (slot * tiles + begin / kScoredRows) * A; }
+
+  Scorer<T, A> scorer(int slot, int64_t begin) {
+    return {.rows = {.size = rows_from(begin),
+                     .number = batch.number.data() + begin,
+                     .label = batch.groups.label.data() + begin,
+                     .excluded = batch.groups.excluded.data() + begin,
+                     .mixed = mixed.data() + begin,
+                     .out = kNoneOut},
+            .slot = slots[slot],
+            .label = batch.groups.label.data() + first,
+            .excluded = batch.groups.excluded.data() + first,
+            .given = given,
+            .s = tile,
+            .weight = weights.data() + (slot * B + begin) * A,
+            .sums = sums[slot]};
   }
 
-  // A vector of the masks of the pairs that a slot takes.
-  Mask mask(Pairs pairs, int64_t j) const {
-    const Mask all = load_lanes(row.pair.data() + j), positives = load_lanes(row.positive.data() + j);
-    return pairs == Pairs::all ? all : pairs == Pairs::positives ? all & positives : all & ~positives;
-  }
-
-  // f(first pair, similarities, which of them are positive, which of them the slot takes)
-  template <typename F>
-  void each_vector(Pairs pairs, const F& f) const {
-    for (int64_t j = 0; j < row.n; j += L)
-      f(j, load_lanes(row.s.data() + j), load_lanes(row.positive.data() + j), mask(pairs, j));
-  }
-
-  // Fills row.weight[k] and returns the sums of slot k.
-  RowSums score(const Slot& slot, int k, T given) {
-    const T a = static_cast<T>(slot.a), b = static_cast<T>(slot.b);
-    T* weights = row.weight[k].data();
-    row.pairs[k] = slot.pairs;
-    switch (slot.formula) {
-      case Formula::margin: return add_scores(MarginFormula<T>{a, b}, slot.pairs, weights, given);
-      case Formula::similarity: return add_scores(SimilarityFormula<T>{a}, slot.pairs, weights, given);
-      case Formula::ntxent: return add_scores(NTXentFormula<T>{a}, slot.pairs, weights, given);
-      case Formula::exponent: return add_exponents(ExponentFormula<T>{a, b, slot.mined}, slot, weights, given);
-      case Formula::circle: return add_exponents(CircleFormula<T>{a, b}, slot, weights, given);
-      case Formula::extreme: return find_extreme(slot.pairs, weights);
-      case Formula::threshold:
-      case Formula::rank:
-      case Formula::weigh: break;  // rank_triplets()
-    }
-    return {};
-  }
-
-  template <typename Formula>
-  RowSums add_scores(const Formula& formula, Pairs pairs, T* weights, T given) const {
-    const V zero = {}, one = zero + T(1);
-    V value = {}, sum = {}, counted = {};
-    each_vector(pairs, [&](int64_t j, V x, Mask positives, Mask on) {
-      const Score<V> score = lanewise(formula, x, positives, on, zero + given);
-      const V w = on ? score.weight : zero;
-      value += on ? score.value : zero;
-      sum += w;
-      counted += (on & score.counts) ? one : zero;
-      store_lanes(weights + j, w);
-    });
-    return {total(value), total(sum), total(counted), 0};
-  }
-
-  template <typename Formula>
-  static Score<V> lanewise(const Formula& formula, V x, Mask positives, Mask, V given) {
-    return formula(x, positives, given);
-  }
-
-  // One lane after the other: there is no vector logarithm here. Few pairs are positive.
-  static Score<V> lanewise(const NTXentFormula<T>& formula, V x, Mask, Mask on, V given) {
-    Score<V> scores = {};
-    for (int lane = 0; lane < L; ++lane) {
-      if (on[lane] == 0) continue;
-      const Score<T> score = formula(x[lane], true, given[lane]);
-      scores.value[lane] = score.value;
-      scores.weight[lane] = score.weight;
-      scores.counts[lane] = -1;
-    }
-    return scores;
-  }
-
-  template <typename Formula>
-  RowSums add_exponents(const Formula& formula, const Slot& slot, T* weights, T given) const {
-    const V zero = {}, one = zero + T(1);
-    V largest = zero - std::numeric_limits<T>::infinity();
-    each_vector(slot.pairs, [&](int64_t, V x, Mask positives, Mask on) {
-      const Exponent<V> e = formula(x, positives, zero + given);
-      largest = (on & e.counts & (e.x > largest)) ? e.x : largest;
-    });
-    T top = largest[0];
-    for (int lane = 1; lane < L; ++lane) top = std::max(top, largest[lane]);
-    V value = {}, counted = {};
-    each_vector(slot.pairs, [&](int64_t j, V x, Mask positives, Mask on) {
-      const Exponent<V> e = formula(x, positives, zero + given);
-      const Mask counts = on & e.counts;
-      const V term = counts ? exp_of_negative(e.x - top) : zero;
-      value += term;
-      counted += counts ? one : zero;
-      store_lanes(weights + j, counts ? e.slope * term : zero);
-    });
-    return {total(value), 0, total(counted), static_cast<double>(top)};
-  }
-
-  RowSums find_extreme(Pairs pairs, T* weights) const {
-    RowSums sums = no_sums(Formula::extreme);
-    std::fill_n(weights, row.n, T(0));
-    each_vector(pairs, [&](int64_t j, V x, Mask positives, Mask on) {
-      for (int lane = 0; lane < L; ++lane) {
-        if (on[lane] == 0) continue;
-        const T distance = positives[lane] != 0 ? -x[lane] : x[lane];
-        sums.pairs += 1;
-        if (!exceeds(distance, static_cast<T>(sums.shift))) continue;
-        sums.shift = static_cast<double>(distance);
-        sums.value = static_cast<double>(j + lane);
+  // All passes; then the anchors' results [count].
+  void rank(RowResult* results) {
+    for (int64_t i = 0; i < count; ++i)
+      if (!batch.is_finite(first + i)) nan[i] = std::numeric_limits<T>::quiet_NaN();
+    if (count < A) std::fill_n(tile, kScoredRows * A, T(0));
+    const bool extremes = !sums_gradients(loss);
+    if (extremes || goes_in_rounds(loss))
+      std::fill_n(weights.data(), kSlots * B * A, T(0));  // not all rows are weighed
+    if (goes_in_rounds(loss)) triplets.emplace(A, batch.thresholds, batch.thresholds);
+    const Program program = make_program(loss, p.grad_dots != nullptr);
+    for (int k = 0; k < program.passes; ++k) {
+      score(program.pass[k]);
+      for (int64_t i = 0; i < A; ++i) {
+        if (program.pass[k].slot[1].formula == Formula::threshold) triplets->sort(i);
+        if (program.pass[k].slot[0].formula == Formula::rank) triplets->settle(i, sums[0][i], sums[1][i]);
+        const RowSums both[kSlots] = {sums[0][i], sums[1][i]};
+        if (k + 1 < program.passes) given[i] = static_cast<T>(given_for(loss, k + 1, both));
+        if (i < count) results[i] = finish(loss, both);
       }
-    });
-    if (sums.value >= 0) weights[static_cast<int64_t>(sums.value)] = 1;
-    return sums;
+    }
+    for (int64_t i = 0; extremes && i < count; ++i)
+      for (int slot = 0; slot < kSlots; ++slot)
+        if (const double row = sums[slot][i].value; row >= 0)
+          weights.data()[(slot * B + static_cast<int64_t>(row)) * A + i] = T(1);
   }
 
-  // All triplets: see ranks.h. Sums over the negatives; weights of both.
-  RowSums rank_triplets(T margin) {
-    row.pairs[0] = Pairs::negatives, row.pairs[1] = Pairs::positives;
-    T *negatives = row.weight[0].data(), *positives = row.weight[1].data(), *thresholds = row.thresholds.data();
-    double* below = row.below.data();
-    int64_t *above = row.above.data(), m = 0;
-    std::fill_n(negatives, row.n, T(0));
-    std::fill_n(positives, row.n, T(0));
-    each(Pairs::positives, [&](int64_t j) { thresholds[m++] = row.s[j]; });
-    std::sort(thresholds, thresholds + m, [](T x, T y) { return sorts_before(x, y); });
-    below[0] = 0;
-    for (int64_t r = 0; r < m; ++r) below[r + 1] = below[r] + static_cast<double>(thresholds[r]);
-    std::fill_n(above, m + 1, 0);
-    RowSums sums = {};
-    each(Pairs::negatives, [&](int64_t j) {
-      const T x = row.s[j] + margin;
-      const int64_t rank = rank_among(thresholds, m, x);
-      if (rank == 0) return;
-      sums.value += static_cast<double>(rank) * static_cast<double>(x) - below[rank];
-      sums.pairs += static_cast<double>(rank);
-      negatives[j] = static_cast<T>(rank);
-      above[rank - 1] += 1;
-    });
-    for (int64_t r = m - 1; r > 0; --r) above[r - 1] += above[r];
-    each(Pairs::positives,
-         [&](int64_t j) { positives[j] = static_cast<T>(above[place_among(thresholds, m, row.s[j])]); });
-    return sums;
+  void score(const Pass& pass) {
+    for (int slot = 0; slot < kSlots; ++slot) {
+      if (pass.slot[slot].pairs == Pairs::none) continue;
+      slots[slot] = pass.slot[slot];
+      std::fill_n(sums[slot], A, no_sums(slots[slot].formula));
+    }
+    for (int64_t begin = 0; begin < B; begin += kScoredRows) {
+      load_tile(begin);
+      for (int slot = 0; slot < kSlots; ++slot) {
+        if (pass.slot[slot].pairs == Pairs::none) continue;
+        Scorer<T, A> of_tile = scorer(slot, begin);
+        if (triplets)
+          TripletScorer<T, A>{of_tile, *triplets, 0, above.of(0), list}.add();
+        else
+          of_tile.add(nullptr, 0);
+        for (int64_t i = 0; i < A; ++i) shifts_of(slot, begin)[i] = static_cast<T>(sums[slot][i].shift);
+        list.clear();
+      }
+    }
+    if (pass.slot[0].formula == Formula::rank) above.add_to(*triplets, 0, 0, sums[0]);
   }
 
-  // row.grad += factor times the weights of the pairs of slot k. If a similarity is NaN, so is the factor.
-  void add_gradient(int k, T factor) {
-    const V zero = {};
-    const T* weights = row.weight[k].data();
-    each_vector(row.pairs[k], [&](int64_t j, V, Mask, Mask on) {
-      T* const grad = row.grad.data() + j;
-      store_lanes(grad, load_lanes(grad) + (on ? factor * load_lanes(weights + j) : zero));
-    });
+  // The similarities of the rows from `begin` on.
+  void load_tile(int64_t begin) {
+    transpose(p.dots + first * B + begin, B, count, rows_from(begin), tile, A);
+    const T* const inverse_norm = batch.inverse_norm.data() + begin;
+    for (int64_t j = 0, rows = rows_from(begin); j < rows; ++j)
+      for (int64_t i = 0; i < A; i += kLanes<T>) {
+        T* const s = tile + j * A + i;
+        store_lanes(s, load_lanes(s) * inverse_norm[j] + load_lanes(nan + i));
+      }
   }
 
-  // f(pair) for those that a slot takes.
-  template <typename F>
-  void each(Pairs pairs, const F& f) const {
-    each_vector(pairs, [&](int64_t j, V, Mask, Mask on) {
-      for (int lane = 0; lane < L; ++lane)
-        if (on[lane] != 0) f(j + lane);
-    });
+  // dL/ds into grad_dots, up to what sums are multiplied by in the end.
+  void write_gradient(const RowResult* results) {
+    for (int64_t begin = 0; begin < B; begin += kScoredRows) {
+      for (int slot = 0; slot < slots_of(loss); ++slot) add_weights(slot, begin, results);
+      transpose(tile, A, rows_from(begin), count, p.grad_dots + first * B + begin, B);
+    }
+    for (int64_t i = 0; i < count; ++i)
+      if (nan[i] != T(0) || !batch.ranks(first + i)) std::fill_n(p.grad_dots + (first + i) * B, B, nan[i]);
   }
 
-  static double total(V lanes) {
-    double sum = 0;
-    for (int lane = 0; lane < L; ++lane) sum += static_cast<double>(lanes[lane]);
-    return sum;
+  // To the tile those of a slot, times its factors. If a similarity is NaN, so is the factor.
+  void add_weights(int slot, int64_t begin, const RowResult* results) {
+    const Scorer<T, A> of_tile = scorer(slot, begin);
+    const bool scaled = is_exponential(slots[slot].formula);
+    for (int64_t first_lane = 0; first_lane < A; first_lane += kLanes<T>) {
+      T factors[kLanes<T>] = {};
+      for (int64_t i = first_lane; i < std::min<int64_t>(first_lane + kLanes<T>, count); ++i)
+        factors[i - first_lane] = static_cast<T>(
+            results[i].factor[slot] * (scaled ? rescale(shifts_of(slot, begin)[i], sums[slot][i].shift) : 1.0));
+      const Lanes<T> zero = {}, factor = load_lanes(factors);
+      of_tile.each_row(first_lane, [&](int64_t j, const auto& mask) {
+        const int64_t at = j * A + first_lane;
+        const Lanes<T> grad = factor * load_lanes(of_tile.weight + at);
+        // The first slot takes negatives or all pairs, and so looks at every row.
+        store_lanes(tile + at, (slot == 0 ? zero : load_lanes(tile + at)) + (mask.on ? grad : zero));
+      });
+    }
   }
 };
 
-// Anchors [begin, end): what each adds to the loss, and the derivative of that by its similarities, up to what sums are
-// multiplied by in the end.
+// Anchors from `first` on: their results, and the derivative of those by their similarities.
 template <typename T>
-void rank_rows(const BatchLossParams<T>& p, const LossSpec& loss, const T* inverse_norm, int64_t begin, int64_t end,
-               BatchRow<T>& row, RowResult* results) {
-  const Program program = make_program(loss);
-  RowScorer<T> scorer{row};
-  for (int64_t i = begin; i < end; ++i) {
-    T* grad = p.grad_dots != nullptr ? p.grad_dots + i * p.B : nullptr;
-    const bool ranks = p.anchors == nullptr || p.anchors[i];
-    scorer.load(p, inverse_norm, i);
-    if (grad != nullptr && !(ranks && row.finite))
-      std::fill_n(grad, p.B, row.finite ? T(0) : std::numeric_limits<T>::quiet_NaN());
-    if (!ranks) continue;
-    RowSums sums[kSlots] = {};
-    if (loss.kind == LossKind::triplet_all) {
-      sums[0] = scorer.rank_triplets(static_cast<T>(loss.a));
-    } else {
-      T given = 0;
-      for (int k = 0; k < program.passes; ++k) {
-        if (k > 0) given = static_cast<T>(given_for(loss, k, sums));
-        for (int slot = 0; slot < kSlots; ++slot)
-          if (program.pass[k].slot[slot].pairs != Pairs::none)
-            sums[slot] = scorer.score(program.pass[k].slot[slot], slot, given);
-      }
+void rank_anchors(const BatchLossParams<T>& p, const LossSpec& loss, const Batch<T>& batch, int64_t first,
+                  RowResult* results) {
+  BatchUnit<T> unit{.p = p, .loss = loss, .batch = batch, .first = first};
+  unit.rank(results + first);
+  if (p.grad_dots != nullptr) unit.write_gradient(results + first);
+}
+
+// grad_dots of the anchors from `first` on, from the derivatives by their similarities. sums [B]: of g dots.
+template <typename T>
+void settle_anchors(const BatchLossParams<T>& p, const Batch<T>& batch, T of_negatives, T of_positives, int64_t first,
+                    T* sums) {
+  const T* inverse_norm = batch.inverse_norm.data();
+  const int32_t* label = batch.groups.label.data();
+  std::fill_n(sums, p.B, T(0));
+  for (int64_t i = first; i < std::min(first + kBatchAnchors, p.B); ++i) {
+    const T* dots = p.dots + i * p.B;
+    T* grad = p.grad_dots + i * p.B;
+#pragma omp simd
+    for (int64_t j = 0; j < p.B; ++j) {
+      const T g = grad[j] * (label[j] == label[i] ? of_positives : of_negatives);
+      sums[j] += g * dots[j];
+      grad[j] = g * inverse_norm[j];
     }
-    results[i] = finish(loss, sums);
-    if (grad == nullptr || !row.finite) continue;
-    std::fill_n(row.grad.data(), row.n, T(0));
-    for (int k = 0; k < slots_of(loss); ++k) scorer.add_gradient(k, static_cast<T>(results[i].factor[k]));
-    std::copy_n(row.grad.data(), p.B, grad);
   }
 }
 
-// Columns [begin, end) of grad_dots, from the derivatives by the similarities.
+// dL/ddots_jj of the rows from `first` on. sums [units][B]: of settle_anchors.
 template <typename T>
-void settle_columns(const BatchLossParams<T>& p, const T* norm, const T* inverse_norm, T of_negatives, T of_positives,
-                    int64_t begin, int64_t end) {
-  T sum[kStripe] = {};
-  for (int64_t i = 0; i < p.B; ++i) {
-    const T* dots = p.dots + i * p.B + begin;
-    T* grad = p.grad_dots + i * p.B + begin;
-    const int64_t label = p.labels[i];
-#pragma omp simd
-    for (int64_t j = 0; j < end - begin; ++j) {
-      const T g = grad[j] * (p.labels[begin + j] == label ? of_positives : of_negatives);
-      sum[j] += g * dots[j];
-      grad[j] = g * inverse_norm[begin + j];
-    }
+void settle_norms(const BatchLossParams<T>& p, const Batch<T>& batch, const T* sums, int64_t first) {
+  T sum[kBatchAnchors] = {};
+  const int64_t end = std::min(first + kBatchAnchors, p.B);
+  for (int64_t unit = 0; unit < ceil_div(p.B, kBatchAnchors); ++unit)
+    for (int64_t j = first; j < end; ++j) sum[j - first] += sums[unit * p.B + j];
+  for (int64_t j = first; j < end; ++j) {
+    const T inverse = batch.inverse_norm[j];
+    if (!(batch.norm[j] < static_cast<T>(p.eps)))
+      p.grad_dots[j * p.B + j] = T(-0.5) * inverse * inverse * inverse * sum[j - first];
   }
-  for (int64_t j = begin; p.renormalize && j < end; ++j)
-    if (!(norm[j] < static_cast<T>(p.eps)))
-      p.grad_dots[j * p.B + j] = T(-0.5) * inverse_norm[j] * inverse_norm[j] * inverse_norm[j] * sum[j - begin];
 }

@@ -25,6 +25,7 @@
 #include <memory>
 #include <optional>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "../transform.h"
@@ -59,7 +60,7 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
   const auto sums_of = [&](int slot, int64_t i) -> RowSums& { return all(i).sums(slot, 0)[i % group_rows]; };
   std::optional<Triplets<T, kAnchorBlock>> triplets;
   if (goes_in_rounds(loss)) {
-    const int64_t most = most_positives(sweep, p.bank_labels);
+    const int64_t most = most_positives(sweep.groups, p.bank_labels, sweep.count);
     triplets.emplace(sweep.rows(), most, thresholds_per_anchor<T>(sweep.rows(), most));
   }
   std::optional<Screen> screen;

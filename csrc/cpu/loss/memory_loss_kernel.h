@@ -2,6 +2,8 @@
 
 #include "../../math/pair_formulas.h"
 #include "../transform_kernel.h"
+#include "vectors_kernel.h"
+
 #include "products_kernel.h"
 #include "score_kernel.h"
 #include "screen_kernel.h"

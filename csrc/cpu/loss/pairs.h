@@ -10,7 +10,7 @@
 
 namespace xbn {
 
-constexpr int64_t kMaxTileRows = 96;   // rows that are scored together
+constexpr int64_t kScoredRows = 256;   // rows that are scored together, at most
 constexpr int32_t kNoAnchor = -1;      // label group of a row that no anchor has as a positive
 constexpr int32_t kPaddedAnchor = -2;  // label group of the anchors that fill up the last block
 constexpr int32_t kNoneExcluded = -2;  // excluded group of an anchor that is paired with any row
@@ -49,7 +49,7 @@ struct Groups {
   std::vector<int32_t> excluded;      // [padded] index in `ids` of the id it is not paired with, or kNoneExcluded
 };
 
-// Rows that are scored together, at most kMaxTileRows.
+// Rows that are scored together, at most kScoredRows.
 struct ScoredRows {
   int64_t size;
   const int64_t* number;    // ascending

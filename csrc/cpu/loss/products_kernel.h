@@ -1,17 +1,12 @@
 // Compiled once per instruction set: see for_each_isa.h. The two products of a sweep, in the compiler's vector types, blocked
 // so that their accumulators fill the registers.
 
-#include "vectors_kernel.h"
-
 // What a bank row is multiplied by as it counts, from its sum of squares.
 template <typename T>
 T inverse_of_norm(T square, T eps) {
   const T norm = std::sqrt(square);
   return T(1) / (norm < eps ? eps : norm);
 }
-
-// What gcc does not do by itself: so that an array of accumulators is one of registers from its first line to its last.
-#define XBN_UNROLL _Pragma("GCC unroll 8")
 
 // Accumulators take R x C registers, C more hold operands: 6 x 4 + 4 of 32, 6 x 2 + 2 of 16.
 constexpr int kColumns = kVectorRegisters == 32 ? 4 : 2;

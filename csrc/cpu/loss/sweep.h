@@ -14,6 +14,7 @@
 namespace xbn {
 
 constexpr int64_t kAnchorBlock = 64;   // anchors that are multiplied together
+constexpr int64_t kMaxTileRows = 96;   // bank rows of a tile, at most kScoredRows
 constexpr int64_t kTileUnit = 6;       // bank rows that the similarity kernel takes at a time
 constexpr int64_t kWholeVectors = 16;  // dimensions are padded to whole vectors of the widest instruction set
 
@@ -124,14 +125,7 @@ struct Tile {
     return begin;
   }
 
-  ScoredRows scored() const {
-    return {.size = rows,
-            .number = bank_row.data(),
-            .label = label.data(),
-            .excluded = excluded.data(),
-            .mixed = mixed.data(),
-            .out = out.data()};
-  }
+  ScoredRows scored() const { return {rows, bank_row.data(), label.data(), excluded.data(), mixed.data(), out.data()}; }
 
   const int64_t capacity;
   int64_t rows = 0;

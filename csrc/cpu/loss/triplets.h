@@ -14,12 +14,10 @@ namespace xbn {
 
 constexpr int64_t kFewThresholds = 32;  // of every anchor of a block: negatives are then compared with each, in vectors
 
-// Rows of the bank with the label of an anchor: of the label that has the most.
-template <typename T>
-int64_t most_positives(const Sweep<T>& sweep, const int64_t* bank_labels) {
-  std::vector<int64_t> rows(sweep.groups.labels.size() + 1, 0);
-  for (int64_t j = 0; j < sweep.count; ++j)
-    ++rows[index_in(sweep.groups.labels, bank_labels[j]) + 1];  // kNoAnchor: in the first
+// Rows with the label of an anchor: of the label that has the most.
+inline int64_t most_positives(const Groups& groups, const int64_t* row_labels, int64_t n) {
+  std::vector<int64_t> rows(groups.labels.size() + 1, 0);
+  for (int64_t j = 0; j < n; ++j) ++rows[index_in(groups.labels, row_labels[j]) + 1];  // kNoAnchor: in the first
   rows[0] = 0;
   return *std::max_element(rows.begin(), rows.end());
 }

@@ -34,9 +34,9 @@ class CountsAbove {
 template <typename T>
 struct Search {
   int64_t size = 0;
-  int32_t row[kMaxTileRows];
-  T x[kMaxTileRows];
-  Count<T> found[kMaxTileRows];
+  int32_t row[kScoredRows];
+  T x[kScoredRows];
+  Count<T> found[kScoredRows];
 
   void add(int32_t of_row, T value, bool wanted) {
     row[size] = of_row;
@@ -163,13 +163,13 @@ struct TripletScorer {
   void weigh() {
     each_vector([&](int64_t j, int64_t i, Truth<Lanes<T>> on) {
       store_lanes(scorer.weight + j * kBlock + i, on ? Lanes<T>() + T(1) : Lanes<T>());
+      if (i == 0) list.push_back(static_cast<int32_t>(j));
     });
-    bool any[kMaxTileRows] = {};
+    bool any[kScoredRows] = {};
     for (int64_t i = 0; i < kBlock; ++i) {
       T* const weights = scorer.weight + i;
       Search<T> search;
-      for (int32_t j = 0; j < scorer.rows.size; ++j)
-        search.add(j, scorer.s[j * kBlock + i], weights[j * kBlock] != T(0));
+      for (const int32_t j : list) search.add(j, scorer.s[j * kBlock + i], weights[j * kBlock] != T(0));
       search.run(triplets.thresholds(first + i), triplets.collected[first + i] - 1,
                  [](T t, T x) { return sorts_before(t, x); });
       for (int64_t found = 0; found < search.size; ++found) {
@@ -178,8 +178,7 @@ struct TripletScorer {
         any[j] |= weights[j * kBlock] != T(0);
       }
     }
-    for (int32_t j = 0; j < scorer.rows.size; ++j)
-      if (any[j]) list.push_back(j);
+    std::erase_if(list, [&](int32_t j) { return !any[j]; });
   }
 
   void add() {
