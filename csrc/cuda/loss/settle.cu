@@ -13,6 +13,8 @@
 //   keeps  of each anchor its totals, result and factors in the workspace: anchor.cuh
 //   needs  any GPU; float and double, banks of any dtype; gradients 16 bytes at a time where D and the addresses allow it
 //   order  fixed by the shapes: the same bits every run
+#include <utility>
+
 #include "anchor.cuh"
 
 namespace xbn::cuda {
@@ -256,18 +258,17 @@ __global__ void __launch_bounds__(kGradientThreads, 4)
   }
 }
 
-template <typename T>
-auto settle_kernel_of(LossKind kind) {
-  switch (kind) {
-    case LossKind::contrastive: return settle_kernel<T, LossKind::contrastive>;
-    case LossKind::supcon: return settle_kernel<T, LossKind::supcon>;
-    case LossKind::ntxent: return settle_kernel<T, LossKind::ntxent>;
-    case LossKind::multi_similarity: return settle_kernel<T, LossKind::multi_similarity>;
-    case LossKind::circle: return settle_kernel<T, LossKind::circle>;
-    case LossKind::triplet: return settle_kernel<T, LossKind::triplet>;
-    case LossKind::triplet_all: break;
-  }
-  return settle_kernel<T, LossKind::triplet_all>;
+constexpr int kLossKinds = [] {
+  int kinds = 0;
+  for (const NamedLoss& loss : kLosses) kinds = static_cast<int>(larger(kinds, static_cast<int>(loss.kind) + 1));
+  return kinds;
+}();
+
+template <typename T, int... kKinds>
+auto settle_kernel_of(LossKind kind, std::integer_sequence<int, kKinds...>) {
+  using Kernel = decltype(&settle_kernel<T, LossKind::contrastive>);
+  const Kernel kernels[] = {settle_kernel<T, static_cast<LossKind>(kKinds)>...};
+  return kernels[static_cast<int>(kind)];
 }
 
 }  // namespace
@@ -286,8 +287,8 @@ int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, const P
   settled.next = last ? 0 : k + 1;
   const int width = power_of_two_up_to(partial.splits, kWarp);
   const dim3 blocks(static_cast<unsigned>(larger(1, ceil_div(p.B, kSettleThreads / width))));
-  const int error = run(settle_kernel_of<T>(loss.kind), blocks, kSettleThreads, gpu, partial, loss, settled, p.B, width,
-                        p.loss, p.pairs);
+  const auto kernel = settle_kernel_of<T>(loss.kind, std::make_integer_sequence<int, kLossKinds>());
+  const int error = run(kernel, blocks, kSettleThreads, gpu, partial, loss, settled, p.B, width, p.loss, p.pairs);
   if (error != cudaSuccess || !last || p.grad_z == nullptr || p.B == 0) return error;
   if (!sums_gradients(loss)) {
     const dim3 grid(static_cast<unsigned>(ceil_div(p.B, kGradientThreads / kWarp)));
