@@ -14,7 +14,7 @@
                ([0, B] unless need_grad)
 
 A bank row u stands for scale * u + shift. Statistics are float64, counters int64 scalars, all on the device of the
-bank. `ops.py` documents the arguments, `reference.py` says what they compute. The kernels in `csrc/` and the functions
+bank. `ops.py` documents the arguments, `reference/` says what they compute. The kernels in `csrc/` and the functions
 in `plain/` register for these.
 """
 

@@ -1,5 +1,5 @@
 // The scalar formulas of the method, written once and called by every kernel on every device.
-// xbn_ext/reference.py states the same formulas in PyTorch; the tests hold the two side by side.
+// xbn_ext/reference/ states the same formulas in PyTorch; the tests hold the two side by side.
 #pragma once
 
 #include <cmath>
