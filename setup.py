@@ -34,7 +34,7 @@ WITHOUT_GPU = "80"  # that every nvcc knows, and that has all ways of the loss
 OLDEST_NVCC = (12, 0)  # of those that know C++20
 CUDA_SOURCES = sorted(glob("csrc/cuda/**/*.cu", recursive=True))
 CUDA_HEADERS = [
-    *glob("csrc/*.h"), "csrc/cpu/cpu.h", *glob("csrc/math/*.h"), *glob("csrc/cuda/**/*.h", recursive=True),
+    *glob("csrc/*.h"), *glob("csrc/math/*.h"), *glob("csrc/cuda/**/*.h", recursive=True),
     *glob("csrc/cuda/**/*.cuh", recursive=True),
 ]  # fmt: skip
 
@@ -279,7 +279,7 @@ def main() -> None:
         setup()
         return
     Build.nvcc = find_nvcc()
-    sources = ["csrc/module.cpp", "csrc/cuda/loss/way.cpp", *glob("csrc/cpu/**/*.cpp", recursive=True)]
+    sources = ["csrc/extension.cpp", "csrc/cuda/loss/way.cpp", *glob("csrc/cpu/**/*.cpp", recursive=True)]
     if Build.nvcc is not None:
         sources += ["csrc/cuda/backend.cpp", "csrc/cuda/torch_cuda.cpp", "csrc/cuda/loss/memory_loss.cpp"]
     else:

@@ -7,12 +7,15 @@
 
 #include <cstdint>
 
-#include "cpu/cpu.h"
-#include "cuda/gpu.h"
 #include "math/half.h"
 #include "math/losses.h"
 
 namespace xbn {
+
+struct Cpu;  // cpu/cpu.h
+namespace cuda {
+class Gpu;  // cuda/gpu.h
+}
 
 // --- Params -----------------------------------------------------------------------------------------------------
 

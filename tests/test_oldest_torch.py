@@ -20,11 +20,11 @@ OLDEST = re.search(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 FLAGS = ["-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", "-Wall", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
 GLUE = [
-    *("module.cpp", "cpu/backend.cpp", "cuda/backend.cpp", "cuda/torch_cuda.cpp", "cuda/missing.cpp"),
+    *("extension.cpp", "cpu/backend.cpp", "cuda/backend.cpp", "cuda/torch_cuda.cpp", "cuda/missing.cpp"),
     *("cuda/loss/memory_loss.cpp", "cuda/loss/way.cpp"),
 ]
 # A library of these needs no kernel; under a name of its own it registers what a build without nvcc has for CUDA.
-LIBRARY = ["module.cpp", "cuda/missing.cpp", "cuda/loss/way.cpp", "cpu/cpu.cpp"]
+LIBRARY = ["extension.cpp", "cuda/missing.cpp", "cuda/loss/way.cpp", "cpu/cpu.cpp"]
 NAMES = """
 import sys, torch
 library = torch.library.Library("xbn_oldest", "DEF")

@@ -2,6 +2,7 @@
 #include <atomic>
 
 #include "../glue/ops.h"
+#include "cpu.h"
 #include "peak.h"
 
 namespace xbn {

@@ -9,6 +9,7 @@
 
 #include "../kernels.h"
 #include "../math/formulas.h"
+#include "cpu.h"
 
 namespace xbn {
 namespace {

@@ -2,6 +2,7 @@
 // products. Nothing here waits for the GPU, and nothing is linked to it: what torch's CUDA side offers is looked up when it
 // is first used, so that the library also loads with a torch without CUDA.
 #include "../glue/ops.h"
+#include "gpu.h"
 #include "torch_cuda.h"
 
 namespace xbn {

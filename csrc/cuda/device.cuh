@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include "../kernels.h"
+#include "gpu.h"
 
 namespace xbn::cuda {
 

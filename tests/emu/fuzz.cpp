@@ -6,6 +6,8 @@
 #include <cstring>
 #include <vector>
 
+#include "../../csrc/cpu/cpu.h"
+#include "../../csrc/cuda/gpu.h"
 #include "../../csrc/cuda/loss/way.h"
 #include "../../csrc/kernels.h"
 #include "products.h"

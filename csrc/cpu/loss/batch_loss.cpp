@@ -12,8 +12,6 @@
 //          learned temperature may be in one side of it). The weights of pairs are kept until the anchors' sums are known.
 //   split  16 anchors a unit. Once all have their sums, again, to divide by what there is of all: every unit then has its
 //          part of dL/ddots_jj, added in the order of units. So the bits are the same on any number of threads.
-#include "../../kernels.h"
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -23,6 +21,8 @@
 #include <utility>
 #include <vector>
 
+#include "../../kernels.h"
+#include "../cpu.h"
 #include "triplets.h"
 
 namespace xbn {

@@ -17,8 +17,6 @@
 //          find the rows that cannot count (screen.h)
 //   split  by shape alone (SweepPlan); every split has its own sums, added along a tree of fixed shape: the same bits on
 //          any number of threads
-#include "../../kernels.h"
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -28,6 +26,8 @@
 #include <utility>
 #include <vector>
 
+#include "../../kernels.h"
+#include "../cpu.h"
 #include "../transform.h"
 #include "contribution.h"
 #include "prefetch.h"

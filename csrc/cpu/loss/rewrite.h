@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../../kernels.h"
+#include "../cpu.h"
 
 namespace xbn {
 

@@ -1,5 +1,6 @@
 // memory_loss on a GPU: which of its ways it goes. way.h has them.
 #include "../../check.h"
+#include "../gpu.h"
 #include "way.h"
 
 namespace xbn::cuda {
