@@ -1,8 +1,8 @@
 // The block scorer: all threads of a block score the pairs of its anchors, whose similarities are in memory, a row of
 // columns to an anchor. Columns are rows of a chunk of the bank (composite.cu) or of the batch (batch_loss.cu).
 //
-// A kind of sum (of scores, of exponents, an extreme) is known here, in score.cuh, which scores the tiles of a sweep while their
-// similarities are in registers, and nowhere else on a GPU.
+// A kind of sum (of scores, of exponents, an extreme) is written here and in score.cuh, which has the similarities of a
+// sweep's tiles in registers.
 //
 //   in     pairs, a struct of the caller's, which tells of its block
 //            kAnchors, anchors[kAnchors], has(a)          which anchors of it there are
