@@ -102,11 +102,11 @@ struct EnqueueParams {
   int64_t B, M, D;        //
 };
 
-template <typename T, typename S>
-struct MemoryLossParams {
+// Of memory_loss, except the rows themselves.
+template <typename T>
+struct RankParams {
   const T* z;                  // [B, D] anchors
   const int64_t* labels;       // [B]
-  const S* bank;               // [M, D]
   const int64_t* bank_labels;  // [M]
   const int64_t* count;        // [1] only rows [0, count) of the bank exist; null: all M
   int64_t B, M, D;             //
@@ -122,15 +122,15 @@ struct MemoryLossParams {
   double* pairs;               // [2] out, positives and negatives of an anchor that have a weight, on average
 };
 
+template <typename T, typename S>
+struct MemoryLossParams : RankParams<T> {
+  const S* bank;  // [M, D]
+};
+
 // For what does not look at the bank: it need not be compiled for each of its dtypes.
 template <typename T, typename S>
 MemoryLossParams<T, T> without_bank(const MemoryLossParams<T, S>& p) {
-  MemoryLossParams<T, T> q = {};
-  q.z = p.z, q.labels = p.labels, q.bank_labels = p.bank_labels, q.count = p.count;
-  q.B = p.B, q.M = p.M, q.D = p.D, q.scale = p.scale, q.shift = p.shift;
-  q.bank_ids = p.bank_ids, q.exclude = p.exclude, q.anchors = p.anchors;
-  q.renormalize = p.renormalize, q.eps = p.eps, q.loss = p.loss, q.grad_z = p.grad_z, q.pairs = p.pairs;
-  return q;
+  return {p, nullptr};
 }
 
 template <typename T>

@@ -84,14 +84,14 @@ def pytest_generate_tests(metafunc):
     for name in IMPLEMENTATIONS:
         if name not in ("cpu", "cuda") and "compiled" in wanted:
             continue
-        for path in ways if name in ("emu", "cuda") else ["auto"]:
-            if path not in ("auto", wanted.get("way", path)):
+        for way in ways if name in ("emu", "cuda") else ["auto"]:
+            if way not in ("auto", wanted.get("way", way)):
                 continue
             for dtype in dtypes if has_dtype else ["f32"]:
-                if path not in ("auto", "composite") and dtype == "f64":
+                if way not in ("auto", "composite") and dtype == "f64":
                     continue  # float32 only
-                words = [name, *([path] if path != "auto" else []), *([dtype] if has_dtype else [])]
-                cases["-".join(words)] = ((name, path), DTYPES[dtype])
+                words = [name, *([way] if way != "auto" else []), *([dtype] if has_dtype else [])]
+                cases["-".join(words)] = ((name, way), DTYPES[dtype])
     if has_dtype:
         metafunc.parametrize("implementation, dtype", cases.values(), ids=cases, indirect=["implementation"])
     else:
@@ -100,24 +100,24 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def implementation(request, monkeypatch):
-    name, path = request.param
+    name, way = request.param
     namespace = torch.ops.xbn_ext
-    set_backend = namespace.set_loss_way
+    set_way = namespace.set_loss_way
     if name == "emu":
         namespace = importlib.import_module("emulated").ops  # builds the emulated kernels on first use
-        set_backend = namespace.set_loss_way
+        set_way = namespace.set_loss_way
     if name in ("plain", "plain-gpu"):
         namespace = importlib.import_module("xbn_ext.plain")
         monkeypatch.setattr("xbn_ext.plain.chunks.CHUNK_ON_CPU", 1 << 13)  # so that a small bank has several chunks
-    before = set_backend(path)
+    before = set_way(way)
     with xbn_ext.ops.over(namespace):
         yield SimpleNamespace(
             ops=xbn_ext.ops,
             device=torch.device("cuda" if name in ("cuda", "plain-gpu") else "cpu"),
             name=name,
-            path=path,
+            way=way,
         )
-    set_backend(before)
+    set_way(before)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def device(implementation):
 @pytest.fixture
 def width(implementation):
     """A number of columns that fills no tile; the tensor cores take multiples of four only."""
-    return 36 if implementation.path in ("tensor", "screen", "pairs") else 33
+    return 36 if implementation.way in ("tensor", "screen", "pairs") else 33
 
 
 @pytest.fixture(autouse=True)

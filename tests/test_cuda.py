@@ -31,7 +31,7 @@ def executor():
     emulated.executor.set_multiprocessors(4)
 
 
-def everything(module, path, set_backend):
+def everything(module, way, set_way):
     """Results of all ops, one after the other, on fixed inputs."""
     torch.manual_seed(1)
     m = state.filled(M, D, 650, pending=True)
@@ -41,20 +41,20 @@ def everything(module, path, set_backend):
     )
     module.transform_(m.bank, m.sums, m.scale, m.shift, m.count)
     slots = module.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, z, labels, None, m.scale, m.shift)
-    before = set_backend(path)
+    before = set_way(way)
     results = [m.bank, m.sums, m.target_mean, m.target_std, slots]
     losses = [Contrastive(0.9, 0.1), Contrastive(0.9, 0.1, "avg_nonzero")]
-    for loss in [*losses, *([Triplet(mining="all")] if path == "composite" else [])]:
+    for loss in [*losses, *([Triplet(mining="all")] if way == "composite" else [])]:
         anchors = z.clone().requires_grad_()
         value = module.memory_loss(anchors, labels, m.bank, m.bank_labels, loss, count=m.count)
         results += [value.detach(), *torch.autograd.grad(value, anchors)]
-    set_backend(before)
+    set_way(before)
     return results
 
 
-@pytest.mark.parametrize("path", ["tensor", "simt", "screen", "pairs", "composite"])
-def test_the_order_of_threads_and_blocks_changes_no_bit(path, executor):
-    run = functools.partial(everything, ops, path, torch.ops.xbn_emu.set_loss_way)
+@pytest.mark.parametrize("way", ["tensor", "simt", "screen", "pairs", "composite"])
+def test_the_order_of_threads_and_blocks_changes_no_bit(way, executor):
+    run = functools.partial(everything, ops, way, torch.ops.xbn_emu.set_loss_way)
     expected = run()
     for seed in (1, 2, 3):
         executor.set_seed(seed)
@@ -98,12 +98,12 @@ def test_which_way_the_loss_goes(loss, B, D, precision, way, executor):
     assert (executor.products() > products) == (way == "composite")
 
 
-@pytest.mark.parametrize("path", ["tensor", "simt"])
-def test_all_triplets_go_by_products_only(path, executor):
+@pytest.mark.parametrize("way", ["tensor", "simt"])
+def test_all_triplets_go_by_products_only(way, executor):
     args = (torch.randn(5, 8), torch.zeros(5, dtype=torch.int64), torch.randn(9, 8), torch.arange(9))
-    before = torch.ops.xbn_emu.set_loss_way(path)
+    before = torch.ops.xbn_emu.set_loss_way(way)
     try:
-        with pytest.raises(RuntimeError, match=f"memory_loss: way '{path}' does not have triplet_all"):
+        with pytest.raises(RuntimeError, match=f"memory_loss: way '{way}' does not have triplet_all"):
             ops.memory_loss(*args, Triplet(mining="all"))
     finally:
         torch.ops.xbn_emu.set_loss_way(before)
@@ -297,19 +297,19 @@ def test_the_second_device():
 
 
 @needs_gpu
-@pytest.mark.parametrize("path", ["tensor", "simt", "screen", "pairs", "composite"])
+@pytest.mark.parametrize("way", ["tensor", "simt", "screen", "pairs", "composite"])
 @pytest.mark.parametrize(
     "options",
     [{}, {"update": "deferred"}, {"enqueue": "before"}, *({"loss": loss} for loss in LOSSES.values())],
     ids=str,
 )
-def test_graph_capture(path, options):
+def test_graph_capture(way, options):
     """A captured step replays to the same numbers: no sync, no address or count that was fixed at capture."""
     kind = getattr(options.get("loss"), "kind", "contrastive")
-    if (path != "composite" and kind == "triplet_all") or (path in ("screen", "pairs") and "contrastive" not in kind):
+    if (way != "composite" and kind == "triplet_all") or (way in ("screen", "pairs") and "contrastive" not in kind):
         pytest.skip("does not go this way")
     data = list(batches(20, "cuda"))
-    with xbn_ext.loss_way(path):
+    with xbn_ext.loss_way(way):
         expected = train(new_criterion("cuda", **options), data)
         criterion = new_criterion("cuda", **options)
         got = train(criterion, data[:3])
@@ -346,9 +346,9 @@ def test_no_host_sync():
 
 
 @needs_gpu
-@pytest.mark.parametrize("path", ["tensor", "simt", "screen", "pairs", "composite"])
-def test_same_bits_every_run(path):
-    with xbn_ext.loss_way(path):
+@pytest.mark.parametrize("way", ["tensor", "simt", "screen", "pairs", "composite"])
+def test_same_bits_every_run(way):
+    with xbn_ext.loss_way(way):
         first = train(new_criterion("cuda"), batches(10, "cuda"))
         again = train(new_criterion("cuda"), batches(10, "cuda"))
     assert all(map(torch.equal, first, again))

@@ -508,7 +508,7 @@ def test_an_option_that_is_set_is_checked_like_one_that_is_given(option, value):
 def test_a_16_bit_memory_is_not_set_to_be_rounded_at_every_step():
     criterion = CrossBatchMemory(Contrastive(), D, M, memory_dtype=torch.float16)
     for one in (criterion, copy.deepcopy(criterion)):
-        with pytest.raises(ValueError, match=r"update='inplace' would round a bank of torch\.float16"):
+        with pytest.raises(ValueError, match=r"update='inplace' would round a memory of torch\.float16"):
             one.update = "inplace"
     CrossBatchMemory(Contrastive(), D, M, memory_dtype=torch.float16, drift="none").update = "inplace"
 

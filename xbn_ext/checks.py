@@ -153,7 +153,7 @@ def rounding(update: str, memory_dtype: torch.dtype, drift: str) -> None:
     """A memory that is rewritten at every step has more than 16 bits."""
     if memory_dtype.itemsize == 2 and update == "inplace" and drift != "none":
         raise ValueError(
-            f"update='inplace' would round a bank of {memory_dtype} at every step until it has drifted off: "
+            f"update='inplace' would round a memory of {memory_dtype} at every step until it has drifted off: "
             "use update='deferred'"
         )
 

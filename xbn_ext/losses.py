@@ -215,7 +215,7 @@ class Triplet(PairLoss):
         mining: `"hardest"`: an anchor with positives and negatives pays `max(max_n s_n - min_p s_p + margin, 0)`
             (Hermans et al. 2017, arXiv 1703.07737, eq. 5). Averaged over the anchors that pay something:
             pytorch-metric-learning's TripletMarginLoss with CosineSimilarity and its BatchHardMiner. Of equally hard
-            rows the first in the bank counts.
+            rows the first in the memory counts.
             `"all"`: an anchor pays `max(s_n - s_p + margin, 0)` for each of its positives with each of its negatives
             (Schroff et al. 2015, arXiv 1503.03832, eqs. 1 to 3, on similarities). Averaged over the triplets that cost
             something: pytorch-metric-learning's TripletMarginLoss with CosineSimilarity and no miner.

@@ -306,8 +306,8 @@ class CrossBatchMemory(MemoryState):
 
     @property
     def embedding_memory(self) -> Tensor:
-        """`[count, D]` the stored rows as they stand now, in slot order: a copy in the bank's dtype, or in float32 if
-        that has 16 bits."""
+        """`[count, D]` the stored rows as they stand now, in slot order: a copy in the memory's dtype, or in float32
+        if that has 16 bits."""
         rows = self.bank[: int(self.count)]
         return (rows.double() * self.scale + self.shift).to(torch.promote_types(self.bank.dtype, torch.float32))
 

@@ -14,8 +14,8 @@
                ([0, B] unless need_grad)
 
 A bank row u stands for scale * u + shift. Statistics are float64, counters int64 scalars, all on the device of the
-bank. `ops.py` documents the arguments, `reference/` says what they compute. The kernels in `csrc/` and the functions
-in `plain/` register for these.
+bank. `ops.py` documents the arguments, `reference/` says what they compute. The kernels register for these in
+`csrc/glue/`, the functions without the compiled library in `plain/`.
 """
 
 SCHEMAS = (
@@ -42,7 +42,7 @@ SCHEMAS = (
     "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_dots)",
     "cpu_isa() -> str",
     "cuda_architectures() -> str",  # that the build has kernels for; "" without nvcc
-    "set_loss_way(str name) -> str",  # or screen, tensor, simt, composite; returns the previous one
+    "set_loss_way(str name) -> str",  # auto, screen, pairs, tensor, simt or composite; returns the previous one
     # For the benchmark's roofline. Multiply-adds in the CPU's vector registers: how many operations, and their mean, 1.
     "_peak_fma(int threads, int rounds, bool float64) -> (float flops, float result)",
 )  # fmt: skip

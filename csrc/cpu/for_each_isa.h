@@ -4,7 +4,8 @@
 //     #define XBN_ISA_SOURCE "transform_kernel.h"   // its path from this folder
 //     #include "for_each_isa.h"
 //
-// then XBN_CALL_ISA(isa, f(x)) of cpu.h calls the right copy. The source may include nothing: what it needs is
+// then XBN_CALL_ISA(isa, f(x)) of cpu.h calls the right copy. The source may include only files that are
+// compiled for an instruction set, too: the other *_kernel.h and pair_formulas.h. What else it needs is
 // included before, outside the pragmas. An inline function of a standard header compiled for AVX-512 could
 // otherwise be the copy that the linker keeps for everybody, and crash an older processor.
 //

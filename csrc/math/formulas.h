@@ -7,8 +7,10 @@
 
 #if defined(__CUDACC__)
 #define XBN_FORMULA __host__ __device__ __forceinline__
+#define XBN_KERNEL_FORMULA __device__ __forceinline__  // calls a function of a kernel
 #else
 #define XBN_FORMULA inline __attribute__((always_inline))
+#define XBN_KERNEL_FORMULA XBN_FORMULA
 #endif
 
 namespace xbn {

@@ -36,10 +36,11 @@ enum class LossKind { contrastive, supcon, ntxent, multi_similarity, circle, tri
 
 struct LossSpec {
   LossKind kind;
-  bool mean = true;    // contrastive: divide by the number of anchors, not of active pairs
-  double a = 0;        // pos_margin | temperature | temperature | alpha | m     | margin
-  double b = 0;        // neg_margin |             |             | beta  | gamma |
-  double c = 0;        //            |             |             | base  |       |
+  bool mean = true;  // contrastive: divide by the number of anchors, not of active pairs
+  //                      contrastive | supcon, ntxent | multi_similarity | circle | triplet
+  double a = 0;        // pos_margin  | temperature    | alpha            | m      | margin
+  double b = 0;        // neg_margin  |                | beta             | gamma  |
+  double c = 0;        //             |                | base             |        |
   double mining = -1;  // multi_similarity: epsilon of its mining, negative for none
 };
 

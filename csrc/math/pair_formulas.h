@@ -112,6 +112,7 @@ template <typename T>
 struct MarginFormula {  // a: of positives, b: of negatives
   static constexpr bool kExponential = false;
   static constexpr bool kSumsWeights = true;
+  static constexpr bool kOneByOne = false;
   T a, b;
   template <typename V>
   XBN_FORMULA Score<V> operator()(V s, Truth<V> positive, V) const {
@@ -125,6 +126,7 @@ template <typename T>
 struct SimilarityFormula {  // the value rounds as the exponent a s does, so that an only pair cancels its own sum
   static constexpr bool kExponential = false;
   static constexpr bool kSumsWeights = false;
+  static constexpr bool kOneByOne = false;
   T a;
   template <typename V>
   XBN_FORMULA Score<V> operator()(V s, Truth<V>, V) const {
@@ -136,6 +138,7 @@ template <typename T>
 struct NTXentFormula {  // given: the log of the sum of e^(a s) over the negatives
   static constexpr bool kExponential = false;
   static constexpr bool kSumsWeights = true;
+  static constexpr bool kOneByOne = true;  // there is no logarithm of a vector
   T a;
   XBN_FORMULA Score<T> operator()(T s, bool, T given) const {
     const T x = given - a * s, e = std::exp(-std::fabs(x));
@@ -166,3 +169,21 @@ struct CircleFormula {  // a: m, b: gamma; the slope takes the self-paced factor
     return {positive ? -pace * (s - (T(1) - a)) : pace * (s - a), positive ? -pace : pace, zero == zero};
   }
 };
+
+// Calls f with the functor of a slot's formula, which is one of scores or of exponents; of the other formulas it does
+// nothing.
+template <typename T, typename F>
+XBN_KERNEL_FORMULA void with_formula(const Slot& slot, const F& f) {
+  const T a = static_cast<T>(slot.a), b = static_cast<T>(slot.b);
+  switch (slot.formula) {
+    case Formula::margin: return f(MarginFormula<T>{a, b});
+    case Formula::similarity: return f(SimilarityFormula<T>{a});
+    case Formula::ntxent: return f(NTXentFormula<T>{a});
+    case Formula::exponent: return f(ExponentFormula<T>{a, b, slot.mined});
+    case Formula::circle: return f(CircleFormula<T>{a, b});
+    case Formula::extreme:
+    case Formula::threshold:
+    case Formula::rank:
+    case Formula::weigh: return;
+  }
+}

@@ -96,24 +96,12 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   const bool pending = up_to(1), need_grad = up_to(3) > 0;
   Exactly<T> value(1), grad(B * D), value_again(1), grad_again(B * D);
   Exactly<double> pairs(2);
-  xbn::MemoryLossParams<T, S> p{.z = z,
-                                .labels = y,
-                                .bank = bank,
-                                .bank_labels = bank_y,
-                                .count = count,
-                                .B = B,
-                                .M = M,
-                                .D = D,
-                                .scale = nullptr,
-                                .shift = nullptr,
-                                .bank_ids = nullptr,
-                                .exclude = sometimes(slots),
-                                .anchors = sometimes(chosen),
-                                .renormalize = up_to(1) == 1,
-                                .eps = 1e-6,
-                                .loss = value,
-                                .grad_z = nullptr,
-                                .pairs = pairs};
+  xbn::MemoryLossParams<T, S> p{};
+  p.z = z, p.labels = y, p.bank = bank, p.bank_labels = bank_y, p.count = count;
+  p.B = B, p.M = M, p.D = D;
+  p.exclude = sometimes(slots), p.anchors = sometimes(chosen);
+  p.renormalize = up_to(1) == 1, p.eps = 1e-6;
+  p.loss = value, p.pairs = pairs;
   if (up_to(1)) p.bank_ids = bank_ids, p.exclude = ids;
   if (pending) p.scale = scale, p.shift = shift;
   if (need_grad) p.grad_z = grad;

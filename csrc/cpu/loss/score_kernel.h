@@ -66,7 +66,7 @@ struct Scorer {
       const Lanes<T> given_lanes = load_lanes(given + first);
       each_row(first, [&](int64_t j, const auto& mask) {
         const int64_t at = j * kBlock + first;
-        const auto score = lanewise(formula, load_lanes(s + at), mask, given_lanes);
+        const auto score = score_lanes(formula, load_lanes(s + at), mask, given_lanes);
         const Lanes<T> w = mask.on ? score.weight : zero;
         value += mask.on ? score.value : zero;
         if (Formula::kSumsWeights) weights += w;
@@ -82,20 +82,15 @@ struct Scorer {
   }
 
   template <typename Formula, typename V, bool mixed>
-  static Score<V> lanewise(const Formula& formula, V x, const Mask<T, mixed>& mask, V given_lanes) {
-    return formula(x, mask.positive, given_lanes);
-  }
-
-  // One lane after the other: there is no vector logarithm here. Few pairs are positive.
-  template <typename V, bool mixed>
-  static Score<V> lanewise(const NTXentFormula<T>& formula, V x, const Mask<T, mixed>& mask, V given_lanes) {
+  static Score<V> score_lanes(const Formula& formula, V x, const Mask<T, mixed>& mask, V given_lanes) {
+    if constexpr (!Formula::kOneByOne) return formula(x, mask.positive, given_lanes);
     Score<V> scores = {};
     for (int i = 0; i < L; ++i) {
       if (mask.on[i] == 0) continue;
-      const Score<T> score = formula(x[i], true, given_lanes[i]);
+      const Score<T> score = formula(x[i], mask.positive[i] != 0, given_lanes[i]);
       scores.value[i] = score.value;
       scores.weight[i] = score.weight;
-      scores.counts[i] = -1;
+      scores.counts[i] = score.counts ? -1 : 0;
     }
     return scores;
   }
@@ -180,18 +175,15 @@ struct Scorer {
     return any != 0;
   }
 
+  // Not the formulas of TripletScorer.
   void add(T* grad, int64_t padded) {
-    const T a = static_cast<T>(slot.a), b = static_cast<T>(slot.b);
-    switch (slot.formula) {
-      case Formula::margin: return add_scores(MarginFormula<T>{a, b});
-      case Formula::similarity: return add_scores(SimilarityFormula<T>{a});
-      case Formula::ntxent: return add_scores(NTXentFormula<T>{a});
-      case Formula::exponent: return add_exponents(ExponentFormula<T>{a, b, slot.mined}, grad, padded);
-      case Formula::circle: return add_exponents(CircleFormula<T>{a, b}, grad, padded);
-      case Formula::extreme: return add_extremes();
-      case Formula::threshold:
-      case Formula::rank:
-      case Formula::weigh: return;  // TripletScorer's
-    }
+    if (slot.formula == Formula::extreme) return add_extremes();
+    // In parentheses, which is this instruction set's: without them that of Slot's namespace would do as well.
+    (with_formula<T>)(slot, [&](const auto& formula) {
+      if constexpr (std::decay_t<decltype(formula)>::kExponential)
+        add_exponents(formula, grad, padded);
+      else
+        add_scores(formula);
+    });
   }
 };

@@ -105,6 +105,8 @@ struct TripletScorer {
   void rank_few(int64_t few) {
     const T* thresholds = triplets.side_by_side(first / kBlock);
     T value[kBlock] = {};
+    alignas(kVectorBytes) Count<T> positives[kBlock];
+    for (int64_t i = 0; i < kBlock; ++i) positives[i] = static_cast<Count<T>>(triplets.collected[first + i]);
     each_active_row([&](int64_t j, const T* x) {
       for (int64_t i = 0; i < kBlock; i += L) {
         const Lanes<T> xs = load_lanes(x + i), none = {};
@@ -118,6 +120,8 @@ struct TripletScorer {
           Count<T>* const counts = above + r * kBlock + i;
           store_lanes(counts, load_lanes(counts) + below + 1);
         }
+        const Lanes<Count<T>> most = load_lanes(positives + i);  // a NaN is above what fills up, too
+        active = active < most ? active : most;
         store_lanes(value + i, load_lanes(value + i) + cost);
         store_lanes(scorer.weight + j * kBlock + i, __builtin_convertvector(active, Lanes<T>));
       }

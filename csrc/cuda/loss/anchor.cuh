@@ -10,7 +10,7 @@ namespace xbn::cuda {
 constexpr uint8_t kRanks = 1;   // it is one of the anchors
 constexpr uint8_t kFinite = 2;  // so is every value of it
 
-// Which of two ways fills the sums of a loss, where the device decides it: each kernel reads the answer, and the host does not
+// Which of two kernels, the sweep's or the exact pairs', fills the sums of a loss, where the device decides it: each kernel reads the answer, and the host does not
 // wait for it.
 struct Screened {
   const unsigned* few;  // [1] whether a screen has left few pairs; null: there was none
@@ -88,23 +88,6 @@ template <typename T, typename S>
 __device__ __forceinline__ uint8_t anchor_state(const MemoryLossParams<T, S>& p, int64_t i) {
   const bool ranks = p.anchors == nullptr || p.anchors[i];
   return static_cast<uint8_t>((ranks ? kRanks : 0) | (warp_row_is_finite(p.z + i * p.D, p.D) ? kFinite : 0));
-}
-
-// Calls f with the functor of a slot's formula, which is one of scores or of exponents.
-template <typename T, typename F>
-__device__ __forceinline__ void with_formula(const Slot& slot, const F& f) {
-  const T a = static_cast<T>(slot.a), b = static_cast<T>(slot.b);
-  switch (slot.formula) {
-    case Formula::margin: return f(MarginFormula<T>{a, b});
-    case Formula::similarity: return f(SimilarityFormula<T>{a});
-    case Formula::ntxent: return f(NTXentFormula<T>{a});
-    case Formula::exponent: return f(ExponentFormula<T>{a, b, slot.mined});
-    case Formula::circle: return f(CircleFormula<T>{a, b});
-    case Formula::extreme:
-    case Formula::threshold:
-    case Formula::rank:
-    case Formula::weigh: return;
-  }
 }
 
 // The better of two extremes, the first row of equals.

@@ -4,8 +4,8 @@
 //   out    what settle.cu adds up: of every split, slot and anchor its sums, [splits, slots, B], and the sum of
 //          weight * row, [splits, slots, B, D]; state [B] of the anchors
 //   passes one for most losses; losses.h says which pairs each takes, and into which slots. Two slots of a pass are two
-//          sweeps in the same gpu. That of positives skips the tiles without a label of the block's anchors:
-//          nine of ten with 16 labels in the batch of 11,318, none with few classes, where the loss then costs twice as much.
+//          sweeps in the same launch. That of positives skips the tiles without a label of the block's anchors. With 16 of
+//          11,318 labels in the batch it skips nine of ten; with few classes it skips none, and the loss costs twice as much.
 //   math   r_j = scale * u_j + shift, divided by max(|r_j|, eps) if renormalize;  s_ij = z_i . r_j
 //          sums_i = sum_j of what the slot's formula says of s_ij,  grad_i = sum_j weight(s_ij) r_j; weights of exponents
 //          are e^(x - largest x so far), so a larger one scales down sums and gradient of the tiles before

@@ -1,6 +1,7 @@
 #include "way.h"
 
 #include <atomic>
+#include <iterator>
 
 #include "../../check.h"
 
@@ -17,7 +18,7 @@ LossWay loss_way() { return way; }
 const char* name_of(LossWay way) { return kNames[static_cast<int>(way)]; }
 
 std::string set_loss_way(const std::string& name) {
-  for (int i = 0; i < 6; ++i)
+  for (int i = 0; i < static_cast<int>(std::size(kNames)); ++i)
     if (name == kNames[i]) return name_of(way.exchange(static_cast<LossWay>(i)));
   check(false, "way must be 'auto', 'simt', 'tensor', 'screen' or 'composite', got '", name, "'");
   return {};

@@ -19,20 +19,20 @@ std::string set_loss_way(const std::string& name);
 
 namespace cuda {
 
-// simt, tensor: one fused sweep over the bank, float32, D <= kSweepMaxDim. Its products by tensor cores (which a GPU has
+// simt, tensor (sweep.cu): one fused sweep over the bank, float32, D <= kSweepMaxDim. Its products by tensor cores (which a GPU has
 // from compute capability 8.0 on; code for older ones ignores it) or by ordinary arithmetic.
 constexpr int64_t kSweepMaxDim = 1024;
 
 int sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, bool tensor, const Gpu& gpu);
 
-// screen, pairs: Contrastive with D, z and bank as for the sweep, by a screen in fp16 of all pairs and exact similarities
+// screen, pairs (screened.cu): Contrastive with D, z and bank as for the sweep, by a screen in fp16 of all pairs and exact similarities
 // of those it leaves; if these are more than `most` of all, by the sweep on tensor cores after all. Compute capability
 // >= 8.0.
 constexpr double kFew = 0.05;
 
 int screened(const MemoryLossParams<float, float>& p, const LossSpec& loss, double most, const Gpu& gpu);
 
-// composite: two library products for each chunk of the bank. Any dtypes, dimension and loss.
+// composite (composite.cu): two library products for each chunk of the bank. Any dtypes, dimension and loss.
 struct Chunks {
   int64_t rows;        // of the bank at a time; the last chunk is padded with rows that count for nothing
   int64_t thresholds;  // of an anchor in a round; 0: the loss has none
