@@ -1,6 +1,6 @@
 // The CUDA backend: gives the kernels the device they are to run on, its stream, temporary memory and torch's matrix
-// products. Nothing here waits for the GPU, and nothing is linked to it: what torch's CUDA side offers is looked up when it
-// is first used, so that the library also loads with a torch without CUDA.
+// products. Nothing here waits for the GPU, and nothing is linked to it: what torch's CUDA side offers is looked up
+// when it is first used, so that the library also loads with a torch without CUDA.
 #include "../glue/ops.h"
 #include "gpu.h"
 #include "torch_cuda.h"

@@ -46,8 +46,8 @@ constexpr double kSurelyFinite<double> = 0x1p1022;
 template <>
 constexpr double kSurelyFinite<Float16> = 0x1p15;
 
-// a / b, `inverse` being 1 / b: rounded as a division rounds it, unless numbers are too small or too large to be scaled.
-// Not finite where 1 / b is not.
+// a / b, `inverse` being 1 / b: rounded as a division rounds it, unless numbers are too small or too large to be
+// scaled. Not finite where 1 / b is not.
 __device__ __forceinline__ double quotient(double a, double b, double inverse) {
   const double q = a * inverse, off = std::fma(-q, b, a);
   return off == 0 ? q : std::fma(off, inverse, q);  // adding 0 to -0 would change its sign

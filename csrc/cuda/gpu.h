@@ -1,5 +1,5 @@
-// A GPU as the kernels' launches and the glue see it. Neither needs a CUDA header for that: a stream is a void*, an error
-// an int, 0 for none.
+// A GPU as the kernels' launches and the glue see it. Neither needs a CUDA header for that: a stream is a void*, an
+// error an int, 0 for none.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ class Gpu {
   // Temporary memory: so many bytes of any content, aligned to 256, for as long as the op runs.
   virtual void* workspace(int64_t /*bytes*/) const { return nullptr; }
 
-  // out [n, m] = a [n, k] times b [m, k] transposed, and sum [n, k] += a [n, m] times b [m, k], of float or double: by the
-  // library that torch uses, in the precision that torch is set to.
+  // out [n, m] = a [n, k] times b [m, k] transposed, and sum [n, k] += a [n, m] times b [m, k], of float or double: by
+  // the library that torch uses, in the precision that torch is set to.
   template <typename T>
   void multiply_transposed(const T* a, const T* b, int64_t n, int64_t m, int64_t k, T* out) const {
     multiply_transposed({a, b, out, n, m, k, sizeof(T) == 8});

@@ -2,16 +2,16 @@
 // same launch, one step of the filter on them and the affine map that gives the bank the filtered moments.
 //
 //   in     x [B, D], mask [B] or null; for track_ also sums [2, D] and count of the stored rows
-//   out    mean, std [D], rows [1] in double; for track_ also target_mean, target_std, variance, scale, shift; stats [3]:
-//          the gap between the moments of bank and batch before and after the map, the gain; or null
+//   out    mean, std [D], rows [1] in double; for track_ also target_mean, target_std, variance, scale, shift; stats
+//          [3]: the gap between the moments of bank and batch before and after the map, the gain; or null
 //   math   sums in double, shifted by the first usable row, so that a mean far from zero costs no digits:
 //          off = sum / n,  mean = pivot + off,  var = (sum of squares - sum off) / n;  filter and map: formulas.h
 //   grid   usable_kernel: a warp to a row, to find those that count. moments_kernel: a block to 8 columns and all rows,
 //          1024 of them in flight; then a warp to a column. The gaps are added up by the block that finishes last
 //   keeps  a flag per row and two doubles per column in the workspace
 //   needs  any GPU; float and double; four columns at once where D and the address allow it
-//   order  fixed by the shapes: threads take every 128th row (every 32nd, one column at a time), their sums are added in
-//          a fixed tree. Same bits every run
+//   order  fixed by the shapes: threads take every 128th row (every 32nd, one column at a time), their sums are added
+//          in a fixed tree. Same bits every run
 #include "reduce.cuh"
 #include "rows.cuh"
 

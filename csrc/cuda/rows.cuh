@@ -1,8 +1,9 @@
-// How kernels add up the columns of a matrix: a block has eight of them and all rows, so that a sum needs no other block.
+// How kernels add up the columns of a matrix: a block has eight of them and all rows, so that a sum needs no other
+// block.
 //
-// A row of a batch counts as a whole or not at all. A warp to a row finds out which do, in a launch of its own, and leaves
-// a flag for each; the blocks of the next launch read them all. Two launches take less than one whose last block merges
-// what the others leave: that block is alone, and reads it column by column.
+// A row of a batch counts as a whole or not at all. A warp to a row finds out which do, in a launch of its own, and
+// leaves a flag for each; the blocks of the next launch read them all. Two launches take less than one whose last block
+// merges what the others leave: that block is alone, and reads it column by column.
 #pragma once
 
 #include "../math/half.h"

@@ -1,5 +1,6 @@
-// What ops accept: each op checks its arguments with this first, so nothing is written on bad input, and the message names
-// the op and the argument. Only shapes, dtypes, devices and layouts are looked at: reading a value would make a GPU wait.
+// What ops accept: each op checks its arguments with this first, so nothing is written on bad input, and the message
+// names the op and the argument. Only shapes, dtypes, devices and layouts are looked at: reading a value would make a
+// GPU wait.
 #pragma once
 
 #include <cmath>

@@ -40,8 +40,8 @@ struct Dense {
   OptionalTensor tensor;
 };
 
-// The numbers of a tensor, of a type that stands for its dtype. torch knows a 16-bit type by another name, so the pointer
-// goes by way of void.
+// The numbers of a tensor, of a type that stands for its dtype. torch knows a 16-bit type by another name, so the
+// pointer goes by way of void.
 template <typename T>
 struct Type {
   using type = T;

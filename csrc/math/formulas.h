@@ -68,8 +68,8 @@ XBN_FORMULA Moments moments_from_sums(double sum, double sum_squares, double n) 
   return {mean, std::sqrt(variance > 0.0 ? variance : 0.0)};
 }
 
-// Moments of `count` stored rows; an empty bank counts as standardised. Where the mean is far larger than the spread, the
-// difference above is rounding: a spread that the sums cannot tell from it counts as none.
+// Moments of `count` stored rows; an empty bank counts as standardised. Where the mean is far larger than the spread,
+// the difference above is rounding: a spread that the sums cannot tell from it counts as none.
 XBN_FORMULA Moments bank_moments(double sum, double sum_squares, int64_t count) {
   constexpr double kRounding = 1e-12;  // of the mean square, after adding up a million rows
   if (count == 0) return {0.0, 1.0};

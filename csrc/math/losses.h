@@ -8,8 +8,8 @@
 //   grad    of weight * bank row, the only sum of length D
 //
 // What a weight is multiplied by may depend on the anchor's sums, which are known only afterwards: `finish` turns them
-// into the anchor's part of the loss and one factor per slot. So one pass is enough for most losses; where a pair's weight
-// itself needs a sum (NTXent's positives, mined pairs), a further pass is `given` that number for each anchor.
+// into the anchor's part of the loss and one factor per slot. So one pass is enough for most losses; where a pair's
+// weight itself needs a sum (NTXent's positives, mined pairs), a further pass is `given` that number for each anchor.
 //
 //   loss               pass 1                               pass 2                    pass 3
 //   Contrastive        negatives, positives: margin         (both in one slot where the reduction allows it)

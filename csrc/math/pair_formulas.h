@@ -1,9 +1,10 @@
-// What a loss says of a pair, of one or of several side by side: V is a number or, on the CPU, a vector of the compiler's. So
-// they are written without branches. Comparisons are written so that a NaN similarity counts: it reaches the loss, as it
-// does in PyTorch.
+// What a loss says of a pair, of one or of several side by side: V is a number or, on the CPU, a vector of the
+// compiler's. So they are written without branches. Comparisons are written so that a NaN similarity counts: it reaches
+// the loss, as it does in PyTorch.
 //
-// No include guard, and it includes nothing: losses.h includes it in namespace xbn, and memory_loss_kernel.h and batch_loss_kernel.h
-// once more for each instruction set, since a function of vectors is no good unless it is compiled for theirs.
+// No include guard, and it includes nothing: losses.h includes it in namespace xbn, and memory_loss_kernel.h and
+// batch_loss_kernel.h once more for each instruction set, since a function of vectors is no good unless it is compiled
+// for theirs.
 
 // What a comparison gives: a bool; of vectors, for each lane an integer, -1 or 0.
 template <typename V>
@@ -38,8 +39,8 @@ struct BitsOf<double> {
   using type = uint64_t;
 };
 
-// e^x for x <= 0 to about a unit in the last place; 0 where e^x is too small for a normal number. x = n log 2 + r: the Taylor
-// series of e^r with |r| <= log(2) / 2, times 2^n by way of its bits.
+// e^x for x <= 0 to about a unit in the last place; 0 where e^x is too small for a normal number. x = n log 2 + r: the
+// Taylor series of e^r with |r| <= log(2) / 2, times 2^n by way of its bits.
 template <typename V>
 XBN_FORMULA V exp_of_negative(V x) {
   typename BitsOf<V>::type bits;

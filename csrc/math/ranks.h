@@ -1,9 +1,9 @@
 // All triplets of an anchor, without visiting each: all that matters of a negative is its place among the positives.
 //
 //   in     t_0 <= t_1 <= ... the similarities of an anchor's positives, sorted: its thresholds;  s_n of a negative
-//   math   x = s_n + margin, k = #{r : t_r < x}: the negative is active in k triplets, which cost k x - (t_0 + ... + t_k-1),
-//          and weighs +k in the gradient. A positive with the similarity t_r weighs -#{n : k_n > r}, so equal ones weigh
-//          the same.
+//   math   x = s_n + margin, k = #{r : t_r < x}: the negative is active in k triplets, which cost k x - (t_0 + ... +
+//          t_k-1), and weighs +k in the gradient. A positive with the similarity t_r weighs -#{n : k_n > r}, so equal
+//          ones weigh the same.
 //   NaN    sorts first and is below every x, a NaN x is above every threshold: it counts, and makes the sum NaN
 #pragma once
 

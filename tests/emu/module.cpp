@@ -1,5 +1,5 @@
-// The CUDA backend of xbn_ext with its kernels executed on the CPU, as torch.ops.xbn_emu: the same glue and kernels as in
-// csrc/cuda. As a Python module it controls the executor.
+// The CUDA backend of xbn_ext with its kernels executed on the CPU, as torch.ops.xbn_emu: the same glue and kernels as
+// in csrc/cuda. As a Python module it controls the executor.
 #include <executor.h>
 #include <pybind11/pybind11.h>
 

@@ -1,7 +1,7 @@
 // The CPU kernels without torch, on random shapes: compiled with ASan and UBSan, then with TSan, by
-// tests/test_sanitizers.py; by other compilers and for other processors by tests/test_compilers.py, which compares the sum
-// that is printed. Numbers are checked by the Python tests; here only finiteness and the promise of the same bits on any
-// threads.
+// tests/test_sanitizers.py; by other compilers and for other processors by tests/test_compilers.py, which compares the
+// sum that is printed. Numbers are checked by the Python tests; here only finiteness and the promise of the same bits
+// on any threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>

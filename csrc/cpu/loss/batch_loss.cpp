@@ -2,16 +2,17 @@
 //
 //   in     dots [B, B] = z z^T, of each anchor with every row, labels [B], ids [B] or null
 //   out    loss [1], grad_dots [B, B]
-//   math   s_ij = dots_ij / max(|z_j|, eps) if renormalize, and |z_j|^2 is dots_jj, which belongs to no pair. The rest is as
-//          in memory_loss.cpp, except that the rows carry a gradient, too. It is in dots_jj:
+//   math   s_ij = dots_ij / max(|z_j|, eps) if renormalize, and |z_j|^2 is dots_jj, which belongs to no pair. The rest
+//          is as in memory_loss.cpp, except that the rows carry a gradient, too. It is in dots_jj:
 //          dL/ddots_ij = g_ij / |z_j|,  dL/ddots_jj = -sum_i g_ij dots_ij / (2 |z_j|^3),  g = dL/ds
-//   NaN    an anchor with a NaN or an Inf has no finite product with itself: all its similarities are NaN, and so is their
-//          gradient
-//   looks  16 anchors meet all rows, a tile at a time, in the scorer of memory_loss. That has anchors side by side, dots has
-//          them one above the other: so a tile is transposed, and its gradient back (dots need not be symmetric, since a
-//          learned temperature may be in one side of it). The weights of pairs are kept until the anchors' sums are known.
-//   split  16 anchors a unit. Once all have their sums, again, to divide by what there is of all: every unit then has its
-//          part of dL/ddots_jj, added in the order of units. So the bits are the same on any number of threads.
+//   NaN    an anchor with a NaN or an Inf has no finite product with itself: all its similarities are NaN, and so is
+//          their gradient
+//   looks  16 anchors meet all rows, a tile at a time, in the scorer of memory_loss. That has anchors side by side,
+//          dots has them one above the other: so a tile is transposed, and its gradient back (dots need not be
+//          symmetric, since a learned temperature may be in one side of it). The weights of pairs are kept until the
+//          anchors' sums are known.
+//   split  16 anchors a unit. Once all have their sums, again, to divide by what there is of all: every unit then has
+//          its part of dL/ddots_jj, added in the order of units. So the bits are the same on any number of threads.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -39,8 +40,8 @@ struct Batch {
         norm(p.B, T(1)),
         inverse_norm(p.B, T(1)),
         number(p.B),
-        groups(p.labels, own_ids().data(), p.B, round_up(p.B, kBatchAnchors)),
-        thresholds(goes_in_rounds(loss) ? most_positives(groups, p.labels, p.B) : 0) {
+        labels(p.labels, own_ids().data(), p.B, round_up(p.B, kBatchAnchors)),
+        thresholds(goes_in_rounds(loss) ? most_positives(labels, p.labels, p.B) : 0) {
     std::iota(number.begin(), number.end(), 0);
     for (int64_t j = 0; p.renormalize && j < p.B; ++j) {
       norm[j] = std::sqrt(p.dots[j * p.B + j]);
@@ -57,9 +58,9 @@ struct Batch {
 
   // For each row, whether it is anything but a negative of all of some anchors.
   std::vector<char> mixed(int64_t first, int64_t count) const {
-    std::vector<char> labels(groups.labels.size()), ids(groups.ids.size()), mixed(p.B);
-    for (int64_t i = first; i < first + count; ++i) labels[groups.label[i]] = ids[groups.excluded[i]] = 1;
-    for (int64_t j = 0; j < p.B; ++j) mixed[j] = labels[groups.label[j]] | ids[groups.excluded[j]];
+    std::vector<char> of_label(labels.distinct_labels.size()), of_id(labels.ids.size()), mixed(p.B);
+    for (int64_t i = first; i < first + count; ++i) of_label[labels.label[i]] = of_id[labels.excluded[i]] = 1;
+    for (int64_t j = 0; j < p.B; ++j) mixed[j] = of_label[labels.label[j]] | of_id[labels.excluded[j]];
     return mixed;
   }
 
@@ -69,7 +70,7 @@ struct Batch {
   const BatchLossParams<T>& p;
   std::vector<T> norm, inverse_norm;  // [B]
   std::vector<int64_t> number;        // [B] 0, 1, ...
-  const Groups groups;                // of the anchors, and as these are the rows, of the rows
+  const AnchorLabels labels;          // of the anchors, and as these are the rows, of the rows
   const int64_t thresholds;           // of all triplets: at most so many for an anchor
 };
 

@@ -1,4 +1,5 @@
-// Compiled once per instruction set: see for_each_isa.h. What the pairs of some anchors with their batch cost and weigh.
+// Compiled once per instruction set: see for_each_isa.h. What the pairs of some anchors with their batch cost and
+// weigh.
 
 #include "../../math/pair_formulas.h"
 #include "vectors_kernel.h"
@@ -37,13 +38,13 @@ struct BatchUnit {
   Scorer<T, A> scorer(int slot, int64_t begin) {
     return {.rows = {.size = rows_from(begin),
                      .number = batch.number.data() + begin,
-                     .label = batch.groups.label.data() + begin,
-                     .excluded = batch.groups.excluded.data() + begin,
+                     .label = batch.labels.label.data() + begin,
+                     .excluded = batch.labels.excluded.data() + begin,
                      .mixed = mixed.data() + begin,
                      .out = kNoneOut},
             .slot = slots[slot],
-            .label = batch.groups.label.data() + first,
-            .excluded = batch.groups.excluded.data() + first,
+            .label = batch.labels.label.data() + first,
+            .excluded = batch.labels.excluded.data() + first,
             .given = given,
             .s = tile,
             .weight = weights.data() + (slot * B + begin) * A,
@@ -153,7 +154,7 @@ template <typename T>
 void settle_anchors(const BatchLossParams<T>& p, const Batch<T>& batch, T of_negatives, T of_positives, int64_t first,
                     T* sums) {
   const T* inverse_norm = batch.inverse_norm.data();
-  const int32_t* label = batch.groups.label.data();
+  const int32_t* label = batch.labels.label.data();
   std::fill_n(sums, p.B, T(0));
   for (int64_t i = first; i < std::min(first + kBatchAnchors, p.B); ++i) {
     const T* dots = p.dots + i * p.B;

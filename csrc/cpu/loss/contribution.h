@@ -1,6 +1,7 @@
-// What the splits of the bank contribute to a group of anchors, and how it is added up: along a binary tree over the splits,
-// by the thread that brings the second of two neighbours. So it takes as much memory as there are threads and levels of the tree,
-// whatever the bank's size; no thread waits; and the order, and so every bit, is the same on any number of threads.
+// What the splits of the bank contribute to a group of anchors, and how it is added up: along a binary tree over the
+// splits, by the thread that brings the second of two neighbours. So it takes as much memory as there are threads and
+// levels of the tree, whatever the bank's size; no thread waits; and the order, and so every bit, is the same on any
+// number of threads.
 #pragma once
 
 #include <memory>

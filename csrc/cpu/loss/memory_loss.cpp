@@ -4,19 +4,20 @@
 //   out    loss [1], grad_z [B, D], pairs [2]
 //   passes losses.h says which pairs each takes, and into which slots; one of positives alone only reads their rows
 //   math   r_j = scale * u_j + shift, divided by max(|r_j|, eps) if renormalize;  s_ij = z_i . r_j
-//          sums_i = sum_j of what a slot's formula says of s_ij,  grad_i = sum_j weight(s_ij) r_j, one for each slot, because
-//          their factors are known only at the end:  grad_z_i = sum_slot factor_i grad_i. The bank carries no gradient,
-//          so that is the whole derivative. An anchor with a NaN or an Inf has NaN similarities and a NaN gradient.
+//          sums_i = sum_j of what a slot's formula says of s_ij,  grad_i = sum_j weight(s_ij) r_j, one for each slot,
+//          because their factors are known only at the end:  grad_z_i = sum_slot factor_i grad_i. The bank carries no
+//          gradient, so that is the whole derivative. An anchor with a NaN or an Inf has NaN similarities and a NaN
+//          gradient.
 //   sweep  the bank goes by in tiles that stay in cache, the next one fetched meanwhile. A tile is converted and mapped
-//          once, or used where it lies if there is nothing to do; then each block of 64 anchors multiplies it (similarities,
-//          each times the row's inverse norm), scores the pairs, and multiplies it again with the weights (gradient),
-//          skipping the rows without an active pair. The workspace is slots times B x D for each thread and for each
-//          level of a tree (contribution.h); nothing of size B x M or M x D exists. A pending map may be written into the
-//          bank in the same sweep.
-//   screen where a negative counts only above a margin, and the processor has the instructions, eight-bit products first
-//          find the rows that cannot count (screen.h)
-//   split  by shape alone (SweepPlan); every split has its own sums, added along a tree of fixed shape: the same bits on
-//          any number of threads
+//          once, or used where it lies if there is nothing to do; then each block of 64 anchors multiplies it
+//          (similarities, each times the row's inverse norm), scores the pairs, and multiplies it again with the
+//          weights (gradient), skipping the rows without an active pair. The workspace is slots times B x D for each
+//          thread and for each level of a tree (contribution.h); nothing of size B x M or M x D exists. A pending map
+//          may be written into the bank in the same sweep.
+//   screen where a negative counts only above a margin, and the processor has the instructions, eight-bit products
+//          first find the rows that cannot count (screen.h)
+//   split  by shape alone (SweepPlan); every split has its own sums, added along a tree of fixed shape: the same bits
+//          on any number of threads
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -60,7 +61,7 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
   const auto sums_of = [&](int slot, int64_t i) -> RowSums& { return all(i).sums(slot, 0)[i % group_rows]; };
   std::optional<Triplets<T, kAnchorBlock>> triplets;
   if (goes_in_rounds(loss)) {
-    const int64_t most = most_positives(sweep.groups, p.bank_labels, sweep.count);
+    const int64_t most = most_positives(sweep.labels, p.bank_labels, sweep.count);
     triplets.emplace(sweep.rows(), most, thresholds_per_anchor<T>(sweep.rows(), most));
   }
   std::optional<Screen> screen;

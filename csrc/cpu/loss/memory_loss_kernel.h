@@ -1,4 +1,5 @@
-// Compiled once per instruction set: see for_each_isa.h. What one unit of a sweep does, and how its parts become a gradient.
+// Compiled once per instruction set: see for_each_isa.h. What one unit of a sweep does, and how its parts become a
+// gradient.
 
 #include "../../math/pair_formulas.h"
 #include "../transform_kernel.h"
@@ -45,8 +46,8 @@ T load_row(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int64_t j, T*
   return p.renormalize ? inverse_of_norm(square, static_cast<T>(p.eps)) : T(1);
 }
 
-// The tile's bank rows, each padded with zeros to whole vectors, and rows of zeros to a whole unit; or, where the bank has
-// them just so, the bank's own, whose norms come with their first product.
+// The tile's bank rows, each padded with zeros to whole vectors, and rows of zeros to a whole unit; or, where the bank
+// has them just so, the bank's own, whose norms come with their first product.
 template <typename T, typename S>
 void load_tile(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, Tile<T>& tile) {
   const int64_t padded = sweep.plan.padded_dim, whole = round_up(tile.rows, kTileUnit);
@@ -116,8 +117,8 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T, kA
         list.clear();
         Scorer<T, kAnchorBlock> scorer{.rows = tile.scored(),
                                        .slot = slot,
-                                       .label = sweep.groups.label.data() + block * kAnchorBlock,
-                                       .excluded = sweep.groups.excluded.data() + block * kAnchorBlock,
+                                       .label = sweep.labels.label.data() + block * kAnchorBlock,
+                                       .excluded = sweep.labels.excluded.data() + block * kAnchorBlock,
                                        .given = sweep.given.data() + block * kAnchorBlock,
                                        .s = s,
                                        .weight = weight,

@@ -1,5 +1,5 @@
-// Compiled once per instruction set: see for_each_isa.h. The two products of a sweep, in the compiler's vector types, blocked
-// so that their accumulators fill the registers.
+// Compiled once per instruction set: see for_each_isa.h. The two products of a sweep, in the compiler's vector types,
+// blocked so that their accumulators fill the registers.
 
 // What a bank row is multiplied by as it counts, from its sum of squares.
 template <typename T>
@@ -64,8 +64,8 @@ struct Similarities {
   // How many steps of a prefetch compute() makes.
   static int64_t steps(int64_t rows, int64_t D) { return D * ceil_div(rows, kTileUnit) * (kAnchorBlock / kWidth); }
 
-  // s[rows][64] = the tile's rows, normalised, times the anchors of a block [D][64]. Norms that the tile lacks are taken just
-  // before: a row then comes into the first-level cache once for both.
+  // s[rows][64] = the tile's rows, normalised, times the anchors of a block [D][64]. Norms that the tile lacks are
+  // taken just before: a row then comes into the first-level cache once for both.
   static void compute(Tile<T>& tile, int64_t padded, int64_t D, const T* anchors, Prefetch& prefetch, T* s) {
     for (int64_t j = 0; j < tile.rows; j += kTileUnit) {
       const T* rows = tile.data + j * padded;

@@ -1,5 +1,6 @@
-// Compiled once per instruction set: see for_each_isa.h. What the pairs of some rows and a block of anchors cost and weigh, a
-// vector of anchors at a time. The one place where the CPU does that: the rows are the memory's or the batch's own.
+// Compiled once per instruction set: see for_each_isa.h. What the pairs of some rows and a block of anchors cost and
+// weigh, a vector of anchors at a time. The one place where the CPU does that: the rows are the memory's or the batch's
+// own.
 
 // For each lane, of an anchor, -1 if its number is the given one, else 0.
 template <typename T>
@@ -28,7 +29,7 @@ struct Scorer {
 
   ScoredRows rows;
   const Slot& slot;
-  const int32_t* label;     // [block] of the anchors, see Groups
+  const int32_t* label;     // [block] of the anchors, see AnchorLabels
   const int32_t* excluded;  // [block]
   const T* given;           // [block]
   const T* s;               // [rows][block]

@@ -119,7 +119,8 @@ XBN_VNNI bool CodedTile::is_below(float margin, const CodedAnchors& anchors, int
     }
   }
   prefetch = next;
-  // What float32 may round, here and in the similarity itself: about 2 parts in 2^24 of |z| for each dimension. Twice that.
+  // What float32 may round, here and in the similarity itself: about 2 parts in 2^24 of |z| for each dimension. Twice
+  // that.
   const float rounding = static_cast<float>(padded_ + 8) * 0x1p-22F;
   const __m512 margins = _mm512_set1_ps(margin);
   __mmask16 below = 0xffff;

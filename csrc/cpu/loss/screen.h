@@ -1,5 +1,5 @@
-// Finds with eight-bit products the bank rows that cannot have an active pair with a block of anchors, so that their exact
-// similarities are not needed. For losses in which a negative counts only above a margin: most are far below it.
+// Finds with eight-bit products the bank rows that cannot have an active pair with a block of anchors, so that their
+// exact similarities are not needed. For losses in which a negative counts only above a margin: most are far below it.
 //
 //   codes   x = step q + rest: q whole numbers in [-127, 127], step = max |x| / 127
 //   bound   z . r = step_z step_r (q_z . q_r) + error,  |error| <= |z| |rest_r| + |rest_z| (|r| + |rest_r|),  |r| <= 1
@@ -47,7 +47,8 @@ class CodedTile {
   // A unit of rows [6][padded], which are the tile's from the j'th on.
   void encode(const float* rows, const float* inverse_norm, int64_t j);
 
-  // Whether no row of the unit from the j'th on has a similarity above the margin. Makes 2 anchors.fours steps of a prefetch.
+  // Whether no row of the unit from the j'th on has a similarity above the margin. Makes 2 anchors.fours steps of a
+  // prefetch.
   bool is_below(float margin, const CodedAnchors& anchors, int64_t j, Prefetch& prefetch) const;
 
  private:

@@ -8,7 +8,7 @@
 #include "../../kernels.h"
 #include "../../math/losses.h"
 #include "../cpu.h"
-#include "pairs.h"
+#include "labels.h"
 #include "scratch.h"
 
 namespace xbn {
@@ -61,11 +61,11 @@ class Sweep {
   explicit Sweep(const MemoryLossParams<T, S>& p)
       : count(p.count != nullptr ? *p.count : p.M),
         plan(SweepPlan::make(p.B, count, p.D, static_cast<int64_t>(sizeof(T)))),
-        groups(p.labels, p.exclude, p.B, rows()),
+        labels(p.labels, p.exclude, p.B, rows()),
         finite(rows(), 1),
         given(rows(), T(0)),
-        from(groups.labels.size(), 0),
-        to(groups.labels.size(), count),
+        from(labels.distinct_labels.size(), 0),
+        to(labels.distinct_labels.size(), count),
         anchors_(plan.blocks * p.D * kAnchorBlock),
         block_size_(p.D * kAnchorBlock) {
     if (p.scale != nullptr && !is_identity(p.scale, p.shift, p.D)) {
@@ -86,10 +86,10 @@ class Sweep {
 
   const int64_t count;  // bank rows
   const SweepPlan plan;
-  const Groups groups;
+  const AnchorLabels labels;
   std::vector<char> finite;       // [rows] whether every value of the anchor is
   std::vector<T> given;           // [rows] what the pass at hand is given for each anchor
-  std::vector<int64_t> from, to;  // [groups] the rows of a label that a pass of positives alone looks at
+  std::vector<int64_t> from, to;  // [distinct labels] the rows of a label that a pass of positives alone looks at
   std::vector<T> scale, shift;    // [D] pending map of the bank; empty if it changes nothing
 
  private:
@@ -114,11 +114,11 @@ struct Tile {
   int64_t choose(const Sweep<T>& sweep, const int64_t* bank_labels, const int64_t* bank_ids, int64_t begin, int64_t end,
                  bool positives_only) {
     for (rows = 0; begin < end && rows < capacity; ++begin) {
-      const int32_t found = index_in(sweep.groups.labels, bank_labels[begin]);
+      const int32_t found = index_in(sweep.labels.distinct_labels, bank_labels[begin]);
       if (positives_only && (found == kNoAnchor || begin < sweep.from[found] || begin >= sweep.to[found])) continue;
       bank_row[rows] = begin;
       label[rows] = found;
-      excluded[rows] = index_in(sweep.groups.ids, bank_ids != nullptr ? bank_ids[begin] : begin);
+      excluded[rows] = index_in(sweep.labels.ids, bank_ids != nullptr ? bank_ids[begin] : begin);
       mixed[rows] = found != kNoAnchor || excluded[rows] != kNoAnchor;
       ++rows;
     }

@@ -1,6 +1,6 @@
 // The thresholds of all anchors, and how many negatives are above each: what a loss of all triplets needs besides the
-// scorer. A sweep keeps them in a fixed amount of memory: if the bank has more positives of an anchor than that holds, the
-// program runs in several rounds, each for the next positives of every anchor in the order of the bank.
+// scorer. A sweep keeps them in a fixed amount of memory: if the bank has more positives of an anchor than that holds,
+// the program runs in several rounds, each for the next positives of every anchor in the order of the bank.
 #pragma once
 
 #include <algorithm>
@@ -15,9 +15,10 @@ namespace xbn {
 constexpr int64_t kFewThresholds = 32;  // of every anchor of a block: negatives are then compared with each, in vectors
 
 // Rows with the label of an anchor: of the label that has the most.
-inline int64_t most_positives(const Groups& groups, const int64_t* row_labels, int64_t n) {
-  std::vector<int64_t> rows(groups.labels.size() + 1, 0);
-  for (int64_t j = 0; j < n; ++j) ++rows[index_in(groups.labels, row_labels[j]) + 1];  // kNoAnchor: in the first
+inline int64_t most_positives(const AnchorLabels& labels, const int64_t* row_labels, int64_t n) {
+  std::vector<int64_t> rows(labels.distinct_labels.size() + 1, 0);
+  for (int64_t j = 0; j < n; ++j)
+    ++rows[index_in(labels.distinct_labels, row_labels[j]) + 1];  // kNoAnchor: in the first
   rows[0] = 0;
   return *std::max_element(rows.begin(), rows.end());
 }
@@ -53,7 +54,7 @@ class Triplets {
     sweep.from = sweep.to;
     std::vector<int64_t> taken(sweep.from.size(), 0);
     for (int64_t j = 0; j < sweep.count; ++j) {
-      const int32_t label = index_in(sweep.groups.labels, bank_labels[j]);
+      const int32_t label = index_in(sweep.labels.distinct_labels, bank_labels[j]);
       if (label == kNoAnchor || j < sweep.from[label] || taken[label] == capacity_) continue;
       taken[label] += 1;
       sweep.to[label] = j + 1;
@@ -73,8 +74,9 @@ class Triplets {
       side_by_side(block)[r * kBlock + i % kBlock] = r < n ? finite_or_least(t[r]) : kNone;
   }
 
-  // Once the negatives are counted: completes the sums of anchor i over negatives and over positives. Of either, `weight`
-  // is how many are in a triplet that costs something; the round of the lowest threshold has all such negatives.
+  // Once the negatives are counted: completes the sums of anchor i over negatives and over positives. Of either,
+  // `weight` is how many are in a triplet that costs something; the round of the lowest threshold has all such
+  // negatives.
   void settle(int64_t i, RowSums& negatives, RowSums& positives) {
     if (few(i / kBlock) < 0) settle_ranks(i, negatives);
     const uint32_t* const of_threshold = above(i);

@@ -1,8 +1,8 @@
-// Compiled once per instruction set: see for_each_isa.h. What a loss of all triplets does with the rows that a scorer has.
-// See ranks.h for the math.
+// Compiled once per instruction set: see for_each_isa.h. What a loss of all triplets does with the rows that a scorer
+// has. See ranks.h for the math.
 
-// Of the anchors of a unit, how many negatives are above each threshold, where those are few: added up here, since every
-// thread adds to Triplets.
+// Of the anchors of a unit, how many negatives are above each threshold, where those are few: added up here, since
+// every thread adds to Triplets.
 template <typename T, int64_t kBlock>
 class CountsAbove {
  public:
@@ -82,7 +82,8 @@ struct TripletScorer {
     });
   }
 
-  // Calls f(row, x = s + margin of the anchors) for the rows that are in some triplet. Where there is no pair, x is -inf.
+  // Calls f(row, x = s + margin of the anchors) for the rows that are in some triplet. Where there is no pair, x is
+  // -inf.
   template <typename F>
   void each_active_row(const F& f) {
     constexpr T kNone = -std::numeric_limits<T>::infinity();
@@ -133,8 +134,8 @@ struct TripletScorer {
     }
   }
 
-  // Many: finds the place of x among them, and counts the negatives of each place. One anchor after the other, since its
-  // thresholds are as much as a cache holds.
+  // Many: finds the place of x among them, and counts the negatives of each place. One anchor after the other, since
+  // its thresholds are as much as a cache holds.
   void rank_many() {
     each_active_row([&](int64_t j, const T* x) { std::copy(x, x + kBlock, scorer.weight + j * kBlock); });
     for (int64_t i = 0; i < kBlock; ++i) {

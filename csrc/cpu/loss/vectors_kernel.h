@@ -12,8 +12,9 @@ using Lanes = typename LanesOf<T>::type;
 template <typename T>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
 
-// Lanes anywhere in an array, as the compilers' own intrinsics read and write them. A pointer to vectors that are aligned as
-// their elements are would do for gcc; in a template clang forgets that they are. A memcpy makes gcc copy them twice.
+// Lanes anywhere in an array, as the compilers' own intrinsics read and write them. A pointer to vectors that are
+// aligned as their elements are would do for gcc; in a template clang forgets that they are. A memcpy makes gcc copy
+// them twice.
 template <typename T>
 struct __attribute__((packed, may_alias)) Anywhere {
   Lanes<T> lanes;

@@ -10,8 +10,8 @@ namespace xbn::cuda {
 constexpr uint8_t kRanks = 1;   // it is one of the anchors
 constexpr uint8_t kFinite = 2;  // so is every value of it
 
-// Which of two kernels, the sweep's or the exact pairs', fills the sums of a loss, where the device decides it: each kernel reads the answer, and the host does not
-// wait for it.
+// Which of two kernels, the sweep's or the exact pairs', fills the sums of a loss, where the device decides it: each
+// kernel reads the answer, and the host does not wait for it.
 struct Screened {
   const unsigned* few;  // [1] whether a screen has left few pairs; null: there was none
   int64_t segments;     // of the bank, whose sums are there if so; else those of all splits are

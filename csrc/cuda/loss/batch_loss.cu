@@ -2,12 +2,13 @@
 //
 //   in     dots [B, B] = z z^T, labels [B], ids [B] or null
 //   out    loss [1], grad_dots [B, B]
-//   math   s_ij = dots_ij / max(|z_j|, eps) if renormalize, and |z_j|^2 is dots_jj, which belongs to no pair. The rest is as
-//          in sweep.cu, except that the rows carry a gradient, too. It is in dots_jj:
+//   math   s_ij = dots_ij / max(|z_j|, eps) if renormalize, and |z_j|^2 is dots_jj, which belongs to no pair. The rest
+//          is as in sweep.cu, except that the rows carry a gradient, too. It is in dots_jj:
 //          dL/ddots_ij = g_ij / |z_j|,  dL/ddots_jj = -sum_i g_ij dots_ij / (2 |z_j|^3),  g = dL/ds
-//   grid   batch_norms_kernel: a thread to a row. batch_rank_kernel, or batch_triplets_kernel: a block to an anchor, which
-//          reads its pairs once for every slot of the loss, twice for exponents (score_block.cuh), then once more for
-//          their weights; the block that finishes last adds up the anchors. batch_settle_kernel: a block to 32 columns
+//   grid   batch_norms_kernel: a thread to a row. batch_rank_kernel, or batch_triplets_kernel: a block to an anchor,
+//          which reads its pairs once for every slot of the loss, twice for exponents (score_block.cuh), then once more
+//          for their weights; the block that finishes last adds up the anchors. batch_settle_kernel: a block to 32
+//          columns
 //   keeps  norms [B], results [B]; of all triplets also the list of each anchor's positives [B, B]
 //   needs  any GPU; float and double
 //   order  fixed by the shapes: the same bits every run

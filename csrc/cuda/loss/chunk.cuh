@@ -1,4 +1,5 @@
-// The pairs of a block's anchors with a chunk of the bank, in the composite way: score_block.cuh says what is asked of them.
+// The pairs of a block's anchors with a chunk of the bank, in the composite way: score_block.cuh says what is asked of
+// them.
 #pragma once
 
 #include "score_block.cuh"

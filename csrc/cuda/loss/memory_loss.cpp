@@ -7,7 +7,8 @@ namespace xbn::cuda {
 namespace {
 
 // From here on two library products beat the sweep: on an H200, in float32, they were slower with 256 anchors (1278 us
-// to 978) and faster with 1024 (3358 to 3813). The screen beats both at every size measured. tools/gpu_check measures it.
+// to 978) and faster with 1024 (3358 to 3813). The screen beats both at every size measured. tools/gpu_check measures
+// it.
 constexpr int64_t kCompositeFrom = 512;  // anchors
 
 // Beyond these the screen's mask, a bit for each pair, would take more than 256 MB.

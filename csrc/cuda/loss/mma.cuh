@@ -1,8 +1,8 @@
 // The tensor cores' products of a warp, in fp16 and in TF32, and how float32 products are made from the latter.
 //
 // In TF32 they read ten of a float's 23 fraction bits. A float is therefore split into two such numbers,
-// x = high + low up to 2^-22 |x|, and a product is high high + high low + low high; low low is below 2^-22. So the digits
-// are those of float, at three products each ("3xTF32").
+// x = high + low up to 2^-22 |x|, and a product is high high + high low + low high; low low is below 2^-22. So the
+// digits are those of float, at three products each ("3xTF32").
 #pragma once
 
 #include <cuda_runtime.h>
@@ -22,8 +22,8 @@ constexpr bool kHasTensorCores = false;
 //   b [8 x 8]   (t, g), (t + 4, g)
 //   c [16 x 8]  (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1)
 //
-// c += a b, by all lanes of a warp together. The lower 13 bits of a and b do not count. The sum is cut off, not rounded,
-// so a long one should not stay in c: its error would have one sign.
+// c += a b, by all lanes of a warp together. The lower 13 bits of a and b do not count. The sum is cut off, not
+// rounded, so a long one should not stay in c: its error would have one sign.
 __device__ __forceinline__ void multiply_add_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "

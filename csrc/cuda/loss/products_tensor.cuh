@@ -1,10 +1,10 @@
-// The two products of the sweep on tensor cores, from compute capability 8.0 on, to the digits of float: mma.cuh. How the
-// eight warps of a block share the work:
+// The two products of the sweep on tensor cores, from compute capability 8.0 on, to the digits of float: mma.cuh. How
+// the eight warps of a block share the work:
 //
 //   1 similarities  bands of 16 anchors x strips of rows: with 64 anchors, 4 x 2 warps of 16 x 32. Operands as rows of
 //                   kDepth columns in shared memory, in two sets: one is read while the other is filled.
-//   3 gradient      every warp takes all anchors and an eighth of the columns of a chunk: with D = 512, 16 columns of each
-//                   of 4 chunks, 128 sums a thread
+//   3 gradient      every warp takes all anchors and an eighth of the columns of a chunk: with D = 512, 16 columns of
+//                   each of 4 chunks, 128 sums a thread
 //
 // Sums of a few columns, or rows, are added up by the tensor cores, which cut off; then they are added to the rest as
 // floats are.
@@ -233,8 +233,8 @@ class TensorProducts {
 
   static __device__ __forceinline__ int round_up(int rows) { return (rows + 7) / 8 * 8; }
 
-  // Operands [rows][kDepth]: groups of eight columns are permuted by row, for the 16 lanes that read together are four rows
-  // times four pairs of columns.
+  // Operands [rows][kDepth]: groups of eight columns are permuted by row, for the 16 lanes that read together are four
+  // rows times four pairs of columns.
   static __device__ __forceinline__ int in_row(int row, int group) {
     return row * kDepth + 4 * (group ^ (row & 3) << 1);
   }

@@ -1,5 +1,5 @@
-// Phase 2 of the sweep: the similarities of a tile, which the square of threads has in registers, become weights, and what
-// they say of each anchor is added to its sums. Each 16 neighbouring threads share their anchors, and add up by
+// Phase 2 of the sweep: the similarities of a tile, which the square of threads has in registers, become weights, and
+// what they say of each anchor is added to its sums. Each 16 neighbouring threads share their anchors, and add up by
 // shuffles; sums are in shared memory, in double, one tile after the other.
 #pragma once
 

@@ -68,7 +68,8 @@ struct NoWeights {
   __device__ __forceinline__ void rescale(int, T) const {}
 };
 
-// Adds the pairs of a slot to the sums of their anchors; by all threads of the block. Thread a writes what anchor a has.
+// Adds the pairs of a slot to the sums of their anchors; by all threads of the block. Thread a writes what anchor a
+// has.
 //   kept.weight(anchor, column, weight)  for every pair, by its thread; not of extremes
 //   kept.rescale(anchor, factor)         of exponents, what weights that were kept before are to be multiplied by
 template <typename T, typename BlockPairs, typename Kept>
@@ -138,8 +139,8 @@ __device__ __forceinline__ void score_pairs(const BlockPairs& block, const Slot&
   sums[mine] = add(slot.formula, sums[mine], of_block);
 }
 
-// The weight of one of the slot's pairs once all are in the sums: for those who look at the pairs again rather than keep
-// it.
+// The weight of one of the slot's pairs once all are in the sums: for those who look at the pairs again rather than
+// keep it.
 template <typename T>
 __device__ __forceinline__ T weight_of(const Slot& slot, const RowSums& sums, T given, int64_t row, T s,
                                        bool positive) {

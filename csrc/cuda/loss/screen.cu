@@ -7,30 +7,31 @@
 //          renormalize: > margin). Of an s that is off by at most `error`, the bit is clear where
 //              s < margin max(|r_j|, eps) - error,
 //          and where the labels differ in 32 bits of each: so a positive pair has its bit, and a false one does no
-//          harm. A NaN is not below anything, so what is not finite keeps its bits. An anchor that does not rank has no bits.
+//          harm. A NaN is not below anything, so what is not finite keeps its bits. An anchor that does not rank has no
+//          bits.
 //   error  of s, with n = sqrt(D) and u = 2^-11, what fp16 rounds to:
-//            operands  |z'_d - z_d| <= u |z_d| + u^2 2^-3, the latter below 2^-14, where fp16 has fixed steps of 2^-24; and
-//                      never more than |z_d|. So with e = 2^-25 n
+//            operands  |z'_d - z_d| <= u |z_d| + u^2 2^-3, the latter below 2^-14, where fp16 has fixed steps of 2^-24;
+//                      and never more than |z_d|. So with e = 2^-25 n
 //                      |z' . r' - z . r| <= |z' - z| |r'| + |z| |r' - r|
 //                                        <= (2 u + u^2) |z| |r| + e (1 + u) (|z| + |r|) + e min(|z|, |r|)
-//            sums      a tensor core brings 16 products, exact, and the sum so far to the largest one's exponent and cuts
-//                      them off there, behind 24 bits or later; then it cuts off their sum. Some add only 4 at a time.
-//                      Each of D products and D / 4 sums so far loses 2^-23 of the largest, as each result does, and all
-//                      are at most |z'| |r'|: together 1.5 D 2^-23 |z| |r|, by rounding less. What is below 2^-14 may
-//                      be brought to the exponent of 2^-14: D 2^-36 (|z| + |r|) more, which is e / 60.
+//            sums      a tensor core brings 16 products, exact, and the sum so far to the largest one's exponent and
+//                      cuts them off there, behind 24 bits or later; then it cuts off their sum. Some add only 4 at a
+//                      time. Each of D products and D / 4 sums so far loses 2^-23 of the largest, as each result does,
+//                      and all are at most |z'| |r'|: together 1.5 D 2^-23 |z| |r|, by rounding less. What is below
+//                      2^-14 may be brought to the exponent of 2^-14: D 2^-36 (|z| + |r|) more, which is e / 60.
 //            exact     the sums of pairs.cu and of the sweep, in float: below D 2^-24 |z| |r|
 //            norms     by fma in float, a quarter of the columns in each of four lanes: a share of (D / 8 + 3) 2^-24 of
 //                      them; below 2^-69 only rounding to zero
 //            map       scale, shift and fma in float: of a row off by 2^-23 (|r| + |shift|), if they are no subnormals
-//          `product` holds 2 u, the sums and the exact ones, 2 D 2^-23, and 2^-18 for u^2, the norms', the map's and the
-//          limit's own rounding; `number` is 2 e; `norm` is twice the norms' share and more.
-//          An |r| above 6e4 may overflow in fp16, so such a row keeps all its pairs; an anchor's value beyond that, or one
-//          that is not finite, becomes a NaN, and it keeps its pairs. Not Inf: a sum that is -Inf is below any limit.
-//          |z| is the largest of the block's anchors.
-//   grid   (blocks of 64 anchors, 32 above D = 512) x shares of the bank. A warp takes 16 rows at a time, or 32, and all D
-//          columns of them against the block's anchors; no warp waits for another. A lane's 16 bytes of a row are what it
-//          needs of a product's operand: the 16 columns of a step are taken in an order of their own, the same for
-//          anchors and rows. Some steps ahead are on their way, the next rows' when these end.
+//          `product` holds 2 u, the sums and the exact ones, 2 D 2^-23, and 2^-18 for u^2, the norms', the map's and
+//          the limit's own rounding; `number` is 2 e; `norm` is twice the norms' share and more.
+//          An |r| above 6e4 may overflow in fp16, so such a row keeps all its pairs; an anchor's value beyond that, or
+//          one that is not finite, becomes a NaN, and it keeps its pairs. Not Inf: a sum that is -Inf is below any
+//          limit. |z| is the largest of the block's anchors.
+//   grid   (blocks of 64 anchors, 32 above D = 512) x shares of the bank. A warp takes 16 rows at a time, or 32, and
+//          all D columns of them against the block's anchors; no warp waits for another. A lane's 16 bytes of a row are
+//          what it needs of a product's operand: the 16 columns of a step are taken in an order of their own, the same
+//          for anchors and rows. Some steps ahead are on their way, the next rows' when these end.
 //   keeps  the anchors as operands in fp16, and the map: in shared memory, 69 KB at D = 512
 //   needs  compute capability 8.0; fewer than 2^31 bank rows; no spills
 //   order  sums of integers only: the same bits every run, whatever the grid
@@ -261,8 +262,8 @@ __global__ void __launch_bounds__(kScreenThreads, 1)
       coming.go_on(p, count, columns);
     }
 
-    // A lane has the sums of rows 8 n + 2 t + c with anchors 16 band + 8 half + g. Its place is computed again: it needs no
-    // registers in the loop above.
+    // A lane has the sums of rows 8 n + 2 t + c with anchors 16 band + 8 half + g. Its place is computed again: it
+    // needs no registers in the loop above.
     const int lane = hidden(static_cast<int>(threadIdx.x)) % kWarp, g = lane / 4, t = lane % 4;
     const int64_t first = static_cast<int64_t>(blockIdx.x) * Shape::kAnchors;
     const int rows = Rows::rows_of(count, tile);

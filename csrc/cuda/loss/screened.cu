@@ -1,11 +1,13 @@
-// memory_loss of Contrastive by a screen and then exact pairs: most negatives are far below the margin, and for those it is
-// enough to know that.
+// memory_loss of Contrastive by a screen and then exact pairs: most negatives are far below the margin, and for those
+// it is enough to know that.
 //
-//   in     as sweep.cu; rows of z and bank are multiples of 16 bytes long, and aligned to that; otherwise the sweep runs
+//   in     as sweep.cu; rows of z and bank are multiples of 16 bytes long, and aligned to that; otherwise the sweep
+//          runs
 //   out    as sweep.cu
 //   passes one over all of the bank, the screen's: screen.cu. Then exact similarities of what it leaves, with the
 //          gradient, pairs.cu. Where it leaves more than `most` of all pairs, the exact kernel returns at once
-//          and the sweep runs; otherwise the sweep returns at once. The device decides, and the host does not wait for it.
+//          and the sweep runs; otherwise the sweep returns at once. The device decides, and the host does not wait for
+//          it.
 //   math   as sweep.cu, to the digits of float: no pair that has a weight is missed
 //   grid   of the three kernels, each on its own
 //   keeps  a bit for each pair, B x M / 8 bytes: 0.5 MB at 64 x 60,000; the partial sums of a sweep, where those of the
@@ -21,8 +23,9 @@ namespace {
 
 constexpr int64_t kLeastRowsOfSegment = 256;
 
-// Twice as many warps of the pairs as run at once: some anchors have many more pairs than others. On an H200 too few took
-// longer (16 segments 38 us, 32 and 66 28 and 29, of 64 x 60,000 pairs one in a hundred), and each leaves a gradient.
+// Twice as many warps of the pairs as run at once: some anchors have many more pairs than others. On an H200 too few
+// took longer (16 segments 38 us, 32 and 66 28 and 29, of 64 x 60,000 pairs one in a hundred), and each leaves a
+// gradient.
 constexpr int64_t kPairWarpsOfMultiprocessor = 32;
 
 int64_t plan_segments(int64_t B, int64_t M, int64_t slots, int multiprocessors) {

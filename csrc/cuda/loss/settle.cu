@@ -3,15 +3,16 @@
 //
 //   in     sums [splits, slots, B], grad [splits, slots, B, D], state [B]; the device knows how many splits are filled
 //   out    given [B]; or loss [1], grad_z [B, D], pairs [2]
-//   math   losses.h: add, given_for, finish;  loss = sum over groups of average * sum of the anchors' values, average being
-//          1 / sum of their counts;  grad_z_i = sum_slot average factor_i sum_split e^(shift_split - shift) grad.  Losses
-//          of extremes gather the two rows instead. 0 for a row that is no anchor, NaN for one that is not finite, so that a
-//          gradient scaler, which looks at gradients only, sees it
-//   grid   settle_kernel: up to a warp to an anchor; the block that finishes last adds up the anchors. gradient_kernel: a
-//          block to an anchor and 64 or more columns, up to 16 threads to the splits of one, each with four loads on
+//   math   losses.h: add, given_for, finish;  loss = sum over groups of average * sum of the anchors' values, average
+//          being 1 / sum of their counts;  grad_z_i = sum_slot average factor_i sum_split e^(shift_split - shift) grad.
+//          Losses of extremes gather the two rows instead. 0 for a row that is no anchor, NaN for one that is not
+//          finite, so that a gradient scaler, which looks at gradients only, sees it
+//   grid   settle_kernel: up to a warp to an anchor; the block that finishes last adds up the anchors. gradient_kernel:
+//          a block to an anchor and 64 or more columns, up to 16 threads to the splits of one, each with four loads on
 //          their way; gather_kernel: a warp to an anchor
 //   keeps  of each anchor its totals, result and factors in the workspace: anchor.cuh
-//   needs  any GPU; float and double, banks of any dtype; gradients 16 bytes at a time where D and the addresses allow it
+//   needs  any GPU; float and double, banks of any dtype; gradients 16 bytes at a time where D and the addresses allow
+//          it
 //   order  fixed by the shapes: the same bits every run
 #include <utility>
 
@@ -154,8 +155,8 @@ __global__ void __launch_bounds__(kSettleThreads, 2)
   finish_all(partial, B, value_of_all, pairs);
 }
 
-// A block to an anchor and 2^across_bits vectors of columns, times as many lanes as there are threads, each with some of
-// the splits.
+// A block to an anchor and 2^across_bits vectors of columns, times as many lanes as there are threads, each with some
+// of the splits.
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(kGradientThreads, sizeof(T) == 4 ? 4 : 3)
     gradient_kernel(const PartialLoss<T> partial, const LossSpec loss, int64_t B, int64_t D, int across_bits,

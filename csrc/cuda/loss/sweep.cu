@@ -4,11 +4,12 @@
 //   out    what settle.cu adds up: of every split, slot and anchor its sums, [splits, slots, B], and the sum of
 //          weight * row, [splits, slots, B, D]; state [B] of the anchors
 //   passes one for most losses; losses.h says which pairs each takes, and into which slots. Two slots of a pass are two
-//          sweeps in the same launch. That of positives skips the tiles without a label of the block's anchors. With 16 of
-//          11,318 labels in the batch it skips nine of ten; with few classes it skips none, and the loss costs twice as much.
+//          sweeps in the same launch. That of positives skips the tiles without a label of the block's anchors. With 16
+//          of 11,318 labels in the batch it skips nine of ten; with few classes it skips none, and the loss costs twice
+//          as much.
 //   math   r_j = scale * u_j + shift, divided by max(|r_j|, eps) if renormalize;  s_ij = z_i . r_j
-//          sums_i = sum_j of what the slot's formula says of s_ij,  grad_i = sum_j weight(s_ij) r_j; weights of exponents
-//          are e^(x - largest x so far), so a larger one scales down sums and gradient of the tiles before
+//          sums_i = sum_j of what the slot's formula says of s_ij,  grad_i = sum_j weight(s_ij) r_j; weights of
+//          exponents are e^(x - largest x so far), so a larger one scales down sums and gradient of the tiles before
 //   grid   (blocks of 64 anchors, 32 above D = 512) x splits of the bank x slots, 256 threads. A block takes its share
 //          of the bank, which is as many tiles of 64 rows as another's or one more, each in three phases:
 //            1 similarities  64 x 64; operands pass through shared memory 32 columns at a time, the next ones on their
@@ -22,8 +23,8 @@
 //          The similarities never leave the block: nothing of size B x M exists.
 //   keeps  the partial sums in the workspace: with one slot, 64 x D floats for each block that runs at once; on 132
 //          multiprocessors with B = 64, D = 512: 17 MB, with two slots twice that
-//   needs  16-byte loads of z and bank where D and the addresses allow them, as the tensor cores' products need them; 36 to
-//          42 KB of shared memory; no spills
+//   needs  16-byte loads of z and bank where D and the addresses allow them, as the tensor cores' products need them;
+//          36 to 42 KB of shared memory; no spills
 //   digits products, scores and the sums of a tile in float; tiles, splits and anchors are added in double, except
 //          for the gradient. scale and shift are rounded to float once.
 //   order  splits by shape and number of multiprocessors, rows of a split in order, splits added in order:

@@ -1,5 +1,5 @@
-// The kernel of both sweeps, sweep.cu and sweep_tensor.cu, and how it is launched: a file each, so that they are compiled
-// side by side.
+// The kernel of both sweeps, sweep.cu and sweep_tensor.cu, and how it is launched: a file each, so that they are
+// compiled side by side.
 #pragma once
 
 #include <type_traits>

@@ -1,6 +1,6 @@
 // What both kinds of sweep have in common: the shape of a block, what it keeps in shared memory, and how a thread takes
-// its share of the operands from global memory there. The two products of a tile, phases 1 and 3, are in products_simt.cuh
-// and products_tensor.cuh; phase 2 is in score.cuh; sweep.cu says how they fit together.
+// its share of the operands from global memory there. The two products of a tile, phases 1 and 3, are in
+// products_simt.cuh and products_tensor.cuh; phase 2 is in score.cuh; sweep.cu says how they fit together.
 #pragma once
 
 #include "../vectors.cuh"
@@ -42,8 +42,8 @@ struct Shared {
 
   static constexpr int kOperands = 2 * kDepth * kTile;
 
-  // Operands of a product: anchors and rows, or the gradient's rows; and behind them the weights, which phase 1 does not
-  // need: there the tensor cores' sweep has a second set of operands.
+  // Operands of a product: anchors and rows, or the gradient's rows; and behind them the weights, which phase 1 does
+  // not need: there the tensor cores' sweep has a second set of operands.
   alignas(16) float products[kOperands + kTile * kAnchors];
   alignas(16) float scale[kDim];
   alignas(16) float shift[kDim];
@@ -62,9 +62,9 @@ struct Shared {
   __device__ __forceinline__ float* weights() { return products + kOperands; }  // [active row][anchor], see weight_at()
 };
 
-// Where the weights of anchors 4 * group … 4 * group + 3 and the active row at `place` are. Groups are permuted by place:
-// neither the scores' writing, the same group at eight places that follow each other, nor the tensor cores' reading, two
-// groups at four places, meets in one of the banks of shared memory.
+// Where the weights of anchors 4 * group … 4 * group + 3 and the active row at `place` are. Groups are permuted by
+// place: neither the scores' writing, the same group at eight places that follow each other, nor the tensor cores'
+// reading, two groups at four places, meets in one of the banks of shared memory.
 template <int kAnchors>
 __device__ __forceinline__ int weight_at(int place, int group) {
   const int permuted = group ^ (((place & 3) << 1 | (place >> 2 & 1) | (place & 8)) & (kAnchors / 4 - 1));

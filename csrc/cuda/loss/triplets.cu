@@ -60,8 +60,8 @@ __global__ void __launch_bounds__(kBlockThreads, 4)
           block.similarity(0, j);
 }
 
-// Bitonic, in place. Every comparison puts the lesser at the lower index, so what is beyond the end may be thought of as
-// infinite, and is never looked at.
+// Bitonic, in place. Every comparison puts the lesser at the lower index, so what is beyond the end may be thought of
+// as infinite, and is never looked at.
 template <typename T>
 __device__ void sort(T* values, int64_t n) {
   for (int64_t size = 2; size < 2 * n; size *= 2)
@@ -114,8 +114,9 @@ __global__ void __launch_bounds__(kBlockThreads)
   partial.sums[i] = add(slot.formula, partial.sums[i], {sums[0], 0, sums[1], 0});
 }
 
-// Negatives of every rank become negatives above every threshold; what the thresholds cost goes off the sum. Of both kinds,
-// `weight` is how many are in a triplet that costs something; the round of the lowest threshold has all such negatives.
+// Negatives of every rank become negatives above every threshold; what the thresholds cost goes off the sum. Of both
+// kinds, `weight` is how many are in a triplet that costs something; the round of the lowest threshold has all such
+// negatives.
 template <typename T>
 __global__ void __launch_bounds__(kBlockThreads)
     settle_ranks_kernel(const PartialLoss<T> partial, const Thresholds<T> t) {

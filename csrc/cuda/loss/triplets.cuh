@@ -31,8 +31,8 @@ template <typename T>
 int launch_triplets_begin(const MemoryLossParams<T, T>& p, int64_t round, int64_t rounds, const Thresholds<T>& t,
                           const Gpu& gpu);
 
-// One pass over a chunk, bank rows [first, first + chunk) with the similarities s [2 * B, chunk]: collects thresholds, or
-// adds to the sums of the negatives, or weighs the positives.
+// One pass over a chunk, bank rows [first, first + chunk) with the similarities s [2 * B, chunk]: collects thresholds,
+// or adds to the sums of the negatives, or weighs the positives.
 template <typename T>
 int launch_triplets_score(const MemoryLossParams<T, T>& p, const Pass& pass, const PartialLoss<T>& partial,
                           const Thresholds<T>& t, int64_t first, int64_t chunk, T* s, const Gpu& gpu);

@@ -1,4 +1,5 @@
-// The ways that memory_loss can go on a GPU: chosen by the shapes in memory_loss.cpp, or forced for tests and measurements.
+// The ways that memory_loss can go on a GPU: chosen by the shapes in memory_loss.cpp, or forced for tests and
+// measurements.
 #pragma once
 
 #include <string>
@@ -14,20 +15,21 @@ LossWay loss_way();
 
 const char* name_of(LossWay way);
 
-// Takes one of their names, "auto" for automatic, and returns what was set before. Throws std::runtime_error on another name.
+// Takes one of their names, "auto" for automatic, and returns what was set before. Throws std::runtime_error on another
+// name.
 std::string set_loss_way(const std::string& name);
 
 namespace cuda {
 
-// simt, tensor (sweep.cu): one fused sweep over the bank, float32, D <= kSweepMaxDim. Its products by tensor cores (which a GPU has
-// from compute capability 8.0 on; code for older ones ignores it) or by ordinary arithmetic.
+// simt, tensor (sweep.cu): one fused sweep over the bank, float32, D <= kSweepMaxDim. Its products by tensor cores
+// (which a GPU has from compute capability 8.0 on; code for older ones ignores it) or by ordinary arithmetic.
 constexpr int64_t kSweepMaxDim = 1024;
 
 int sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, bool tensor, const Gpu& gpu);
 
-// screen, pairs (screened.cu): Contrastive with D, z and bank as for the sweep, by a screen in fp16 of all pairs and exact similarities
-// of those it leaves; if these are more than `most` of all, by the sweep on tensor cores after all. Compute capability
-// >= 8.0.
+// screen, pairs (screened.cu): Contrastive with D, z and bank as for the sweep, by a screen in fp16 of all pairs and
+// exact similarities of those it leaves; if these are more than `most` of all, by the sweep on tensor cores after all.
+// Compute capability >= 8.0.
 constexpr double kFew = 0.05;
 
 int screened(const MemoryLossParams<float, float>& p, const LossSpec& loss, double most, const Gpu& gpu);

@@ -1,7 +1,8 @@
 // Stands in for CUDA's <cuda_runtime.h> where g++ compiles kernels for the CPU: -x c++ -std=c++20 -I tests/emu/include.
 //
-// Not here: kernel<<<>>>, extern __shared__ (see dynamic_shared_memory() of the executor), launch attributes, inline PTX, half
-// types, streams that run side by side, blocks that wait for other blocks. The order of qualifiers matters to g++: alignas(16) __shared__ float x[4].
+// Not here: kernel<<<>>>, extern __shared__ (see dynamic_shared_memory() of the executor), launch attributes, inline
+// PTX, half types, streams that run side by side, blocks that wait for other blocks. The order of qualifiers matters to
+// g++: alignas(16) __shared__ float x[4].
 #pragma once
 #include <cstddef>
 #include <cstring>

@@ -79,7 +79,8 @@ inline void mma_m16n8k8_tf32(float (&c)[4], const float (&a)[4], const float (&b
   emu::executor.multiply(c, a, b, place);
 }
 
-// For mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32, and for cvt.rn.f16x2.f32, whose first operand is the upper half.
+// For mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32, and for cvt.rn.f16x2.f32, whose first operand is the upper
+// half.
 inline void mma_m16n8k16_f16(float (&c)[4], const uint4& a, const uint2& b, emu::Place place = emu::Place::current()) {
   emu::executor.multiply(c, {a.x, a.y, a.z, a.w}, {b.x, b.y}, place);
 }

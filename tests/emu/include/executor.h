@@ -1,6 +1,6 @@
 // Runs CUDA kernels on the CPU: the CUDA threads of a block are fibers on the calling OS thread, and blocks run one
-// after the other. A fiber runs until it waits for other threads at a barrier or in a warp intrinsic, or returns; it then
-// goes over to one that is ready, most often of its own warp.
+// after the other. A fiber runs until it waits for other threads at a barrier or in a warp intrinsic, or returns; it
+// then goes over to one that is ready, most often of its own warp.
 #pragma once
 #include <algorithm>
 #include <bit>
@@ -30,8 +30,8 @@ struct Settings {
   std::uint64_t products = 0;  // and those of library products
   int launch_error = 0;        // a cudaError_t that every launch fails with; 0: none
   // Under ThreadSanitizer, what a barrier takes grows with the square of the number of threads it knows of. With fewer
-  // than a warp has lanes, each launch deals the lanes to them again, and a race of two lanes that got the same one goes
-  // unseen. A race between warps never does.
+  // than a warp has lanes, each launch deals the lanes to them again, and a race of two lanes that got the same one
+  // goes unseen. A race between warps never does.
   unsigned identities_of_warp = 32;
 };
 inline Settings global_settings;
@@ -99,8 +99,8 @@ struct Product {
   unsigned done;  // the number of the product that c is the result of
 };
 
-// sum + a b as a tensor core adds up, at its least exact: each of the 16 products, and the sum so far, is brought to the
-// exponent of the largest and cut off there behind 24 bits; and so is their sum, at its own.
+// sum + a b as a tensor core adds up, at its least exact: each of the 16 products, and the sum so far, is brought to
+// the exponent of the largest and cut off there behind 24 bits; and so is their sum, at its own.
 EMU_HOT void add_cut_off(Row& sum, const float (&a)[16], const Row (&b)[16]) {
   using Bits = std::uint32_t __attribute__((vector_size(32)));
   using Whole = std::int32_t __attribute__((vector_size(32)));
@@ -221,8 +221,8 @@ class Executor {
   }
 
   // An atomic operation publishes what its thread has done, or learned at barriers, if its block has fenced before: a
-  // fence that comes after it is too late for a thread that sees it. A fence learns what was published, once its block has
-  // had an atomic operation that may have seen another's.
+  // fence that comes after it is too late for a thread that sees it. A fence learns what was published, once its block
+  // has had an atomic operation that may have seen another's.
   EMU_UNINSTRUMENTED void fence() {
     if (atomics_seen_) acquire(&fence_);
     fenced_ = true;

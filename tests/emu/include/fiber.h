@@ -96,8 +96,8 @@ class Stacks {
   static constexpr std::size_t kColours = 64, kColourBytes = 512 + 64;
   static constexpr std::size_t kFrameBytes = kColours * kColourBytes + (16 << 10);  // more than a kernel's frames take
 
-  // What AddressSanitizer knows of a stack's last frames: of a launch that failed, they are not unwound; and g++ 12 with
-  // -Og leaves some variables of the screen's kernel out of scope when it returns.
+  // What AddressSanitizer knows of a stack's last frames: of a launch that failed, they are not unwound; and g++ 12
+  // with -Og leaves some variables of the screen's kernel out of scope when it returns.
   EMU_UNINSTRUMENTED void forget([[maybe_unused]] unsigned number) const {
 #ifdef __SANITIZE_ADDRESS__
     __asan_unpoison_memory_region(bottom(number) + kBytes - kFrameBytes, kFrameBytes);

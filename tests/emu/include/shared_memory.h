@@ -2,8 +2,8 @@
 //
 // They are static variables with the attribute noinit, which puts them in ELF sections named .noinit or .noinit.*. (The
 // attribute section does not reach the static variables of templates in g++ 12.) The linker defines no symbols for the
-// ends of sections with such names, so that they are looked up in the file itself: the variables in its symbol table, by
-// whose names they are a function's; in its headers the whole sections, should the file have no such table.
+// ends of sections with such names, so that they are looked up in the file itself: the variables in its symbol table,
+// by whose names they are a function's; in its headers the whole sections, should the file have no such table.
 #pragma once
 #include <elf.h>
 #include <link.h>
@@ -65,8 +65,8 @@ class SharedMemory {
     }
   }
 
-  // From here on renew() is for the blocks of this kernel. It leaves alone what is declared in another kernel, as its name
-  // tells; what is declared in a function that is not a kernel may belong to any.
+  // From here on renew() is for the blocks of this kernel. It leaves alone what is declared in another kernel, as its
+  // name tells; what is declared in a function that is not a kernel may belong to any.
   void belongs_to(const void* kernel) {
     const auto [found, is_new] = of_kernel_.try_emplace(kernel);
     renewed_ = &found->second;

@@ -1,5 +1,5 @@
-// Which anchors and rows are pairs, and of one label, in numbers so small that vectors compare them: the index of a label
-// or an id among the anchors' distinct ones, sorted.
+// Which anchors and rows are pairs, and of one label, in numbers so small that vectors compare them: the index of a
+// label or an id among the anchors' distinct ones, sorted.
 #pragma once
 
 #include <algorithm>
@@ -30,23 +30,23 @@ inline int32_t index_in(const std::vector<int64_t>& sorted, int64_t value) {
 }
 
 // The labels of B anchors, and the ids that they are not paired with.
-struct Groups {
+struct AnchorLabels {
   // exclude: [B] or null; padded: B and the anchors that fill up the last block
-  Groups(const int64_t* labels_of_anchors, const int64_t* exclude, int64_t B, int64_t padded)
-      : labels(distinct(labels_of_anchors, B)),
+  AnchorLabels(const int64_t* labels_of_anchors, const int64_t* exclude, int64_t B, int64_t padded)
+      : distinct_labels(distinct(labels_of_anchors, B)),
         ids(exclude != nullptr ? distinct(exclude, B) : std::vector<int64_t>()),
         label(padded, kPaddedAnchor),
         excluded(padded, kNoneExcluded) {
     for (int64_t i = 0; i < B; ++i) {
-      label[i] = index_in(labels, labels_of_anchors[i]);
+      label[i] = index_in(distinct_labels, labels_of_anchors[i]);
       if (exclude != nullptr && is_id(exclude[i])) excluded[i] = index_in(ids, exclude[i]);
     }
   }
 
-  const std::vector<int64_t> labels;  // the anchors' distinct labels, sorted
-  const std::vector<int64_t> ids;     // the distinct ids that some anchor is not paired with, sorted
-  std::vector<int32_t> label;         // [padded] index of the anchor's label in `labels`, or kPaddedAnchor
-  std::vector<int32_t> excluded;      // [padded] index in `ids` of the id it is not paired with, or kNoneExcluded
+  const std::vector<int64_t> distinct_labels;  // of the anchors, sorted
+  const std::vector<int64_t> ids;              // the distinct ids that some anchor is not paired with, sorted
+  std::vector<int32_t> label;     // [padded] index of the anchor's label in `distinct_labels`, or kPaddedAnchor
+  std::vector<int32_t> excluded;  // [padded] index in `ids` of the id it is not paired with, or kNoneExcluded
 };
 
 // Rows that are scored together, at most kScoredRows.
