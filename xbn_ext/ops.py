@@ -1,6 +1,7 @@
-"""The ops, one screen each: typed wrapper, its gradient, fake kernel. `schemas.py` has the ops' signatures, `csrc/glue/`
-calls their kernels; what they mean is in `xbn_ext.reference`, which has the same names and signatures. `torch.ops.xbn_ext` itself has no gradients: where its ops
-are called directly, `torch.autograd.grad` raises and `backward()` warns, and leaves a part out.
+"""The ops, one screen each: typed wrapper, its gradient, fake kernel. `schemas.py` has their signatures, `csrc/glue/`
+calls their kernels; what they mean is in `xbn_ext.reference`, which has the same names and signatures. The ops of
+`torch.ops.xbn_ext` themselves have no gradients: called directly, `torch.autograd.grad` raises and `backward()` warns,
+and leaves a part out.
 
 Letters: B batch rows, M bank rows (capacity), D dimension. Embeddings are float32 or float64, the bank is float32,
 float64, float16 or bfloat16, whatever their dtype; statistics are float64, counters int64 scalars. Bad shapes, dtypes
@@ -246,8 +247,8 @@ def memory_loss(
 ) -> Tensor:
     """Loss of a batch against a bank of embeddings, differentiable in `z`, in one sweep over the bank.
 
-    The similarity is `z_i · r_j / max(|r_j|, eps)`; neither the B×M similarities nor a second bank is ever stored. (On a
-    GPU the composite way stores a chunk of them, about 24 MB, and the screen a bit for each pair: `xbn_ext.loss_way`.)
+    The similarity is `z_i · r_j / max(|r_j|, eps)`; neither the B×M similarities nor a second bank is ever stored. (On
+    a GPU the composite way stores a chunk of them, about 24 MB, the screen a bit for each pair: `xbn_ext.loss_way`.)
 
     Args:
         z: `[B, D]` embeddings, usually of unit length.
