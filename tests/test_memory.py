@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from conftest import only
 
+import xbn_ext
 from xbn_ext import Contrastive, CrossBatchMemory, SupCon, reference
 from xbn_ext.losses import PairLoss
 
@@ -594,6 +595,16 @@ def test_a_temperature_of_another_shape_is_refused_before_anything_is_written():
 
 def test_repr():
     assert "drift='axbn'" in repr(CrossBatchMemory(Contrastive(), D, M))
+
+
+def test_names_of_0_1_0_warn():
+    with pytest.warns(DeprecationWarning, match="bank_dtype is called memory_dtype"):
+        criterion = CrossBatchMemory(Contrastive(), D, M, bank_dtype=torch.float16)
+    assert criterion.bank.dtype == torch.float16
+    with pytest.warns(DeprecationWarning, match="xbn_ext.backend is called xbn_ext.loss_way"):
+        assert xbn_ext.backend is xbn_ext.loss_way
+    with pytest.raises(AttributeError, match="no attribute 'front'"):
+        xbn_ext.front  # noqa: B018
 
 
 @pytest.mark.parametrize("memory_dtype", [torch.float16, torch.bfloat16])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -32,6 +33,13 @@ __all__ = [
     "ops",
     "reference",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "backend":  # in 0.1.0
+        warnings.warn("xbn_ext.backend is called xbn_ext.loss_way", DeprecationWarning, stacklevel=2)
+        return loss_way
+    raise AttributeError(f"module 'xbn_ext' has no attribute {name!r}")
 
 
 def build_info() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -65,6 +66,7 @@ class CrossBatchMemory(MemoryState):
             bfloat16 and does not overflow.
         eps: lower bound of norms, and the standard deviation below which a dimension counts as dead; in units of the
             embeddings.
+        bank_dtype: what `memory_dtype` was called in 0.1.0; warns.
 
     Rows with a NaN or an Inf are kept out of the moments and of the memory, without a host sync. The loss of
     their batch is NaN, as PyTorch's losses are, and so is their gradient: a gradient scaler skips the step.
@@ -97,8 +99,12 @@ class CrossBatchMemory(MemoryState):
         enqueue: Literal["after", "before"] = "after",
         memory_dtype: torch.dtype = torch.float32,
         eps: float = 1e-6,
+        bank_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if bank_dtype is not None:
+            warnings.warn("bank_dtype is called memory_dtype", DeprecationWarning, stacklevel=2)
+            memory_dtype = bank_dtype
         check_loss("CrossBatchMemory", loss)
         embedding_size = checks.whole("embedding_size", embedding_size, 1)
         memory_size = checks.whole("memory_size", memory_size, 1)
