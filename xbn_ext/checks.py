@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MEMORY_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
 
 def whole(name: str, value: Any, least: int) -> int:
     """`value` as an int, if it is an integer that is not below `least` and that int64 holds."""

@@ -115,7 +115,7 @@ class CrossBatchMemory(MemoryState):
         self.memory_weight = memory_weight
         self.eps = eps
         checks.some_weight(self.batch_weight, self.memory_weight)
-        if memory_dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        if memory_dtype not in checks.MEMORY_DTYPES:
             raise ValueError(f"memory_dtype must be torch.float32, float64, float16 or bfloat16, got {memory_dtype}")
         self.update = update if update is not None else "deferred" if memory_dtype.itemsize == 2 else "inplace"
         checks.rounding(self.update, memory_dtype, drift)

@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..checks import MEMORY_DTYPES
 from . import chunks
-
-BANK_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def check(ok: bool, message: str) -> None:
@@ -56,7 +55,7 @@ class Contract:
         self.columns(name, t, words, sizes)
 
     def bank(self, name: str, t: Tensor, D: int | None = None) -> None:
-        ok = t.dtype in BANK_DTYPES
+        ok = t.dtype in MEMORY_DTYPES
         check(ok, f"{self.op}: {name} must be float32, float64, float16 or bfloat16, got {t.dtype}")
         self.columns(name, t, "[M, D]", (None, D))
         self.contiguous(name, t)
