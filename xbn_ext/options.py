@@ -42,7 +42,7 @@ class LossOptions(PairOptions, total=False):
     shift: Tensor | None
 
 
-# What is left out is None, but for these.
+# What is left out is None, except for these.
 NOT_NONE = {"renormalize": True, "eps": 1e-6}
 PAIR_DEFAULTS: dict[str, Any] = dict.fromkeys(sorted(PairOptions.__optional_keys__)) | NOT_NONE
 LOSS_DEFAULTS: dict[str, Any] = dict.fromkeys(sorted(LossOptions.__optional_keys__)) | NOT_NONE
