@@ -80,7 +80,7 @@ def test_aarch64(expected, tmp_path):
     compiler, objdump, emulator = AARCH64
     fuzz = build(tmp_path, compiler, *cpu_flags("aarch64"), "-Werror", "-static")
     assert result(emulator, fuzz) == ("neon", expected)
-    listing = run(objdump, "--disassemble", "--demangle", tmp_path / "loss.o")
+    listing = run(objdump, "--disassemble", "--demangle", tmp_path / "memory_loss.o")
     products = re.findall(
         r"<void xbn::baseline::(?:similarity|gradient)_kernel<6, 4.*?>:\n(.*?)\n\n", listing, re.DOTALL
     )

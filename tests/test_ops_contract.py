@@ -9,6 +9,7 @@ import pytest
 import state
 import torch
 
+import xbn_ext
 from xbn_ext import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet, ops, reference
 from xbn_ext.losses import PairLoss
 
@@ -388,6 +389,7 @@ def test_a_wrapper_names_what_is_no_loss(call):
             getattr(ops, call)(*first, a["z"].detach(), a["labels"], *rows, loss)
 
 
+@pytest.mark.skipif(not xbn_ext.build_info()["native"], reason="plain PyTorch, through which autograd sees")
 @pytest.mark.parametrize("op", ["normalize", "memory_loss", "transform_memory_loss_", "batch_loss"])
 def test_an_op_that_is_called_directly_has_no_gradient(op):
     """Its wrapper has it. torch warns, once for each op and process, so in another one; `autograd.grad` raises."""
