@@ -58,7 +58,7 @@ def _mark(row: Row) -> str:
 
 
 def cell(row: Row) -> str:
-    """Microseconds and the share of the roof, or why there are none."""
+    """Microseconds and the share of the roof; a word where nothing was measured."""
     if "ms" not in row:
         return next((word for word in ("out of memory", "error", "skipped") if word in row), "-").split(" ")[0]
     us = 1e3 * row["ms"]
