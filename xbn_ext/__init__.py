@@ -36,7 +36,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "backend":  # in 0.1.0
+    if name == "backend":  # its old name
         warnings.warn("xbn_ext.backend is called xbn_ext.loss_way", DeprecationWarning, stacklevel=2)
         return loss_way
     raise AttributeError(f"module 'xbn_ext' has no attribute {name!r}")

@@ -66,7 +66,7 @@ class CrossBatchMemory(MemoryState):
             bfloat16 and does not overflow.
         eps: lower bound of norms, and the standard deviation below which a dimension counts as dead; in units of the
             embeddings.
-        bank_dtype: what `memory_dtype` was called in 0.1.0; warns.
+        bank_dtype: the old name of `memory_dtype`; warns.
 
     Rows with a NaN or an Inf are kept out of the moments and of the memory, without a host sync. The loss of
     their batch is NaN, as PyTorch's losses are, and so is their gradient: a gradient scaler skips the step.
