@@ -8,9 +8,16 @@
 namespace xbn {
 namespace {
 
+// On a busy machine a thread that is woken may wait for a core for milliseconds, and all others for it.
+constexpr int64_t kWorthThreads = 100'000;  // nanoseconds
+
 // Every thread takes the next unit left, whatever range torch planned for it: so a thread on a busy core, or with more
 // work in its units, does not keep the others waiting.
-void parallel(int64_t units, const std::function<void(int64_t)>& unit) {
+void parallel(int64_t units, int64_t work, const std::function<void(int64_t)>& unit) {
+  if (work < kWorthThreads) {
+    for (int64_t i = 0; i < units; ++i) unit(i);
+    return;
+  }
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, units, 1, [&](int64_t, int64_t) {
     for (int64_t i = next++; i < units; i = next++) unit(i);

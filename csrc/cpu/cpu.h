@@ -23,8 +23,9 @@ Isa cpu_isa();
 
 std::string isa_name(Isa isa);
 
-// Calls unit(0) … unit(units - 1), each exactly once, on any threads, and returns when all are done.
-using ParallelFor = void (*)(int64_t units, const std::function<void(int64_t)>& unit);
+// Calls unit(0) … unit(units - 1), each exactly once, on any threads, and returns when all are done. work: of all units,
+// in nanoseconds of one thread, roughly: where there is little, other threads are not worth waking.
+using ParallelFor = void (*)(int64_t units, int64_t work, const std::function<void(int64_t)>& unit);
 
 struct Cpu {
   Isa isa;

@@ -50,7 +50,7 @@ template <typename T, typename S>
 void enqueue(const EnqueueParams<T, S>& p, const Cpu& cpu) {
   const std::vector<int64_t> rows = assign_slots(p);
   const int64_t filled = *p.count;
-  cpu.parallel(ceil_div(p.D, kStripe), [&](int64_t stripe) {
+  cpu.parallel(ceil_div(p.D, kStripe), 4 * p.B * p.D, [&](int64_t stripe) {
     const int64_t begin = stripe * kStripe, end = std::min(begin + kStripe, p.D);
     for (const int64_t i : rows) {
       S* stored = p.bank + p.slots[i] * p.D;

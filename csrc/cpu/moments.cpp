@@ -35,7 +35,7 @@ void moments(const MomentsParams<T>& p, const Cpu& cpu) {
     std::fill(p.std, p.std + p.D, 0.0);
     return;
   }
-  cpu.parallel(ceil_div(p.D, kStripe), [&](int64_t stripe) {
+  cpu.parallel(ceil_div(p.D, kStripe), p.B * p.D, [&](int64_t stripe) {
     const int64_t begin = stripe * kStripe, end = std::min(begin + kStripe, p.D);
     XBN_CALL_ISA(cpu.isa, moments_stripe(p, rows.data(), static_cast<int64_t>(rows.size()), begin, end));
   });

@@ -24,7 +24,7 @@ constexpr int64_t kElements = 1 << 14;  // of a unit: a few microseconds
 template <typename T>
 void normalize(const NormalizeParams<T>& p, const Cpu& cpu) {
   const int64_t rows = ceil_div(kElements, p.D);
-  cpu.parallel(ceil_div(p.B, rows), [&](int64_t unit) {
+  cpu.parallel(ceil_div(p.B, rows), p.B * p.D / 2, [&](int64_t unit) {
     XBN_CALL_ISA(cpu.isa, normalize_rows(p, unit * rows, std::min((unit + 1) * rows, p.B)));
   });
 }
@@ -32,7 +32,7 @@ void normalize(const NormalizeParams<T>& p, const Cpu& cpu) {
 template <typename T>
 void normalize_backward(const NormalizeBackwardParams<T>& p, const Cpu& cpu) {
   const int64_t rows = ceil_div(kElements, p.D);
-  cpu.parallel(ceil_div(p.B, rows), [&](int64_t unit) {
+  cpu.parallel(ceil_div(p.B, rows), p.B * p.D / 2, [&](int64_t unit) {
     XBN_CALL_ISA(cpu.isa, normalize_rows_backward(p, unit * rows, std::min((unit + 1) * rows, p.B)));
   });
 }

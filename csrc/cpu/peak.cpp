@@ -4,6 +4,7 @@
 //   split  the same on every thread
 #include "peak.h"
 
+#include <limits>
 #include <vector>
 
 namespace xbn {
@@ -16,7 +17,8 @@ Peak peak_fma(int64_t threads, int64_t rounds, const Cpu& cpu) {
   volatile T half = T(0.5);  // the compiler must not see that x stays 1
   const T factor = half, term = half;
   std::vector<Peak> of(threads);
-  cpu.parallel(threads, [&](int64_t i) { XBN_CALL_ISA(cpu.isa, multiply_add(rounds, factor, term, &of[i])); });
+  cpu.parallel(threads, std::numeric_limits<int64_t>::max(),
+               [&](int64_t i) { XBN_CALL_ISA(cpu.isa, multiply_add(rounds, factor, term, &of[i])); });
   Peak total = {0, 0};
   for (const Peak& peak : of) {
     total.flops += peak.flops;

@@ -27,7 +27,7 @@ void rewrite_rows(S* bank, int64_t count, int64_t D, const double* a, const doub
   using C = typename Compute<S>::type;
   const std::vector<C> scale(a, a + D), shift(b, b + D);
   std::vector<double> partial(runs * 2 * D, 0.0);
-  cpu.parallel(runs, [&](int64_t r) {
+  cpu.parallel(runs, count * D, [&](int64_t r) {
     const int64_t begin = r * run, end = std::min(begin + run, count);
     double* sum = partial.data() + r * 2 * D;
     XBN_CALL_ISA(cpu.isa, transform_rows(bank + begin * D, end - begin, D, scale.data(), shift.data(), sum, sum + D));

@@ -25,11 +25,11 @@ void add_to_sum(const Exactly<T>& values) {
   }
 }
 
-void serial(int64_t units, const std::function<void(int64_t)>& unit) {
+void serial(int64_t units, int64_t, const std::function<void(int64_t)>& unit) {
   for (int64_t i = 0; i < units; ++i) unit(i);
 }
 
-void threaded(int64_t units, const std::function<void(int64_t)>& unit) {
+void threaded(int64_t units, int64_t, const std::function<void(int64_t)>& unit) {
   constexpr int64_t kThreads = 3;
   std::vector<std::thread> threads;
   for (int64_t t = 0; t < kThreads; ++t)
@@ -155,6 +155,16 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   add_to_sum(grad_dots);
 }
 
+// There is work for many threads, whatever the shape.
+void plan_round(int64_t B, int64_t M, int64_t D) {
+  const xbn::SweepPlan plan = xbn::SweepPlan::make(B, M, D, sizeof(float));
+  const int64_t last = plan.blocks - (plan.groups - 1) * plan.group_blocks;
+  require(plan.splits * plan.split_rows >= M && (plan.splits - 1) * plan.split_rows < M, "plan: splits", B, M, D);
+  require(0 < last && last <= plan.group_blocks && plan.group_blocks <= last + plan.groups - 1, "plan: groups", B, M,
+          D);
+  require(plan.splits >= (M >= 1 << 16 ? 32 : std::min<int64_t>(M / 1000, 4)), "plan: few units", B, M, D);
+}
+
 // A unit of bank rows that the screen drops must be out, and one that is far below the margin must be dropped.
 void screen_round(int64_t D) {
   constexpr int64_t A = xbn::kAnchorBlock, R = xbn::kTileUnit;
@@ -203,6 +213,7 @@ int main(int argc, char** argv) {
   const xbn::Isa best = xbn::cpu_isa(), least = argc > 2 ? best : xbn::Isa::baseline;
   for (int round = 0; round < rounds; ++round) {
     const int64_t B = up_to(round % 4 == 0 ? 300 : 70), M = 1 + up_to(300), D = 1 + up_to(round % 4 == 1 ? 300 : 70);
+    for (const int64_t rows : {M, 1000 * M}) plan_round(1 + up_to(4096), rows, 1 + up_to(4096));
     if (best == xbn::Isa::avx512_vnni)
       for (int k = 0; k < 20; ++k) screen_round(xbn::kLeastScreenedDim + up_to(500));
     for (const xbn::Isa isa : {xbn::Isa::baseline, xbn::Isa::avx2, xbn::Isa::avx512, xbn::Isa::avx512_vnni}) {

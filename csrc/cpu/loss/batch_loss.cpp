@@ -82,9 +82,9 @@ struct Batch {
 template <typename T>
 void batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Cpu& cpu) {
   const Batch<T> batch(p, loss);
-  const int64_t units = ceil_div(p.B, kBatchAnchors);
+  const int64_t units = ceil_div(p.B, kBatchAnchors), work = p.B * p.B;
   std::vector<RowResult> results(p.B);
-  cpu.parallel(units, [&](int64_t unit) {
+  cpu.parallel(units, work, [&](int64_t unit) {
     XBN_CALL_ISA(cpu.isa, rank_anchors(p, loss, batch, unit * kBatchAnchors, results.data()));
   });
   LossSum sum;
@@ -95,12 +95,12 @@ void batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Cpu& cp
   const T of_negatives = static_cast<T>(sum.average(group_of(loss, 0)));
   const T of_positives = static_cast<T>(sum.average(group_of(loss, 1)));
   const Scratch<T> sums(units * p.B);  // of dL/ddots_jj, by unit
-  cpu.parallel(units, [&](int64_t unit) {
+  cpu.parallel(units, work, [&](int64_t unit) {
     XBN_CALL_ISA(cpu.isa,
                  settle_anchors(p, batch, of_negatives, of_positives, unit * kBatchAnchors, sums.data() + unit * p.B));
   });
   if (!p.renormalize) return;
-  cpu.parallel(units,
+  cpu.parallel(units, work,
                [&](int64_t unit) { XBN_CALL_ISA(cpu.isa, settle_norms(p, batch, sums.data(), unit * kBatchAnchors)); });
 }
 

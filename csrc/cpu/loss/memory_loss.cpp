@@ -67,7 +67,7 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
   std::optional<Screen> screen;
   if (std::is_same_v<T, float> && Screen::helps(cpu, loss, p.D, p.renormalize))
     screen.emplace(static_cast<float>(loss.b), plan.blocks, p.D);
-  cpu.parallel(plan.blocks, [&](int64_t block) {
+  cpu.parallel(plan.blocks, p.B * p.D, [&](int64_t block) {
     XBN_CALL_ISA(cpu.isa, pack_anchors(p, sweep, block));
     if constexpr (std::is_same_v<T, float>)
       if (screen) screen->encode(block, sweep);
@@ -79,7 +79,7 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
       for (int slot = 0; slot < kSlots; ++slot)
         if (round == 0 && pass.slot[slot].pairs != Pairs::none && pass.slot[slot].formula != Formula::weigh)
           for (const auto& group : groups) group->total.begin(slot, pass.slot[slot].formula);
-      cpu.parallel(plan.groups * plan.splits, [&](int64_t unit) {
+      cpu.parallel(plan.groups * plan.splits, sweep.count * p.B * p.D / 32, [&](int64_t unit) {
         const int64_t group = unit / plan.splits, split = unit % plan.splits;
         auto part = groups[group]->part(pass);
         XBN_CALL_ISA(cpu.isa, sweep_unit(p, sweep, triplets ? &*triplets : nullptr, k == 0 ? rewrite : nullptr,
@@ -89,9 +89,10 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
         });
       });
       if (triplets && pass.slot[1].formula == Formula::threshold)
-        cpu.parallel(sweep.rows(), [&](int64_t i) { triplets->sort(i); });
+        cpu.parallel(sweep.rows(), p.B * sweep.count, [&](int64_t i) { triplets->sort(i); });
       if (triplets && pass.slot[0].formula == Formula::rank)
-        cpu.parallel(sweep.rows(), [&](int64_t i) { triplets->settle(i, sums_of(0, i), sums_of(1, i)); });
+        cpu.parallel(sweep.rows(), p.B * sweep.count,
+                     [&](int64_t i) { triplets->settle(i, sums_of(0, i), sums_of(1, i)); });
       for (int64_t i = 0; i < p.B; ++i) {
         for (int slot = 0; slot < kSlots; ++slot)
           if (triplets || pass.slot[slot].pairs != Pairs::none) totals[i].sums[slot] = sums_of(slot, i);
@@ -113,7 +114,7 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
   sum.store_pairs(p.pairs);
   if (p.grad_z == nullptr) return;
   const bool summed = sums_gradients(loss);
-  cpu.parallel(p.B, [&](int64_t i) {
+  cpu.parallel(p.B, p.B * p.D, [&](int64_t i) {
     for (int slot = 0; slot < kSlots; ++slot) totals[i].factor[slot] *= sum.average(group_of(loss, slot));
     if (summed)
       XBN_CALL_ISA(cpu.isa, reduce_gradient(p, sweep, all(i), totals[i], i, i % group_rows));

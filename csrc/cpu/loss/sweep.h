@@ -31,22 +31,19 @@ struct SweepPlan {
 
   // For B anchors, `count` bank rows and dimension D of `element_size` bytes each.
   static SweepPlan make(int64_t B, int64_t count, int64_t D, int64_t element_size) {
-    constexpr int64_t kTileBytes = 192 << 10;    // a tile and the anchors, in a second-level cache
-    constexpr int64_t kGroupBlocks = 4;          // 256 anchors amortise the reading of a tile
-    constexpr int64_t kGradientBytes = 8 << 20;  // of the gradients that splits add up to, unless that is too few units
-    constexpr int64_t kMinUnits = 4;             // groups * splits, for the threads
-    constexpr int64_t kMaxSplits = 64;
+    constexpr int64_t kTileBytes = 192 << 10;  // a tile and the anchors, in a second-level cache
+    constexpr int64_t kGroupBlocks = 4;        // 256 anchors amortise the reading of a tile
+    constexpr int64_t kSplitRows = 1 << 10;    // adding a split's gradients then takes a hundredth of its time
+    constexpr int64_t kMinSplits = 4, kMaxSplits = 64;
 
     SweepPlan plan;
     plan.padded_dim = round_up(D, kWholeVectors);
     plan.blocks = ceil_div(B, kAnchorBlock);
-    plan.group_blocks = std::clamp<int64_t>(plan.blocks, 1, kGroupBlocks);
-    plan.groups = ceil_div(plan.blocks, plan.group_blocks);
+    plan.groups = ceil_div(plan.blocks, kGroupBlocks);
+    plan.group_blocks = plan.groups > 0 ? ceil_div(plan.blocks, plan.groups) : 1;
     const int64_t fitting = kTileBytes / (plan.padded_dim * element_size);
     plan.tile_rows = std::clamp(fitting / kTileUnit * kTileUnit, kTileUnit, kMaxTileRows);
-    const int64_t split_bytes = kSlots * plan.blocks * kAnchorBlock * plan.padded_dim * element_size;
-    const int64_t least = ceil_div(kMinUnits, std::max<int64_t>(plan.groups, 1));
-    const int64_t wanted = std::clamp(kGradientBytes / std::max<int64_t>(split_bytes, 1), least, kMaxSplits);
+    const int64_t wanted = std::clamp(count / kSplitRows, kMinSplits, kMaxSplits);
     plan.split_rows = round_up(std::max<int64_t>(ceil_div(count, wanted), 1), plan.tile_rows);
     plan.splits = std::max<int64_t>(ceil_div(count, plan.split_rows), 1);
     return plan;
@@ -114,11 +111,11 @@ struct Tile {
   int64_t choose(const Sweep<T>& sweep, const int64_t* bank_labels, const int64_t* bank_ids, int64_t begin, int64_t end,
                  bool positives_only) {
     for (rows = 0; begin < end && rows < capacity; ++begin) {
-      const int32_t found = index_in(sweep.labels.distinct_labels, bank_labels[begin]);
+      const int32_t found = sweep.labels.distinct_labels.index_of(bank_labels[begin]);
       if (positives_only && (found == kNoAnchor || begin < sweep.from[found] || begin >= sweep.to[found])) continue;
       bank_row[rows] = begin;
       label[rows] = found;
-      excluded[rows] = index_in(sweep.labels.ids, bank_ids != nullptr ? bank_ids[begin] : begin);
+      excluded[rows] = sweep.labels.ids.index_of(bank_ids != nullptr ? bank_ids[begin] : begin);
       mixed[rows] = found != kNoAnchor || excluded[rows] != kNoAnchor;
       ++rows;
     }

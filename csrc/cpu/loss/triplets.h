@@ -18,7 +18,7 @@ constexpr int64_t kFewThresholds = 32;  // of every anchor of a block: negatives
 inline int64_t most_positives(const AnchorLabels& labels, const int64_t* row_labels, int64_t n) {
   std::vector<int64_t> rows(labels.distinct_labels.size() + 1, 0);
   for (int64_t j = 0; j < n; ++j)
-    ++rows[index_in(labels.distinct_labels, row_labels[j]) + 1];  // kNoAnchor: in the first
+    ++rows[labels.distinct_labels.index_of(row_labels[j]) + 1];  // kNoAnchor: in the first
   rows[0] = 0;
   return *std::max_element(rows.begin(), rows.end());
 }
@@ -54,7 +54,7 @@ class Triplets {
     sweep.from = sweep.to;
     std::vector<int64_t> taken(sweep.from.size(), 0);
     for (int64_t j = 0; j < sweep.count; ++j) {
-      const int32_t label = index_in(sweep.labels.distinct_labels, bank_labels[j]);
+      const int32_t label = sweep.labels.distinct_labels.index_of(bank_labels[j]);
       if (label == kNoAnchor || j < sweep.from[label] || taken[label] == capacity_) continue;
       taken[label] += 1;
       sweep.to[label] = j + 1;
