@@ -24,11 +24,16 @@ void parallel(int64_t units, int64_t work, const std::function<void(int64_t)>& u
   });
 }
 
+Screening screening() {
+  const char* e = std::getenv("XBN_CPU_SCREEN");
+  return e == nullptr ? Screening::automatic : *e == '0' ? Screening::never : Screening::always;
+}
+
 class CpuDevice {
  public:
   // The instruction set is looked up here, before any thread starts, so that a bad XBN_CPU_ISA is reported as
   // such.
-  CpuDevice(const char* op, const Tensor&) : op_(op), cpu_{cpu_isa(), parallel} {}
+  CpuDevice(const char* op, const Tensor&) : op_(op), cpu_{cpu_isa(), parallel, screening()} {}
 
   // Counters of a memory. Reading them is free here, so a damaged one is an error and not a wild write.
   void check_counter(const char* name, const Tensor& t, int64_t last) const {

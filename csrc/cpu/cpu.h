@@ -27,9 +27,14 @@ std::string isa_name(Isa isa);
 // in nanoseconds of one thread, roughly: where there is little, other threads are not worth waking.
 using ParallelFor = void (*)(int64_t units, int64_t work, const std::function<void(int64_t)>& unit);
 
+// Whether a loss looks for the pairs that count before it computes similarities (loss/screen.h). always, for tests and
+// measurements: and computes those alone, however many they are.
+enum class Screening { automatic, never, always };
+
 struct Cpu {
   Isa isa;
   ParallelFor parallel;
+  Screening screening = Screening::automatic;
 };
 
 // An integer as wide as T, so that vectors of both have the same number of lanes.

@@ -29,8 +29,7 @@
 namespace xbn {
 namespace {
 
-constexpr int64_t kBatchAnchors = 16;       // anchors of a unit: whole vectors of the widest instruction set
-constexpr char kNoneOut[kScoredRows] = {};  // no row is left out
+constexpr int64_t kBatchAnchors = 16;  // anchors of a unit: whole vectors of the widest instruction set
 
 // The rows of the batch, which are its anchors, too.
 template <typename T>

@@ -70,7 +70,6 @@ struct ScoredRows {
   const int32_t* label;     // index of the row's label among the anchors', or kNoAnchor
   const int32_t* excluded;  // index of the row's id among the excluded ones, or kNoAnchor
   const char* mixed;        // whether the row is anything but a negative of all anchors
-  const char* out;          // whether it is known to have no active pair, if it is not mixed
 };
 
 }  // namespace xbn

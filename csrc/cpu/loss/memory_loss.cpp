@@ -65,12 +65,13 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
     triplets.emplace(sweep.rows(), most, thresholds_per_anchor<T>(sweep.rows(), most));
   }
   std::optional<Screen> screen;
-  if (std::is_same_v<T, float> && Screen::helps(cpu, loss, p.D, p.renormalize))
-    screen.emplace(static_cast<float>(loss.b), plan.blocks, p.D);
+  if constexpr (std::is_same_v<T, float>)
+    if (const ByteProducts* products = Screen::products_for(cpu, loss, p.D, p.renormalize))
+      screen.emplace(*products, loss.b, cpu.screening == Screening::always, plan.blocks);
   cpu.parallel(plan.blocks, p.B * p.D, [&](int64_t block) {
     XBN_CALL_ISA(cpu.isa, pack_anchors(p, sweep, block));
     if constexpr (std::is_same_v<T, float>)
-      if (screen) screen->encode(block, sweep);
+      if (screen) screen->encode(p.z, p.B, p.D, sweep, block);
   });
   for (int64_t round = 0; round < (triplets ? triplets->rounds : 1); ++round) {
     if (triplets) triplets->begin_round(round, sweep, p.bank_labels);

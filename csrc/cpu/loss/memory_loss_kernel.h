@@ -7,7 +7,8 @@
 
 #include "products_kernel.h"
 #include "score_kernel.h"
-#include "screen_kernel.h"
+
+#include "pairs_kernel.h"
 #include "triplets_kernel.h"
 
 template <typename T, typename S>
@@ -47,7 +48,7 @@ T load_row(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int64_t j, T*
 }
 
 // The tile's bank rows, each padded with zeros to whole vectors, and rows of zeros to a whole unit; or, where the bank
-// has them just so, the bank's own, whose norms come with their first product.
+// has them just so, the bank's own, whose norms are taken first.
 template <typename T, typename S>
 void load_tile(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, Tile<T>& tile) {
   const int64_t padded = sweep.plan.padded_dim, whole = round_up(tile.rows, kTileUnit);
@@ -55,9 +56,10 @@ void load_tile(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, Tile<T>& 
     const int64_t first = tile.bank_row[0], last = tile.bank_row[tile.rows - 1];
     if (sweep.scale.empty() && padded == p.D && whole == tile.rows && last - first == tile.rows - 1) {
       tile.data = p.bank + first * p.D;
-      tile.lacks_norms = p.renormalize;
-      tile.eps = static_cast<T>(p.eps);
-      if (!p.renormalize) std::fill_n(tile.inverse_norm.begin(), tile.rows, T(1));
+      std::fill_n(tile.inverse_norm.begin(), tile.rows, T(1));
+      if (p.renormalize)
+        fold_rows(tile.data, tile.rows, padded, SumOfSquares<T>(),
+                  [&](int64_t j, T square) { tile.inverse_norm[j] = inverse_of_norm(square, static_cast<T>(p.eps)); });
       return;
     }
   }
@@ -83,13 +85,14 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T, kA
   const int64_t end = std::min((split + 1) * plan.split_rows, sweep.count), padded = plan.padded_dim;
   const bool positives_only = pass.slot[0].pairs == Pairs::none;
   const bool gradient = pass.gradient && p.grad_z != nullptr;
+  const bool in_chains = std::is_same_v<T, float> && pass.slot[0].formula == Formula::margin;
 
   Tile<T> tile(plan);
   Scratch<T> weights(kSlots * plan.tile_rows * kAnchorBlock);
   T* const s = weights.data();
   std::vector<int32_t> list;
   CountsAbove<T, kAnchorBlock> above(triplets != nullptr ? last_block - first_block : 0);
-  TileScreen<T> screening(screen, plan);
+  PairScreen<T> screening(screen, plan);
 
   for (int64_t next = split * plan.split_rows; next < end;) {
     const int64_t begin = next;
@@ -102,11 +105,15 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T, kA
     load_tile(p, sweep, tile);
     // The rows that come next, if they are those that follow.
     const int64_t ahead = positives_only ? 0 : std::min(plan.tile_rows, sweep.count - next);
-    const int64_t steps = screening.begin(tile) ? screening.steps(tile.rows) : Similarities<T>::steps(tile.rows, p.D);
+    const int64_t steps =
+        screening.begin(tile) ? screen_steps(tile.rows, padded) : Similarities<T>::steps(tile.rows, p.D);
     Prefetch prefetch(p.bank + next * p.D, ahead * p.D * static_cast<int64_t>(sizeof(S)), steps);
     for (int64_t block = first_block; block < last_block; ++block) {
-      screening.mark(tile, block, prefetch);
-      Similarities<T>::compute(tile, padded, p.D, sweep.anchors(block), prefetch, s);
+      if (screening.add(tile, block, block - first_block, pass, gradient, part, prefetch)) continue;
+      if (in_chains)
+        Similarities<T>::template compute<kPairChains>(tile, padded, p.D, sweep.anchors(block), prefetch, s);
+      else
+        Similarities<T>::template compute<1>(tile, padded, p.D, sweep.anchors(block), prefetch, s);
       // The second slot first: the weights of the first take the place of the similarities.
       for (int k = kSlots - 1; k >= 0; --k) {
         const Slot& slot = pass.slot[k];

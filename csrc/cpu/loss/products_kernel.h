@@ -11,51 +11,75 @@ T inverse_of_norm(T square, T eps) {
 // Accumulators take R x C registers, C more hold operands: 6 x 4 + 4 of 32, 6 x 2 + 2 of 16.
 constexpr int kColumns = kVectorRegisters == 32 ? 4 : 2;
 
-// s[R][64], C vectors wide, = rows [R][D], normalised, times anchors [D][64].
-template <int R, int C, typename T>
+// s[R][64], C vectors wide, = rows [R][D], normalised, times anchors [D][64]. Each sum is that of `chains` sums: the
+// first of the first dimension and every `chains`th after it, and so on.
+template <int chains, int R, int C, typename T>
 void similarity_kernel(const T* rows, const T* inverse_norm, int64_t padded, const T* anchors, int64_t D,
                        Prefetch& prefetch, T* s) {
   constexpr int L = kLanes<T>;
-  Lanes<T> sum[R][C] = {};
   Prefetch ahead = prefetch;  // a copy, which stays in registers
-  for (int64_t d = 0; d < D; ++d) {
-    ahead.step();
-    Lanes<T> z[C];
-    XBN_UNROLL
-    for (int c = 0; c < C; ++c) z[c] = load_lanes(anchors + d * kAnchorBlock + c * L);
+  for (int chain = 0; chain < chains; ++chain) {
+    Lanes<T> sum[R][C] = {};
+    for (int64_t d = chain; d < D; d += chains) {
+      ahead.step();
+      Lanes<T> z[C];
+      XBN_UNROLL
+      for (int c = 0; c < C; ++c) z[c] = load_lanes(anchors + d * kAnchorBlock + c * L);
+      XBN_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const T u = rows[r * padded + d];
+        XBN_UNROLL
+        for (int c = 0; c < C; ++c) sum[r][c] += z[c] * u;
+      }
+    }
     XBN_UNROLL
     for (int r = 0; r < R; ++r) {
-      const T u = rows[r * padded + d];
       XBN_UNROLL
-      for (int c = 0; c < C; ++c) sum[r][c] += z[c] * u;
+      for (int c = 0; c < C; ++c) {
+        T* const to = s + r * kAnchorBlock + c * L;
+        if (chain > 0) sum[r][c] += load_lanes(to);
+        store_lanes(to, chain + 1 < chains ? sum[r][c] : sum[r][c] * inverse_norm[r]);
+      }
     }
   }
   prefetch = ahead;
-  XBN_UNROLL
-  for (int r = 0; r < R; ++r) {
+}
+
+// Folds rows [n][padded] by f, a vector at a time and then its lanes from the first to the last, and calls
+// done(row, result) for each.
+template <typename T, typename F, typename Done>
+void fold_rows(const T* rows, int64_t n, int64_t padded, const F& f, const Done& done) {
+  constexpr int L = kLanes<T>, kAtOnce = L < 8 ? L : 8;
+  for (int64_t j = 0; j < n; j += L) {
+    Lanes<T> each[L];
     XBN_UNROLL
-    for (int c = 0; c < C; ++c) store_lanes(s + r * kAnchorBlock + c * L, sum[r][c] * inverse_norm[r]);
+    for (int first = 0; first < L; first += kAtOnce) {
+      const T* row[kAtOnce];
+      for (int r = 0; r < kAtOnce; ++r) row[r] = rows + std::min<int64_t>(j + first + r, n - 1) * padded;
+      Lanes<T> so_far[kAtOnce] = {};
+      for (int64_t d = 0; d < padded; d += L) {
+        XBN_UNROLL
+        for (int r = 0; r < kAtOnce; ++r) so_far[r] = f.add(so_far[r], load_lanes(row[r] + d));
+      }
+      XBN_UNROLL
+      for (int r = 0; r < kAtOnce; ++r) each[first + r] = so_far[r];
+    }
+    const Lanes<T> all = fold_lanes(each, [&](Lanes<T> x, Lanes<T> y) { return f.merge(x, y); });
+    for (int64_t r = 0; r < std::min<int64_t>(n - j, L); ++r) done(j + r, all[r]);
   }
 }
 
-// inverse_norm [R] of the rows [R][padded].
-template <int R, typename T>
-void norm_kernel(const T* rows, int64_t padded, T eps, T* inverse_norm) {
-  constexpr int L = kLanes<T>;
-  Lanes<T> sum[R] = {};
-  for (int64_t d = 0; d < padded; d += L) {
-    XBN_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const Lanes<T> u = load_lanes(rows + r * padded + d);
-      sum[r] += u * u;
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    T square = 0;
-    for (int i = 0; i < L; ++i) square += sum[r][i];
-    inverse_norm[r] = inverse_of_norm(square, eps);
-  }
-}
+template <typename T>
+struct SumOfSquares {
+  Lanes<T> add(Lanes<T> sum, Lanes<T> x) const { return sum + x * x; }
+  Lanes<T> merge(Lanes<T> x, Lanes<T> y) const { return x + y; }
+};
+
+template <typename T>
+struct LargestSize {
+  Lanes<T> add(Lanes<T> most, Lanes<T> x) const { return merge(most, x < 0 ? -x : x); }
+  Lanes<T> merge(Lanes<T> x, Lanes<T> y) const { return y > x ? y : x; }
+};
 
 template <typename T>
 struct Similarities {
@@ -64,19 +88,16 @@ struct Similarities {
   // How many steps of a prefetch compute() makes.
   static int64_t steps(int64_t rows, int64_t D) { return D * ceil_div(rows, kTileUnit) * (kAnchorBlock / kWidth); }
 
-  // s[rows][64] = the tile's rows, normalised, times the anchors of a block [D][64]. Norms that the tile lacks are
-  // taken just before: a row then comes into the first-level cache once for both.
-  static void compute(Tile<T>& tile, int64_t padded, int64_t D, const T* anchors, Prefetch& prefetch, T* s) {
+  // s[rows][64] = the tile's rows, normalised, times the anchors of a block [D][64].
+  template <int chains>
+  static void compute(const Tile<T>& tile, int64_t padded, int64_t D, const T* anchors, Prefetch& prefetch, T* s) {
     for (int64_t j = 0; j < tile.rows; j += kTileUnit) {
       const T* rows = tile.data + j * padded;
-      T* inverse_norm = tile.inverse_norm.data() + j;
-      if (tile.lacks_norms) norm_kernel<kTileUnit>(rows, padded, tile.eps, inverse_norm);
-      if (tile.out[j]) continue;
+      const T* inverse_norm = tile.inverse_norm.data() + j;
       for (int64_t i = 0; i < kAnchorBlock; i += kWidth)
-        similarity_kernel<kTileUnit, kColumns>(rows, inverse_norm, padded, anchors + i, D, prefetch,
-                                               s + j * kAnchorBlock + i);
+        similarity_kernel<chains, kTileUnit, kColumns>(rows, inverse_norm, padded, anchors + i, D, prefetch,
+                                                       s + j * kAnchorBlock + i);
     }
-    tile.lacks_norms = false;
   }
 };
 

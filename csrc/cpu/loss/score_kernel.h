@@ -45,7 +45,7 @@ struct Scorer {
     return {taken & ~apart, positive};
   }
 
-  bool looks_at(int64_t j) const { return rows.mixed[j] || (slot.pairs != Pairs::positives && !rows.out[j]); }
+  bool looks_at(int64_t j) const { return rows.mixed[j] || slot.pairs != Pairs::positives; }
 
   // Calls f(row, mask of the anchors from `first` on) for every row that the slot looks at.
   template <typename F>

@@ -1,18 +1,20 @@
-// Finds with eight-bit products the bank rows that cannot have an active pair with a block of anchors, so that their
-// exact similarities are not needed. For losses in which a negative counts only above a margin: most are far below it.
+// Finds with products of bytes the pairs of bank rows and anchors that may count, so that only their exact similarities
+// are needed. For losses in which a negative counts only above a margin: most are far below it.
 //
-//   codes   x = step q + rest: q whole numbers in [-127, 127], step = max |x| / 127
+//   codes   x = step q + rest, q whole numbers: of the rows of a bank, step = max |x| / row_code, each row its own; of a
+//           block of anchors all the same, step = max |x| / anchor_code. So |rest| <= step sqrt(D) / 2
 //   bound   z . r = step_z step_r (q_z . q_r) + error,  |error| <= |z| |rest_r| + |rest_z| (|r| + |rest_r|),  |r| <= 1
-//   out     is a row that is at most the margin from every anchor by that, and by what float32 may round. It would have
-//           added zeros: the loss has the same bits with and without the screen.
-//   rate    one multiply-add of bytes does what four of floats do
+//   out     is a pair whose similarity is at most the margin by that, and by what float32 may round. So is q_z . q_r at
+//           most a whole number, which is the same for all pairs of a row and a block. It would have added zeros: the
+//           loss has the same bits with and without the screen.
+//   rate    one multiply-add of bytes does what four of floats do with AVX512_VNNI, and nearly three with AVX2
 //
-// Needs AVX512_VNNI, and bank rows that are normalised as they are read.
+// Needs bank rows that are normalised as they are read.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <deque>
+#include <memory>
 #include <vector>
 
 #include "../../math/losses.h"
@@ -24,68 +26,86 @@ namespace xbn {
 constexpr int64_t kLeastScreenedDim = 64;       // below, little is left to save
 constexpr int64_t kMostScreenedDim = 32 << 10;  // sums of products of bytes fit in 32 bits
 
-// A block of anchors.
-struct CodedAnchors {
-  explicit CodedAnchors(int64_t D) : fours(ceil_div(D, 4)), codes(fours * 4 * kAnchorBlock) {}
+// How a processor multiplies bytes: of rows, from 1 on, by those of anchors, which have a sign.
+struct ByteProducts {
+  int row_code, anchor_code;  // the largest
+  int row_zero;               // what stands for 0
 
-  // z [D][64], finite.
-  void encode(const float* z, int64_t D);
+  // codes [n][padded] of rows [n][padded], times per_unit [n]
+  void (*encode)(const float* rows, int64_t n, int64_t padded, const float* per_unit, uint8_t* codes);
 
-  const int64_t fours;
-  Scratch<uint8_t> codes;  // [fours][64][4], each plus 128
-  alignas(64) float step[kAnchorBlock];
-  alignas(64) float norm[kAnchorBlock];
-  alignas(64) float rest[kAnchorBlock];
+  // For each of n rows, a multiple of kTileUnit, a bit for each of the anchors [padded / 4][64][4] whose product with
+  // it, plus start, is above its limit. Makes screen_steps of a prefetch.
+  void (*find)(const uint8_t* rows, int64_t n, int64_t padded, const int8_t* anchors, const int32_t* start,
+               const int32_t* limit, Prefetch& prefetch, uint64_t* found);
 };
 
-// The rows of a tile.
-class CodedTile {
+// The best that an instruction set has, or null if it has none.
+const ByteProducts* byte_products(Isa isa);
+
+inline int64_t screen_steps(int64_t n, int64_t padded) { return padded / 2 * ceil_div(n, kTileUnit); }
+
+// A block of anchors.
+class CodedAnchors {
  public:
-  CodedTile(int64_t capacity, int64_t padded)
-      : padded_(padded), codes_(round_up(capacity, kTileUnit) * padded), rows_(round_up(capacity, kTileUnit)) {}
+  // Of z [B][D], all finite in this block.
+  CodedAnchors(const float* z, int64_t B, int64_t D, const Sweep<float>& sweep, int64_t block,
+               const ByteProducts& products);
 
-  // A unit of rows [6][padded], which are the tile's from the j'th on.
-  void encode(const float* rows, const float* inverse_norm, int64_t j);
+  // Whether pairs can be out at all: not of anchors so long that products with them might overflow.
+  bool is_usable() const { return usable_; }
 
-  // Whether no row of the unit from the j'th on has a similarity above the margin. Makes 2 anchors.fours steps of a
-  // prefetch.
-  bool is_below(float margin, const CodedAnchors& anchors, int64_t j, Prefetch& prefetch) const;
+  const float* anchor(int64_t i) const { return anchors_.data() + i * padded_; }
+  const int8_t* codes() const { return codes_.data(); }
+  const int32_t* start() const { return start_; }
+
+  // A pair is out if the product of its codes, plus `start`, is at most slope / step - offset, step being that of the row,
+  // as it counts.
+  struct Limit {
+    double slope, offset;
+  };
+  Limit limit(double margin) const;
+
+  // A bit for each anchor: that is one; that is a positive of a row with this label; that is not paired with one of this
+  // id. Labels and ids are indices as AnchorLabels has them, or kNoAnchor.
+  uint64_t all() const { return all_; }
+  uint64_t positives(int32_t label) const { return label == kNoAnchor ? 0 : with_label_[label]; }
+  uint64_t excluded(int32_t id) const { return id == kNoAnchor ? 0 : with_id_[id]; }
 
  private:
-  // Of a row, times its inverse norm.
-  struct Row {
-    int32_t offset;  // -128 sum of the codes
-    float step;      // NaN: not to be told
-    float rest;
-  };
-
   int64_t padded_;
-  Scratch<int8_t> codes_;  // [rows][padded]
-  Scratch<Row> rows_;
+  Scratch<float> anchors_;  // [64][padded]
+  Scratch<int8_t> codes_;   // [padded / 4][64][4]
+  alignas(64) int32_t start_[kAnchorBlock];
+  bool usable_;
+  double step_, norm_ = 0, rest_ = 0;  // norm and rest: the largest of all anchors
+  uint64_t all_ = 0;
+  std::vector<uint64_t> with_label_;  // [distinct labels]
+  std::vector<uint64_t> with_id_;     // [ids]
 };
 
 // What the units of a sweep share.
 struct Screen {
-  static bool helps(const Cpu& cpu, const LossSpec& loss, int64_t D, bool renormalize) {
-    return cpu.isa == Isa::avx512_vnni && loss.kind == LossKind::contrastive && renormalize && D >= kLeastScreenedDim &&
-           D <= kMostScreenedDim;
+  // The products to screen with, or null if a sweep is better off without.
+  static const ByteProducts* products_for(const Cpu& cpu, const LossSpec& loss, int64_t D, bool renormalize) {
+    const bool can = loss.kind == LossKind::contrastive && renormalize && cpu.screening != Screening::never;
+    return can && D >= kLeastScreenedDim && D <= kMostScreenedDim ? byte_products(cpu.isa) : nullptr;
   }
 
-  Screen(float margin_, int64_t blocks, int64_t D) : margin(margin_), dim(D), usable(blocks) {
-    for (int64_t block = 0; block < blocks; ++block) anchors.emplace_back(D);
-  }
+  Screen(const ByteProducts& products, double margin, bool always, int64_t blocks)
+      : products(products), margin(static_cast<float>(margin)), always(always), anchors(blocks) {}
 
-  // The anchors of a block, once they are packed.
-  void encode(int64_t block, const Sweep<float>& sweep) {
+  // The anchors of a block of z [B][D], once they are packed.
+  void encode(const float* z, int64_t B, int64_t D, const Sweep<float>& sweep, int64_t block) {
     const auto finite = sweep.finite.begin() + block * kAnchorBlock;
-    usable[block] = std::all_of(finite, finite + kAnchorBlock, [](char is) { return is != 0; });
-    if (usable[block]) anchors[block].encode(sweep.anchors(block), dim);
+    if (!std::all_of(finite, finite + kAnchorBlock, [](char is) { return is != 0; })) return;
+    anchors[block] = std::make_unique<CodedAnchors>(z, B, D, sweep, block, products);
   }
 
-  const float margin;
-  const int64_t dim;
-  std::deque<CodedAnchors> anchors;  // by block
-  std::vector<char> usable;          // by block: whether all anchors are finite
+  const ByteProducts& products;
+  const double margin;
+  const bool always;                                   // however many pairs it finds
+  std::vector<std::unique_ptr<CodedAnchors>> anchors;  // by block; null if any of them is not finite
 };
 
 }  // namespace xbn

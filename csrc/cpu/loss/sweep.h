@@ -16,6 +16,7 @@ namespace xbn {
 constexpr int64_t kAnchorBlock = 64;   // anchors that are multiplied together
 constexpr int64_t kMaxTileRows = 96;   // bank rows of a tile, at most kScoredRows
 constexpr int64_t kTileUnit = 6;       // bank rows that the similarity kernel takes at a time
+constexpr int kPairChains = 8;         // of whose sums a similarity is one that may be computed alone
 constexpr int64_t kWholeVectors = 16;  // dimensions are padded to whole vectors of the widest instruction set
 
 // How a sweep is cut up. It depends on the shapes alone, never on the number of threads, so the same input gives the
@@ -104,8 +105,7 @@ struct Tile {
         bank_row(capacity),
         label(capacity),
         excluded(capacity),
-        mixed(capacity),
-        out(round_up(capacity, kTileUnit)) {}
+        mixed(capacity) {}
 
   // Takes rows of [begin, end), all or only those that a pass of positives looks at. Returns the first row left.
   int64_t choose(const Sweep<T>& sweep, const int64_t* bank_labels, const int64_t* bank_ids, int64_t begin, int64_t end,
@@ -122,20 +122,17 @@ struct Tile {
     return begin;
   }
 
-  ScoredRows scored() const { return {rows, bank_row.data(), label.data(), excluded.data(), mixed.data(), out.data()}; }
+  ScoredRows scored() const { return {rows, bank_row.data(), label.data(), excluded.data(), mixed.data()}; }
 
   const int64_t capacity;
   int64_t rows = 0;
   const T* data = nullptr;        // [rows][padded_dim], not normalised: `copy`, or the bank's own rows
   Scratch<T> copy;                // [capacity][padded_dim]
   std::vector<T> inverse_norm;    // [capacity]
-  bool lacks_norms = false;       // whether inverse_norm is still to be made
-  T eps = 0;                      // for inverse_norm
   std::vector<int64_t> bank_row;  // ascending
   std::vector<int32_t> label;     // index of the row's label among the anchors', or kNoAnchor
   std::vector<int32_t> excluded;  // index of the row's id among the excluded ones, or kNoAnchor
   std::vector<char> mixed;        // whether the row is anything but a negative of all anchors
-  std::vector<char> out;          // whether it has no active pair with the block at hand; never so for part of a unit
 };
 
 // An anchor's sums over the whole bank, and what its gradients are multiplied by.

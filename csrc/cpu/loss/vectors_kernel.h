@@ -51,6 +51,16 @@ inline void transpose_lanes(V (&x)[L], std::integer_sequence<int, lane...> lanes
   if constexpr (half > 1) transpose_lanes<half / 2>(x, lanes);
 }
 
+// Lane r is what f makes of the lanes of x[r], from the first to the last.
+template <typename V, int L, typename F>
+inline V fold_lanes(V (&x)[L], const F& f) {
+  transpose_lanes<L / 2>(x, std::make_integer_sequence<int, L>());
+  V all = x[0];
+  XBN_UNROLL
+  for (int i = 1; i < L; ++i) all = f(all, x[i]);
+  return all;
+}
+
 // to [columns][rows] = from [rows][columns]; the strides are from row to row.
 template <typename T>
 inline void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride) {

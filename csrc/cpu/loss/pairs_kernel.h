@@ -1,0 +1,225 @@
+// Compiled once per instruction set: see for_each_isa.h. The pairs of a tile and a block of anchors that the screen
+// finds, one by one, in the order of the rows: their similarities, what they cost, and their part of the gradient. So an
+// anchor's sums have the bits that they would have with all pairs.
+
+// A row of a tile and an anchor of a block.
+struct Pair {
+  int16_t row;
+  int8_t anchor;
+  bool positive;
+};
+
+// Similarities are computed in eights, whose chains are those of similarity_kernel.
+typedef float Eight __attribute__((vector_size(4 * kPairChains)));
+struct __attribute__((packed, may_alias)) AnyEight {
+  Eight eight;
+};
+
+// Where there are no vectors of that size, or the bank is float64, there is no screen.
+template <typename T, bool is_there = std::is_same_v<T, float> && kVectorBytes >= sizeof(Eight)>
+class PairScreen {
+ public:
+  PairScreen(const Screen*, const SweepPlan&) {}
+  bool begin(Tile<T>&) { return false; }
+  bool add(const Tile<T>&, int64_t, int64_t, const Pass&, bool, Contribution<T>&, Prefetch&) { return false; }
+};
+
+template <typename T>
+class PairScreen<T, true> {
+ public:
+  PairScreen(const Screen* screen, const SweepPlan& plan)
+      : screen_(screen),
+        padded_(plan.padded_dim),
+        rows_(screen != nullptr ? round_up(plan.tile_rows, kTileUnit) : 0),
+        codes_(rows_ * padded_),
+        per_unit_(rows_),
+        per_step_(rows_),
+        limit_(rows_),
+        found_(rows_),
+        pairs_(rows_ * kAnchorBlock) {}
+
+  // Makes the tile ready to be screened. False: it is not to be.
+  bool begin(Tile<float>& tile) {
+    on_ = false;
+    if (screen_ == nullptr) return false;
+    // Where it does not pay, as with few classes, most tiles are not screened.
+    if (asked_ > 0) to_skip_ = 2 * in_vain_ > asked_ ? kPause : 0;
+    asked_ = in_vain_ = 0;
+    if (to_skip_ > 0) {
+      --to_skip_;
+      return false;
+    }
+    on_ = encode(tile);
+    return on_;
+  }
+
+  // Adds the tile's pairs with a block of anchors, which is number `place` of its group. False: it has added nothing,
+  // since the block cannot be screened or too many pairs are left.
+  bool add(const Tile<float>& tile, int64_t block, int64_t place, const Pass& pass, bool gradient,
+           Contribution<float>& part, Prefetch& prefetch) {
+    if (!on_ || !screen_->anchors[block] || !screen_->anchors[block]->is_usable()) return false;
+    const CodedAnchors& anchors = *screen_->anchors[block];
+    ++asked_;
+    find(tile, anchors, prefetch);
+    const int64_t n = list_pairs(tile, anchors);
+    if (n < 0) {
+      ++in_vain_;
+      return false;
+    }
+    score_pairs(tile, anchors, n, place, pass, gradient, part);
+    return true;
+  }
+
+ private:
+  static constexpr int kPause = 4;       // tiles
+  static constexpr int64_t kMostOf = 6;  // at most one pair of so many is scored by itself
+
+  // Codes of the rows. False: a row may be so short that its squares underflow, or so long that they overflow, or not
+  // finite.
+  bool encode(const Tile<float>& tile) {
+    constexpr float kLeastInverse = 1e-15F, kMostInverse = 1e9F;
+    constexpr int64_t kAtOnce = 16;  // rows that are encoded while they are in the first-level cache
+    const float row_code = static_cast<float>(screen_->products.row_code);
+    bool all = true;
+    for (int64_t first = 0; first < tile.rows; first += kAtOnce) {
+      const float* rows = tile.data + first * padded_;
+      const int64_t n = std::min(kAtOnce, tile.rows - first);
+      fold_rows(rows, n, padded_, LargestSize<float>(), [&](int64_t r, float largest) {
+        const float inverse = tile.inverse_norm[first + r];
+        all &= kLeastInverse < inverse && inverse < kMostInverse;
+        per_unit_[first + r] = largest > 1e-30F ? row_code / largest : 0;
+        per_step_[first + r] = static_cast<double>(row_code) / (static_cast<double>(largest) * inverse);
+      });
+      screen_->products.encode(rows, n, padded_, per_unit_.data() + first, codes_.data() + first * padded_);
+    }
+    return all;
+  }
+
+  // A bit for each pair that is not out, if it is one of negatives.
+  void find(const Tile<float>& tile, const CodedAnchors& anchors, Prefetch& prefetch) {
+    constexpr double kLeast = std::numeric_limits<int32_t>::min() + 1, kMost = std::numeric_limits<int32_t>::max();
+    const CodedAnchors::Limit limit = anchors.limit(screen_->margin);
+    const int64_t n = round_up(tile.rows, kTileUnit);
+    for (int64_t j = 0; j < n; ++j) {
+      const double most = limit.slope * per_step_[j] - limit.offset;
+      // Not above kLeast: neither is a NaN.
+      limit_[j] = static_cast<int32_t>(most > kLeast ? (most < kMost ? most : kMost) : kLeast) - 1;
+    }
+    screen_->products.find(codes_.data(), n, padded_, anchors.codes(), anchors.start(), limit_.data(), prefetch,
+                           found_.data());
+  }
+
+  // Lists what is found and the positives, without what is excluded, and returns how many; or -1 if they are too many.
+  int64_t list_pairs(const Tile<float>& tile, const CodedAnchors& anchors) {
+    int64_t n = 0;
+    for (int64_t j = 0; j < tile.rows; ++j) {
+      if (tile.mixed[j])
+        found_[j] = (found_[j] | anchors.positives(tile.label[j])) & ~anchors.excluded(tile.excluded[j]);
+      found_[j] &= anchors.all();
+      n += __builtin_popcountll(found_[j]);
+    }
+    if (!screen_->always && n * kMostOf > tile.rows * kAnchorBlock) return -1;
+    Pair* next = pairs_.data();
+    for (int64_t j = 0; j < tile.rows; ++j) {
+      const uint64_t positives = tile.mixed[j] ? anchors.positives(tile.label[j]) : 0;
+      for (uint64_t left = found_[j]; left != 0; left &= left - 1) {
+        const int i = __builtin_ctzll(left);
+        *next++ = {static_cast<int16_t>(j), static_cast<int8_t>(i), (positives >> i & 1) != 0};
+      }
+    }
+    return n;
+  }
+
+  // The similarities of eight pairs.
+  void similarities(const Tile<float>& tile, const CodedAnchors& anchors, const Pair (&pairs)[8], float (&s)[8]) const {
+    constexpr int kAtOnce = 4;  // pairs, whose addresses fit in registers
+    Eight sum[8] = {};
+    XBN_UNROLL
+    for (int first = 0; first < 8; first += kAtOnce) {
+      const float *u[kAtOnce], *z[kAtOnce];
+      for (int k = 0; k < kAtOnce; ++k) {
+        u[k] = tile.data + pairs[first + k].row * padded_;
+        z[k] = anchors.anchor(pairs[first + k].anchor);
+      }
+      Eight part[kAtOnce] = {};
+      for (int64_t d = 0; d < padded_; d += 8) {
+        XBN_UNROLL
+        for (int k = 0; k < kAtOnce; ++k) part[k] += eight_at(z[k] + d) * eight_at(u[k] + d);
+      }
+      XBN_UNROLL
+      for (int k = 0; k < kAtOnce; ++k) sum[first + k] = part[k];
+    }
+    const Eight all = fold_lanes(sum, [](Eight x, Eight y) { return x + y; });
+    for (int k = 0; k < 8; ++k) s[k] = all[k] * tile.inverse_norm[pairs[k].row];
+  }
+
+  static Eight eight_at(const float* p) { return reinterpret_cast<const AnyEight*>(p)->eight; }
+
+  void score_pairs(const Tile<float>& tile, const CodedAnchors& anchors, int64_t n, int64_t place, const Pass& pass,
+                   bool gradient, Contribution<float>& part) const {
+    // A pass has one slot for all pairs, or two.
+    const bool apart = pass.slot[1].pairs != Pairs::none;
+    const MarginFormula<float> formula{static_cast<float>(pass.slot[0].a), static_cast<float>(pass.slot[0].b)};
+    AnchorSums sums[kSlots] = {};
+    for (int64_t first = 0; first < n; first += 8) {
+      Pair eight[8];
+      float s[8];
+      for (int64_t k = 0; k < 8; ++k) eight[k] = pairs_.data()[std::min(first + k, n - 1)];
+      similarities(tile, anchors, eight, s);
+      for (int64_t k = 0; k < std::min<int64_t>(n - first, 8); ++k) {
+        const Pair& pair = eight[k];
+        const Score<float> score = formula(s[k], pair.positive, 0.0F);
+        if (!score.counts) continue;
+        const int slot = apart && pair.positive ? 1 : 0;
+        sums[slot].add(pair.anchor, score);
+        if (!gradient) continue;
+        float* grad = part.grad(slot, place);
+        char& touched = part.touched(slot, place);
+        if (!touched) std::fill(grad, grad + kAnchorBlock * padded_, 0.0F);
+        touched = 1;
+        add_row(tile.data + pair.row * padded_, score.weight * tile.inverse_norm[pair.row],
+                grad + pair.anchor * padded_);
+      }
+    }
+    for (int slot = 0; slot < kSlots; ++slot) sums[slot].add_to(part.sums(slot, place));
+  }
+
+  // grad [padded] += weight * row
+  void add_row(const float* row, float weight, float* grad) const {
+    for (int64_t d = 0; d < padded_; d += kLanes<float>)
+      store_lanes(grad + d, load_lanes(grad + d) + load_lanes(row + d) * weight);
+  }
+
+  // Of the pairs of a tile and the anchors of a block.
+  struct AnchorSums {
+    uint64_t has;  // which anchors have any
+    float value[kAnchorBlock], weight[kAnchorBlock], pairs[kAnchorBlock];
+
+    void add(int64_t i, const Score<float>& score) {
+      has |= uint64_t{1} << i;
+      value[i] += score.value;
+      weight[i] += score.weight;
+      pairs[i] += 1;
+    }
+    void add_to(RowSums* sums) const {
+      for (uint64_t left = has; left != 0; left &= left - 1) {
+        const int i = __builtin_ctzll(left);
+        sums[i].value += static_cast<double>(value[i]);
+        sums[i].weight += static_cast<double>(weight[i]);
+        sums[i].pairs += static_cast<double>(pairs[i]);
+      }
+    }
+  };
+
+  const Screen* screen_;
+  int64_t padded_, rows_;
+  Scratch<uint8_t> codes_;        // [rows][padded]
+  std::vector<float> per_unit_;   // [rows] 1 / step, by which a row is encoded
+  std::vector<double> per_step_;  // [rows] 1 / step of the row as it counts
+  std::vector<int32_t> limit_;    // [rows]
+  std::vector<uint64_t> found_;   // [rows]
+  Scratch<Pair> pairs_;
+  bool on_ = false;                  // the tile at hand
+  int64_t asked_ = 0, in_vain_ = 0;  // blocks of the last tile, and those of which too many pairs were left
+  int64_t to_skip_ = 0;              // tiles to come that are not screened
+};

@@ -1,0 +1,177 @@
+// Products of bytes on x86-64: with AVX512_VNNI of 8 bits, with AVX2 of 7, so that the sum of four fits in 16 bits.
+#include "screen.h"
+
+#if defined(XBN_X86_ISAS)
+
+#if defined(__GNUC__) && !defined(__clang__)
+// Of the intrinsics' own code, which starts from undefined registers: GCC bug 105593.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+
+#define XBN_VNNI __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")))
+#define XBN_AVX2 __attribute__((target("avx2,fma")))
+#define XBN_UNROLL _Pragma("GCC unroll 8")
+
+namespace xbn {
+namespace {
+
+// Added to a number below 2^22, leaves it rounded in the low bits.
+constexpr float kRounds = 0x1.8p23F;
+
+int32_t four_bytes(const uint8_t* bytes) {
+  int32_t four;
+  __builtin_memcpy(&four, bytes, sizeof four);
+  return four;
+}
+
+XBN_VNNI void encode_vnni(const float* rows, int64_t n, int64_t padded, const float* per_unit, uint8_t* codes) {
+  const __m512 zero = _mm512_set1_ps(kRounds + 128);
+  for (int64_t j = 0; j < n; ++j) {
+    const __m512 scale = _mm512_set1_ps(per_unit[j]);
+    for (int64_t d = 0; d < padded; d += 16) {
+      const __m512 code = _mm512_fmadd_ps(_mm512_loadu_ps(rows + j * padded + d), scale, zero);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + j * padded + d),
+                       _mm512_cvtepi32_epi8(_mm512_castps_si512(code)));
+    }
+  }
+}
+
+XBN_VNNI void find_vnni(const uint8_t* rows, int64_t n, int64_t padded, const int8_t* anchors, const int32_t* start,
+                        const int32_t* limit, Prefetch& prefetch, uint64_t* found) {
+  constexpr int R = kTileUnit, C = kAnchorBlock / 16;
+  Prefetch ahead = prefetch;  // a copy, which stays in registers
+  for (int64_t j = 0; j < n; j += R) {
+    __m512i sum[R][C];
+    XBN_UNROLL
+    for (int c = 0; c < C; ++c) {
+      const __m512i first = _mm512_load_si512(start + c * 16);
+      XBN_UNROLL
+      for (int r = 0; r < R; ++r) sum[r][c] = first;
+    }
+    for (int64_t d = 0; d < padded; d += 4) {
+      ahead.step();
+      ahead.step();
+      __m512i z[C];
+      XBN_UNROLL
+      for (int c = 0; c < C; ++c) z[c] = _mm512_load_si512(anchors + d * kAnchorBlock + c * 64);
+      XBN_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const __m512i u = _mm512_set1_epi32(four_bytes(rows + (j + r) * padded + d));
+        // By asm, for gcc 12 keeps copies of all sums on the stack with the intrinsic.
+        XBN_UNROLL
+        for (int c = 0; c < C; ++c) asm("vpdpbusd %2, %1, %0" : "+v"(sum[r][c]) : "v"(u), "v"(z[c]));
+      }
+    }
+    XBN_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const __m512i most = _mm512_set1_epi32(limit[j + r]);
+      uint64_t above = 0;
+      XBN_UNROLL
+      for (int c = 0; c < C; ++c) above |= uint64_t{_mm512_cmpgt_epi32_mask(sum[r][c], most)} << (16 * c);
+      found[j + r] = above;
+    }
+  }
+  prefetch = ahead;
+}
+
+XBN_AVX2 void encode_avx2(const float* rows, int64_t n, int64_t padded, const float* per_unit, uint8_t* codes) {
+  const __m256 zero = _mm256_set1_ps(kRounds + 64);
+  const __m256i low_byte = _mm256_set1_epi32(0xff), order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  for (int64_t j = 0; j < n; ++j) {
+    const __m256 scale = _mm256_set1_ps(per_unit[j]);
+    for (int64_t d = 0; d < padded; d += 16) {
+      const float* x = rows + j * padded + d;
+      __m256i code[2];
+      XBN_UNROLL
+      for (int k = 0; k < 2; ++k)
+        code[k] =
+            _mm256_and_si256(_mm256_castps_si256(_mm256_fmadd_ps(_mm256_loadu_ps(x + 8 * k), scale, zero)), low_byte);
+      // Halves of 128 bits are packed each by itself: fours of bytes 0, 2, 0, 2, 1, 3, 1, 3.
+      const __m256i shorts = _mm256_packus_epi32(code[0], code[1]);
+      const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(shorts, shorts), order);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + j * padded + d), _mm256_castsi256_si128(bytes));
+    }
+  }
+}
+
+// sum += the products of eight bytes of a row and of eight anchors, four by four; each of a and b takes two
+// instructions to make 16-bit sums of two products, which together still fit. By asm, for gcc 12 spills with the
+// intrinsics.
+XBN_AVX2 inline void add_products(__m256i& sum, __m256i u0, __m256i u1, __m256i z0, __m256i z1, __m256i ones) {
+  __m256i a, b;
+  asm("vpmaddubsw %5, %3, %1\n\t"
+      "vpmaddubsw %6, %4, %2\n\t"
+      "vpaddw %2, %1, %1\n\t"
+      "vpmaddwd %7, %1, %1\n\t"
+      "vpaddd %1, %0, %0"
+      : "+x"(sum), "=&x"(a), "=&x"(b)
+      : "x"(u0), "x"(u1), "x"(z0), "x"(z1), "x"(ones));
+}
+
+XBN_AVX2 void find_avx2(const uint8_t* rows, int64_t n, int64_t padded, const int8_t* anchors, const int32_t* start,
+                        const int32_t* limit, Prefetch& prefetch, uint64_t* found) {
+  constexpr int R = kTileUnit / 2, C = 2;  // 6 sums, 4 anchors, 2 rows, 2 products and `ones` of 16 registers
+  const __m256i ones = _mm256_set1_epi16(1);
+  Prefetch ahead = prefetch;
+  for (int64_t j = 0; j < n; j += R) {
+    uint64_t above[R] = {};
+    for (int64_t i = 0; i < kAnchorBlock; i += 8 * C) {
+      __m256i sum[R][C];
+      XBN_UNROLL
+      for (int c = 0; c < C; ++c) {
+        const __m256i first = _mm256_load_si256(reinterpret_cast<const __m256i*>(start + i + 8 * c));
+        XBN_UNROLL
+        for (int r = 0; r < R; ++r) sum[r][c] = first;
+      }
+      for (int64_t d = 0; d < padded; d += 8) {
+        ahead.step();
+        __m256i z[2][C];
+        XBN_UNROLL
+        for (int k = 0; k < 2; ++k) {
+          const int8_t* from = anchors + (d + 4 * k) * kAnchorBlock + 4 * i;
+          XBN_UNROLL
+          for (int c = 0; c < C; ++c) z[k][c] = _mm256_load_si256(reinterpret_cast<const __m256i*>(from + 32 * c));
+        }
+        XBN_UNROLL
+        for (int r = 0; r < R; ++r) {
+          const uint8_t* u = rows + (j + r) * padded + d;
+          const __m256i u0 = _mm256_set1_epi32(four_bytes(u)), u1 = _mm256_set1_epi32(four_bytes(u + 4));
+          XBN_UNROLL
+          for (int c = 0; c < C; ++c) add_products(sum[r][c], u0, u1, z[0][c], z[1][c], ones);
+        }
+      }
+      XBN_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const __m256i most = _mm256_set1_epi32(limit[j + r]);
+        XBN_UNROLL
+        for (int c = 0; c < C; ++c) {
+          const int eight = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(sum[r][c], most)));
+          above[r] |= static_cast<uint64_t>(eight) << (i + 8 * c);
+        }
+      }
+    }
+    std::copy_n(above, R, found + j);
+  }
+  prefetch = ahead;
+}
+
+constexpr ByteProducts kVnni = {127, 127, 128, encode_vnni, find_vnni};
+constexpr ByteProducts kAvx2 = {63, 64, 64, encode_avx2, find_avx2};
+
+}  // namespace
+
+const ByteProducts* byte_products(Isa isa) {
+  switch (isa) {
+    case Isa::avx512_vnni: return &kVnni;
+    case Isa::avx512:
+    case Isa::avx2: return &kAvx2;
+    case Isa::baseline: break;
+  }
+  return nullptr;
+}
+
+}  // namespace xbn
+
+#endif
