@@ -21,10 +21,21 @@ XBN_FORMULA constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a
 // --- Rows of unit length -------------------------------------------------------------------------
 // A row whose norm is NaN counts as a long one, so that whatever is made of it is NaN, too.
 
-XBN_FORMULA bool is_short(double norm, double eps) { return norm < eps; }
+template <typename T>
+XBN_FORMULA bool is_short(T norm, T eps) {
+  return norm < eps;
+}
 
-// What a row is divided by is this number's reciprocal.
-XBN_FORMULA double inverse_length(double norm, double eps) { return 1.0 / (is_short(norm, eps) ? eps : norm); }
+// What a row is divided by.
+template <typename T>
+XBN_FORMULA T length(T norm, T eps) {
+  return is_short(norm, eps) ? eps : norm;
+}
+
+template <typename T>
+XBN_FORMULA T inverse_length(T norm, T eps) {
+  return T(1) / length(norm, eps);
+}
 
 // --- Kalman filter -------------------------------------------------------------------------------
 // A scalar random walk observed with noise. Infinite variance means "nothing is known yet": the gain is

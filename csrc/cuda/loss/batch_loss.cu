@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   if (j >= p.B) return;
   const T norm = p.renormalize ? std::sqrt(p.dots[j * p.B + j]) : T(1), eps = static_cast<T>(p.eps);
   w.norm[j] = norm;
-  w.inverse_norm[j] = p.renormalize ? T(1) / (norm < eps ? eps : norm) : T(1);
+  w.inverse_norm[j] = p.renormalize ? inverse_length(norm, eps) : T(1);
 }
 
 // The pairs of anchor i = blockIdx.x: score_block.cuh says what is asked of them. Where there is no such anchor it does

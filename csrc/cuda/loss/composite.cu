@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     for (int64_t d = threadIdx.x % kWarp; d < p.D; d += kWarp) square += row(d) * row(d);
     for (int step = 1; step < kWarp; step *= 2) square += __shfl_xor_sync(0xffffffffu, square, step);
     const T norm = std::sqrt(square), eps = static_cast<T>(p.eps);
-    inverse = T(1) / (norm < eps ? eps : norm);
+    inverse = inverse_length(norm, eps);
   }
 #pragma unroll 4
   for (int64_t d = threadIdx.x % kWarp; d < p.D; d += kWarp) out[d] = row(d) * inverse;  // again: it is in cache

@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
 #pragma unroll
         for (int q = 0; q < kFlight; ++q) {
           const float norm = sqrtf(square[q]), eps = static_cast<float>(p.eps);
-          const float inverse = p.renormalize ? 1.0f / (norm < eps ? eps : norm) : 1.0f;
+          const float inverse = p.renormalize ? inverse_length(norm, eps) : 1.0f;
           const Score<float> score = formula(dot[q] * inverse, is_positive[q], 0.0f);
           if (!exists[q] || !score.counts) continue;
           of_32 += score.value, weights += score.weight > 0 ? 1 : -1, counted += 1;

@@ -74,7 +74,7 @@ struct ScreenLimit {
   __device__ __forceinline__ float of_norm(float z) const { return bound.product * z + bound.number; }
 
   __device__ __forceinline__ float operator()(float norm, float fixed, float of_norm) const {
-    const float threshold = margin * (!renormalize ? 1.0f : norm < eps ? eps : norm);
+    const float threshold = margin * (renormalize ? length(norm, eps) : 1.0f);
     const float slack = bound.norm * fabsf(threshold) + of_norm * norm + fixed;
     return norm <= kLargest ? threshold - slack : -INFINITY;
   }

@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kGradientThreads, 4)
     for (int64_t d = lane; d < p.D; d += kWarp) square += row_value(row[slot], d) * row_value(row[slot], d);
     for (int step = 1; step < kWarp; step *= 2) square += __shfl_xor_sync(0xffffffffu, square, step);
     const T norm = std::sqrt(square), eps = static_cast<T>(p.eps);
-    factor[slot] /= norm < eps ? eps : norm;
+    factor[slot] /= length(norm, eps);
   }
   for (int64_t d = lane; d < p.D; d += kWarp) {
     T sum = (state & kFinite) ? T(0) : static_cast<T>(NAN);

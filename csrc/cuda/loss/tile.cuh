@@ -95,8 +95,7 @@ class RowNorms {
       for (int step = 1; step < Staging::kAcross; step *= 2)
         square_[q] += __shfl_xor_sync(0xffffffffu, square_[q], step);
       const float norm = sqrtf(square_[q]), eps = static_cast<float>(p.eps);
-      if (Staging::column() == 0)
-        inverse_norm[Staging::row(q)] = p.renormalize ? 1.0f / (norm < eps ? eps : norm) : 1.0f;
+      if (Staging::column() == 0) inverse_norm[Staging::row(q)] = p.renormalize ? inverse_length(norm, eps) : 1.0f;
     }
   }
 
