@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from xbn_ext import ops, plain, reference
-from xbn_ext._way import Way, loss_way
+from xbn_ext._way import loss_way
+from xbn_ext.dtypes import is_narrow
 from xbn_ext.losses import Contrastive
 from xbn_ext.memory import CrossBatchMemory
+from xbn_ext.options import Way
 
 from .chunked import can_be_chunked
 from .clock import Timing, interleaved, timer
@@ -101,7 +103,7 @@ def why_not(name: str, problem: Problem) -> str | None:
         return "is a way to take a step"
     if name == DEFERRED and problem.drift == "none":
         return "there is no drift to follow"
-    if name in (OURS, PLAIN) and problem.kernel == "step" and problem.drift != "none" and problem.dtype.itemsize == 2:
+    if name in (OURS, PLAIN) and problem.kernel == "step" and problem.drift != "none" and is_narrow(problem.dtype):
         return "a 16-bit bank is deferred"
     way = name.removeprefix(OURS).strip()
     if way in ("screen", "tensor", "simt") and (
@@ -120,7 +122,7 @@ def why_not(name: str, problem: Problem) -> str | None:
         return "has nothing to fuse"
     if name == THEIRS and not ranks:
         return "has no such part"
-    if name == THEIRS and problem.dtype.itemsize == 2:
+    if name == THEIRS and is_narrow(problem.dtype):
         return "has no 16-bit bank"
     if name == THEIRS and not theirs_installed():
         return "is not installed"

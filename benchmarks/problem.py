@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xbn_ext.dtypes import MEMORY_DTYPES, compute_dtype
 from xbn_ext.filter import Drift
 from xbn_ext.losses import PairLoss
 
 from .comparisons import COMPARISONS
 
 KERNELS = ("moments", "transform", "enqueue", "loss", "step")
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in MEMORY_DTYPES}
 COLD_BYTES = 512e6  # banks of a sample together: ten times the second-level cache of an H100
 
 
@@ -39,7 +40,7 @@ class Problem:
 
     @property
     def compute(self) -> torch.dtype:
-        return torch.promote_types(self.dtype, torch.float32)
+        return compute_dtype(self.dtype)
 
     @property
     def pair_loss(self) -> PairLoss:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xbn_ext.dtypes import compute_dtype
 from xbn_ext.filter import Drift, make_filter
 from xbn_ext.losses import Circle, MultiSimilarity, NTXent, PairLoss
 from xbn_ext.reference import batch_loss
@@ -50,7 +51,7 @@ class TorchMemory:
         target: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.bank, self.labels, self.pair_loss = bank, bank_labels, loss
-        self.compute = torch.promote_types(bank.dtype, torch.float32)
+        self.compute = compute_dtype(bank.dtype)
         self.filter = make_filter(drift, PROCESS_NOISE, MEASUREMENT_NOISE, EMA_MOMENTUM)
         self.mean, self.std = target or self.bank_moments()
         self.variance = torch.zeros((), dtype=self.compute, device=bank.device)
@@ -201,7 +202,7 @@ class Chunked(TorchMemory):
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x.to(compute_dtype(x.dtype))
     mean, mean_square = x.mean(0), (x * x).mean(0)
     return mean, (mean_square - mean * mean).clamp(min=0).sqrt()
 

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-MEMORY_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+from .dtypes import MEMORY_DTYPES, is_narrow
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a, b or c`, for a message."""
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+MEMORY_DTYPE_NAMES = listed([str(dtype).removeprefix("torch.") for dtype in MEMORY_DTYPES])
 
 
 def whole(name: str, value: Any, least: int) -> int:
@@ -151,9 +159,15 @@ def two_or_three(batch: Any) -> None:
         raise ValueError(f"batches must yield (embeddings, labels) or (embeddings, labels, ids), got a {got}")
 
 
+def memory_dtype(dtype: Any) -> None:
+    """One of those that rows may be stored in."""
+    if dtype not in MEMORY_DTYPES:
+        raise ValueError(f"memory_dtype must be torch.{MEMORY_DTYPE_NAMES}, got {dtype}")
+
+
 def rounding(update: str, memory_dtype: torch.dtype, drift: str) -> None:
-    """A memory that is rewritten at every step has more than 16 bits."""
-    if memory_dtype.itemsize == 2 and update == "inplace" and drift != "none":
+    """A memory that is rewritten at every step is not narrow."""
+    if is_narrow(memory_dtype) and update == "inplace" and drift != "none":
         raise ValueError(
             f"update='inplace' would round a memory of {memory_dtype} at every step until it has drifted off: "
             "use update='deferred'"

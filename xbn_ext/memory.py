@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from . import checks, ops
 from ._autograd import check_step, without_autocast
+from .dtypes import compute_dtype, is_narrow
 from .filter import Drift, make_filter
 from .losses import PairLoss, at_temperature, check_loss, default_temperature
 from .options import PairOptions
@@ -115,9 +116,8 @@ class CrossBatchMemory(MemoryState):
         self.memory_weight = memory_weight
         self.eps = eps
         checks.some_weight(self.batch_weight, self.memory_weight)
-        if memory_dtype not in checks.MEMORY_DTYPES:
-            raise ValueError(f"memory_dtype must be torch.float32, float64, float16 or bfloat16, got {memory_dtype}")
-        self.update = update if update is not None else "deferred" if memory_dtype.itemsize == 2 else "inplace"
+        checks.memory_dtype(memory_dtype)
+        self.update = update if update is not None else "deferred" if is_narrow(memory_dtype) else "inplace"
         checks.rounding(self.update, memory_dtype, drift)
         self.enqueue = enqueue
         self.filter = make_filter(drift, process_noise, measurement_noise, ema_momentum)
@@ -315,7 +315,7 @@ class CrossBatchMemory(MemoryState):
         """`[count, D]` the stored rows as they stand now, in slot order: a copy in the memory's dtype, or in float32
         if that has 16 bits."""
         rows = self.bank[: int(self.count)]
-        return (rows.double() * self.scale + self.shift).to(torch.promote_types(self.bank.dtype, torch.float32))
+        return (rows.double() * self.scale + self.shift).to(compute_dtype(self.bank.dtype))
 
     @property
     def label_memory(self) -> Tensor:
@@ -376,8 +376,7 @@ class CrossBatchMemory(MemoryState):
             embeddings, labels, *rest = batch
             labels, ids = self._check(embeddings, labels, None, None, *rest)
             z = self._as_ranked(embeddings)
-            if self.filter is not None and filled.bank.dtype.itemsize == 2 and filled.count == 0:
-                # 16 bits are for standardised values.
+            if self.filter is not None and is_narrow(filled.bank.dtype) and filled.count == 0:
                 mean, std, _ = ops.moments(z)
                 filled.shift.copy_(mean)
                 filled.scale.copy_(torch.where(std < self.eps, 1.0, std))

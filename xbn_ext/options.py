@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 from torch import Tensor
+
+Way = Literal["auto", "simt", "tensor", "screen", "composite"]  # what they are: `xbn_ext.loss_way`
+WAYS: tuple[Way, ...] = get_args(Way)
+WAYS_FOR_TESTS = (*WAYS, "pairs")  # as "screen", however many pairs that leaves
 
 
 class PairOptions(TypedDict, total=False):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from . import checks
+from .dtypes import holds
 
 
 class StatefulModule(nn.Module):
@@ -109,7 +110,7 @@ class StatefulModule(nn.Module):
             elif new.shape != own[name].shape:
                 place = f"{self._get_name()}({self.extra_repr()})"
                 fault = f"must be {list(own[name].shape)} for {place}, got {list(new.shape)}"
-            elif not _holds(own[name].dtype, new.dtype):
+            elif not holds(own[name].dtype, new.dtype):
                 fault = f"is {new.dtype} and would be rounded to {own[name].dtype}"
             elif _is_empty(new) and not (assign or _is_empty(own[name])):
                 fault = "holds no values: it is on the meta device, or fake"
@@ -202,13 +203,6 @@ class MemoryState(StatefulModule):
 def _is_empty(t: Tensor) -> bool:
     """A shape without values: on the meta device, or a fake tensor of another one."""
     return t.is_meta or isinstance(t, FakeTensor)
-
-
-def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
-    try:
-        return wide.is_floating_point == narrow.is_floating_point and torch.promote_types(wide, narrow) == wide
-    except RuntimeError:  # nothing holds both
-        return False
 
 
 def flat(t: Tensor) -> Tensor:

@@ -40,11 +40,7 @@ struct Workspace {
 
 // A quotient below this is finite in the bank's dtype, however it is rounded.
 template <typename S>
-constexpr double kSurelyFinite = 0x1p126;
-template <>
-constexpr double kSurelyFinite<double> = 0x1p1022;
-template <>
-constexpr double kSurelyFinite<Float16> = 0x1p15;
+constexpr double kSurelyFinite = kLargestOf<S> / 2;
 
 // a / b, `inverse` being 1 / b: rounded as a division rounds it, unless numbers are too small or too large to be
 // scaled. Not finite where 1 / b is not.

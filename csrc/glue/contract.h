@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "../check.h"
+#include "../math/half.h"
 #include "tensor.h"
 
 namespace xbn {
@@ -53,9 +54,12 @@ class Contract {
   // A bank of dimension D, or of any.
   void bank(const char* name, const Tensor& t, int64_t D = -1) const {
     const ScalarType dtype = t.scalar_type();
-    if (dtype != ScalarType::Half && dtype != ScalarType::BFloat16)
-      check(dtype == ScalarType::Float || dtype == ScalarType::Double, op_, ": ", name,
-            " must be float32, float64, float16 or bfloat16, got ", dtype);
+#define XBN_IS(S, its_name, ...) || dtype == ScalarType::its_name
+    const bool is_one = false XBN_FOR_EACH_BANK(XBN_IS);
+#undef XBN_IS
+#define XBN_NAME(S, its_name, word) #word,
+    if (!is_one) check(false, op_, ": ", name, " must be ", one_of({XBN_FOR_EACH_BANK(XBN_NAME)}), ", got ", dtype);
+#undef XBN_NAME
     columns(name, t, "[M, D]", {-1, D});
     contiguous(name, t);
   }

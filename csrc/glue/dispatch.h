@@ -18,7 +18,7 @@ void dispatch(const Tensor& t, const F& f) {
 // The same for a bank: 16-bit ones, too.
 template <typename F>
 void dispatch_bank(const Tensor& bank, const F& f) {
-#define XBN_CASE(S, name) \
+#define XBN_CASE(S, name, ...) \
   if (bank.scalar_type() == ScalarType::name) return f(Type<S>{});
   XBN_FOR_EACH_BANK(XBN_CASE)
 #undef XBN_CASE

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
+#include <type_traits>
 
 #include "formulas.h"
 
@@ -22,6 +24,7 @@ XBN_FORMULA float float_of(uint32_t bits) {
 
 class BFloat16 {
  public:
+  static constexpr double kLargest = 0x1.fep127;
   BFloat16() = default;
   XBN_FORMULA explicit BFloat16(float x) {
     const uint32_t bits = bits_of(x);
@@ -36,6 +39,7 @@ class BFloat16 {
 
 class Float16 {
  public:
+  static constexpr double kLargest = 65504;
   Float16() = default;
 #if defined(__CUDA_ARCH__)
   __device__ __forceinline__ explicit Float16(float x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits_) : "f"(x)); }
@@ -73,16 +77,16 @@ class Float16 {
 // What arithmetic on stored values is done in.
 template <typename S>
 struct Compute {
-  using type = S;
+  using type = std::conditional_t<std::is_same_v<S, double>, double, float>;
 };
+
+// The largest finite number.
+template <typename S>
+inline constexpr double kLargestOf = S::kLargest;
 template <>
-struct Compute<Float16> {
-  using type = float;
-};
+inline constexpr double kLargestOf<float> = std::numeric_limits<float>::max();
 template <>
-struct Compute<BFloat16> {
-  using type = float;
-};
+inline constexpr double kLargestOf<double> = std::numeric_limits<double>::max();
 
 // A stored value as arithmetic sees it.
 template <typename T, typename S>
@@ -90,7 +94,8 @@ XBN_FORMULA T as(S stored) {
   return static_cast<T>(static_cast<typename Compute<S>::type>(stored));
 }
 
-// X(S, torch's name of S) for every dtype of a bank.
-#define XBN_FOR_EACH_BANK(X) X(float, Float) X(double, Double) X(Float16, Half) X(BFloat16, BFloat16)
+// X(S, torch's name of S, its name in a message) for every dtype of a bank.
+#define XBN_FOR_EACH_BANK(X) \
+  X(float, Float, float32) X(double, Double, float64) X(Float16, Half, float16) X(BFloat16, BFloat16, bfloat16)
 
 }  // namespace xbn

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..dtypes import compute_dtype
 from . import chunks
 from .batch import moments
 from .chunks import exact, is_finite
@@ -121,7 +122,7 @@ def standardize_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count
     wanted = off.any() & (count > 0)
     if chunks.reads(bank.device) and not wanted:
         return
-    compute = torch.promote_types(bank.dtype, torch.float32)
+    compute = compute_dtype(bank.dtype)
     # Rounded as the rows are computed, so that the map undoes just that.
     a = torch.where(live & wanted, 1 / std, 1).to(compute).double()
     b = torch.where(live & wanted, -mean * a, 0).to(compute).double()
@@ -132,7 +133,7 @@ def standardize_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count
 
 def rewrite(bank: Tensor, count: Tensor, a: Tensor, b: Tensor, wanted: Tensor | None = None) -> Tensor:
     """The filled rows become `a * row + b`, if `wanted []` (None: yes). Returns their `sums [2, D]`, as rounded."""
-    compute = torch.promote_types(bank.dtype, torch.float32)
+    compute = compute_dtype(bank.dtype)
     a, b = a.to(compute), b.to(compute)
     sums = a.new_zeros(2, len(a), dtype=torch.float64)
     for rows, is_filled in chunks_of(bank, count):
@@ -199,7 +200,7 @@ def enqueue_(
     c.value("head", head, M - 1)
     c.value("count", count, M)
 
-    compute = torch.promote_types(bank.dtype, torch.float32)
+    compute = compute_dtype(bank.dtype)
     u = ((z.double() - shift) / scale).to(compute).to(bank.dtype)
     store = is_finite(u)
     if mask is not None:

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..checks import MEMORY_DTYPES
+from ..checks import MEMORY_DTYPE_NAMES
+from ..dtypes import MEMORY_DTYPES
 from . import chunks
 
 
@@ -56,7 +57,7 @@ class Contract:
 
     def bank(self, name: str, t: Tensor, D: int | None = None) -> None:
         ok = t.dtype in MEMORY_DTYPES
-        check(ok, f"{self.op}: {name} must be float32, float64, float16 or bfloat16, got {t.dtype}")
+        check(ok, f"{self.op}: {name} must be {MEMORY_DTYPE_NAMES}, got {t.dtype}")
         self.columns(name, t, "[M, D]", (None, D))
         self.contiguous(name, t)
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..dtypes import compute_dtype
 from ..losses import PairLoss
 from ..options import LOSS_DEFAULTS, PAIR_DEFAULTS, LossOptions, PairOptions, complete
 from .losses import pair_loss, pair_loss_and_pairs
@@ -173,7 +174,7 @@ def standardize_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count
     off = live & ((mean.abs() > 4) | (std > 4) | (std < 0.25))
     if count == 0 or not off.any():
         return
-    compute = torch.promote_types(bank.dtype, torch.float32)
+    compute = compute_dtype(bank.dtype)
     a = torch.where(live, 1 / std, 1.0).to(compute).double()
     b = torch.where(live, -mean * a, 0.0).to(compute).double()
     rows = bank[: int(count)]
