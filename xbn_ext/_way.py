@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from . import _library  # noqa: F401  registers torch.ops.xbn_ext
-
-Way = Literal["auto", "simt", "tensor", "screen", "composite"]
+from .checks import listed
+from .options import WAYS, Way
 
 
 class loss_way:
@@ -34,12 +34,12 @@ class loss_way:
 
     Raises:
         TypeError: `name` is not a string.
-        RuntimeError: `name` is not one of the five; or called in code that torch.compile compiles with fullgraph=True.
+        RuntimeError: `name` is not one of them; or called in code that torch.compile compiles with fullgraph=True.
     """
 
     def __init__(self, name: Way) -> None:
         if not isinstance(name, str):
-            raise TypeError(f"way must be 'auto', 'simt', 'tensor', 'screen' or 'composite', got {name!r}")
+            raise TypeError(f"way must be {listed([repr(way) for way in WAYS])}, got {name!r}")
         self.name = name
         self.previous = _set(name)
         self._called = True  # and has not been entered yet

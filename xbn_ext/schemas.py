@@ -42,7 +42,7 @@ SCHEMAS = (
     "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_dots)",
     "cpu_isa() -> str",
     "cuda_architectures() -> str",  # that the build has kernels for; "" without nvcc
-    "set_loss_way(str name) -> str",  # auto, screen, pairs, tensor, simt or composite; returns the previous one
+    "set_loss_way(str name) -> str",  # of `options.WAYS_FOR_TESTS`; returns the previous one
     # For the benchmark's roofline. Multiply-adds in the CPU's vector registers: how many operations, and their mean, 1.
     "_peak_fma(int threads, int rounds, bool float64) -> (float flops, float result)",
 )  # fmt: skip

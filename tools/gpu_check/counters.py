@@ -37,16 +37,14 @@ REFUSED = r"ERR_NVGPUCTRPERM|LibraryNotLoaded|Failed to initialize the profiler|
 
 def drive() -> None:
     """A step by every way, in place and deferred. Runs inside ncu, which looks at the last one of each."""
-    from typing import get_args
-
     import torch
 
     from xbn_ext import loss_way
-    from xbn_ext._way import Way
+    from xbn_ext.options import WAYS
 
     from .timing import TRAINED, calls_of, case_of
 
-    for way in get_args(Way):
+    for way in WAYS:
         if way in ("auto", "composite"):
             continue
         with loss_way(way):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from .run import Runner, Section, command, tail
 
 if TYPE_CHECKING:
-    from xbn_ext._way import Way
     from xbn_ext.losses import Reduction
+    from xbn_ext.options import Way
 
 # (B, M, D, way, reduction): one of each size of kernel, ragged in all directions
 CASES: list[tuple[int, int, int, Way, Reduction]] = [

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from benchmarks.roofline import Machine, bound_of, shares, tf32_products, work_o
 from benchmarks.table import Row
 from benchmarks.torch_memory import MEASUREMENT_NOISE, PROCESS_NOISE, Compiled, Eager, TorchMemory, differentiated
 from xbn_ext import Contrastive, CrossBatchMemory, loss_way, ops
-from xbn_ext._way import Way
+from xbn_ext.options import WAYS
 
 from .run import Job
 
@@ -44,7 +44,7 @@ def worker(job: Job) -> None:
     """Times the cases of the groups that the job names."""
     small = job.device == "cpu"
     shapes, seconds = (SMALL, 0.002) if small else (SHAPES, 0.2)
-    ways = job.options.get("ways") or [way for way in get_args(Way) if way != "auto"]
+    ways = job.options.get("ways") or [way for way in WAYS if way != "auto"]
     cases = [case for group in job.options["groups"] for case in GROUPS[group](shapes, ways)]
     machine = job.options.get("ceilings") or {}
     job.each(cases, lambda **case: time_case(case, job.device, machine, seconds))
@@ -143,7 +143,7 @@ def time_case(case: Row, device: str, machine: Machine, seconds: float) -> Row:
     words = case["way"].split()
     if words[0] == "compile":
         torch.compiler.reset()  # it gives up on a function that it has compiled for eight shapes
-    forced = words[0] if words[0] in get_args(Way) else "auto"
+    forced = words[0] if words[0] in WAYS else "auto"
     problem = problem_of(case, device)
     try:
         with tf32_products("tf32" in words), loss_way(forced):  # type: ignore[arg-type]

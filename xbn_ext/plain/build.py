@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-WAYS = ("auto", "simt", "tensor", "composite", "screen", "pairs")
+from ..checks import listed
+from ..options import WAYS, WAYS_FOR_TESTS
+
 _way = "auto"
 
 
@@ -18,8 +20,8 @@ def cuda_architectures() -> str:
 def set_loss_way(name: str) -> str:
     """Returns what was set before. Without effect."""
     global _way
-    if name not in WAYS:
-        raise RuntimeError(f"way must be 'auto', 'simt', 'tensor', 'screen' or 'composite', got '{name}'")
+    if name not in WAYS_FOR_TESTS:
+        raise RuntimeError(f"way must be {listed([repr(way) for way in WAYS])}, got '{name}'")
     before, _way = _way, name
     return before
 

@@ -8,8 +8,8 @@
 
 namespace xbn {
 
-// pairs, for tests and measurements: as screen, however much that leaves.
-enum class LossWay { automatic, simt, tensor, composite, screen, pairs };
+// Named in way.cpp, in this order. pairs, for tests and measurements: as screen, however much that leaves.
+enum class LossWay { automatic, simt, tensor, screen, composite, pairs };
 
 LossWay loss_way();
 
