@@ -16,7 +16,7 @@ from types import ModuleType
 
 import torch
 
-from .schemas import SCHEMAS
+from .schemas import NAMES, SCHEMAS
 
 
 def load() -> bool:
@@ -70,8 +70,7 @@ def define(namespace: str) -> torch.library.Library:
 def register(namespace: str, module: ModuleType) -> torch.library.Library:
     """Makes the functions of a module the ops of `torch.ops.<namespace>`, as long as what it returns is kept."""
     library = define(namespace)
-    for schema in SCHEMAS:
-        name = schema.partition("(")[0]
+    for name in NAMES:
         library.impl(name, getattr(module, name), "CompositeExplicitAutograd")
     return library
 

@@ -46,3 +46,4 @@ SCHEMAS = (
     # For the benchmark's roofline. Multiply-adds in the CPU's vector registers: how many operations, and their mean, 1.
     "_peak_fma(int threads, int rounds, bool float64) -> (float flops, float result)",
 )  # fmt: skip
+NAMES = tuple(schema.partition("(")[0] for schema in SCHEMAS)

@@ -8,24 +8,9 @@ for the largest number of positives of an anchor. The price is that `memory_loss
 over the whole bank there, however few of its rows are filled or have to be rewritten.
 """
 
-from .bank import enqueue_, standardize_, track_, transform_
-from .batch import moments, normalize, normalize_backward
-from .build import _peak_fma, cpu_isa, cuda_architectures, set_loss_way
-from .loss import batch_loss, memory_loss, transform_memory_loss_
+from ..schemas import NAMES
+from . import bank, batch, build, loss
 
-__all__ = [
-    "_peak_fma",
-    "batch_loss",
-    "cpu_isa",
-    "cuda_architectures",
-    "enqueue_",
-    "memory_loss",
-    "moments",
-    "normalize",
-    "normalize_backward",
-    "set_loss_way",
-    "standardize_",
-    "track_",
-    "transform_",
-    "transform_memory_loss_",
-]
+globals().update(
+    {name: getattr(file, name) for name in NAMES for file in (bank, batch, build, loss) if name in vars(file)}
+)

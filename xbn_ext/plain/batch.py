@@ -20,8 +20,13 @@ def normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return (inverse_length(norm, eps)[:, None] * wide).to(x.dtype).contiguous(), norm
 
 
+def is_short(norm: Tensor, eps: float) -> Tensor:
+    """A NaN is not, so that whatever is made of it is NaN, too."""
+    return norm < eps
+
+
 def inverse_length(norm: Tensor, eps: float) -> Tensor:
-    return 1 / torch.where(norm < eps, eps, norm)
+    return 1 / torch.where(is_short(norm, eps), eps, norm)
 
 
 @exact
@@ -34,7 +39,7 @@ def normalize_backward(grad_z: Tensor, z: Tensor, norm: Tensor, eps: float) -> T
     c.eps(eps)
 
     grad, wide = grad_z.double(), z.double()
-    along = torch.where(norm < eps, 0, (grad * wide).sum(1))
+    along = torch.where(is_short(norm, eps), 0, (grad * wide).sum(1))
     grad_x = inverse_length(norm, eps)[:, None] * (grad - along[:, None] * wide)
     return grad_x.to(z.dtype).contiguous()
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import chunks
+from .batch import inverse_length, is_short
 from .chunks import is_finite
 from .pairs import Chunk
 
@@ -119,8 +120,8 @@ class BatchSimilarities:
         squares = dots.diagonal()
         self.finite = (squares * 0 == 0)[:, None]
         self.norm = squares.sqrt()
-        self.is_short = self.norm < eps
-        self.inverse_norm = 1 / torch.where(self.is_short, eps, self.norm) if renormalize else torch.ones_like(squares)
+        self.is_short = is_short(self.norm, eps)
+        self.inverse_norm = inverse_length(self.norm, eps) if renormalize else torch.ones_like(squares)
         pair = ~torch.eye(len(dots), dtype=torch.bool, device=dots.device)
         if ids is not None:
             pair &= (ids[:, None] < 0) | (ids[:, None] != ids)

@@ -14,6 +14,11 @@ from ..losses import PairLoss
 from ..options import LOSS_DEFAULTS, PAIR_DEFAULTS, LossOptions, PairOptions, complete
 from .losses import pair_loss, pair_loss_and_pairs
 
+__all__ = [
+    "bank_moments", "batch_loss", "enqueue_", "kalman_", "match_moments", "memory_loss", "memory_loss_and_pairs",
+    "moment_gap", "moments", "nan_unless_finite", "normalize", "rewrite_", "similarity", "standardize_", "sums_of",
+    "track_", "transform_", "transform_memory_loss_",
+]  # fmt: skip
 SOME_ROWS = 4096  # of the bank, that are copied in float64 at a time
 
 # --- Embeddings of unit length --------------------------------------------------------------------------
