@@ -21,6 +21,7 @@ import torch
 from selection import dealt, is_long, select
 
 import xbn_ext
+from xbn_ext.options import WAYS_FOR_TESTS
 
 torch.set_num_threads(1)
 
@@ -35,9 +36,10 @@ IMPLEMENTATIONS = [
     *(["cuda"] if HAS_GPU else []),
 ]
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
+FORCED_WAYS = [way for way in WAYS_FOR_TESTS if way != "auto"]
 WAYS = {  # of the loss on a GPU, by test module
-    "test_losses": ["tensor", "simt", "composite"],
-    "test_memory_loss": ["tensor", "simt", "screen", "pairs", "composite"],
+    "test_losses": [way for way in FORCED_WAYS if way not in ("screen", "pairs")],  # which are Contrastive's
+    "test_memory_loss": FORCED_WAYS,
 }
 
 

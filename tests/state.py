@@ -5,6 +5,9 @@ import dataclasses
 import torch
 
 from xbn_ext import reference
+from xbn_ext.dtypes import MEMORY_DTYPES, is_narrow
+
+NARROW_DTYPES = [dtype for dtype in MEMORY_DTYPES if is_narrow(dtype)]
 
 
 def clone(m, memory_dtype=None):

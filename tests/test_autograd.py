@@ -3,11 +3,11 @@ raises, and nothing that the loss itself needs in backward is written."""
 
 import pytest
 import torch
+from op_calls import ARGUMENTS, WRITING, written_by
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from xbn_ext import Contrastive, CrossBatchMemory, SupCon, ops
-from xbn_ext.reference import Memory
 
 B, D, M = 8, 16, 32
 REFUSED = "called during a backward pass, as activation checkpointing does"
@@ -110,36 +110,16 @@ def test_a_backward_that_needs_the_overwritten_memory_raises(options, compiled):
         regulariser.backward()
 
 
-def written_by(op, m, stats):
-    """Calls the op and says what it is to write."""
-    z, y = torch.randn(B, D), labels()
-    if op == "track_":
-        ops.track_(m.target_mean, m.target_std, m.variance, m.scale, m.shift, z, None, m.sums, m.count, 1.0, 1.0,
-                   stats=stats)  # fmt: skip
-        return {"target_mean", "target_std", "variance", "scale", "shift", "stats"}
-    if op == "transform_":
-        ops.transform_(m.bank, m.sums, m.scale, m.shift, m.count)
-        return {"bank", "sums", "scale", "shift"}
-    if op == "standardize_":
-        ops.standardize_(m.bank, m.sums, m.scale, m.shift, m.count)
-        return {"bank", "sums", "scale", "shift"}
-    if op == "transform_memory_loss_":
-        ops.transform_memory_loss_(m.bank, m.sums, m.scale, m.shift, m.count, z, y, m.bank_labels, Contrastive())
-        return {"bank", "sums", "scale", "shift"}
-    ops.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, z, y, None, m.scale, m.shift, bank_ids=m.bank_ids,
-                 ids=y, bank_steps=m.bank_steps, step=m.step)  # fmt: skip
-    return {"bank", "bank_labels", "sums", "head", "count", "bank_ids", "bank_steps"}
-
-
-@pytest.mark.parametrize("op", ["track_", "transform_", "standardize_", "transform_memory_loss_", "enqueue_"])
+@pytest.mark.parametrize("op", WRITING)
 def test_versions_grow_of_what_is_written_and_of_nothing_else(op):
-    schema = getattr(torch.ops.xbn_ext, op).default._schema
-    m, stats = Memory.empty(M, D), torch.zeros(3, dtype=torch.float64)
-    tensors = vars(m) | {"stats": stats}
+    arguments = ARGUMENTS[op]()
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
     before = {name: tensor._version for name, tensor in tensors.items()}
-    written = written_by(op, m, stats)
-    assert {name for name, tensor in tensors.items() if tensor._version > before[name]} == written
-    assert {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write} == written
+    if "loss" in arguments:  # as the function in `ops` takes it
+        del arguments["parameters"], arguments["need_grad"]
+        arguments["loss"] = Contrastive()
+    getattr(ops, op)(**arguments)
+    assert [name for name, tensor in tensors.items() if tensor._version > before[name]] == written_by(op)
 
 
 @pytest.mark.parametrize("compute", ["forward mode", "torch.func", "of the temperature", "vmap over ids", "vmap"])

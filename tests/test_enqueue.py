@@ -6,20 +6,21 @@ import torch
 from shapes import SIZES
 
 from xbn_ext import reference
+from xbn_ext.dtypes import MEMORY_DTYPES, compute_dtype
 
 
 def enqueue(module, m, z, labels, mask=None, **more):
     return module.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, z, labels, mask, m.scale, m.shift, **more)
 
 
-@pytest.mark.parametrize("memory_dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+@pytest.mark.parametrize("memory_dtype", state.NARROW_DTYPES, ids=str)
 def test_16_bit_banks(memory_dtype, ops, device, dtype):
     """The sums are those of the rows as rounded; what rounding makes infinite stays out."""
     for fill in (0, 40, 65):
         m = state.to(state.filled(65, 33, fill, memory_dtype, pending=True), device)
         truth = state.clone(m)
         z, labels = torch.randn(30, 33, dtype=dtype, device=device), torch.arange(30, device=device)
-        z[3] = 1e5 if memory_dtype == torch.float16 else 3.4e38
+        z[3] = min(2 * torch.finfo(memory_dtype).max, 3.4e38)
         m.scale.fill_(0.5), truth.scale.fill_(0.5)
         slots = enqueue(ops, m, z, labels)
         assert torch.equal(slots, enqueue(reference, truth, z, labels)) and slots[3] == -1
@@ -116,7 +117,7 @@ def test_more_rows_than_are_looked_at_at_once(M, D, ops, device):
 
 
 @pytest.mark.parametrize("D", [5, 12])
-@pytest.mark.parametrize("memory_dtype", [torch.float16, torch.float32, torch.float64], ids=["f16", "f32", "f64"])
+@pytest.mark.parametrize("memory_dtype", MEMORY_DTYPES, ids=str)
 def test_rows_are_stored_as_a_division_rounds_them(memory_dtype, D, ops, device, dtype):
     m = state.to(state.filled(500, D, 0, memory_dtype, pending=True), device)
     m.shift[0] = 0
@@ -124,5 +125,5 @@ def test_rows_are_stored_as_a_division_rounds_them(memory_dtype, D, ops, device,
     z[:9, 0] = -0.0
     enqueue(ops, m, z, torch.arange(400, device=device))
     u = (z.double() - m.shift) / m.scale
-    assert torch.equal(m.bank[:400], (u if memory_dtype == torch.float64 else u.float()).to(memory_dtype))
+    assert torch.equal(m.bank[:400], u.to(compute_dtype(memory_dtype)).to(memory_dtype))
     assert m.bank[:9, 0].signbit().all()

@@ -98,7 +98,7 @@ def test_a_small_deferred_memory_outlives_its_map(drift, steps, device):
 
 
 @only(compiled=True)
-@pytest.mark.parametrize("memory_dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+@pytest.mark.parametrize("memory_dtype", state.NARROW_DTYPES, ids=str)
 def test_a_16_bit_memory_is_rounded_once(memory_dtype, device):
     """Rows are rounded as they are stored, and then only when the bank is standardised again: errors do not add up."""
     options = {"batch_weight": 0.0, "drift": "axbn"}

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_cases import LOSSES, assert_right, clear_anchors, problem, run, run_with_pairs
 from shapes import PAIRS, name
+from state import NARROW_DTYPES
 
 from xbn_ext import Circle, Contrastive, CrossBatchMemory, MultiSimilarity, NTXent, SupCon, Triplet, reference
 from xbn_ext import ops as cpu_ops
@@ -61,7 +62,7 @@ def test_options(loss, renormalize, pending, chosen, excluding, width, ops, devi
 
 @only(way="composite")  # test_memory_loss has the others, which refuse
 @every_loss
-@pytest.mark.parametrize("memory_dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+@pytest.mark.parametrize("memory_dtype", NARROW_DTYPES, ids=str)
 def test_16_bit_banks(memory_dtype, loss, ops, device, dtype):
     z, labels, bank, bank_labels = problem(65, 257, 63, dtype, device)
     scale, shift = (0.5 + torch.rand(63, dtype=torch.float64)).to(device), torch.randn(63).double().to(device) / 10
@@ -226,7 +227,7 @@ def one_by_one(z, labels, bank, bank_labels, margin, count, bank_ids, exclude, a
 def test_all_triplets_are_what_going_through_them_finds(loss, margin, classes, nan, ops, device, dtype):
     """On numbers whose products and sums are exact: many similarities are equal, or just the margin apart."""
     loss = Triplet(margin, mining="all")
-    for memory_dtype in (dtype, torch.float16, torch.bfloat16):
+    for memory_dtype in (dtype, *NARROW_DTYPES):
         B, M, D = torch.randint(1, 100, (3,)).tolist()
         z, bank = (torch.randint(-3, 4, (n, D), device=device) / 4 for n in (B, M))
         if nan:

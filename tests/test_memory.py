@@ -17,6 +17,7 @@ from conftest import only
 
 import xbn_ext
 from xbn_ext import Contrastive, CrossBatchMemory, SupCon, reference
+from xbn_ext.dtypes import MEMORY_DTYPES
 from xbn_ext.losses import PairLoss
 
 B, M, D = 24, 100, 16
@@ -607,7 +608,7 @@ def test_names_of_0_1_0_warn():
         xbn_ext.front  # noqa: B018
 
 
-@pytest.mark.parametrize("memory_dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("memory_dtype", state.NARROW_DTYPES, ids=str)
 def test_a_16_bit_memory_is_filled_with_standardised_rows(memory_dtype, device):
     criterion = CrossBatchMemory(Contrastive(), D, M, memory_dtype=memory_dtype, normalize_embeddings=False).to(device)
     x = (1e5 + 100 * torch.randn(M, D)).to(device)
@@ -618,7 +619,7 @@ def test_a_16_bit_memory_is_filled_with_standardised_rows(memory_dtype, device):
 
 
 @pytest.mark.parametrize("batch_dtype", [torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("memory_dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("memory_dtype", MEMORY_DTYPES, ids=str)
 def test_a_memory_that_follows_no_drift_is_filled_with_the_rows(memory_dtype, batch_dtype, device):
     """As a step stores them; no map is left pending, no moments are a target."""
     filled, stepped = (

@@ -11,6 +11,7 @@ from shapes import SHAPES, name
 import xbn_ext
 from xbn_ext import Contrastive, reference
 from xbn_ext import ops as cpu_ops
+from xbn_ext.dtypes import MEMORY_DTYPES
 
 REDUCTIONS = ["mean", "avg_nonzero"]
 
@@ -215,7 +216,7 @@ def test_short_rows_are_divided_by_eps(ops, device, dtype):
     torch.testing.assert_close(grad, true_grad, check_dtype=False, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("memory_dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("memory_dtype", MEMORY_DTYPES, ids=str)
 def test_the_bank_has_its_own_dtype(memory_dtype, implementation, ops, device, dtype):
     z, labels, bank, bank_labels = problem(70, 500, 48, dtype, device)
     if implementation.way not in ("auto", "composite") and memory_dtype != dtype:

@@ -6,14 +6,27 @@ import warnings
 
 import plain_ops
 import pytest
-import state
 import torch
+from op_calls import (
+    ARGUMENTS,
+    OPS,
+    B,
+    D,
+    M,
+    enqueue_arguments,
+    loss_arguments,
+    schema_of,
+    tensors_of,
+    transform_arguments,
+    written_by,
+)
+from torch.utils._pytree import tree_leaves
 
 import xbn_ext
 from xbn_ext import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet, ops, reference
+from xbn_ext.checks import MEMORY_DTYPE_NAMES
 from xbn_ext.losses import PairLoss
 
-B, M, D = 5, 11, 7
 # The compiled ops and those in plain PyTorch ask the same of their arguments.
 every_library = pytest.mark.parametrize("library", ["xbn_ext", plain_ops.NAMESPACE])
 
@@ -22,142 +35,19 @@ def call(library, op, arguments):
     return getattr(getattr(torch.ops, library), op)(*arguments.values())
 
 
-def loss_arguments(**changes):
-    arguments = {
-        "z": torch.randn(B, D),
-        "labels": torch.arange(B),
-        "bank": torch.randn(M, D),
-        "bank_labels": torch.arange(M) % 3,
-        "count": torch.tensor(9),
-        "scale": torch.ones(D, dtype=torch.float64),
-        "shift": torch.zeros(D, dtype=torch.float64),
-        "bank_ids": torch.arange(M) % 7,
-        "exclude": torch.arange(B),
-        "anchors": torch.ones(B, dtype=torch.bool),
-        "loss": "contrastive",
-        "parameters": [1.0, 0.5],
-        "renormalize": True,
-        "eps": 1e-6,
-        "need_grad": True,
-    }
-    return arguments | changes
-
-
-def track_arguments(**changes):
-    m = state.filled(M, D, 9)
-    arguments = {
-        "target_mean": m.target_mean,
-        "target_std": m.target_std,
-        "variance": m.variance,
-        "scale": m.scale,
-        "shift": m.shift,
-        "x": torch.randn(B, D),
-        "mask": torch.ones(B, dtype=torch.bool),
-        "sums": m.sums,
-        "count": m.count,
-        "process_noise": 0.01,
-        "measurement_noise": 1.0,
-        "fixed_gain": None,
-        "eps": 1e-6,
-        "stats": torch.zeros(3, dtype=torch.float64),
-    }
-    return arguments | changes
-
-
-def transform_arguments(**changes):
-    m = state.filled(M, D, 9, pending=True)
-    return {"bank": m.bank, "sums": m.sums, "scale": m.scale, "shift": m.shift, "count": m.count} | changes
-
-
-def standardize_arguments(**changes):
-    return transform_arguments() | {"eps": 1e-6} | changes
-
-
-def enqueue_arguments(**changes):
-    m = state.filled(M, D, 9, pending=True)
-    arguments = {
-        "bank": m.bank,
-        "bank_labels": m.bank_labels,
-        "sums": m.sums,
-        "head": m.head,
-        "count": m.count,
-        "z": torch.randn(B, D),
-        "labels": torch.arange(B),
-        "mask": torch.ones(B, dtype=torch.bool),
-        "scale": m.scale,
-        "shift": m.shift,
-        "bank_ids": m.bank_ids,
-        "ids": torch.arange(B),
-        "bank_steps": m.bank_steps,
-        "step": m.step,
-    }
-    return arguments | changes
-
-
-def transform_loss_arguments(**changes):
-    options = loss_arguments()
-    for name in ("bank", "count", "scale", "shift"):
-        del options[name]
-    m = transform_arguments(bank=torch.randn(M, D))
-    z, labels, bank_labels = (options.pop(name) for name in ("z", "labels", "bank_labels"))
-    arguments = m | {"z": z, "labels": labels, "bank_labels": bank_labels, "ranked": torch.tensor(8)} | options
-    return arguments | changes
-
-
-def batch_loss_arguments(**changes):
-    z = torch.randn(B, D)
-    rows = {"dots": z @ z.T, "labels": torch.arange(B), "ids": torch.arange(B), "anchors": torch.arange(B) > 0}
-    options = {name: loss_arguments()[name] for name in ("loss", "parameters", "renormalize", "eps", "need_grad")}
-    return rows | options | changes
-
-
-def normalize_arguments(**changes):
-    return {"x": torch.randn(B, D), "eps": 1e-6} | changes
-
-
-def normalize_backward_arguments(**changes):
-    x = torch.randn(B, D)
-    z, norm = torch.ops.xbn_ext.normalize(x, 1e-6)
-    return {"grad_z": torch.randn(B, D), "z": z, "norm": norm, "eps": 1e-6} | changes
-
-
-def moments_arguments(**changes):
-    return {"x": torch.randn(B, D), "mask": torch.ones(B, dtype=torch.bool)} | changes
-
-
-ARGUMENTS = {
-    "normalize": normalize_arguments,
-    "normalize_backward": normalize_backward_arguments,
-    "moments": moments_arguments,
-    "track_": track_arguments,
-    "transform_": transform_arguments,
-    "standardize_": standardize_arguments,
-    "enqueue_": enqueue_arguments,
-    "memory_loss": loss_arguments,
-    "transform_memory_loss_": transform_loss_arguments,
-    "batch_loss": batch_loss_arguments,
-}
-
-
-@pytest.mark.parametrize("op", ARGUMENTS)
+@pytest.mark.parametrize("op", OPS)
 def test_opcheck(op):
+    arguments, schema = ARGUMENTS[op](), schema_of(op).arguments
+    assert list(arguments) == [a.name for a in schema]
     overload = getattr(torch.ops.xbn_ext, op).default
-    torch.library.opcheck(overload, tuple(ARGUMENTS[op]().values()))
-    optional = {"count": None, "scale": None, "shift": None, "bank_ids": None, "exclude": None, "anchors": None}
-    if op == "memory_loss":
-        torch.library.opcheck(overload, tuple(loss_arguments(**optional).values()))
-        torch.library.opcheck(overload, tuple(loss_arguments(need_grad=False).values()))
-    if op == "transform_memory_loss_":
-        bare = {"ranked": None, "bank_ids": None, "exclude": None, "anchors": None}
-        torch.library.opcheck(overload, tuple(transform_loss_arguments(**bare).values()))
-    if op == "enqueue_":
-        bare = {"bank_ids": None, "ids": None, "bank_steps": None, "step": None}
-        torch.library.opcheck(overload, tuple(enqueue_arguments(**bare).values()))
-    if op == "track_":
-        torch.library.opcheck(overload, tuple(track_arguments(stats=None).values()))
+    torch.library.opcheck(overload, tuple(arguments.values()))
+    optional = {a.name: None for a in schema if str(a.type).startswith("Optional")}
+    for changes in (optional, {"need_grad": False}):
+        if changes.keys() & arguments.keys():
+            torch.library.opcheck(overload, tuple(ARGUMENTS[op](**changes).values()))
 
 
-@pytest.mark.parametrize("op", [op for op in ARGUMENTS if op != "normalize"])
+@pytest.mark.parametrize("op", [op for op in OPS if len(tensors_of(op)) > 1])
 def test_a_tensor_on_the_meta_device_is_on_another_one(op):
     """It brings the call to what gives the shapes: that returned what was in new memory, and wrote nothing."""
     names = [name for name, value in ARGUMENTS[op]().items() if isinstance(value, torch.Tensor)]
@@ -199,9 +89,9 @@ BAD = [
     ("track_", {"stats": torch.zeros(2, dtype=f64)}, r"stats must be \[3\]"),
     ("track_", {"stats": torch.zeros(3)}, "stats must be float64"),
     ("transform_", {"bank": torch.randn(D, M).T}, "bank must be contiguous"),
-    ("transform_", {"bank": torch.ones(M, D, dtype=i32)}, "bank must be float32, float64, float16 or bfloat16"),
-    ("enqueue_", {"bank": torch.ones(M, D, dtype=i32)}, "bank must be float32, float64, float16 or bfloat16"),
-    ("memory_loss", {"bank": torch.ones(M, D, dtype=i32)}, "bank must be float32, float64, float16 or bfloat16"),
+    ("transform_", {"bank": torch.ones(M, D, dtype=i32)}, f"bank must be {MEMORY_DTYPE_NAMES}"),
+    ("enqueue_", {"bank": torch.ones(M, D, dtype=i32)}, f"bank must be {MEMORY_DTYPE_NAMES}"),
+    ("memory_loss", {"bank": torch.ones(M, D, dtype=i32)}, f"bank must be {MEMORY_DTYPE_NAMES}"),
     ("transform_", {"count": torch.tensor(M + 1)}, r"count must be within \[0, 11\]"),
     ("track_", {"measurement_noise": math.inf}, "measurement_noise must be positive and finite"),
     ("standardize_", {"sums": torch.zeros(2, D)}, "sums must be float64"),
@@ -267,6 +157,10 @@ BAD += [
     for name, change, message in BAD
     if name == "memory_loss" and ("loss" in change or "parameters" in change)
 ]
+
+
+def test_every_op_is_called_badly():
+    assert {op for op, _, _ in BAD} == set(OPS)
 
 
 @every_library
@@ -390,13 +284,16 @@ def test_a_wrapper_names_what_is_no_loss(call):
 
 
 @pytest.mark.skipif(not xbn_ext.build_info()["native"], reason="plain PyTorch, through which autograd sees")
-@pytest.mark.parametrize("op", ["normalize", "memory_loss", "transform_memory_loss_", "batch_loss"])
+@pytest.mark.parametrize("op", [op for op in OPS if schema_of(op).returns])
 def test_an_op_that_is_called_directly_has_no_gradient(op):
     """Its wrapper has it. torch warns, once for each op and process, so in another one; `autograd.grad` raises."""
-    by = {"normalize": "x", "batch_loss": "dots"}.get(op, "z")
     a = ARGUMENTS[op]()
+    by = next(name for name in tensors_of(op) if name not in written_by(op) and a[name].is_floating_point())
     a[by].requires_grad_()
-    value = call("xbn_ext", op, a)[0].sum()
+    value = tree_leaves(call("xbn_ext", op, a))[0].sum()
+    if not value.is_floating_point():
+        assert not value.requires_grad
+        return
     with warnings.catch_warnings(), pytest.raises(RuntimeError, match="appears to not have been used in the graph"):
         warnings.simplefilter("ignore")
         torch.autograd.grad(value, a[by])

@@ -7,6 +7,7 @@ from torch.nn.functional import normalize
 import xbn_ext
 from xbn_ext import Contrastive
 from xbn_ext import ops as cpu_ops
+from xbn_ext.dtypes import MEMORY_DTYPES
 
 MARGIN = 0.5
 MEAN, AVERAGE = Contrastive(neg_margin=MARGIN), Contrastive(neg_margin=MARGIN, reduction="avg_nonzero")
@@ -118,7 +119,7 @@ def test_a_bank_row_that_is_not_finite(value, column, monkeypatch):
     assert loss.isnan()
 
 
-@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("stored", [dtype for dtype in MEMORY_DTYPES if dtype != torch.float64], ids=str)
 @pytest.mark.parametrize("renormalize", [True, False])
 def test_options(stored, renormalize, monkeypatch):
     z, bank = random_rows(64, 160), random_rows(2000, 160, stored)

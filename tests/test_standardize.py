@@ -61,12 +61,12 @@ def test_empty_bank_and_dead_dimensions(ops, device, dtype):
     assert (m.bank[:, 1] == 5).all() and m.scale[1] == scale[1] and m.scale[0] != scale[0]
 
 
-@pytest.mark.parametrize("memory_dtype, step", [(torch.float16, 2**-10), (torch.bfloat16, 2**-7)])
-def test_16_bit_banks(memory_dtype, step, ops, device):
+@pytest.mark.parametrize("memory_dtype", state.NARROW_DTYPES, ids=str)
+def test_16_bit_banks(memory_dtype, ops, device):
     m = state.to(off_standard(257, 40, 200, memory_dtype, 50.0, 20.0), device)
     meant = m.bank.double() * m.scale + m.shift
     standardize(ops, m)
     mean, std = reference.bank_moments(m.sums, m.count)
     assert mean.abs().max() < 0.01 and (std - 1).abs().max() < 0.01
     # Rounded once more, in units of the spread 0.1.
-    assert (m.bank.double() * m.scale + m.shift - meant)[:200].abs().max() < 0.1 * 4 * step
+    assert (m.bank.double() * m.scale + m.shift - meant)[:200].abs().max() < 0.1 * 4 * torch.finfo(memory_dtype).eps

@@ -44,25 +44,23 @@ def test_same_bits_on_any_number_of_threads():
         assert torch.equal(bank, results[0][0]) and torch.equal(sums, results[0][1])
 
 
-SIXTEEN_BIT = {torch.float16: 2**-10, torch.bfloat16: 2**-7}  # distance of neighbouring numbers
-
-
-@pytest.mark.parametrize("memory_dtype", SIXTEEN_BIT)
+@pytest.mark.parametrize("memory_dtype", state.NARROW_DTYPES, ids=str)
 @pytest.mark.parametrize("D", [1, 7, 8, 64, 65, 264])
 def test_16_bit_banks(memory_dtype, D, ops, device):
     m = state.to(state.filled(257, D, 200, memory_dtype, pending=True), device)
     truth = state.clone(m)
     transform(ops, m)
     transform(reference, truth)
-    torch.testing.assert_close(m.bank, truth.bank, rtol=SIXTEEN_BIT[memory_dtype], atol=1e-6)
+    torch.testing.assert_close(m.bank, truth.bank, rtol=torch.finfo(memory_dtype).eps, atol=1e-6)
     assert (m.bank == truth.bank).double().mean() > 0.99  # the same rounding but where float32 decides otherwise
     torch.testing.assert_close(m.sums, reference.sums_of(m.bank[:200]), rtol=1e-12, atol=1e-12)
 
 
-def test_every_16_bit_number(ops, device):
+def test_every_number_of_a_narrow_dtype(ops, device):
     """Conversions of all bit patterns: the identity keeps them, NaN stays NaN, and halving rounds as torch does."""
-    for memory_dtype in SIXTEEN_BIT:
-        bits = torch.arange(-(2**15), 2**15, dtype=torch.int16, device=device)
+    for memory_dtype in state.NARROW_DTYPES:
+        n = 8 * memory_dtype.itemsize
+        bits = torch.arange(-(2 ** (n - 1)), 2 ** (n - 1), dtype=getattr(torch, f"int{n}"), device=device)
         for scale in (1.0, 0.5, 3.0):
             bank = bits.view(memory_dtype).reshape(-1, 8).clone()
             expected = (bank.float() * scale).to(memory_dtype)

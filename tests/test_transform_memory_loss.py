@@ -8,6 +8,7 @@ from loss_cases import LOSSES, assert_close, clear_anchors
 
 from xbn_ext import Contrastive, reference
 from xbn_ext import ops as cpu_ops
+from xbn_ext.dtypes import MEMORY_DTYPES
 
 SHAPES = [(1, 1, 1), (7, 63, 5), (64, 1000, 64), (65, 257, 48), (256, 700, 16), (257, 300, 7), (0, 9, 4)]
 
@@ -53,7 +54,7 @@ def test_ragged_shapes(B, M, D, loss, ops, device, dtype):
     assert_same(ops, m, *anchors(B, D, dtype, device), loss)
 
 
-@pytest.mark.parametrize("memory_dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("memory_dtype", MEMORY_DTYPES, ids=str)
 def test_the_bank_has_its_own_dtype(memory_dtype, ops, device, dtype):
     m = state.to(state.clone(state.filled(300, 16, 300, pending=True), memory_dtype), device)
     assert_same(ops, m, *anchors(40, 16, dtype, device), Contrastive(0.9, 0.1))
