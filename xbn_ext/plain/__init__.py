@@ -9,8 +9,7 @@ over the whole bank there, however few of its rows are filled or have to be rewr
 """
 
 from ..schemas import NAMES
-from . import bank, batch, build, loss
+from . import bank, batch, build, loss_of_batch, loss_of_memory
 
-globals().update(
-    {name: getattr(file, name) for name in NAMES for file in (bank, batch, build, loss) if name in vars(file)}
-)
+for _file in (bank, batch, build, loss_of_batch, loss_of_memory):
+    globals().update({name: function for name, function in vars(_file).items() if name in NAMES})

@@ -29,6 +29,9 @@ class Chunk(NamedTuple):
 class Similarities(Protocol):
     """What the pairs of a loss come from, and where their weights go."""
 
+    anchors: Tensor | None  # [B] bool, None: all
+    grad: Tensor  # [B, n], what the weights so far add up to
+
     def chunks(self) -> Iterator[Chunk]:
         """All rows of the bank, in order."""
 
@@ -43,6 +46,9 @@ class Similarities(Protocol):
 
     def scale(self, factor: Tensor) -> None:
         """Multiplies the gradient by a scalar."""
+
+    def gradient(self) -> Tensor:
+        """What the op returns as the gradient, from `grad`."""
 
 
 Look = Callable[[Chunk], None]

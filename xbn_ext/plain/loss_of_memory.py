@@ -1,17 +1,99 @@
-"""What a loss is computed from: the B x M similarities, which are never stored. They come in chunks, as often as it
-asks for them. They and the gradient are of the dtype of the embeddings, sums over pairs float64."""
+"""The loss against the memory: `memory_loss`, `transform_memory_loss_`, and the B x M similarities that it is computed
+from, which are never stored. They come in chunks, as often as a loss asks for them. They and the gradient are of the
+dtype of the embeddings, sums over pairs float64."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from . import chunks
-from .batch import inverse_length, is_short
-from .chunks import is_finite
+from .bank import check_transform, write_map
+from .chunks import exact, is_finite
+from .contract import Contract, apart, check, dense
+from .loss import loss_of, parse_loss
 from .pairs import Chunk
+
+
+@exact
+def memory_loss(
+    z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, count: Tensor | None, scale: Tensor | None,
+    shift: Tensor | None, bank_ids: Tensor | None, exclude: Tensor | None, anchors: Tensor | None, loss: str,
+    parameters: Sequence[float], renormalize: bool, eps: float, need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """On a CPU it takes the first `count` rows; on another device all, masked, so that the host does not wait for that
+    number. A loss of all triplets makes it wait once."""
+    op = "memory_loss"
+    c = check_memory_loss(op, z, labels, bank, bank_labels, count, scale, shift, bank_ids, exclude, anchors, eps)
+    pair_loss = parse_loss(op, loss, parameters)
+    if count is not None:
+        c.value("count", count, len(bank))
+
+    similarities = BankSimilarities(
+        z, labels, bank, bank_labels, count, scale, shift, bank_ids, exclude, anchors, renormalize, eps
+    )
+    return loss_of(similarities, pair_loss, need_grad)
+
+
+@exact
+def transform_memory_loss_(
+    bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor, z: Tensor, labels: Tensor,
+    bank_labels: Tensor, ranked: Tensor | None, bank_ids: Tensor | None, exclude: Tensor | None,
+    anchors: Tensor | None, loss: str, parameters: Sequence[float], renormalize: bool, eps: float, need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    op = "transform_memory_loss_"
+    c = check_transform(op, bank, sums, scale, shift, count)
+    check_memory_loss(op, z, labels, bank, bank_labels, None, scale, shift, bank_ids, exclude, anchors, eps)
+    if ranked is not None:
+        c.counter("ranked", ranked)
+    pair_loss = parse_loss(op, loss, parameters)
+    z, labels, bank_labels = z.contiguous(), labels.contiguous(), bank_labels.contiguous()
+    bank_ids, exclude, anchors = dense(bank_ids), dense(exclude), dense(anchors)
+    read = {
+        "count": count, "z": z, "labels": labels, "bank_labels": bank_labels, "ranked": ranked, "bank_ids": bank_ids,
+        "exclude": exclude, "anchors": anchors,
+    }  # fmt: skip
+    apart(op, {"bank": bank, "sums": sums, "scale": scale, "shift": shift}, read)
+    c.value("count", count, len(bank))
+    if ranked is not None:
+        c.value("ranked", ranked, len(bank))
+
+    write_map(bank, sums, scale, shift, count)
+    rows = count if ranked is None else ranked
+    similarities = BankSimilarities(
+        z, labels, bank, bank_labels, rows, None, None, bank_ids, exclude, anchors, renormalize, eps
+    )
+    return loss_of(similarities, pair_loss, need_grad)
+
+
+def check_memory_loss(
+    op: str, z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, count: Tensor | None, scale: Tensor | None,
+    shift: Tensor | None, bank_ids: Tensor | None, exclude: Tensor | None, anchors: Tensor | None, eps: float,
+) -> Contract:  # fmt: skip
+    c = Contract(op, z)
+    c.matrix("z", z, "[B, D]", (None, None))
+    B, D = z.shape
+    c.labels("labels", labels, "[B]", B)
+    c.bank("bank", bank, D)
+    M = bank.shape[0]
+    c.labels("bank_labels", bank_labels, "[M]", M)
+    if count is not None:
+        c.counter("count", count)
+    check((scale is None) == (shift is None), f"{op}: scale and shift go together")
+    if scale is not None:
+        c.statistic("scale", scale, "[D]", (D,))
+    if shift is not None:
+        c.statistic("shift", shift, "[D]", (D,))
+    check(exclude is not None or bank_ids is None, f"{op}: bank_ids are for exclude, which is missing")
+    if bank_ids is not None:
+        c.labels("bank_ids", bank_ids, "[M]", M)
+    if exclude is not None:
+        c.labels("exclude", exclude, "[B]", B)
+    c.rows_mask("anchors", anchors, B)
+    c.eps(eps)
+    return c
 
 
 class BankSimilarities:
@@ -107,54 +189,3 @@ class BankSimilarities:
     def gradient(self) -> Tensor:
         """dLoss/dz; an anchor that is not finite has none, whatever it pays."""
         return torch.where(self.finite, self.grad, torch.nan)
-
-
-class BatchSimilarities:
-    """Of a batch with itself, from its products `dots [B, B]`, all in one chunk; the gradient `grad [B, B]` is that by
-    the similarities."""
-
-    def __init__(
-        self, dots: Tensor, labels: Tensor, ids: Tensor | None, anchors: Tensor | None, renormalize: bool, eps: float
-    ) -> None:
-        self.dots, self.anchors, self.renormalize = dots, anchors, renormalize
-        squares = dots.diagonal()
-        self.finite = (squares * 0 == 0)[:, None]
-        self.norm = squares.sqrt()
-        self.is_short = is_short(self.norm, eps)
-        self.inverse_norm = inverse_length(self.norm, eps) if renormalize else torch.ones_like(squares)
-        pair = ~torch.eye(len(dots), dtype=torch.bool, device=dots.device)
-        if ids is not None:
-            pair &= (ids[:, None] < 0) | (ids[:, None] != ids)
-        if anchors is not None:
-            pair &= anchors[:, None]
-        of_one_label = labels[:, None] == labels
-        self.positive, self.negative = pair & of_one_label, pair & ~of_one_label
-        self.grad = torch.zeros_like(dots, memory_format=torch.contiguous_format)
-
-    def chunks(self) -> Iterator[Chunk]:
-        if len(self.dots) > 0:
-            s = torch.where(self.finite, self.dots * self.inverse_norm, torch.nan)
-            yield Chunk(s, self.positive, self.negative, 0)
-
-    def positives(self) -> Tensor:
-        return self.positive.sum(1)
-
-    def add(self, chunk: Chunk, weight: Tensor) -> None:
-        self.grad += weight
-
-    def add_columns(self, column: Tensor, weight: Tensor) -> None:
-        is_it = torch.arange(len(self.dots), device=self.dots.device) == column[:, None]
-        self.grad += torch.where(is_it, weight[:, None], 0)
-
-    def scale(self, factor: Tensor) -> None:
-        self.grad.mul_(factor)
-
-    def gradient(self) -> Tensor:
-        """dLoss/ddots, which by its norm depends on the diagonal."""
-        by_s = torch.where(self.finite, self.grad, torch.nan)
-        by_dots = by_s * self.inverse_norm
-        if self.renormalize:
-            by_square = -0.5 * self.inverse_norm**3 * (by_s * self.dots).sum(0)
-            diagonal = by_dots.diagonal()
-            diagonal.copy_(torch.where(self.is_short, diagonal, by_square))
-        return by_dots
