@@ -12,13 +12,16 @@ struct Sizes {
   int64_t B, M, D;
 };
 
-// What 1 and the next larger number differ by.
+// What 1 and the next larger number differ by: half of it is a tie, which rounds to the even 1.
 template <typename S>
-constexpr double kUnit = std::numeric_limits<S>::epsilon();
-template <>
-constexpr double kUnit<Float16> = 0x1p-10;
-template <>
-constexpr double kUnit<BFloat16> = 0x1p-7;
+double find_unit() {
+  double unit = 1;
+  const auto rounded = [](double x) { return as<double>(static_cast<S>(static_cast<typename Compute<S>::type>(x))); };
+  while (rounded(1 + unit / 2) != 1) unit /= 2;
+  return unit;
+}
+template <typename S>
+const double kUnit = find_unit<S>();
 
 template <typename T>
 Exactly<T> copy(const Exactly<T>& from) {

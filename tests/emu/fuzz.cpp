@@ -318,7 +318,7 @@ void compare_all(const Sizes& n, bool in_place, const Draw&... draw) {
 }  // namespace
 
 // fuzz SEED ROUNDS B,M,D…: as many rounds of random shapes, then each shape in place and deferred, with memories of
-// float, Float16 and BFloat16: that of float with a loss that goes by all ways and with the one that goes by the
+// float and of what is narrower: that of float with a loss that goes by all ways and with the one that goes by the
 // composite way only. A batch against itself where M is 1, for it depends on B and D only.
 int main(int argc, char** argv) {
   if (argc < 3) return std::fputs("usage: fuzz SEED ROUNDS B,M,D...\n", stderr), 2;
@@ -329,6 +329,9 @@ int main(int argc, char** argv) {
     emu::settings().seed = static_cast<std::uint64_t>(round++);  // the very first in order of index
     emu::settings().multiprocessors = static_cast<int>(1 + up_to(5));
   };
+#define XBN_ONE(...) +1
+  constexpr int kBankDtypes = 0 XBN_FOR_EACH_BANK(XBN_ONE);
+#undef XBN_ONE
   for (const int end = round + rounds; round < end;) {
     const int kind = round;
     vary();
@@ -340,11 +343,12 @@ int main(int argc, char** argv) {
     const bool in_place = up_to(1) == 1;
     const LossSpec loss = random_loss();
     MemoryRound<float, float>(n, in_place).compare(loss);
-    if (kind % 4 == 0) MemoryRound<double, double>(n, in_place).compare(loss);
     if (kind % 4 == 1) MemoryRound<float, double>(n, in_place).compare(loss);
-    if (kind % 4 == 1) MemoryRound<double, Float16>(n, in_place).compare(loss);
-    if (kind % 4 == 2) MemoryRound<double, float>(n, in_place).compare(loss);
-    if (kind % 4 == 3) MemoryRound<double, BFloat16>(n, in_place).compare(loss);
+    int turn = 0;
+#define XBN_ROUND(S, ...) \
+  if (kind % kBankDtypes == turn++) MemoryRound<double, S>(n, in_place).compare(loss);
+    XBN_FOR_EACH_BANK(XBN_ROUND)
+#undef XBN_ROUND
     kind % 2 == 0 ? normalize_round<double>(n) : normalize_round<float>(n);
     batch_round<float>(n, loss);
     if (kind % 2 == 0) batch_round<double>(n, loss);
@@ -370,8 +374,10 @@ int main(int argc, char** argv) {
     emu::settings().identities_of_warp = 2;
     for (const bool in_place : {true, false}) {
       compare_all<float, float>(n, in_place, of_all_ways, of_one_way);
-      compare_all<float, Float16>(n, in_place, hardest_triplets);
-      compare_all<float, BFloat16>(n, in_place, hardest_triplets);
+#define XBN_NARROW(S, ...) \
+  if constexpr (sizeof(S) < sizeof(float)) compare_all<float, S>(n, in_place, hardest_triplets);
+      XBN_FOR_EACH_BANK(XBN_NARROW)
+#undef XBN_NARROW
     }
     normalize_round<float>(n);
     for (const bool all_ways : {true, false})

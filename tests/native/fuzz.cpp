@@ -218,18 +218,14 @@ int main(int argc, char** argv) {
       for (int k = 0; k < 20; ++k) screen_round(xbn::kLeastScreenedDim + up_to(500));
     for (const xbn::Isa isa : {xbn::Isa::baseline, xbn::Isa::avx2, xbn::Isa::avx512, xbn::Isa::avx512_vnni}) {
       if (isa < least || isa > best) continue;  // ordered from least to best
-      // Half of the dtypes, with all sizes.
-      if (round / 4 % 2 == 0) {
-        one_round<float, float>(isa, B, M, D);
-        one_round<double, double>(isa, B, M, D);
-        one_round<float, xbn::BFloat16>(isa, B, M, D);
-        one_round<double, xbn::Float16>(isa, B, M, D);
-      } else {
-        one_round<double, float>(isa, B, M, D);
-        one_round<float, double>(isa, B, M, D);
-        one_round<float, xbn::Float16>(isa, B, M, D);
-        one_round<double, xbn::BFloat16>(isa, B, M, D);
+      // Half of the pairs of dtypes, with all sizes.
+      int pair = round / 4;
+#define XBN_ROUND(S, ...) pair++ % 2 == 0 ? one_round<float, S>(isa, B, M, D) : one_round<double, S>(isa, B, M, D);
+      {
+        using namespace xbn;
+        XBN_FOR_EACH_BANK(XBN_ROUND)
       }
+#undef XBN_ROUND
     }
   }
   std::printf("%d rounds, best instruction set %s, sum %.9g\n", rounds, xbn::isa_name(best).c_str(), sum);

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <iterator>
 #include <memory>
 #include <random>
 
@@ -59,14 +61,16 @@ inline void require(bool ok, const char* what, int64_t B, int64_t M, int64_t D) 
 // One of all losses. Exponents stay moderate, so that a sum is more than one pair and rounding.
 inline xbn::LossSpec random_loss() {
   using xbn::LossKind;
-  switch (up_to(7)) {
-    case 0: return {LossKind::contrastive, true, 0.9, 0.1};
-    case 1: return {LossKind::contrastive, false, 0.9, 0.1};
-    case 2: return {LossKind::supcon, false, 0.5};
-    case 3: return {LossKind::ntxent, false, 0.2};
-    case 4: return {LossKind::multi_similarity, false, 2, 20, 0.3, up_to(1) ? 0.1 : -1.0};
-    case 5: return {LossKind::circle, false, 0.4, 16};
-    case 6: return {LossKind::triplet, false, 0.3};
-    default: return {LossKind::triplet_all, false, 0.3};
+  const xbn::NamedLoss& known = xbn::kLosses[up_to(std::size(xbn::kLosses) - 1)];
+  switch (known.kind) {
+    case LossKind::contrastive: return {known.kind, std::strcmp(known.name, "contrastive_mean") == 0, 0.9, 0.1};
+    case LossKind::supcon: return {known.kind, false, 0.5};
+    case LossKind::ntxent: return {known.kind, false, 0.2};
+    case LossKind::multi_similarity: return {known.kind, false, 2, 20, 0.3, up_to(1) ? 0.1 : -1.0};
+    case LossKind::circle: return {known.kind, false, 0.4, 16};
+    case LossKind::triplet:
+    case LossKind::triplet_all: return {known.kind, false, 0.3};
   }
+  std::fprintf(stderr, "%s: no parameters to draw\n", known.name);
+  std::abort();
 }
