@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from xbn_ext import reference
-from xbn_ext.dtypes import MEMORY_DTYPES, is_narrow
+from xbn_ext.dtypes import MEMORY_DTYPES, compute_dtype, is_narrow
 
 NARROW_DTYPES = [dtype for dtype in MEMORY_DTYPES if is_narrow(dtype)]
 
@@ -24,9 +24,9 @@ def to(m, device):
 def filled(M, D, count, dtype=torch.float32, pending=False):
     """A ring with `count` rows (head where a ring that wrapped would have it), perhaps with a pending map."""
     m = reference.Memory.empty(M, D, dtype)
-    m.bank[:count] = torch.randn(count, D, dtype=dtype) * (0.5 + torch.rand(D, dtype=dtype)) + torch.randn(
-        D, dtype=dtype
-    )
+    wide = compute_dtype(dtype)  # torch draws no numbers of fewer than 16 bits
+    rows = torch.randn(count, D, dtype=wide) * (0.5 + torch.rand(D, dtype=wide)) + torch.randn(D, dtype=wide)
+    m.bank[:count] = rows
     m.bank_labels[:count] = torch.randint(-3, 8, (count,))
     m.count.fill_(count)
     m.head.fill_(count % M if count < M else M // 3)

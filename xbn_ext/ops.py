@@ -3,8 +3,8 @@ calls their kernels; what they mean is in `xbn_ext.reference`, which has the sam
 `torch.ops.xbn_ext` themselves have no gradients: called directly, `torch.autograd.grad` raises and `backward()` warns,
 and leaves a part out.
 
-Letters: B batch rows, M bank rows (capacity), D dimension. Embeddings are float32 or float64, the bank is float32,
-float64, float16 or bfloat16, whatever their dtype; statistics are float64, counters int64 scalars. Bad shapes, dtypes
+Letters: B batch rows, M bank rows (capacity), D dimension. Embeddings are float32 or float64, the bank is of any of
+`xbn_ext.dtypes.MEMORY_DTYPES`, whatever their dtype; statistics are float64, counters int64 scalars. Bad shapes, dtypes
 and devices raise RuntimeError naming the op and the argument before anything is written.
 """
 
@@ -256,8 +256,7 @@ def memory_loss(
         bank: `[M, D]` contiguous; carries no gradient.
         bank_labels: `[M]` int64.
         loss: which loss, with its parameters (`xbn_ext.losses`).
-        options: `count`, `scale`, `shift`, `bank_ids`, `exclude`, `anchors`, `renormalize`, `eps`: see
-            `xbn_ext.options.LossOptions`.
+        options: those of `xbn_ext.options.LossOptions`.
 
     Returns:
         A scalar of z's dtype. An anchor with a NaN or an Inf makes it NaN (unless it has no pairs that it would pay
@@ -330,7 +329,7 @@ def transform_memory_loss_(
 
     Args:
         ranked: int64 scalar, how many of the `count` rows are ranked against; None: all.
-        options: `bank_ids`, `exclude`, `anchors`, `renormalize`, `eps`: see `xbn_ext.options.PairOptions`.
+        options: those of `xbn_ext.options.PairOptions`.
 
     The other arguments are those of the two ops. `z` must not share memory with `bank`.
     """
