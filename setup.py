@@ -279,7 +279,7 @@ def main() -> None:
         setup()
         return
     Build.nvcc = find_nvcc()
-    sources = ["csrc/extension.cpp", "csrc/cuda/loss/way.cpp", *glob("csrc/cpu/**/*.cpp", recursive=True)]
+    sources = ["csrc/extension.cpp", "csrc/loss_way.cpp", *glob("csrc/cpu/**/*.cpp", recursive=True)]
     if Build.nvcc is not None:
         sources += ["csrc/cuda/backend.cpp", "csrc/cuda/torch_cuda.cpp", "csrc/cuda/loss/memory_loss.cpp"]
     else:

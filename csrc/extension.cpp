@@ -3,8 +3,8 @@
 #include <Python.h>
 
 #include "cpu/cpu.h"
-#include "cuda/loss/way.h"
 #include "glue/tensor.h"
+#include "loss_way.h"
 
 namespace {
 std::string cpu_isa() { return xbn::isa_name(xbn::cpu_isa()); }

@@ -16,7 +16,7 @@ FLAGS = [
     *("-O2", "-std=c++20", "-march=native", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-unknown-pragmas"),
     *("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DXBN_CUDA_KEY=CPU"),
 ]  # fmt: skip
-MODULE = ["csrc/extension.cpp", "csrc/cpu/cpu.cpp", "csrc/cuda/loss/way.cpp"]
+MODULE = ["csrc/extension.cpp", "csrc/cpu/cpu.cpp", "csrc/loss_way.cpp"]
 defined = {}
 
 

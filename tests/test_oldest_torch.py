@@ -21,10 +21,10 @@ COMPILER = shutil.which("g++") or shutil.which("clang++")
 FLAGS = ["-std=c++20", "-O0", "-fPIC", "-fvisibility=hidden", "-Wall", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
 GLUE = [
     *("extension.cpp", "cpu/backend.cpp", "cuda/backend.cpp", "cuda/torch_cuda.cpp", "cuda/missing.cpp"),
-    *("cuda/loss/memory_loss.cpp", "cuda/loss/way.cpp"),
+    *("cuda/loss/memory_loss.cpp", "loss_way.cpp"),
 ]
 # A library of these needs no kernel; under a name of its own it registers what a build without nvcc has for CUDA.
-LIBRARY = ["extension.cpp", "cuda/missing.cpp", "cuda/loss/way.cpp", "cpu/cpu.cpp"]
+LIBRARY = ["extension.cpp", "cuda/missing.cpp", "loss_way.cpp", "cpu/cpu.cpp"]
 NAMES = """
 import sys, torch
 library = torch.library.Library("xbn_oldest", "DEF")

@@ -84,8 +84,7 @@ def test_cuda_kernels(sanitizers, options, tmp_path):
 @pytest.mark.skipif(COMPILER is None, reason="no g++ or clang++")
 @pytest.mark.parametrize("sanitizers, isas", [("address,undefined", []), ("thread", ["best"])])
 def test_cpu_kernels(sanitizers, isas, tmp_path):
-    """ThreadSanitizer sees the best instruction set only: what threads share is the same for all, except for the
-    screen, which only that one has."""
+    """ThreadSanitizer sees the best instruction set only: what threads share is the same for all."""
     program = tmp_path / "fuzz"
     build(program, [*CPU_KERNELS, ROOT / "tests" / "native" / "fuzz.cpp"], sanitizers)
     assert "16 rounds" in run(str(program), "16", *isas)

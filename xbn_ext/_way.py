@@ -1,4 +1,4 @@
-"""Which kernels `memory_loss` uses on a GPU."""
+"""Which kernels `memory_loss` uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .options import WAYS, Way
 
 
 class loss_way:
-    """Forces how `memory_loss` runs on a GPU. It has no effect on a CPU or without the compiled library.
+    """Forces how `memory_loss` runs. It has no effect without the compiled library. On a GPU:
 
     - `"tensor"`: one fused sweep over the bank, with products on tensor cores as precise as float32 (from three TF32
       products each); takes float32 embeddings and bank with D <= 1024, all losses except `Triplet(mining="all")`,
@@ -26,6 +26,10 @@ class loss_way:
       products follow `torch.backends.cuda.matmul` (TF32 or not).
     - `"auto"`: the default. "screen" where it can, D is a multiple of four and B x M at most 2^31; else "tensor" or,
       where that can't, "simt" with fewer than 512 anchors; else "composite".
+
+    On a CPU "auto" and "screen" are the same: products of bytes find the pairs that may have a weight, if they are few;
+    for a `Contrastive` loss of float32 embeddings with D >= 64, where the processor has AVX2. The others compute all
+    similarities. Loss and gradient have the same bits either way.
 
     A call sets it for the process. As a context manager, which can be entered again, it sets it back at the end:
 

@@ -2,6 +2,7 @@
 #include <atomic>
 
 #include "../glue/ops.h"
+#include "../loss_way.h"
 #include "cpu.h"
 #include "peak.h"
 
@@ -25,8 +26,15 @@ void parallel(int64_t units, int64_t work, const std::function<void(int64_t)>& u
 }
 
 Screening screening() {
-  const char* e = std::getenv("XBN_CPU_SCREEN");
-  return e == nullptr ? Screening::automatic : *e == '0' ? Screening::never : Screening::always;
+  switch (loss_way()) {
+    case LossWay::automatic:
+    case LossWay::screen: return Screening::automatic;
+    case LossWay::pairs: return Screening::always;
+    case LossWay::simt:
+    case LossWay::tensor:
+    case LossWay::composite: break;
+  }
+  return Screening::never;
 }
 
 class CpuDevice {

@@ -165,44 +165,80 @@ void plan_round(int64_t B, int64_t M, int64_t D) {
   require(plan.splits >= (M >= 1 << 16 ? 32 : std::min<int64_t>(M / 1000, 4)), "plan: few units", B, M, D);
 }
 
-// A unit of bank rows that the screen drops must be out, and one that is far below the margin must be dropped.
-void screen_round(int64_t D) {
-  constexpr int64_t A = xbn::kAnchorBlock, R = xbn::kTileUnit;
-  const int64_t padded = xbn::round_up(D, xbn::kWholeVectors);
-  const float length = static_cast<float>(std::pow(10.0, static_cast<double>(up_to(4) - 2)));
-  const Exactly<float> z = normal<float>(D * A), rows = normal<float>(R * padded), inverse(R);
-  for (int64_t k = 0; k < D * A; ++k) z[k] *= length;
-  for (int64_t r = 0; r < R; ++r) {
+// The screen must find each pair whose similarity is above the margin by float64, or by what float32 may make of it, and
+// none that is far below.
+void screen_round(const xbn::ByteProducts& products, int64_t D) {
+  const int64_t B = 1 + up_to(xbn::kAnchorBlock - 1), rows = xbn::kTileUnit * (1 + up_to(3));
+  const double length = std::pow(10.0, static_cast<double>(up_to(4) - 2));
+  const bool worst = up_to(1) != 0;  // codes leave nearly half a step of every coordinate, and all of it adds up
+  const Exactly<float> side = normal<float>(D);
+  const auto badly_coded = [&](int64_t d, double code) {
+    return d == 0 ? 1.0 : std::copysign(static_cast<double>(up_to(20)) + 0.49, side[d]) / code;
+  };
+  const Exactly<float> z = normal<float>(B * D);
+  for (int64_t k = 0; k < B * D; ++k)
+    z[k] = static_cast<float>(length * (worst ? badly_coded(k % D, products.anchor_code) : z[k]));
+  const Exactly<float> no_bank(0);
+  const Exactly<int64_t> y = labels(B, 5);
+  xbn::MemoryLossParams<float, float> p{};
+  p.z = z, p.labels = y, p.B = B, p.M = 1000, p.D = D;
+  const xbn::Sweep<float> sweep(p);
+  const int64_t padded = sweep.plan.padded_dim;
+  const xbn::CodedAnchors anchors(z, B, D, sweep, 0, products);
+
+  const Exactly<float> bank(rows * padded), per_unit(rows);
+  const Exactly<double> per_step(rows), inverse(rows);
+  for (int64_t r = 0; r < rows; ++r) {
     const double size = std::pow(10.0, static_cast<double>(up_to(24) - 12));
-    double square = 0;
+    const int64_t kind = up_to(2), i = up_to(B - 1);  // some lean towards an anchor, some have one large coordinate
+    double square = 0, largest = 0;
     for (int64_t d = 0; d < padded; ++d) {
-      float& u = rows[r * padded + d];
-      const int64_t i = up_to(1);  // some rows lean towards an anchor
-      u = d < D ? static_cast<float>(size * (u + (r % 2 ? 3 * z[d * A + i] / length : 0))) : 0;
-      square += static_cast<double>(u) * u;
+      double u = normal<float>(1)[0];
+      if (kind == 0) u += 3 * z[i * D + d % D] / length;
+      if (kind == 1 && d == i % D) u *= 100;
+      if (worst) u = d < D ? badly_coded(d, products.row_code) : 0;
+      bank[r * padded + d] = d < D ? static_cast<float>(size * u) : 0;
+      square += std::pow(static_cast<double>(bank[r * padded + d]), 2);
+      largest = std::max(largest, std::fabs(static_cast<double>(bank[r * padded + d])));
     }
     inverse[r] = static_cast<float>(1 / std::max(std::sqrt(square), 1e-6));
+    per_unit[r] = static_cast<float>(products.row_code / largest);
+    per_step[r] = products.row_code / (largest * inverse[r]);
   }
-  double most = -INFINITY, longest = 0;
-  for (int64_t i = 0; i < A; ++i) {
-    double norm = 0;
-    for (int64_t d = 0; d < D; ++d) norm += std::pow(static_cast<double>(z[d * A + i]), 2);
-    longest = std::max(longest, std::sqrt(norm));
-    for (int64_t r = 0; r < R; ++r) {
-      double s = 0;
-      for (int64_t d = 0; d < D; ++d) s += static_cast<double>(z[d * A + i]) * rows[r * padded + d];
-      most = std::max(most, s * inverse[r]);
+  Exactly<uint8_t> codes(rows * padded);
+  products.encode(bank, rows, padded, per_unit, codes);
+
+  double longest = 0, top = 0;
+  Exactly<double> norm(B), similarity(rows * B);
+  for (int64_t i = 0; i < B; ++i) {
+    for (int64_t d = 0; d < D; ++d) {
+      const double x = z[i * D + d];
+      norm[i] += x * x;
+      top = std::max(top, std::fabs(x));
+      for (int64_t r = 0; r < rows; ++r) similarity[r * B + i] += x * bank[r * padded + d] * inverse[r];
+    }
+    norm[i] = std::sqrt(norm[i]);
+    longest = std::max(longest, norm[i]);
+  }
+  for (int round = 0; round < 10; ++round) {
+    const int64_t at = up_to(rows * B - 1);  // the margin is next to one of the similarities
+    const double margin = similarity[at] - 1e-6 * norm[at % B];
+    const xbn::CodedAnchors::Limit limit = anchors.limit(margin);
+    Exactly<int32_t> limits(rows);
+    for (int64_t r = 0; r < rows; ++r)
+      limits[r] = static_cast<int32_t>(std::clamp(limit.slope * per_step[r] - limit.offset, -2e9, 2e9)) - 1;
+    Exactly<uint64_t> found(rows);
+    xbn::Prefetch none(nullptr, 0, 1);
+    products.find(codes, rows, padded, anchors.codes(), anchors.start(), limits, none, found);
+    for (int64_t k = 0; k < rows * B; ++k) {
+      const int64_t r = k / B, i = k % B;
+      const bool is_found = (found[r] >> i & 1) != 0;
+      require(is_found || similarity[k] <= margin + 5e-7 * norm[i], "screen: a pair is not out", B, rows, D);
+      // What codes leave, if all of it adds up.
+      const double left = longest / per_step[r] + top / products.anchor_code;
+      require(!is_found || similarity[k] > margin - 2 * std::sqrt(D) * left, "screen: a pair is out", B, rows, D);
     }
   }
-  xbn::CodedAnchors anchors(D);
-  anchors.encode(z, D);
-  xbn::CodedTile tile(R, padded);
-  tile.encode(rows, inverse, 0);
-  xbn::Prefetch none(nullptr, 0, 1);
-  const auto is_below = [&](double margin) { return tile.is_below(static_cast<float>(margin), anchors, 0, none); };
-  require(!is_below(most - 1e-6 * longest), "screen: a row is not out", A, R, D);
-  require(!is_below(most), "screen: float32 may round", A, R, D);
-  require(is_below(most + 0.1 * longest), "screen: a row is out", A, R, D);
 }
 
 }  // namespace
@@ -214,10 +250,10 @@ int main(int argc, char** argv) {
   for (int round = 0; round < rounds; ++round) {
     const int64_t B = up_to(round % 4 == 0 ? 300 : 70), M = 1 + up_to(300), D = 1 + up_to(round % 4 == 1 ? 300 : 70);
     for (const int64_t rows : {M, 1000 * M}) plan_round(1 + up_to(4096), rows, 1 + up_to(4096));
-    if (best == xbn::Isa::avx512_vnni)
-      for (int k = 0; k < 20; ++k) screen_round(xbn::kLeastScreenedDim + up_to(500));
     for (const xbn::Isa isa : {xbn::Isa::baseline, xbn::Isa::avx2, xbn::Isa::avx512, xbn::Isa::avx512_vnni}) {
       if (isa < least || isa > best) continue;  // ordered from least to best
+      if (const xbn::ByteProducts* products = xbn::byte_products(isa))
+        for (int k = 0; k < 20; ++k) screen_round(*products, xbn::kLeastScreenedDim + up_to(500));
       // Half of the pairs of dtypes, with all sizes.
       int pair = round / 4;
 #define XBN_ROUND(S, ...) pair++ % 2 == 0 ? one_round<float, S>(isa, B, M, D) : one_round<double, S>(isa, B, M, D);

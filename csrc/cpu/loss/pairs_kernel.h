@@ -14,6 +14,7 @@ typedef float Eight __attribute__((vector_size(4 * kPairChains)));
 struct __attribute__((packed, may_alias)) AnyEight {
   Eight eight;
 };
+inline const AnyEight& at(const float* p) { return *reinterpret_cast<const AnyEight*>(p); }
 
 // Where there are no vectors of that size, or the bank is float64, there is no screen.
 template <typename T, bool is_there = std::is_same_v<T, float> && kVectorBytes >= sizeof(Eight)>
@@ -71,7 +72,7 @@ class PairScreen<T, true> {
   }
 
  private:
-  static constexpr int kPause = 4;       // tiles
+  static constexpr int kPause = 8;       // tiles
   static constexpr int64_t kMostOf = 6;  // at most one pair of so many is scored by itself
 
   // Codes of the rows. False: a row may be so short that its squares underflow, or so long that they overflow, or not
@@ -144,16 +145,14 @@ class PairScreen<T, true> {
       Eight part[kAtOnce] = {};
       for (int64_t d = 0; d < padded_; d += 8) {
         XBN_UNROLL
-        for (int k = 0; k < kAtOnce; ++k) part[k] += eight_at(z[k] + d) * eight_at(u[k] + d);
+        for (int k = 0; k < kAtOnce; ++k) part[k] += at(z[k] + d).eight * at(u[k] + d).eight;
       }
       XBN_UNROLL
       for (int k = 0; k < kAtOnce; ++k) sum[first + k] = part[k];
     }
-    const Eight all = fold_lanes(sum, [](Eight x, Eight y) { return x + y; });
+    const Eight all = fold_lanes(sum, [](auto x, auto y) { return x + y; });
     for (int k = 0; k < 8; ++k) s[k] = all[k] * tile.inverse_norm[pairs[k].row];
   }
-
-  static Eight eight_at(const float* p) { return reinterpret_cast<const AnyEight*>(p)->eight; }
 
   void score_pairs(const Tile<float>& tile, const CodedAnchors& anchors, int64_t n, int64_t place, const Pass& pass,
                    bool gradient, Contribution<float>& part) const {

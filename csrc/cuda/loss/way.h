@@ -1,23 +1,10 @@
-// The ways that memory_loss can go on a GPU: chosen by the shapes in memory_loss.cpp, or forced for tests and
-// measurements.
+// The ways that memory_loss can go on a GPU: chosen in memory_loss.cpp.
 #pragma once
 
-#include <string>
-
 #include "../../kernels.h"
+#include "../../loss_way.h"
 
 namespace xbn {
-
-// Named in way.cpp, in this order. pairs, for tests and measurements: as screen, however much that leaves.
-enum class LossWay { automatic, simt, tensor, screen, composite, pairs };
-
-LossWay loss_way();
-
-const char* name_of(LossWay way);
-
-// Takes one of their names, "auto" for automatic, and returns what was set before. Throws std::runtime_error on another
-// name.
-std::string set_loss_way(const std::string& name);
 
 namespace cuda {
 

@@ -1,9 +1,9 @@
-#include "way.h"
+#include "loss_way.h"
 
 #include <atomic>
 #include <iterator>
 
-#include "../../check.h"
+#include "check.h"
 
 namespace xbn {
 namespace {
