@@ -8,11 +8,18 @@ import time
 import pytest
 import torch
 
-from benchmarks import roofline
-from tools.gpu_check import build, counters, sanitizers, truth
+from benchmarks import implementations, roofline
+from tools.gpu_check import build, counters, report, sanitizers, truth
 from tools.gpu_check.__main__ import main
 from tools.gpu_check.run import Runner, Section, command
 from xbn_ext import ops
+from xbn_ext.options import WAYS
+
+
+def test_every_way_of_the_loss_is_checked_and_measured():
+    """Here and in the benchmark; they list them in orders of their own."""
+    assert set(report.FIRST) == {*implementations.WAYS, "auto"} == {way.split()[0] for way in truth.WAYS} | {"auto"}
+    assert set(report.FIRST) == set(WAYS)
 
 
 def test_dry_run(tmp_path, monkeypatch, capsys):
