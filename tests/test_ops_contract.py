@@ -1,7 +1,9 @@
 """What torch asks of an op (opcheck), and what an op asks of its arguments."""
 
+import copy
 import dataclasses
 import math
+import random
 import warnings
 
 import plain_ops
@@ -65,6 +67,7 @@ BAD = [
     ("normalize", {"x": torch.randn(B, 0)}, "x must have at least one column"),
     ("normalize", {"x": torch.ones(B, D, dtype=torch.bfloat16)}, "x must be float32 or float64"),
     ("normalize", {"eps": 0.0}, "eps must be positive"),
+    ("normalize", {"eps": 1e31}, "eps must be positive, within"),
     ("normalize_backward", {"z": torch.randn(B)}, r"z must be \[B, D\]"),
     ("normalize_backward", {"grad_z": torch.randn(B, D + 1)}, r"grad_z must be \[B, D\]"),
     ("normalize_backward", {"grad_z": torch.randn(B, D, dtype=f64)}, "grad_z must be of the dtype of z"),
@@ -81,6 +84,7 @@ BAD = [
     ("track_", {"variance": torch.zeros(1, dtype=f64)}, "variance must be a scalar"),
     ("track_", {"sums": torch.zeros(D, dtype=f64)}, r"sums must be \[2, D\]"),
     ("track_", {"count": torch.tensor(1.0)}, "count must be int64"),
+    ("track_", {"count": torch.tensor(-1)}, r"count must be within \[0, "),
     ("track_", {"process_noise": -1.0}, "process_noise must not be negative"),
     ("track_", {"process_noise": math.nan}, "process_noise must not be negative"),
     ("track_", {"measurement_noise": 0.0}, "measurement_noise must be positive"),
@@ -144,7 +148,9 @@ BAD = [
     ("transform_memory_loss_", {"bank_labels": torch.arange(M + 1)}, r"bank_labels must be \[M\]"),
     ("transform_memory_loss_", {"exclude": None}, "bank_ids are for exclude"),
     ("transform_memory_loss_", {"eps": 0.0}, "eps must be positive"),
+    ("transform_memory_loss_", {"eps": 1e31}, "eps must be positive, within"),
     ("batch_loss", {"dots": torch.randn(B, B + 1)}, r"dots must be \[B, B\]"),
+    ("batch_loss", {"dots": torch.tensor(1.0), "labels": torch.zeros(1, B)}, r"dots must be \[B, B\]"),
     ("batch_loss", {"labels": torch.zeros(B)}, "labels must be int64"),
     ("batch_loss", {"ids": torch.arange(B + 1)}, r"ids must be \[B\]"),
     ("batch_loss", {"anchors": torch.ones(B)}, "anchors must be bool"),
@@ -174,6 +180,111 @@ def test_bad_arguments_are_named_and_nothing_is_written(op, change, message, lib
         call(library, op, arguments)
     for name, value in before.items():
         assert torch.equal(arguments[name], value), f"{name} was written"
+
+
+REQUIRED = [
+    (op, argument.name)
+    for op in ARGUMENTS
+    for argument in getattr(torch.ops.xbn_ext, op).default._schema.arguments
+    if isinstance(argument.type, torch.TensorType) and (op, argument.name) != ("normalize", "x")  # torch itself refuses
+]
+
+
+@every_library
+@pytest.mark.parametrize("op, name", REQUIRED)
+def test_a_tensor_that_is_missing_is_named(op, name, library):
+    """torch takes None for a tensor, and passes one on that is undefined."""
+    arguments = ARGUMENTS[op]()
+    arguments[name] = None
+    with pytest.raises(RuntimeError, match=f"^{op}: {name} must be a tensor, got None"):
+        call(library, op, arguments)
+
+
+def test_a_sparse_tensor_is_refused():
+    """For a kernel, torch does it."""
+    for op, name in REQUIRED:
+        arguments = ARGUMENTS[op]()
+        if arguments[name].dim() > 0:
+            arguments[name] = arguments[name].to_sparse()
+            with pytest.raises(NotImplementedError, match=f"xbn_ext::{op}"):
+                call("xbn_ext", op, arguments)
+            with pytest.raises(RuntimeError, match=f"^{op}: {name} must be dense, got .* torch.sparse_coo"):
+                call(plain_ops.NAMESPACE, op, arguments)
+
+
+def spoil(value, how):
+    """Something else in the place of an argument."""
+    if isinstance(value, float):
+        return how.choice([0.0, -1.0, math.nan, math.inf, 1e-31, 1e31, 1.0])
+    if isinstance(value, list):
+        return how.choice([[], [0.0], [0.1], [1e31, 1.0], [math.nan, 1.0]])
+    if isinstance(value, str):
+        return how.choice(["hinge", "supcon", "triplet_all", "contrastive_mean"])
+    if not isinstance(value, torch.Tensor):
+        return value
+    return how.choice(
+        [
+            lambda: None,
+            lambda: value.unsqueeze(0),
+            lambda: value.reshape(-1),
+            lambda: value.double() if value.is_floating_point() else value.to(torch.int32),
+            lambda: value[..., :0] if value.dim() else value.float(),
+            lambda: torch.cat([value, value]) if value.dim() else value - 100,
+            lambda: torch.stack([value, value], -1)[..., 0],
+            lambda: torch.full_like(value, 12),
+        ]
+    )()
+
+
+def outcome(library, op, arguments):
+    """The error of a call; and whether all tensors are as they were."""
+    before = {k: v.clone() for k, v in arguments.items() if isinstance(v, torch.Tensor)}
+    try:
+        call(library, op, arguments)
+    except RuntimeError as error:
+        same = all(torch.equal(arguments[k], v) for k, v in before.items())
+        return str(error).partition("\n")[0].partition(", got ")[0].replace(library, "library"), same
+    return "", True
+
+
+@pytest.mark.skipif(not xbn_ext.build_info()["native"], reason="one library")
+@pytest.mark.parametrize("op", ARGUMENTS)
+def test_both_libraries_refuse_the_same_calls_in_the_same_words(op):
+    how = random.Random(op)
+    for _ in range(200):
+        spoiled = {name: spoil(ARGUMENTS[op]()[name], how) for name in how.sample(list(ARGUMENTS[op]()), 2)}
+        if not any(isinstance(v, torch.Tensor) for v in ARGUMENTS[op](**spoiled).values()):
+            continue  # torch itself refuses
+        torch.manual_seed(0)
+        compiled = outcome("xbn_ext", op, ARGUMENTS[op](**copy.deepcopy(spoiled)))
+        torch.manual_seed(0)
+        assert compiled == outcome(plain_ops.NAMESPACE, op, ARGUMENTS[op](**spoiled)), spoiled
+        assert compiled[1], f"written before {compiled[0]}"
+
+
+@every_library
+@pytest.mark.parametrize("op", ["track_", "transform_", "standardize_", "enqueue_", "transform_memory_loss_"])
+def test_a_state_that_wants_a_gradient_is_written(op, library):
+    """A kernel knows nothing of autograd; PyTorch refused in the middle of the op."""
+    arguments = ARGUMENTS[op]()
+    for name in ("scale", "shift", "sums", "bank", "target_std"):
+        if name in arguments:
+            arguments[name].requires_grad_()
+    call(library, op, arguments)
+    assert all(v.is_leaf for v in arguments.values() if isinstance(v, torch.Tensor))
+
+
+@every_library
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_map_that_is_no_number_does_not_spoil_a_dead_dimension(bad, library):
+    a = ARGUMENTS["standardize_"](scale=torch.full((D,), bad, dtype=f64))
+    a["bank"][:, 0] = 1  # std 0
+    a["sums"].copy_(reference.sums_of(a["bank"][: a["count"]]))
+    a["scale"][1:] = 1
+    a["bank"][:, 1] *= 100  # so that it is rewritten
+    a["sums"].copy_(reference.sums_of(a["bank"][: a["count"]]))
+    call(library, "standardize_", a)
+    assert (a["bank"][:, 0] == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -283,14 +394,14 @@ def test_a_wrapper_names_what_is_no_loss(call):
             getattr(ops, call)(*first, a["z"].detach(), a["labels"], *rows, loss)
 
 
-@pytest.mark.skipif(not xbn_ext.build_info()["native"], reason="plain PyTorch, through which autograd sees")
+@every_library
 @pytest.mark.parametrize("op", [op for op in OPS if schema_of(op).returns])
-def test_an_op_that_is_called_directly_has_no_gradient(op):
+def test_an_op_that_is_called_directly_has_no_gradient(op, library):
     """Its wrapper has it. torch warns, once for each op and process, so in another one; `autograd.grad` raises."""
     a = ARGUMENTS[op]()
     by = next(name for name in tensors_of(op) if name not in written_by(op) and a[name].is_floating_point())
     a[by].requires_grad_()
-    value = tree_leaves(call("xbn_ext", op, a))[0].sum()
+    value = tree_leaves(call(library, op, a))[0].sum()
     if not value.is_floating_point():
         assert not value.requires_grad
         return

@@ -23,7 +23,7 @@ void standardize(const StandardizeParams<S>& p, const Cpu& cpu) {
   bool needed = false;
   for (int64_t d = 0; d < p.D; ++d) {
     const Moments stored = bank_moments(p.sums[d], p.sums[p.D + d], count);
-    if (std::fabs(p.scale[d]) * stored.std < p.eps) continue;  // a dead dimension has no coordinate to standardise
+    if (!(std::fabs(p.scale[d]) * stored.std >= p.eps)) continue;  // dead, or no number: no coordinate to standardise
     needed |= off_standard(stored);
     a[d] = static_cast<C>(1.0 / stored.std);  // rounded as the transform will round it, so the map undoes just that
     b[d] = static_cast<C>(-stored.mean * a[d]);

@@ -15,7 +15,8 @@ std::tuple<Tensor, Tensor> batch_loss(const Tensor& dots, const Tensor& labels, 
                                       bool need_grad) {
   const Contract c("batch_loss", dots);
   c.floating("dots", dots);
-  const int64_t B = labels.dim() == 1 ? labels.size(0) : dots.size(0);
+  c.given("labels", labels);
+  const int64_t B = labels.dim() == 1 ? labels.size(0) : dots.dim() > 0 ? dots.size(0) : 0;
   c.shape("dots", dots, "[B, B]", {B, B});
   c.labels("labels", labels, "[B]", B);
   if (ids) c.labels("ids", *ids, "[B]", B);

@@ -24,18 +24,24 @@ inline std::string shape_of(const Tensor& t) {
 // Checks the tensors of one call of one op, all on the device of the first.
 class Contract {
  public:
-  Contract(const char* op, const Tensor& first) : op_(op), device_(first.device()) {}
+  Contract(const char* op, const Tensor& first) : op_(op), first_(first) {}
 
   void require(bool ok, const char* what) const { check(ok, op_, ": ", what); }
 
   // `shape` as words for the message, `sizes` as numbers; -1 takes any size.
   void shape(const char* name, const Tensor& t, const char* words, std::vector<int64_t> sizes) const {
+    given(name, t);
     bool same = t.dim() == static_cast<int64_t>(sizes.size());
     for (size_t d = 0; same && d < sizes.size(); ++d) same = sizes[d] < 0 || t.size(d) == sizes[d];
     check(same, op_, ": ", name, " must be ", words, describe(sizes), ", got ", shape_of(t));
-    check(t.device() == device_, op_, ": ", name, " is on another device than the other arguments");
+    check(t.device() == first_.device(), op_, ": ", name, " is on another device than the other arguments");
+  }
+  // Where a tensor is required, torch passes None on as one that is undefined, which has no dtype.
+  void given(const char* name, const Tensor& t) const {
+    check(t.defined(), op_, ": ", name, " must be a tensor, got None");
   }
   void floating(const char* name, const Tensor& t) const {
+    given(name, t);
     const ScalarType dtype = t.scalar_type();
     check(dtype == ScalarType::Float || dtype == ScalarType::Double, op_, ": ", name,
           " must be float32 or float64, got ", dtype);
@@ -53,6 +59,7 @@ class Contract {
   }
   // A bank of dimension D, or of any.
   void bank(const char* name, const Tensor& t, int64_t D = -1) const {
+    given(name, t);
     const ScalarType dtype = t.scalar_type();
 #define XBN_IS(S, its_name, ...) || dtype == ScalarType::its_name
     const bool is_one = false XBN_FOR_EACH_BANK(XBN_IS);
@@ -86,9 +93,9 @@ class Contract {
     shape(name, t, "a scalar", {});
     dtype(name, t, ScalarType::Long, "int64");
   }
-  // A norm is divided by at least this: not below what float32 holds.
+  // A norm is divided by at least this: float32 holds it and its reciprocal.
   void eps(double eps) const {
-    check(eps >= 1e-30 && std::isfinite(eps), op_, ": eps must be positive (at least 1e-30) and finite, got ", eps);
+    check(eps >= 1e-30 && eps <= 1e30, op_, ": eps must be positive, within [1e-30, 1e30], got ", eps);
   }
 
  private:
@@ -104,7 +111,7 @@ class Contract {
   }
 
   const char* op_;
-  torch::stable::Device device_;
+  const Tensor& first_;
 };
 
 // An argument that may be missing, by its name.

@@ -34,6 +34,7 @@ void track(Tensor target_mean, Tensor target_std, Tensor variance, Tensor scale,
                {"stats", stats}},
               {{"x", m.x}, {"mask", m.mask.tensor}, {"sums", sums}, {"count", count}});
   const Device device("track_", m.x);
+  device.check_counter("count", count, INT64_MAX);
   TrackParams p;
   p.target_mean = target_mean.mutable_data_ptr<double>();
   p.target_std = target_std.mutable_data_ptr<double>();

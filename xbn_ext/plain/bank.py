@@ -45,6 +45,7 @@ def track_(
         "stats": stats,
     }  # fmt: skip
     apart("track_", written, {"x": x, "mask": mask, "sums": sums, "count": count})
+    c.value("count", count, 2**63 - 1)
 
     mean, std, rows = moments(x, mask)
     measures = rows >= 2
@@ -76,6 +77,7 @@ def track_(
 
 def bank_moments(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """`reference.bank_moments`, without a look at the count."""
+    count = count.clamp(min=0)  # one that is damaged, where it is not looked at
     mean, mean_square = sums / count.clamp(min=1)
     variance = mean_square - mean**2
     std = torch.where(variance > 1e-12 * mean_square, variance, 0).sqrt()

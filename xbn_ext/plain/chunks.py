@@ -20,13 +20,13 @@ R = TypeVar("R")
 
 
 def exact(op: Callable[P, R]) -> Callable[P, R]:
-    """Autocast, which does not touch what a kernel computes, would round the products of a plain op."""
+    """Autocast, which does not touch what a kernel computes, would round the products of a plain op; autograd would
+    refuse to write a state that requires a gradient, in the middle of the op."""
 
     @functools.wraps(op)
     def without(*args: P.args, **options: P.kwargs) -> R:
-        first = args[0] if args else next(iter(options.values()))
-        assert isinstance(first, Tensor)
-        with without_autocast(first.device.type):
+        devices = [t.device.type for t in (*args, *options.values()) if isinstance(t, Tensor)]
+        with torch.no_grad(), without_autocast(devices[0] if devices else "cpu"):
             return op(*args, **options)
 
     return without

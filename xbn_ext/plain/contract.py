@@ -7,13 +7,13 @@ looked at, and on a CPU the values of counters.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import MEMORY_DTYPE_NAMES
+from ..checks import MEMORY_DTYPE_NAMES, is_dense, kind
 from ..dtypes import MEMORY_DTYPES
 from . import chunks
 
@@ -27,19 +27,26 @@ class Contract:
     """Checks the tensors of one call of one op, all on the device of the first."""
 
     def __init__(self, op: str, first: Tensor) -> None:
-        self.op, self.device = op, first.device
+        self.op, self.first = op, first
 
     def shape(self, name: str, t: Tensor, words: str, sizes: Sequence[int | None]) -> None:
         """`sizes` as numbers, None for any; `words` name them."""
+        self.given(name, t)
         same = t.dim() == len(sizes) and all(want in (None, got) for want, got in zip(sizes, t.shape, strict=True))
         described = f" ({', '.join('any' if size is None else str(size) for size in sizes)})" if sizes else ""
         check(same, f"{self.op}: {name} must be {words}{described}, got {list(t.shape)}")
-        check(t.device == self.device, f"{self.op}: {name} is on another device than the other arguments")
+        check(t.device == self.first.device, f"{self.op}: {name} is on another device than the other arguments")
+
+    def given(self, name: str, t: Any) -> None:
+        """Where a tensor is required, torch passes None on. It knows that there is no kernel for a sparse one."""
+        check(t is not None, f"{self.op}: {name} must be a tensor, got None")
+        check(is_dense(t), f"{self.op}: {name} must be dense, got {kind(t)}")
 
     def dtype(self, name: str, t: Tensor, expected: torch.dtype, word: str) -> None:
         check(t.dtype == expected, f"{self.op}: {name} must be {word}, got {t.dtype}")
 
     def floating(self, name: str, t: Tensor) -> None:
+        self.given(name, t)
         ok = t.dtype in (torch.float32, torch.float64)
         check(ok, f"{self.op}: {name} must be float32 or float64, got {t.dtype}")
 
@@ -56,6 +63,7 @@ class Contract:
         self.columns(name, t, words, sizes)
 
     def bank(self, name: str, t: Tensor, D: int | None = None) -> None:
+        self.given(name, t)
         ok = t.dtype in MEMORY_DTYPES
         check(ok, f"{self.op}: {name} must be {MEMORY_DTYPE_NAMES}, got {t.dtype}")
         self.columns(name, t, "[M, D]", (None, D))
@@ -86,8 +94,7 @@ class Contract:
             check(0 <= got <= last, f"{self.op}: {name} must be within [0, {last}], got {got}")
 
     def eps(self, eps: float) -> None:
-        ok = eps >= 1e-30 and math.isfinite(eps)
-        check(ok, f"{self.op}: eps must be positive (at least 1e-30) and finite, got {eps:g}")
+        check(1e-30 <= eps <= 1e30, f"{self.op}: eps must be positive, within [1e-30, 1e30], got {eps:g}")
 
 
 def apart(op: str, written: Mapping[str, Tensor | None], read: Mapping[str, Tensor | None]) -> None:

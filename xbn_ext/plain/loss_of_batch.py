@@ -21,6 +21,7 @@ def batch_loss(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     c = Contract("batch_loss", dots)
     c.floating("dots", dots)
+    c.given("labels", labels)
     B = labels.shape[0] if labels.dim() == 1 else dots.shape[0] if dots.dim() > 0 else 0
     c.shape("dots", dots, "[B, B]", (B, B))
     c.labels("labels", labels, "[B]", B)

@@ -26,7 +26,8 @@ def memory_loss(
     """On a CPU it takes the first `count` rows; on another device all, masked, so that the host does not wait for that
     number. A loss of all triplets makes it wait once."""
     op = "memory_loss"
-    c = check_memory_loss(op, z, labels, bank, bank_labels, count, scale, shift, bank_ids, exclude, anchors, eps)
+    c = Contract(op, z)
+    check_memory_loss(c, z, labels, bank, bank_labels, count, scale, shift, bank_ids, exclude, anchors, eps)
     pair_loss = parse_loss(op, loss, parameters)
     if count is not None:
         c.value("count", count, len(bank))
@@ -45,9 +46,9 @@ def transform_memory_loss_(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     op = "transform_memory_loss_"
     c = check_transform(op, bank, sums, scale, shift, count)
-    check_memory_loss(op, z, labels, bank, bank_labels, None, scale, shift, bank_ids, exclude, anchors, eps)
     if ranked is not None:
         c.counter("ranked", ranked)
+    check_memory_loss(c, z, labels, bank, bank_labels, None, scale, shift, bank_ids, exclude, anchors, eps)
     pair_loss = parse_loss(op, loss, parameters)
     z, labels, bank_labels = z.contiguous(), labels.contiguous(), bank_labels.contiguous()
     bank_ids, exclude, anchors = dense(bank_ids), dense(exclude), dense(anchors)
@@ -69,10 +70,10 @@ def transform_memory_loss_(
 
 
 def check_memory_loss(
-    op: str, z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, count: Tensor | None, scale: Tensor | None,
-    shift: Tensor | None, bank_ids: Tensor | None, exclude: Tensor | None, anchors: Tensor | None, eps: float,
-) -> Contract:  # fmt: skip
-    c = Contract(op, z)
+    c: Contract, z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, count: Tensor | None,
+    scale: Tensor | None, shift: Tensor | None, bank_ids: Tensor | None, exclude: Tensor | None,
+    anchors: Tensor | None, eps: float,
+) -> None:  # fmt: skip
     c.matrix("z", z, "[B, D]", (None, None))
     B, D = z.shape
     c.labels("labels", labels, "[B]", B)
@@ -81,19 +82,18 @@ def check_memory_loss(
     c.labels("bank_labels", bank_labels, "[M]", M)
     if count is not None:
         c.counter("count", count)
-    check((scale is None) == (shift is None), f"{op}: scale and shift go together")
+    check((scale is None) == (shift is None), f"{c.op}: scale and shift go together")
     if scale is not None:
         c.statistic("scale", scale, "[D]", (D,))
     if shift is not None:
         c.statistic("shift", shift, "[D]", (D,))
-    check(exclude is not None or bank_ids is None, f"{op}: bank_ids are for exclude, which is missing")
+    check(exclude is not None or bank_ids is None, f"{c.op}: bank_ids are for exclude, which is missing")
     if bank_ids is not None:
         c.labels("bank_ids", bank_ids, "[M]", M)
     if exclude is not None:
         c.labels("exclude", exclude, "[B]", B)
     c.rows_mask("anchors", anchors, B)
     c.eps(eps)
-    return c
 
 
 class BankSimilarities:
