@@ -495,6 +495,7 @@ def test_bad_options_are_named(options, error):
         ("enqueue", "befor"),
         ("eps", 0.0),
         ("eps", 1e31),
+        ("warmup_steps", True),
     ],
 )
 def test_an_option_that_is_set_is_checked_like_one_that_is_given(option, value):
@@ -547,17 +548,21 @@ def test_numbers_of_any_kind():
     """Options are numbers of Python's once they are checked."""
     plain = CrossBatchMemory(Contrastive(), D, M, batch_weight=0.5, eps=0.25, process_noise=0.5)
     other = CrossBatchMemory(
-        Contrastive(), D, M, batch_weight=Fraction(1, 2), eps=Fraction(1, 4), process_noise=np.float32(0.5)
-    )
+        Contrastive(), D, M, batch_weight=Fraction(1, 2), eps=Fraction(1, 4), process_noise=Fraction(1, 2),
+        measurement_noise=np.float32(1), ema_momentum=Fraction(1, 10),
+    )  # fmt: skip
     for x, labels in batches(3):
         assert torch.equal(plain(x, labels), other(x, labels))
 
 
-def test_drift_is_chosen_once():
+@pytest.mark.parametrize("name", ["loss", "embedding_size", "memory_size", "drift", "filter"])
+def test_what_is_chosen_once_cannot_be_set(name):
     criterion = CrossBatchMemory(Contrastive(), D, M)
-    with pytest.raises(AttributeError):
-        criterion.drift = "none"
-    assert criterion.drift == "axbn"
+    for one in (criterion, copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        chosen = getattr(one, name)
+        with pytest.raises(AttributeError, match=f"{name} is chosen once and cannot be set"):
+            setattr(one, name, None)
+        assert getattr(one, name) is chosen
 
 
 @pytest.mark.parametrize("its_dtype", [torch.float64, torch.float16])

@@ -23,9 +23,9 @@ MEMORY_DTYPE_NAMES = listed([str(dtype).removeprefix("torch.") for dtype in MEMO
 
 
 def whole(name: str, value: Any, least: int) -> int:
-    """`value` as an int, if it is an integer that is not below `least` and that int64 holds."""
+    """`value` as an int, if it is an integer and no bool, not below `least`, and int64 holds it."""
     try:
-        number = operator.index(value)
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = least - 1
     if number < least:

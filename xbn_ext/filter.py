@@ -29,10 +29,9 @@ def make_filter(drift: Drift, process_noise: float, measurement_noise: float, em
     """
     if drift not in ("none", "xbn", "axbn", "ema"):
         raise ValueError(f"drift must be 'none', 'xbn', 'axbn' or 'ema', got {drift!r}")
-    for name, value in {
-        "process_noise": process_noise, "measurement_noise": measurement_noise, "ema_momentum": ema_momentum,
-    }.items():  # fmt: skip
-        checks.finite(name, value)
+    process_noise = checks.finite("process_noise", process_noise)
+    measurement_noise = checks.finite("measurement_noise", measurement_noise)
+    ema_momentum = checks.finite("ema_momentum", ema_momentum)
     if process_noise < 0:
         raise ValueError(f"process_noise must not be negative, got {process_noise}")
     if measurement_noise <= 0:

@@ -25,6 +25,8 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "normalize_embeddings": checks.flag, "renormalize": checks.flag, "batch_weight": checks.finite,
     "memory_weight": checks.finite, "warmup_steps": checks.whole_from(0), "eps": checks.finite_positive,
 }  # fmt: skip
+# What is chosen when the memory is made.
+CHOSEN_ONCE = ("loss", "embedding_size", "memory_size", "drift", "filter")
 
 
 class CrossBatchMemory(MemoryState):
@@ -77,6 +79,7 @@ class CrossBatchMemory(MemoryState):
 
     Raises:
         ValueError, TypeError: naming the argument, here, when set or when called, before anything is written.
+        AttributeError: `loss`, `embedding_size`, `memory_size`, `drift` or `filter` is set: they are chosen once.
     """
 
     temperature: nn.Parameter | None
@@ -135,7 +138,9 @@ class CrossBatchMemory(MemoryState):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Options may be set at any time. A bad one raises here: a step would find it with the memory half moved, or
-        not at all."""
+        not at all. What is chosen once cannot be set: the memory would not be of that size, or follow that drift."""
+        if name in CHOSEN_ONCE and (name in self.__dict__ or hasattr(type(self), name)):
+            raise AttributeError(f"{name} is chosen once and cannot be set: make another CrossBatchMemory")
         check = OPTIONS.get(name)
         if check is not None:
             value = check(name, value)
