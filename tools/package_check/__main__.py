@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import tarfile
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ..wheel_check.environments import Environment, Folder
 from ..wheel_check.interpreters import Interpreter
 from ..wheel_check.report import Outcome, attempt
 from ..wheel_check.run import Failed, Unavailable, run
+from ..wheel_check.wheel import Wheel
 
 TESTS = ("test_memory.py",)
 NO_COMPILER = """
@@ -30,12 +32,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("wheel", type=Path)
     parser.add_argument("archive", type=Path, help="the source archive")
     args = parser.parse_args(argv)
+    try:
+        Wheel.read(args.wheel)
+        require_archive(args.archive)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     outcomes = [attempt(args.archive.name, partial(check_complete, args.archive))]
     python = Interpreter.ask(sys.executable).program
     with Folder.open(None, keep=False) as folder, folder.environment(python, "bare") as there:
         outcomes.append(attempt(args.wheel.name, partial(check_wheel, args.wheel.resolve(), there)))
         outcomes.append(attempt("built from the sources", partial(check_archive, args.archive, there, folder.path)))
     return 0 if all(outcome.result == "ok" for outcome in outcomes) else 1
+
+
+def require_archive(path: Path) -> None:
+    """Raises ValueError if that is no tar archive."""
+    try:
+        with tarfile.open(path) as tar:
+            tar.getnames()
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is not a source archive: {reason}") from error
 
 
 def check_complete(archive: Path) -> Outcome:
