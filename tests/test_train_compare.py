@@ -198,6 +198,7 @@ def test_names_tell_runs_apart() -> None:
     [
         ("--methods xbm,xbn2", "argument --methods: xbm,xbn2: must be different ones of batch, xbm"),
         ("--methods xbm,xbm", "must be different ones"),
+        ("--out=", "argument --out: the name of a folder is empty"),
         ("--seeds 0", "argument --seeds: 0: must be 1 or more"),
         ("--memory-sizes 8", r"--memory-size 8: must be --batch-size \(16\) or more"),
         ("--memory-sizes 512,99999999999999", "--memory-size 99999999999999: with --embedding-dim .* bytes"),

@@ -120,6 +120,8 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
         ("--data folder:~no-such-user/x", "--data folder:~no-such-user/x: the home folder ~no-such-user is not known"),
         ("--data sop:x\udcff/y", r"--data 'sop:x\\udcff/y': is not UTF-8: rename the folder"),
         ("--method xbn2", "argument --method: invalid choice: 'xbn2'"),
+        ("--out=", "argument --out: the name of a folder is empty"),
+        ("--cache=", "argument --cache: the name of a folder is empty"),
         ("--steps 0", "--steps 0: must be more than 0"),
         ("--steps x", "argument --steps: invalid int value"),
         ("--lr nan", "--lr nan: must be a finite number"),
@@ -211,6 +213,17 @@ def test_parameters_of_losses_say_in_help_which_losses_have_them(capsys: pytest.
             "--memory-size 99999999999999: with --embedding-dim 128 the memory takes 53,599,999,999,999,464 bytes, and",
         ),
         (f"--memory-size {10**30} --method batch", f"--memory-size {10**30}: with --embedding-dim 128"),
+        (
+            f"--hidden {10**13}",
+            f"--hidden {10**13}: the head and its optimizer take 225,280,000,000,000,000 bytes, and",
+        ),
+        (f"--hidden {10**20} --embedding-dim 1", f"--hidden {10**20}: the head and its optimizer take"),
+        (
+            f"--embedding-dim {10**8} --memory-size 2 --samples-per-class 2 --method batch --backbone convnet",
+            f"--embedding-dim {10**8}: the head and its optimizer take",
+        ),
+        (f"--image-size {10**9}", f"--image-size {10**9}: a batch of images takes 192,000,000,000,000,000,000 bytes"),
+        (f"--image-size {10**20}", f"--image-size {10**20}: a batch of images takes"),
         ("--out {new}/\udcff", "/\\udcff': is not UTF-8; choose another"),
         ("--out {file}", "exists and is not a folder"),
         ("--out {file}/out/x", "file exists and is not a folder"),
@@ -227,7 +240,7 @@ def test_errors_come_before_any_work(
     places["file"].touch()
     places["link"].symlink_to("nothing")
     out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
-    assert run.main([*arguments.format(**places).split(), "--image-size", "32", *out]) == 2
+    assert run.main(["--image-size", "32", *arguments.format(**places).split(), *out]) == 2
     error = capsys.readouterr().err
     assert error.startswith("python -m train: error: ") and message in error
     assert set(tmp_path.iterdir()) == {places["file"], places["link"]}, "nothing was written"

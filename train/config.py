@@ -47,6 +47,13 @@ def _of_loss(parameter: str, text: str, **argument: Any) -> Any:
     return field(default=None, metadata=_about(losses.about(parameter, text), **{"type": float} | argument))
 
 
+def folder_path(text: str) -> Path:
+    """A path that was given: an empty one, as of a shell variable that is not set, would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name of a folder is empty")
+    return Path(text)
+
+
 @dataclass(frozen=True)
 class Config:
     """The settings of one run; the command line has an argument for each."""
@@ -75,7 +82,7 @@ class Config:
         default=None,
         metadata=_about(
             "folder for fetched data and indices (default: $XBN_CACHE, else ~/.cache/xbn_ext)",
-            type=Path,
+            type=folder_path,
             metavar="DIR",
             run_only=True,
         ),
@@ -210,7 +217,9 @@ class Config:
     )
     out: Path | None = field(
         default=None,
-        metadata=_about("folder for results (default: runs/DATA-METHOD-SEED)", type=Path, metavar="DIR", run_only=True),
+        metadata=_about(
+            "folder for results (default: runs/DATA-METHOD-SEED)", type=folder_path, metavar="DIR", run_only=True
+        ),
     )
     resume: bool = field(
         default=False,

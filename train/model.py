@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import convnet, efficientnet_lite
 from .config import Config, ConfigError
+from .cores import bytes_of_memory
 from .sampler import Stream, torch_seed
 from .vision import models
 
@@ -104,6 +105,9 @@ Built = tuple[nn.Module, int, Normalisation, Loaded]
 
 
 def _head(width: int, hidden: int, embedding_dim: int) -> nn.Module:
+    weights = width * embedding_dim if hidden == 0 else hidden * (width + embedding_dim)
+    name, number = ("embedding-dim", embedding_dim) if hidden == 0 else ("hidden", hidden)
+    _require_room(f"--{name} {number}: the head and its optimizer take", 4 * 4 * weights)  # gradient, two moments
     if hidden == 0:
         return nn.Linear(width, embedding_dim)
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, embedding_dim))
@@ -187,7 +191,9 @@ def _freeze(backbone: nn.Module, part: float) -> None:
 
 def _try(model: Embedder, width: int, config: Config) -> None:
     """Raise ConfigError unless the backbone turns images of this size into one row of features each."""
-    images = torch.zeros(2, 3, config.image_size, config.image_size, dtype=torch.uint8)
+    size = config.image_size
+    _require_room(f"--image-size {size}: a batch of images takes", config.batch_size * 3 * size**2)
+    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     model.train()
     try:
         with without_traces(model):
@@ -197,6 +203,13 @@ def _try(model: Embedder, width: int, config: Config) -> None:
         raise ConfigError(f"--backbone {config.backbone} {problem}") from error
     if shape != (2, width):
         raise ConfigError(f"--backbone {config.backbone} gives features of shape {shape}, not (2, {width})")
+
+
+def _require_room(what: str, needed: int) -> None:
+    """Raise ConfigError if so many bytes are more than this machine has at all."""
+    there = bytes_of_memory()
+    if needed > there:
+        raise ConfigError(f"{what} {needed:,} bytes, and this machine has {there:,}; choose a smaller one")
 
 
 def _batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -17,6 +16,7 @@ import xbn_ext
 from . import checkpoint, data, loop, losses, model, report, terminal
 from .checkpoint import Found
 from .config import Config, ConfigError, parse
+from .cores import bytes_of_memory
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -103,10 +103,7 @@ def device_of(config: Config) -> torch.device:
 def require_memory(config: Config, device: torch.device) -> None:
     """Raise ConfigError if the embeddings that --memory-size asks for are more than the device can hold at all."""
     needed = loop.memory_bytes(config)
-    if device.type == "cuda":
-        there = torch.cuda.mem_get_info(device)[1]
-    else:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else bytes_of_memory()
     if needed > there:
         raise ConfigError(
             f"--memory-size {config.memory_size}: with --embedding-dim {config.embedding_dim} the memory takes "

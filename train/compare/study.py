@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import checkpoint, config, loop, run, terminal
-from ..config import METHODS, ConfigError
+from ..config import METHODS, ConfigError, folder_path
 from ..cores import cores
 from ..data import DataError
 from . import report
@@ -86,7 +86,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     for name, (kind, default, text) in lists.items():
         words = ",".join(f"{value:g}" for value in default)
         parser.add_argument(name, type=kind, default=default, metavar="X,Y,...", help=f"{text} (default: {words})")
-    parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="DIR",
+    parser.add_argument("--out", type=folder_path, default=Path("runs/compare"), metavar="DIR",
                         help="folder for the report and the runs (default: runs/compare)")  # fmt: skip
     parser.add_argument("--jobs", type=_positive, default=cores(), metavar="N",
                         help=f"runs at a time (default: {cores()}, one for each core)")  # fmt: skip
