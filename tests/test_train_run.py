@@ -126,6 +126,8 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
         ("--steps x", "argument --steps: invalid int value"),
         ("--lr nan", "--lr nan: must be a finite number"),
         ("--lr -1", "--lr -1.0: must be more than 0"),
+        ("--lr 1e300", r"--lr 1e\+300: must be within \[-1e15, 1e15\]"),
+        ("--workers 100000", "--workers 100000: must be between 0 and [0-9]+, 16 for each core"),
         ("--batch-size 62", r"--batch-size 62: must be 2 or more times --samples-per-class \(4\)"),
         ("--batch-size 4", "--batch-size 4: must be"),
         ("--samples-per-class 1", "--samples-per-class 1: must be 2 or more"),

@@ -12,6 +12,7 @@ from typing import Any
 from xbn_ext.losses import LOSSES, PairLoss
 
 from . import losses, recipes
+from .cores import cores
 from .data import DataError, check_spec
 
 METHODS = {  # name: (drift model of the memory, what it is)
@@ -23,6 +24,7 @@ METHODS = {  # name: (drift model of the memory, what it is)
 }
 
 
+WORKERS_OF_A_CORE = 16
 DESCRIPTION = "Train an image embedding against a cross-batch memory and say how good it became."
 
 
@@ -241,14 +243,18 @@ class Config:
             value, choices = getattr(self, f.name), f.metadata["argument"].get("choices")
             allowed = choices is None or value in choices or value is f.default
             _require(allowed, f.name, value, f"one of {', '.join(choices or ())}")
-            _require(not isinstance(value, float) or math.isfinite(value), f.name, value, "a finite number")
+            if isinstance(value, float):
+                _require(math.isfinite(value), f.name, value, "a finite number")
+                _require(abs(value) <= 1e15, f.name, value, "within [-1e15, 1e15]")  # float32 holds a product of two
         for name in ("image_size", "memory_size", "embedding_dim", "steps", "batch_size", "lr", "process_noise"):
             self._check(name, lambda v: v > 0, "more than 0")
         for name in ("memory_weight", "batch_weight", "warmup_steps", "backbone_lr", "lr_warmup", "weight_decay"):
             self._check(name, lambda v: v >= 0, "0 or more")
-        for name in ("seed", "hidden", "eval_every", "workers"):
+        for name in ("seed", "hidden", "eval_every"):
             self._check(name, lambda v: v >= 0, "0 or more")
         self._check("threads", lambda v: 0 <= v <= 4096, "between 0 and 4096")  # OpenMP crashes on many more
+        most = WORKERS_OF_A_CORE * cores()  # each is a process of some 200 MB
+        self._check("workers", lambda v: 0 <= v <= most, f"between 0 and {most}, {WORKERS_OF_A_CORE} for each core")
         self._check("max_classes", lambda v: v is None or v >= 4, "4 or more")
         self._check("ema_momentum", lambda v: 0 < v <= 1, "more than 0 and at most 1")
         self._check("freeze", lambda v: 0 <= v <= 1, "between 0 and 1")
