@@ -58,6 +58,10 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Optio
     for options in chosen:
         if options["device"] == "cuda" and not torch.cuda.is_available():
             parser.error("argument --device: this torch finds no GPU")
+        needed = 4 * options["dim"] * (options["batch"] + max(options["memory"]))
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > there:
+            parser.error(f"arguments --memory, --batch, --dim: they take {needed:,} bytes, and there are {there:,}")
         if options["kernel"] == "memory" and len(options["memory"]) > 1:
             parser.error("argument --memory: takes one size with --kernel memory")
         if options["kernel"] == "memory" and args.plot:
@@ -71,6 +75,8 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    if value >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be below 2^63, got {value}")
     return value
 
 

@@ -154,6 +154,20 @@ def test_a_file_that_cannot_be_written_is_named_before_anything_is_measured(argu
     assert f"{argument}: {file} may not be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (f"--memory {10**13}", "they take 20,480,000,000,131,072 bytes"),
+        (f"--batch {10**13}", "arguments --memory, --batch, --dim: they take"),
+        (f"--classes {2**63}", f"argument --classes: must be below 2^63, got {2**63}"),
+    ],
+)
+def test_what_no_machine_holds_is_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(arguments.split())
+    assert message in capsys.readouterr().err
+
+
 def test_explicit_arguments_go_before_a_preset():
     assert len(parse([])[1]) == 1 and parse([])[1][0] == options.DEFAULTS
     for preset, cases in options.PRESETS.items():
