@@ -314,7 +314,7 @@ def test_same_bits_on_any_number_of_threads_and_every_time():
         assert torch.equal(value, results[0][0]) and torch.equal(grad, results[0][1])
 
 
-@pytest.mark.parametrize("isa", ["avx512_vnni", "avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("isa", ["avx512_vnni", "avx512", "avx_vnni", "avx2", "baseline"])
 def test_every_instruction_set(isa, dtype, monkeypatch):
     monkeypatch.setenv("XBN_CPU_ISA", isa)
     try:

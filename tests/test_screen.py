@@ -14,7 +14,7 @@ MEAN, AVERAGE = Contrastive(neg_margin=MARGIN), Contrastive(neg_margin=MARGIN, r
 WAYS = ("simt", "pairs", "auto")
 
 
-@pytest.fixture(autouse=True, params=["avx512_vnni", "avx512", "avx2"])
+@pytest.fixture(autouse=True, params=["avx512_vnni", "avx512", "avx_vnni", "avx2"])
 def isa(request, monkeypatch):
     monkeypatch.setenv("XBN_CPU_ISA", request.param)
     try:

@@ -15,7 +15,9 @@
 
 namespace xbn {
 
-enum class Isa { baseline, avx2, avx512, avx512_vnni };  // from least to best; the last matters only to screen.h
+enum class Isa { baseline, avx2, avx_vnni, avx512, avx512_vnni };  // from least to best; _vnni: for screen.h
+
+bool has_isa(Isa isa);
 
 // The best instruction set this processor has, or the one that the environment variable XBN_CPU_ISA names.
 // Throws std::runtime_error if that is unknown or the processor lacks it.
@@ -50,6 +52,7 @@ using Count = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
     switch (isa) {                                             \
       case ::xbn::Isa::avx512_vnni:                            \
       case ::xbn::Isa::avx512: ::xbn::avx512::call; break;     \
+      case ::xbn::Isa::avx_vnni:                               \
       case ::xbn::Isa::avx2: ::xbn::avx2::call; break;         \
       case ::xbn::Isa::baseline: ::xbn::baseline::call; break; \
     }                                                          \

@@ -1,4 +1,5 @@
-// Products of bytes on x86-64: with AVX512_VNNI of 8 bits, with AVX2 of 7, so that the sum of four fits in 16 bits.
+// Products of bytes on x86-64: with AVX512_VNNI and AVX_VNNI of 8 bits, with AVX2 of 7, so that the sum of four fits in
+// 16 bits.
 #include "screen.h"
 
 #if defined(XBN_X86_ISAS)
@@ -76,8 +77,9 @@ XBN_VNNI void find_vnni(const uint8_t* rows, int64_t n, int64_t padded, const in
   prefetch = ahead;
 }
 
+// zero: what stands for 0
+template <int zero>
 XBN_AVX2 void encode_avx2(const float* rows, int64_t n, int64_t padded, const float* per_unit, uint8_t* codes) {
-  const __m256 zero = _mm256_set1_ps(kRounds + 64);
   const __m256i low_byte = _mm256_set1_epi32(0xff), order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   for (int64_t j = 0; j < n; ++j) {
     const __m256 scale = _mm256_set1_ps(per_unit[j]);
@@ -86,8 +88,9 @@ XBN_AVX2 void encode_avx2(const float* rows, int64_t n, int64_t padded, const fl
       __m256i code[2];
       XBN_UNROLL
       for (int k = 0; k < 2; ++k)
-        code[k] =
-            _mm256_and_si256(_mm256_castps_si256(_mm256_fmadd_ps(_mm256_loadu_ps(x + 8 * k), scale, zero)), low_byte);
+        code[k] = _mm256_and_si256(
+            _mm256_castps_si256(_mm256_fmadd_ps(_mm256_loadu_ps(x + 8 * k), scale, _mm256_set1_ps(kRounds + zero))),
+            low_byte);
       // Halves of 128 bits are packed each by itself: fours of bytes 0, 2, 0, 2, 1, 3, 1, 3.
       const __m256i shorts = _mm256_packus_epi32(code[0], code[1]);
       const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(shorts, shorts), order);
@@ -96,24 +99,42 @@ XBN_AVX2 void encode_avx2(const float* rows, int64_t n, int64_t padded, const fl
   }
 }
 
-// sum += the products of eight bytes of a row and of eight anchors, four by four; each of a and b takes two
-// instructions to make 16-bit sums of two products, which together still fit. By asm, for gcc 12 spills with the
-// intrinsics.
-XBN_AVX2 inline void add_products(__m256i& sum, __m256i u0, __m256i u1, __m256i z0, __m256i z1, __m256i ones) {
-  __m256i a, b;
-  asm("vpmaddubsw %5, %3, %1\n\t"
-      "vpmaddubsw %6, %4, %2\n\t"
-      "vpaddw %2, %1, %1\n\t"
-      "vpmaddwd %7, %1, %1\n\t"
-      "vpaddd %1, %0, %0"
-      : "+x"(sum), "=&x"(a), "=&x"(b)
-      : "x"(u0), "x"(u1), "x"(z0), "x"(z1), "x"(ones));
-}
+// Products of kFours fours of bytes of a row and of eight anchors, added to the anchors' sums.
+struct SevenBits {
+  static constexpr int kFours = 2,
+                       kRows = kTileUnit / 2;  // 6 sums, 4 anchors, 2 rows, 2 products and `ones`: 15 registers
+  __m256i ones;
 
-XBN_AVX2 void find_avx2(const uint8_t* rows, int64_t n, int64_t padded, const int8_t* anchors, const int32_t* start,
-                        const int32_t* limit, Prefetch& prefetch, uint64_t* found) {
-  constexpr int R = kTileUnit / 2, C = 2;  // 6 sums, 4 anchors, 2 rows, 2 products and `ones` of 16 registers
-  const __m256i ones = _mm256_set1_epi16(1);
+  // Each of a and b takes two instructions to make 16-bit sums of two products, which together still fit. By asm, for gcc
+  // 12 spills with the intrinsics.
+  XBN_AVX2 void add(__m256i& sum, const __m256i* u, const __m256i* z) const {
+    __m256i a, b;
+    asm("vpmaddubsw %5, %3, %1\n\t"
+        "vpmaddubsw %6, %4, %2\n\t"
+        "vpaddw %2, %1, %1\n\t"
+        "vpmaddwd %7, %1, %1\n\t"
+        "vpaddd %1, %0, %0"
+        : "+x"(sum), "=&x"(a), "=&x"(b)
+        : "x"(u[0]), "x"(u[1]), "x"(z[0]), "x"(z[1]), "x"(ones));
+  }
+};
+
+// Assemblers have known this form of the instruction since about the time of gcc 12.
+#if defined(__clang__) || __GNUC__ >= 12
+struct EightBits {
+  static constexpr int kFours = 1, kRows = kTileUnit;  // 12 sums, 2 anchors and a row
+
+  XBN_AVX2 void add(__m256i& sum, const __m256i* u, const __m256i* z) const {
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(u[0]), "x"(z[0]));
+  }
+};
+
+#endif
+
+template <typename Products>
+XBN_AVX2 void find_256(const Products& products, const uint8_t* rows, int64_t n, int64_t padded, const int8_t* anchors,
+                       const int32_t* start, const int32_t* limit, Prefetch& prefetch, uint64_t* found) {
+  constexpr int R = Products::kRows, F = Products::kFours, C = 2;
   Prefetch ahead = prefetch;
   for (int64_t j = 0; j < n; j += R) {
     uint64_t above[R] = {};
@@ -125,21 +146,22 @@ XBN_AVX2 void find_avx2(const uint8_t* rows, int64_t n, int64_t padded, const in
         XBN_UNROLL
         for (int r = 0; r < R; ++r) sum[r][c] = first;
       }
-      for (int64_t d = 0; d < padded; d += 8) {
+      for (int64_t d = 0; d < padded; d += 4 * F) {
         ahead.step();
-        __m256i z[2][C];
+        __m256i z[C][F];
         XBN_UNROLL
-        for (int k = 0; k < 2; ++k) {
-          const int8_t* from = anchors + (d + 4 * k) * kAnchorBlock + 4 * i;
+        for (int f = 0; f < F; ++f) {
+          const int8_t* from = anchors + (d + 4 * f) * kAnchorBlock + 4 * i;
           XBN_UNROLL
-          for (int c = 0; c < C; ++c) z[k][c] = _mm256_load_si256(reinterpret_cast<const __m256i*>(from + 32 * c));
+          for (int c = 0; c < C; ++c) z[c][f] = _mm256_load_si256(reinterpret_cast<const __m256i*>(from + 32 * c));
         }
         XBN_UNROLL
         for (int r = 0; r < R; ++r) {
-          const uint8_t* u = rows + (j + r) * padded + d;
-          const __m256i u0 = _mm256_set1_epi32(four_bytes(u)), u1 = _mm256_set1_epi32(four_bytes(u + 4));
+          __m256i u[F];
           XBN_UNROLL
-          for (int c = 0; c < C; ++c) add_products(sum[r][c], u0, u1, z[0][c], z[1][c], ones);
+          for (int f = 0; f < F; ++f) u[f] = _mm256_set1_epi32(four_bytes(rows + (j + r) * padded + d + 4 * f));
+          XBN_UNROLL
+          for (int c = 0; c < C; ++c) products.add(sum[r][c], u, z[c]);
         }
       }
       XBN_UNROLL
@@ -157,14 +179,31 @@ XBN_AVX2 void find_avx2(const uint8_t* rows, int64_t n, int64_t padded, const in
   prefetch = ahead;
 }
 
-constexpr ByteProducts kVnni = {127, 127, 128, encode_vnni, find_vnni};
-constexpr ByteProducts kAvx2 = {63, 64, 64, encode_avx2, find_avx2};
+XBN_AVX2 void find_avx2(const uint8_t* rows, int64_t n, int64_t padded, const int8_t* anchors, const int32_t* start,
+                        const int32_t* limit, Prefetch& prefetch, uint64_t* found) {
+  find_256(SevenBits{_mm256_set1_epi16(1)}, rows, n, padded, anchors, start, limit, prefetch, found);
+}
+
+#if defined(__clang__) || __GNUC__ >= 12
+XBN_AVX2 void find_avx_vnni(const uint8_t* rows, int64_t n, int64_t padded, const int8_t* anchors, const int32_t* start,
+                            const int32_t* limit, Prefetch& prefetch, uint64_t* found) {
+  find_256(EightBits{}, rows, n, padded, anchors, start, limit, prefetch, found);
+}
+
+constexpr ByteProducts kAvxVnni = {127, 127, 128, encode_avx2<128>, find_avx_vnni};
+#else
+constexpr ByteProducts kAvxVnni = {63, 64, 64, encode_avx2<64>, find_avx2};
+#endif
+
+constexpr ByteProducts kAvx512Vnni = {127, 127, 128, encode_vnni, find_vnni};
+constexpr ByteProducts kAvx2 = {63, 64, 64, encode_avx2<64>, find_avx2};
 
 }  // namespace
 
 const ByteProducts* byte_products(Isa isa) {
   switch (isa) {
-    case Isa::avx512_vnni: return &kVnni;
+    case Isa::avx512_vnni: return &kAvx512Vnni;
+    case Isa::avx_vnni: return &kAvxVnni;
     case Isa::avx512:
     case Isa::avx2: return &kAvx2;
     case Isa::baseline: break;
