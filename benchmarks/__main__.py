@@ -16,6 +16,7 @@ from .implementations import NAMES
 from .options import DEFAULTS, PRESETS, Options, cases
 from .plot import can_plot, plot
 from .problem import DTYPES, KERNELS
+from .recorded import Recorded
 from .roofline import Machine, measure_machine
 from .table import LEGEND, Row, described
 
@@ -44,6 +45,13 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Optio
     case.add_argument("--memory", type=_positive, nargs="+", default=default, metavar="M", help="bank rows (65536)")
     case.add_argument("--dim", type=_positive, default=default, metavar="D", help="dimension (512)")
     case.add_argument("--classes", type=_positive, default=default, help="classes the labels come from (11318)")
+    case.add_argument(
+        "--density", type=_density, default=default, metavar="SHARE",
+        help="of the negatives that are above the margin of a contrastive loss, 0.5 (0.01, as in training)",
+    )  # fmt: skip
+    case.add_argument(
+        "--rows", type=_rows, default=default, metavar="FILE.npz", help="rows and labels of a trained network instead"
+    )
     case.add_argument("--repeats", type=_positive, default=default, help="timed rounds (21)")
     case.add_argument(
         "--only", nargs="+", choices=NAMES, default=default, metavar="NAME", help=f"of: {', '.join(NAMES)}"
@@ -54,18 +62,23 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Optio
     parser.add_argument("--plot", type=_file, metavar="FILE.png", help="time and memory against M, with the roofline")
     args = parser.parse_args(argv)
     explicit = {name: value for name, value in vars(args).items() if name in DEFAULTS}
+    if "rows" in explicit:
+        explicit |= _of_file(parser, explicit)
     chosen = cases(args.preset, explicit)
     for options in chosen:
         if options["device"] == "cuda" and not torch.cuda.is_available():
             parser.error("argument --device: this torch finds no GPU")
-        needed = 4 * options["dim"] * (options["batch"] + max(options["memory"]))
+        rows = options["batch"] + max(options["memory"]) + options["dim"]  # with those of their rotation
+        needed = 4 * options["dim"] * rows
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if needed > there:
             parser.error(f"arguments --memory, --batch, --dim: they take {needed:,} bytes, and there are {there:,}")
         if options["kernel"] == "memory" and len(options["memory"]) > 1:
             parser.error("argument --memory: takes one size with --kernel memory")
-        if options["kernel"] == "memory" and args.plot:
-            parser.error("argument --plot: not with --kernel memory")
+        if options["kernel"] == "memory":
+            for name in ("plot", "density", "rows"):
+                if getattr(args, name, None) is not None:
+                    parser.error(f"argument --{name}: not with --kernel memory")
     if args.plot and not can_plot():
         parser.error("argument --plot: needs matplotlib: pip install matplotlib")
     return args, chosen
@@ -85,6 +98,33 @@ def _threads(text: str) -> int:
     if value > 4096:  # OpenMP crashes on many more
         raise argparse.ArgumentTypeError(f"must be at most 4096, got {value}")
     return value
+
+
+def _density(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 0.5:
+        raise argparse.ArgumentTypeError(f"must be within [0, 0.5], got {text}")
+    return value
+
+
+def _rows(text: str) -> str:
+    try:
+        Recorded(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _of_file(parser: argparse.ArgumentParser, explicit: Options) -> Options:
+    """The options that the file of `--rows` decides."""
+    recorded = Recorded(explicit["rows"])
+    dim = recorded.rows.shape[1]
+    if explicit.get("dim", dim) != dim:
+        parser.error(f"argument --dim: the rows of {explicit['rows']} have {dim} numbers, not {explicit['dim']}")
+    for name in ("classes", "density"):
+        if name in explicit:
+            parser.error(f"argument --{name}: not with --rows, which has its own")
+    return {"dim": dim, "classes": recorded.classes}
 
 
 def _file(text: str) -> Path:

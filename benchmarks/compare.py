@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
@@ -35,16 +36,17 @@ def compare(options: Options, machine: Machine, threads: int) -> list[Row]:
 
 
 def title(problem: Problem) -> str:
+    rows = f"rows of {Path(problem.rows).name}" if problem.rows else f"density {100 * problem.density:g} %"
     ranks = f" {problem.loss}," if problem.kernel in ("loss", "step") else ""
     step = f" drift {problem.drift}," if problem.kernel == "step" else ""
     return (
         f"{problem.kernel}:{ranks}{step} {str(problem.dtype).removeprefix('torch.')}, {problem.device}, "
-        f"B={problem.batch} D={problem.dim}, {problem.classes} classes"
+        f"B={problem.batch} D={problem.dim}, {rows}, {problem.classes} classes"
     )
 
 
 def _problem(options: Options, memory: int) -> Problem:
-    names = ("kernel", "batch", "dim", "classes", "loss", "drift", "device")
+    names = ("kernel", "batch", "dim", "classes", "loss", "drift", "device", "density", "rows")
     return Problem(memory=memory, dtype=DTYPES[options["dtype"]], **{name: options[name] for name in names})
 
 
@@ -74,13 +76,14 @@ def _rows(problem: Problem, names: list[str], repeats: int, machine: Machine, th
     off = errors(problem, fitting)
     times = timed(fitting, problem, repeats, problem.cold_copies)
     pairs = weighted_pairs(problem)
+    active = 100 * pairs / problem.memory if problem.kernel in ("loss", "step") else None
     base = next((times[name].ms for name in fitting if name.startswith(OURS)), None)
     rows = []
     for name in names:
         work, timing = work_of(problem, rewrites_bank(name, problem), pairs), times.get(name)
         row = _row(name, problem, threads) | (asdict(timing) if timing else dict.fromkeys(("ms", "ms_low", "ms_high")))
         row |= shares(work, bound_of(work, machine, problem, name), timing)
-        row |= {"peak_mb": peaks[name], "error": off.get(name), "pairs": pairs, "machine": machine}
+        row |= {"peak_mb": peaks[name], "error": off.get(name), "pairs": pairs, "active": active, "machine": machine}
         print(line(row, base), flush=True)
         rows.append(row)
     return rows
@@ -88,6 +91,8 @@ def _rows(problem: Problem, names: list[str], repeats: int, machine: Machine, th
 
 def _row(name: str, problem: Problem, threads: int) -> Row:
     row: Row = {"implementation": name, **asdict(problem), "dtype": str(problem.dtype).removeprefix("torch.")}
+    if problem.rows:
+        row |= {"rows": Path(problem.rows).name, "density": None}
     if problem.kernel not in ("loss", "step"):
         row["loss"] = None
     if problem.kernel != "step":

@@ -37,7 +37,11 @@ def peak_extra_megabytes(name: str, problem: Problem, threads: int, limit: float
 
 def _measure(name: str, problem: Problem, threads: int, limit: float) -> float | None:
     torch.set_num_threads(threads)
-    warm = problem if name == "compile" else replace(problem, batch=8, memory=64, dim=16, classes=4)
+    warm = (
+        problem
+        if name == "compile"
+        else replace(problem, batch=8, memory=64, dim=16, classes=4, density=0.0, rows=None)
+    )
     call = make(name, warm)
     for seed in (2, 3):
         call(*warm.embeddings(warm.batch, seed))

@@ -18,6 +18,8 @@ DEFAULTS: Options = {
     "memory": [_problem.memory],
     "dim": _problem.dim,
     "classes": _problem.classes,
+    "density": _problem.density,
+    "rows": _problem.rows,
     "loss": _problem.loss,
     "drift": _problem.drift,
     "update": "both",
@@ -50,5 +52,7 @@ PRESETS: dict[str, list[Options]] = {
 
 
 def cases(preset: str | None, explicit: Options) -> list[Options]:
-    """The cases of a preset (None: the defaults alone), each with all options; what is explicit goes before both."""
-    return [DEFAULTS | case | explicit for case in (PRESETS[preset] if preset else [{}])]
+    """The cases of a preset (None: the defaults alone), each with all options and once; what is explicit goes before
+    both."""
+    wanted = [DEFAULTS | case | explicit for case in (PRESETS[preset] if preset else [{}])]
+    return [case for i, case in enumerate(wanted) if case not in wanted[:i]]

@@ -14,6 +14,7 @@ from xbn_ext.filter import Drift
 from xbn_ext.losses import PairLoss
 
 from .comparisons import COMPARISONS
+from .rows import Source, source
 
 KERNELS = ("moments", "transform", "enqueue", "loss", "step")
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in MEMORY_DTYPES}
@@ -22,7 +23,8 @@ COLD_BYTES = 512e6  # banks of a sample together: ten times the second-level cac
 
 @dataclass(frozen=True)
 class Problem:
-    """A full memory and batches for it: random unit embeddings with a realistic number of classes.
+    """A full memory and batches for it: unit embeddings with a realistic number of classes, and a realistic share of
+    negatives above the margin, `density`; or those of a trained network, of the file `rows`.
 
     `dtype` is the bank's; the embeddings are float64 if it is, else float32. `drift` is of a step; `loss` of a step and
     of the loss.
@@ -37,6 +39,8 @@ class Problem:
     drift: Drift = "axbn"
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+    density: float = 0.01  # a trained network has 0.6 to 1.8 %
+    rows: str | None = None
 
     @property
     def compute(self) -> torch.dtype:
@@ -52,22 +56,36 @@ class Problem:
         return 1 if self.device == "cpu" else math.ceil(COLD_BYTES / (self.memory * self.dim * self.dtype.itemsize))
 
     def embeddings(self, rows: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Unit rows `[rows, D]` and labels `[rows]`: 4 rows a class in a batch, as a P×K sampler gives."""
-        generator = torch.Generator(self.device).manual_seed(seed)
-        x = torch.randn(rows, self.dim, generator=generator, device=self.device).to(self.compute)
-        labels = torch.randint(self.classes, ((rows + 3) // 4,), generator=generator, device=self.device)
-        return F.normalize(x, dim=1), labels.repeat_interleave(4)[:rows]
+        """A batch: unit rows `[rows, D]` and labels `[rows]`, 4 rows a class, as a P×K sampler gives."""
+        return self._normalized(*self._source.batch(rows, seed))
+
+    def round(self, number: int) -> tuple[Tensor, Tensor]:
+        """The batch of a timed round."""
+        return self.embeddings(self.batch, seed=100 + number)
+
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """`bank [M, D]` and `bank_labels [M]` before the first step, as they are given to a memory."""
+        return self._normalized(*self._source.memory(self.memory, seed=1))
 
     def bank(self) -> tuple[Tensor, Tensor]:
-        """`bank [M, D]` and `bank_labels [M]` before the first step."""
-        rows, labels = self.embeddings(self.memory, seed=1)
+        """The same in the bank's dtype."""
+        rows, labels = self.stored()
         return rows.to(self.dtype), labels
 
     def target(self) -> tuple[Tensor, Tensor]:
-        """`mean [D]`, `std [D]` in the filter before the first step: near the bank's moments, not the same."""
-        ramp = torch.linspace(-1, 1, self.dim, dtype=torch.float64) / self.dim**0.5
-        mean, std = 0.1 * ramp, self.dim**-0.5 + 0.2 * ramp
-        return mean.to(self.device, self.compute), std.to(self.device, self.compute)
+        """`mean [D]`, `std [D]` in the filter before the first step: near the bank's moments, not the same, so that a
+        bank that is moved there has as many active pairs."""
+        rows, _ = self._normalized(*self._source.memory(8192, seed=3))
+        std, mean = torch.std_mean(rows.double(), 0, correction=0)
+        ramp = torch.linspace(-1, 1, self.dim, dtype=torch.float64, device=self.device)
+        return (mean + 0.1 * ramp * std).to(self.compute), (std * (1 + 0.05 * ramp)).to(self.compute)
+
+    @property
+    def _source(self) -> Source:
+        return source(self.dim, self.classes, self.density, self.rows, self.device)
+
+    def _normalized(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return F.normalize(rows.to(self.compute), dim=1), labels
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,24 @@ from typing import Any
 Row = dict[str, Any]  # of a table, and of its JSON file
 
 HEADER = (
-    f"{'M':>9}  {'implementation':24}{'ms':>9}{'quartiles':>19}{'x ours':>8}{'peak MB':>9}{'GB/s':>7}{'GFLOP/s':>9}"
-    f"{'% of roof':>17}{'error':>10}"
+    f"{'M':>9}  {'implementation':24}{'ms':>9}{'quartiles':>19}{'x ours':>8}{'peak MB':>9}{'active':>8}"
+    f"{'GB/s':>7}{'GFLOP/s':>9}{'% of roof':>17}{'error':>10}"
 )
 
 ROOF = """% of roof: the least time for the bytes and the operations that no way can do without, over the time it took.
 Bytes: of the bank read once, and written once where it is moved, as fast as a copy goes, else as fast as reading does.
 Operations: of the similarities of all pairs, and of the gradient of those that have a weight, in the dtype of the
-problem. Above 100: a bank that stays in the caches; pairs that fewer bits tell to have no weight (avx512_vnni, screen).
+problem. Above 100: a bank that stays in the caches; a contrastive loss whose pairs without a weight are found with
+fewer bits (on a CPU products of bytes, with avx512_vnni and avx2; on a GPU the screen).
 *: launched one by one, as it waits for the device; the host's time is in it."""
 
 LEGEND = f"""
 x ours: times as long as this library (its first row). peak MB: most memory a call holds besides the bank.
+active: pairs of batch and bank that have a weight, in % of all, on average over the first rounds.
 GB/s, GFLOP/s: of the bytes and operations of the roof. FMA, tensor: arithmetic binds; memory: bandwidth does.
 {ROOF}
-error: against the float64 reference, relative, of the worst output.
+error: against the float64 reference, relative, of the worst output. A pair within rounding of the margin has a weight
+in one and none in the other: 1e-3 or so, where it happens.
 pytorch-metric-learning: its step moves no bank, measures no moments and does not rank the batch against itself."""
 
 
@@ -42,9 +45,10 @@ def line(row: Row, base_ms: float | None) -> str:
     quartiles = f"{_number(row['ms_low'])} - {_number(row['ms_high'])}"
     ratio = f"{row['ms'] / base_ms:.2f}" if base_ms else "-"
     roof = f"{row['roofline']:.0f} ({row['bound']})"
+    active = "-" if row["active"] is None else f"{row['active']:.3g}"
     return (
-        f"{start}{_number(row['ms']) + _mark(row):>9}{quartiles:>19}{ratio:>8}{row['peak_mb']:9.1f}{row['gbs']:7.1f}"
-        f"{row['gflops']:9.1f}{roof:>17}{row['error']:10.1e}"
+        f"{start}{_number(row['ms']) + _mark(row):>9}{quartiles:>19}{ratio:>8}{row['peak_mb']:9.1f}{active:>8}"
+        f"{row['gbs']:7.1f}{row['gflops']:9.1f}{roof:>17}{row['error']:10.1e}"
     )
 
 

@@ -4,8 +4,10 @@ import json
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from loss_cases import problem as loss_problem
 from loss_cases import run
 
@@ -16,17 +18,19 @@ from benchmarks.clock import Timer, Timing, interleaved
 from benchmarks.comparisons import COMPARISONS, OURS, THEIRS, theirs_installed
 from benchmarks.crossover import crossover
 from benchmarks.dense import dense_loss
-from benchmarks.implementations import NAMES, make, weighted_pairs, why_not
+from benchmarks.implementations import NAMES, ROUNDS, make, weighted_pairs, why_not
 from benchmarks.memory import extra_megabytes, in_fresh_process, peak_extra_megabytes
 from benchmarks.problem import KERNELS, BankProblem, Problem
+from benchmarks.recorded import Recorded
 from benchmarks.roofline import Bound, Work, bound_of, measure_machine, work_of
+from benchmarks.rows import exponent, spectrum, unscaled
 from xbn_ext import build_info, reference
 from xbn_ext.testing import error
 
 TINY = ["--batch", "20", "--memory", "700", "--dim", "33", "--classes", "30", "--threads", "1"]
 KEYS = {
-    "implementation", "kernel", "loss", "device", "dtype", "batch", "memory", "dim", "ms", "ms_low", "ms_high",
-    "peak_mb", "gflops", "gbs", "roofline", "error",
+    "implementation", "kernel", "loss", "device", "dtype", "batch", "memory", "dim", "density", "rows", "ms", "ms_low",
+    "ms_high", "peak_mb", "pairs", "active", "gflops", "gbs", "roofline", "error",
 }  # fmt: skip
 MACHINE = {"float32": 100.0, "float64": 50.0, "tf32": 800.0, "read": 20.0, "copy": 16.0}
 QUICK = [name for name in NAMES if "compile" not in name]  # compiling takes longer than all other tests
@@ -55,6 +59,10 @@ def test_command(tmp_path, capsys):
     for row in rows:
         assert row.keys() >= KEYS and row["peak_mb"] >= 0 and row["ms"] > 0 and row["error"] < 1e-5
     assert "roofline, measured now" in table and "crossover: " in table
+    assert ", cpu, B=20 D=33, density 1 %, 30 classes" in table and " active " in table
+    for row in rows:
+        assert (row["density"], row["rows"]) == (0.01, None)
+        assert row["active"] == pytest.approx(100 * row["pairs"] / 700) and row["active"] > 0.5
 
 
 @pytest.mark.parametrize(
@@ -73,6 +81,7 @@ def test_every_kernel(kernel, loss, in_this_process, tmp_path, capsys):
         assert row.keys() >= KEYS and row["kernel"] == kernel
         assert row["loss"] == (loss if kernel in ("loss", "step") else None)
         assert 0 < row["ms_low"] <= row["ms"] <= row["ms_high"] and row["gbs"] > 0 and row["roofline"] > 0
+        assert (row["active"] is None) == (kernel not in ("loss", "step"))
         assert row["error"] < 1e-5, row
         assert f" {row['implementation']} " in table
 
@@ -119,6 +128,7 @@ def test_what_does_not_fit_has_a_row_without_numbers(in_this_process, monkeypatc
         ["--batch", "0"], ["--only", "magic"], ["--memory", "many"], ["--kernel", "magic"], ["--loss", "magic"],
         ["--drift", "magic"], ["--update", "magic"], ["--dtype", "int8"], ["--device", "tpu"], ["--preset", "magic"],
         ["--repeats", "0"], ["--memory", "8", "9", "--kernel", "memory"], ["--magic"],
+        ["--density", "0.51"], ["--density", "-0.01"], ["--density", "nan"], ["--density", "0.1", "--kernel", "memory"],
     ],
 )  # fmt: skip
 def test_bad_arguments(argument, capsys):
@@ -157,8 +167,9 @@ def test_a_file_that_cannot_be_written_is_named_before_anything_is_measured(argu
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (f"--memory {10**13}", "they take 20,480,000,000,131,072 bytes"),
+        (f"--memory {10**13}", "they take 20,480,000,001,179,648 bytes"),
         (f"--batch {10**13}", "arguments --memory, --batch, --dim: they take"),
+        (f"--dim {10**7} --memory 9", "arguments --memory, --batch, --dim: they take"),
         (f"--classes {2**63}", f"argument --classes: must be below 2^63, got {2**63}"),
     ],
 )
@@ -171,11 +182,13 @@ def test_what_no_machine_holds_is_refused(arguments, message, capsys):
 def test_explicit_arguments_go_before_a_preset():
     assert len(parse([])[1]) == 1 and parse([])[1][0] == options.DEFAULTS
     for preset, cases in options.PRESETS.items():
-        _, chosen = parse(["--preset", preset, "--batch", "7", "--memory", "9"])
+        _, chosen = parse(["--preset", preset, "--repeats", "7", "--memory", "9"])
         assert len(chosen) == len(cases)
-        assert all(case["batch"] == 7 and case["memory"] == [9] for case in chosen)
+        assert all(case["repeats"] == 7 and case["memory"] == [9] for case in chosen)
         assert [case["dim"] for case in chosen] == [case.get("dim", 512) for case in cases]
+        assert all(case["density"] == 0.01 for case in chosen)
     assert max(options.PRESETS["sweep"][0]["memory"]) == 1_000_000
+    assert len(parse(["--preset", "paper", "--batch", "7"])[1]) == 5  # two differ in the batch alone
 
 
 def test_without_the_compiled_library_it_measures_what_there_is(monkeypatch, capsys):
@@ -185,6 +198,148 @@ def test_without_the_compiled_library_it_measures_what_there_is(monkeypatch, cap
     monkeypatch.setattr(compare, "peak_extra_megabytes", lambda *args: 1.0)
     main([*TINY, "--repeats", "1", "--only", OURS, "eager"])
     assert "without the compiled library" in capsys.readouterr().out
+
+
+# --- The rows -----------------------------------------------------------------------------------------------------
+
+
+def share_above_the_margin(x, labels, bank, bank_labels):
+    negative = labels[:, None] != bank_labels
+    return float(((x @ bank.T > 0.5) & negative).sum() / negative.sum())
+
+
+@pytest.mark.parametrize("density", [0.001, 0.01, 0.05])
+@pytest.mark.parametrize("dim", [64, 128, 512])
+def test_density_is_what_was_asked_for(dim, density):
+    """Over thousands of classes, each with one row: a batch has 16, and some have few neighbours."""
+    scale = spectrum(dim, exponent(dim, Problem.classes, density, "cpu"), "cpu")
+    (x, labels), (bank, bank_labels) = (unscaled(n, dim, Problem.classes, n, "cpu") for n in (3000, 8000))
+    x, bank = (F.normalize(t * scale, dim=1) for t in (x, bank))
+    assert share_above_the_margin(x, labels, bank, bank_labels) == pytest.approx(density, rel=0.2)
+
+
+def test_rows_are_alike_in_all_directions_where_no_pair_is_to_be_active():
+    problem = Problem(memory=4096, dim=128, density=0.0)
+    assert share_above_the_margin(*problem.embeddings(256, seed=7), *problem.bank()) < 1e-5
+    std = problem.bank()[0].std(0)
+    assert std.max() < 1.2 * std.min()
+
+
+def test_few_dimensions_cannot_have_less_than_rows_alike_in_all_directions():
+    assert exponent(8, 100, 0.001, "cpu") == 0 < exponent(8, 100, 0.3, "cpu")
+
+
+def test_all_rows_of_a_problem_are_of_the_same_classes():
+    """Four a batch, whatever the seed; as unlike as any without a class in common."""
+    problem = Problem(dim=64, classes=300, density=0.0)
+    (x, labels), (y, others) = problem.embeddings(402, seed=1), problem.embeddings(400, seed=2)
+    assert labels.unique_consecutive().numel() in (100, 101) and not labels.equal(others)
+    s, positive = x @ y.T, labels[:, None] == others
+    assert s[positive].mean() > 0.65 and abs(s[~positive].mean()) < 0.01
+    assert all(torch.equal(a, b) for a, b in zip(problem.embeddings(402, seed=1), (x, labels), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("stored", "computed"),
+    [(torch.float64, torch.float64), (torch.float16, torch.float32), (torch.bfloat16, torch.float32)],
+)
+def test_rows_have_the_dtype_of_the_problem(stored, computed):
+    problem = Problem(memory=40, dim=16, classes=1, dtype=stored)  # without a negative, nothing to reach
+    assert problem.bank()[0].dtype == stored and problem.embeddings(8, seed=1)[0].dtype == computed
+    assert all(t.dtype == computed and t.isfinite().all() for t in problem.target())
+
+
+@pytest.mark.parametrize("drift", ["none", "axbn", "ema"])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_moving_the_memory_leaves_the_density(dim, drift):
+    problem = Problem(memory=4096, dim=dim, drift=drift)
+    active = weighted_pairs(problem) / problem.memory - 1 / problem.classes
+    assert problem.density / 1.5 < active < 1.5 * problem.density
+
+
+@pytest.fixture
+def rows_file(tmp_path):
+    """Of 30 classes with 5 rows and 10 with 1, with labels that leave some out."""
+    generator = np.random.default_rng(1)
+    rows = generator.normal(size=(160, 24)).astype(np.float32)
+    labels = 7 + 3 * np.concatenate([np.repeat(np.arange(30), 5), np.arange(30, 40)])
+    file = tmp_path / "trained.npz"
+    np.savez(file, rows=3 * rows, labels=labels)
+    return file
+
+
+def test_rows_of_a_file(rows_file):
+    recorded = Recorded(str(rows_file))
+    rows, labels = recorded.batch(64, seed=1)
+    originals = F.normalize(torch.from_numpy(np.load(rows_file)["rows"]), dim=1)
+    assert recorded.classes == 40 and (rows @ originals.T).amax(1).min() > 1 - 1e-6
+    runs = labels.unique_consecutive(return_counts=True)[1]
+    assert (runs == 4).sum() >= 6 and runs.max() <= 5  # of a class with five, one is alone
+    assert not torch.equal(labels, recorded.batch(64, seed=2)[1])
+    rows, labels = recorded.batch(400, seed=1)
+    assert torch.equal(rows[:160], rows[160:320]) and rows[:160].unique(dim=0).shape == (160, 24)
+    rows, labels = recorded.memory(400, seed=1)
+    assert labels.min() == 0 and labels.max() >= 80 and torch.equal(labels[:160] + 40, labels[160:320])
+    s = F.cosine_similarity(rows[:160], rows[160:320])
+    assert s.min() > 0.97 and s.max() < 0.9999
+
+
+def test_rows_of_a_file_are_measured(rows_file, in_this_process, tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    arguments = ["--batch", "20", "--memory", "700", "--threads", "1", "--repeats", "1", "--rows", str(rows_file)]
+    main([*arguments, "--dim", "24", "--json", str(file), "--only", OURS, "eager"])
+    rows, out = json.loads(file.read_text()), capsys.readouterr().out
+    assert "D=24, rows of trained.npz, 40 classes" in out
+    for row in rows:
+        of_file = {"dim": 24, "classes": 40, "rows": "trained.npz", "density": None}
+        assert of_file.items() <= row.items() and row["error"] < 1e-5
+    assert len(parse(["--preset", "paper", "--rows", str(rows_file)])[1]) == 6  # two differ in D alone
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"rows": np.ones((2, 3))}, "no array labels"),
+        ({"labels": np.ones(2, int)}, "no array rows"),
+        ({"rows": np.ones(3), "labels": np.ones(3, int)}, "rows must be floating-point numbers [n, D]"),
+        ({"rows": np.ones((2, 3), int), "labels": np.ones(2, int)}, "rows must be floating-point numbers [n, D]"),
+        ({"rows": np.ones((0, 3)), "labels": np.ones(0, int)}, "rows must be floating-point numbers [n, D]"),
+        ({"rows": np.ones((2, 3)), "labels": np.ones(3, int)}, "labels must be whole numbers [2]"),
+        ({"rows": np.ones((2, 3)), "labels": np.ones(2)}, "labels must be whole numbers [2]"),
+        ({"rows": np.full((2, 3), np.nan), "labels": np.ones(2, int)}, "rows must be finite"),
+        ({"rows": np.eye(3, 4)[:, 1:], "labels": np.ones(3, int)}, "no row may be all zeros"),
+        ({"rows": np.array([[None]]), "labels": np.ones(1, int)}, "allow_pickle"),
+    ],
+)
+def test_a_file_with_something_else_in_it(arrays, words, tmp_path, capsys):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(SystemExit):
+        parse(["--rows", str(tmp_path / "x.npz")])
+    message = capsys.readouterr().err
+    assert f"argument --rows: {tmp_path / 'x.npz'}: " in message and words in message
+
+
+def test_a_file_that_cannot_be_read(tmp_path, capsys):
+    text, cut = tmp_path / "text", tmp_path / "cut.npz"
+    text.write_text("rows")
+    np.savez(cut, rows=np.ones((200, 3)), labels=np.ones(200, int))
+    damaged = bytearray(cut.read_bytes())
+    damaged[300] ^= 1
+    cut.write_bytes(damaged)
+    for file, words in {tmp_path / "none": "No such file", tmp_path: "directory", text: "no .npz", cut: "CRC"}.items():
+        with pytest.raises(SystemExit):
+            parse(["--rows", str(file)])
+        message = capsys.readouterr().err
+        assert f"argument --rows: {file}: " in message and words in message
+
+
+@pytest.mark.parametrize(("name", "value"), [("dim", "25"), ("classes", "9"), ("density", "0.1"), ("kernel", "memory")])
+def test_what_a_file_decides_is_not_an_argument(name, value, rows_file, capsys):
+    with pytest.raises(SystemExit):
+        parse(["--rows", str(rows_file), f"--{name}", value])
+    assert f"argument --{name if name != 'kernel' else 'rows'}: " in capsys.readouterr().err
+    with pytest.raises(ValueError, match="has rows of 24 numbers, not 25"):
+        Problem(dim=25, rows=str(rows_file)).bank()
 
 
 # --- What is compared ---------------------------------------------------------------------------------------------
@@ -285,11 +440,12 @@ def test_bound_is_of_what_binds():
 
 def test_weighted_pairs_are_those_that_cost_something():
     problem = Problem(kernel="loss", batch=20, memory=300, dim=4, classes=9)
-    x, labels = problem.embeddings(20, seed=5)
     bank, bank_labels = problem.bank()
-    s, positive = x @ bank.T, labels[:, None] == bank_labels
-    active = torch.where(positive, s < 1, s > 0.5).sum() / 20
-    assert weighted_pairs(problem) == pytest.approx(float(active), rel=0.01) and 0 < active < 300
+    active = 0.0
+    for x, labels in map(problem.round, range(ROUNDS)):
+        s, positive = x @ bank.T, labels[:, None] == bank_labels
+        active += float(torch.where(positive, s < 1, s > 0.5).sum()) / 20 / ROUNDS
+    assert weighted_pairs(problem) == pytest.approx(active, rel=0.01) and 0 < active < 300
     assert weighted_pairs(replace(problem, loss="supcon")) == 300
     assert weighted_pairs(replace(problem, kernel="moments")) == 0
 

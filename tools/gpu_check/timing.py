@@ -32,7 +32,7 @@ SHAPES: list[Shape] = [
 ]  # fmt: skip
 SMALL: list[Shape] = [(4, 70, 16), (8, 130, 32)]
 
-TRAINED = 1e-2  # share of the negatives that are active; a trained run of this project has 0.6 to 1.8 %
+TRAINED = Problem.density  # share of the negatives that are active
 DENSITIES = (0.0, 1e-3, TRAINED)
 POS_MARGIN = 0.9
 FUSED = ("simt", "tensor", "screen")
