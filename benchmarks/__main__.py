@@ -11,13 +11,14 @@ import torch
 
 from . import machine, peaks
 from .compare import compare
-from .comparisons import COMPARISONS
+from .comparisons import COMPARISONS, OURS
 from .implementations import NAMES
 from .options import DEFAULTS, PRESETS, Options, cases
 from .plot import can_plot, plot
 from .problem import DTYPES, KERNELS
 from .recorded import Recorded
 from .roofline import Machine, measure_machine
+from .scaling import add_efficiency, efficiency_table
 from .table import LEGEND, Row, described
 
 DESCRIPTION = """How fast a kernel of this library is, compared with what you would use instead and with what this
@@ -57,7 +58,10 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Optio
         "--only", nargs="+", choices=NAMES, default=default, metavar="NAME", help=f"of: {', '.join(NAMES)}"
     )
     parser.add_argument("--preset", choices=list(PRESETS), help=f"defaults for what is measured: {PRESETS_HELP}")
-    parser.add_argument("--threads", type=_threads, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument(
+        "--threads", type=_threads, default=[torch.get_num_threads()], metavar="N[,N...]",
+        help="CPU threads; of several numbers, this library is timed with each, all others with the largest",
+    )  # fmt: skip
     parser.add_argument("--json", type=_file, metavar="FILE", help="write the rows there")
     parser.add_argument("--plot", type=_file, metavar="FILE.png", help="time and memory against M, with the roofline")
     args = parser.parse_args(argv)
@@ -79,6 +83,11 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Optio
             for name in ("plot", "density", "rows"):
                 if getattr(args, name, None) is not None:
                     parser.error(f"argument --{name}: not with --kernel memory")
+        if len(args.threads) > 1:
+            if options["kernel"] == "memory" or options["device"] != "cpu":
+                parser.error("argument --threads: one number with --kernel memory or --device cuda")
+            if not _of_this_library(options)["only"]:
+                parser.error("argument --threads: several numbers are for this library, which --only leaves out")
     if args.plot and not can_plot():
         parser.error("argument --plot: needs matplotlib: pip install matplotlib")
     return args, chosen
@@ -93,11 +102,11 @@ def _positive(text: str) -> int:
     return value
 
 
-def _threads(text: str) -> int:
-    value = _positive(text)
-    if value > 4096:  # OpenMP crashes on many more
-        raise argparse.ArgumentTypeError(f"must be at most 4096, got {value}")
-    return value
+def _threads(text: str) -> list[int]:
+    values = sorted({_positive(number) for number in text.split(",")})
+    if values[-1] > 4096:  # OpenMP crashes on many more
+        raise argparse.ArgumentTypeError(f"must be at most 4096, got {values[-1]}")
+    return values
 
 
 def _density(text: str) -> float:
@@ -127,6 +136,10 @@ def _of_file(parser: argparse.ArgumentParser, explicit: Options) -> Options:
     return {"dim": dim, "classes": recorded.classes}
 
 
+def _of_this_library(options: Options) -> Options:
+    return options | {"only": [name for name in options["only"] if name.startswith(OURS)]}
+
+
 def _file(text: str) -> Path:
     """A path that can be written. Checked first, since it is written at the end of what may take an hour."""
     path = Path(text)
@@ -142,24 +155,35 @@ def _file(text: str) -> Path:
 def main(argv: list[str] | None = None) -> list[Row]:
     """Runs the command and returns its rows."""
     args, chosen = parse(argv)
-    torch.set_num_threads(args.threads)
+    most = args.threads[-1]
+    torch.set_num_threads(most)
+    if most > machine.processors():
+        print(f"{most} threads take turns on {machine.processors()} processors: no measure of what more would gain")
     rows: list[Row] = []
-    machines: dict[str, Machine] = {}
+    machines: dict[tuple[str, int], Machine] = {}
     for options in chosen:
         if options["kernel"] == "memory":
-            rows += peaks.run(argparse.Namespace(**options, threads=args.threads))
+            rows += peaks.run(argparse.Namespace(**options, threads=most))
             continue
-        device = options["device"]
-        if device not in machines:
-            machines[device] = measure_machine(device, args.threads)
-            print(f"{machine.named(device, args.threads)}\nroofline, measured now: {described(machines[device])}")
-        rows += compare(options, machines[device], args.threads)
+        device, case = options["device"], []
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            if (device, threads) not in machines:
+                machines[device, threads] = measure_machine(device, threads)
+                print(f"{machine.named(device, threads)}")
+                print(f"roofline, measured now: {described(machines[device, threads])}")
+            wanted = options if threads == most else _of_this_library(options)
+            case += compare(wanted, machines[device, threads], threads)
+        if len(args.threads) > 1:
+            add_efficiency(case)
+            print(efficiency_table(case))
+        rows += case
     if machines:
         print(LEGEND)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
     if args.plot:
-        plot(rows, args.plot)
+        plot([row for row in rows if row["threads"] == most], args.plot)
     return rows
 
 

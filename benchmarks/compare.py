@@ -25,7 +25,7 @@ def compare(options: Options, machine: Machine, threads: int) -> list[Row]:
     implementation. What needs more memory than there is has a row without numbers."""
     problems = [_problem(options, memory) for memory in options["memory"]]
     names = _taking_part(options, problems[0])
-    print(f"\n{title(problems[0])}\n{HEADER}")
+    print(f"\n{title(problems[0], threads)}\n{HEADER}")
     rows: list[Row] = []
     for problem in problems:
         rows += _rows(problem, names, options["repeats"], machine, threads)
@@ -35,12 +35,13 @@ def compare(options: Options, machine: Machine, threads: int) -> list[Row]:
     return rows
 
 
-def title(problem: Problem) -> str:
+def title(problem: Problem, threads: int) -> str:
     rows = f"rows of {Path(problem.rows).name}" if problem.rows else f"density {100 * problem.density:g} %"
+    on = f"{threads} thread{'s' * (threads > 1)}" if problem.device == "cpu" else problem.device
     ranks = f" {problem.loss}," if problem.kernel in ("loss", "step") else ""
     step = f" drift {problem.drift}," if problem.kernel == "step" else ""
     return (
-        f"{problem.kernel}:{ranks}{step} {str(problem.dtype).removeprefix('torch.')}, {problem.device}, "
+        f"{problem.kernel}:{ranks}{step} {str(problem.dtype).removeprefix('torch.')}, {on}, "
         f"B={problem.batch} D={problem.dim}, {rows}, {problem.classes} classes"
     )
 

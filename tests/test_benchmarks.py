@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from loss_cases import problem as loss_problem
 from loss_cases import run
 
-from benchmarks import compare, options, peaks, plot, roofline, table, torch_memory
+from benchmarks import compare, options, peaks, plot, roofline, scaling, table, torch_memory
 from benchmarks.__main__ import main, parse
 from benchmarks.chunked import can_be_chunked, chunked_loss
 from benchmarks.clock import Timer, Timing, interleaved
@@ -59,9 +59,9 @@ def test_command(tmp_path, capsys):
     for row in rows:
         assert row.keys() >= KEYS and row["peak_mb"] >= 0 and row["ms"] > 0 and row["error"] < 1e-5
     assert "roofline, measured now" in table and "crossover: " in table
-    assert ", cpu, B=20 D=33, density 1 %, 30 classes" in table and " active " in table
+    assert ", 1 thread, B=20 D=33, density 1 %, 30 classes" in table and " active " in table
     for row in rows:
-        assert (row["density"], row["rows"]) == (0.01, None)
+        assert (row["density"], row["rows"]) == (0.01, None) and "efficiency" not in row
         assert row["active"] == pytest.approx(100 * row["pairs"] / 700) and row["active"] > 0.5
 
 
@@ -129,6 +129,8 @@ def test_what_does_not_fit_has_a_row_without_numbers(in_this_process, monkeypatc
         ["--drift", "magic"], ["--update", "magic"], ["--dtype", "int8"], ["--device", "tpu"], ["--preset", "magic"],
         ["--repeats", "0"], ["--memory", "8", "9", "--kernel", "memory"], ["--magic"],
         ["--density", "0.51"], ["--density", "-0.01"], ["--density", "nan"], ["--density", "0.1", "--kernel", "memory"],
+        ["--threads", "0"], ["--threads", "1,"], ["--threads", "1,5000"], ["--threads", "1,2", "--kernel", "memory"],
+        ["--threads", "1,2", "--only", "chunked"],
     ],
 )  # fmt: skip
 def test_bad_arguments(argument, capsys):
@@ -198,6 +200,39 @@ def test_without_the_compiled_library_it_measures_what_there_is(monkeypatch, cap
     monkeypatch.setattr(compare, "peak_extra_megabytes", lambda *args: 1.0)
     main([*TINY, "--repeats", "1", "--only", OURS, "eager"])
     assert "without the compiled library" in capsys.readouterr().out
+
+
+def test_more_threads(in_this_process, tmp_path, capsys):
+    """This library with each number; the others with the largest."""
+    file = tmp_path / "rows.json"
+    arguments = ["--repeats", "1", "--threads", "2,1,2", "--only", OURS, "eager", "--json", str(file)]
+    main([*TINY, "--memory", "64", "300", *arguments])
+    rows, out = json.loads(file.read_text()), capsys.readouterr().out
+    of = [(row["threads"], row["implementation"], row["memory"]) for row in rows]
+    assert of == [(1, OURS, 64), (1, OURS, 300)] + [(2, name, M) for M in (64, 300) for name in (OURS, "eager")]
+    assert torch.get_num_threads() == 2 and ", 1 thread, " in out and ", 2 threads, " in out
+    ours = {row["threads"]: row for row in rows if row["memory"] == 64 and row["implementation"] == OURS}
+    assert ours[1]["efficiency"] == 100
+    assert ours[2]["efficiency"] == pytest.approx(100 * ours[1]["ms"] / (2 * ours[2]["ms"]))
+    assert "efficiency" not in rows[-1] and "efficiency in %: time at 1 / (n x time at n)" in out
+    torch.set_num_threads(1)  # as the other tests
+
+
+def test_efficiency_is_of_the_least_number_of_threads():
+    rows = [{"implementation": OURS, "memory": 8, "threads": n, "ms": ms} for n, ms in ((4, 2.0), (2, 3.0), (8, None))]
+    scaling.add_efficiency(rows)
+    assert [row.get("efficiency") for row in rows] == [75, 100, None]
+    lines = scaling.efficiency_table(rows).splitlines()[1:]
+    assert lines[0].startswith("efficiency in %: 2 x time at 2 /")
+    assert lines[2].split() == ["8", OURS, "100", "75", "-"]
+
+
+def test_more_threads_than_processors_are_named(in_this_process, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.machine.processors", lambda: 1)
+    for threads in "1", "2":
+        main([*TINY, "--threads", threads, "--kernel", "moments", "--repeats", "1", "--only", "eager"])
+        said = capsys.readouterr().out.startswith("2 threads take turns on 1 processors")
+        assert said == (threads == "2")
 
 
 # --- The rows -----------------------------------------------------------------------------------------------------
