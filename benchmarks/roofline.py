@@ -102,7 +102,8 @@ def work_of(problem: Problem, rewrites_bank: bool, pairs: float) -> Work:
     """What no implementation of one call can do without.
 
     Floating-point operations are those of the products, 2 D for the similarity of every pair and 2 D for the gradient
-    of each of the `pairs` per anchor that have a weight; elsewhere those of the formulas. Bytes are of the bank, read
+    of each of the `pairs` per anchor that have a weight; elsewhere those of the formulas. Every pair counts the same,
+    though a contrastive loss may tell from fewer bits that it has no weight. Bytes are of the bank, read
     once and, if it is rewritten, written once in the same pass; of its labels; and of the batch and its gradient. A
     step's own batch adds its similarities.
     """
