@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from train.cores import bytes_of_memory, cores
+
 from . import machine, peaks
 from .compare import compare
 from .comparisons import COMPARISONS, OURS
@@ -74,7 +76,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Optio
             parser.error("argument --device: this torch finds no GPU")
         rows = options["batch"] + max(options["memory"]) + options["dim"]  # with those of their rotation
         needed = 4 * options["dim"] * rows
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        there = _bytes_of(options["device"])
         if needed > there:
             parser.error(f"arguments --memory, --batch, --dim: they take {needed:,} bytes, and there are {there:,}")
         if options["kernel"] == "memory" and len(options["memory"]) > 1:
@@ -91,6 +93,13 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Optio
     if args.plot and not can_plot():
         parser.error("argument --plot: needs matplotlib: pip install matplotlib")
     return args, chosen
+
+
+def _bytes_of(device: str) -> int:
+    """All that a device has, not only what is free."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return bytes_of_memory()
 
 
 def _positive(text: str) -> int:
@@ -157,8 +166,8 @@ def main(argv: list[str] | None = None) -> list[Row]:
     args, chosen = parse(argv)
     most = args.threads[-1]
     torch.set_num_threads(most)
-    if most > machine.processors():
-        print(f"{most} threads take turns on {machine.processors()} processors: no measure of what more would gain")
+    if most > cores():
+        print(f"{most} threads take turns on {cores()} processors: no measure of what more would gain")
     rows: list[Row] = []
     machines: dict[tuple[str, int], Machine] = {}
     for options in chosen:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 
@@ -20,11 +19,6 @@ def named(device: str, threads: int) -> str:
         kernels = build_info()["cpu_isa"] if build_info()["native"] else "without the compiled library"
         name = f"{_processor()}, {kernels}, {threads} threads"
     return f"{name}, torch {torch.__version__}"
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def facts(threads: int) -> Row:

@@ -228,7 +228,7 @@ def test_efficiency_is_of_the_least_number_of_threads():
 
 
 def test_more_threads_than_processors_are_named(in_this_process, monkeypatch, capsys):
-    monkeypatch.setattr("benchmarks.machine.processors", lambda: 1)
+    monkeypatch.setattr("benchmarks.__main__.cores", lambda: 1)
     for threads in "1", "2":
         main([*TINY, "--threads", threads, "--kernel", "moments", "--repeats", "1", "--only", "eager"])
         said = capsys.readouterr().out.startswith("2 threads take turns on 1 processors")

@@ -26,6 +26,7 @@ import xbn_ext
 from train import checkpoint, loop, losses, pictures, recipes, report, run
 from train.augment import evaluation_view
 from train.config import METHODS, Config, ConfigError, parse
+from train.cores import cores
 from train.data import Dataset, Part
 
 CLASSES, IMAGES = 8, 4
@@ -101,6 +102,14 @@ def after(steps: int) -> Callable[[], bool]:
 
 
 # ---- settings -------------------------------------------------------------------------------------------------------
+
+
+def test_cores_where_openmp_binds_its_threads(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0}, raising=False)
+    monkeypatch.delenv("OMP_PROC_BIND", raising=False)
+    assert cores() == 1
+    monkeypatch.setenv("OMP_PROC_BIND", "true")
+    assert cores() == os.cpu_count()
 
 
 def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,11 @@ import os
 
 def cores() -> int:
     """Those that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # OpenMP that binds its threads has bound this one, too, to a core of its own.
+    binds = os.environ.get("OMP_PROC_BIND", "false").lower() not in ("", "false")
+    if binds or not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))
 
 
 def bytes_of_memory() -> int:

@@ -47,31 +47,57 @@ T load_row(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int64_t j, T*
   return p.renormalize ? inverse_of_norm(square, static_cast<T>(p.eps)) : T(1);
 }
 
-// The tile's bank rows, each padded with zeros to whole vectors, and rows of zeros to a whole unit; or, where the bank
-// has them just so, the bank's own, whose norms are taken first.
+// Whether the sweep can use the tile's rows where they lie in the bank: nothing is to be done to them.
 template <typename T, typename S>
-void load_tile(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, Tile<T>& tile) {
+bool lies_in_bank(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, const Tile<T>& tile) {
   const int64_t padded = sweep.plan.padded_dim, whole = round_up(tile.rows, kTileUnit);
-  if constexpr (std::is_same_v<T, S>) {
-    const int64_t first = tile.bank_row[0], last = tile.bank_row[tile.rows - 1];
-    if (sweep.scale.empty() && padded == p.D && whole == tile.rows && last - first == tile.rows - 1) {
-      tile.data = p.bank + first * p.D;
-      std::fill_n(tile.inverse_norm.begin(), tile.rows, T(1));
-      if (p.renormalize)
-        fold_rows(tile.data, tile.rows, padded, SumOfSquares<T>(),
-                  [&](int64_t j, T square) { tile.inverse_norm[j] = inverse_of_norm(square, static_cast<T>(p.eps)); });
-      return;
-    }
+  return std::is_same_v<T, S> && sweep.scale.empty() && padded == p.D && whole == tile.rows &&
+         tile.bank_row[tile.rows - 1] - tile.bank_row[0] == tile.rows - 1;
+}
+
+// Rows [first, last) of the tile, each padded with zeros to whole vectors, and their inverse norms.
+template <typename T, typename S>
+void load_rows(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int64_t first, int64_t last, Tile<T>& tile) {
+  const int64_t padded = sweep.plan.padded_dim;
+  if (tile.data != tile.copy.data()) {
+    std::fill(tile.inverse_norm.begin() + first, tile.inverse_norm.begin() + last, T(1));
+    if (p.renormalize)
+      fold_rows(tile.data + first * padded, last - first, padded, SumOfSquares<T>(), [&](int64_t j, T square) {
+        tile.inverse_norm[first + j] = inverse_of_norm(square, static_cast<T>(p.eps));
+      });
+    return;
   }
-  T* const copy = tile.copy.data();
-  for (int64_t j = 0; j < tile.rows; ++j) {
-    T* r = copy + j * padded;
+  for (int64_t j = first; j < last; ++j) {
+    T* r = tile.copy.data() + j * padded;
     tile.inverse_norm[j] = load_row(p, sweep, tile.bank_row[j], r);
     for (int64_t d = p.D; d < padded; ++d) r[d] = T(0);
   }
-  std::fill(copy + tile.rows * padded, copy + whole * padded, T(0));
+}
+
+// The tile's rows, and rows of zeros to a whole unit. What is done to a row before the products is done to a few at a
+// time, while they are in the first-level cache: a pending map is written into the bank, the norm is taken, and if they
+// are to be screened they are encoded. rewrite may be null; its map is that of all rows from `begin` on.
+template <typename T, typename S>
+void load_tile(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, const Rewrite<S>* rewrite, int64_t begin,
+               PairScreen<T>& screening, Contribution<T>& part, Tile<T>& tile) {
+  constexpr int64_t kFirstLevel = 16 << 10;
+  const int64_t padded = sweep.plan.padded_dim, whole = round_up(tile.rows, kTileUnit);
+  const int64_t some = padded * static_cast<int64_t>(sizeof(T)) * 16 <= kFirstLevel ? 16 : 8;
+  tile.data = tile.copy.data();
+  if constexpr (std::is_same_v<T, S>)
+    if (lies_in_bank(p, sweep, tile)) tile.data = p.bank + tile.bank_row[0] * p.D;
+  for (int64_t first = 0; first < tile.rows; first += some) {
+    const int64_t last = std::min(first + some, tile.rows);
+    if constexpr (std::is_same_v<T, S>)
+      if (rewrite != nullptr)
+        transform_rows(rewrite->bank + (begin + first) * p.D, last - first, p.D, rewrite->scale.data(),
+                       rewrite->shift.data(), part.rewritten.data(), part.rewritten.data() + p.D);
+    load_rows(p, sweep, first, last, tile);
+    screening.encode(tile, first, last);
+  }
+  if (tile.data != tile.copy.data()) return;
+  std::fill(tile.copy.data() + tile.rows * padded, tile.copy.data() + whole * padded, T(0));
   std::fill(tile.inverse_norm.begin() + tile.rows, tile.inverse_norm.begin() + whole, T(0));
-  tile.data = copy;
 }
 
 // The anchors of a group against the bank rows of a split. triplets, rewrite and screen may be null.
@@ -98,15 +124,11 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T, kA
     const int64_t begin = next;
     next = tile.choose(sweep, p.bank_labels, p.bank_ids, begin, end, positives_only);
     if (tile.rows == 0) continue;
-    if constexpr (std::is_same_v<T, S>)
-      if (rewrite != nullptr)
-        transform_rows(rewrite->bank + begin * p.D, next - begin, p.D, rewrite->scale.data(), rewrite->shift.data(),
-                       part.rewritten.data(), part.rewritten.data() + p.D);
-    load_tile(p, sweep, tile);
+    screening.begin();
+    load_tile(p, sweep, rewrite, begin, screening, part, tile);
     // The rows that come next, if they are those that follow.
     const int64_t ahead = positives_only ? 0 : std::min(plan.tile_rows, sweep.count - next);
-    const int64_t steps =
-        screening.begin(tile) ? screen_steps(tile.rows, padded) : Similarities<T>::steps(tile.rows, p.D);
+    const int64_t steps = screening.is_on() ? screen_steps(tile.rows, padded) : Similarities<T>::steps(tile.rows, p.D);
     Prefetch prefetch(p.bank + next * p.D, ahead * p.D * static_cast<int64_t>(sizeof(S)), steps);
     for (int64_t block = first_block; block < last_block; ++block) {
       if (screening.add(tile, block, block - first_block, pass, gradient, part, prefetch)) continue;

@@ -21,7 +21,9 @@ template <typename T, bool is_there = std::is_same_v<T, float> && kVectorBytes >
 class PairScreen {
  public:
   PairScreen(const Screen*, const SweepPlan&) {}
-  bool begin(Tile<T>&) { return false; }
+  void begin() {}
+  void encode(const Tile<T>&, int64_t, int64_t) {}
+  bool is_on() const { return false; }
   bool add(const Tile<T>&, int64_t, int64_t, const Pass&, bool, Contribution<T>&, Prefetch&) { return false; }
 };
 
@@ -39,19 +41,30 @@ class PairScreen<T, true> {
         found_(rows_),
         pairs_(rows_ * kAnchorBlock) {}
 
-  // Makes the tile ready to be screened. False: it is not to be.
-  bool begin(Tile<float>& tile) {
-    on_ = false;
-    if (screen_ == nullptr) return false;
-    // Where it does not pay, as with few classes, most tiles are not screened.
+  // Before the next tile is loaded: whether it is to be screened.
+  void begin() {
+    // Where it does not pay, as with few classes, most tiles are not.
     if (asked_ > 0) to_skip_ = 2 * in_vain_ > asked_ ? kPause : 0;
     asked_ = in_vain_ = 0;
-    if (to_skip_ > 0) {
-      --to_skip_;
-      return false;
-    }
-    on_ = encode(tile);
-    return on_;
+    on_ = screen_ != nullptr && to_skip_ == 0;
+    if (to_skip_ > 0) --to_skip_;
+  }
+  bool is_on() const { return on_; }
+
+  // The codes of rows [first, last). If one of them may be so short that its squares underflow, or so long that they
+  // overflow, or not finite, the tile is not screened.
+  void encode(const Tile<T>& tile, int64_t first, int64_t last) {
+    if (!on_) return;
+    constexpr float kLeastInverse = 1e-15F, kMostInverse = 1e9F;
+    const float row_code = static_cast<float>(screen_->products.row_code);
+    const float* rows = tile.data + first * padded_;
+    fold_rows(rows, last - first, padded_, LargestSize<float>(), [&](int64_t r, float largest) {
+      const float inverse = tile.inverse_norm[first + r];
+      on_ &= kLeastInverse < inverse && inverse < kMostInverse;
+      per_unit_[first + r] = largest > 1e-30F ? row_code / largest : 0;
+      per_step_[first + r] = static_cast<double>(row_code) / (static_cast<double>(largest) * inverse);
+    });
+    screen_->products.encode(rows, last - first, padded_, per_unit_.data() + first, codes_.data() + first * padded_);
   }
 
   // Adds the tile's pairs with a block of anchors, which is number `place` of its group. False: it has added nothing,
@@ -74,27 +87,6 @@ class PairScreen<T, true> {
  private:
   static constexpr int kPause = 8;       // tiles
   static constexpr int64_t kMostOf = 6;  // at most one pair of so many is scored by itself
-
-  // Codes of the rows. False: a row may be so short that its squares underflow, or so long that they overflow, or not
-  // finite.
-  bool encode(const Tile<float>& tile) {
-    constexpr float kLeastInverse = 1e-15F, kMostInverse = 1e9F;
-    constexpr int64_t kAtOnce = 16;  // rows that are encoded while they are in the first-level cache
-    const float row_code = static_cast<float>(screen_->products.row_code);
-    bool all = true;
-    for (int64_t first = 0; first < tile.rows; first += kAtOnce) {
-      const float* rows = tile.data + first * padded_;
-      const int64_t n = std::min(kAtOnce, tile.rows - first);
-      fold_rows(rows, n, padded_, LargestSize<float>(), [&](int64_t r, float largest) {
-        const float inverse = tile.inverse_norm[first + r];
-        all &= kLeastInverse < inverse && inverse < kMostInverse;
-        per_unit_[first + r] = largest > 1e-30F ? row_code / largest : 0;
-        per_step_[first + r] = static_cast<double>(row_code) / (static_cast<double>(largest) * inverse);
-      });
-      screen_->products.encode(rows, n, padded_, per_unit_.data() + first, codes_.data() + first * padded_);
-    }
-    return all;
-  }
 
   // A bit for each pair that is not out, if it is one of negatives.
   void find(const Tile<float>& tile, const CodedAnchors& anchors, Prefetch& prefetch) {

@@ -51,9 +51,10 @@ template <typename T, typename F, typename Done>
 void fold_rows(const T* rows, int64_t n, int64_t padded, const F& f, const Done& done) {
   constexpr int L = kLanes<T>, kAtOnce = L < 8 ? L : 8;
   for (int64_t j = 0; j < n; j += L) {
-    Lanes<T> each[L];
+    Lanes<T> each[L] = {};
     XBN_UNROLL
     for (int first = 0; first < L; first += kAtOnce) {
+      if (j + first >= n) break;
       const T* row[kAtOnce];
       for (int r = 0; r < kAtOnce; ++r) row[r] = rows + std::min<int64_t>(j + first + r, n - 1) * padded;
       Lanes<T> so_far[kAtOnce] = {};
