@@ -12,29 +12,34 @@ CodedAnchors::CodedAnchors(const float* z, int64_t B, int64_t D, const Sweep<flo
       codes_(kAnchorBlock * padded_),
       with_label_(sweep.labels.distinct_labels.size()),
       with_id_(sweep.labels.ids.size()) {
-  constexpr double kLongest = 1e18;
+  constexpr double kLongest = 1e18, kRounds = 0x1.8p52;  // the latter added and taken away leaves a whole number
   const int64_t first = block * kAnchorBlock, rows = std::min(kAnchorBlock, B - first);
   z += first * D;
-  double largest = 0;
-  for (int64_t k = 0; k < rows * D; ++k) largest = std::max(largest, std::fabs(static_cast<double>(z[k])));
-  step_ = largest / products.anchor_code;
+  float largest = 0;
+#pragma omp simd reduction(max : largest)
+  for (int64_t k = 0; k < rows * D; ++k) largest = std::max(largest, std::fabs(z[k]));
+  step_ = static_cast<double>(largest) / products.anchor_code;
+  const double step = step_, per_unit = step > 0 ? 1 / step : 0;
+  const Scratch<int8_t> row(padded_);
   std::fill_n(anchors_.data(), kAnchorBlock * padded_, 0.0F);
   std::fill_n(codes_.data(), kAnchorBlock * padded_, int8_t{0});
   std::fill_n(start_, kAnchorBlock, 0);
   for (int64_t i = 0; i < rows; ++i) {
-    double square = 0, rest_square = 0;
-    int32_t sum = 0;
-    for (int64_t d = 0; d < D; ++d) {
-      const float x = anchors_.data()[i * padded_ + d] = z[i * D + d];
-      const double code = step_ > 0 ? std::nearbyint(x / step_) : 0, rest = x - step_ * code;
-      codes_.data()[(d / 4 * kAnchorBlock + i) * 4 + d % 4] = static_cast<int8_t>(code);
-      sum += static_cast<int32_t>(code);
-      square += static_cast<double>(x) * x;
+    std::copy_n(z + i * D, D, anchors_.data() + i * padded_);
+    const float* anchor = anchors_.data() + i * padded_;
+    double square = 0, rest_square = 0, sum = 0;
+#pragma omp simd reduction(+ : square, rest_square, sum)
+    for (int64_t d = 0; d < padded_; ++d) {
+      const double x = anchor[d], code = x * per_unit + kRounds - kRounds, rest = x - step * code;
+      row.data()[d] = static_cast<int8_t>(code);
+      sum += code;
+      square += x * x;
       rest_square += rest * rest;
     }
+    for (int64_t d = 0; d < padded_; d += 4) std::copy_n(row.data() + d, 4, codes_.data() + (d * kAnchorBlock + 4 * i));
     norm_ = std::max(norm_, std::sqrt(square));
     rest_ = std::max(rest_, std::sqrt(rest_square));
-    start_[i] = -products.row_zero * sum;
+    start_[i] = static_cast<int32_t>(-products.row_zero * sum);
     const uint64_t bit = uint64_t{1} << i;
     const int32_t label = sweep.labels.label[first + i], id = sweep.labels.excluded[first + i];
     all_ |= bit;
