@@ -5,11 +5,13 @@ import torch
 from torch.nn.functional import normalize
 
 import xbn_ext
-from xbn_ext import Contrastive, loss_way
+from xbn_ext import Contrastive, Triplet, loss_way
 from xbn_ext import ops as cpu_ops
 
 MARGIN = 0.5
 MEAN, AVERAGE = Contrastive(neg_margin=MARGIN), Contrastive(neg_margin=MARGIN, reduction="avg_nonzero")
+HARDEST = Triplet(margin=0.3)
+LOSSES = pytest.mark.parametrize("loss", [MEAN, AVERAGE, HARDEST], ids=["mean", "avg_nonzero", "triplet"])
 # Every pair by a product; those alone that the screen finds, however many; the latter only while they are few.
 WAYS = ("simt", "pairs", "auto")
 
@@ -48,7 +50,7 @@ def crowded_rows(n, D, share):
     return normalize(rows, dim=1)
 
 
-@pytest.mark.parametrize("loss", [MEAN, AVERAGE], ids=["mean", "avg_nonzero"])
+@LOSSES
 @pytest.mark.parametrize("classes", [3, 40, 5000])
 @pytest.mark.parametrize(
     "B, M, D",
@@ -61,11 +63,12 @@ def test_classes_few_and_many(B, M, D, classes, loss):
     assert_same_bits(z, labels, bank, bank_labels, loss)
 
 
+@LOSSES
 @pytest.mark.parametrize("rows", [1, 5, 6, 7, 15, 95, 96, 97, 111])
-def test_tails_of_a_memory(rows):
+def test_tails_of_a_memory(rows, loss):
     z, bank = crowded_rows(70, 64, 0.5), crowded_rows(200, 64, 0.5)
     labels, bank_labels = torch.randint(9, (70,)), torch.randint(9, (200,))
-    assert_same_bits(z, labels, bank, bank_labels, AVERAGE, count=torch.tensor(rows))
+    assert_same_bits(z, labels, bank, bank_labels, loss, count=torch.tensor(rows))
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 1])
@@ -79,17 +82,36 @@ def test_a_density_that_jumps():
     """The screen gives up in the dense part, and comes back."""
     z = crowded_rows(64, 128, 1)
     bank = torch.cat([crowded_rows(700, 128, share) for share in (0, 1, 0, 0.3, 0.02)])
-    assert_same_bits(z, torch.arange(64), bank, torch.arange(len(bank)) + 64, AVERAGE)
+    for loss in (AVERAGE, HARDEST):
+        assert_same_bits(z, torch.arange(64), bank, torch.arange(len(bank)) + 64, loss)
 
 
-def test_threads():
+def test_the_first_of_equal_extremes():
+    """Copies of a row: the gradient is that of the first, whatever the split it is in."""
+    z, bank = random_rows(64, 128), random_rows(500, 128).repeat(8, 1)
+    labels, bank_labels = torch.randint(50, (64,)), torch.randint(50, (500,)).repeat(8)
+    assert_same_bits(z, labels, bank, bank_labels, HARDEST)
+
+
+def test_a_class_of_its_own():
+    """Some anchors have no positive, or no negative, in most of the memory or in all of it."""
+    z, bank = random_rows(64, 64), random_rows(3000, 64)
+    labels = torch.arange(64) // 16
+    bank_labels = torch.where(torch.arange(3000) < 2500, 0, 1)
+    bank_labels[2600] = 2
+    assert_same_bits(z, labels, bank, bank_labels, HARDEST)
+    assert_same_bits(z, torch.zeros(64).long(), bank, torch.zeros(3000).long(), HARDEST)
+
+
+@LOSSES
+def test_threads(loss):
     z, bank = crowded_rows(130, 128, 0.5), crowded_rows(9000, 128, 0.05)
     labels, bank_labels = torch.randint(50, (130,)), torch.randint(50, (9000,))
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3, 16):
             torch.set_num_threads(threads)
-            results.append(assert_same_bits(z, labels, bank, bank_labels, AVERAGE))
+            results.append(assert_same_bits(z, labels, bank, bank_labels, loss))
     finally:
         torch.set_num_threads(before)
     for result in results[1:]:
@@ -155,6 +177,7 @@ def test_rows_of_any_length(scale):
     assert_same_bits(z, labels[0], bank, labels[1], MEAN)
     assert_same_bits(z * scale, labels[0], bank.sign(), labels[1], Contrastive(neg_margin=0))
     assert_same_bits(z, labels[0], bank, labels[1], MEAN, eps=1e-30)
+    assert_same_bits(z, labels[0] % 7, bank, labels[1] % 7, HARDEST)
 
 
 def test_a_row_whose_products_overflow():
@@ -192,6 +215,7 @@ def test_anchors_that_are_not_finite():
     z[129, 3] = torch.inf
     _, _, grad = assert_same_bits(z, torch.arange(130), bank, torch.arange(900), MEAN)
     assert grad[70].isnan().all() and grad[:64].isfinite().all()
+    assert_same_bits(z, torch.arange(130) % 7, bank, torch.arange(900) % 7, HARDEST)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -205,11 +229,12 @@ def test_a_bank_row_that_is_not_finite(value, column):
     # For the anchors that are no pair with it, too.
     exclude, ids = torch.arange(64) % 2, torch.ones(900).long()
     assert_same_bits(z, labels[0], bank, labels[1], AVERAGE, exclude=exclude, bank_ids=ids)
+    assert_same_bits(z, labels[0] % 7, bank, labels[1] % 7, HARDEST)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("renormalize", [True, False])
-@pytest.mark.parametrize("loss", [MEAN, AVERAGE], ids=["mean", "avg_nonzero"])
+@LOSSES
 def test_options(stored, renormalize, loss):
     z, bank = random_rows(64, 160), random_rows(2000, 160, stored)
     options = {
@@ -223,17 +248,18 @@ def test_options(stored, renormalize, loss):
     assert_same_bits(z, labels[0], bank, labels[1], loss, renormalize=renormalize, **options)
 
 
+@LOSSES
 @pytest.mark.parametrize("update", ["inplace", "deferred"])
-def test_steps(update):
+def test_steps(update, loss):
     results = []
     for way in WAYS:
         torch.manual_seed(0)
-        criterion = xbn_ext.CrossBatchMemory(MEAN, 128, 4096, drift="axbn", update=update)
+        criterion = xbn_ext.CrossBatchMemory(loss, 128, 4096, drift="axbn", update=update)
         with loss_way(way):
             for _ in range(80):
                 embeddings = random_rows(64, 128).requires_grad_()
-                loss = criterion(embeddings, torch.randint(1000, (64,)))
-                loss.backward()
-        results.append((loss.detach(), embeddings.grad, criterion.bank))
+                value = criterion(embeddings, torch.randint(1000, (64,)))
+                value.backward()
+        results.append((value.detach(), embeddings.grad, criterion.bank))
     for exact, *screened in zip(*results, strict=True):
         assert all(torch.equal(exact, result) for result in screened)

@@ -220,16 +220,25 @@ void screen_round(const xbn::ByteProducts& products, int64_t D) {
     norm[i] = std::sqrt(norm[i]);
     longest = std::max(longest, norm[i]);
   }
-  for (int round = 0; round < 10; ++round) {
+  for (int round = 0; round < 20; ++round) {
     const int64_t at = up_to(rows * B - 1);  // the margin is next to one of the similarities
     const double margin = similarity[at] - 1e-6 * norm[at % B];
-    const xbn::CodedAnchors::Limit limit = anchors.limit(margin);
     Exactly<int32_t> limits(rows);
     for (int64_t r = 0; r < rows; ++r)
-      limits[r] = static_cast<int32_t>(std::clamp(limit.slope * per_step[r] - limit.offset, -2e9, 2e9)) - 1;
+      limits[r] =
+          static_cast<int32_t>(std::clamp(anchors.slope(margin) * per_step[r] - anchors.offset(), -2e9, 2e9)) - 1;
     Exactly<uint64_t> found(rows);
     xbn::Prefetch none(nullptr, 0, 1);
-    products.find(codes, rows, padded, anchors.codes(), anchors.start(), limits, none, found);
+    // By one limit for all anchors, or one for each, which here is the same.
+    const Exactly<float> slope(xbn::kAnchorBlock), per_step_32(rows);
+    std::fill_n(slope.data.get(), xbn::kAnchorBlock, static_cast<float>(anchors.slope(margin) * (1 - 4e-7)));
+    if (anchors.slope(margin) < 0)
+      std::fill_n(slope.data.get(), xbn::kAnchorBlock, static_cast<float>(anchors.slope(margin) * (1 + 4e-7)));
+    std::copy_n(per_step.data.get(), rows, per_step_32.data.get());
+    const float offset = static_cast<float>(anchors.offset() * (1 + 4e-7) + 1);
+    const int32_t* const of_row = round % 2 == 0 ? limits.data.get() : nullptr;
+    products.find(codes, rows, padded, anchors.codes(), anchors.start(), {of_row, slope, per_step_32, offset}, none,
+                  found);
     for (int64_t k = 0; k < rows * B; ++k) {
       const int64_t r = k / B, i = k % B;
       const bool is_found = (found[r] >> i & 1) != 0;

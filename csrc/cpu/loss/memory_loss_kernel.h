@@ -111,7 +111,7 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T, kA
   const int64_t end = std::min((split + 1) * plan.split_rows, sweep.count), padded = plan.padded_dim;
   const bool positives_only = pass.slot[0].pairs == Pairs::none;
   const bool gradient = pass.gradient && p.grad_z != nullptr;
-  const bool in_chains = std::is_same_v<T, float> && pass.slot[0].formula == Formula::margin;
+  const bool in_chains = std::is_same_v<T, float> && may_be_screened(pass);
 
   Tile<T> tile(plan);
   Scratch<T> weights(kSlots * plan.tile_rows * kAnchorBlock);

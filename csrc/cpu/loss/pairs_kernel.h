@@ -38,6 +38,7 @@ class PairScreen<T, true> {
         per_unit_(rows_),
         per_step_(rows_),
         limit_(rows_),
+        per_step_32_(rows_),
         found_(rows_),
         pairs_(rows_ * kAnchorBlock) {}
 
@@ -73,14 +74,21 @@ class PairScreen<T, true> {
            Contribution<float>& part, Prefetch& prefetch) {
     if (!on_ || !screen_->anchors[block] || !screen_->anchors[block]->is_usable()) return false;
     const CodedAnchors& anchors = *screen_->anchors[block];
+    const bool extremes = pass.slot[0].formula == Formula::extreme;
+    if (!(extremes ? limit_by_hardest(anchors, part.sums(0, place), tile.rows) : limit_by_margin(anchors, tile.rows)))
+      return false;
     ++asked_;
-    find(tile, anchors, prefetch);
+    screen_->products.find(codes_.data(), round_up(tile.rows, kTileUnit), padded_, anchors.codes(), anchors.start(),
+                           limits_, prefetch, found_.data());
     const int64_t n = list_pairs(tile, anchors);
     if (n < 0) {
       ++in_vain_;
       return false;
     }
-    score_pairs(tile, anchors, n, place, pass, gradient, part);
+    if (extremes)
+      score_extremes(tile, anchors, n, place, part);
+    else
+      score_margins(tile, anchors, n, place, pass, gradient, part);
     return true;
   }
 
@@ -88,18 +96,31 @@ class PairScreen<T, true> {
   static constexpr int kPause = 8;       // tiles
   static constexpr int64_t kMostOf = 6;  // at most one pair of so many is scored by itself
 
-  // A bit for each pair that is not out, if it is one of negatives.
-  void find(const Tile<float>& tile, const CodedAnchors& anchors, Prefetch& prefetch) {
+  // Negatives count above the margin.
+  bool limit_by_margin(const CodedAnchors& anchors, int64_t rows) {
     constexpr double kLeast = std::numeric_limits<int32_t>::min() + 1, kMost = std::numeric_limits<int32_t>::max();
-    const CodedAnchors::Limit limit = anchors.limit(screen_->margin);
-    const int64_t n = round_up(tile.rows, kTileUnit);
-    for (int64_t j = 0; j < n; ++j) {
-      const double most = limit.slope * per_step_[j] - limit.offset;
+    const double slope = anchors.slope(screen_->margin), offset = anchors.offset();
+    for (int64_t j = 0; j < rows; ++j) {
+      const double most = slope * per_step_[j] - offset;
       // Not above kLeast: neither is a NaN.
       limit_[j] = static_cast<int32_t>(most > kLeast ? (most < kMost ? most : kMost) : kLeast) - 1;
     }
-    screen_->products.find(codes_.data(), n, padded_, anchors.codes(), anchors.start(), limit_.data(), prefetch,
-                           found_.data());
+    limits_.of_row = limit_.data();
+    return true;
+  }
+
+  // Negatives count above the hardest one so far. False: an anchor has none.
+  bool limit_by_hardest(const CodedAnchors& anchors, const RowSums* sums, int64_t rows) {
+    constexpr double kRounding = 4e-7;  // more than float32 may round in what follows
+    for (int64_t i = 0; i < kAnchorBlock; ++i) {
+      // Neither is there one that is NaN; of an anchor that is none, it is 0.
+      if (!(sums[i].shift > -std::numeric_limits<double>::infinity())) return false;
+      const double slope = anchors.slope(sums[i].shift);
+      slope_[i] = static_cast<float>(slope - kRounding * std::fabs(slope));
+    }
+    for (int64_t j = 0; j < rows; ++j) per_step_32_[j] = static_cast<float>(per_step_[j]);
+    limits_ = {nullptr, slope_, per_step_32_.data(), static_cast<float>(anchors.offset() * (1 + kRounding) + 1)};
+    return true;
   }
 
   // Lists what is found and the positives, without what is excluded, and returns how many; or -1 if they are too many.
@@ -146,8 +167,8 @@ class PairScreen<T, true> {
     for (int k = 0; k < 8; ++k) s[k] = all[k] * tile.inverse_norm[pairs[k].row];
   }
 
-  void score_pairs(const Tile<float>& tile, const CodedAnchors& anchors, int64_t n, int64_t place, const Pass& pass,
-                   bool gradient, Contribution<float>& part) const {
+  void score_margins(const Tile<float>& tile, const CodedAnchors& anchors, int64_t n, int64_t place, const Pass& pass,
+                     bool gradient, Contribution<float>& part) const {
     // A pass has one slot for all pairs, or two.
     const bool apart = pass.slot[1].pairs != Pairs::none;
     const MarginFormula<float> formula{static_cast<float>(pass.slot[0].a), static_cast<float>(pass.slot[0].b)};
@@ -173,6 +194,32 @@ class PairScreen<T, true> {
       }
     }
     for (int slot = 0; slot < kSlots; ++slot) sums[slot].add_to(part.sums(slot, place));
+  }
+
+  // The hardest negative and positive of each anchor.
+  void score_extremes(const Tile<float>& tile, const CodedAnchors& anchors, int64_t n, int64_t place,
+                      Contribution<float>& part) const {
+    RowSums* const sums[kSlots] = {part.sums(0, place), part.sums(1, place)};
+    for (int64_t first = 0; first < n; first += 8) {
+      Pair eight[8];
+      float s[8];
+      for (int64_t k = 0; k < 8; ++k) eight[k] = pairs_.data()[std::min(first + k, n - 1)];
+      similarities(tile, anchors, eight, s);
+      for (int64_t k = 0; k < std::min<int64_t>(n - first, 8); ++k) {
+        const Pair& pair = eight[k];
+        RowSums& sum = sums[pair.positive][pair.anchor];
+        const float x = pair.positive ? -s[k] : s[k];
+        if (pair.positive) sum.pairs += 1;
+        if (!exceeds(x, static_cast<float>(sum.shift))) continue;
+        sum.shift = x;
+        sum.value = static_cast<double>(tile.bank_row[pair.row]);
+      }
+    }
+    // Of negatives it only matters whether there are any.
+    uint64_t has = 0;
+    for (int64_t j = 0; j < tile.rows; ++j)
+      has |= anchors.all() & ~(anchors.positives(tile.label[j]) | anchors.excluded(tile.excluded[j]));
+    for (int64_t i = 0; i < kAnchorBlock; ++i) sums[0][i].pairs += static_cast<double>(has >> i & 1);
   }
 
   // grad [padded] += weight * row
@@ -204,11 +251,14 @@ class PairScreen<T, true> {
 
   const Screen* screen_;
   int64_t padded_, rows_;
-  Scratch<uint8_t> codes_;        // [rows][padded]
-  std::vector<float> per_unit_;   // [rows] 1 / step, by which a row is encoded
-  std::vector<double> per_step_;  // [rows] 1 / step of the row as it counts
-  std::vector<int32_t> limit_;    // [rows]
-  std::vector<uint64_t> found_;   // [rows]
+  Scratch<uint8_t> codes_;          // [rows][padded]
+  std::vector<float> per_unit_;     // [rows] 1 / step, by which a row is encoded
+  std::vector<double> per_step_;    // [rows] 1 / step of the row as it counts
+  std::vector<int32_t> limit_;      // [rows]
+  std::vector<float> per_step_32_;  // [rows]
+  float slope_[kAnchorBlock];
+  CodeLimits limits_ = {};
+  std::vector<uint64_t> found_;  // [rows]
   Scratch<Pair> pairs_;
   bool on_ = false;                  // the tile at hand
   int64_t asked_ = 0, in_vain_ = 0;  // blocks of the last tile, and those of which too many pairs were left

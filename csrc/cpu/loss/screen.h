@@ -1,12 +1,13 @@
 // Finds with products of bytes the pairs of bank rows and anchors that may count, so that only their exact similarities
-// are needed. For losses in which a negative counts only above a margin: most are far below it.
+// are needed. For losses in which a negative counts only above a margin, or above the hardest negative so far: most are
+// far below it.
 //
 //   codes   x = step q + rest, q whole numbers: of the rows of a bank, step = max |x| / row_code, each row its own; of a
 //           block of anchors all the same, step = max |x| / anchor_code. So |rest| <= step sqrt(D) / 2
 //   bound   z . r = step_z step_r (q_z . q_r) + error,  |error| <= |z| |rest_r| + |rest_z| (|r| + |rest_r|),  |r| <= 1
 //   out     is a pair whose similarity is at most the margin by that, and by what float32 may round. So is q_z . q_r at
-//           most a whole number, which is the same for all pairs of a row and a block. It would have added zeros: the
-//           loss has the same bits with and without the screen.
+//           most a whole number, which is the same for all pairs of a row and a block if the margin is. It would have
+//           added zeros: the loss has the same bits with and without the screen.
 //   rate    one multiply-add of bytes does what four of floats do with AVX512_VNNI, and nearly three with AVX2
 //
 // Needs bank rows that are normalised as they are read.
@@ -26,6 +27,15 @@ namespace xbn {
 constexpr int64_t kLeastScreenedDim = 64;       // below, little is left to save
 constexpr int64_t kMostScreenedDim = 32 << 10;  // sums of products of bytes fit in 32 bits
 
+// What products of codes are compared with, for n rows and a block of anchors: a pair is out if it is at most that of its
+// row; or, if these are null, at most slope * per_step - offset.
+struct CodeLimits {
+  const int32_t* of_row;  // [n]
+  const float* slope;     // [64]
+  const float* per_step;  // [n]
+  float offset;
+};
+
 // How a processor multiplies bytes: of rows, from 1 on, by those of anchors, which have a sign.
 struct ByteProducts {
   int row_code, anchor_code;  // the largest
@@ -35,9 +45,9 @@ struct ByteProducts {
   void (*encode)(const float* rows, int64_t n, int64_t padded, const float* per_unit, uint8_t* codes);
 
   // For each of n rows, a multiple of kTileUnit, a bit for each of the anchors [padded / 4][64][4] whose product with
-  // it, plus start, is above its limit. Makes screen_steps of a prefetch.
+  // it, plus start, is not out. Makes screen_steps of a prefetch.
   void (*find)(const uint8_t* rows, int64_t n, int64_t padded, const int8_t* anchors, const int32_t* start,
-               const int32_t* limit, Prefetch& prefetch, uint64_t* found);
+               const CodeLimits& limits, Prefetch& prefetch, uint64_t* found);
 };
 
 // The best that an instruction set has, or null if it has none.
@@ -61,10 +71,8 @@ class CodedAnchors {
 
   // A pair is out if the product of its codes, plus `start`, is at most slope / step - offset, step being that of the row,
   // as it counts.
-  struct Limit {
-    double slope, offset;
-  };
-  Limit limit(double margin) const;
+  double slope(double margin) const { return (margin - unsure_) / step_; }
+  double offset() const { return offset_; }
 
   // A bit for each anchor: that is one; that is a positive of a row with this label; that is not paired with one of this
   // id. Labels and ids are indices as AnchorLabels has them, or kNoAnchor.
@@ -78,17 +86,24 @@ class CodedAnchors {
   Scratch<int8_t> codes_;   // [padded / 4][64][4]
   alignas(64) int32_t start_[kAnchorBlock];
   bool usable_;
-  double step_, norm_ = 0, rest_ = 0;  // norm and rest: the largest of all anchors
+  double step_, unsure_, offset_;
   uint64_t all_ = 0;
   std::vector<uint64_t> with_label_;  // [distinct labels]
   std::vector<uint64_t> with_id_;     // [ids]
 };
 
+// Whether a pass is one that the screen can leave to single pairs, whose similarities then are sums of kPairChains.
+inline bool may_be_screened(const Pass& pass) {
+  const Slot& slot = pass.slot[0];
+  return slot.pairs != Pairs::none && (slot.formula == Formula::margin || slot.formula == Formula::extreme);
+}
+
 // What the units of a sweep share.
 struct Screen {
   // The products to screen with, or null if a sweep is better off without.
   static const ByteProducts* products_for(const Cpu& cpu, const LossSpec& loss, int64_t D, bool renormalize) {
-    const bool can = loss.kind == LossKind::contrastive && renormalize && cpu.screening != Screening::never;
+    const bool has_limits = loss.kind == LossKind::contrastive || loss.kind == LossKind::triplet;
+    const bool can = has_limits && renormalize && cpu.screening != Screening::never;
     return can && D >= kLeastScreenedDim && D <= kMostScreenedDim ? byte_products(cpu.isa) : nullptr;
   }
 

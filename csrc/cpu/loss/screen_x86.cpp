@@ -39,8 +39,37 @@ XBN_VNNI void encode_vnni(const float* rows, int64_t n, int64_t padded, const fl
   }
 }
 
-XBN_VNNI void find_vnni(const uint8_t* rows, int64_t n, int64_t padded, const int8_t* anchors, const int32_t* start,
-                        const int32_t* limit, Prefetch& prefetch, uint64_t* found) {
+// Whether the sums of a row and of 16 or 8 anchors from the i'th on are above a limit: one of the row, or one of each.
+struct OneLimit {
+  const CodeLimits& limits;
+
+  XBN_VNNI uint64_t above(__m512i sum, int64_t row, int64_t) const {
+    return _mm512_cmpgt_epi32_mask(sum, _mm512_set1_epi32(limits.of_row[row]));
+  }
+  XBN_AVX2 uint64_t above(__m256i sum, int64_t row, int64_t) const {
+    const __m256i is = _mm256_cmpgt_epi32(sum, _mm256_set1_epi32(limits.of_row[row]));
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(is)));
+  }
+};
+
+struct EachLimit {
+  const CodeLimits& limits;
+
+  XBN_VNNI uint64_t above(__m512i sum, int64_t row, int64_t i) const {
+    const __m512 limit = _mm512_fmsub_ps(_mm512_loadu_ps(limits.slope + i), _mm512_set1_ps(limits.per_step[row]),
+                                         _mm512_set1_ps(limits.offset));
+    return _mm512_cmp_ps_mask(_mm512_cvtepi32_ps(sum), limit, _CMP_NLE_UQ);
+  }
+  XBN_AVX2 uint64_t above(__m256i sum, int64_t row, int64_t i) const {
+    const __m256 limit = _mm256_fmsub_ps(_mm256_loadu_ps(limits.slope + i), _mm256_set1_ps(limits.per_step[row]),
+                                         _mm256_set1_ps(limits.offset));
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(_mm256_cvtepi32_ps(sum), limit, _CMP_NLE_UQ)));
+  }
+};
+
+template <typename Limit>
+XBN_VNNI void find_512(const Limit& limit, const uint8_t* rows, int64_t n, int64_t padded, const int8_t* anchors,
+                       const int32_t* start, Prefetch& prefetch, uint64_t* found) {
   constexpr int R = kTileUnit, C = kAnchorBlock / 16;
   Prefetch ahead = prefetch;  // a copy, which stays in registers
   for (int64_t j = 0; j < n; j += R) {
@@ -67,14 +96,21 @@ XBN_VNNI void find_vnni(const uint8_t* rows, int64_t n, int64_t padded, const in
     }
     XBN_UNROLL
     for (int r = 0; r < R; ++r) {
-      const __m512i most = _mm512_set1_epi32(limit[j + r]);
       uint64_t above = 0;
       XBN_UNROLL
-      for (int c = 0; c < C; ++c) above |= uint64_t{_mm512_cmpgt_epi32_mask(sum[r][c], most)} << (16 * c);
+      for (int c = 0; c < C; ++c) above |= limit.above(sum[r][c], j + r, 16 * c) << (16 * c);
       found[j + r] = above;
     }
   }
   prefetch = ahead;
+}
+
+XBN_VNNI void find_vnni(const uint8_t* rows, int64_t n, int64_t padded, const int8_t* anchors, const int32_t* start,
+                        const CodeLimits& limits, Prefetch& prefetch, uint64_t* found) {
+  if (limits.of_row != nullptr)
+    find_512(OneLimit{limits}, rows, n, padded, anchors, start, prefetch, found);
+  else
+    find_512(EachLimit{limits}, rows, n, padded, anchors, start, prefetch, found);
 }
 
 // zero: what stands for 0
@@ -131,9 +167,9 @@ struct EightBits {
 
 #endif
 
-template <typename Products>
-XBN_AVX2 void find_256(const Products& products, const uint8_t* rows, int64_t n, int64_t padded, const int8_t* anchors,
-                       const int32_t* start, const int32_t* limit, Prefetch& prefetch, uint64_t* found) {
+template <typename Products, typename Limit>
+XBN_AVX2 void find_256(const Products& products, const Limit& limit, const uint8_t* rows, int64_t n, int64_t padded,
+                       const int8_t* anchors, const int32_t* start, Prefetch& prefetch, uint64_t* found) {
   constexpr int R = Products::kRows, F = Products::kFours, C = 2;
   Prefetch ahead = prefetch;
   for (int64_t j = 0; j < n; j += R) {
@@ -166,12 +202,8 @@ XBN_AVX2 void find_256(const Products& products, const uint8_t* rows, int64_t n,
       }
       XBN_UNROLL
       for (int r = 0; r < R; ++r) {
-        const __m256i most = _mm256_set1_epi32(limit[j + r]);
         XBN_UNROLL
-        for (int c = 0; c < C; ++c) {
-          const int eight = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(sum[r][c], most)));
-          above[r] |= static_cast<uint64_t>(eight) << (i + 8 * c);
-        }
+        for (int c = 0; c < C; ++c) above[r] |= limit.above(sum[r][c], j + r, i + 8 * c) << (i + 8 * c);
       }
     }
     std::copy_n(above, R, found + j);
@@ -179,15 +211,24 @@ XBN_AVX2 void find_256(const Products& products, const uint8_t* rows, int64_t n,
   prefetch = ahead;
 }
 
+template <typename Products>
+XBN_AVX2 void find_256(const Products& products, const uint8_t* rows, int64_t n, int64_t padded, const int8_t* anchors,
+                       const int32_t* start, const CodeLimits& limits, Prefetch& prefetch, uint64_t* found) {
+  if (limits.of_row != nullptr)
+    find_256(products, OneLimit{limits}, rows, n, padded, anchors, start, prefetch, found);
+  else
+    find_256(products, EachLimit{limits}, rows, n, padded, anchors, start, prefetch, found);
+}
+
 XBN_AVX2 void find_avx2(const uint8_t* rows, int64_t n, int64_t padded, const int8_t* anchors, const int32_t* start,
-                        const int32_t* limit, Prefetch& prefetch, uint64_t* found) {
-  find_256(SevenBits{_mm256_set1_epi16(1)}, rows, n, padded, anchors, start, limit, prefetch, found);
+                        const CodeLimits& limits, Prefetch& prefetch, uint64_t* found) {
+  find_256(SevenBits{_mm256_set1_epi16(1)}, rows, n, padded, anchors, start, limits, prefetch, found);
 }
 
 #if defined(__clang__) || __GNUC__ >= 12
 XBN_AVX2 void find_avx_vnni(const uint8_t* rows, int64_t n, int64_t padded, const int8_t* anchors, const int32_t* start,
-                            const int32_t* limit, Prefetch& prefetch, uint64_t* found) {
-  find_256(EightBits{}, rows, n, padded, anchors, start, limit, prefetch, found);
+                            const CodeLimits& limits, Prefetch& prefetch, uint64_t* found) {
+  find_256(EightBits{}, rows, n, padded, anchors, start, limits, prefetch, found);
 }
 
 constexpr ByteProducts kAvxVnni = {127, 127, 128, encode_avx2<128>, find_avx_vnni};
