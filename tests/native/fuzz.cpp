@@ -1,7 +1,7 @@
 // The CPU kernels without torch, on random shapes: compiled with ASan and UBSan, then with TSan, by
 // tests/test_sanitizers.py; by other compilers and for other processors by tests/test_compilers.py, which compares the
 // sum that is printed. Numbers are checked by the Python tests; here only finiteness and the promise of the same bits
-// on any threads.
+// on any threads, with the screen and without.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -60,7 +60,8 @@ void normalize_round(xbn::Isa isa, const Exactly<T>& batch, int64_t B, int64_t D
 // One pass through all ops on a memory of random shape and fill.
 template <typename T, typename S>
 void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
-  const xbn::Cpu one{isa, serial}, many{isa, threaded};
+  const auto screening = up_to(1) != 0 ? xbn::Screening::always : xbn::Screening::automatic;
+  const xbn::Cpu one{isa, serial, xbn::Screening::never}, many{isa, threaded, screening};
   Exactly<T> z = normal<T>(B * D);
   Exactly<int64_t> y = labels(B, 5), bank_y = labels(M, 5), slots(B), head(1), count(1), rows(1);
   Exactly<int64_t> ids = labels(B, 9), bank_ids = labels(M, 9), bank_steps(M), step(1);

@@ -16,8 +16,14 @@ struct __attribute__((packed, may_alias)) AnyEight {
 };
 inline const AnyEight& at(const float* p) { return *reinterpret_cast<const AnyEight*>(p); }
 
+#if defined(__aarch64__)
+constexpr bool kHasEights = true;  // as two vectors
+#else
+constexpr bool kHasEights = kVectorBytes >= sizeof(Eight);
+#endif
+
 // Where there are no vectors of that size, or the bank is float64, there is no screen.
-template <typename T, bool is_there = std::is_same_v<T, float> && kVectorBytes >= sizeof(Eight)>
+template <typename T, bool is_there = std::is_same_v<T, float> && kHasEights>
 class PairScreen {
  public:
   PairScreen(const Screen*, const SweepPlan&) {}

@@ -56,7 +56,7 @@ CodedAnchors::CodedAnchors(const float* z, int64_t B, int64_t D, const Sweep<flo
   offset_ = (norm + rest) * rest_of_row / step;
 }
 
-#if !defined(XBN_X86_ISAS)
+#if !defined(XBN_X86_ISAS) && !defined(__aarch64__)
 const ByteProducts* byte_products(Isa) { return nullptr; }
 #endif
 

@@ -8,7 +8,7 @@
 //   out     is a pair whose similarity is at most the margin by that, and by what float32 may round. So is q_z . q_r at
 //           most a whole number, which is the same for all pairs of a row and a block if the margin is. It would have
 //           added zeros: the loss has the same bits with and without the screen.
-//   rate    one multiply-add of bytes does what four of floats do with AVX512_VNNI, and nearly three with AVX2
+//   rate    one multiply-add of bytes does what four of floats do with AVX512_VNNI or on aarch64, and nearly three with AVX2
 //
 // Needs bank rows that are normalised as they are read.
 #pragma once
