@@ -88,3 +88,7 @@ def test_aarch64(expected, tmp_path):
     for body in products:
         assert len(re.findall(r"\tfmla\t", body)) == 24
         assert not re.search(r"\tst[rp]\tq.*\[sp", body), "an accumulator is on the stack"
+    listing = run(objdump, "--disassemble", "--demangle", tmp_path / "screen_neon.o")
+    of_bytes = re.findall(r"\tsdot\t.*\tsdot\t", listing, re.DOTALL)
+    assert len(of_bytes) == 1 and of_bytes[0].count("\tsdot\t") == 96
+    assert "[sp" not in of_bytes[0], "an accumulator is on the stack"

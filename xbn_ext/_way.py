@@ -29,7 +29,8 @@ class loss_way:
 
     On a CPU "auto" and "screen" are the same: products of bytes find the pairs that may have a weight, and if they are
     few, only these are computed in float32. This takes `Contrastive` or `Triplet(mining="hardest")`, float32 embeddings
-    with D >= 64, and AVX2. The others compute all similarities. Loss and gradient have the same bits either way.
+    with D >= 64, and AVX2 or aarch64's dot products. The others compute all similarities. Loss and gradient have the
+    same bits either way.
 
     A call sets it for the process. As a context manager, which can be entered again, it sets it back at the end:
 
