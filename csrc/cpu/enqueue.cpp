@@ -8,7 +8,6 @@
 //            More rows than the ring holds: the last M of them stay.
 //   split    stripes of columns, rows in order: the same bits on any number of threads
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "../kernels.h"
@@ -20,23 +19,27 @@ namespace {
 
 constexpr int64_t kStripe = 64;
 
+// What is stored of row i: u [D]. Returns whether all of it is finite.
 template <typename T, typename S>
-S pull_back(const EnqueueParams<T, S>& p, int64_t i, int64_t d) {
+bool pull_back(const EnqueueParams<T, S>& p, int64_t i, S* u) {
   using C = typename Compute<S>::type;
-  return static_cast<S>(static_cast<C>((static_cast<double>(p.z[i * p.D + d]) - p.shift[d]) / p.scale[d]));
+  const T* z = p.z + i * p.D;
+  double zero = 0;  // stays 0 as long as every value is finite
+#pragma omp simd reduction(+ : zero)
+  for (int64_t d = 0; d < p.D; ++d) {
+    u[d] = static_cast<S>(static_cast<C>((static_cast<double>(z[d]) - p.shift[d]) / p.scale[d]));
+    zero += 0.0 * as<double>(u[d]);
+  }
+  return zero == 0;
 }
 
-// Fills `slots` and returns the rows to store, in ring order.
+// Fills `slots` and returns the rows to store, in ring order: of those that may be.
 template <typename T, typename S>
-std::vector<int64_t> assign_slots(const EnqueueParams<T, S>& p) {
+std::vector<int64_t> assign_slots(const EnqueueParams<T, S>& p, const std::vector<char>& may_be_stored) {
   std::vector<int64_t> rows;
   rows.reserve(p.B);
-  for (int64_t i = 0; i < p.B; ++i) {
-    if (p.mask != nullptr && !p.mask[i]) continue;
-    double zero = 0;  // stays 0 as long as every value is finite
-    for (int64_t d = 0; d < p.D; ++d) zero += 0.0 * as<double>(pull_back(p, i, d));
-    if (zero == 0) rows.push_back(i);
-  }
+  for (int64_t i = 0; i < p.B; ++i)
+    if (may_be_stored[i]) rows.push_back(i);
   const int64_t surplus = static_cast<int64_t>(rows.size()) - p.M;
   if (surplus > 0) rows.erase(rows.begin(), rows.begin() + surplus);
   std::fill(p.slots, p.slots + p.B, int64_t{-1});
@@ -44,25 +47,34 @@ std::vector<int64_t> assign_slots(const EnqueueParams<T, S>& p) {
   return rows;
 }
 
+// Columns [begin, end) of a row go into the ring, and into the sums; those of the row that leaves go out of them.
+template <typename S>
+void replace(const S* u, bool evicts, int64_t begin, int64_t end, S* stored, double* sum, double* sum_squares) {
+#pragma omp simd
+  for (int64_t d = begin; d < end; ++d) {
+    const double in = as<double>(u[d]), out = evicts ? as<double>(stored[d]) : 0.0;
+    sum[d] += in - out;
+    sum_squares[d] += in * in - out * out;
+    stored[d] = u[d];
+  }
+}
+
 }  // namespace
 
 template <typename T, typename S>
 void enqueue(const EnqueueParams<T, S>& p, const Cpu& cpu) {
-  const std::vector<int64_t> rows = assign_slots(p);
+  const int64_t work = 2 * p.B * p.D;
+  std::vector<S> u(p.B * p.D);
+  std::vector<char> may_be_stored(p.B, 0);
+  cpu.parallel(p.B, work, [&](int64_t i) {
+    if (p.mask == nullptr || p.mask[i]) may_be_stored[i] = pull_back(p, i, u.data() + i * p.D);
+  });
+  const std::vector<int64_t> rows = assign_slots(p, may_be_stored);
   const int64_t filled = *p.count;
-  cpu.parallel(ceil_div(p.D, kStripe), 4 * p.B * p.D, [&](int64_t stripe) {
+  cpu.parallel(ceil_div(p.D, kStripe), work, [&](int64_t stripe) {
     const int64_t begin = stripe * kStripe, end = std::min(begin + kStripe, p.D);
-    for (const int64_t i : rows) {
-      S* stored = p.bank + p.slots[i] * p.D;
-      const bool evicts = p.slots[i] < filled;
-      for (int64_t d = begin; d < end; ++d) {
-        const S u = pull_back(p, i, d);
-        const double in = as<double>(u), out = evicts ? as<double>(stored[d]) : 0.0;
-        p.sums[d] += in - out;
-        p.sums[p.D + d] += in * in - out * out;
-        stored[d] = u;
-      }
-    }
+    for (const int64_t i : rows)
+      replace(u.data() + i * p.D, p.slots[i] < filled, begin, end, p.bank + p.slots[i] * p.D, p.sums, p.sums + p.D);
   });
   for (const int64_t i : rows) {
     const int64_t slot = p.slots[i];

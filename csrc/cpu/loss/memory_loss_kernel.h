@@ -11,16 +11,21 @@
 #include "pairs_kernel.h"
 #include "triplets_kernel.h"
 
+// The anchors of a block side by side, those that are not finite all NaN.
 template <typename T, typename S>
 void pack_anchors(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, int64_t block) {
   T* packed = sweep.anchors(block);
-  const int64_t rows = std::min(kAnchorBlock, p.B - block * kAnchorBlock);
-  for (int64_t i = 0; i < kAnchorBlock; ++i) {
-    const T* z = p.z + (block * kAnchorBlock + i) * p.D;
-    T zero = 0;  // stays 0 as long as every value is finite, else becomes NaN
-    for (int64_t d = 0; d < p.D; ++d) zero += i < rows ? T(0) * z[d] : T(0);
-    sweep.finite[block * kAnchorBlock + i] = zero == T(0);
-    for (int64_t d = 0; d < p.D; ++d) packed[d * kAnchorBlock + i] = (i < rows ? z[d] : T(0)) + zero;
+  const int64_t first = block * kAnchorBlock, rows = std::min(kAnchorBlock, p.B - first);
+  if (rows < kAnchorBlock) std::fill_n(packed, p.D * kAnchorBlock, T(0));
+  transpose(p.z + first * p.D, p.D, rows, p.D, packed, kAnchorBlock);
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* z = p.z + (first + i) * p.D;
+    T zero = 0;  // stays 0 as long as every value is finite
+#pragma omp simd reduction(+ : zero)
+    for (int64_t d = 0; d < p.D; ++d) zero += T(0) * z[d];
+    sweep.finite[first + i] = zero == T(0);
+    for (int64_t d = 0; zero != T(0) && d < p.D; ++d)
+      packed[d * kAnchorBlock + i] = std::numeric_limits<T>::quiet_NaN();
   }
 }
 

@@ -4,8 +4,7 @@
 // What a bank row is multiplied by as it counts, from its sum of squares.
 template <typename T>
 T inverse_of_norm(T square, T eps) {
-  const T norm = std::sqrt(square);
-  return T(1) / (norm < eps ? eps : norm);
+  return inverse_length(std::sqrt(square), eps);
 }
 
 // Accumulators take R x C registers, C more hold operands: 6 x 4 + 4 of 32, 6 x 2 + 2 of 16.
