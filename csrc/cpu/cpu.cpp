@@ -59,8 +59,7 @@ Isa cpu_isa() {
   if (forced == nullptr || *forced == '\0') return best_isa();
   for (const Isa isa : kBestFirst) {
     if (isa_name(isa) != forced) continue;
-    if (!has_isa(isa))
-      throw std::runtime_error("XBN_CPU_ISA=" + isa_name(isa) + ": this processor does not have it");
+    if (!has_isa(isa)) throw std::runtime_error("XBN_CPU_ISA=" + isa_name(isa) + ": this processor does not have it");
     return isa;
   }
   throw std::runtime_error("XBN_CPU_ISA must be avx512_vnni, avx512, avx_vnni, avx2 or " + isa_name(Isa::baseline) +
