@@ -21,7 +21,7 @@ from xbn_ext import ops, plain, reference
 from xbn_ext._way import loss_way
 from xbn_ext.dtypes import is_narrow
 from xbn_ext.filter import make_filter
-from xbn_ext.losses import Contrastive
+from xbn_ext.losses import Contrastive, Triplet
 from xbn_ext.memory import CrossBatchMemory
 from xbn_ext.options import Way
 
@@ -46,6 +46,8 @@ Call = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 DEFERRED = f"{OURS} deferred"
 PLAIN = f"{OURS} plain"
+ALL_PAIRS = f"{OURS} all pairs"
+SCREENED = [loss.kind for loss in (Contrastive(), Contrastive(reduction="avg_nonzero"), Triplet())]  # on a CPU
 TF32 = " tf32"
 BASELINES: dict[str, type[TorchMemory]] = {
     "eager-tuned": TorchMemory,
@@ -56,13 +58,14 @@ BASELINES: dict[str, type[TorchMemory]] = {
 WAYS: list[Way] = ["screen", "tensor", "simt", "composite"]
 ON_CUDA = [*(f"{OURS} {way}" for way in WAYS), f"{OURS} composite{TF32}", *(name + TF32 for name in BASELINES)]
 ROUNDS = 21  # whose pairs with a weight are counted
-NAMES = [OURS, DEFERRED, PLAIN, *BASELINES, THEIRS, *ON_CUDA]
+NAMES = [OURS, DEFERRED, PLAIN, ALL_PAIRS, *BASELINES, THEIRS, *ON_CUDA]
 
 
 def make(name: str, problem: Problem) -> Call:
     """The call of one implementation, with a memory of its own.
 
-    "xbn_ext plain" is what xbn_ext does without the compiled library. On CUDA, a name that ends in " tf32" lets library
+    "xbn_ext plain" is what xbn_ext does without the compiled library; "xbn_ext all pairs", on a CPU, without the screen
+    that finds the pairs which may have a weight. On CUDA, a name that ends in " tf32" lets library
     products round to TF32, any other does not.
     """
     family = name.removesuffix(TF32)
@@ -74,6 +77,8 @@ def make(name: str, problem: Problem) -> Call:
         call = _ours_in_step(family, problem) if problem.kernel == "step" else _ours(problem)
     if name == PLAIN:
         call = partial(_without_kernels, call)
+    if name == ALL_PAIRS:
+        call = partial(_without_screen, call)
     return call if problem.device == "cpu" else partial(_on_cuda, name, call)
 
 
@@ -101,11 +106,16 @@ def why_not(name: str, problem: Problem) -> str | None:
         return "for CUDA"
     if name in ON_CUDA and not ranks:
         return "has no product"
+    if name == ALL_PAIRS and problem.device != "cpu":
+        return "for a CPU"
+    if name == ALL_PAIRS and not (ranks and problem.pair_loss.kind in SCREENED):
+        return "has no screen to leave out"
     if name == DEFERRED and problem.kernel != "step":
         return "is a way to take a step"
     if name == DEFERRED and problem.drift == "none":
         return "there is no drift to follow"
-    if name in (OURS, PLAIN) and problem.kernel == "step" and problem.drift != "none" and is_narrow(problem.dtype):
+    in_place = problem.kernel == "step" and problem.drift != "none" and name in (OURS, PLAIN, ALL_PAIRS)
+    if in_place and is_narrow(problem.dtype):
         return "a 16-bit bank is deferred"
     way = name.removeprefix(OURS).strip()
     if way in ("screen", "tensor", "simt") and (
@@ -261,6 +271,11 @@ def _theirs(problem: Problem) -> Call:
 
 def _without_kernels(call: Call, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     with ops.over(plain):
+        return call(x, labels)
+
+
+def _without_screen(call: Call, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    with loss_way("simt"):
         return call(x, labels)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .comparisons import OURS, THEIRS
-from .implementations import NAMES
+from .implementations import ALL_PAIRS, NAMES
 from .problem import Problem
 
 Options = dict[str, Any]
@@ -26,11 +26,18 @@ DEFAULTS: Options = {
     "dtype": "float32",
     "device": _problem.device,
     "repeats": 21,
-    "only": NAMES,
+    "only": [name for name in NAMES if name != ALL_PAIRS],
 }
 
 PRESETS: dict[str, list[Options]] = {
-    "quick": [{"memory": [8192], "dim": 128, "repeats": 5, "only": [name for name in NAMES if "compile" not in name]}],
+    "quick": [
+        {
+            "memory": [8192],
+            "dim": 128,
+            "repeats": 5,
+            "only": [name for name in DEFAULTS["only"] if "compile" not in name],
+        }
+    ],
     "paper": [
         {},
         {"dim": 128},
