@@ -206,8 +206,9 @@ def test_a_sparse_tensor_is_refused():
         arguments = ARGUMENTS[op]()
         if arguments[name].dim() > 0:
             arguments[name] = arguments[name].to_sparse()
-            with pytest.raises(NotImplementedError, match=f"xbn_ext::{op}"):
-                call("xbn_ext", op, arguments)
+            if xbn_ext.build_info()["native"]:
+                with pytest.raises(NotImplementedError, match=f"xbn_ext::{op}"):
+                    call("xbn_ext", op, arguments)
             with pytest.raises(RuntimeError, match=f"^{op}: {name} must be dense, got .* torch.sparse_coo"):
                 call(plain_ops.NAMESPACE, op, arguments)
 

@@ -19,7 +19,7 @@ using namespace xbn;
 
 int compared = 0;  // losses, with their gradients
 
-const Cpu kCpu{Isa::baseline, [](int64_t units, const std::function<void(int64_t)>& unit) {
+const Cpu kCpu{Isa::baseline, [](int64_t units, int64_t, const std::function<void(int64_t)>& unit) {
                  for (int64_t i = 0; i < units; ++i) unit(i);
                }};
 
