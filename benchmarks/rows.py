@@ -21,7 +21,7 @@ from .recorded import Recorded
 
 MARGIN = Contrastive().neg_margin
 SPREAD = 0.6  # of a class, relative to that of the centres
-STEEPEST = 16.0  # exponent: rows on a line, of which half the negatives are above any margin
+STEEPEST = 16.0  # exponent: rows on a line: half of the negatives are above any margin
 WORLD = 1 << 30  # seeds from here on are of what all rows of a problem have in common; a CPU takes 32 bits of one
 CENTRES = 256  # made at a time
 

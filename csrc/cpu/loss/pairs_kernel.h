@@ -119,7 +119,7 @@ class PairScreen<T, true> {
   bool limit_by_hardest(const CodedAnchors& anchors, const RowSums* sums, int64_t rows) {
     constexpr double kRounding = 4e-7;  // more than float32 may round in what follows
     for (int64_t i = 0; i < kAnchorBlock; ++i) {
-      // Neither is there one that is NaN; of an anchor that is none, it is 0.
+      // NaN takes this way, too. The anchors that fill up the block have a similarity of 0 to every row.
       if (!(sums[i].shift > -std::numeric_limits<double>::infinity())) return false;
       const double slope = anchors.slope(sums[i].shift);
       slope_[i] = static_cast<float>(slope - kRounding * std::fabs(slope));
@@ -173,32 +173,36 @@ class PairScreen<T, true> {
     for (int k = 0; k < 8; ++k) s[k] = all[k] * tile.inverse_norm[pairs[k].row];
   }
 
+  // Calls f(pair, similarity) for the n pairs that are listed, in their order.
+  template <typename F>
+  void each_pair(const Tile<float>& tile, const CodedAnchors& anchors, int64_t n, const F& f) const {
+    for (int64_t first = 0; first < n; first += 8) {
+      Pair eight[8];
+      float s[8];
+      for (int64_t k = 0; k < 8; ++k) eight[k] = pairs_.data()[std::min(first + k, n - 1)];
+      similarities(tile, anchors, eight, s);
+      for (int64_t k = 0; k < std::min<int64_t>(n - first, 8); ++k) f(eight[k], s[k]);
+    }
+  }
+
   void score_margins(const Tile<float>& tile, const CodedAnchors& anchors, int64_t n, int64_t place, const Pass& pass,
                      bool gradient, Contribution<float>& part) const {
     // A pass has one slot for all pairs, or two.
     const bool apart = pass.slot[1].pairs != Pairs::none;
     const MarginFormula<float> formula{static_cast<float>(pass.slot[0].a), static_cast<float>(pass.slot[0].b)};
     AnchorSums sums[kSlots] = {};
-    for (int64_t first = 0; first < n; first += 8) {
-      Pair eight[8];
-      float s[8];
-      for (int64_t k = 0; k < 8; ++k) eight[k] = pairs_.data()[std::min(first + k, n - 1)];
-      similarities(tile, anchors, eight, s);
-      for (int64_t k = 0; k < std::min<int64_t>(n - first, 8); ++k) {
-        const Pair& pair = eight[k];
-        const Score<float> score = formula(s[k], pair.positive, 0.0F);
-        if (!score.counts) continue;
-        const int slot = apart && pair.positive ? 1 : 0;
-        sums[slot].add(pair.anchor, score);
-        if (!gradient) continue;
-        float* grad = part.grad(slot, place);
-        char& touched = part.touched(slot, place);
-        if (!touched) std::fill(grad, grad + kAnchorBlock * padded_, 0.0F);
-        touched = 1;
-        add_row(tile.data + pair.row * padded_, score.weight * tile.inverse_norm[pair.row],
-                grad + pair.anchor * padded_);
-      }
-    }
+    each_pair(tile, anchors, n, [&](const Pair& pair, float s) {
+      const Score<float> score = formula(s, pair.positive, 0.0F);
+      if (!score.counts) return;
+      const int slot = apart && pair.positive ? 1 : 0;
+      sums[slot].add(pair.anchor, score);
+      if (!gradient) return;
+      float* grad = part.grad(slot, place);
+      char& touched = part.touched(slot, place);
+      if (!touched) std::fill(grad, grad + kAnchorBlock * padded_, 0.0F);
+      touched = 1;
+      add_row(tile.data + pair.row * padded_, score.weight * tile.inverse_norm[pair.row], grad + pair.anchor * padded_);
+    });
     for (int slot = 0; slot < kSlots; ++slot) sums[slot].add_to(part.sums(slot, place));
   }
 
@@ -206,21 +210,14 @@ class PairScreen<T, true> {
   void score_extremes(const Tile<float>& tile, const CodedAnchors& anchors, int64_t n, int64_t place,
                       Contribution<float>& part) const {
     RowSums* const sums[kSlots] = {part.sums(0, place), part.sums(1, place)};
-    for (int64_t first = 0; first < n; first += 8) {
-      Pair eight[8];
-      float s[8];
-      for (int64_t k = 0; k < 8; ++k) eight[k] = pairs_.data()[std::min(first + k, n - 1)];
-      similarities(tile, anchors, eight, s);
-      for (int64_t k = 0; k < std::min<int64_t>(n - first, 8); ++k) {
-        const Pair& pair = eight[k];
-        RowSums& sum = sums[pair.positive][pair.anchor];
-        const float x = pair.positive ? -s[k] : s[k];
-        if (pair.positive) sum.pairs += 1;
-        if (!exceeds(x, static_cast<float>(sum.shift))) continue;
-        sum.shift = x;
-        sum.value = static_cast<double>(tile.bank_row[pair.row]);
-      }
-    }
+    each_pair(tile, anchors, n, [&](const Pair& pair, float s) {
+      RowSums& sum = sums[pair.positive][pair.anchor];
+      const float x = pair.positive ? -s : s;
+      if (pair.positive) sum.pairs += 1;
+      if (!exceeds(x, static_cast<float>(sum.shift))) return;
+      sum.shift = x;
+      sum.value = static_cast<double>(tile.bank_row[pair.row]);
+    });
     // Of negatives it only matters whether there are any.
     uint64_t has = 0;
     for (int64_t j = 0; j < tile.rows; ++j)
@@ -267,6 +264,6 @@ class PairScreen<T, true> {
   std::vector<uint64_t> found_;  // [rows]
   Scratch<Pair> pairs_;
   bool on_ = false;                  // the tile at hand
-  int64_t asked_ = 0, in_vain_ = 0;  // blocks of the last tile, and those of which too many pairs were left
+  int64_t asked_ = 0, in_vain_ = 0;  // blocks of the last tile, and those that had too many pairs
   int64_t to_skip_ = 0;              // tiles to come that are not screened
 };
