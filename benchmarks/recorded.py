@@ -57,7 +57,7 @@ def _read(file: str) -> tuple[Tensor, Tensor]:
     try:
         with Path(file).open("rb") as stream:
             if not is_zipfile(stream):
-                raise ValueError("it is no .npz file")
+                raise ValueError("it is not an .npz file")
             stream.seek(0)
             arrays = dict(np.load(stream, allow_pickle=False))
         for name in ("rows", "labels"):

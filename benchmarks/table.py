@@ -15,7 +15,7 @@ ROOF = """% of roof: the least time for the bytes and the operations that no way
 Bytes: of the bank read once, and written once where it is moved, as fast as a copy goes, else as fast as reading does.
 Operations: of the similarities of all pairs, and of the gradient of those that have a weight, in the dtype of the
 problem. Above 100: a bank that stays in the caches; a contrastive loss whose pairs without a weight are found with
-fewer bits (on a CPU products of bytes, with avx512_vnni and avx2; on a GPU the screen).
+fewer bits (on a CPU by products of bytes, on a GPU by the screen).
 *: launched one by one, as it waits for the device; the host's time is in it."""
 
 LEGEND = f"""

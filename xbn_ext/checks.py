@@ -23,7 +23,7 @@ MEMORY_DTYPE_NAMES = listed([str(dtype).removeprefix("torch.") for dtype in MEMO
 
 
 def whole(name: str, value: Any, least: int) -> int:
-    """`value` as an int, if it is an integer and no bool, not below `least`, and int64 holds it."""
+    """`value` as an int, if it is an integer, not a bool, not below `least`, and int64 holds it."""
     try:
         number = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -41,7 +41,7 @@ def whole_from(least: int) -> Callable[[str, Any], int]:
 
 
 def finite(name: str, value: Any) -> float:
-    """`value` as a float, if it is a real number and no bool."""
+    """`value` as a float, if it is a real number and not a bool."""
     if isinstance(value, Tensor):
         raise ValueError(f"{name} must be a number, got a tensor: only a temperature can be learned")
     try:
