@@ -361,7 +361,8 @@ def test_a_file_that_cannot_be_read(tmp_path, capsys):
     damaged = bytearray(cut.read_bytes())
     damaged[300] ^= 1
     cut.write_bytes(damaged)
-    for file, words in {tmp_path / "none": "No such file", tmp_path: "directory", text: "not an .npz", cut: "CRC"}.items():
+    refused = {tmp_path / "none": "No such file", tmp_path: "directory", text: "not an .npz", cut: "CRC"}
+    for file, words in refused.items():
         with pytest.raises(SystemExit):
             parse(["--rows", str(file)])
         message = capsys.readouterr().err
