@@ -14,7 +14,7 @@
                ([0, B] unless need_grad)
 
 A bank row u stands for scale * u + shift. Statistics are float64, counters int64 scalars, all on the device of the
-bank. `ops.py` documents the arguments, `reference/` says what they compute. The kernels register for these in
+bank. `ops/` documents the arguments, `reference/` says what they compute. The kernels register for these in
 `csrc/glue/`, the functions without the compiled library in `plain/`.
 """
 
