@@ -62,6 +62,7 @@ struct TrackParams {
   double measurement_noise;  // r
   double fixed_gain;         // < 0: the Kalman gain; else this gain after the first measurement
   double eps;                // standard deviations below it mark a dead dimension
+  bool only_measures;        // the gaps and the gain, for stats; nothing else is written
   double* stats;             // [3] out, moment gap of bank and batch before and after the map, gain; or null
 };
 
@@ -146,6 +147,40 @@ struct BatchLossParams {
   T* grad_dots;           // [B, B] out, or null
 };
 
+// What a step tells its loss of the batch, made of what the step was told. Null: is not asked for.
+struct StepPairsParams {
+  const bool* mask;      // [B] rows to store, which do not rank; null exactly when anchors is
+  const int64_t* ids;    // [B] of samples; null exactly when exclude is
+  const int64_t* slots;  // [B] where the rows have been stored, or null: nowhere
+  const int64_t* step;   // [1] steps taken
+  const int64_t* count;  // [1] stored rows
+  int64_t B;             //
+  int64_t warmup_steps;  // before so many steps no stored row is ranked
+  bool* anchors;         // [B] out
+  int64_t* exclude;      // [B] out, the ids; of a row without one, that which it has in the bank, or -1
+  int64_t* ranked;       // [1] out
+};
+
+// The loss of a step, own_weight * own_loss + memory_weight * memory_loss, and its derivative by the batch; the step is
+// counted.
+template <typename T>
+struct StepTotalParams {
+  const T* own_loss;     // [1] of the batch against itself, or null
+  const T* memory_loss;  // [1] against the bank, or null
+  double own_weight, memory_weight;
+  T* loss;               // [1] out
+  int64_t* step;         // [1] in and out
+  const T* own_anchors;  // [B, D] derivative of own_loss by the rows as anchors, null exactly when own_loss is
+  const T* own_rows;     // [B, D] and by the rows that are ranked
+  const T* grad_memory;  // [B, D] derivative of memory_loss by the anchors, null exactly when that is
+  const T* z;            // [B, D] the batch as normalised; null if it is not
+  const double* norm;    // [B] before that; null exactly when z is
+  int64_t B, D;          //
+  double eps;            // lower bound of norms
+  T* grad;               // [B, D] out, derivative by the batch before it was normalised; null: is not asked for
+  T* grad_rows;          // [B, D] out, by the rows that are ranked, where these are not the anchors; or null
+};
+
 // --- On a CPU: returns when it is done -----------------------------------------------------------------------------
 
 template <typename T>
@@ -169,6 +204,9 @@ void transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T
                            const Cpu& cpu);
 template <typename T>
 void batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Cpu& cpu);
+void step_pairs(const StepPairsParams& p, const Cpu& cpu);
+template <typename T>
+void step_total(const StepTotalParams<T>& p, const Cpu& cpu);
 
 // --- On a GPU: puts its kernels on the stream and returns at once, a CUDA error or 0 --------------------------------
 
@@ -188,6 +226,9 @@ template <typename S>
 int standardize(const StandardizeParams<S>& p, const Gpu& gpu);
 template <typename T, typename S>
 int enqueue(const EnqueueParams<T, S>& p, const Gpu& gpu);
+// Throws if memory_loss cannot go the way that is forced.
+template <typename T, typename S>
+void check_way(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Gpu& gpu);
 template <typename T, typename S>
 int memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Gpu& gpu);
 template <typename T, typename S>
@@ -195,6 +236,9 @@ int transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T,
                           const Gpu& gpu);
 template <typename T>
 int batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Gpu& gpu);
+int step_pairs(const StepPairsParams& p, const Gpu& gpu);
+template <typename T>
+int step_total(const StepTotalParams<T>& p, const Gpu& gpu);
 
 }  // namespace cuda
 }  // namespace xbn

@@ -3,6 +3,7 @@
 import state
 import torch
 
+from xbn_ext.ops.step import STATE
 from xbn_ext.schemas import NAMES
 
 B, M, D = 5, 11, 7
@@ -128,6 +129,36 @@ def moments_arguments(**changes):
     return {"x": torch.randn(B, D), "mask": torch.ones(B, dtype=torch.bool)} | changes
 
 
+def step_arguments(**changes):
+    m = state.filled(M, D, 9, pending=True)
+    arguments = {
+        **{name: getattr(m, name) for name in STATE},
+        "pairs": torch.zeros(2, dtype=torch.float64),
+        "drift_stats": torch.zeros(3, dtype=torch.float64),
+        "x": torch.randn(B, D),
+        "sides": None,
+        "labels": torch.arange(B),
+        "mask": torch.arange(B) > 0,
+        "ids": torch.arange(B),
+        "loss": "contrastive",
+        "parameters": [1.0, 0.5],
+        "follows": True,
+        "process_noise": 0.01,
+        "measurement_noise": 1.0,
+        "fixed_gain": None,
+        "deferred": False,
+        "stores_first": False,
+        "normalizes": True,
+        "renormalize": True,
+        "batch_weight": 1.0,
+        "memory_weight": 0.5,
+        "warmup_steps": 0,
+        "eps": 1e-6,
+        "need_grad": True,
+    }
+    return arguments | changes
+
+
 ARGUMENTS = {
     "normalize": normalize_arguments,
     "normalize_backward": normalize_backward_arguments,
@@ -139,4 +170,5 @@ ARGUMENTS = {
     "memory_loss": loss_arguments,
     "transform_memory_loss_": transform_loss_arguments,
     "batch_loss": batch_loss_arguments,
+    "step_": step_arguments,
 }

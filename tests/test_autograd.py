@@ -110,7 +110,15 @@ def test_a_backward_that_needs_the_overwritten_memory_raises(options, compiled):
         regulariser.backward()
 
 
-@pytest.mark.parametrize("op", WRITING)
+def test_versions_grow_of_the_whole_state():
+    criterion = CrossBatchMemory(Contrastive(), D, M)
+    before = {name: tensor._version for name, tensor in criterion.named_state()}
+    assert set(before) == set(written_by("step_"))
+    criterion(torch.randn(B, D), labels())
+    assert all(tensor._version > before[name] for name, tensor in criterion.named_state())
+
+
+@pytest.mark.parametrize("op", [op for op in WRITING if op != "step_"])
 def test_versions_grow_of_what_is_written_and_of_nothing_else(op):
     arguments = ARGUMENTS[op]()
     tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}

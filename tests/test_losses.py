@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_cases import LOSSES, assert_right, clear_anchors, problem, run, run_with_pairs
 from shapes import PAIRS, name
-from state import NARROW_DTYPES
+from state import NARROW_DTYPES, reference_step
 
 from xbn_ext import Circle, Contrastive, CrossBatchMemory, MultiSimilarity, NTXent, SupCon, Triplet, reference
 from xbn_ext import ops as cpu_ops
@@ -555,7 +555,7 @@ def test_step_is_the_reference_step(loss, update, enqueue, ops, device, dtype):
         labels = torch.randint(6, (16,))
         x = (centres[labels] + torch.randn(16, 12)).requires_grad_()
         (expected_grad,) = torch.autograd.grad(
-            expected := reference.step(truth, x, labels, loss, update=update, enqueue=enqueue), x
+            expected := reference_step(truth, x, labels, loss, update=update, enqueue=enqueue), x
         )
         y = x.detach().to(device).requires_grad_()
         value = ours(y, labels.to(device))

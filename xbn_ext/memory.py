@@ -16,7 +16,6 @@ from ._autograd import check_step, without_autocast
 from .dtypes import compute_dtype, is_narrow
 from .filter import Drift, make_filter
 from .losses import PairLoss, at_temperature, check_loss, default_temperature
-from .options import PairOptions
 from .state import FRESH, MemoryState, flat, number_in
 
 # What may be set at any time, and its check.
@@ -35,7 +34,7 @@ class CrossBatchMemory(MemoryState):
     The call is that of pytorch-metric-learning's `CrossBatchMemory`, `loss = criterion(embeddings, labels)`. In
     training mode each call (1) measures how the embeddings have drifted and moves the stored ones along, (2) computes
     `batch_weight * L(batch, batch) + memory_weight * L(batch, memory)`, (3) stores the batch. In `eval()` mode
-    the memory is only read. `xbn_ext.reference.step` is the same in plain PyTorch.
+    the memory is only read. `xbn_ext.reference.step_` is the same in plain PyTorch.
 
     Examples:
         >>> criterion = CrossBatchMemory(Contrastive(neg_margin=0.5), embedding_size=128, memory_size=8192)
@@ -193,93 +192,36 @@ class CrossBatchMemory(MemoryState):
         learns = embeddings.requires_grad or (self.temperature is not None and self.temperature.requires_grad)
         if self.training or (learns and torch.is_grad_enabled()):
             check_step(self.step, embeddings, labels, enqueue_mask, ids, self.temperature)
-        with without_autocast(embeddings.device.type):
-            z = self._as_ranked(embeddings)
-            if not self.training:
-                return self._value(z, labels, enqueue_mask, ids)
-            stored, own_slots = z.detach(), None
-            to_move = self._follow_drift(stored, enqueue_mask)
-            if self.enqueue == "before":
-                own_slots = self._store(stored, labels, enqueue_mask, ids)
-            value = self._value(z, labels, enqueue_mask, ids, own_slots, to_move)
-            if self.enqueue == "after":
-                self._store(stored, labels, enqueue_mask, ids)
-            self.step.add_(1)
-        return value
-
-    def _as_ranked(self, embeddings: Tensor) -> Tensor:
-        """Also as stored. Another tensor: the embeddings could be rows of the memory that is about to be written."""
-        z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-        return ops.normalize(z, self.eps) if self.normalize_embeddings else z.clone()
-
-    def _follow_drift(self, z: Tensor, mask: Tensor | None) -> bool:
-        """Measures the drift, and moves the memory along by the map that then is pending: here, or where True is
-        returned while `_value` ranks the batch against it, in one sweep; with `"deferred"` it stays pending."""
-        if self.filter is None:  # nothing moves; the gap is measured all the same
-            copies = torch.stack((self.target_mean, self.target_std, self.scale, self.shift))
-            mean, std, scale, shift = copies.unbind()
-            ops.track_(
-                mean, std, self.variance.clone(), scale, shift, z, mask, self.sums, self.count, math.inf, 1.0, None,
-                eps=self.eps, stats=self.drift_stats,
-            )  # fmt: skip
-            return False
-        ops.track_(
-            self.target_mean, self.target_std, self.variance, self.scale, self.shift, z, mask,
-            self.sums, self.count, *self.filter, eps=self.eps, stats=self.drift_stats,
-        )  # fmt: skip
-        if self.update == "deferred":
-            ops.standardize_(self.bank, self.sums, self.scale, self.shift, self.count, self.eps)
-            return False
-        if self.enqueue == "after" and self.memory_weight != 0:
-            return True
-        ops.transform_(self.bank, self.sums, self.scale, self.shift, self.count)
-        return False
-
-    def _store(self, z: Tensor, labels: Tensor, mask: Tensor | None, ids: Tensor | None = None) -> Tensor:
-        return ops.enqueue_(
-            self.bank, self.bank_labels, self.sums, self.head, self.count, z, labels, mask, self.scale, self.shift,
-            bank_ids=self.bank_ids, ids=ids, bank_steps=self.bank_steps, step=self.step,
+        x = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+        if not self.training:
+            return self._value(x, labels, enqueue_mask, ids)
+        return ops.step_(
+            self, x, labels, self.loss, filter=self.filter, update=self.update, enqueue=self.enqueue,
+            normalize_embeddings=self.normalize_embeddings, renormalize=self.renormalize,
+            batch_weight=self.batch_weight, memory_weight=self.memory_weight, warmup_steps=self.warmup_steps,
+            enqueue_mask=enqueue_mask, ids=ids, eps=self.eps,
         )  # fmt: skip
 
-    def _value(
-        self, z: Tensor, labels: Tensor, mask: Tensor | None, ids: Tensor | None, own_slots: Tensor | None = None,
-        to_move: bool = False,
-    ) -> Tensor:  # fmt: skip
-        """The weighted losses. `to_move`: the memory's pending map is to be written into it, too."""
-        anchors = None if mask is None else ~mask
-        exclude = own_slots
-        if ids is not None:
-            # A row without an id has the one that enqueue_ gives it; -1, none, if it is not stored.
-            exclude = ids if own_slots is None else torch.where(ids >= 0, ids, -2 - own_slots)
-        values = []
-        if self.batch_weight != 0:
-            own = ops.batch_loss(
-                z, labels, self.loss, ids=ids, anchors=anchors, renormalize=self.renormalize, eps=self.eps
-            )
-            values.append(_weighted(own, self.batch_weight))
-        if self.memory_weight != 0:
-            # No rows are visible while warming up: decided on the device, so nothing waits. A compiler that recomputes
-            # the loss in backward recomputes what it depends on, and by `step` that includes check_step.
-            ranked = self.count
-            if self.warmup_steps or torch.compiler.is_compiling():
-                ranked = torch.where(self.step < self.warmup_steps, 0, self.count)
-            options: PairOptions = {
-                "bank_ids": None if ids is None else self.bank_ids, "exclude": exclude, "anchors": anchors,
-                "renormalize": self.renormalize, "eps": self.eps,
+    def _value(self, x: Tensor, labels: Tensor, mask: Tensor | None, ids: Tensor | None) -> Tensor:
+        """The weighted losses against a memory that is only read."""
+        with without_autocast(x.device.type):
+            z = ops.normalize(x, self.eps) if self.normalize_embeddings else x
+            values = []
+            shared: Any = {
+                "anchors": None if mask is None else ~mask, "renormalize": self.renormalize, "eps": self.eps,
             }  # fmt: skip
-            if to_move:
-                memory_value, pairs = ops.transform_memory_loss_(
-                    self.bank, self.sums, self.scale, self.shift, self.count, z, labels, self.bank_labels, self.loss,
-                    ranked=ranked, **options,
-                )  # fmt: skip
-            else:
-                memory_value, pairs = ops.memory_loss_and_pairs(
+            if self.batch_weight != 0:
+                values.append(self.batch_weight * ops.batch_loss(z, labels, self.loss, ids=ids, **shared))
+            if self.memory_weight != 0:
+                # No rows are visible while warming up: decided on the device, so nothing waits.
+                ranked = torch.where(self.step < self.warmup_steps, 0, self.count) if self.warmup_steps else self.count
+                if ids is not None:  # a negative one could be that of a row without an id
+                    shared |= {"bank_ids": self.bank_ids, "exclude": ids.clamp(min=-1)}
+                value = ops.memory_loss(
                     z, labels, self.bank, self.bank_labels, self.loss, count=ranked, scale=self.scale, shift=self.shift,
-                    **options,
+                    **shared,
                 )  # fmt: skip
-            values.append(_weighted(memory_value, self.memory_weight))
-            if self.training:
-                self.pairs.copy_(pairs)
+                values.append(self.memory_weight * value)
         return sum(values[1:], values[0])
 
     @torch.no_grad()
@@ -380,12 +322,17 @@ class CrossBatchMemory(MemoryState):
             checks.two_or_three(batch)
             embeddings, labels, *rest = batch
             labels, ids = self._check(embeddings, labels, None, None, *rest)
-            z = self._as_ranked(embeddings)
+            z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+            if self.normalize_embeddings:
+                z = ops.normalize(z, self.eps)
             if self.filter is not None and is_narrow(filled.bank.dtype) and filled.count == 0:
                 mean, std, _ = ops.moments(z)
                 filled.shift.copy_(mean)
                 filled.scale.copy_(torch.where(std < self.eps, 1.0, std))
-            filled._store(z, labels, None, ids)
+            ops.enqueue_(
+                filled.bank, filled.bank_labels, filled.sums, filled.head, filled.count, z, labels, None, filled.scale,
+                filled.shift, bank_ids=filled.bank_ids, ids=ids, bank_steps=filled.bank_steps, step=filled.step,
+            )  # fmt: skip
         if self.filter is not None and int(filled.count) >= 2:
             mean, std, _ = ops.moments(filled.embedding_memory)
             filled.target_mean.copy_(mean)
@@ -398,14 +345,13 @@ class CrossBatchMemory(MemoryState):
     def _check(
         self, embeddings: Any, labels: Any, indices_tuple: Any, enqueue_mask: Any, ids: Any = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Raises on bad input, naming the argument; returns labels and ids as int64, with -1 for every negative id."""
+        """Raises on bad input, naming the argument; returns labels and ids as int64."""
         device = self.bank.device
         checks.batch(embeddings, labels, indices_tuple, enqueue_mask, ids, self.embedding_size, device)
         if self.temperature is not None:
             at_temperature(self._loss, self.temperature)  # raises where another shape has taken its place
             checks.on_device(device, temperature=self.temperature)
-        # Copies: what is given could be a part of the memory that is about to be written.
-        return labels.to(torch.int64, copy=True), None if ids is None else ids.to(torch.int64).clamp(min=-1)
+        return labels.to(torch.int64), None if ids is None else ids.to(torch.int64)
 
     def extra_repr(self) -> str:
         """What `print(criterion)` shows."""
@@ -413,7 +359,3 @@ class CrossBatchMemory(MemoryState):
             f"{self.loss}, embedding_size={self.embedding_size}, memory_size={self.memory_size}, "
             f"drift={self.drift!r}, update={self.update!r}, enqueue={self.enqueue!r}, memory_dtype={self.bank.dtype}"
         )
-
-
-def _weighted(value: Tensor, weight: float) -> Tensor:
-    return value if weight == 1 else weight * value  # an operation less where a small step is many of them

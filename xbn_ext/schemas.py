@@ -12,6 +12,8 @@
   transform_memory_loss_   the two in turn or, where that is free of races, in one sweep
   batch_loss   z against the other rows of its batch, from dots [B, B] = z z^T -> loss [], dLoss/ddots [B, B]
                ([0, B] unless need_grad)
+  step_        a training step of the memory: all of the above in turn -> loss [], dLoss/dx [B, D] ([0, D] unless
+               need_grad), or by `sides` [2 B, D] if these are given: anchors and rows that differ by a temperature
 
 A bank row u stands for scale * u + shift. Statistics are float64, counters int64 scalars, all on the device of the
 bank. `ops/` documents the arguments, `reference/` says what they compute. The kernels register for these in
@@ -40,6 +42,13 @@ SCHEMAS = (
     "(Tensor loss, Tensor grad_z, Tensor pairs)",
     "batch_loss(Tensor dots, Tensor labels, Tensor? ids, Tensor? anchors, str loss, float[] parameters, "
     "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_dots)",
+    "step_(Tensor(a!) bank, Tensor(b!) bank_labels, Tensor(c!) bank_ids, Tensor(d!) bank_steps, Tensor(e!) sums, "
+    "Tensor(f!) head, Tensor(g!) count, Tensor(h!) scale, Tensor(i!) shift, Tensor(j!) target_mean, "
+    "Tensor(k!) target_std, Tensor(l!) variance, Tensor(m!) step, Tensor(n!)? pairs, Tensor(o!)? drift_stats, "
+    "Tensor x, Tensor? sides, Tensor labels, Tensor? mask, Tensor? ids, str loss, float[] parameters, bool follows, "
+    "float process_noise, float measurement_noise, float? fixed_gain, bool deferred, bool stores_first, "
+    "bool normalizes, bool renormalize, float batch_weight, float memory_weight, int warmup_steps, float eps, "
+    "bool need_grad) -> (Tensor loss, Tensor grad)",
     "cpu_isa() -> str",
     "cuda_architectures() -> str",  # that the build has kernels for; "" without nvcc
     "set_loss_way(str name) -> str",  # of `options.WAYS_FOR_TESTS`; returns the previous one

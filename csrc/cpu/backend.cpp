@@ -1,4 +1,6 @@
 // The CPU backend: gives the kernels their threads and their instruction set.
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
 #include <atomic>
 
 #include "../glue/ops.h"
@@ -49,9 +51,17 @@ class CpuDevice {
     check(0 <= value && value <= last, op_, ": ", name, " must be within [0, ", last, "], got ", value);
   }
 
+  // Every loss goes any way.
+  template <typename Ranking>
+  void check_way(const Ranking&, const LossSpec&) const {}
+
   template <typename Kernel>
   void run(const Kernel& kernel) const {
     kernel(cpu_);
+  }
+
+  void multiply(const Tensor& a, const Tensor& b, const Tensor& out) const {
+    check(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()) == AOTI_TORCH_SUCCESS, op_, ": matrix product failed");
   }
 
  private:

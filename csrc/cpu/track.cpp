@@ -18,22 +18,23 @@ void track(const MomentsParams<T>& measured, const TrackParams& p, const Cpu& cp
   moments(measured, cpu);
   const int64_t count = *p.count;
   const KalmanGain k = filter_step(*p.variance, *measured.rows, p.process_noise, p.measurement_noise, p.fixed_gain);
-  *p.variance = k.variance;
-  for (int64_t d = 0; d < p.D; ++d) {
-    p.target_mean[d] = kalman_state(p.target_mean[d], measured.mean[d], k.gain);
-    p.target_std[d] = kalman_state(p.target_std[d], measured.std[d], k.gain);
-  }
   const bool known = std::isfinite(k.variance);  // if nothing is, there is nothing to match
   double before = 0, after = 0;
   for (int64_t d = 0; d < p.D; ++d) {
     const Moments stored = bank_moments(p.sums[d], p.sums[p.D + d], count), batch = {measured.mean[d], measured.std[d]};
+    const Moments target = {kalman_state(p.target_mean[d], batch.mean, k.gain),
+                            kalman_state(p.target_std[d], batch.std, k.gain)};
     const Affine pending = {p.scale[d], p.shift[d]};
-    const Affine map = known ? follow(pending, stored, {p.target_mean[d], p.target_std[d]}, p.eps) : pending;
+    const Affine map = known ? follow(pending, stored, target, p.eps) : pending;
     before += squared_gap(moved(stored, pending), batch);
     after += squared_gap(moved(stored, map), batch);
+    if (p.only_measures) continue;
+    p.target_mean[d] = target.mean;
+    p.target_std[d] = target.std;
     p.scale[d] = map.scale;
     p.shift[d] = map.shift;
   }
+  if (!p.only_measures) *p.variance = k.variance;
   if (p.stats == nullptr) return;
   p.stats[0] = moment_gap(before, *measured.rows, count);
   p.stats[1] = moment_gap(after, *measured.rows, count);

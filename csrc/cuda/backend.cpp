@@ -50,10 +50,17 @@ class CudaDevice {
   // Reading a counter would make the host wait; the kernels keep a damaged one within the bank.
   void check_counter(const char*, const Tensor&, int64_t) const {}
 
+  template <typename T, typename S>
+  void check_way(const MemoryLossParams<T, S>& p, const LossSpec& loss) const {
+    cuda::check_way(p, loss, gpu_);
+  }
+
   template <typename Kernel>
   void run(const Kernel& kernel) const {
     succeed(kernel(gpu_));
   }
+
+  void multiply(const Tensor& a, const Tensor& b, const Tensor& out) const { torch_cuda::mm_out(out, a, b); }
 
  private:
   void succeed(int error) const {

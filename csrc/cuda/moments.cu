@@ -129,15 +129,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       const Moments stored = bank_moments(column.sum, column.sum_squares, count);
       const bool known = std::isfinite(k.variance);  // if nothing is, there is nothing to match
       const Affine map = known ? follow(column.pending, stored, target, t.eps) : column.pending;
-      t.target_mean[mine] = target.mean;
-      t.target_std[mine] = target.std;
-      t.scale[mine] = map.scale;
-      t.shift[mine] = map.shift;
+      if (!t.only_measures) {
+        t.target_mean[mine] = target.mean;
+        t.target_std[mine] = target.std;
+        t.scale[mine] = map.scale;
+        t.shift[mine] = map.shift;
+      }
       w.gaps[mine] = squared_gap(moved(stored, column.pending), measured);
       w.gaps[p.D + mine] = squared_gap(moved(stored, map), measured);
     }
     if (!is_last_block(w.ticket, gridDim.x, &last)) return;
-    if (threadIdx.x == 0) *t.variance = k.variance;  // which every block has read
+    if (threadIdx.x == 0 && !t.only_measures) *t.variance = k.variance;  // which every block has read
     if (t.stats == nullptr) return;
     double before = 0, after = 0;
     for (int64_t i = threadIdx.x; i < p.D; i += kThreads)

@@ -10,35 +10,19 @@
 //   keeps  nothing; the second look at a row finds it in the first-level cache
 //   needs  any GPU; float and double. 16-byte accesses where D and the addresses allow them, else one element at a time
 //   order  of a row's sum fixed by D: the same bits every run
-#include "../math/formulas.h"
-#include "reduce.cuh"
+#include "normalize.cuh"
 
 namespace xbn::cuda {
 namespace {
 
-constexpr int kThreads = 128;
-
-// The sum over a row of a[d] * b[d]; in all threads of the block.
-template <int kWidth, typename T>
-__device__ double row_product(const T* a, const T* b, int64_t D) {
-  using Columns = Vector<T, kWidth>;
-  double sum = 0;
-  for (int64_t d = threadIdx.x * kWidth; d < D; d += kThreads * kWidth) {
-    const Columns of_a = *reinterpret_cast<const Columns*>(a + d), of_b = *reinterpret_cast<const Columns*>(b + d);
-#pragma unroll
-    for (int c = 0; c < kWidth; ++c) sum += static_cast<double>(of_a.value[c]) * static_cast<double>(of_b.value[c]);
-  }
-  return BlockSums<kThreads, 1>({sum})[0];
-}
-
 template <typename T, int kWidth>
-__global__ void __launch_bounds__(kThreads) normalize_kernel(const NormalizeParams<T> p) {
+__global__ void __launch_bounds__(kRowThreads) normalize_kernel(const NormalizeParams<T> p) {
   using Columns = Vector<T, kWidth>;
   const int64_t begin = blockIdx.x * p.D;
   const double norm = std::sqrt(row_product<kWidth>(p.x + begin, p.x + begin, p.D));
   const double factor = inverse_length(norm, p.eps);
   if (threadIdx.x == 0) p.norm[blockIdx.x] = norm;
-  for (int64_t d = threadIdx.x * kWidth; d < p.D; d += kThreads * kWidth) {
+  for (int64_t d = threadIdx.x * kWidth; d < p.D; d += kRowThreads * kWidth) {
     Columns z = *reinterpret_cast<const Columns*>(p.x + begin + d);
 #pragma unroll
     for (int c = 0; c < kWidth; ++c) z.value[c] = static_cast<T>(factor * static_cast<double>(z.value[c]));
@@ -47,28 +31,9 @@ __global__ void __launch_bounds__(kThreads) normalize_kernel(const NormalizePara
 }
 
 template <typename T, int kWidth>
-__global__ void __launch_bounds__(kThreads) normalize_backward_kernel(const NormalizeBackwardParams<T> p) {
-  using Columns = Vector<T, kWidth>;
+__global__ void __launch_bounds__(kRowThreads) normalize_backward_kernel(const NormalizeBackwardParams<T> p) {
   const int64_t begin = blockIdx.x * p.D;
-  const double norm = p.norm[blockIdx.x], product = row_product<kWidth>(p.grad_z + begin, p.z + begin, p.D);
-  const double along = is_short(norm, p.eps) ? 0 : product, factor = inverse_length(norm, p.eps);
-  for (int64_t d = threadIdx.x * kWidth; d < p.D; d += kThreads * kWidth) {
-    Columns grad = *reinterpret_cast<const Columns*>(p.grad_z + begin + d);
-    const Columns z = *reinterpret_cast<const Columns*>(p.z + begin + d);
-#pragma unroll
-    for (int c = 0; c < kWidth; ++c)
-      grad.value[c] =
-          static_cast<T>(factor * (static_cast<double>(grad.value[c]) - along * static_cast<double>(z.value[c])));
-    *reinterpret_cast<Columns*>(p.grad_x + begin + d) = grad;
-  }
-}
-
-// How many elements of a row can be accessed at once, in all of these matrices.
-template <typename T>
-bool in_vectors(int64_t D, std::initializer_list<const T*> matrices) {
-  bool aligned = D * sizeof(T) % 16 == 0;
-  for (const T* matrix : matrices) aligned = aligned && reinterpret_cast<uintptr_t>(matrix) % 16 == 0;
-  return aligned;
+  normalize_row_backward<kWidth>(p.grad_z + begin, p.z + begin, p.norm[blockIdx.x], p.eps, p.D, p.grad_x + begin);
 }
 
 }  // namespace
@@ -78,7 +43,7 @@ int normalize(const NormalizeParams<T>& p, const Gpu& gpu) {
   if (p.B == 0) return cudaSuccess;
   const bool wide = in_vectors<T>(p.D, {p.x, p.z});
   const auto kernel = wide ? normalize_kernel<T, 16 / sizeof(T)> : normalize_kernel<T, 1>;
-  return run(kernel, dim3(static_cast<unsigned>(p.B)), kThreads, gpu, p);
+  return run(kernel, dim3(static_cast<unsigned>(p.B)), kRowThreads, gpu, p);
 }
 
 template <typename T>
@@ -86,7 +51,7 @@ int normalize_backward(const NormalizeBackwardParams<T>& p, const Gpu& gpu) {
   if (p.B == 0) return cudaSuccess;
   const bool wide = in_vectors<T>(p.D, {p.grad_z, p.z, p.grad_x});
   const auto kernel = wide ? normalize_backward_kernel<T, 16 / sizeof(T)> : normalize_backward_kernel<T, 1>;
-  return run(kernel, dim3(static_cast<unsigned>(p.B)), kThreads, gpu, p);
+  return run(kernel, dim3(static_cast<unsigned>(p.B)), kRowThreads, gpu, p);
 }
 
 template int normalize(const NormalizeParams<float>&, const Gpu&);

@@ -26,7 +26,12 @@ class Contract {
  public:
   Contract(const char* op, const Tensor& first) : op_(op), first_(first) {}
 
-  void require(bool ok, const char* what) const { check(ok, op_, ": ", what); }
+  const char* op() const { return op_; }
+
+  template <typename... Words>
+  void require(bool ok, const Words&... words) const {
+    check(ok, op_, ": ", words...);
+  }
 
   // `shape` as words for the message, `sizes` as numbers; -1 takes any size.
   void shape(const char* name, const Tensor& t, const char* words, std::vector<int64_t> sizes) const {

@@ -16,8 +16,9 @@ struct Ranked {
 
 // A batch to be ranked against a bank, its operands dense, and room for the results.
 struct Ranking {
+  // pairs_: where the pairs are counted; none: in a tensor of its own.
   Ranking(const Contract& c, const Tensor& z_, const Tensor& labels_, const Tensor& bank_, const Tensor& bank_labels_,
-          const Ranked& ranked)
+          const Ranked& ranked, const OptionalTensor& pairs_ = {})
       : r(ranked), bank(bank_), bank_ids(r.bank_ids), exclude(r.exclude), anchors(r.anchors) {
     c.matrix("z", z_, "[B, D]", {-1, -1});
     const int64_t B = z_.size(0), D = z_.size(1);
@@ -39,7 +40,7 @@ struct Ranking {
     bank_labels = as_dense(bank_labels_);
     value = torch::stable::new_empty(z, {});
     grad_z = torch::stable::new_empty(z, {r.need_grad ? B : 0, D});
-    pairs = torch::stable::new_empty(z, {2}, ScalarType::Double);
+    pairs = pairs_ ? *pairs_ : torch::stable::new_empty(z, {2}, ScalarType::Double);
   }
 
   template <typename T, typename S>

@@ -7,27 +7,38 @@
 
 namespace xbn::glue {
 
-template <typename Device>
-std::tuple<Tensor, Tensor> normalize(const Tensor& x, double eps) {
-  const Contract c("normalize", x);
-  c.matrix("x", x, "[B, D]", {-1, -1});
-  c.eps(eps);
-  const Tensor dense = as_dense(x);
-  const int64_t B = x.size(0), D = x.size(1);
-  const Tensor z = torch::stable::new_empty(dense, {B, D});
-  const Tensor norm = torch::stable::new_empty(dense, {B}, ScalarType::Double);
-  const Device device("normalize", dense);
-  dispatch(x, [&](auto type) {
-    NormalizeParams<typename decltype(type)::type> p;
-    p.x = data_in(dense, type);
-    p.B = B;
-    p.D = D;
+// A batch to be normalised, dense, and room for that.
+struct Normalizing {
+  Normalizing(const Contract& c, const Tensor& batch, double its_eps) : eps(its_eps) {
+    c.matrix("x", batch, "[B, D]", {-1, -1});
+    c.eps(eps);
+    x = as_dense(batch);
+    z = torch::stable::new_empty(x, {x.size(0), x.size(1)});
+    norm = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Double);
+  }
+
+  template <typename T>
+  NormalizeParams<T> params(Type<T> type) const {
+    NormalizeParams<T> p;
+    p.x = data_in(x, type);
+    p.B = x.size(0);
+    p.D = x.size(1);
     p.eps = eps;
     p.z = data_of(z, type);
     p.norm = norm.mutable_data_ptr<double>();
-    device.run([&](const auto& on) { return normalize(p, on); });
-  });
-  return {z, norm};
+    return p;
+  }
+
+  const double eps;
+  Tensor x, z, norm;
+};
+
+template <typename Device>
+std::tuple<Tensor, Tensor> normalize(const Tensor& x, double eps) {
+  const Normalizing n(Contract("normalize", x), x, eps);
+  const Device device("normalize", n.x);
+  dispatch(x, [&](auto type) { device.run([&](const auto& on) { return normalize(n.params(type), on); }); });
+  return {n.z, n.norm};
 }
 
 template <typename Device>

@@ -9,6 +9,7 @@
 #include "moments.h"
 #include "normalize.h"
 #include "standardize.h"
+#include "step.h"
 #include "track.h"
 #include "transform.h"
 
@@ -25,4 +26,5 @@
     m.impl("memory_loss", TORCH_BOX(&xbn::glue::memory_loss<Device>));                      \
     m.impl("transform_memory_loss_", TORCH_BOX(&xbn::glue::transform_memory_loss<Device>)); \
     m.impl("batch_loss", TORCH_BOX(&xbn::glue::batch_loss<Device>));                        \
+    m.impl("step_", TORCH_BOX(&xbn::glue::step<Device>));                                   \
   } while (false)

@@ -30,6 +30,7 @@ inline Tensor as_dense(const Tensor& t) { return torch::stable::contiguous(t); }
 
 // An optional tensor as dense data: keeps the dense copy alive as long as its pointer is used.
 struct Dense {
+  Dense() = default;
   explicit Dense(const OptionalTensor& t) {
     if (t) tensor = as_dense(*t);
   }

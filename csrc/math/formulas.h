@@ -137,7 +137,8 @@ constexpr int64_t kRowWithoutId = -1, kAnchorWithoutId = INT64_MIN;
 
 XBN_FORMULA bool is_id(int64_t id) { return id != kRowWithoutId && id != kAnchorWithoutId; }
 
-// The id that row i of a batch has in its slot: that of its sample or, where it has none, one no other row has.
+// The id that row i of a batch has in its slot: that of its sample or, where it has none, one no other row has; of slot
+// -1, no slot, none.
 XBN_FORMULA int64_t stored_id(const int64_t* ids, int64_t i, int64_t slot) {
   return ids != nullptr && ids[i] >= 0 ? ids[i] : -2 - slot;
 }

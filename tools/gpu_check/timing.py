@@ -223,7 +223,8 @@ def _call(case: Row, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tenso
         "standardize_": lambda: ops.standardize_(m.bank, m.sums, m.scale, m.shift, m.count),  # nothing to do
         "track_": lambda: ops.track_(m.target_mean, m.target_std, m.variance, m.scale, m.shift, x, None, m.sums,
                                      m.count, PROCESS_NOISE, MEASUREMENT_NOISE),
-        "enqueue_": lambda: m._store(x, labels, None),
+        "enqueue_": lambda: ops.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, x, labels, None, m.scale,
+                                         m.shift, bank_ids=m.bank_ids, bank_steps=m.bank_steps, step=m.step),
     }  # fmt: skip
     return calls[kernel]
 

@@ -133,6 +133,8 @@ def run_ops(module: ModuleType, device: str) -> dict[str, list[Tensor]]:
     results["transform_memory_loss_"] = state(loss, *torch.autograd.grad(loss, z), pairs)
     loss = module.batch_loss(z, labels, Contrastive())
     results["batch_loss"] = state(loss, *torch.autograd.grad(loss, z))
+    loss = module.step_(m, leaf, labels, Contrastive(), enqueue_mask=mask)
+    results["step_"] = state(loss, *torch.autograd.grad(loss, leaf))
     return results
 
 
@@ -147,7 +149,7 @@ def check_training(device: str) -> None:
     weights = list(network.parameters())
     for _ in range(3):
         embeddings = network(torch.randn(8, 9).to(device))
-        loss, expected = criterion(embeddings, labels), reference.step(m, embeddings, labels, criterion.loss)
+        loss, expected = criterion(embeddings, labels), reference.step_(m, embeddings, labels, criterion.loss)
         gradients = torch.autograd.grad(loss, weights, retain_graph=True)
         assert_close(
             f"training on {device}",

@@ -23,27 +23,12 @@ def track_(
 ) -> None:  # fmt: skip
     c = Contract("track_", x)
     c.matrix("x", x, "[B, D]", (None, None))
-    D = x.shape[1]
     c.rows_mask("mask", mask, x.shape[0])
-    c.statistic("target_mean", target_mean, "[D]", (D,))
-    c.statistic("target_std", target_std, "[D]", (D,))
-    c.statistic("variance", variance, "a scalar", ())
-    c.statistic("scale", scale, "[D]", (D,))
-    c.statistic("shift", shift, "[D]", (D,))
-    c.statistic("sums", sums, "[2, D]", (2, D))
-    c.counter("count", count)
-    if stats is not None:
-        c.statistic("stats", stats, "[3]", (3,))
-    check(process_noise >= 0, f"track_: process_noise must not be negative, got {process_noise:g}")
-    ok = measurement_noise > 0 and math.isfinite(measurement_noise)
-    check(ok, f"track_: measurement_noise must be positive and finite, got {measurement_noise:g}")
-    check(fixed_gain is None or 0 <= fixed_gain <= 1, "track_: fixed_gain must be within [0, 1]")
-    c.eps(eps)
+    written = check_track(
+        c, x.shape[1], target_mean, target_std, variance, scale, shift, sums, count, process_noise, measurement_noise,
+        fixed_gain, eps, stats,
+    )  # fmt: skip
     x, mask = x.contiguous(), dense(mask)
-    written = {
-        "target_mean": target_mean, "target_std": target_std, "variance": variance, "scale": scale, "shift": shift,
-        "stats": stats,
-    }  # fmt: skip
     apart("track_", written, {"x": x, "mask": mask, "sums": sums, "count": count})
     c.value("count", count, 2**63 - 1)
 
@@ -73,6 +58,32 @@ def track_(
             for m, s in ((before_mean, before_std), (scale * stored_mean + shift, scale.abs() * stored_std))
         ]
         stats.copy_(torch.stack([*(torch.where(has_gap, gap, torch.nan) for gap in gaps), gain]))
+
+
+def check_track(
+    c: Contract, D: int, target_mean: Tensor, target_std: Tensor, variance: Tensor, scale: Tensor, shift: Tensor,
+    sums: Tensor, count: Tensor, process_noise: float, measurement_noise: float, fixed_gain: float | None, eps: float,
+    stats: Tensor | None,
+) -> dict[str, Tensor | None]:  # fmt: skip
+    """Returns what is written."""
+    c.statistic("target_mean", target_mean, "[D]", (D,))
+    c.statistic("target_std", target_std, "[D]", (D,))
+    c.statistic("variance", variance, "a scalar", ())
+    c.statistic("scale", scale, "[D]", (D,))
+    c.statistic("shift", shift, "[D]", (D,))
+    c.statistic("sums", sums, "[2, D]", (2, D))
+    c.counter("count", count)
+    if stats is not None:
+        c.statistic("stats", stats, "[3]", (3,))
+    check(process_noise >= 0, f"{c.op}: process_noise must not be negative, got {process_noise:g}")
+    ok = measurement_noise > 0 and math.isfinite(measurement_noise)
+    check(ok, f"{c.op}: measurement_noise must be positive and finite, got {measurement_noise:g}")
+    check(fixed_gain is None or 0 <= fixed_gain <= 1, f"{c.op}: fixed_gain must be within [0, 1]")
+    c.eps(eps)
+    return {
+        "target_mean": target_mean, "target_std": target_std, "variance": variance, "scale": scale, "shift": shift,
+        "stats": stats,
+    }  # fmt: skip
 
 
 def bank_moments(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,37 +179,13 @@ def enqueue_(
     bank_steps: Tensor | None = None, step: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     c = Contract("enqueue_", bank)
-    c.bank("bank", bank)
-    M, D = bank.shape
-    check(M > 0, "enqueue_: bank must have at least one row")
-    c.labels("bank_labels", bank_labels, "[M]", M)
-    c.contiguous("bank_labels", bank_labels)
-    c.statistic("sums", sums, "[2, D]", (2, D))
-    c.counter("head", head)
-    c.counter("count", count)
-    c.matrix("z", z, "[B, D]", (None, D))
-    B = z.shape[0]
-    c.labels("labels", labels, "[B]", B)
-    c.rows_mask("mask", mask, B)
-    c.statistic("scale", scale, "[D]", (D,))
-    c.statistic("shift", shift, "[D]", (D,))
-    for name, t in (("bank_ids", bank_ids), ("bank_steps", bank_steps)):
-        if t is not None:
-            c.labels(name, t, "[M]", M)
-            c.contiguous(name, t)
-    check(bank_ids is not None or ids is None, "enqueue_: ids need bank_ids to be stored in")
-    if ids is not None:
-        c.labels("ids", ids, "[B]", B)
-    check((bank_steps is None) == (step is None), "enqueue_: bank_steps and step go together")
-    if step is not None:
-        c.counter("step", step)
+    written = check_enqueue(
+        c, bank, bank_labels, sums, head, count, z, labels, mask, scale, shift, bank_ids, ids, bank_steps, step
+    )
     z, labels, mask, ids = z.contiguous(), labels.contiguous(), dense(mask), dense(ids)
-    written = {
-        "bank": bank, "bank_labels": bank_labels, "sums": sums, "head": head, "count": count, "bank_ids": bank_ids,
-        "bank_steps": bank_steps,
-    }  # fmt: skip
     read = {"z": z, "labels": labels, "ids": ids, "mask": mask, "scale": scale, "shift": shift, "step": step}
     apart("enqueue_", written, read)
+    (M, _), B = bank.shape, len(z)
     c.value("head", head, M - 1)
     c.value("count", count, M)
 
@@ -236,3 +223,39 @@ def enqueue_(
     head.copy_((head + stored) % M)
     count.copy_((count + stored).clamp(max=M))
     return slots
+
+
+def check_enqueue(
+    c: Contract, bank: Tensor, bank_labels: Tensor, sums: Tensor, head: Tensor, count: Tensor, z: Tensor,
+    labels: Tensor, mask: Tensor | None, scale: Tensor, shift: Tensor, bank_ids: Tensor | None, ids: Tensor | None,
+    bank_steps: Tensor | None, step: Tensor | None,
+) -> dict[str, Tensor | None]:  # fmt: skip
+    """Returns what is written."""
+    c.bank("bank", bank)
+    M, D = bank.shape
+    check(M > 0, f"{c.op}: bank must have at least one row")
+    c.labels("bank_labels", bank_labels, "[M]", M)
+    c.contiguous("bank_labels", bank_labels)
+    c.statistic("sums", sums, "[2, D]", (2, D))
+    c.counter("head", head)
+    c.counter("count", count)
+    c.matrix("z", z, "[B, D]", (None, D))
+    B = z.shape[0]
+    c.labels("labels", labels, "[B]", B)
+    c.rows_mask("mask", mask, B)
+    c.statistic("scale", scale, "[D]", (D,))
+    c.statistic("shift", shift, "[D]", (D,))
+    for name, t in (("bank_ids", bank_ids), ("bank_steps", bank_steps)):
+        if t is not None:
+            c.labels(name, t, "[M]", M)
+            c.contiguous(name, t)
+    check(bank_ids is not None or ids is None, f"{c.op}: ids need bank_ids to be stored in")
+    if ids is not None:
+        c.labels("ids", ids, "[B]", B)
+    check((bank_steps is None) == (step is None), f"{c.op}: bank_steps and step go together")
+    if step is not None:
+        c.counter("step", step)
+    return {
+        "bank": bank, "bank_labels": bank_labels, "sums": sums, "head": head, "count": count, "bank_ids": bank_ids,
+        "bank_steps": bank_steps,
+    }  # fmt: skip

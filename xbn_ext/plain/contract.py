@@ -100,20 +100,21 @@ class Contract:
 def apart(op: str, written: Mapping[str, Tensor | None], read: Mapping[str, Tensor | None]) -> None:
     """What an op writes shares no memory with what it reads, nor with anything else that it writes. All are dense."""
 
-    def memory(tensors: Mapping[str, Tensor | None]) -> list[tuple[str, int, int]]:
-        return [
-            (name, t.data_ptr(), t.data_ptr() + t.numel() * t.element_size())
-            for name, t in tensors.items()
-            if t is not None and t.numel() > 0
-        ]
-
-    others = memory(read)
-    for name, begin, end in memory(written):
-        for other, its_begin, its_end in others:
-            ok = end <= its_begin or its_end <= begin
+    others = [(name, t) for name, t in read.items() if t is not None]
+    for name, t in written.items():
+        if t is None:
+            continue
+        for other, its in others:
             first, second = (name, other) if other in written and other not in read else (other, name)
-            check(ok, f"{op}: {first} must not share memory with {second}")
-        others.append((name, begin, end))
+            check(not shares_memory(t, its), f"{op}: {first} must not share memory with {second}")
+        others.append((name, t))
+
+
+def shares_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two dense tensors do."""
+    if a.numel() == 0 or b.numel() == 0:
+        return False
+    return a.data_ptr() < b.data_ptr() + b.nbytes and b.data_ptr() < a.data_ptr() + a.nbytes
 
 
 def dense(t: Tensor | None) -> Tensor | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..filter import Filter
 from ..losses import PairLoss
 from .ops import batch_loss, enqueue_, memory_loss, normalize, standardize_, track_, transform_
 
@@ -49,16 +50,13 @@ class Memory:
         )
 
 
-def step(
+def step_(
     m: Memory,
     embeddings: Tensor,
     labels: Tensor,
     loss: PairLoss,
     *,
-    drift: str = "axbn",
-    process_noise: float = 1.0,
-    measurement_noise: float = 1.0,
-    ema_momentum: float = 0.1,
+    filter: Filter | None = Filter(1.0, 1.0, None),  # noqa: B008  immutable
     update: str = "inplace",
     normalize_embeddings: bool = True,
     renormalize: bool = True,
@@ -70,17 +68,19 @@ def step(
     ids: Tensor | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
-    """One training step: returns the loss and leaves `m` as the next step finds it."""
+    """One training step: returns the loss and leaves `m` as the next step finds it.
+
+    `filter`: how the memory follows the drift (`xbn_ext.filter.make_filter`); None: not at all. The other options are
+    those of `xbn_ext.CrossBatchMemory`.
+    """
     z = normalize(embeddings, eps) if normalize_embeddings else embeddings
     stored = z.detach()
 
     # The embeddings have drifted since the bank's rows were computed: move the bank to where they are now.
-    if drift != "none":
-        q = {"xbn": torch.inf, "axbn": process_noise, "ema": 0.0}[drift]
-        gain = ema_momentum if drift == "ema" else None
+    if filter is not None:
         track_(
             m.target_mean, m.target_std, m.variance, m.scale, m.shift, stored, enqueue_mask, m.sums, m.count,
-            q, measurement_noise, gain, eps,
+            *filter, eps,
         )  # fmt: skip
         if update == "inplace":
             transform_(m.bank, m.sums, m.scale, m.shift, m.count)

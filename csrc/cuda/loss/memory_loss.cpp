@@ -55,6 +55,11 @@ int go(LossWay way, const MemoryLossParams<T, S>& p, const LossSpec& loss, const
 }  // namespace
 
 template <typename T, typename S>
+void check_way(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Gpu& gpu) {
+  way_of(p, loss, gpu);
+}
+
+template <typename T, typename S>
 int memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Gpu& gpu) {
   return go(way_of(p, loss, gpu), p, loss, gpu);
 }
@@ -69,6 +74,7 @@ int transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T,
 }
 
 #define XBN_OF(T, S)                                                                                            \
+  template void check_way(const MemoryLossParams<T, S>&, const LossSpec&, const Gpu&);                          \
   template int memory_loss(const MemoryLossParams<T, S>&, const LossSpec&, const Gpu&);                         \
   template int transform_memory_loss(const TransformParams<S>&, const MemoryLossParams<T, S>&, const LossSpec&, \
                                      const Gpu&);

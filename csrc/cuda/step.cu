@@ -1,0 +1,85 @@
+// step_pairs, step_total: what a step computes besides its ops, before and after its losses; a launch each.
+//
+//   in     mask, ids, slots [B], step, count;  losses, weights, derivatives [B, D], z [B, D], norm [B]
+//   out    anchors, exclude [B], ranked;  loss, grad [B, D], grad_rows [B, D];  step is counted
+//   math   grad_z = own_weight (own_anchors + own_rows) + memory_weight grad_memory, then that of normalize
+//   grid   step_pairs: a thread to a row. step_total: a block of 128 threads to a row, as normalize_backward has it
+//   keeps  nothing; a thread reads again what it has written
+//   needs  any GPU; float and double. 16-byte accesses where D and the addresses allow them, else one element at a time
+//   order  of a row's sum fixed by D: the same bits every run
+#include "normalize.cuh"
+
+namespace xbn::cuda {
+namespace {
+
+__global__ void __launch_bounds__(kRowThreads) step_pairs_kernel(const StepPairsParams p) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kRowThreads + threadIdx.x;
+  if (i == 0 && p.ranked != nullptr) *p.ranked = *p.step < p.warmup_steps ? 0 : *p.count;
+  if (i >= p.B) return;
+  if (p.anchors != nullptr) p.anchors[i] = !p.mask[i];
+  if (p.exclude != nullptr) p.exclude[i] = stored_id(p.ids, i, p.slots == nullptr ? -1 : p.slots[i]);
+}
+
+// sum + weight * a, in columns [d, d + kWidth) of row i; a may be null.
+template <int kWidth, typename T>
+__device__ void add_weighted(double weight, const T* a, int64_t at, double (&sum)[kWidth]) {
+  if (a == nullptr) return;
+  const auto columns = *reinterpret_cast<const Vector<T, kWidth>*>(a + at);
+#pragma unroll
+  for (int c = 0; c < kWidth; ++c) sum[c] += weight * static_cast<double>(columns.value[c]);
+}
+
+template <int kWidth, typename T>
+__device__ void write(const double (&sum)[kWidth], T* out) {
+  Vector<T, kWidth> columns;
+#pragma unroll
+  for (int c = 0; c < kWidth; ++c) columns.value[c] = static_cast<T>(sum[c]);
+  *reinterpret_cast<Vector<T, kWidth>*>(out) = columns;
+}
+
+template <typename T, int kWidth>
+__global__ void __launch_bounds__(kRowThreads) step_total_kernel(const StepTotalParams<T> p) {
+  if (blockIdx.x == 0 && threadIdx.x == 0) {
+    double loss = 0;
+    if (p.own_loss != nullptr) loss += p.own_weight * static_cast<double>(*p.own_loss);
+    if (p.memory_loss != nullptr) loss += p.memory_weight * static_cast<double>(*p.memory_loss);
+    *p.loss = static_cast<T>(loss);
+    ++*p.step;
+  }
+  if (p.grad == nullptr || blockIdx.x >= p.B) return;
+  const int64_t begin = blockIdx.x * p.D;
+  for (int64_t d = threadIdx.x * kWidth; d < p.D; d += kRowThreads * kWidth) {
+    double grad[kWidth] = {}, grad_rows[kWidth] = {};
+    add_weighted(p.memory_weight, p.grad_memory, begin + d, grad);
+    add_weighted(p.own_weight, p.own_anchors, begin + d, grad);
+    if (p.grad_rows == nullptr) {
+      add_weighted(p.own_weight, p.own_rows, begin + d, grad);
+    } else {
+      add_weighted(p.own_weight, p.own_rows, begin + d, grad_rows);
+      write(grad_rows, p.grad_rows + begin + d);
+    }
+    write(grad, p.grad + begin + d);
+  }
+  if (p.norm != nullptr)
+    normalize_row_backward<kWidth>(p.grad + begin, p.z + begin, p.norm[blockIdx.x], p.eps, p.D, p.grad + begin);
+}
+
+}  // namespace
+
+int step_pairs(const StepPairsParams& p, const Gpu& gpu) {
+  const dim3 grid(static_cast<unsigned>(larger(1, ceil_div(p.B, kRowThreads))));
+  return run(step_pairs_kernel, grid, kRowThreads, gpu, p);
+}
+
+template <typename T>
+int step_total(const StepTotalParams<T>& p, const Gpu& gpu) {
+  const int64_t rows = p.grad == nullptr ? 0 : p.B;
+  const bool wide = in_vectors<T>(p.D, {p.own_anchors, p.own_rows, p.grad_memory, p.z, p.grad, p.grad_rows});
+  const auto kernel = wide ? step_total_kernel<T, 16 / sizeof(T)> : step_total_kernel<T, 1>;
+  return run(kernel, dim3(static_cast<unsigned>(larger(1, rows))), kRowThreads, gpu, p);
+}
+
+template int step_total(const StepTotalParams<float>&, const Gpu&);
+template int step_total(const StepTotalParams<double>&, const Gpu&);
+
+}  // namespace xbn::cuda

@@ -1,0 +1,93 @@
+"""A training step of a memory as one op."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from torch import Tensor
+
+from .._autograd import needs_grad, with_gradient, without_autocast, writes
+from ..filter import Filter
+from ..losses import PairLoss, check_loss
+from ._namespace import arguments_of, call, fake
+from .batch import normalize
+from .loss import not_finite_as_nan, sides_of
+
+# The tensors of a memory, as `xbn_ext.CrossBatchMemory` and `xbn_ext.reference.Memory` name them. All are written.
+STATE = (
+    "bank", "bank_labels", "bank_ids", "bank_steps", "sums", "head", "count", "scale", "shift", "target_mean",
+    "target_std", "variance", "step",
+)  # fmt: skip
+MEASURED = ("pairs", "drift_stats")  # these, too, if the memory has them
+
+
+def step_(
+    memory: Any,
+    embeddings: Tensor,
+    labels: Tensor,
+    loss: PairLoss,
+    *,
+    filter: Filter | None = Filter(1.0, 1.0, None),  # noqa: B008  immutable
+    update: Literal["inplace", "deferred"] = "inplace",
+    normalize_embeddings: bool = True,
+    renormalize: bool = True,
+    batch_weight: float = 1.0,
+    memory_weight: float = 1.0,
+    warmup_steps: int = 0,
+    enqueue: Literal["after", "before"] = "after",
+    enqueue_mask: Tensor | None = None,
+    ids: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """One training step of a memory by one op: `normalize`, `track_`, `transform_` or `standardize_`, `batch_loss`,
+    `memory_loss`, `enqueue_` in turn. All arguments are checked before anything is written.
+
+    The gradient is computed along with the loss; the backward pass multiplies it.
+
+    Args:
+        memory: has the tensors of `xbn_ext.reference.Memory` as attributes, all of which are written; and perhaps
+            `pairs` and `drift_stats`, which are written as `memory_loss_and_pairs` and `track_` return them.
+        embeddings: `[B, D]` float32 or float64.
+        labels: `[B]` int64.
+        loss: which loss, with its parameters (`xbn_ext.losses`).
+        filter: how the memory follows the drift (`xbn_ext.filter.make_filter`); None: not at all.
+
+    The others are those of `xbn_ext.CrossBatchMemory` and of its call.
+
+    Returns:
+        A scalar of the embeddings' dtype, differentiable in the embeddings and in a temperature that is a tensor.
+
+    Raises:
+        RuntimeError: an argument is not as above, naming it; or a second derivative or a forward-mode one is asked for.
+        TypeError: no such loss.
+    """
+    check_loss("step_", loss)
+    state = {name: getattr(memory, name) for name in STATE} | {name: getattr(memory, name, None) for name in MEASURED}
+    with without_autocast(embeddings.device.type):
+        x, normalizes = embeddings if normalize_embeddings else not_finite_as_nan(embeddings), normalize_embeddings
+        sides = None
+        if isinstance(getattr(loss, "temperature", None), Tensor):
+            x, normalizes = normalize(x, eps) if normalizes else x, False
+            loss, sides = sides_of(loss, x, renormalize, eps)
+        source = x if sides is None else sides
+        need_grad = needs_grad(source)
+        noises = dict(zip(Filter._fields, filter or Filter(math.inf, 1.0, None), strict=True))
+        arguments = {
+            **state, **noises, "x": x.detach(), "sides": None if sides is None else sides.detach(), "labels": labels,
+            "mask": enqueue_mask, "ids": ids, "loss": loss.kind, "parameters": loss.parameters,
+            "follows": filter is not None, "deferred": update == "deferred", "stores_first": enqueue == "before",
+            "normalizes": normalizes, "renormalize": renormalize, "batch_weight": batch_weight,
+            "memory_weight": memory_weight, "warmup_steps": warmup_steps, "eps": eps, "need_grad": need_grad,
+        }  # fmt: skip
+        writes(*state.values())
+        value, grad = call("step_", arguments)
+        return with_gradient(value, source, grad) if need_grad else value
+
+
+@fake("step_")
+def _(*args: Any) -> tuple[Tensor, Tensor]:
+    given = dict(zip(arguments_of["step_"], args, strict=True))
+    x, sides = given["x"], given["sides"]
+    source = x if sides is None else sides
+    return x.new_empty(()), x.new_empty(source.shape if given["need_grad"] else (0, x.shape[1]))
