@@ -116,6 +116,53 @@ void normalize_round(const Sizes& n) {
   close("normalize, gradient", difference(grad, grad64, whole), 20 * kUnit<T>, n);
 }
 
+// The end of a step: its loss, its gradient from up to three, and what is asked before of ids and masks.
+template <typename T>
+void step_round(const Sizes& n) {
+  const int64_t B = n.B, D = n.D;
+  const Exactly<T> z = batch<T>(B, D), values = normal<T>(2), of_anchors = normal<T>(B * D), of_rows = normal<T>(B * D),
+                   of_memory = normal<T>(B * D), loss(1), grad(B * D), rows(B * D);
+  const Exactly<double> norm(B), loss64(1), grad64(B * D), rows64(B * D),
+      z64 = doubles(z), values64 = doubles(values), of_anchors64 = doubles(of_anchors), of_rows64 = doubles(of_rows),
+      of_memory64 = doubles(of_memory);
+  const Exactly<int64_t> step(1), step64(1);
+  for (int64_t i = 0; i < B; ++i) norm[i] = i == 1 ? 1e-9 : 0.5 + static_cast<double>(up_to(9));
+  const int parts = up_to(2);
+  const bool sides_differ = up_to(1) == 1, normalized = !sides_differ && up_to(2) > 0, need_grad = up_to(3) > 0;
+  const auto params = [&](auto* losses, auto* anchors, auto* ranked, auto* memory, auto* unit, auto* value, auto* out,
+                          auto* out_rows, int64_t* count) {
+    StepTotalParams<std::remove_pointer_t<decltype(losses)>> p{};
+    if (parts != 0) p.own_loss = losses, p.own_anchors = anchors, p.own_rows = ranked;
+    if (parts != 1) p.memory_loss = losses + 1, p.grad_memory = memory;
+    p.own_weight = 0.7, p.memory_weight = 0.2, p.loss = value, p.step = count, p.B = B, p.D = D, p.eps = 1e-6;
+    if (normalized) p.z = unit, p.norm = norm;
+    if (need_grad) p.grad = out;
+    if (need_grad && sides_differ) p.grad_rows = out_rows;
+    return p;
+  };
+  step_total(params(values64.data.get(), of_anchors64.data.get(), of_rows64.data.get(), of_memory64.data.get(),
+                    z64.data.get(), loss64.data.get(), grad64.data.get(), rows64.data.get(), step64),
+             kCpu);
+  const auto p = params(values.data.get(), of_anchors.data.get(), of_rows.data.get(), of_memory.data.get(),
+                        z.data.get(), loss.data.get(), grad.data.get(), rows.data.get(), step);
+  launch([&](const cuda::Gpu& gpu) { return cuda::step_total(p, gpu); });
+  close("step_total", difference(loss, loss64, 1), 4 * kUnit<T>, n);
+  close("step_total, gradient", difference(grad, grad64, normalized ? 1e6 : 1), 20 * kUnit<T>, n);
+  close("step_total, gradient by the rows", difference(rows, rows64, 1), 4 * kUnit<T>, n);
+  require(*step == 1 && *step64 == 1, "step_total counted", n.B, n.M, n.D);
+
+  const Exactly<bool> chosen = mask(B), anchors(B), anchors64(B);
+  const Exactly<int64_t> ids = labels(B, 9), slots = labels(B, 9), exclude(B), exclude64(B), ranked(1), ranked64(1);
+  for (int64_t i = 0; i < B; ++i) ids[i] -= up_to(3), slots[i] -= up_to(1);
+  StepPairsParams q{chosen, ids, sometimes(slots), step, step64, B, up_to(3), anchors, exclude, ranked};
+  launch([&](const cuda::Gpu& gpu) { return cuda::step_pairs(q, gpu); });
+  q.anchors = anchors64, q.exclude = exclude64, q.ranked = ranked64;
+  step_pairs(q, kCpu);
+  for (int64_t i = 0; i < B; ++i)
+    require(anchors[i] == anchors64[i] && exclude[i] == exclude64[i], "step_pairs differs", n.B, n.M, n.D);
+  require(*ranked == *ranked64, "step_pairs differs", n.B, n.M, n.D);
+}
+
 // The loss of a batch against itself. False: it could not be compared.
 template <typename T>
 bool batch_round(const Sizes& n, const LossSpec& loss) {
@@ -228,7 +275,7 @@ class MemoryRound {
   static constexpr double kEps = 1e-6;
 
   static TrackParams track_params(int64_t D, const auto& s) {
-    return {s.mean, s.std, s.variance, s.scale, s.shift, s.sums, s.count, D, 0.01, 1.0, -1.0, kEps, s.stats};
+    return {s.mean, s.std, s.variance, s.scale, s.shift, s.sums, s.count, D, 0.01, 1.0, -1.0, kEps, false, s.stats};
   }
 
   void step_memory() {
@@ -350,6 +397,7 @@ int main(int argc, char** argv) {
     XBN_FOR_EACH_BANK(XBN_ROUND)
 #undef XBN_ROUND
     kind % 2 == 0 ? normalize_round<double>(n) : normalize_round<float>(n);
+    kind % 2 == 0 ? step_round<double>(n) : step_round<float>(n);
     batch_round<float>(n, loss);
     if (kind % 2 == 0) batch_round<double>(n, loss);
   }
@@ -380,6 +428,7 @@ int main(int argc, char** argv) {
 #undef XBN_NARROW
     }
     normalize_round<float>(n);
+    step_round<float>(n);
     for (const bool all_ways : {true, false})
       while (M == 1 && !batch_round<float>(n, draw(all_ways)));
   }

@@ -57,6 +57,44 @@ void normalize_round(xbn::Isa isa, const Exactly<T>& batch, int64_t B, int64_t D
   add_to_sum(grad);
 }
 
+// The end of a step: its loss, and its gradient from up to three.
+template <typename T>
+void step_round(xbn::Isa isa, const Exactly<T>& batch, int64_t B, int64_t D) {
+  const xbn::Cpu one{isa, serial}, many{isa, threaded};
+  const Exactly<T> z(B * D), values(2), loss(1), grad(B * D), grad_again(B * D), rows(B * D), rows_again(B * D);
+  const Exactly<T> of_anchors = normal<T>(B * D), of_rows = normal<T>(B * D), of_memory = normal<T>(B * D);
+  const Exactly<double> norm(B);
+  const Exactly<int64_t> step(1);
+  values[0] = 2, values[1] = 3, *step = 7;
+  xbn::normalize(xbn::NormalizeParams<T>{batch, B, D, 1e-6, z, norm}, one);
+  const int parts = up_to(2);
+  xbn::StepTotalParams<T> p{};
+  if (parts != 0) p.own_loss = values, p.own_anchors = of_anchors, p.own_rows = of_rows;
+  if (parts != 1) p.memory_loss = static_cast<T*>(values) + 1, p.grad_memory = of_memory;
+  p.own_weight = 0.5, p.memory_weight = 0.25, p.loss = loss, p.step = step, p.B = B, p.D = D, p.eps = 1e-6;
+  const bool sides_differ = up_to(1) == 1;
+  if (!sides_differ && up_to(1)) p.z = z, p.norm = norm;
+  p.grad = grad, p.grad_rows = sides_differ ? static_cast<T*>(rows) : nullptr;
+  xbn::step_total(p, many);
+  require(*loss == (parts != 0 ? 1 : 0) + (parts != 1 ? 0.75 : 0) && *step == 8, "step_total's loss differs", B, 0, D);
+  if (p.norm == nullptr)
+    for (int64_t k = 0; k < B * D; ++k) {
+      const double ranked = parts != 0 ? 0.5 * static_cast<double>(of_rows[k]) : 0;
+      const double ranking = (parts != 0 ? 0.5 * static_cast<double>(of_anchors[k]) : 0) +
+                             (parts != 1 ? 0.25 * static_cast<double>(of_memory[k]) : 0);
+      const double expected = sides_differ ? ranking : ranking + ranked;
+      require(std::fabs(static_cast<double>(grad[k]) - expected) <= 1e-6 * (1 + std::fabs(ranking) + std::fabs(ranked)),
+              "step_total's gradient differs", B, 0, D);
+      require(!sides_differ || std::fabs(static_cast<double>(rows[k]) - ranked) <= 1e-6 * std::fabs(ranked),
+              "step_total's gradient by the rows differs", B, 0, D);
+    }
+  p.grad = grad_again, p.grad_rows = sides_differ ? static_cast<T*>(rows_again) : nullptr;
+  xbn::step_total(p, one);
+  for (const auto& [a, b] : {std::pair(&grad, &grad_again), std::pair(&rows, &rows_again)})
+    require(std::memcmp(a->data.get(), b->data.get(), B * D * sizeof(T)) == 0, "step_total differs", B, 0, D);
+  add_to_sum(grad);
+}
+
 // One pass through all ops on a memory of random shape and fill.
 template <typename T, typename S>
 void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
@@ -75,6 +113,7 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   std::fill(scale.data.get(), scale.data.get() + D, 1.0);
   if (B > 1 && up_to(1)) z[D] = NAN;
   normalize_round(isa, z, B, D);
+  step_round(isa, z, B, D);
 
   xbn::transform(xbn::TransformParams<S>{bank, sums, scale, shift, count, M, D}, one);
 
@@ -82,7 +121,7 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   xbn::moments(measured, one);
   xbn::track(measured,
              xbn::TrackParams{target_mean, target_std, variance, scale, shift, sums, count, D, 0.01, 1.0,
-                              up_to(1) ? -1.0 : 0.1, 1e-6, stats},
+                              up_to(1) ? -1.0 : 0.1, 1e-6, false, stats},
              many);
   if (up_to(1))
     xbn::standardize(xbn::StandardizeParams<S>{{bank, sums, scale, shift, count, M, D}, 1e-6}, many);
