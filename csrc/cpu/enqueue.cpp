@@ -19,20 +19,6 @@ namespace {
 
 constexpr int64_t kStripe = 64;
 
-// What is stored of row i: u [D]. Returns whether all of it is finite.
-template <typename T, typename S>
-bool pull_back(const EnqueueParams<T, S>& p, int64_t i, S* u) {
-  using C = typename Compute<S>::type;
-  const T* z = p.z + i * p.D;
-  double zero = 0;  // stays 0 as long as every value is finite
-#pragma omp simd reduction(+ : zero)
-  for (int64_t d = 0; d < p.D; ++d) {
-    u[d] = static_cast<S>(static_cast<C>((static_cast<double>(z[d]) - p.shift[d]) / p.scale[d]));
-    zero += 0.0 * as<double>(u[d]);
-  }
-  return zero == 0;
-}
-
 // Fills `slots` and returns the rows to store, in ring order: of those that may be.
 template <typename T, typename S>
 std::vector<int64_t> assign_slots(const EnqueueParams<T, S>& p, const std::vector<char>& may_be_stored) {
@@ -47,19 +33,10 @@ std::vector<int64_t> assign_slots(const EnqueueParams<T, S>& p, const std::vecto
   return rows;
 }
 
-// Columns [begin, end) of a row go into the ring, and into the sums; those of the row that leaves go out of them.
-template <typename S>
-void replace(const S* u, bool evicts, int64_t begin, int64_t end, S* stored, double* sum, double* sum_squares) {
-#pragma omp simd
-  for (int64_t d = begin; d < end; ++d) {
-    const double in = as<double>(u[d]), out = evicts ? as<double>(stored[d]) : 0.0;
-    sum[d] += in - out;
-    sum_squares[d] += in * in - out * out;
-    stored[d] = u[d];
-  }
-}
-
 }  // namespace
+
+#define XBN_ISA_SOURCE "enqueue_kernel.h"
+#include "for_each_isa.h"
 
 template <typename T, typename S>
 void enqueue(const EnqueueParams<T, S>& p, const Cpu& cpu) {
@@ -67,14 +44,13 @@ void enqueue(const EnqueueParams<T, S>& p, const Cpu& cpu) {
   std::vector<S> u(p.B * p.D);
   std::vector<char> may_be_stored(p.B, 0);
   cpu.parallel(p.B, work, [&](int64_t i) {
-    if (p.mask == nullptr || p.mask[i]) may_be_stored[i] = pull_back(p, i, u.data() + i * p.D);
+    if (p.mask == nullptr || p.mask[i]) XBN_CALL_ISA(cpu.isa, pull_back(p, i, u.data() + i * p.D, &may_be_stored[i]));
   });
   const std::vector<int64_t> rows = assign_slots(p, may_be_stored);
   const int64_t filled = *p.count;
   cpu.parallel(ceil_div(p.D, kStripe), work, [&](int64_t stripe) {
     const int64_t begin = stripe * kStripe, end = std::min(begin + kStripe, p.D);
-    for (const int64_t i : rows)
-      replace(u.data() + i * p.D, p.slots[i] < filled, begin, end, p.bank + p.slots[i] * p.D, p.sums, p.sums + p.D);
+    XBN_CALL_ISA(cpu.isa, replace_rows(p, u.data(), rows.data(), rows.size(), filled, begin, end));
   });
   for (const int64_t i : rows) {
     const int64_t slot = p.slots[i];
