@@ -5,13 +5,18 @@ import torch
 from torch.nn.functional import normalize
 
 import xbn_ext
-from xbn_ext import Contrastive, Triplet, loss_way
+from xbn_ext import Contrastive, MultiSimilarity, NTXent, Triplet, loss_way
 from xbn_ext import ops as cpu_ops
 
 MARGIN = 0.5
 MEAN, AVERAGE = Contrastive(neg_margin=MARGIN), Contrastive(neg_margin=MARGIN, reduction="avg_nonzero")
 HARDEST = Triplet(margin=0.3)
-LOSSES = pytest.mark.parametrize("loss", [MEAN, AVERAGE, HARDEST], ids=["mean", "avg_nonzero", "triplet"])
+MINED, ALL = MultiSimilarity(beta=20.0, mining=0.1), Triplet(margin=0.1, mining="all")
+LOSSES = pytest.mark.parametrize(
+    "loss",
+    [MEAN, AVERAGE, HARDEST, MINED, ALL, NTXent(0.1)],
+    ids=["mean", "avg_nonzero", "triplet", "mined", "triplet_all", "ntxent"],
+)
 # Every pair by a product; those alone that the screen finds, however many; the latter only while they are few.
 WAYS = ("simt", "pairs", "auto")
 

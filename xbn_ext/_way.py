@@ -27,10 +27,10 @@ class loss_way:
     - `"auto"`: the default. "screen" where it can, D is a multiple of four and B x M at most 2^31; else "tensor" or,
       where that can't, "simt" with fewer than 512 anchors; else "composite".
 
-    On a CPU "auto" and "screen" are the same: products of bytes find the pairs that may have a weight, and if they are
-    few, only these are computed in float32. This takes `Contrastive` or `Triplet(mining="hardest")`, float32 embeddings
-    with D >= 64, and AVX2 or aarch64's dot products. The others compute all similarities. Loss and gradient have the
-    same bits either way.
+    On a CPU "auto" and "screen" are the same: products of bytes find the negatives that may have a weight, and if they
+    are few, only these and the positives are computed in float32. This takes `Contrastive`, `Triplet`,
+    `MultiSimilarity` with mining, or of `NTXent` the pass over the positives; float32 embeddings with D >= 64; and AVX2
+    or aarch64's dot products. The others compute all similarities. Loss and gradient have the same bits either way.
 
     A call sets it for the process. As a context manager, which can be entered again, it sets it back at the end:
 

@@ -44,6 +44,50 @@ struct Batch {
   Tensor z, anchors, rows;
 };
 
+// Who ranks, and which rows: what the losses are told of masks, ids and the warm-up, known only on the device.
+struct StepPairs {
+  // slots: where the batch is stored before it ranks; or none
+  StepPairs(const OptionalTensor& its_mask, const OptionalTensor& its_ids, const OptionalTensor& its_slots,
+            const Tensor& its_step, const Tensor& its_count, int64_t its_warmup_steps, int64_t batch)
+      : B(batch),
+        warmup_steps(its_warmup_steps),
+        mask(its_mask),
+        ids(its_ids),
+        slots(its_slots),
+        step(its_step),
+        count(its_count),
+        ranked(count),
+        exclude(its_slots) {  // without ids, a row's is its slot
+    if (its_mask) anchors = torch::stable::new_empty(*its_mask, {B});
+    if (its_ids) exclude = torch::stable::new_empty(*its_ids, {B});
+    if (warmup_steps > 0) ranked = torch::stable::new_empty(count, {});
+  }
+
+  bool are_to_be_made() const { return anchors || ids.tensor || warmup_steps > 0; }
+
+  StepPairsParams params() const {
+    StepPairsParams p;
+    p.mask = mask.data<bool>();
+    p.ids = ids.data<int64_t>();
+    p.slots = data_in<int64_t>(slots);
+    p.step = step.const_data_ptr<int64_t>();
+    p.count = count.const_data_ptr<int64_t>();
+    p.B = B;
+    p.warmup_steps = warmup_steps;
+    p.anchors = data_of<bool>(anchors);
+    p.exclude = ids.tensor ? data_of<int64_t>(exclude) : nullptr;
+    p.ranked = warmup_steps > 0 ? ranked.mutable_data_ptr<int64_t>() : nullptr;
+    return p;
+  }
+
+  const int64_t B, warmup_steps;
+  const Dense mask, ids;
+  const OptionalTensor slots;
+  const Tensor step, count;
+  Tensor ranked;                    // how many rows of the bank
+  OptionalTensor anchors, exclude;  // as the losses take them
+};
+
 inline Tensor transposed(Tensor matrix) { return torch::stable::transpose(matrix, 0, 1); }
 
 template <typename Device>
@@ -96,18 +140,14 @@ std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids
   const Storing storing(c, ring, batch.z, {labels, mask, scale, shift, ids.tensor, step});
   check_apart(op, written, {{"x", batch.z}, {"sides", batch.anchors}, {"mask", mask}});
 
-  // Who ranks what: known only on the device.
-  OptionalTensor anchors, exclude, ranked = count;
-  if (mask) anchors = torch::stable::new_empty(labels, {B}, ScalarType::Bool);
-  if (ids.tensor) exclude = torch::stable::new_empty(labels, {B});
-  if (!ids.tensor && stores_first) exclude = storing.slots;  // without ids, a row's is its slot
-  if (warmup_steps > 0) ranked = torch::stable::new_empty(count, {});
-
+  const OptionalTensor slots = stores_first ? OptionalTensor(storing.slots) : OptionalTensor();
+  const StepPairs chosen(mask, ids.tensor, slots, step, count, warmup_steps, B);
   const OptionalTensor ids_of_bank = ids.tensor ? OptionalTensor(bank_ids) : OptionalTensor();
-  const Ranking ranking(c, batch.anchors, labels, bank, bank_labels,
-                        {ranked, scale, shift, ids_of_bank, exclude, anchors, renormalize, eps, need_grad}, pairs);
+  const Ranking ranking(
+      c, batch.anchors, labels, bank, bank_labels,
+      {chosen.ranked, scale, shift, ids_of_bank, chosen.exclude, chosen.anchors, renormalize, eps, need_grad}, pairs);
   const Tensor dots = torch::stable::new_empty(batch.z, {B, B});
-  const OwnRanking own(c, dots, {labels, ids.tensor, anchors, renormalize && !sides, eps, need_grad});
+  const OwnRanking own(c, dots, {labels, ids.tensor, chosen.anchors, renormalize && !sides, eps, need_grad});
   const Tensor value = torch::stable::new_empty(batch.z, {});
   const Tensor grad = torch::stable::new_empty(batch.z, {need_grad ? (sides ? 2 * B : B) : 0, D});
 
@@ -136,20 +176,7 @@ std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids
     const auto store = [&] { run([&](const auto& on) { return enqueue(storing.params(type, bank_type), on); }); };
     if (stores_first) store();
 
-    if (mask || ids.tensor || warmup_steps > 0) {
-      StepPairsParams p;
-      p.mask = storing.mask.template data<bool>();
-      p.ids = ids.template data<int64_t>();
-      p.slots = stores_first ? storing.slots.template const_data_ptr<int64_t>() : nullptr;
-      p.step = step.template const_data_ptr<int64_t>();
-      p.count = count.template const_data_ptr<int64_t>();
-      p.B = B;
-      p.warmup_steps = warmup_steps;
-      p.anchors = data_of<bool>(anchors);
-      p.exclude = ids.tensor ? data_of<int64_t>(exclude) : nullptr;
-      p.ranked = warmup_steps > 0 ? data_of<int64_t>(ranked) : nullptr;
-      run([&](const auto& on) { return step_pairs(p, on); });
-    }
+    if (chosen.are_to_be_made()) run([&](const auto& on) { return step_pairs(chosen.params(), on); });
 
     StepTotalParams<T> total{};
     Tensor own_anchors, own_rows;

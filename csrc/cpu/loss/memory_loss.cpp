@@ -14,9 +14,9 @@
 //          weights (gradient), skipping the rows without an active pair. The workspace is slots times B x D for each
 //          thread and for each level of a tree (contribution.h); nothing of size B x M or M x D exists. A pending map
 //          may be written into the bank in the same sweep.
-//   screen where a negative counts only above a margin or the hardest one so far, and the processor has the
-//          instructions, products of bytes first find the pairs that may count (screen.h). If they are few, only these
-//          are computed, one by one (pairs_kernel.h), to the same bits
+//   screen where a negative counts only above a limit, and the processor has the instructions, products of bytes first
+//          find the pairs that may count (screen.h). If they are few, only these are computed, one by one
+//          (pairs_kernel.h), to the same bits. So are the pairs of a pass of positives alone
 //   split  by shape alone (SweepPlan); every split has its own sums, added along a tree of fixed shape: the same bits
 //          on any number of threads
 #include <algorithm>

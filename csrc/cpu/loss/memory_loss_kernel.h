@@ -8,8 +8,9 @@
 #include "products_kernel.h"
 #include "score_kernel.h"
 
-#include "pairs_kernel.h"
 #include "triplets_kernel.h"
+
+#include "pairs_kernel.h"
 
 // The anchors of a block side by side, those that are not finite all NaN.
 template <typename T, typename S>
@@ -123,7 +124,7 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T, kA
   T* const s = weights.data();
   std::vector<int32_t> list;
   CountsAbove<T, kAnchorBlock> above(triplets != nullptr ? last_block - first_block : 0);
-  PairScreen<T> screening(screen, plan);
+  PairScreen<T> screening(screen, plan, pass);
 
   for (int64_t next = split * plan.split_rows; next < end;) {
     const int64_t begin = next;
@@ -136,7 +137,7 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T, kA
     const int64_t steps = screening.is_on() ? screen_steps(tile.rows, padded) : Similarities<T>::steps(tile.rows, p.D);
     Prefetch prefetch(p.bank + next * p.D, ahead * p.D * static_cast<int64_t>(sizeof(S)), steps);
     for (int64_t block = first_block; block < last_block; ++block) {
-      if (screening.add(tile, block, block - first_block, pass, gradient, part, prefetch)) continue;
+      if (screening.add(tile, sweep, block, block - first_block, triplets, above, gradient, part, prefetch)) continue;
       if (in_chains)
         Similarities<T>::template compute<kPairChains>(tile, padded, p.D, sweep.anchors(block), prefetch, s);
       else

@@ -22,6 +22,20 @@ struct Mask {
   Truth<Lanes<T>> on = ~Truth<Lanes<T>>(), positive = Truth<Lanes<T>>();
 };
 
+// Scales the sums of an anchor's exponents, and row i of a gradient that goes with them, to a largest exponent. grad may
+// be null.
+template <typename T>
+void rescale_sums(RowSums& sums, T top, T* grad, int64_t i, int64_t padded) {
+  const T before = static_cast<T>(sums.shift);
+  if (!(top > before)) return;
+  const T factor = std::exp(before - top);
+  sums.value *= static_cast<double>(factor);
+  sums.shift = static_cast<double>(top);
+  if (grad == nullptr) return;
+#pragma omp simd
+  for (int64_t d = 0; d < padded; ++d) grad[i * padded + d] *= factor;
+}
+
 // Scores kBlock anchors against some rows: a slot's sums, and the weights of its pairs.
 template <typename T, int64_t kBlock>
 struct Scorer {
@@ -108,7 +122,7 @@ struct Scorer {
         const auto e = formula(load_lanes(s + j * kBlock + first), mask.positive, given_lanes);
         top = (mask.on & e.counts & (e.x > top)) ? e.x : top;
       });
-      for (int64_t i = 0; i < L; ++i) rescale_sums(first + i, top[i], grad, padded);
+      for (int64_t i = 0; i < L; ++i) rescale_sums(sums[first + i], top[i], grad, first + i, padded);
       each_row(first, [&](int64_t j, const auto& mask) {
         const int64_t at = j * kBlock + first;
         const auto e = formula(load_lanes(s + at), mask.positive, given_lanes);
@@ -123,17 +137,6 @@ struct Scorer {
         sums[first + i].pairs += static_cast<double>(pairs[i]);
       }
     }
-  }
-
-  void rescale_sums(int64_t i, T top, T* grad, int64_t padded) {
-    const T before = static_cast<T>(sums[i].shift);
-    if (!(top > before)) return;
-    const T factor = std::exp(before - top);
-    sums[i].value *= static_cast<double>(factor);
-    sums[i].shift = static_cast<double>(top);
-    if (grad == nullptr) return;
-#pragma omp simd
-    for (int64_t d = 0; d < padded; ++d) grad[i * padded + d] *= factor;
   }
 
   void add_extremes() {

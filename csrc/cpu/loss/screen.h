@@ -1,6 +1,6 @@
 // Finds with products of bytes the pairs of bank rows and anchors that may count, so that only their exact similarities
-// are needed. For losses in which a negative counts only above a margin, or above the hardest negative so far: most are
-// far below it.
+// are needed. For losses in which a negative counts only above a margin, above what an anchor's positives leave, or above
+// the hardest negative so far: most are far below it.
 //
 //   codes   x = step q + rest, q whole numbers: of the rows of a bank, step = max |x| / row_code, each row its own; of a
 //           block of anchors all the same, step = max |x| / anchor_code. So |rest| <= step sqrt(D) / 2
@@ -92,18 +92,23 @@ class CodedAnchors {
   std::vector<uint64_t> with_id_;     // [ids]
 };
 
-// Whether a pass is one that the screen can leave to single pairs, whose similarities then are sums of kPairChains.
+// Whether a pass is one that may be left to single pairs, whose similarities then are sums of kPairChains: it has
+// positives alone, or negatives that count above a limit only.
 inline bool may_be_screened(const Pass& pass) {
   const Slot& slot = pass.slot[0];
-  return slot.pairs != Pairs::none && (slot.formula == Formula::margin || slot.formula == Formula::extreme);
+  if (slot.pairs == Pairs::none) return true;
+  const bool has_limit =
+      slot.formula == Formula::margin || slot.formula == Formula::extreme || slot.formula == Formula::rank;
+  return has_limit || (slot.formula == Formula::exponent && slot.mined);
 }
 
 // What the units of a sweep share.
 struct Screen {
   // The products to screen with, or null if a sweep is better off without.
   static const ByteProducts* products_for(const Cpu& cpu, const LossSpec& loss, int64_t D, bool renormalize) {
-    const bool has_limits = loss.kind == LossKind::contrastive || loss.kind == LossKind::triplet;
-    const bool can = has_limits && renormalize && cpu.screening != Screening::never;
+    const Program program = make_program(loss);
+    const bool any = std::any_of(program.pass, program.pass + program.passes, may_be_screened);
+    const bool can = any && renormalize && cpu.screening != Screening::never;
     return can && D >= kLeastScreenedDim && D <= kMostScreenedDim ? byte_products(cpu.isa) : nullptr;
   }
 
