@@ -268,6 +268,14 @@ def test_a_bank_row_that_is_not_finite_makes_the_loss_nan(loss, classes, of, ops
     assert value.isnan() == (of != "nobody" and classes > 1)
 
 
+@pytest.mark.parametrize("their_label", [0, 30], ids=["only positives", "only negatives"])
+def test_an_anchor_without_a_triplet_gets_nothing_from_rows_that_are_not_finite(their_label, ops, device, dtype):
+    z, labels, bank, bank_labels = problem(70, 500, 16, dtype, device)
+    bank.fill_(torch.nan)
+    value, grad = run(ops.memory_loss, z, labels.fill_(0), bank, bank_labels.fill_(their_label), Triplet(0.2))
+    assert value == 0 and not grad.any()
+
+
 @only(dtype="f64")
 @every_loss
 def test_gradcheck(loss, ops, device, dtype):
