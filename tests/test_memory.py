@@ -580,11 +580,45 @@ def test_a_temperature_of_another_dtype(its_dtype):
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=0)
 
 
-def test_a_temperature_on_another_device_is_named():
-    criterion = CrossBatchMemory(SupCon(torch.nn.Parameter(torch.tensor(0.1, device="meta"))), D, M)
+@pytest.mark.parametrize("learned", [True, False], ids=["learned", "fixed"])
+def test_a_temperature_on_another_device_is_named(learned):
+    temperature = torch.tensor(0.1, device="meta")
+    criterion = CrossBatchMemory(SupCon(torch.nn.Parameter(temperature) if learned else temperature), D, M)
     with pytest.raises(ValueError, match="temperature is on meta, the memory on cpu"):
         criterion(X, Y)
-    assert criterion.variance.isinf()
+    assert criterion.variance.isinf() and criterion.count == 0
+
+
+@pytest.mark.parametrize("size, fits", [((), True), ((1,), False)])
+def test_a_fixed_temperature_stays_where_it_is(size, fits):
+    """It is no part of the module. A scalar of the CPU divides what is on any device."""
+    criterion = CrossBatchMemory(SupCon(torch.full(size, 0.1)), D, M).to("meta")
+    if fits:
+        assert criterion(X.to("meta"), Y.to("meta")).is_meta
+    else:
+        with pytest.raises(ValueError, match="temperature is on cpu, the memory on meta"):
+            criterion(X.to("meta"), Y.to("meta"))
+
+
+@pytest.mark.parametrize("set_it", [setattr, CrossBatchMemory.register_parameter], ids=["set", "register"])
+@pytest.mark.parametrize(
+    "loss, other, message",
+    [
+        (SupCon(torch.nn.Parameter(torch.tensor(0.3))), None, "temperature is learned and cannot become None"),
+        (SupCon(0.3), torch.nn.Parameter(torch.tensor(0.1)), "temperature is not learned and cannot become a"),
+        (Contrastive(), torch.nn.Parameter(torch.tensor(0.1)), "temperature is not learned and cannot"),
+    ],
+    ids=["learned", "fixed", "none"],
+)
+def test_whether_a_temperature_is_learned_is_chosen_once(loss, other, message, set_it):
+    """Without its parameter the loss was at a temperature of 1; with one that it does not have, it had no loss."""
+    criterion = CrossBatchMemory(loss, D, M)
+    before = criterion.temperature
+    with pytest.raises(AttributeError, match=message):
+        set_it(criterion, "temperature", other)
+    assert criterion.temperature is before
+    set_it(criterion, "temperature", before)
+    assert criterion.loss == loss
 
 
 def test_a_temperature_of_another_shape_is_refused_before_anything_is_written():

@@ -148,6 +148,15 @@ class CrossBatchMemory(MemoryState):
             checks.rounding(value, self.bank.dtype, self.drift)
         super().__setattr__(name, value)
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Also what sets one. Whether a temperature is learned is chosen with the loss: without the parameter its loss
+        would be at a temperature of 1."""
+        own = self._parameters
+        if name == "temperature" and name in own and (param is None) != (own[name] is None):
+            was, would_be = ("learned", "None") if param is None else ("not learned", "a parameter")
+            raise AttributeError(f"temperature is {was} and cannot become {would_be}: make another CrossBatchMemory")
+        super().register_parameter(name, param)
+
     @property
     def drift(self) -> Drift:
         """How stored embeddings follow the network; chosen once."""
@@ -404,6 +413,10 @@ class CrossBatchMemory(MemoryState):
         if self.temperature is not None:
             at_temperature(self._loss, self.temperature)  # raises where another shape has taken its place
             checks.on_device(device, temperature=self.temperature)
+        else:
+            fixed = getattr(self._loss, "temperature", None)
+            if isinstance(fixed, Tensor) and not (fixed.is_cpu and fixed.dim() == 0):  # that one divides anywhere
+                checks.on_device(device, temperature=fixed)
         # Copies: what is given could be a part of the memory that is about to be written.
         return labels.to(torch.int64, copy=True), None if ids is None else ids.to(torch.int64).clamp(min=-1)
 
