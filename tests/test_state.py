@@ -478,6 +478,18 @@ def test_a_subclass_has_tensors_of_its_own():
     assert other.count == B and other.weights.eq(5).all()
 
 
+@pytest.mark.parametrize("name, value", [("step", 0), ("scale", 64.0), ("bank", None), ("pairs", [1, 2])])
+def test_a_subclass_does_not_replace_the_state_by_a_name_of_its_own(name, value):
+    """As with a buffer. A step would have raised with the memory half moved."""
+    criterion = train(CrossBatchMemory(Contrastive(), D, M))
+    before = state_of(criterion)
+    with pytest.raises(TypeError, match=f"{name} is state of CrossBatchMemory and must be a tensor, got"):
+        setattr(criterion, name, value)
+    with pytest.raises(KeyError, match=f"attribute '{name}' already exists"):
+        criterion.register_state(name, torch.zeros(3))
+    assert_state(criterion, before)
+
+
 def test_moving_moves_everything():
     criterion = CrossBatchMemory(Contrastive(), D, M).to("meta")
     assert all(tensor.is_meta for _, tensor in criterion.named_state())

@@ -32,9 +32,20 @@ class StatefulModule(nn.Module):
 
     def register_state(self, name: str, tensor: Tensor, persistent: bool = True) -> None:
         """Adds a state tensor as the attribute `name`. One that is not persistent is a measurement: floating point, not
-        in `state_dict()`, and NaN where there is nothing that it was measured on."""
-        self._persistent[name] = persistent
+        in `state_dict()`, and NaN where there is nothing that it was measured on.
+
+        Raises KeyError, as for a buffer, if the module has an attribute of that name.
+        """
+        if hasattr(self, name):
+            raise KeyError(f"attribute {name!r} already exists")
         setattr(self, name, tensor)
+        self._persistent[name] = persistent
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A subclass that counts in an attribute `step` would otherwise replace the state of that name, in silence."""
+        if name in self.__dict__.get("_persistent", ()) and not isinstance(value, Tensor):
+            raise TypeError(f"{name} is state of {type(self).__name__} and must be a tensor, got {checks.kind(value)}")
+        super().__setattr__(name, value)
 
     def named_state(self, persistent: bool | None = None) -> Iterator[tuple[str, Tensor]]:
         """The state tensors; only those that are persistent, or only those that are not, if that is given."""
@@ -74,7 +85,7 @@ class StatefulModule(nn.Module):
         assign = metadata.get("assign_to_params_buffers", False)
         foreign: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, foreign, errors)  # hooks go first
-        unexpected.extend(key for key in foreign if key.removeprefix(prefix) not in self._persistent)
+        unexpected.extend(key for key in foreign if not self._persistent.get(key.removeprefix(prefix)))
         state = {name: state_dict[prefix + name] for name, _ in self.named_state(True) if prefix + name in state_dict}
         if not state:
             missing.extend(prefix + name for name, _ in self.named_state(persistent=True))
