@@ -282,6 +282,8 @@ def number(value, dtype=torch.int64):
         ({"step": number(-1)}, "step must not be negative, got -1"),
         ({"variance": number(torch.nan, torch.float64)}, "variance must not be negative or NaN, got nan"),
         ({"scale": torch.zeros(D, dtype=torch.float64)}, "scale must not be 0"),
+        ({"target_std": torch.full((D,), -0.1, dtype=torch.float64)}, "target_std must not be negative"),
+        ({"bank": torch.full((M, D), torch.nan).to(torch.float8_e5m2), "count": number(1)}, "bank must be finite"),
         ({"sums": torch.full((2, D), torch.inf, dtype=torch.float64)}, "sums must be finite"),
         ({"bank": torch.full((M, D), torch.nan), "count": number(1)}, "bank must be finite"),
         ({"head": number(3).to("meta")}, "head holds no values: it is on the meta device, or fake"),
@@ -308,6 +310,24 @@ def test_a_state_that_cannot_be_is_refused_whole(change, message):
         with pytest.raises(RuntimeError, match=f"{message}; nothing of the state was loaded"):
             criterion.load_state_dict(other | change, strict=strict)
         assert_state(criterion, before)
+
+
+def test_a_state_of_any_dtype_that_is_not_rounded_is_taken():
+    """isfinite does not know each of them."""
+    state = train(CrossBatchMemory(Contrastive(), D, M)).state_dict()
+    narrow = {name: state[name].to(torch.float8_e4m3fn) for name in ("bank", "sums", "target_mean")}
+    narrow |= {name: state[name].to(torch.int32) for name in ("bank_labels", "head", "count")}
+    criterion = CrossBatchMemory(Contrastive(), D, M)
+    criterion.load_state_dict(state | narrow)
+    for name, tensor in narrow.items():
+        assert torch.equal(getattr(criterion, name), tensor.to(state[name].dtype)), name
+
+
+def test_what_was_only_measured_is_no_part_of_a_checkpoint():
+    state = CrossBatchMemory(Contrastive(), D, M).state_dict() | {"pairs": torch.zeros(2)}
+    with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "pairs"'):
+        CrossBatchMemory(Contrastive(), D, M).load_state_dict(state)
+    assert CrossBatchMemory(Contrastive(), D, M).load_state_dict(state, strict=False).unexpected_keys == ["pairs"]
 
 
 def test_rows_that_nothing_was_stored_in_may_be_anything():

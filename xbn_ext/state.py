@@ -137,10 +137,11 @@ class StatefulModule(nn.Module):
         elif not assign and any(t.is_meta for _, t in self.named_state()):
             yield "state is on the meta device: load with assign=True, or call to_empty() first"
         elif not any(map(_is_empty, (*state.values(), *own.values()))):
-            yield from self._impossible(state)
+            yield from self._impossible({name: new.to(own[name].dtype) for name, new in state.items()})
 
     def _impossible(self, state: Mapping[str, Tensor]) -> Iterator[str]:
-        """What a subclass says of values that no state of its own has. Not called for meta and fake tensors."""
+        """What a subclass says of values that no state of its own has, of the dtypes that they are kept in. Not called
+        for meta and fake tensors."""
         yield from ()
 
 
@@ -209,6 +210,8 @@ class MemoryState(StatefulModule):
             yield "bank must be finite"
         if (state["scale"] == 0).any():
             yield "scale must not be 0"
+        if (state["target_std"] < 0).any():  # a sum of squares may be, by what rounding leaves of rows that have left
+            yield "target_std must not be negative"
 
 
 def _is_empty(t: Tensor) -> bool:
