@@ -418,6 +418,7 @@ BAD_CALLS = [
     ((torch.nested.nested_tensor(list(X)), Y), {}, TypeError, "embeddings must be .*, got torch.float32, nested"),
     ((X, Y.to_sparse()), {}, TypeError, "labels must be an integer tensor, got torch.int64, torch.sparse_coo"),
     ((X, Y), {"ids": Y.to_sparse()}, TypeError, "ids must be an integer tensor, got torch.int64, torch.sparse_coo"),
+    ((X, torch.quantize_per_tensor(X[:, 0], 1, 0, torch.qint32)), {}, TypeError, "labels must be .* got torch.qint32"),
     ((X, Y), {"enqueue_mask": Y}, TypeError, "enqueue_mask must be a bool tensor"),
     ((X, Y), {"enqueue_mask": Y[1:] > 3}, ValueError, "enqueue_mask must be"),
     ((X.to("meta"), Y), {}, ValueError, "embeddings is on meta, the memory on cpu"),

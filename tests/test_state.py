@@ -177,6 +177,24 @@ def test_fsdp2_learns_a_temperature_of_one_element(one_process):
     assert net.criterion.temperature.grad.full_tensor().abs() > 0
 
 
+@pytest.mark.parametrize("name", ["embeddings", "labels", "enqueue_mask", "ids"])
+def test_a_distributed_tensor_is_refused_before_anything_is_written(name, one_process):
+    """One among others raised in the first op that takes it, which for labels comes after the memory has moved."""
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+    criterion = train(CrossBatchMemory(Contrastive(), D, M))
+    before, labels = state_of(criterion), torch.arange(B)
+    call = {"embeddings": torch.randn(B, D), "labels": labels, "enqueue_mask": labels > 3, "ids": labels}
+    call[name] = distribute_tensor(call[name], mesh, [Replicate()])
+    with pytest.raises(TypeError, match=f"{name} must be .* in a DTensor, not its to_local"):
+        criterion(**call)
+    state = state_of(criterion) | {"sums": distribute_tensor(criterion.sums, mesh, [Replicate()])}
+    with pytest.raises(RuntimeError, match=r"sums must be .* in a DTensor.*; nothing of the state was loaded"):
+        criterion.load_state_dict(state)
+    assert_state(criterion, before)
+
+
 def test_checkpoints_of_torch_distributed(one_process):
     from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
