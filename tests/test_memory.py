@@ -348,6 +348,20 @@ def test_the_gradient_of_a_row_that_is_not_finite_is_nan(bad, device):
     assert value.isnan() and x.grad[2].isnan().all() and x.grad[finite].isfinite().all()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_without_a_memory_loss_has_no_pairs(compiled):
+    """What stats() says is of the last step."""
+    torch._dynamo.reset()
+    criterion = CrossBatchMemory(Contrastive(neg_margin=0.2), D, M)
+    step = torch.compile(criterion, backend="aot_eager", fullgraph=True) if compiled else criterion
+    seen = []
+    for weight, (x, labels) in zip((1, 1, 0, 1), batches(4), strict=True):
+        criterion.memory_weight = weight
+        step(x, labels)
+        seen.append(float(criterion.stats()["positives"]))
+    assert seen[0] == 0 and seen[1] > 0 and np.isnan(seen[2]) and seen[3] > 0
+
+
 @pytest.mark.parametrize("size", [1e-4, 1e30])
 def test_embeddings_of_any_length(size, device):
     plain, other = (CrossBatchMemory(Contrastive(neg_margin=0.2), D, M).to(device) for _ in range(2))

@@ -289,6 +289,8 @@ class CrossBatchMemory(MemoryState):
             values.append(_weighted(memory_value, self.memory_weight))
             if self.training:
                 self.pairs.copy_(pairs)
+        elif self.training:
+            self.pairs.fill_(torch.nan)  # the last step has none: those that are there are of an older one
         return sum(values[1:], values[0])
 
     @torch.no_grad()
