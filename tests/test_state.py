@@ -545,6 +545,29 @@ def test_functional_call_takes_another_state():
     assert value != criterion.eval()(x, labels)
 
 
+@pytest.mark.parametrize("name", ["bank", "bank_ids", "head", "scale"])
+def test_functional_call_takes_no_state_of_another_shape(name):
+    """It raised in the op that takes it, when others had written."""
+    criterion = train(CrossBatchMemory(Contrastive(neg_margin=0.2), D, M))
+    before = state_of(criterion)
+    with pytest.raises(ValueError, match=rf"{name} is state of CrossBatchMemory and must be \[.*\], got \[3\]"):
+        torch.func.functional_call(criterion, {name: torch.zeros(3)}, (torch.randn(B, D), torch.arange(B)))
+    assert_state(criterion, before)
+
+
+def test_functional_call_compiles():
+    torch._dynamo.reset()
+    criterion = train(CrossBatchMemory(Contrastive(neg_margin=0.2), D, M))
+    x, labels, other = torch.randn(B, D), torch.arange(B) % 3, state_of(train(copy.deepcopy(criterion)))
+    before, values = state_of(criterion), []
+    for call in (torch.func.functional_call, torch.compile(torch.func.functional_call, backend="aot_eager")):
+        given = {name: tensor.clone() for name, tensor in other.items()}
+        values.append(call(criterion, given, (x, labels)))
+        assert given["step"] == 7
+        assert_state(criterion, before)
+    torch.testing.assert_close(*values)
+
+
 @pytest.mark.parametrize(
     "name, make",
     {

@@ -42,9 +42,15 @@ class StatefulModule(nn.Module):
         self._persistent[name] = persistent
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A subclass that counts in an attribute `step` would otherwise replace the state of that name, in silence."""
-        if name in self.__dict__.get("_persistent", ()) and not isinstance(value, Tensor):
-            raise TypeError(f"{name} is state of {type(self).__name__} and must be a tensor, got {checks.kind(value)}")
+        """State may be replaced by a tensor of its shape, as `torch.func.functional_call` does, and by nothing else: a
+        step would find it with the memory half moved. An attribute `step` of a subclass would replace it, too."""
+        if name in self.__dict__.get("_persistent", ()):
+            its = f"{name} is state of {type(self).__name__} and must be"
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{its} a tensor, got {checks.kind(value)}")
+            own = self.__dict__.get(name, value)
+            if value.shape != own.shape:
+                raise ValueError(f"{its} {list(own.shape)}, got {list(value.shape)}")
         super().__setattr__(name, value)
 
     def named_state(self, persistent: bool | None = None) -> Iterator[tuple[str, Tensor]]:
