@@ -79,7 +79,8 @@ class CrossBatchMemory(MemoryState):
 
     Raises:
         ValueError, TypeError: naming the argument, here, when set or when called, before anything is written.
-        AttributeError: `loss`, `embedding_size`, `memory_size`, `drift` or `filter` is set: they are chosen once.
+        AttributeError: `loss`, `embedding_size`, `memory_size`, `drift` or `filter` is set, or a temperature that is
+            learned to None: they are chosen once.
     """
 
     temperature: nn.Parameter | None
