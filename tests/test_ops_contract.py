@@ -381,6 +381,35 @@ def test_a_copy_of_what_is_written_may_be_given(library):
     assert call(library, "enqueue_", a).shape == (0,)
 
 
+@pytest.mark.parametrize("loss", [Contrastive(), SupCon(torch.tensor(0.1))], ids=["number", "tensor"])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"z": torch.randn(1, B, D)}, r"z must be \[B, D\], float32 or float64, got torch.float32 \[1, 5, 7\]"),
+        ({"z": torch.randn(B)}, r"z must be \[B, D\], .*, got torch.float32 \[5\]"),
+        ({"z": torch.ones(B, D, dtype=torch.float16)}, r"z must be \[B, D\], .*, got torch.float16"),
+        ({"labels": torch.arange(B + 1)}, r"labels must be \[B\] \(5\), got \[6\]"),
+        ({"labels": torch.arange(B)[:, None]}, r"labels must be \[B\] \(5\), got \[5, 1\]"),
+        ({"labels": torch.zeros(B)}, "labels must be int64"),
+        ({"labels": None}, "labels must be a tensor, got None"),
+        ({"ids": torch.arange(B + 1)}, r"ids must be \[B\]"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_batch_loss_names_its_own_arguments(change, message, loss):
+    """Not the products that the op takes, which nobody has given."""
+    with pytest.raises(RuntimeError, match=f"^batch_loss: {message}"):
+        ops.batch_loss(**{"z": torch.randn(B, D), "labels": torch.arange(B), "loss": loss} | change)
+
+
+@pytest.mark.parametrize("name", ["scale", "shift", "count", "anchors"])
+def test_a_number_in_the_place_of_a_tensor_is_named(name):
+    a = loss_arguments()
+    rows = {option: a[option] for option in ("scale", "shift")}
+    with pytest.raises(RuntimeError, match=f"for argument '{name}'"):
+        ops.memory_loss(a["z"], a["labels"], a["bank"], a["bank_labels"], Contrastive(), **rows | {name: 2.0})
+
+
 class OwnName(Contrastive):
     name = "own"
 
