@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from xbn_ext import reference
-from xbn_ext.filter import make_filter
 from xbn_ext.testing import error
 
 from .comparisons import THEIRS
@@ -54,9 +53,10 @@ def _truth(problem: Problem, alone: bool, x: Tensor, labels: Tensor) -> tuple[Te
     if problem.kernel == "loss":
         loss = reference.memory_loss(z, labels, memory.bank, memory.bank_labels, problem.pair_loss)
     else:
-        loss = reference.step_(
+        loss = reference.step(
             memory, z, labels, problem.pair_loss,
-            filter=make_filter("none" if alone else problem.drift, PROCESS_NOISE, MEASUREMENT_NOISE, EMA_MOMENTUM),
+            drift="none" if alone else problem.drift,
+            process_noise=PROCESS_NOISE, measurement_noise=MEASUREMENT_NOISE, ema_momentum=EMA_MOMENTUM,
             normalize_embeddings=False, batch_weight=0.0 if alone else 1.0, enqueue="before" if alone else "after",
         )  # fmt: skip
     (grad,) = torch.autograd.grad(loss, z)

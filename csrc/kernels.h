@@ -170,6 +170,7 @@ struct StepTotalParams {
   double own_weight, memory_weight;
   T* loss;               // [1] out
   int64_t* step;         // [1] in and out
+  double* no_pairs;      // [2] out, NaN: there is no memory_loss, so no pairs of it; or null
   const T* own_anchors;  // [B, D] derivative of own_loss by the rows as anchors, null exactly when own_loss is
   const T* own_rows;     // [B, D] and by the rows that are ranked
   const T* grad_memory;  // [B, D] derivative of memory_loss by the anchors, null exactly when that is

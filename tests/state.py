@@ -6,7 +6,6 @@ import torch
 
 from xbn_ext import reference
 from xbn_ext.dtypes import MEMORY_DTYPES, compute_dtype, is_narrow
-from xbn_ext.filter import make_filter
 
 NARROW_DTYPES = [dtype for dtype in MEMORY_DTYPES if is_narrow(dtype)]
 
@@ -42,11 +41,3 @@ def assert_same_state(a, b, rtol=1e-12, atol=1e-12):
     for f in dataclasses.fields(a):
         x, y = getattr(a, f.name), getattr(b, f.name)
         torch.testing.assert_close(x, y, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, n=f.name: f"{n}: {m}")
-
-
-def reference_step(
-    memory, x, labels, loss, *, drift="axbn", process_noise=1.0, measurement_noise=1.0, ema_momentum=0.1, **options
-):
-    """`reference.step_` with the options of `CrossBatchMemory`."""
-    its_filter = make_filter(drift, process_noise, measurement_noise, ema_momentum)
-    return reference.step_(memory, x, labels, loss, filter=its_filter, **options)

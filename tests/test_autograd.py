@@ -181,6 +181,35 @@ def test_the_memory_may_be_filled_before_backward():
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    "loss_of",
+    [
+        lambda z: CrossBatchMemory(SupCon(), D, M)(z, labels()),
+        lambda z: CrossBatchMemory(SupCon(), D, M, enqueue="before", batch_weight=0.0)(z, labels()),
+        lambda z: CrossBatchMemory(SupCon(), D, M, memory_weight=0.0)(z, labels()),
+        lambda z: ops.memory_loss(z, labels(), torch.eye(B, D), labels(), SupCon(nn.Parameter(torch.tensor(0.2)))),
+        lambda z: ops.batch_loss(z, labels(), SupCon(nn.Parameter(torch.tensor(0.2)))),
+    ],
+    ids=["both", "memory", "batch", "memory_loss", "batch_loss"],
+)
+def test_a_loss_may_be_divided_in_place(loss_of, compiled):
+    """As in `loss /= steps`, to accumulate gradients. One that autograd takes for a view refused."""
+    torch._dynamo.reset()
+    step = torch.compile(loss_of, backend="aot_eager") if compiled else loss_of
+    x = torch.randn(B, D)
+    gradients = []
+    for in_place in (False, True):
+        z = x.clone().requires_grad_()
+        value = step(z)
+        if in_place:
+            value /= 4
+        else:
+            value = value / 4
+        gradients += torch.autograd.grad(value, z)
+    assert gradients[0].any() and torch.equal(*gradients)
+
+
 @pytest.mark.parametrize("temperature", [0.1, nn.Parameter(torch.tensor(0.1))], ids=["fixed", "learned"])
 def test_gradients_in_batches(temperature):
     criterion = CrossBatchMemory(SupCon(temperature), D, M)

@@ -51,7 +51,7 @@ def test_float32_follows_float64(drift, steps, device):
             x, labels = x.to(device), labels.to(device)
             true_value = truth(x.double(), labels)
             values = {update: criterion(x, labels) for update, criterion in runs.items()}
-            values["torch"] = state.reference_step(in_torch, x, labels, loss, **options)
+            values["torch"] = reference.step(in_torch, x, labels, loss, **options)
             for name, value in values.items():
                 value_error[name] = max(value_error[name], float((value - true_value).abs() / (1 + true_value)))
             if t % 100 < 99:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_cases import LOSSES, assert_right, clear_anchors, problem, run, run_with_pairs
 from shapes import PAIRS, name
-from state import NARROW_DTYPES, reference_step
+from state import NARROW_DTYPES
 
 from xbn_ext import Circle, Contrastive, CrossBatchMemory, MultiSimilarity, NTXent, SupCon, Triplet, reference
 from xbn_ext import ops as cpu_ops
@@ -266,6 +266,14 @@ def test_a_bank_row_that_is_not_finite_makes_the_loss_nan(loss, classes, of, ops
     value, _ = run(ops.memory_loss, z, labels, bank, bank_labels, loss)
     assert value.isnan() == reference.memory_loss(z, labels, bank, bank_labels, loss).isnan()
     assert value.isnan() == (of != "nobody" and classes > 1)
+
+
+@pytest.mark.parametrize("their_label", [0, 30], ids=["only positives", "only negatives"])
+def test_an_anchor_without_a_triplet_gets_nothing_from_rows_that_are_not_finite(their_label, ops, device, dtype):
+    z, labels, bank, bank_labels = problem(70, 500, 16, dtype, device)
+    bank.fill_(torch.nan)
+    value, grad = run(ops.memory_loss, z, labels.fill_(0), bank, bank_labels.fill_(their_label), Triplet(0.2))
+    assert value == 0 and not grad.any()
 
 
 @only(dtype="f64")
@@ -555,7 +563,7 @@ def test_step_is_the_reference_step(loss, update, enqueue, ops, device, dtype):
         labels = torch.randint(6, (16,))
         x = (centres[labels] + torch.randn(16, 12)).requires_grad_()
         (expected_grad,) = torch.autograd.grad(
-            expected := reference_step(truth, x, labels, loss, update=update, enqueue=enqueue), x
+            expected := reference.step(truth, x, labels, loss, update=update, enqueue=enqueue), x
         )
         y = x.detach().to(device).requires_grad_()
         value = ours(y, labels.to(device))

@@ -1,4 +1,4 @@
-"""CrossBatchMemory against reference.step_, and what a training loop expects of it."""
+"""CrossBatchMemory against reference.step, and what a training loop expects of it."""
 
 import copy
 import dataclasses
@@ -82,7 +82,7 @@ def test_step_is_the_reference_step(options, reduction, masked, with_ids, device
         ids = torch.randint(-2, 30, (B,), device=device) if with_ids else None
         ours, truth = x.clone().requires_grad_(), x.clone().requires_grad_()
         value = criterion(ours, labels, enqueue_mask=mask, ids=ids)
-        true_value = state.reference_step(memory, truth, labels, loss, enqueue_mask=mask, ids=ids, **options)
+        true_value = reference.step(memory, truth, labels, loss, enqueue_mask=mask, ids=ids, **options)
         value.backward(), true_value.backward()
         torch.testing.assert_close(value, true_value, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(ours.grad, truth.grad, rtol=1e-8, atol=1e-11)
@@ -348,6 +348,20 @@ def test_the_gradient_of_a_row_that_is_not_finite_is_nan(bad, device):
     assert value.isnan() and x.grad[2].isnan().all() and x.grad[finite].isfinite().all()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_without_a_memory_loss_has_no_pairs(compiled):
+    """What stats() says is of the last step."""
+    torch._dynamo.reset()
+    criterion = CrossBatchMemory(Contrastive(neg_margin=0.2), D, M)
+    step = torch.compile(criterion, backend="aot_eager", fullgraph=True) if compiled else criterion
+    seen = []
+    for weight, (x, labels) in zip((1, 1, 0, 1), batches(4), strict=True):
+        criterion.memory_weight = weight
+        step(x, labels)
+        seen.append(float(criterion.stats()["positives"]))
+    assert seen[0] == 0 and seen[1] > 0 and np.isnan(seen[2]) and seen[3] > 0
+
+
 @pytest.mark.parametrize("size", [1e-4, 1e30])
 def test_embeddings_of_any_length(size, device):
     plain, other = (CrossBatchMemory(Contrastive(neg_margin=0.2), D, M).to(device) for _ in range(2))
@@ -418,6 +432,7 @@ BAD_CALLS = [
     ((torch.nested.nested_tensor(list(X)), Y), {}, TypeError, "embeddings must be .*, got torch.float32, nested"),
     ((X, Y.to_sparse()), {}, TypeError, "labels must be an integer tensor, got torch.int64, torch.sparse_coo"),
     ((X, Y), {"ids": Y.to_sparse()}, TypeError, "ids must be an integer tensor, got torch.int64, torch.sparse_coo"),
+    ((X, torch.quantize_per_tensor(X[:, 0], 1, 0, torch.qint32)), {}, TypeError, "labels must be .* got torch.qint32"),
     ((X, Y), {"enqueue_mask": Y}, TypeError, "enqueue_mask must be a bool tensor"),
     ((X, Y), {"enqueue_mask": Y[1:] > 3}, ValueError, "enqueue_mask must be"),
     ((X.to("meta"), Y), {}, ValueError, "embeddings is on meta, the memory on cpu"),
@@ -580,11 +595,45 @@ def test_a_temperature_of_another_dtype(its_dtype):
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=0)
 
 
-def test_a_temperature_on_another_device_is_named():
-    criterion = CrossBatchMemory(SupCon(torch.nn.Parameter(torch.tensor(0.1, device="meta"))), D, M)
+@pytest.mark.parametrize("learned", [True, False], ids=["learned", "fixed"])
+def test_a_temperature_on_another_device_is_named(learned):
+    temperature = torch.tensor(0.1, device="meta")
+    criterion = CrossBatchMemory(SupCon(torch.nn.Parameter(temperature) if learned else temperature), D, M)
     with pytest.raises(ValueError, match="temperature is on meta, the memory on cpu"):
         criterion(X, Y)
-    assert criterion.variance.isinf()
+    assert criterion.variance.isinf() and criterion.count == 0
+
+
+@pytest.mark.parametrize("size, fits", [((), True), ((1,), False)])
+def test_a_fixed_temperature_stays_where_it_is(size, fits):
+    """It is no part of the module. A scalar of the CPU divides what is on any device."""
+    criterion = CrossBatchMemory(SupCon(torch.full(size, 0.1)), D, M).to("meta")
+    if fits:
+        assert criterion(X.to("meta"), Y.to("meta")).is_meta
+    else:
+        with pytest.raises(ValueError, match="temperature is on cpu, the memory on meta"):
+            criterion(X.to("meta"), Y.to("meta"))
+
+
+@pytest.mark.parametrize("set_it", [setattr, CrossBatchMemory.register_parameter], ids=["set", "register"])
+@pytest.mark.parametrize(
+    "loss, other, message",
+    [
+        (SupCon(torch.nn.Parameter(torch.tensor(0.3))), None, "temperature is learned and cannot become None"),
+        (SupCon(0.3), torch.nn.Parameter(torch.tensor(0.1)), "temperature is not learned and cannot become a"),
+        (Contrastive(), torch.nn.Parameter(torch.tensor(0.1)), "temperature is not learned and cannot"),
+    ],
+    ids=["learned", "fixed", "none"],
+)
+def test_whether_a_temperature_is_learned_is_chosen_once(loss, other, message, set_it):
+    """Without its parameter the loss was at a temperature of 1; with one that it does not have, it had no loss."""
+    criterion = CrossBatchMemory(loss, D, M)
+    before = criterion.temperature
+    with pytest.raises(AttributeError, match=message):
+        set_it(criterion, "temperature", other)
+    assert criterion.temperature is before
+    set_it(criterion, "temperature", before)
+    assert criterion.loss == loss
 
 
 def test_a_temperature_of_another_shape_is_refused_before_anything_is_written():
@@ -661,9 +710,7 @@ def test_a_weight_of_zero_hides_a_nan(weights, device):
     for t, (x, labels) in enumerate(batches(2, torch.float64, device=device)):
         x[0, 0] = torch.nan
         value = criterion(x, labels)
-        torch.testing.assert_close(
-            value, state.reference_step(memory, x, labels, Contrastive(), **weights), equal_nan=True
-        )
+        torch.testing.assert_close(value, reference.step(memory, x, labels, Contrastive(), **weights), equal_nan=True)
         assert value.isnan() == (t > 0 or "memory_weight" in weights), "an empty memory has no pairs"
 
 
@@ -677,7 +724,7 @@ def test_a_nan_while_warming_up(device):
         ours, truth = x.clone().requires_grad_(), x.clone().requires_grad_()
         value, true_value = (
             criterion(ours, labels),
-            state.reference_step(memory, truth, labels, Contrastive(), **options),
+            reference.step(memory, truth, labels, Contrastive(), **options),
         )
         value.backward(), true_value.backward()
         torch.testing.assert_close(value, true_value, equal_nan=True)

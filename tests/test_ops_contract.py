@@ -402,6 +402,68 @@ def test_a_copy_of_what_is_written_may_be_given(library):
     assert call(library, "enqueue_", a).shape == (0,)
 
 
+@pytest.mark.parametrize("loss", [Contrastive(), SupCon(torch.tensor(0.1))], ids=["number", "tensor"])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"z": torch.randn(1, B, D)}, r"z must be \[B, D\], float32 or float64, got torch.float32 \[1, 5, 7\]"),
+        ({"z": torch.randn(B)}, r"z must be \[B, D\], .*, got torch.float32 \[5\]"),
+        ({"z": torch.ones(B, D, dtype=torch.float16)}, r"z must be \[B, D\], .*, got torch.float16"),
+        ({"labels": torch.arange(B + 1)}, r"labels must be \[B\] \(5\), got \[6\]"),
+        ({"labels": torch.arange(B)[:, None]}, r"labels must be \[B\] \(5\), got \[5, 1\]"),
+        ({"labels": torch.zeros(B)}, "labels must be int64"),
+        ({"labels": None}, "labels must be a tensor, got None"),
+        ({"ids": torch.arange(B + 1)}, r"ids must be \[B\]"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_batch_loss_names_its_own_arguments(change, message, loss):
+    """Not the products that the op takes, which nobody has given."""
+    with pytest.raises(RuntimeError, match=f"^batch_loss: {message}"):
+        ops.batch_loss(**{"z": torch.randn(B, D), "labels": torch.arange(B), "loss": loss} | change)
+
+
+@pytest.mark.parametrize("name", ["scale", "shift", "count", "anchors"])
+def test_a_number_in_the_place_of_a_tensor_is_named(name):
+    a = loss_arguments()
+    rows = {option: a[option] for option in ("scale", "shift")}
+    with pytest.raises(RuntimeError, match=f"for argument '{name}'"):
+        ops.memory_loss(a["z"], a["labels"], a["bank"], a["bank_labels"], Contrastive(), **rows | {name: 2.0})
+
+
+class OwnName(Contrastive):
+    name = "own"
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnNumber(Contrastive):
+    weight: float = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Noted(SupCon):
+    """What a subclass may have more."""
+
+    words = ("note",)
+    note: str = ""
+
+
+@pytest.mark.parametrize("loss", [OwnName(), OwnNumber()])
+def test_a_criterion_is_not_made_of_a_loss_that_the_kernels_do_not_know(loss):
+    """It was, and raised in its first step, with the memory moved."""
+    with pytest.raises(TypeError, match="CrossBatchMemory: loss must be one that the kernels know"):
+        xbn_ext.CrossBatchMemory(loss, D, M)
+
+
+def test_a_subclass_of_a_loss_keeps_what_is_its_own():
+    temperature = torch.nn.Parameter(torch.tensor(0.2))
+    criterion = xbn_ext.CrossBatchMemory(Noted(temperature, "a note"), D, M)
+    assert criterion.loss == Noted(temperature, "a note")
+    plain = xbn_ext.CrossBatchMemory(SupCon(temperature), D, M)
+    x, labels = torch.randn(B, D), torch.arange(B) % 2
+    assert torch.equal(criterion(x, labels), plain(x, labels))
+
+
 @pytest.mark.parametrize("call", ["memory_loss", "memory_loss_and_pairs", "transform_memory_loss_", "batch_loss"])
 def test_a_wrapper_names_what_is_no_loss(call):
     class Own(PairLoss):
@@ -410,9 +472,15 @@ def test_a_wrapper_names_what_is_no_loss(call):
     a, m = loss_arguments(), transform_arguments(bank=torch.randn(M, D))
     rows = {"batch_loss": (), "transform_memory_loss_": (a["bank_labels"],)}.get(call, (a["bank"], a["bank_labels"]))
     first = tuple(m.values()) if call == "transform_memory_loss_" else ()
-    for loss, name in ((Own(), "Own"), ("contrastive", "str"), (None, "NoneType")):
-        op = "memory_loss" if call == "memory_loss_and_pairs" else call
-        with pytest.raises(TypeError, match=f"{op}: loss must be an xbn_ext loss .*, got {name}"):
+    op = "memory_loss" if call == "memory_loss_and_pairs" else call
+    for loss, got in (
+        (Own(), "an xbn_ext loss .*, got Own"),
+        ("contrastive", "an xbn_ext loss .*, got str"),
+        (None, "an xbn_ext loss .*, got NoneType"),
+        (OwnName(), "one that the kernels know: OwnName is of the kind 'own_mean'"),
+        (OwnNumber(), "one that the kernels know: OwnNumber .* has the numbers pos_margin, neg_margin, weight"),
+    ):
+        with pytest.raises(TypeError, match=f"{op}: loss must be {got}"):
             getattr(ops, call)(*first, a["z"].detach(), a["labels"], *rows, loss)
 
 

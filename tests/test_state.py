@@ -177,6 +177,24 @@ def test_fsdp2_learns_a_temperature_of_one_element(one_process):
     assert net.criterion.temperature.grad.full_tensor().abs() > 0
 
 
+@pytest.mark.parametrize("name", ["embeddings", "labels", "enqueue_mask", "ids"])
+def test_a_distributed_tensor_is_refused_before_anything_is_written(name, one_process):
+    """One among others raised in the first op that takes it, which for labels comes after the memory has moved."""
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+    criterion = train(CrossBatchMemory(Contrastive(), D, M))
+    before, labels = state_of(criterion), torch.arange(B)
+    call = {"embeddings": torch.randn(B, D), "labels": labels, "enqueue_mask": labels > 3, "ids": labels}
+    call[name] = distribute_tensor(call[name], mesh, [Replicate()])
+    with pytest.raises(TypeError, match=f"{name} must be .* in a DTensor, not its to_local"):
+        criterion(**call)
+    state = state_of(criterion) | {"sums": distribute_tensor(criterion.sums, mesh, [Replicate()])}
+    with pytest.raises(RuntimeError, match=r"sums must be .* in a DTensor.*; nothing of the state was loaded"):
+        criterion.load_state_dict(state)
+    assert_state(criterion, before)
+
+
 def test_checkpoints_of_torch_distributed(one_process):
     from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
@@ -282,6 +300,8 @@ def number(value, dtype=torch.int64):
         ({"step": number(-1)}, "step must not be negative, got -1"),
         ({"variance": number(torch.nan, torch.float64)}, "variance must not be negative or NaN, got nan"),
         ({"scale": torch.zeros(D, dtype=torch.float64)}, "scale must not be 0"),
+        ({"target_std": torch.full((D,), -0.1, dtype=torch.float64)}, "target_std must not be negative"),
+        ({"bank": torch.full((M, D), torch.nan).to(torch.float8_e5m2), "count": number(1)}, "bank must be finite"),
         ({"sums": torch.full((2, D), torch.inf, dtype=torch.float64)}, "sums must be finite"),
         ({"bank": torch.full((M, D), torch.nan), "count": number(1)}, "bank must be finite"),
         ({"head": number(3).to("meta")}, "head holds no values: it is on the meta device, or fake"),
@@ -308,6 +328,24 @@ def test_a_state_that_cannot_be_is_refused_whole(change, message):
         with pytest.raises(RuntimeError, match=f"{message}; nothing of the state was loaded"):
             criterion.load_state_dict(other | change, strict=strict)
         assert_state(criterion, before)
+
+
+def test_a_state_of_any_dtype_that_is_not_rounded_is_taken():
+    """isfinite does not know each of them."""
+    state = train(CrossBatchMemory(Contrastive(), D, M)).state_dict()
+    narrow = {name: state[name].to(torch.float8_e4m3fn) for name in ("bank", "sums", "target_mean")}
+    narrow |= {name: state[name].to(torch.int32) for name in ("bank_labels", "head", "count")}
+    criterion = CrossBatchMemory(Contrastive(), D, M)
+    criterion.load_state_dict(state | narrow)
+    for name, tensor in narrow.items():
+        assert torch.equal(getattr(criterion, name), tensor.to(state[name].dtype)), name
+
+
+def test_what_was_only_measured_is_no_part_of_a_checkpoint():
+    state = CrossBatchMemory(Contrastive(), D, M).state_dict() | {"pairs": torch.zeros(2)}
+    with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "pairs"'):
+        CrossBatchMemory(Contrastive(), D, M).load_state_dict(state)
+    assert CrossBatchMemory(Contrastive(), D, M).load_state_dict(state, strict=False).unexpected_keys == ["pairs"]
 
 
 def test_rows_that_nothing_was_stored_in_may_be_anything():
@@ -478,6 +516,18 @@ def test_a_subclass_has_tensors_of_its_own():
     assert other.count == B and other.weights.eq(5).all()
 
 
+@pytest.mark.parametrize("name, value", [("step", 0), ("scale", 64.0), ("bank", None), ("pairs", [1, 2])])
+def test_a_subclass_does_not_replace_the_state_by_a_name_of_its_own(name, value):
+    """As with a buffer. A step would have raised with the memory half moved."""
+    criterion = train(CrossBatchMemory(Contrastive(), D, M))
+    before = state_of(criterion)
+    with pytest.raises(TypeError, match=f"{name} is state of CrossBatchMemory and must be a tensor, got"):
+        setattr(criterion, name, value)
+    with pytest.raises(KeyError, match=f"attribute '{name}' already exists"):
+        criterion.register_state(name, torch.zeros(3))
+    assert_state(criterion, before)
+
+
 def test_moving_moves_everything():
     criterion = CrossBatchMemory(Contrastive(), D, M).to("meta")
     assert all(tensor.is_meta for _, tensor in criterion.named_state())
@@ -493,6 +543,29 @@ def test_functional_call_takes_another_state():
     assert_state(criterion, before)
     assert other["step"] == 7, "it is what was written"
     assert value != criterion.eval()(x, labels)
+
+
+@pytest.mark.parametrize("name", ["bank", "bank_ids", "head", "scale"])
+def test_functional_call_takes_no_state_of_another_shape(name):
+    """It raised in the op that takes it, when others had written."""
+    criterion = train(CrossBatchMemory(Contrastive(neg_margin=0.2), D, M))
+    before = state_of(criterion)
+    with pytest.raises(ValueError, match=rf"{name} is state of CrossBatchMemory and must be \[.*\], got \[3\]"):
+        torch.func.functional_call(criterion, {name: torch.zeros(3)}, (torch.randn(B, D), torch.arange(B)))
+    assert_state(criterion, before)
+
+
+def test_functional_call_compiles():
+    torch._dynamo.reset()
+    criterion = train(CrossBatchMemory(Contrastive(neg_margin=0.2), D, M))
+    x, labels, other = torch.randn(B, D), torch.arange(B) % 3, state_of(train(copy.deepcopy(criterion)))
+    before, values = state_of(criterion), []
+    for call in (torch.func.functional_call, torch.compile(torch.func.functional_call, backend="aot_eager")):
+        given = {name: tensor.clone() for name, tensor in other.items()}
+        values.append(call(criterion, given, (x, labels)))
+        assert given["step"] == 7
+        assert_state(criterion, before)
+    torch.testing.assert_close(*values)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_step(options, masked, with_ids, temperature, ops, device, dtype):
         torch.testing.assert_close(got, expected, rtol=rtol, atol=atol, check_dtype=False)
     for field in dataclasses.fields(truth):
         got, expected = getattr(ours, field.name), getattr(truth, field.name)
-        torch.testing.assert_close(got, expected, rtol=rtol, atol=atol, check_dtype=False, msg=lambda m: field.name + m)
+        torch.testing.assert_close(got, expected, rtol=rtol, atol=atol, check_dtype=False)
 
 
 @only(dtype="f32")

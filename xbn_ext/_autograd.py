@@ -78,7 +78,7 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
         ctx.save_for_backward(z, grad_z)
-        return value.view_as(value)
+        return value.detach()  # of a view, as of the argument itself, autograd would refuse `loss /= 4`
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:

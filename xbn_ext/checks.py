@@ -102,7 +102,8 @@ def embeddings(value: Any, columns: int) -> None:
 
 def integers(name: str, value: Any, B: int) -> None:
     """A dense integer tensor `[B]`."""
-    if not is_dense(value) or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+    no_integer = not is_dense(value) or value.is_floating_point() or value.is_complex() or value.is_quantized
+    if no_integer or value.dtype == torch.bool:
         raise TypeError(f"{name} must be an integer tensor, got {kind(value)}")
     if value.shape != (B,):
         raise ValueError(f"{name} must be [B={B}], got {list(value.shape)}")
@@ -175,8 +176,13 @@ def rounding(update: str, memory_dtype: torch.dtype, drift: str) -> None:
 
 
 def is_dense(value: Any) -> bool:
-    """A tensor, and neither a sparse nor a nested one."""
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
+    """A tensor, and neither a sparse nor a nested nor a distributed one."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not value.is_nested
+        and not hasattr(value, "device_mesh")  # of a DTensor, whose class is not imported for this
+    )
 
 
 def kind(value: Any) -> str:
@@ -185,4 +191,6 @@ def kind(value: Any) -> str:
         return type(value).__name__
     if is_dense(value):
         return str(value.dtype)
+    if hasattr(value, "device_mesh"):
+        return f"{value.dtype} in a {type(value).__name__}, not its to_local()"
     return f"{value.dtype}, {'nested' if value.is_nested else value.layout}"

@@ -258,15 +258,25 @@ LOSSES = {loss.name: type(loss) for loss in KINDS.values()}
 
 
 def check_loss(op: str, loss: Any) -> None:
-    """Raises TypeError unless the kernels know the loss."""
-    if not isinstance(loss, tuple(LOSSES.values())):
+    """Raises TypeError unless the kernels know the loss: a class of `LOSSES`, or a subclass with the same numbers."""
+    classes = tuple(LOSSES.values())
+    if not isinstance(loss, classes):
         raise TypeError(f"{op}: loss must be an xbn_ext loss such as Contrastive(), got {type(loss).__name__}")
+    if type(loss) in classes:
+        return
+    known = KINDS.get(loss.kind)
+    if known is None or loss.numbers() != known.numbers():
+        raise TypeError(
+            f"{op}: loss must be one that the kernels know: {type(loss).__name__} is of the kind {loss.kind!r} and has "
+            f"the numbers {', '.join(loss.numbers())}"
+        )
 
 
 def at_temperature(loss: PairLoss, temperature: float | Tensor) -> PairLoss:
     """A loss that has a temperature, at another one."""
     assert isinstance(loss, LossWithTemperature)
-    return type(loss)(temperature)
+    others = {field.name: getattr(loss, field.name) for field in dataclasses.fields(loss) if field.init}
+    return type(loss)(**others | {"temperature": temperature})
 
 
 def default_temperature(loss: PairLoss) -> float:

@@ -34,7 +34,7 @@ class CrossBatchMemory(MemoryState):
     The call is that of pytorch-metric-learning's `CrossBatchMemory`, `loss = criterion(embeddings, labels)`. In
     training mode each call (1) measures how the embeddings have drifted and moves the stored ones along, (2) computes
     `batch_weight * L(batch, batch) + memory_weight * L(batch, memory)`, (3) stores the batch. In `eval()` mode
-    the memory is only read. `xbn_ext.reference.step_` is the same in plain PyTorch.
+    the memory is only read. `xbn_ext.reference.step` is the same in plain PyTorch.
 
     Examples:
         >>> criterion = CrossBatchMemory(Contrastive(neg_margin=0.5), embedding_size=128, memory_size=8192)
@@ -78,7 +78,8 @@ class CrossBatchMemory(MemoryState):
 
     Raises:
         ValueError, TypeError: naming the argument, here, when set or when called, before anything is written.
-        AttributeError: `loss`, `embedding_size`, `memory_size`, `drift` or `filter` is set: they are chosen once.
+        AttributeError: `loss`, `embedding_size`, `memory_size`, `drift` or `filter` is set, or a temperature that is
+            learned to None: they are chosen once.
     """
 
     temperature: nn.Parameter | None
@@ -146,6 +147,15 @@ class CrossBatchMemory(MemoryState):
         if name == "update" and "bank" in self.__dict__:
             checks.rounding(value, self.bank.dtype, self.drift)
         super().__setattr__(name, value)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Also what sets one. Whether a temperature is learned is chosen with the loss: without the parameter its loss
+        would be at a temperature of 1."""
+        own = self._parameters
+        if name == "temperature" and name in own and (param is None) != (own[name] is None):
+            was, would_be = ("learned", "None") if param is None else ("not learned", "a parameter")
+            raise AttributeError(f"temperature is {was} and cannot become {would_be}: make another CrossBatchMemory")
+        super().register_parameter(name, param)
 
     @property
     def drift(self) -> Drift:
@@ -351,6 +361,10 @@ class CrossBatchMemory(MemoryState):
         if self.temperature is not None:
             at_temperature(self._loss, self.temperature)  # raises where another shape has taken its place
             checks.on_device(device, temperature=self.temperature)
+        else:
+            fixed = getattr(self._loss, "temperature", None)
+            if isinstance(fixed, Tensor) and not (fixed.is_cpu and fixed.dim() == 0):  # that one divides anywhere
+                checks.on_device(device, temperature=fixed)
         return labels.to(torch.int64), None if ids is None else ids.to(torch.int64)
 
     def extra_repr(self) -> str:

@@ -32,9 +32,26 @@ class StatefulModule(nn.Module):
 
     def register_state(self, name: str, tensor: Tensor, persistent: bool = True) -> None:
         """Adds a state tensor as the attribute `name`. One that is not persistent is a measurement: floating point, not
-        in `state_dict()`, and NaN where there is nothing that it was measured on."""
-        self._persistent[name] = persistent
+        in `state_dict()`, and NaN where there is nothing that it was measured on.
+
+        Raises KeyError, as for a buffer, if the module has an attribute of that name.
+        """
+        if hasattr(self, name):
+            raise KeyError(f"attribute {name!r} already exists")
         setattr(self, name, tensor)
+        self._persistent[name] = persistent
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """State may be replaced by a tensor of its shape, as `torch.func.functional_call` does, and by nothing else: a
+        step would find it with the memory half moved. An attribute `step` of a subclass would replace it, too."""
+        if name in self.__dict__.get("_persistent", ()):
+            its = f"{name} is state of {type(self).__name__} and must be"
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{its} a tensor, got {checks.kind(value)}")
+            own = self.__dict__.get(name, value)
+            if value.shape != own.shape:
+                raise ValueError(f"{its} {list(own.shape)}, got {list(value.shape)}")
+        super().__setattr__(name, value)
 
     def named_state(self, persistent: bool | None = None) -> Iterator[tuple[str, Tensor]]:
         """The state tensors; only those that are persistent, or only those that are not, if that is given."""
@@ -74,7 +91,7 @@ class StatefulModule(nn.Module):
         assign = metadata.get("assign_to_params_buffers", False)
         foreign: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, foreign, errors)  # hooks go first
-        unexpected.extend(key for key in foreign if key.removeprefix(prefix) not in self._persistent)
+        unexpected.extend(key for key in foreign if not self._persistent.get(key.removeprefix(prefix)))
         state = {name: state_dict[prefix + name] for name, _ in self.named_state(True) if prefix + name in state_dict}
         if not state:
             missing.extend(prefix + name for name, _ in self.named_state(persistent=True))
@@ -126,10 +143,11 @@ class StatefulModule(nn.Module):
         elif not assign and any(t.is_meta for _, t in self.named_state()):
             yield "state is on the meta device: load with assign=True, or call to_empty() first"
         elif not any(map(_is_empty, (*state.values(), *own.values()))):
-            yield from self._impossible(state)
+            yield from self._impossible({name: new.to(own[name].dtype) for name, new in state.items()})
 
     def _impossible(self, state: Mapping[str, Tensor]) -> Iterator[str]:
-        """What a subclass says of values that no state of its own has. Not called for meta and fake tensors."""
+        """What a subclass says of values that no state of its own has, of the dtypes that they are kept in. Not called
+        for meta and fake tensors."""
         yield from ()
 
 
@@ -198,6 +216,8 @@ class MemoryState(StatefulModule):
             yield "bank must be finite"
         if (state["scale"] == 0).any():
             yield "scale must not be 0"
+        if (state["target_std"] < 0).any():  # a sum of squares may be, by what rounding leaves of rows that have left
+            yield "target_std must not be negative"
 
 
 def _is_empty(t: Tensor) -> bool:

@@ -6,6 +6,7 @@
 //   split  runs of rows: the same bits on any number of threads
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "../kernels.h"
 #include "../math/formulas.h"
@@ -33,6 +34,7 @@ void step_total(const StepTotalParams<T>& p, const Cpu& cpu) {
   if (p.memory_loss != nullptr) loss += p.memory_weight * static_cast<double>(*p.memory_loss);
   *p.loss = static_cast<T>(loss);
   ++*p.step;
+  if (p.no_pairs != nullptr) std::fill_n(p.no_pairs, 2, std::numeric_limits<double>::quiet_NaN());
   if (p.grad == nullptr) return;
   const int64_t rows = ceil_div(kElements, p.D);
   cpu.parallel(ceil_div(p.B, rows), p.B * p.D, [&](int64_t unit) {

@@ -45,6 +45,7 @@ __global__ void __launch_bounds__(kRowThreads) step_total_kernel(const StepTotal
     if (p.memory_loss != nullptr) loss += p.memory_weight * static_cast<double>(*p.memory_loss);
     *p.loss = static_cast<T>(loss);
     ++*p.step;
+    if (p.no_pairs != nullptr) p.no_pairs[0] = p.no_pairs[1] = static_cast<double>(NAN);
   }
   if (p.grad == nullptr || blockIdx.x >= p.B) return;
   const int64_t begin = blockIdx.x * p.D;

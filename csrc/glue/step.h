@@ -207,6 +207,7 @@ std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids
     total.memory_weight = memory_weight;
     total.loss = data_of(value, type);
     total.step = step.template mutable_data_ptr<int64_t>();
+    if (!ranks_memory) total.no_pairs = data_of<double>(pairs);
     if (normalizes) {
       total.z = data_in(batch.z, type);
       total.norm = batch.normalizing->norm.template const_data_ptr<double>();

@@ -149,7 +149,7 @@ def check_training(device: str) -> None:
     weights = list(network.parameters())
     for _ in range(3):
         embeddings = network(torch.randn(8, 9).to(device))
-        loss, expected = criterion(embeddings, labels), reference.step_(m, embeddings, labels, criterion.loss)
+        loss, expected = criterion(embeddings, labels), reference.step(m, embeddings, labels, criterion.loss)
         gradients = torch.autograd.grad(loss, weights, retain_graph=True)
         assert_close(
             f"training on {device}",

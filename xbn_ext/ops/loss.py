@@ -56,7 +56,7 @@ def _memory_loss(
 ) -> tuple[Tensor, Tensor]:
     arguments = complete(function, options, LOSS_DEFAULTS)
     for name in ("scale", "shift"):
-        if arguments[name] is not None:
+        if isinstance(arguments[name], Tensor):  # what is neither this nor None, torch refuses by name
             arguments[name] = arguments[name].double()
     arguments.update(labels=labels, bank=bank.detach(), bank_labels=bank_labels)
     return _ranked("memory_loss", z, loss, arguments)
@@ -151,6 +151,10 @@ def batch_loss(
     """
 
     check_loss("batch_loss", loss)
+    if z.dim() != 2 or z.dtype not in (torch.float32, torch.float64):  # the op would speak of its products
+        raise RuntimeError(f"batch_loss: z must be [B, D], float32 or float64, got {z.dtype} {list(z.shape)}")
+    if isinstance(labels, Tensor) and labels.shape != z.shape[:1]:
+        raise RuntimeError(f"batch_loss: labels must be [B] ({len(z)}), got {list(labels.shape)}")
     with without_autocast(z.device.type):
         if not renormalize:
             z = not_finite_as_nan(z)

@@ -217,9 +217,10 @@ class HardestTriplets(Pairs[Triplet]):
         self.count(paying, paying)
         if need_grad:
             of_rows = paying & (hardest.positive_row >= 0) & (hardest.negative_row >= 0)
-            share = torch.where(of_rows, 1 / average, 0).to(self.dtype)
-            similarities.add_columns(hardest.negative_row, share)
-            similarities.add_columns(hardest.positive_row, -share)
+            share = (1 / average).to(self.dtype).expand(self.B)
+            for row, weight in ((hardest.negative_row, share), (hardest.positive_row, -share)):
+                # No row, and not a weight of 0: 0 times a row that is NaN would be NaN.
+                similarities.add_columns(torch.where(of_rows, row, -1), weight)
 
 
 BY_KIND: dict[str, Callable[[Any, Tensor, Tensor | None], Pairs[Any]]] = {

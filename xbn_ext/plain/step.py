@@ -106,6 +106,8 @@ def step_(
             grad = grad + memory_weight * grad_memory
         if pairs is not None:
             pairs.copy_(counted)
+    elif pairs is not None:
+        pairs.fill_(torch.nan)
     if not stores_first:
         put()
     step.add_(1)

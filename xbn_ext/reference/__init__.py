@@ -1,6 +1,6 @@
 """The specification: one training step of adaptive cross batch normalization in plain PyTorch.
 
-Every op of `xbn_ext.ops` has its twin here under the same name and with the same arguments, and `step_` puts them
+Every op of `xbn_ext.ops` has its twin here under the same name and with the same arguments, and `step` puts them
 together as `xbn_ext.CrossBatchMemory` does. Nothing is fused and the whole similarity matrix is built: this is for
 reading and for testing. Run it in float64 and it is the truth that every kernel is measured against. The other plain
 PyTorch, in chunks and for use, is `xbn_ext.plain`.
@@ -15,8 +15,8 @@ from its abstract; the cross-batch memory is that of "Cross-Batch Memory for Emb
 """
 
 from . import ops
-from .one_step import Memory, step_
+from .one_step import Memory, step, step_
 from .ops import *  # noqa: F403  what it says that it has
 
-__all__ = ["Memory", "step_"]
+__all__ = ["Memory", "step", "step_"]
 __all__ += ops.__all__

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..filter import Filter
+from ..filter import Drift, Filter, make_filter
 from ..losses import PairLoss
 from .ops import batch_loss, enqueue_, memory_loss, normalize, standardize_, track_, transform_
 
@@ -111,3 +112,20 @@ def step_(
         put()
     m.step += 1
     return total
+
+
+def step(
+    m: Memory,
+    embeddings: Tensor,
+    labels: Tensor,
+    loss: PairLoss,
+    *,
+    drift: Drift = "axbn",
+    process_noise: float = 1.0,
+    measurement_noise: float = 1.0,
+    ema_momentum: float = 0.1,
+    **options: Any,
+) -> Tensor:
+    """`step_` with the filter by the names that `xbn_ext.CrossBatchMemory` gives it."""
+    its_filter = make_filter(drift, process_noise, measurement_noise, ema_momentum)
+    return step_(m, embeddings, labels, loss, filter=its_filter, **options)
