@@ -169,7 +169,7 @@ class Trainer:
         """Train to the end and return the embeddings [N, D] of the test images.
 
         Args:
-            asked_to_stop: asked after each step.
+            asked_to_stop: asked after each step but the last.
             quiet: no bar, no events, and scores at the end only; checkpoints as ever.
 
         Raises:
@@ -203,10 +203,10 @@ class Trainer:
                 if last or (due and not quiet):
                     embeddings = self.evaluate(events, quiet=quiet)
                     self.seconds = time.perf_counter() - started
-                if last or due:
+                stop = not last and asked_to_stop()
+                if last or due or stop:
                     self.save()
-                elif asked_to_stop():
-                    self.save()
+                if stop:
                     raise Interrupted
         return self.test_embeddings() if embeddings is None else embeddings
 
