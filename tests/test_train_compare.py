@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -467,6 +468,18 @@ def test_a_worker_killed_by_the_system_ends_the_study_with_advice(
     assert "error: the system has ended a working process, most likely because memory ran out" in error
     assert f"unfinished: {first}. The same command continues" in error and "(--jobs, now 1)" in error
     assert "Traceback" not in error
+
+
+def test_a_signal_to_all_processes_stops_a_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A batch system ends a job that way; the working processes end before they can be asked to."""
+    monkeypatch.setattr(work, "_do", killed)
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(work.multiprocessing, "get_context", lambda _: fork)
+    monkeypatch.setattr(study.run, "stop_signals", lambda: nullcontext(lambda: True))
+    assert study.main(arguments(tmp_path, tmp_path, jobs=1)) == 130
+    assert capsys.readouterr().err.endswith("stopped; the same command continues from here\n")
 
 
 def test_training_that_breaks_down_counts_as_nothing_found(

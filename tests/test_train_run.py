@@ -822,6 +822,21 @@ def test_ctrl_c_leaves_a_run_that_can_be_continued(shapes: str, tmp_path: Path) 
     assert 0 < checkpoint.load(tmp_path / "checkpoint.pt")["step"] < 100000
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_ctrl_c_outside_of_training_ends_in_a_line(
+    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(config: Config) -> None:
+        if begun:
+            (tmp_path / "checkpoint.pt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "_load", interrupted)
+    assert run.main(command("--backbone", "convnet", "--image-size", 32, "--out", tmp_path)) == 130
+    goes_on = f"; the same command with --resume continues from {tmp_path}"
+    assert capsys.readouterr().err == f"stopped{goes_on if begun else ''}\n"
+
+
 def test_a_killed_run_continues_from_its_last_checkpoint_to_the_same_numbers(
     shapes: str, tmp_path: Path, no_pictures: None
 ) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from . import loading
 from .data import Part, Pixels
 from .sampler import ClassBalancedSampler, Stream, torch_seed
 from .vision import transforms as T
@@ -79,8 +80,9 @@ class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
     def loader(self, first: int, last: int, *, workers: int, pin: bool) -> DataLoader[tuple[Tensor, Tensor]]:
         """The batches of steps ``first`` .. ``last - 1`` in order, prepared ahead by ``workers`` processes."""
         return DataLoader(
-            self, None, sampler=range(first, last), num_workers=workers, pin_memory=pin, generator=_own_generator()
-        )
+            self, None, sampler=range(first, last), num_workers=workers, pin_memory=pin, generator=_own_generator(),
+            worker_init_fn=loading.begin,
+        )  # fmt: skip
 
 
 class EvaluationBatches(Dataset[Tensor]):
@@ -99,7 +101,10 @@ class EvaluationBatches(Dataset[Tensor]):
 
     def batches(self, workers: int = 0) -> Iterator[Tensor]:
         """All chunks, in order."""
-        return iter(DataLoader(self, None, num_workers=workers, generator=_own_generator()))
+        loader = DataLoader(
+            self, None, num_workers=workers, generator=_own_generator(), worker_init_fn=loading.begin
+        )
+        return iter(loader)
 
 
 def _own_generator() -> torch.Generator:

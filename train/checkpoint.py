@@ -100,6 +100,11 @@ def _nearest(folder: Path) -> tuple[Path, list[str]]:
     return there, missing
 
 
+def begun(folder: Path) -> bool:
+    """Whether there is a run to be continued."""
+    return os.path.exists(folder / CHECKPOINT)
+
+
 def prepare(folder: Path) -> None:
     """Make the folder and remove what an earlier run left in it, and nothing else.
 

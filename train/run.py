@@ -28,8 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, data.DataError, loop.TrainingError) as error:
         print(f"python -m train: error: {error}", file=sys.stderr)
         return 2
-    except loop.Interrupted:
-        print(f"stopped; the same command with --resume continues from {config.folder}", file=sys.stderr)
+    except (loop.Interrupted, KeyboardInterrupt):  # the latter outside of training, or by a second Ctrl-C
+        goes_on = f"; the same command with --resume continues from {config.folder}"
+        print("stopped" + goes_on * checkpoint.begun(config.folder), file=sys.stderr)
         return 130
     return 0
 

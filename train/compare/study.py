@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WorkerLost as error:
         print(f"python -m train.compare: error: {error}", file=sys.stderr)
         return 1
-    except loop.Interrupted:
+    except (loop.Interrupted, KeyboardInterrupt):
         print("stopped; the same command continues from here", file=sys.stderr)
         return 130
     return 0

@@ -137,6 +137,8 @@ class Workers:
                     results[left[done].name] = result
                     bar.update()
         except BrokenProcessPool as error:
+            if self.asked_to_stop():  # by a signal to all processes
+                raise loop.Interrupted from error
             raise self._lost(runs) from error
         return results
 
