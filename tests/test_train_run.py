@@ -525,6 +525,31 @@ def test_a_continued_run_ends_where_an_uninterrupted_one_does(
         assert same(straight[name], continued[name])
 
 
+@pytest.mark.parametrize("changes", [{"freeze": 0.0}, {"freeze": 0.5}, {"features": "frozen"}])
+@pytest.mark.parametrize("pretrained", [(False, True), (True, False), (True, True)])
+def test_a_continued_run_keeps_the_weights_that_it_began_with(
+    changes: dict[str, Any], pretrained: tuple[bool, bool], shapes: str, tmp_path: Path, tiny: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Also if pretrained ones have come to the machine since, have gone or are others."""
+    straight, parts = (settings(shapes, tmp_path / name, **changes) for name in ("straight", "parts"))
+    for now in range(2):
+
+        def build(config: Config, now: int = now) -> Any:
+            backbone = TinyBackbone()
+            with torch.no_grad():
+                backbone.conv.weight.add_(now)
+            return backbone, 12, run.model.Normalisation((0.0,) * 3, (255.0,) * 3), (pretrained[now], f"weights {now}")
+
+        monkeypatch.setattr("train.model._torchvision", build)
+        if now == 0:
+            run.run(straight)
+            with pytest.raises(loop.Interrupted):
+                run.run(parts, asked_to_stop=after(6))
+    assert run.run(replace(parts, resume=True))["backbone"] == "resnet18: weights 0"
+    assert same(*(checkpoint.load(config.folder / "checkpoint.pt") for config in (straight, parts)))
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_a_run_in_16_bits_trains_and_continues_exactly(precision: str, shapes: str, tmp_path: Path, tiny: None) -> None:
     changes = {"precision": precision, "optimizer": "adam", "schedule": "step", "augment": "photo", "eval_every": 4}
@@ -644,7 +669,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_note(
     with pytest.raises(loop.Interrupted):
         run.run(settings(shapes, tmp_path), asked_to_stop=after(3))
     stored = checkpoint.load(tmp_path / "checkpoint.pt")
-    del stored["data"]
+    del stored["data"], stored["start"]
     checkpoint.save(tmp_path / "checkpoint.pt", stored)
     assert run.run(settings(shapes, tmp_path, resume=True))["steps"] == 12
     assert f"make sure that --data {shapes} has not changed since" in capsys.readouterr().err

@@ -30,6 +30,7 @@ STATE: Kinds = {
     "history": dict.fromkeys(("loss", "evaluation", "drift", "memory"), list),
     **dict.fromkeys(("model", "criterion", "optimizer", "scaler", "drift"), dict),
 }  # fmt: skip
+START: Kinds = {"note": str, "frozen_bn": bool, "frozen": list}
 OVERWRITE = "--overwrite starts from the beginning"
 
 
@@ -142,7 +143,8 @@ def load(path: Path, otherwise: str = OVERWRITE) -> dict[str, Any]:
         if damaged is not None:
             raise ValueError(f"damaged: the checksum of {damaged} is wrong")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        _require_kinds(state, STATE | ({"data": FINGERPRINT} if "data" in state else {}))
+        later = {"data": FINGERPRINT, "start": START}  # not in checkpoints of the first version
+        _require_kinds(state, STATE | {name: kinds for name, kinds in later.items() if name in state})
         return state
 
 

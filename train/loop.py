@@ -142,6 +142,7 @@ class Trainer:
             "before": self.before,
             "history": self.history,
             "model": self.model.state_dict(),
+            "start": self.model.start(),
             "criterion": self.criterion.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),  # empty except with float16

@@ -52,6 +52,9 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None) -> dict
     state = checkpoint.load(stored) if found is Found.CHECKPOINT else None
     if state is not None:
         checkpoint.require_same_data(config.data, config.folder, state.get("data"), now, "an unfinished run")
+        with checkpoint.reading(stored):
+            network.go_on(state)  # before features are taken of it
+        note = network.note
     trainer = make_trainer(config, network, dataset, device)
     if state is not None:
         with checkpoint.reading(stored):
