@@ -13,7 +13,7 @@ import torch
 
 import xbn_ext
 
-from . import checkpoint, data, loop, losses, model, report, terminal
+from . import checkpoint, data, lock, loop, losses, model, report, terminal
 from .checkpoint import Found
 from .config import Config, ConfigError, parse
 from .cores import bytes_of_memory
@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(config: Config, asked_to_stop: Callable[[], bool] | None = None) -> dict[str, Any]:
     """Do the run, or find it done already, print its result and return its metrics."""
+    before = lock.state(config.folder)
     found = checkpoint.look(config)
     if found is Found.FINISHED:
         print(f"{config.folder} holds this run, finished; --overwrite would repeat it")
@@ -60,12 +61,13 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None) -> dict
         with checkpoint.reading(stored):
             trainer.load_state_dict(state)
         print(f"continuing {config.folder} at step {trainer.step}")
-    else:
-        checkpoint.prepare(config.folder)
-    print(note, f"{config.method}, {losses.title(config.loss)}, on {device}, results in {config.folder}", sep="\n")
-    with stop_signals() as signalled:
-        embeddings = trainer.run(asked_to_stop or signalled)
-    report.write(trainer, embeddings, note)
+    with lock.alone(config.folder, before):
+        if state is None:
+            checkpoint.prepare(config.folder)
+        print(note, f"{config.method}, {losses.title(config.loss)}, on {device}, results in {config.folder}", sep="\n")
+        with stop_signals() as signalled:
+            embeddings = trainer.run(asked_to_stop or signalled)
+        report.write(trainer, embeddings, note)
     return report.show(config.folder)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import checkpoint, config, loop, run, terminal
+from .. import checkpoint, config, lock, loop, run, terminal
 from ..config import METHODS, ConfigError, folder_path
 from ..cores import cores
 from ..data import DataError
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out, plan, workshop = parse(arguments)
     command = " ".join(["python -m train.compare", *arguments])
     try:
-        with run.stop_signals() as asked_to_stop, Workers(workshop, asked_to_stop) as workers:
+        with lock.alone(out), run.stop_signals() as asked_to_stop, Workers(workshop, asked_to_stop) as workers:
             started = time.monotonic()
             results = workers.carry_out(plan.map(), "1 of 3: learning rate, memory size")
 
