@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 import xbn_ext
-from train import checkpoint, loop, losses, pictures, recipes, report, run
+from train import checkpoint, events, loop, losses, pictures, recipes, report, run
 from train.augment import evaluation_view
 from train.config import METHODS, Config, ConfigError, parse
 from train.cores import cores
@@ -776,11 +776,29 @@ def test_a_picture_or_a_log_that_cannot_be_written_is_named(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(
-        *{"curves.png": (report.pictures, "curves"), "tensorboard": (loop, "SummaryWriter")}[name], fail
+        *{"curves.png": (report.pictures, "curves"), "tensorboard": (events.SummaryWriter, "__init__")}[name], fail
     )
     with pytest.raises(ConfigError, match=rf"writing {tmp_path}.* failed \(No space left on device\)"):
         run.run(settings(shapes, tmp_path, steps=1))
     assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's thread
+@pytest.mark.parametrize("last_step", [True, False])
+def test_a_log_that_cannot_be_written_to_later_is_named(
+    last_step: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    log = events.Events(tmp_path, 0)
+    monkeypatch.setattr(log.file_writer.event_writer._async_writer._writer, "write", fail)
+    log.add_scalar("loss", 0.5, 1)
+    with pytest.raises(ConfigError, match=rf"writing {tmp_path} failed \(No space left on device\)"):
+        if not last_step:
+            log.file_writer.event_writer._async_writer._byte_queue.join()
+            log.add_scalar("loss", 0.5, 2)
+        log.close()
 
 
 @pytest.mark.parametrize("changes", [{}, {"resume": True}, {"overwrite": True}])

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import xbn_ext
@@ -20,6 +19,7 @@ from .config import Config
 from .data import Dataset
 from .drift import MANY_PROBES, PROBES, DriftMeter
 from .evaluate import Network, Scores
+from .events import Events, NoEvents
 from .loading import plain_errors
 from .model import Embedder
 from .sampler import ClassBalancedSampler, Stream, torch_seed
@@ -34,28 +34,15 @@ MAX_BAD_STEPS = 10
 """Steps in a row without a finite loss after which training gives up."""
 
 
+Log = Events | NoEvents
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says what to change."""
 
 
 class Interrupted(Exception):
     """The run was asked to stop, and did so after writing a checkpoint."""
-
-
-class NoEvents(SummaryWriter):
-    """Stands for a log that is not kept."""
-
-    def __init__(self) -> None:
-        pass
-
-    def add_scalar(self, *_: object) -> None:
-        """Nothing."""
-
-    def add_scalars(self, *_: object) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
 
 
 def make_criterion(config: Config) -> xbn_ext.CrossBatchMemory:
@@ -181,8 +168,7 @@ class Trainer:
         """
         config = self.config
         started = time.perf_counter() - self.seconds
-        with checkpoint.writing(log := config.folder / checkpoint.EVENTS):
-            events = NoEvents() if quiet else SummaryWriter(log, purge_step=self.step)
+        events = NoEvents() if quiet else Events(config.folder / checkpoint.EVENTS, self.step)
         if not self.before and not quiet:
             self.measure_before()
             self.seconds = time.perf_counter() - started
@@ -242,7 +228,7 @@ class Trainer:
         self.step += 1
         return value
 
-    def log(self, events: SummaryWriter, loss: float, rate: float) -> None:
+    def log(self, events: Log, loss: float, rate: float) -> None:
         """Note the loss and, at times fixed by the number of steps alone, the memory's drift."""
         events.add_scalar("train/loss", loss, self.step)
         events.add_scalar("train/images_per_second", rate, self.step)
@@ -259,7 +245,7 @@ class Trainer:
                 self.history["drift"].append(found._asdict())
                 events.add_scalars("drift", {"uncorrected": found.uncorrected, "in memory": found.in_memory}, self.step)
 
-    def log_memory(self, events: SummaryWriter) -> None:
+    def log_memory(self, events: Log) -> None:
         """Note what the criterion says of its memory."""
         stats = {name: float(number) for name, number in self.criterion.stats().items()}
         stats = {name: number for name, number in stats.items() if math.isfinite(number)}
@@ -267,7 +253,7 @@ class Trainer:
         for name, number in stats.items():
             events.add_scalar(f"memory/{name}", number, self.step)
 
-    def evaluate(self, events: SummaryWriter, *, quiet: bool = False) -> Tensor:
+    def evaluate(self, events: Log, *, quiet: bool = False) -> Tensor:
         """Score the test images as they are embedded now, and say so; returns their embeddings [N, D]."""
         embeddings = self.test_embeddings()
         scores = self.scores(embeddings)
