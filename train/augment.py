@@ -21,6 +21,8 @@ from .vision import transforms as T
 
 WHITE = 255
 EVALUATION_BATCH = 256
+LONGEST = 16
+"""Times the short side, that which is scaled of an image of which the middle is seen."""
 View = Callable[[Tensor], Tensor]
 """uint8 [3, height, width] -> uint8 [3, size, size]; or features float32 [F] -> the same"""
 
@@ -50,8 +52,17 @@ def training_view(size: int, mirror: bool, kind: str = "mild") -> View:
 def evaluation_view(size: int, kind: str = "mild") -> View:
     """The middle of the image, as large as its short side (photo: as 7/8 of it), scaled to ``size``."""
     short = round(size * 8 / 7) if kind == "photo" else size
-    view: View = T.Compose([T.Resize(short, antialias=True), T.CenterCrop(size)])
+    view: View = T.Compose([without_ends, T.Resize(short, antialias=True), T.CenterCrop(size)])
     return view
+
+
+def without_ends(image: Tensor) -> Tensor:
+    """The middle of a strip, uint8 [3, height, width]: scaled as a whole, one of 1 x 60,000 would take gigabytes."""
+    for side, other in ((1, 2), (2, 1)):
+        beyond = (image.shape[side] - LONGEST * image.shape[other]) // 2
+        if beyond > 0:
+            image = image.narrow(side, beyond, image.shape[side] - 2 * beyond)
+    return image
 
 
 def to_tensor(pixels: Pixels | NDArray[np.float32]) -> Tensor:
