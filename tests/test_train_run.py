@@ -144,6 +144,7 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
         ("--memory-weight -1", "--memory-weight -1.0: must be 0 or more"),
         ("--neg-margin 1.5", "--neg-margin 1.5: must be a cosine similarity"),
         ("--threads 100000", "--threads 100000: must be between 0 and 4096"),
+        (f"--warmup-steps {2**63}", f"--warmup-steps {2**63}: must be below 2\\^63"),
         ("--freeze 1.1", "--freeze 1.1: must be between 0 and 1"),
         ("--max-classes 3", "--max-classes 3: must be 4 or more"),
         ("--ema-momentum 0", "--ema-momentum 0.0: must be more than 0 and at most 1"),
