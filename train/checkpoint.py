@@ -145,6 +145,9 @@ def load(path: Path, otherwise: str = OVERWRITE) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         later = {"data": FINGERPRINT, "start": START}  # not in checkpoints of the first version
         _require_kinds(state, STATE | {name: kinds for name, kinds in later.items() if name in state})
+        step, steps = state["step"], state["config"].get("steps")
+        if isinstance(step, bool) or not isinstance(steps, int) or not 0 <= step <= steps:
+            raise ValueError(f"step {step} of {steps}")
         return state
 
 
