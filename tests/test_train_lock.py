@@ -70,6 +70,18 @@ def test_what_another_run_wrote_since_the_folder_was_looked_at_stays(name: str, 
         pass
 
 
+@pytest.mark.parametrize("name", ["os.open", "fcntl.flock"])
+def test_a_folder_that_cannot_be_locked_is_used_as_it_is(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(name, fail)
+    with lock.alone(tmp_path / "new"):
+        assert (tmp_path / "new").is_dir()
+
+
 def test_a_process_that_prepares_images_does_not_hold_the_lock(tmp_path: Path) -> None:
     """It may outlive a run that is killed, by some seconds."""
     context = multiprocessing.get_context("fork")

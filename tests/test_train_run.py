@@ -789,10 +789,9 @@ def test_a_picture_or_a_log_that_cannot_be_written_is_named(
     assert not (tmp_path / "metrics.json").exists()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's thread
 @pytest.mark.parametrize("last_step", [True, False])
 def test_a_log_that_cannot_be_written_to_later_is_named(
-    last_step: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    last_step: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -805,6 +804,7 @@ def test_a_log_that_cannot_be_written_to_later_is_named(
             log.file_writer.event_writer._async_writer._byte_queue.join()
             log.add_scalar("loss", 0.5, 2)
         log.close()
+    assert not capsys.readouterr().err, "of the thread no traceback"
 
 
 @pytest.mark.parametrize("changes", [{}, {"resume": True}, {"overwrite": True}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -9,11 +10,27 @@ from torch.utils.tensorboard import SummaryWriter
 from .checkpoint import writing
 
 
+_others = threading.excepthook
+
+
+def _tell(arguments: threading.ExceptHookArgs) -> None:
+    """No traceback of TensorBoard's threads: their errors come again with a later event."""
+    if not type(arguments.thread).__module__.startswith("tensorboard."):
+        _others(arguments)
+
+
+def _leave_out_tensorboard() -> None:
+    global _others
+    if threading.excepthook is not _tell:
+        _others, threading.excepthook = threading.excepthook, _tell
+
+
 class Events(SummaryWriter):
     """What cannot be written is named. A thread writes, so its error comes with a later event, or at the end."""
 
     def __init__(self, log: Path, first_step: int) -> None:
         """Make the folder ``log``; what an earlier start logged of ``first_step`` and later ones is void."""
+        _leave_out_tensorboard()
         with writing(log):
             super().__init__(log, purge_step=first_step)
 

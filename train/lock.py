@@ -53,18 +53,30 @@ def alone(folder: Path, before: State | None = None) -> Iterator[None]:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    _held.add(handle)
+    handle = _lock(folder)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"--out {folder}: another process is at work there; wait, or choose another") from None
-        except OSError:
-            pass
         if before is not None and state(folder) != before:
             raise ConfigError(f"--out {folder}: another process has written there meanwhile; start again")
         yield
     finally:
-        _held.discard(handle)
+        if handle is not None:
+            _held.discard(handle)
+            os.close(handle)
+
+
+def _lock(folder: Path) -> int | None:
+    """What holds the lock; None where there are none, or where the folder may be written to and not be read."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         os.close(handle)
+        raise ConfigError(f"--out {folder}: another process is at work there; wait, or choose another") from None
+    except OSError:
+        os.close(handle)
+        return None
+    _held.add(handle)
+    return handle
