@@ -65,7 +65,9 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Optio
         help="CPU threads; of several numbers, this library is timed with each, all others with the largest",
     )  # fmt: skip
     parser.add_argument("--json", type=_file, metavar="FILE", help="write the rows there")
-    parser.add_argument("--plot", type=_picture, metavar="FILE.png", help="time and memory against M, with the roofline")
+    parser.add_argument(
+        "--plot", type=_picture, metavar="FILE.png", help="time and memory against M, with the roofline"
+    )
     args = parser.parse_args(argv)
     _require_different_files(parser, args)
     explicit = {name: value for name, value in vars(args).items() if name in DEFAULTS}

@@ -112,9 +112,7 @@ class EvaluationBatches(Dataset[Tensor]):
 
     def batches(self, workers: int = 0) -> Iterator[Tensor]:
         """All chunks, in order."""
-        loader = DataLoader(
-            self, None, num_workers=workers, generator=_own_generator(), worker_init_fn=loading.begin
-        )
+        loader = DataLoader(self, None, num_workers=workers, generator=_own_generator(), worker_init_fn=loading.begin)
         return iter(loader)
 
 

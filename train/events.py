@@ -9,7 +9,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from .checkpoint import writing
 
-
 _others = threading.excepthook
 
 

@@ -73,7 +73,9 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     parser = argparse.ArgumentParser("python -m train.compare", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--methods", type=_methods, default=tuple(METHODS), metavar="A,B,...",
                         help=f"of {', '.join(METHODS)} (default: all)")  # fmt: skip
-    parser.add_argument("--seeds", type=_up_to(MOST_SEEDS), default=5, metavar="N", help="of the final runs (default: 5)")
+    parser.add_argument(
+        "--seeds", type=_up_to(MOST_SEEDS), default=5, metavar="N", help="of the final runs (default: 5)"
+    )
     parser.add_argument("--map-seeds", type=_up_to(MOST_SEEDS), default=2, metavar="N",
                         help="of the runs that settings are chosen from (default: 2)")  # fmt: skip
     lists = {
@@ -86,7 +88,9 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     }
     for name, (kind, default, text) in lists.items():
         words = ",".join(f"{value:g}" for value in default)
-        parser.add_argument(name, type=_list_of(kind), default=default, metavar="X,Y,...", help=f"{text} (default: {words})")
+        parser.add_argument(
+            name, type=_list_of(kind), default=default, metavar="X,Y,...", help=f"{text} (default: {words})"
+        )
     parser.add_argument("--out", type=folder_path, default=Path("runs/compare"), metavar="DIR",
                         help="folder for the report and the runs (default: runs/compare)")  # fmt: skip
     parser.add_argument("--jobs", type=_up_to(config.WORKERS_OF_A_CORE * cores()), default=cores(), metavar="N",
