@@ -274,6 +274,18 @@ def test_a_terminal_that_lacks_characters_ends_no_run(shapes: str, tmp_path: Pat
     assert b"folder B\\xe4ume, train: " in done.stdout
 
 
+@pytest.mark.parametrize("closed", ["stdout", "stderr", "reader"])
+def test_a_run_goes_on_where_nobody_reads_what_it_prints(closed: str, shapes: str, tmp_path: Path) -> None:
+    arguments = command(
+        "--data", shapes, "--out", tmp_path / "out", "--steps", 4, "--eval-every", 1, "--backbone", "convnet",
+        "--image-size", 32, "--batch-size", 8, "--samples-per-class", 2, "--memory-size", 16, "--threads", 1,
+    )  # fmt: skip
+    words = "".join(f" '{word}'" for word in [sys.executable, "-u", "-m", "train", *arguments])
+    redirected = {"stdout": " >&-", "stderr": " 2>&-", "reader": " | head -1"}[closed]
+    subprocess.run(["sh", "-c", words + redirected], check=True, stdout=subprocess.DEVNULL)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["steps"] == 4
+
+
 def test_a_folder_that_is_read_only_is_named_before_any_work(
     shapes: str, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

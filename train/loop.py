@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import xbn_ext
 
-from . import checkpoint, evaluate, features
+from . import checkpoint, evaluate, features, terminal
 from .augment import EvaluationBatches, TrainingBatches, evaluation_view, training_view
 from .config import Config
 from .data import Dataset
@@ -261,7 +261,7 @@ class Trainer:
         for name, value in scores.items():
             events.add_scalar(f"test/{name}", value, self.step)
         if not quiet:
-            tqdm.write(f"step {self.step:5d}: " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items()))
+            terminal.say(f"step {self.step:5d}: " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items()))
         return embeddings
 
     def measure_before(self) -> None:

@@ -21,7 +21,7 @@ from .cores import bytes_of_memory
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    terminal.escape_the_rest()
+    terminal.prepare()
     config = parse(arguments)
     try:
         run(config)
@@ -40,7 +40,7 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None) -> dict
     before = lock.state(config.folder)
     found = checkpoint.look(config)
     if found is Found.FINISHED:
-        print(f"{config.folder} holds this run, finished; --overwrite would repeat it")
+        terminal.say(f"{config.folder} holds this run, finished; --overwrite would repeat it")
         return report.show(config.folder)
     device = device_of(config)
     require_memory(config, device)
@@ -60,11 +60,11 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None) -> dict
     if state is not None:
         with checkpoint.reading(stored):
             trainer.load_state_dict(state)
-        print(f"continuing {config.folder} at step {trainer.step}")
+        terminal.say(f"continuing {config.folder} at step {trainer.step}")
     with lock.alone(config.folder, before):
         if state is None:
             checkpoint.prepare(config.folder)
-        print(note, f"{config.method}, {losses.title(config.loss)}, on {device}, results in {config.folder}", sep="\n")
+        terminal.say(note, f"{config.method}, {losses.title(config.loss)}, on {device}, results in {config.folder}")
         with stop_signals() as signalled:
             embeddings = trainer.run(asked_to_stop or signalled)
         report.write(trainer, embeddings, note)
@@ -87,7 +87,7 @@ def make_trainer(
 
 def _load(config: Config) -> data.Dataset:
     dataset = data.load(config.data, cache_dir=config.cache, max_classes=config.max_classes)
-    print(f"{dataset.name}, {dataset.summary()}", *dataset.credit, sep="\n  ")
+    terminal.say("\n  ".join((f"{dataset.name}, {dataset.summary()}", *dataset.credit)))
     return dataset
 
 

@@ -34,7 +34,7 @@ OWN = {"--method", "--seed", "--resume", "--overwrite"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    terminal.escape_the_rest()
+    terminal.prepare()
     out, plan, workshop = parse(arguments)
     command = " ".join(["python -m train.compare", *arguments])
     try:
@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results |= workers.carry_out(rest, "3 of 3: test classes, other settings")
             findings = Findings(plan, command, results, chosen, report.machine(workshop))
             report.write(out, findings)
-            print(f"{len(findings.results)} runs, {time.monotonic() - started:.0f} s just now; the report is in {out}")
+            seconds = time.monotonic() - started
+            terminal.say(f"{len(findings.results)} runs, {seconds:.0f} s just now; the report is in {out}")
     except (ConfigError, DataError) as error:
         print(f"python -m train.compare: error: {error}", file=sys.stderr)
         return 2
