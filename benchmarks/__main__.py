@@ -65,8 +65,11 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Optio
         help="CPU threads; of several numbers, this library is timed with each, all others with the largest",
     )  # fmt: skip
     parser.add_argument("--json", type=_file, metavar="FILE", help="write the rows there")
-    parser.add_argument("--plot", type=_file, metavar="FILE.png", help="time and memory against M, with the roofline")
+    parser.add_argument(
+        "--plot", type=_picture, metavar="FILE.png", help="time and memory against M, with the roofline"
+    )
     args = parser.parse_args(argv)
+    _require_different_files(parser, args)
     explicit = {name: value for name, value in vars(args).items() if name in DEFAULTS}
     if "rows" in explicit:
         explicit |= _of_file(parser, explicit)
@@ -103,7 +106,10 @@ def _bytes_of(device: str) -> int:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     if value >= 2**63:
@@ -119,7 +125,10 @@ def _threads(text: str) -> list[int]:
 
 
 def _density(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value <= 0.5:
         raise argparse.ArgumentTypeError(f"must be within [0, 0.5], got {text}")
     return value
@@ -152,13 +161,35 @@ def _of_this_library(options: Options) -> Options:
 def _file(text: str) -> Path:
     """A path that can be written. Checked first, since it is written at the end of what may take an hour."""
     path = Path(text)
-    if path.is_dir():
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # the name is too long, or a folder on the way may not be entered
+        raise argparse.ArgumentTypeError(f"{path}: {error.strerror}") from None
+    if not text or path.is_dir():
         raise argparse.ArgumentTypeError(f"{path} is a folder")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{path} may not be written")
     return path
+
+
+def _picture(text: str) -> Path:
+    path = _file(text)
+    if path.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{path}: its name must end in .png")
+    return path
+
+
+def _require_different_files(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    seen: dict[Path, str] = {}
+    for name in ("rows", "json", "plot"):
+        if getattr(args, name, None) is not None:
+            other = seen.setdefault(Path(getattr(args, name)).resolve(), name)
+            if other != name:
+                parser.error(f"argument --{name}: {getattr(args, name)} is the file of --{other}")
 
 
 def main(argv: list[str] | None = None) -> list[Row]:

@@ -151,7 +151,14 @@ def test_without_a_gpu_or_matplotlib_the_argument_is_named(monkeypatch, capsys):
 @pytest.mark.parametrize("argument", ["--json", "--plot"])
 def test_a_file_that_cannot_be_written_is_named_before_anything_is_measured(argument, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("benchmarks.__main__.can_plot", lambda: True)
-    wrong = {str(tmp_path): "is a folder", str(tmp_path / "new" / "x.png"): f"there is no folder {tmp_path / 'new'}"}
+    (tmp_path / "text").touch()
+    wrong = {
+        str(tmp_path): "is a folder",
+        "": "is a folder",
+        str(tmp_path / "new" / "x.png"): f"there is no folder {tmp_path / 'new'}",
+        str(tmp_path / f"{300 * 'x'}.png"): "File name too long",
+        str(tmp_path / "text" / "x.png"): "Not a directory",
+    }
     for file, message in wrong.items():
         with pytest.raises(SystemExit):
             parse([argument, file])
@@ -172,13 +179,36 @@ def test_a_file_that_cannot_be_written_is_named_before_anything_is_measured(argu
         (f"--memory {10**13}", "they take 20,480,000,001,179,648 bytes"),
         (f"--batch {10**13}", "arguments --memory, --batch, --dim: they take"),
         (f"--dim {10**7} --memory 9", "arguments --memory, --batch, --dim: they take"),
+        ("--memory x", "argument --memory: must be a whole number, got 'x'"),
+        ("--threads 1,", "argument --threads: must be a whole number, got ''"),
+        ("--density x", "argument --density: must be within [0, 0.5], got x"),
         (f"--classes {2**63}", f"argument --classes: must be below 2^63, got {2**63}"),
     ],
 )
-def test_what_no_machine_holds_is_refused(arguments, message, capsys):
+def test_a_number_that_cannot_be_is_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
         parse(arguments.split())
     assert message in capsys.readouterr().err
+
+
+def test_a_picture_has_the_name_of_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.__main__.can_plot", lambda: True)
+    for name in ("x.xyz", "x", "x.svg"):
+        with pytest.raises(SystemExit):
+            parse(["--plot", str(tmp_path / name)])
+        assert f"argument --plot: {tmp_path / name}: its name must end in .png" in capsys.readouterr().err
+    assert parse(["--plot", str(tmp_path / "x.PNG")])
+
+
+def test_one_file_is_not_written_over_another(rows_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.__main__.can_plot", lambda: True)
+    (tmp_path / "rows.png").symlink_to(rows_file)
+    for first, second in (("--json", "--plot"), ("--rows", "--json"), ("--rows", "--plot")):
+        file = str(rows_file) if first == "--rows" else str(tmp_path / "x.png")
+        other = str(tmp_path / "rows.png") if first == "--rows" else file
+        with pytest.raises(SystemExit):
+            parse([first, file, second, other])
+        assert f"argument {second}: {other} is the file of {first}" in capsys.readouterr().err
 
 
 def test_explicit_arguments_go_before_a_preset():

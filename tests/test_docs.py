@@ -34,6 +34,20 @@ def test_links_lead_somewhere(page):
         assert "NAME" in file or (ROOT / file).exists(), file
 
 
+def anchor(heading):
+    """Of a heading in a page: lower case, with hyphens, without the marks."""
+    words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.strip().lower())
+    return re.sub(r"\s+", "-", re.sub(r"[^\w\- ]", "", words))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_headings(page):
+    for target, name in re.findall(r"\]\(([^)#:]*)#([^)]*)\)", page.read_text(encoding="utf-8")):
+        other = (page.parent / target) if target else page
+        text = re.sub(r"^```.*?^```", "", other.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        assert name in map(anchor, re.findall(r"^#+ (.*)$", text, re.MULTILINE)), f"{target}#{name}"
+
+
 def test_readme_is_short():
     assert len(README.read_text(encoding="utf-8").split()) <= 1000
 

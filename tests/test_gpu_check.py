@@ -11,7 +11,7 @@ import torch
 from benchmarks import implementations, roofline
 from tools.gpu_check import build, counters, report, sanitizers, truth
 from tools.gpu_check.__main__ import main
-from tools.gpu_check.run import Runner, Section, command
+from tools.gpu_check.run import ROOT, Runner, Section, command
 from xbn_ext import ops
 from xbn_ext.options import WAYS
 
@@ -65,10 +65,22 @@ def test_without_a_gpu_it_says_so(tmp_path, capsys, monkeypatch):
     assert "no GPU can be used" in capsys.readouterr().err
 
 
-def test_stages_are_checked(capsys):
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("--stages truth,timings", "--stages: no stage is called timings; there are truth, timing"),
+        ("--ways simt,bogus", "--ways: no way is called bogus; there are auto, simt, tensor"),
+        ("--seconds nan", "--seconds nan: must be more than 0, and finite"),
+        ("--seconds inf", "--seconds inf: must be more than 0, and finite"),
+        ("--seconds -5", "--seconds -5: must be more than 0"),
+        ("--out pyproject.toml/x", "pyproject.toml exists and is not a folder"),
+    ],
+)
+def test_arguments_are_checked_before_anything_is_done(arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit):
-        main(["--stages", "truth,timings"])
-    assert "no stage is called timings" in capsys.readouterr().err
+        main(["--device", "cpu", *arguments.split()])
+    assert message in capsys.readouterr().err
 
 
 def moved_bank(bank, loss, options):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from train.augment import EvaluationBatches, TrainingBatches, evaluation_view, to_tensor, training_view
 from train.data import Part
 from train.sampler import ClassBalancedSampler
+from train.vision import transforms
 
 LABELS = np.repeat(np.arange(12), [2, 3, 4, 5, 6, 7, 8, 4, 4, 4, 4, 4]).astype(np.int64)
 
@@ -100,6 +101,22 @@ def test_the_evaluation_view_is_the_middle_of_the_scaled_image() -> None:
     assert (seen[:, :, 2:30] == 200).all()
     square = part((24, 24)).images[0]
     assert torch.equal(evaluation_view(24)(to_tensor(square)), to_tensor(square)), "untouched if of the right size"
+
+
+@pytest.mark.parametrize("kind", ["mild", "photo"])
+@pytest.mark.parametrize(("height", "width"), [(3, 48), (3, 49), (3, 50), (3, 2001), (2002, 2), (1, 60_000)])
+def test_of_a_strip_only_the_middle_is_scaled(height: int, width: int, kind: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = to_tensor(pixels)
+    scaled = []
+    view = evaluation_view(24, kind)
+    view.transforms[1].register_forward_hook(lambda module, inputs, output: scaled.append(output.numel()))
+    seen = view(image)
+    assert scaled[0] <= 3 * 28 * 28 * 17
+    if max(height, width) < 10_000:
+        whole = transforms.Compose(view.transforms[1:])(image)
+        assert (seen.int() - whole.int()).abs().max() <= 40, "a part of a pixel away at most"
+        assert (seen.int() - whole.int()).abs().float().mean() < 4
 
 
 def test_views_of_photographs() -> None:

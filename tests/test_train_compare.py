@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -199,15 +200,24 @@ def test_names_tell_runs_apart() -> None:
         ("--methods xbm,xbn2", "argument --methods: xbm,xbn2: must be different ones of batch, xbm"),
         ("--methods xbm,xbm", "must be different ones"),
         ("--out=", "argument --out: the name of a folder is empty"),
-        ("--seeds 0", "argument --seeds: 0: must be 1 or more"),
+        ("--seeds 0", "argument --seeds: 0: must be a whole number between 1 and 1000"),
+        ("--seeds x", "argument --seeds: x: must be a whole number between 1 and 1000"),
+        ("--map-seeds 1000000000", "argument --map-seeds: 1000000000: must be a whole number between 1 and 1000"),
+        ("--jobs 100000", "argument --jobs: 100000: must be a whole number between 1 and [0-9]+"),
         ("--memory-sizes 8", r"--memory-size 8: must be --batch-size \(16\) or more"),
         ("--memory-sizes 512,99999999999999", "--memory-size 99999999999999: with --embedding-dim .* bytes"),
         ("--device tpu7", "--device tpu7: "),
         ("--noises 0,1", "--process-noise 0.0: must be more than 0"),
-        ("--lrs x", "argument --lrs: invalid _floats value: 'x'"),
+        ("--lrs x", "argument --lrs: x: must be numbers with commas between them"),
+        ("--lrs=", "argument --lrs: : must be numbers with commas between them"),
+        ("--warmups 0,1.5", "argument --warmups: 0,1.5: must be whole numbers with commas between them"),
+        (f"--warmups 0,{2**63}", f"--warmup-steps {2**63}: must be below 2\\^63"),
         ("--recipe sop", "--recipe sop needs --data sop:PATH"),
         ("--bath-size 4", "unrecognized arguments: --bath-size 4"),
         ("--seed 3", "argument --seed: a study has its own"),
+        ("--see 3", "unrecognized arguments: --see 3"),
+        ("--metho xbm", "unrecognized arguments: --metho xbm"),
+        ("--overw", "unrecognized arguments: --overw"),
         ("--data folder:runs --out runs/x", "--out runs/x lies in --data folder:runs"),
         ("--out pyproject.toml/x", "pyproject.toml exists and is not a folder"),
         (f"--out {300 * 'x'}", "a name has at most 255 bytes here"),
@@ -467,6 +477,18 @@ def test_a_worker_killed_by_the_system_ends_the_study_with_advice(
     assert "error: the system has ended a working process, most likely because memory ran out" in error
     assert f"unfinished: {first}. The same command continues" in error and "(--jobs, now 1)" in error
     assert "Traceback" not in error
+
+
+def test_a_signal_to_all_processes_stops_a_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A batch system ends a job that way; the working processes end before they can be asked to."""
+    monkeypatch.setattr(work, "_do", killed)
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(work.multiprocessing, "get_context", lambda _: fork)
+    monkeypatch.setattr(study.run, "stop_signals", lambda: nullcontext(lambda: True))
+    assert study.main(arguments(tmp_path, tmp_path, jobs=1)) == 130
+    assert capsys.readouterr().err.endswith("stopped; the same command continues from here\n")
 
 
 def test_training_that_breaks_down_counts_as_nothing_found(

@@ -283,6 +283,10 @@ def test_a_few_identities_of_deepfashion2(df2_folder: Path) -> None:
     [
         ({"source": "web"}, None, r"annos/000002\.json: source 'web' is neither user nor shop"),
         ({"pair_id": "1"}, None, r"annos/000002\.json: pair_id '1' is not a number"),
+        ({"pair_id": True}, None, r"annos/000002\.json: pair_id True is not a number"),
+        ({"pair_id": 10**30}, None, r"annos/000002\.json: pair_id 10{30} is not a number"),
+        ({"style": 2**63}, "item1", r"annos/000002\.json: style 9223372036854775808 of item1 is not a number"),
+        ({"bounding_box": [0, 0, True, 9]}, "item1", r"bounding_box \[0, 0, True, 9\] of item1 is not four numbers"),
         ({"style": None}, "item1", r"annos/000002\.json: style None of item1 is not a number"),
         ({"bounding_box": [1, 2, 3]}, "item2", r"000002\.json: bounding_box \[1, 2, 3\] of item2 is not four numbers"),
     ],
@@ -291,6 +295,27 @@ def test_a_broken_annotation(values: dict[str, Any], item: str | None, message: 
     change_item(annotation(df2_folder, 2), item, **values)
     with pytest.raises(DataError, match=message):
         load(f"deepfashion2:{df2_folder}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[0, 0, 9, 1e400]", r"annos/000002\.json: bounding_box \[0, 0, 9, inf\] of item1 is not finite"),
+        (100_000 * "[", r"cannot read .*annos/000002\.json: maximum recursion depth exceeded"),
+        ("[0, 0, 9, NaN]", r"cannot read .*annos/000002\.json: NaN is no number"),
+    ],
+)
+def test_an_annotation_that_python_does_not_write(text: str, message: str, df2_folder: Path) -> None:
+    change_item(path := annotation(df2_folder, 2), "item1", bounding_box="here")
+    edit(path, lambda content: content.replace('"here"', text))
+    with pytest.raises(DataError, match=message):
+        load(f"deepfashion2:{df2_folder}")
+
+
+def test_a_category_with_half_a_character_is_shown_as_an_escape(df2_folder: Path) -> None:
+    change_item(annotation(df2_folder, 1), "item1", category_name="\ud800")
+    data = load(f"deepfashion2:{df2_folder}")
+    assert data.fingerprint and any(r"\ud800" in name for name in data.test.classes)
 
 
 def test_what_of_deepfashion2_is_missing(df2_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

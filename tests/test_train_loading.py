@@ -5,13 +5,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from train.data import DataError, svg
+from train.augment import EvaluationBatches, TrainingBatches
+from train.data import DataError, Part, Pixels, svg
+from train.features import as_they_are
 from train.loading import plain_errors
+from train.sampler import ClassBalancedSampler
 
 
 class Broken(Dataset[torch.Tensor]):
@@ -52,6 +58,35 @@ def test_other_errors_stay_what_they_are() -> None:
         assert str(error.value) == text
     with pytest.raises(DataError, match=r"^plain$"), plain_errors():
         raise DataError("plain")
+
+
+class Signalled(Sequence[Pixels]):
+    """Images; a process that looks at one gets a signal."""
+
+    def __init__(self, count: int, number: int) -> None:
+        self.count, self.number = count, number
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Any) -> Any:
+        os.kill(os.getpid(), self.number)
+        return np.zeros((2, 2, 3), np.uint8)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+def test_a_first_signal_to_all_processes_is_left_to_the_run(kind: str, number: int) -> None:
+    def first(count: int) -> object:
+        part = Part(Signalled(count, number), np.zeros(count, np.int64), ("a",), ("",) * count)
+        if kind == "evaluation":
+            return next(EvaluationBatches(part, as_they_are).batches(workers=1))
+        batches = TrainingBatches(part, ClassBalancedSampler(part.labels, count, count, seed=0), as_they_are, seed=0)
+        return next(iter(batches.loader(0, 1, workers=1, pin=False)))
+
+    assert first(1) is not None
+    with pytest.raises(DataError, match="--workers: the system has ended"), plain_errors():
+        first(2)
 
 
 def killed(text: str, size: int) -> None:

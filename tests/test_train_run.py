@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 import xbn_ext
-from train import checkpoint, loop, losses, pictures, recipes, report, run
+from train import checkpoint, events, loop, losses, pictures, recipes, report, run
 from train.augment import evaluation_view
 from train.config import METHODS, Config, ConfigError, parse
 from train.cores import cores
@@ -96,7 +96,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def after(steps: int) -> Callable[[], bool]:
-    """Asks to stop after so many steps, those that end in an evaluation not counted."""
+    """Asks to stop after so many steps."""
     left: Iterator[bool] = iter([False] * (steps - 1) + [True])
     return lambda: next(left)
 
@@ -144,6 +144,7 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
         ("--memory-weight -1", "--memory-weight -1.0: must be 0 or more"),
         ("--neg-margin 1.5", "--neg-margin 1.5: must be a cosine similarity"),
         ("--threads 100000", "--threads 100000: must be between 0 and 4096"),
+        (f"--warmup-steps {2**63}", f"--warmup-steps {2**63}: must be below 2\\^63"),
         ("--freeze 1.1", "--freeze 1.1: must be between 0 and 1"),
         ("--max-classes 3", "--max-classes 3: must be 4 or more"),
         ("--ema-momentum 0", "--ema-momentum 0.0: must be more than 0 and at most 1"),
@@ -271,6 +272,18 @@ def test_a_terminal_that_lacks_characters_ends_no_run(shapes: str, tmp_path: Pat
     )
     assert done.returncode == 0, done.stderr
     assert b"folder B\\xe4ume, train: " in done.stdout
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr", "reader"])
+def test_a_run_goes_on_where_nobody_reads_what_it_prints(closed: str, shapes: str, tmp_path: Path) -> None:
+    arguments = command(
+        "--data", shapes, "--out", tmp_path / "out", "--steps", 4, "--eval-every", 1, "--backbone", "convnet",
+        "--image-size", 32, "--batch-size", 8, "--samples-per-class", 2, "--memory-size", 16, "--threads", 1,
+    )  # fmt: skip
+    words = "".join(f" '{word}'" for word in [sys.executable, "-u", "-m", "train", *arguments])
+    redirected = {"stdout": " >&-", "stderr": " 2>&-", "reader": " | head -1"}[closed]
+    subprocess.run(["sh", "-c", words + redirected], check=True, stdout=subprocess.DEVNULL)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["steps"] == 4
 
 
 def test_a_folder_that_is_read_only_is_named_before_any_work(
@@ -507,14 +520,14 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize(("method", "update"), [("axbn", "inplace"), ("axbn", "deferred"), ("xbm", "inplace")])
-@pytest.mark.parametrize("stop", [1, 6])
+@pytest.mark.parametrize("stop", [1, 4, 6])  # 4: an evaluation is due
 def test_a_continued_run_ends_where_an_uninterrupted_one_does(
     method: str, update: str, stop: int, shapes: str, tmp_path: Path, tiny: None
 ) -> None:
     straight = run.run(settings(shapes, tmp_path / "straight", method=method, update=update, eval_every=4))
     part = settings(shapes, tmp_path / "parts", method=method, update=update, eval_every=4, resume=True)
     with pytest.raises(loop.Interrupted):
-        run.run(part, asked_to_stop=after(stop - stop // 4))
+        run.run(part, asked_to_stop=after(stop))
     assert checkpoint.load(tmp_path / "parts" / "checkpoint.pt")["step"] == stop
     torch.manual_seed(100)  # whatever happened in between
     continued = run.run(part)
@@ -523,6 +536,31 @@ def test_a_continued_run_ends_where_an_uninterrupted_one_does(
     assert same(*ends)
     for name in (*SCORES, "before", "history"):
         assert same(straight[name], continued[name])
+
+
+@pytest.mark.parametrize("changes", [{"freeze": 0.0}, {"freeze": 0.5}, {"features": "frozen"}])
+@pytest.mark.parametrize("pretrained", [(False, True), (True, False), (True, True)])
+def test_a_continued_run_keeps_the_weights_that_it_began_with(
+    changes: dict[str, Any], pretrained: tuple[bool, bool], shapes: str, tmp_path: Path, tiny: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Also if pretrained ones have come to the machine since, have gone or are others."""
+    straight, parts = (settings(shapes, tmp_path / name, **changes) for name in ("straight", "parts"))
+    for now in range(2):
+
+        def build(config: Config, now: int = now) -> Any:
+            backbone = TinyBackbone()
+            with torch.no_grad():
+                backbone.conv.weight.add_(now)
+            return backbone, 12, run.model.Normalisation((0.0,) * 3, (255.0,) * 3), (pretrained[now], f"weights {now}")
+
+        monkeypatch.setattr("train.model._torchvision", build)
+        if now == 0:
+            run.run(straight)
+            with pytest.raises(loop.Interrupted):
+                run.run(parts, asked_to_stop=after(6))
+    assert run.run(replace(parts, resume=True))["backbone"] == "resnet18: weights 0"
+    assert same(*(checkpoint.load(config.folder / "checkpoint.pt") for config in (straight, parts)))
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -644,7 +682,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_note(
     with pytest.raises(loop.Interrupted):
         run.run(settings(shapes, tmp_path), asked_to_stop=after(3))
     stored = checkpoint.load(tmp_path / "checkpoint.pt")
-    del stored["data"]
+    del stored["data"], stored["start"]
     checkpoint.save(tmp_path / "checkpoint.pt", stored)
     assert run.run(settings(shapes, tmp_path, resume=True))["steps"] == 12
     assert f"make sure that --data {shapes} has not changed since" in capsys.readouterr().err
@@ -715,6 +753,11 @@ def unfinished(shapes: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (lambda state: [state], "it is not a dictionary but of type list"),
         (lambda state: state.pop("criterion") and state, "criterion is missing"),
         (lambda state: state | {"history": {}}, "loss is missing"),
+        (lambda state: state | {"start": {}}, "note is missing"),
+        (lambda state: state | {"step": -5}, "step -5 of 12"),
+        (lambda state: state | {"step": 13}, "step 13 of 12"),
+        (lambda state: state | {"step": True}, "step True of 12"),
+        (lambda state: state | {"config": {1: 2}}, "step 1 of None"),
         (lambda state: state | {"data": {"summary": "x"}}, "class names is missing"),
         (lambda state: state["criterion"]["head"].fill_(999) and state, "Error.* for CrossBatchMemory: head .*"),
         (lambda state: state["criterion"].pop("bank_steps").sum() >= 0 and state, "Error.* bank_steps: missing .*"),
@@ -751,11 +794,29 @@ def test_a_picture_or_a_log_that_cannot_be_written_is_named(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(
-        *{"curves.png": (report.pictures, "curves"), "tensorboard": (loop, "SummaryWriter")}[name], fail
+        *{"curves.png": (report.pictures, "curves"), "tensorboard": (events.SummaryWriter, "__init__")}[name], fail
     )
     with pytest.raises(ConfigError, match=rf"writing {tmp_path}.* failed \(No space left on device\)"):
         run.run(settings(shapes, tmp_path, steps=1))
     assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("last_step", [True, False])
+def test_a_log_that_cannot_be_written_to_later_is_named(
+    last_step: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    log = events.Events(tmp_path, 0)
+    monkeypatch.setattr(log.file_writer.event_writer._async_writer._writer, "write", fail)
+    log.add_scalar("loss", 0.5, 1)
+    with pytest.raises(ConfigError, match=rf"writing {tmp_path} failed \(No space left on device\)"):
+        if not last_step:
+            log.file_writer.event_writer._async_writer._byte_queue.join()
+            log.add_scalar("loss", 0.5, 2)
+        log.close()
+    assert not capsys.readouterr().err, "of the thread no traceback"
 
 
 @pytest.mark.parametrize("changes", [{}, {"resume": True}, {"overwrite": True}])
@@ -820,6 +881,21 @@ def test_ctrl_c_leaves_a_run_that_can_be_continued(shapes: str, tmp_path: Path) 
     assert process.returncode == 130, error
     assert "with --resume continues" in error
     assert 0 < checkpoint.load(tmp_path / "checkpoint.pt")["step"] < 100000
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_ctrl_c_outside_of_training_ends_in_a_line(
+    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(config: Config) -> None:
+        if begun:
+            (tmp_path / "checkpoint.pt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "_load", interrupted)
+    assert run.main(command("--backbone", "convnet", "--image-size", 32, "--out", tmp_path)) == 130
+    goes_on = f"; the same command with --resume continues from {tmp_path}"
+    assert capsys.readouterr().err == f"stopped{goes_on if begun else ''}\n"
 
 
 def test_a_killed_run_continues_from_its_last_checkpoint_to_the_same_numbers(

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from . import loading
 from .data import Part, Pixels
 from .sampler import ClassBalancedSampler, Stream, torch_seed
 from .vision import transforms as T
 
 WHITE = 255
 EVALUATION_BATCH = 256
+LONGEST = 16
+"""Times the short side, that which is scaled of an image of which the middle is seen."""
 View = Callable[[Tensor], Tensor]
 """uint8 [3, height, width] -> uint8 [3, size, size]; or features float32 [F] -> the same"""
 
@@ -49,8 +52,17 @@ def training_view(size: int, mirror: bool, kind: str = "mild") -> View:
 def evaluation_view(size: int, kind: str = "mild") -> View:
     """The middle of the image, as large as its short side (photo: as 7/8 of it), scaled to ``size``."""
     short = round(size * 8 / 7) if kind == "photo" else size
-    view: View = T.Compose([T.Resize(short, antialias=True), T.CenterCrop(size)])
+    view: View = T.Compose([without_ends, T.Resize(short, antialias=True), T.CenterCrop(size)])
     return view
+
+
+def without_ends(image: Tensor) -> Tensor:
+    """The middle of a strip, uint8 [3, height, width]: scaled as a whole, one of 1 x 60,000 would take gigabytes."""
+    for side, other in ((1, 2), (2, 1)):
+        beyond = (image.shape[side] - LONGEST * image.shape[other]) // 2
+        if beyond > 0:
+            image = image.narrow(side, beyond, image.shape[side] - 2 * beyond)
+    return image
 
 
 def to_tensor(pixels: Pixels | NDArray[np.float32]) -> Tensor:
@@ -79,8 +91,9 @@ class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
     def loader(self, first: int, last: int, *, workers: int, pin: bool) -> DataLoader[tuple[Tensor, Tensor]]:
         """The batches of steps ``first`` .. ``last - 1`` in order, prepared ahead by ``workers`` processes."""
         return DataLoader(
-            self, None, sampler=range(first, last), num_workers=workers, pin_memory=pin, generator=_own_generator()
-        )
+            self, None, sampler=range(first, last), num_workers=workers, pin_memory=pin, generator=_own_generator(),
+            worker_init_fn=loading.begin,
+        )  # fmt: skip
 
 
 class EvaluationBatches(Dataset[Tensor]):
@@ -99,7 +112,8 @@ class EvaluationBatches(Dataset[Tensor]):
 
     def batches(self, workers: int = 0) -> Iterator[Tensor]:
         """All chunks, in order."""
-        return iter(DataLoader(self, None, num_workers=workers, generator=_own_generator()))
+        loader = DataLoader(self, None, num_workers=workers, generator=_own_generator(), worker_init_fn=loading.begin)
+        return iter(loader)
 
 
 def _own_generator() -> torch.Generator:

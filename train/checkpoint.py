@@ -30,6 +30,7 @@ STATE: Kinds = {
     "history": dict.fromkeys(("loss", "evaluation", "drift", "memory"), list),
     **dict.fromkeys(("model", "criterion", "optimizer", "scaler", "drift"), dict),
 }  # fmt: skip
+START: Kinds = {"note": str, "frozen_bn": bool, "frozen": list}
 OVERWRITE = "--overwrite starts from the beginning"
 
 
@@ -100,6 +101,11 @@ def _nearest(folder: Path) -> tuple[Path, list[str]]:
     return there, missing
 
 
+def begun(folder: Path) -> bool:
+    """Whether there is a run to be continued."""
+    return os.path.exists(folder / CHECKPOINT)
+
+
 def prepare(folder: Path) -> None:
     """Make the folder and remove what an earlier run left in it, and nothing else.
 
@@ -137,7 +143,11 @@ def load(path: Path, otherwise: str = OVERWRITE) -> dict[str, Any]:
         if damaged is not None:
             raise ValueError(f"damaged: the checksum of {damaged} is wrong")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        _require_kinds(state, STATE | ({"data": FINGERPRINT} if "data" in state else {}))
+        later = {"data": FINGERPRINT, "start": START}  # not in checkpoints of the first version
+        _require_kinds(state, STATE | {name: kinds for name, kinds in later.items() if name in state})
+        step, steps = state["step"], state["config"].get("steps")
+        if isinstance(step, bool) or not isinstance(steps, int) or not 0 <= step <= steps:
+            raise ValueError(f"step {step} of {steps}")
         return state
 
 

@@ -252,6 +252,7 @@ class Config:
             self._check(name, lambda v: v >= 0, "0 or more")
         for name in ("seed", "hidden", "eval_every"):
             self._check(name, lambda v: v >= 0, "0 or more")
+        self._check("warmup_steps", lambda v: v < 2**63, "below 2^63")
         self._check("threads", lambda v: 0 <= v <= 4096, "between 0 and 4096")  # OpenMP crashes on many more
         most = WORKERS_OF_A_CORE * cores()  # each is a process of some 200 MB
         self._check("workers", lambda v: 0 <= v <= most, f"between 0 and {most}, {WORKERS_OF_A_CORE} for each core")
@@ -316,9 +317,16 @@ class _Formatter(argparse.HelpFormatter):
         return text if silent else f"{text} (default: %(default)s)"
 
 
-def parse(arguments: Sequence[str] | None = None) -> Config:
-    """The command line as a Config; exits with a usage message that names the argument at fault."""
-    parser = argparse.ArgumentParser("python -m train", description=DESCRIPTION, formatter_class=_Formatter)
+def parse(arguments: Sequence[str] | None = None, *, allow_abbrev: bool = True) -> Config:
+    """The command line as a Config; exits with a usage message that names the argument at fault.
+
+    Args:
+        arguments: the words of the command line; None: those of this process.
+        allow_abbrev: arguments may be shortened.
+    """
+    parser = argparse.ArgumentParser(
+        "python -m train", description=DESCRIPTION, formatter_class=_Formatter, allow_abbrev=allow_abbrev
+    )
     parser.add_argument(
         "--recipe",
         choices=recipes.NAMES,

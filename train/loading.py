@@ -1,7 +1,8 @@
-"""What goes wrong in the processes of --workers, told in a line."""
+"""The processes of --workers: what goes wrong there is told in a line, and a wish to stop is left to the run."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,3 +31,16 @@ def plain_errors() -> Iterator[None]:
             "--workers: the system has ended a process that prepares images, most likely because memory ran out; "
             f"fewer --workers need less ({error})"
         ) from error
+
+
+def begin(worker: int) -> None:
+    """A process that prepares images starts, number ``worker``. A first Ctrl-C or SIGTERM is left to the run.
+
+    A terminal sends Ctrl-C to all processes, a batch system SIGTERM; the run still needs images up to its checkpoint.
+    """
+
+    def only_once(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, only_once)

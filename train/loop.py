@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import xbn_ext
 
-from . import checkpoint, evaluate, features
+from . import checkpoint, evaluate, features, terminal
 from .augment import EvaluationBatches, TrainingBatches, evaluation_view, training_view
 from .config import Config
 from .data import Dataset
 from .drift import MANY_PROBES, PROBES, DriftMeter
 from .evaluate import Network, Scores
+from .events import Events, NoEvents
 from .loading import plain_errors
 from .model import Embedder
 from .sampler import ClassBalancedSampler, Stream, torch_seed
@@ -34,28 +34,15 @@ MAX_BAD_STEPS = 10
 """Steps in a row without a finite loss after which training gives up."""
 
 
+Log = Events | NoEvents
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says what to change."""
 
 
 class Interrupted(Exception):
     """The run was asked to stop, and did so after writing a checkpoint."""
-
-
-class NoEvents(SummaryWriter):
-    """Stands for a log that is not kept."""
-
-    def __init__(self) -> None:
-        pass
-
-    def add_scalar(self, *_: object) -> None:
-        """Nothing."""
-
-    def add_scalars(self, *_: object) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
 
 
 def make_criterion(config: Config) -> xbn_ext.CrossBatchMemory:
@@ -142,6 +129,7 @@ class Trainer:
             "before": self.before,
             "history": self.history,
             "model": self.model.state_dict(),
+            "start": self.model.start(),
             "criterion": self.criterion.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),  # empty except with float16
@@ -169,7 +157,7 @@ class Trainer:
         """Train to the end and return the embeddings [N, D] of the test images.
 
         Args:
-            asked_to_stop: asked after each step.
+            asked_to_stop: asked after each step but the last.
             quiet: no bar, no events, and scores at the end only; checkpoints as ever.
 
         Raises:
@@ -180,8 +168,7 @@ class Trainer:
         """
         config = self.config
         started = time.perf_counter() - self.seconds
-        with checkpoint.writing(log := config.folder / checkpoint.EVENTS):
-            events = NoEvents() if quiet else SummaryWriter(log, purge_step=self.step)
+        events = NoEvents() if quiet else Events(config.folder / checkpoint.EVENTS, self.step)
         if not self.before and not quiet:
             self.measure_before()
             self.seconds = time.perf_counter() - started
@@ -203,10 +190,10 @@ class Trainer:
                 if last or (due and not quiet):
                     embeddings = self.evaluate(events, quiet=quiet)
                     self.seconds = time.perf_counter() - started
-                if last or due:
+                stop = not last and asked_to_stop()
+                if last or due or stop:
                     self.save()
-                elif asked_to_stop():
-                    self.save()
+                if stop:
                     raise Interrupted
         return self.test_embeddings() if embeddings is None else embeddings
 
@@ -241,7 +228,7 @@ class Trainer:
         self.step += 1
         return value
 
-    def log(self, events: SummaryWriter, loss: float, rate: float) -> None:
+    def log(self, events: Log, loss: float, rate: float) -> None:
         """Note the loss and, at times fixed by the number of steps alone, the memory's drift."""
         events.add_scalar("train/loss", loss, self.step)
         events.add_scalar("train/images_per_second", rate, self.step)
@@ -258,7 +245,7 @@ class Trainer:
                 self.history["drift"].append(found._asdict())
                 events.add_scalars("drift", {"uncorrected": found.uncorrected, "in memory": found.in_memory}, self.step)
 
-    def log_memory(self, events: SummaryWriter) -> None:
+    def log_memory(self, events: Log) -> None:
         """Note what the criterion says of its memory."""
         stats = {name: float(number) for name, number in self.criterion.stats().items()}
         stats = {name: number for name, number in stats.items() if math.isfinite(number)}
@@ -266,7 +253,7 @@ class Trainer:
         for name, number in stats.items():
             events.add_scalar(f"memory/{name}", number, self.step)
 
-    def evaluate(self, events: SummaryWriter, *, quiet: bool = False) -> Tensor:
+    def evaluate(self, events: Log, *, quiet: bool = False) -> Tensor:
         """Score the test images as they are embedded now, and say so; returns their embeddings [N, D]."""
         embeddings = self.test_embeddings()
         scores = self.scores(embeddings)
@@ -274,7 +261,7 @@ class Trainer:
         for name, value in scores.items():
             events.add_scalar(f"test/{name}", value, self.step)
         if not quiet:
-            tqdm.write(f"step {self.step:5d}: " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items()))
+            terminal.say(f"step {self.step:5d}: " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items()))
         return embeddings
 
     def measure_before(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ class Embedder(nn.Module):
     mean: Tensor
     std: Tensor
     precision = torch.float32
+    note = ""
+    """A line that says what its first weights were."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module, norm: Normalisation, *, frozen_bn: bool) -> None:
         super().__init__()
@@ -52,6 +54,23 @@ class Embedder(nn.Module):
         """Embeddings [B, D]."""
         embeddings: Tensor = self.head(self.features(images))
         return embeddings
+
+    def start(self) -> dict[str, Any]:
+        """What pretrained weights decide besides the weights: what is not trained, and the note on them."""
+        frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+        return {"note": self.note, "frozen_bn": self.frozen_bn, "frozen": frozen}
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Become the network of a checkpoint, whatever pretrained weights there are now.
+
+        Checkpoints of earlier versions have the weights alone.
+        """
+        self.load_state_dict(state["model"])
+        if "start" in state:
+            start = state["start"]
+            self.note, self.frozen_bn = start["note"], start["frozen_bn"]
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(name not in start["frozen"])
 
     def train(self, mode: bool = True) -> Embedder:
         """Training mode, but frozen batch normalisation stays as it is."""
@@ -82,7 +101,8 @@ def build(config: Config) -> tuple[Embedder, str]:
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _try(model, width, config)  # in float32, as it is not yet on its device
     model.precision = getattr(torch, config.precision)
-    return model, f"{config.backbone}: {note}"
+    model.note = f"{config.backbone}: {note}"
+    return model, model.note
 
 
 @contextmanager

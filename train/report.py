@@ -13,7 +13,7 @@ from torch import Tensor
 
 import xbn_ext
 
-from . import checkpoint, evaluate, pictures, vision
+from . import checkpoint, evaluate, pictures, terminal, vision
 from .augment import evaluation_view
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ def show(folder: Path) -> dict[str, Any]:
         lines = [f"\n{'test classes, %':24}" + "".join(f"{name:>12}" for name in names)]
         lines += [f"{row:24}" + "".join(f"{scores[name]:12.1f}" for name in names) for row, scores in rows.items()]
         lines += [f"{metrics['steps']} steps in {metrics['seconds']:.0f} s on {metrics['machine']['device']}"]
-    print(*lines, sep="\n")
-    print(*(folder / name for name in (checkpoint.CURVES, checkpoint.NEIGHBOURS, checkpoint.METRICS)), sep="\n")
+    terminal.say(*lines, *(folder / name for name in (checkpoint.CURVES, checkpoint.NEIGHBOURS, checkpoint.METRICS)))
     return metrics
 
 

@@ -13,7 +13,7 @@ import torch
 
 import xbn_ext
 
-from . import checkpoint, data, loop, losses, model, report, terminal
+from . import checkpoint, data, lock, loop, losses, model, report, terminal
 from .checkpoint import Found
 from .config import Config, ConfigError, parse
 from .cores import bytes_of_memory
@@ -21,24 +21,26 @@ from .cores import bytes_of_memory
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    terminal.escape_the_rest()
+    terminal.prepare()
     config = parse(arguments)
     try:
         run(config)
     except (ConfigError, data.DataError, loop.TrainingError) as error:
         print(f"python -m train: error: {error}", file=sys.stderr)
         return 2
-    except loop.Interrupted:
-        print(f"stopped; the same command with --resume continues from {config.folder}", file=sys.stderr)
+    except (loop.Interrupted, KeyboardInterrupt):  # the latter outside of training, or by a second Ctrl-C
+        goes_on = f"; the same command with --resume continues from {config.folder}"
+        print("stopped" + goes_on * checkpoint.begun(config.folder), file=sys.stderr)
         return 130
     return 0
 
 
 def run(config: Config, asked_to_stop: Callable[[], bool] | None = None) -> dict[str, Any]:
     """Do the run, or find it done already, print its result and return its metrics."""
+    before = lock.state(config.folder)
     found = checkpoint.look(config)
     if found is Found.FINISHED:
-        print(f"{config.folder} holds this run, finished; --overwrite would repeat it")
+        terminal.say(f"{config.folder} holds this run, finished; --overwrite would repeat it")
         return report.show(config.folder)
     device = device_of(config)
     require_memory(config, device)
@@ -51,17 +53,21 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None) -> dict
     state = checkpoint.load(stored) if found is Found.CHECKPOINT else None
     if state is not None:
         checkpoint.require_same_data(config.data, config.folder, state.get("data"), now, "an unfinished run")
+        with checkpoint.reading(stored):
+            network.go_on(state)  # before features are taken of it
+        note = network.note
     trainer = make_trainer(config, network, dataset, device)
     if state is not None:
         with checkpoint.reading(stored):
             trainer.load_state_dict(state)
-        print(f"continuing {config.folder} at step {trainer.step}")
-    else:
-        checkpoint.prepare(config.folder)
-    print(note, f"{config.method}, {losses.title(config.loss)}, on {device}, results in {config.folder}", sep="\n")
-    with stop_signals() as signalled:
-        embeddings = trainer.run(asked_to_stop or signalled)
-    report.write(trainer, embeddings, note)
+        terminal.say(f"continuing {config.folder} at step {trainer.step}")
+    with lock.alone(config.folder, before):
+        if state is None:
+            checkpoint.prepare(config.folder)
+        terminal.say(note, f"{config.method}, {losses.title(config.loss)}, on {device}, results in {config.folder}")
+        with stop_signals() as signalled:
+            embeddings = trainer.run(asked_to_stop or signalled)
+        report.write(trainer, embeddings, note)
     return report.show(config.folder)
 
 
@@ -81,7 +87,7 @@ def make_trainer(
 
 def _load(config: Config) -> data.Dataset:
     dataset = data.load(config.data, cache_dir=config.cache, max_classes=config.max_classes)
-    print(f"{dataset.name}, {dataset.summary()}", *dataset.credit, sep="\n  ")
+    terminal.say("\n  ".join((f"{dataset.name}, {dataset.summary()}", *dataset.credit)))
     return dataset
 
 

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+from contextlib import suppress
+
+from tqdm import tqdm
 
 
-def escape_the_rest() -> None:
+def prepare() -> None:
     """From now on, characters that standard output's encoding lacks are printed as escapes, as standard error does;
-    else a name of a folder could end a run."""
+    else a name of a folder could end a run. A stream that is closed, as of a daemon, leads to nothing."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def say(*lines: object) -> None:
+    """Print, above the bar if there is one. If nobody reads any more, nothing is printed from then on, and the run goes
+    on: Ctrl-C ends the ``tee`` behind it, too, and the run still has a checkpoint to write."""
+    try:
+        tqdm.write("\n".join(map(str, lines)))
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):  # no file of the system
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.table import Row
+from xbn_ext.options import WAYS
 
 from . import build, counters, sanitizers
 from .report import Report
@@ -37,6 +39,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args.stages = [name for name in args.stages.split(",") if name]
     if unknown := set(args.stages) - set(STAGES):
         parser.error(f"--stages: no stage is called {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
+    args.ways = [name for name in args.ways.split(",") if name]
+    if unknown := set(args.ways) - set(WAYS):
+        parser.error(f"--ways: no way is called {', '.join(sorted(unknown))}; there are {', '.join(WAYS)}")
+    if not 0 < args.seconds < math.inf:
+        parser.error(f"--seconds {args.seconds:g}: must be more than 0, and finite")
+    there = next(folder for folder in (args.out, *args.out.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        parser.error(f"--out {args.out}: {there} exists and is not a folder")
     return args
 
 
@@ -95,10 +105,9 @@ def check(args: argparse.Namespace) -> int:
     report.describe(facts)
     if runner.device == "cuda" and build.library(runner, facts).status != "ok":
         return 1
-    ways = [way for way in args.ways.split(",") if way]
     stages: dict[str, Callable[[], object]] = {
         "truth": partial(truth, runner, args.every_test),
-        "timing": partial(timing, runner, report, ways),
+        "timing": partial(timing, runner, report, args.ways),
         "counters": partial(counters.count, runner),
         "baselines": partial(baselines, runner, report),
     }

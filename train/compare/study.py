@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from .. import checkpoint, config, loop, run, terminal
+from .. import checkpoint, config, lock, loop, run, terminal
 from ..config import METHODS, ConfigError, folder_path
 from ..cores import cores
 from ..data import DataError
@@ -26,6 +26,7 @@ continues it."""
 RECIPE = "emoji-small"
 RUNS = "runs"
 """The folder of the runs, in --out."""
+MOST_SEEDS = 1000
 OWN = {"--method", "--seed", "--resume", "--overwrite"}
 """Arguments of python -m train that say what a study decides itself."""
 
@@ -33,11 +34,11 @@ OWN = {"--method", "--seed", "--resume", "--overwrite"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    terminal.escape_the_rest()
+    terminal.prepare()
     out, plan, workshop = parse(arguments)
     command = " ".join(["python -m train.compare", *arguments])
     try:
-        with run.stop_signals() as asked_to_stop, Workers(workshop, asked_to_stop) as workers:
+        with lock.alone(out), run.stop_signals() as asked_to_stop, Workers(workshop, asked_to_stop) as workers:
             started = time.monotonic()
             results = workers.carry_out(plan.map(), "1 of 3: learning rate, memory size")
 
@@ -54,14 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results |= workers.carry_out(rest, "3 of 3: test classes, other settings")
             findings = Findings(plan, command, results, chosen, report.machine(workshop))
             report.write(out, findings)
-            print(f"{len(findings.results)} runs, {time.monotonic() - started:.0f} s just now; the report is in {out}")
+            seconds = time.monotonic() - started
+            terminal.say(f"{len(findings.results)} runs, {seconds:.0f} s just now; the report is in {out}")
     except (ConfigError, DataError) as error:
         print(f"python -m train.compare: error: {error}", file=sys.stderr)
         return 2
     except WorkerLost as error:
         print(f"python -m train.compare: error: {error}", file=sys.stderr)
         return 1
-    except loop.Interrupted:
+    except (loop.Interrupted, KeyboardInterrupt):
         print("stopped; the same command continues from here", file=sys.stderr)
         return 130
     return 0
@@ -72,28 +74,32 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     parser = argparse.ArgumentParser("python -m train.compare", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--methods", type=_methods, default=tuple(METHODS), metavar="A,B,...",
                         help=f"of {', '.join(METHODS)} (default: all)")  # fmt: skip
-    parser.add_argument("--seeds", type=_positive, default=5, metavar="N", help="of the final runs (default: 5)")
-    parser.add_argument("--map-seeds", type=_positive, default=2, metavar="N",
+    parser.add_argument(
+        "--seeds", type=_up_to(MOST_SEEDS), default=5, metavar="N", help="of the final runs (default: 5)"
+    )
+    parser.add_argument("--map-seeds", type=_up_to(MOST_SEEDS), default=2, metavar="N",
                         help="of the runs that settings are chosen from (default: 2)")  # fmt: skip
     lists = {
-        "--lrs": (_floats, (3e-4, 1e-3, 3e-3, 1e-2), "learning rates to choose from"),
-        "--memory-sizes": (_ints, (512, 4096, 8192), "memory sizes to show"),
-        "--batch-sizes": (_ints, (16, 32, 64), "batch sizes to show"),
-        "--warmups": (_ints, (0, 300), "steps before the memory takes part, to show"),
-        "--noises": (_floats, (1e-2, 1e-1, 1.0), "axbn: process over measurement noise, to choose from"),
-        "--momenta": (_floats, (0.1, 0.3), "ema: weights of the newest batch, to choose from"),
+        "--lrs": (float, (3e-4, 1e-3, 3e-3, 1e-2), "learning rates to choose from"),
+        "--memory-sizes": (int, (512, 4096, 8192), "memory sizes to show"),
+        "--batch-sizes": (int, (16, 32, 64), "batch sizes to show"),
+        "--warmups": (int, (0, 300), "steps before the memory takes part, to show"),
+        "--noises": (float, (1e-2, 1e-1, 1.0), "axbn: process over measurement noise, to choose from"),
+        "--momenta": (float, (0.1, 0.3), "ema: weights of the newest batch, to choose from"),
     }
     for name, (kind, default, text) in lists.items():
         words = ",".join(f"{value:g}" for value in default)
-        parser.add_argument(name, type=kind, default=default, metavar="X,Y,...", help=f"{text} (default: {words})")
+        parser.add_argument(
+            name, type=_list_of(kind), default=default, metavar="X,Y,...", help=f"{text} (default: {words})"
+        )
     parser.add_argument("--out", type=folder_path, default=Path("runs/compare"), metavar="DIR",
                         help="folder for the report and the runs (default: runs/compare)")  # fmt: skip
-    parser.add_argument("--jobs", type=_positive, default=cores(), metavar="N",
+    parser.add_argument("--jobs", type=_up_to(config.WORKERS_OF_A_CORE * cores()), default=cores(), metavar="N",
                         help=f"runs at a time (default: {cores()}, one for each core)")  # fmt: skip
     given, others = parser.parse_known_args(arguments)
     for name in OWN.intersection(word.partition("=")[0] for word in others):
         parser.error(f"argument {name}: a study has its own; delete its --out to start again")
-    base = config.parse(["--recipe", RECIPE, *others])
+    base = config.parse(["--recipe", RECIPE, *others], allow_abbrev=False)  # nor those of OWN, shortened
     memory_sizes = tuple(sorted({*given.memory_sizes, base.memory_size}))  # learning rates are chosen at the base's
     plan = Plan(
         base, given.methods, given.seeds, given.map_seeds, given.lrs, memory_sizes, given.batch_sizes, given.warmups,
@@ -112,11 +118,14 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     return given.out, plan, Workshop(given.out / RUNS, given.jobs, threads, str(device))
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: must be 1 or more")
-    return value
+def _up_to(most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        value = int(text) if text.strip().isdecimal() else 0
+        if not 1 <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text}: must be a whole number between 1 and {most}")
+        return value
+
+    return read
 
 
 def _methods(text: str) -> tuple[str, ...]:
@@ -127,9 +136,12 @@ def _methods(text: str) -> tuple[str, ...]:
     return methods
 
 
-def _floats(text: str) -> tuple[float, ...]:
-    return tuple(sorted({float(word) for word in text.split(",")}))
+def _list_of(kind: type[int] | type[float]) -> Callable[[str], tuple[float, ...]]:
+    def read(text: str) -> tuple[float, ...]:
+        try:
+            return tuple(sorted({kind(word) for word in text.split(",")}))
+        except ValueError:
+            words = "whole numbers" if kind is int else "numbers"
+            raise argparse.ArgumentTypeError(f"{text}: must be {words} with commas between them") from None
 
-
-def _ints(text: str) -> tuple[int, ...]:
-    return tuple(sorted({int(word) for word in text.split(",")}))
+    return read

@@ -137,6 +137,8 @@ class Workers:
                     results[left[done].name] = result
                     bar.update()
         except BrokenProcessPool as error:
+            if self.asked_to_stop():  # by a signal to all processes
+                raise loop.Interrupted from error
             raise self._lost(runs) from error
         return results
 
@@ -189,8 +191,14 @@ def _do(workshop: Workshop, run: Run) -> Result | None:
     config = replace(run.config, out=folder, device=workshop.device)
     with checkpoint.writing(folder):
         folder.mkdir(exist_ok=True)  # from here on the run has been begun
+    stored = folder / checkpoint.CHECKPOINT
     try:
         network, _ = model.build(config)
+        state = checkpoint.load(stored, DELETE) if stored.exists() else None
+        if state is not None:
+            checkpoint.require_same(config, stored, state["config"], "an unfinished run", DELETE)
+            with checkpoint.reading(stored, DELETE):
+                network.go_on(state)
         loaded = _load(run.part, config, network, workshop)
         trainer = make_trainer(config, network, loaded.data, torch.device(workshop.device), loaded.inputs)
     except (ConfigError, data.DataError):
@@ -199,10 +207,7 @@ def _do(workshop: Workshop, run: Run) -> Result | None:
         raise
     if not workshop.data.exists():
         checkpoint.write_json(workshop.data, loaded.fingerprint)
-    stored = folder / checkpoint.CHECKPOINT
-    if stored.exists():
-        state = checkpoint.load(stored, DELETE)
-        checkpoint.require_same(config, stored, state["config"], "an unfinished run", DELETE)
+    if state is not None:
         with checkpoint.reading(stored, DELETE):
             trainer.load_state_dict(state)
     failure = None

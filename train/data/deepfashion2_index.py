@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from tqdm import tqdm
@@ -119,7 +119,7 @@ def _image_of(annotation: Path) -> Path:
 def _load(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes(), parse_constant=_no_number)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"--data: cannot read {path}: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"--data: {path}: expected a JSON object")
@@ -130,24 +130,31 @@ def _no_number(word: str) -> None:
     raise ValueError(f"{word} is no number")
 
 
+def _whole(value: object) -> TypeGuard[int]:
+    """A whole number that the index can hold; true is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
 def _garments(path: Path, content: dict[str, Any]) -> list[Garment]:
     """What an annotation tells; garments of users without a style are left out: no query asks for them."""
     source, pair = content.get("source"), content.get("pair_id")
     if source not in SOURCES:
         raise DataError(f"--data: {path}: source {source!r} is neither user nor shop")
-    if not isinstance(pair, int):
+    if not _whole(pair):
         raise DataError(f"--data: {path}: pair_id {pair!r} is not a number")
     image = f"{path.parent.parent.name}/image/{path.stem}.jpg"
     garments = []
     for item in sorted(name for name in content if name.startswith("item")):
         values = content[item] if isinstance(content[item], dict) else {}
         style, box = values.get("style"), values.get("bounding_box")
-        if not isinstance(style, int) or style < 0:
+        if not _whole(style) or style < 0:
             raise DataError(f"--data: {path}: style {style!r} of {item} is not a number")
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
+        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, float) or _whole(v) for v in box):
             raise DataError(f"--data: {path}: bounding_box {box!r} of {item} is not four numbers")
+        if not all(map(math.isfinite, box)):  # 1e400, which JSON allows
+            raise DataError(f"--data: {path}: bounding_box {box!r} of {item} is not finite")
         whole = (math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3]))
-        category = str(values.get("category_name", "?"))
+        category = str(values.get("category_name", "?")).encode(errors="backslashreplace").decode()  # half a character
         if source == "shop" or style > 0:
             garments.append(Garment(image, item, whole, source == "shop", pair, style, category))
     return garments

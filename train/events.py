@@ -1,0 +1,65 @@
+"""TensorBoard's log of a run."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from .checkpoint import writing
+
+_others = threading.excepthook
+
+
+def _tell(arguments: threading.ExceptHookArgs) -> None:
+    """No traceback of TensorBoard's threads: their errors come again with a later event."""
+    if not type(arguments.thread).__module__.startswith("tensorboard."):
+        _others(arguments)
+
+
+def _leave_out_tensorboard() -> None:
+    global _others
+    if threading.excepthook is not _tell:
+        _others, threading.excepthook = threading.excepthook, _tell
+
+
+class Events(SummaryWriter):
+    """What cannot be written is named. A thread writes, so its error comes with a later event, or at the end."""
+
+    def __init__(self, log: Path, first_step: int) -> None:
+        """Make the folder ``log``; what an earlier start logged of ``first_step`` and later ones is void."""
+        _leave_out_tensorboard()
+        with writing(log):
+            super().__init__(log, purge_step=first_step)
+
+    def add_scalar(self, *arguments: object) -> None:
+        """As in the base, and so are the others; raises ConfigError if events cannot be written."""
+        with writing(Path(self.log_dir)):
+            super().add_scalar(*arguments)
+
+    def add_scalars(self, *arguments: object) -> None:
+        """Several curves in one chart."""
+        with writing(Path(self.log_dir)):
+            super().add_scalars(*arguments)
+
+    def close(self) -> None:
+        """Write the rest."""
+        with writing(Path(self.log_dir)):
+            super().close()
+
+
+class NoEvents(SummaryWriter):
+    """Stands for a log that is not kept."""
+
+    def __init__(self) -> None:
+        pass
+
+    def add_scalar(self, *_: object) -> None:
+        """Nothing."""
+
+    def add_scalars(self, *_: object) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
