@@ -21,7 +21,7 @@ from xbn_ext import ops, plain, reference
 from xbn_ext._way import loss_way
 from xbn_ext.dtypes import is_narrow
 from xbn_ext.filter import make_filter
-from xbn_ext.losses import Contrastive, Triplet
+from xbn_ext.losses import Contrastive
 from xbn_ext.memory import CrossBatchMemory
 from xbn_ext.options import Way
 
@@ -47,7 +47,8 @@ Call = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 DEFERRED = f"{OURS} deferred"
 PLAIN = f"{OURS} plain"
 ALL_PAIRS = f"{OURS} all pairs"
-SCREENED = [loss.kind for loss in (Contrastive(), Contrastive(reduction="avg_nonzero"), Triplet())]  # on a CPU
+# Those that a CPU computes pair by pair, at least in one of their passes.
+PAIR_BY_PAIR = ("contrastive", "contrastive_avg", "mined", "ntxent", "triplet", "triplet_all")
 TF32 = " tf32"
 BASELINES: dict[str, type[TorchMemory]] = {
     "eager-tuned": TorchMemory,
@@ -108,7 +109,7 @@ def why_not(name: str, problem: Problem) -> str | None:
         return "has no product"
     if name == ALL_PAIRS and problem.device != "cpu":
         return "for a CPU"
-    if name == ALL_PAIRS and not (ranks and problem.pair_loss.kind in SCREENED):
+    if name == ALL_PAIRS and not (ranks and problem.loss in PAIR_BY_PAIR):
         return "has no screen to leave out"
     if name == DEFERRED and problem.kernel != "step":
         return "is a way to take a step"

@@ -139,6 +139,9 @@ def test_an_argument_that_is_missing_is_named(ops):
     x, labels = batch(torch.float32, "cpu")
     with pytest.raises(TypeError, match="step_: loss must be an xbn_ext loss"):
         ops.step_(m, x, labels, F.cross_entropy)
+    for name in ("update", "enqueue"):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            ops.step_(m, x, labels, Contrastive(), **{name: "later"})
     with pytest.raises(AttributeError, match="bank_labels"):
         ops.step_(SimpleNamespace(bank=m.bank), x, labels, Contrastive())
 

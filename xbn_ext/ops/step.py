@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from .. import checks
 from .._autograd import needs_grad, with_gradient, without_autocast, writes
 from ..filter import Filter
 from ..losses import PairLoss, check_loss
@@ -20,6 +21,9 @@ STATE = (
     "target_std", "variance", "step",
 )  # fmt: skip
 MEASURED = ("pairs", "drift_stats")  # these, too, if the memory has them
+
+_update = checks.one_of("inplace", "deferred")
+_enqueue = checks.one_of("after", "before")
 
 
 def step_(
@@ -61,6 +65,7 @@ def step_(
     Raises:
         RuntimeError: an argument is not as above, naming it; or a second derivative or a forward-mode one is asked for.
         TypeError: no such loss.
+        ValueError: no such `update` or `enqueue`.
     """
     check_loss("step_", loss)
     state = {name: getattr(memory, name) for name in STATE} | {name: getattr(memory, name, None) for name in MEASURED}
@@ -76,7 +81,8 @@ def step_(
         arguments = {
             **state, **noises, "x": x.detach(), "sides": None if sides is None else sides.detach(), "labels": labels,
             "mask": enqueue_mask, "ids": ids, "loss": loss.kind, "parameters": loss.parameters,
-            "follows": filter is not None, "deferred": update == "deferred", "stores_first": enqueue == "before",
+            "follows": filter is not None, "deferred": _update("update", update) == "deferred",
+            "stores_first": _enqueue("enqueue", enqueue) == "before",
             "normalizes": normalizes, "renormalize": renormalize, "batch_weight": batch_weight,
             "memory_weight": memory_weight, "warmup_steps": warmup_steps, "eps": eps, "need_grad": need_grad,
         }  # fmt: skip

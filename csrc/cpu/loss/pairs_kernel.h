@@ -190,7 +190,9 @@ class PairScreen<T, true> {
     // A negative and the margin may round up to the lowest positive, and above it.
     const float* lowest = triplets->lowest.data() + block * kAnchorBlock;
     return limit_each(anchors, rows, [&](int64_t i) {
-      return lowest[i] - slot.a - 1.2e-7 * (std::fabs(double{lowest[i]}) + std::fabs(slot.a));
+      const double threshold = lowest[i];  // infinity without a positive
+      return std::isinf(threshold) ? threshold
+                                   : threshold - slot.a - 1.2e-7 * (std::fabs(threshold) + std::fabs(slot.a));
     });
   }
 
