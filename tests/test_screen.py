@@ -235,6 +235,8 @@ def test_a_bank_row_that_is_not_finite(value, column):
     exclude, ids = torch.arange(64) % 2, torch.ones(900).long()
     assert_same_bits(z, labels[0], bank, labels[1], AVERAGE, exclude=exclude, bank_ids=ids)
     assert_same_bits(z, labels[0] % 7, bank, labels[1] % 7, HARDEST)
+    for loss in (MINED, ALL, NTXent(0.1)):  # a positive of some of a whole block
+        assert_same_bits(z, 0 * labels[0], bank, 0 * labels[1], loss, exclude=exclude, bank_ids=ids)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])

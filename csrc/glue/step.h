@@ -25,15 +25,15 @@ inline OptionalTensor kept_apart(const OptionalTensor& t, const std::vector<Argu
 // The batch's two sides: the rows that rank and those that are ranked, normalised where that is asked for. With `sides`
 // [2 B, D] the two differ: a learned temperature divides the first.
 struct Batch {
-  Batch(const Contract& c, const Tensor& x, const OptionalTensor& sides, bool normalizes, double eps) {
-    c.matrix("x", x, "[B, D]", {-1, -1});
+  Batch(const Contract& c, const Tensor& x, int64_t D, const OptionalTensor& sides, bool normalizes, double eps) {
+    c.matrix("x", x, "[B, D]", {-1, D});
     c.eps(eps);
     if (normalizes) normalizing.emplace(c, x, eps);
     z = normalizes ? normalizing->z : as_dense(x);
     anchors = rows = z;
     if (!sides) return;
     c.require(!normalizes, "sides are of a batch that is normalised");
-    c.matrix("sides", *sides, "[2 B, D]", {2 * x.size(0), x.size(1)});
+    c.matrix("sides", *sides, "[2 B, D]", {2 * x.size(0), D});
     c.dtype("sides", *sides, x.scalar_type(), "of the dtype of x");
     const Tensor dense = as_dense(*sides);
     anchors = torch::stable::narrow(const_cast<Tensor&>(dense), 0, 0, x.size(0));
@@ -115,10 +115,11 @@ std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids
   // What the kernels take. Nothing of the memory is written before all of it is checked.
   const MappedBank mapped(c, bank, sums, scale, shift, count);
   const int64_t M = bank.size(0), D = bank.size(1);
-  const Batch batch(c, x, sides, normalizes, eps);
+  const Batch batch(c, x, D, sides, normalizes, eps);
   const int64_t B = x.size(0);
-  const Tracking tracking(c, D, {target_mean, target_std, variance, scale, shift, sums, count, drift_stats},
-                          {process_noise, measurement_noise, fixed_gain, eps});
+  const Tracking tracking(
+      c, D, {target_mean, target_std, variance, scale, shift, sums, count, drift_stats, "drift_stats"},
+      {process_noise, measurement_noise, fixed_gain, eps});
   c.counter("step", step);
   if (pairs) c.statistic("pairs", *pairs, "[2]", {2});
   c.require(std::isfinite(own_weight) && std::isfinite(memory_weight), "weights must be finite");

@@ -9,6 +9,7 @@ namespace xbn::glue {
 struct FilterState {
   Tensor target_mean, target_std, variance, scale, shift, sums, count;
   OptionalTensor stats;
+  const char* stats_name = "stats";  // as the op calls them
 };
 
 struct FilterOptions {
@@ -27,7 +28,7 @@ struct Tracking {
     c.statistic("shift", s.shift, "[D]", {D});
     c.statistic("sums", s.sums, "[2, D]", {2, D});
     c.counter("count", s.count);
-    if (s.stats) c.statistic("stats", *s.stats, "[3]", {3});
+    if (s.stats) c.statistic(s.stats_name, *s.stats, "[3]", {3});
     c.require(o.process_noise >= 0, "process_noise must not be negative, got ", o.process_noise);
     c.require(o.measurement_noise > 0 && std::isfinite(o.measurement_noise),
               "measurement_noise must be positive and finite, got ", o.measurement_noise);
@@ -41,7 +42,7 @@ struct Tracking {
             {"variance", s.variance},
             {"scale", s.scale},
             {"shift", s.shift},
-            {"stats", s.stats}};
+            {s.stats_name, s.stats}};
   }
 
   TrackParams params() const {

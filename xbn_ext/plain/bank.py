@@ -63,7 +63,7 @@ def track_(
 def check_track(
     c: Contract, D: int, target_mean: Tensor, target_std: Tensor, variance: Tensor, scale: Tensor, shift: Tensor,
     sums: Tensor, count: Tensor, process_noise: float, measurement_noise: float, fixed_gain: float | None, eps: float,
-    stats: Tensor | None,
+    stats: Tensor | None, stats_name: str = "stats",
 ) -> dict[str, Tensor | None]:  # fmt: skip
     """Returns what is written."""
     c.statistic("target_mean", target_mean, "[D]", (D,))
@@ -74,7 +74,7 @@ def check_track(
     c.statistic("sums", sums, "[2, D]", (2, D))
     c.counter("count", count)
     if stats is not None:
-        c.statistic("stats", stats, "[3]", (3,))
+        c.statistic(stats_name, stats, "[3]", (3,))
     check(process_noise >= 0, f"{c.op}: process_noise must not be negative, got {process_noise:g}")
     ok = measurement_noise > 0 and math.isfinite(measurement_noise)
     check(ok, f"{c.op}: measurement_noise must be positive and finite, got {measurement_noise:g}")
@@ -82,7 +82,7 @@ def check_track(
     c.eps(eps)
     return {
         "target_mean": target_mean, "target_std": target_std, "variance": variance, "scale": scale, "shift": shift,
-        "stats": stats,
+        stats_name: stats,
     }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def step_(
     for name, t in required.items():
         c.given(name, t)
     check_transform(op, bank, sums, scale, shift, count)
-    c.matrix("x", x, "[B, D]", (None, None))
+    c.matrix("x", x, "[B, D]", (None, bank.shape[1]))
     c.eps(eps)
     B, D = x.shape
     if sides is not None:
@@ -46,7 +46,7 @@ def step_(
         c.dtype("sides", sides, x.dtype, "of the dtype of x")
     filtered = (target_mean, target_std, variance, scale, shift)
     noises = (process_noise, measurement_noise, fixed_gain, eps)
-    written = check_track(c, bank.shape[1], *filtered, sums, count, *noises, drift_stats)
+    written = check_track(c, bank.shape[1], *filtered, sums, count, *noises, drift_stats, "drift_stats")
     c.counter("step", step)
     if pairs is not None:
         c.statistic("pairs", pairs, "[2]", (2,))

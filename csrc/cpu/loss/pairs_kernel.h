@@ -129,9 +129,15 @@ class PairScreen<T, true> {
   bool is_on() const { return on_; }
 
   // The codes of rows [first, last). If one of them may be so short that its squares underflow, or so long that they
-  // overflow, or not finite, the tile is not screened.
+  // overflow, or not finite, the tile is not screened. Without negatives there are no codes: it must be finite then, and
+  // so short that its norm is.
   void encode(const Tile<T>& tile, int64_t first, int64_t last) {
-    if (!on_ || !has_negatives()) return;
+    if (!on_) return;
+    if (!has_negatives()) {
+      // A row that is not finite makes the sums of all anchors of a block NaN, even of those with a weight of zero.
+      for (int64_t j = first; j < last; ++j) on_ &= tile.inverse_norm[j] > 0;
+      return;
+    }
     constexpr float kLeastInverse = 1e-15F, kMostInverse = 1e9F;
     const float row_code = static_cast<float>(screen_->products.row_code);
     const float* rows = tile.data + first * padded_;
