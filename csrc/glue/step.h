@@ -117,9 +117,9 @@ std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids
   const int64_t M = bank.size(0), D = bank.size(1);
   const Batch batch(c, x, D, sides, normalizes, eps);
   const int64_t B = x.size(0);
-  const Tracking tracking(
-      c, D, {target_mean, target_std, variance, scale, shift, sums, count, drift_stats, "drift_stats"},
-      {process_noise, measurement_noise, fixed_gain, eps});
+  const Tracking tracking(c, D,
+                          {target_mean, target_std, variance, scale, shift, sums, count, drift_stats, "drift_stats"},
+                          {process_noise, measurement_noise, fixed_gain, eps});
   c.counter("step", step);
   if (pairs) c.statistic("pairs", *pairs, "[2]", {2});
   c.require(std::isfinite(own_weight) && std::isfinite(memory_weight), "weights must be finite");
@@ -149,6 +149,8 @@ std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids
       {chosen.ranked, scale, shift, ids_of_bank, chosen.exclude, chosen.anchors, renormalize, eps, need_grad}, pairs);
   const Tensor dots = torch::stable::new_empty(batch.z, {B, B});
   const OwnRanking own(c, dots, {labels, ids.tensor, chosen.anchors, renormalize && !sides, eps, need_grad});
+  const Tensor own_anchors = torch::stable::new_empty(batch.z, {need_grad ? B : 0, D});  // derivatives of the own loss
+  const Tensor own_rows = torch::stable::new_empty(batch.z, {need_grad ? B : 0, D});     // by the two sides
   const Tensor value = torch::stable::new_empty(batch.z, {});
   const Tensor grad = torch::stable::new_empty(batch.z, {need_grad ? (sides ? 2 * B : B) : 0, D});
 
@@ -180,14 +182,11 @@ std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids
     if (chosen.are_to_be_made()) run([&](const auto& on) { return step_pairs(chosen.params(), on); });
 
     StepTotalParams<T> total{};
-    Tensor own_anchors, own_rows;
     if (ranks_own) {
       device.multiply(batch.anchors, transposed(batch.rows), dots);
       run([&](const auto& on) { return batch_loss(own.params(type), spec, on); });
       total.own_loss = data_in(own.value, type);
       if (need_grad) {
-        own_anchors = torch::stable::new_empty(batch.z, {B, D});
-        own_rows = torch::stable::new_empty(batch.z, {B, D});
         device.multiply(own.grad_dots, batch.rows, own_anchors);
         device.multiply(transposed(own.grad_dots), batch.anchors, own_rows);
         total.own_anchors = data_in(own_anchors, type);
