@@ -418,7 +418,7 @@ def test_a_copy_of_what_is_written_may_be_given(library):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_batch_loss_names_its_own_arguments(change, message, loss):
-    """Not the products that the op takes, which nobody has given."""
+    """The error names them, and not the products that the op takes."""
     with pytest.raises(RuntimeError, match=f"^batch_loss: {message}"):
         ops.batch_loss(**{"z": torch.randn(B, D), "labels": torch.arange(B), "loss": loss} | change)
 

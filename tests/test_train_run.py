@@ -275,7 +275,7 @@ def test_a_terminal_that_lacks_characters_ends_no_run(shapes: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("closed", ["stdout", "stderr", "reader"])
-def test_a_run_goes_on_where_nobody_reads_what_it_prints(closed: str, shapes: str, tmp_path: Path) -> None:
+def test_a_closed_output_ends_no_run(closed: str, shapes: str, tmp_path: Path) -> None:
     arguments = command(
         "--data", shapes, "--out", tmp_path / "out", "--steps", 4, "--eval-every", 1, "--backbone", "convnet",
         "--image-size", 32, "--batch-size", 8, "--samples-per-class", 2, "--memory-size", 16, "--threads", 1,

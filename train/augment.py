@@ -22,7 +22,7 @@ from .vision import transforms as T
 WHITE = 255
 EVALUATION_BATCH = 256
 LONGEST = 16
-"""Times the short side, that which is scaled of an image of which the middle is seen."""
+"""Times the short side: of a longer image only the middle is scaled."""
 View = Callable[[Tensor], Tensor]
 """uint8 [3, height, width] -> uint8 [3, size, size]; or features float32 [F] -> the same"""
 

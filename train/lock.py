@@ -12,7 +12,7 @@ from .checkpoint import CHECKPOINT, METRICS, writing
 from .config import ConfigError
 
 State = tuple[tuple[int, int, int] | None, ...]
-"""Of each file that says how far a run is, what changes when it is written; None if there is none."""
+"""For each file that shows how far a run is: what changes when it is written, or None if there is no such file."""
 
 _held: set[int] = set()
 
@@ -65,7 +65,7 @@ def alone(folder: Path, before: State | None = None) -> Iterator[None]:
 
 
 def _lock(folder: Path) -> int | None:
-    """What holds the lock; None where there are none, or where the folder may be written to and not be read."""
+    """The handle that holds the lock; None where there are no locks, or the folder can be written but not read."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

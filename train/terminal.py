@@ -21,8 +21,8 @@ def prepare() -> None:
 
 
 def say(*lines: object) -> None:
-    """Print, above the bar if there is one. If nobody reads any more, nothing is printed from then on, and the run goes
-    on: Ctrl-C ends the ``tee`` behind it, too, and the run still has a checkpoint to write."""
+    """Print, above the bar if there is one. Once the output is closed nothing is printed any more, and the run goes on:
+    Ctrl-C ends the ``tee`` behind it, too, and the run still has a checkpoint to write."""
     try:
         tqdm.write("\n".join(map(str, lines)))
         sys.stdout.flush()

@@ -7,7 +7,7 @@
 
 namespace xbn::glue {
 
-// The ring, all of which is written.
+// The ring. All its tensors are written.
 struct Ring {
   Tensor bank, bank_labels, sums, head, count;
   OptionalTensor bank_ids, bank_steps;

@@ -131,7 +131,7 @@ def _no_number(word: str) -> None:
 
 
 def _whole(value: object) -> TypeGuard[int]:
-    """A whole number that the index can hold; true is none."""
+    """Whether it is a whole number that the index can hold; true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 

@@ -50,8 +50,8 @@ def step_(
     The gradient is computed along with the loss; the backward pass multiplies it.
 
     Args:
-        memory: has the tensors of `xbn_ext.reference.Memory` as attributes, all of which are written; and perhaps
-            `pairs` and `drift_stats`, which are written as `memory_loss_and_pairs` and `track_` return them.
+        memory: has the tensors of `xbn_ext.reference.Memory` as attributes; the op writes all of them. If it has
+            `pairs` and `drift_stats`, these become what `memory_loss_and_pairs` and `track_` return of them.
         embeddings: `[B, D]` float32 or float64.
         labels: `[B]` int64.
         loss: which loss, with its parameters (`xbn_ext.losses`).

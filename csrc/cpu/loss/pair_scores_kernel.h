@@ -20,7 +20,7 @@ struct PairScorer {
   const float* given;      // [64]
   ExponentOfPair* scores;  // [list.n] room, for exponents
 
-  // The gradient of a slot, which is none yet: zeros.
+  // The gradient of a slot; zeros, if nothing has been added to it.
   float* grad_of(int slot) const {
     float* grad = part.grad(slot, place);
     char& touched = part.touched(slot, place);
