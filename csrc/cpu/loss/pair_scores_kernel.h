@@ -125,17 +125,6 @@ struct PairScorer {
     for (int64_t i = 0; i < kAnchorBlock; ++i) sums[0][i].pairs += static_cast<double>(has >> i & 1);
   }
 
-  // How many of n sorted thresholds are below, by below(threshold).
-  template <typename Below>
-  static int64_t count_below(const float* thresholds, int64_t n, const Below& below) {
-    int64_t found = 0;
-    for (int64_t half = 0; n > 0; n -= half) {
-      half = (n + 1) / 2;
-      found += below(thresholds[found + half - 1]) ? half : 0;
-    }
-    return found;
-  }
-
   // Negatives among the thresholds of their anchors; see TripletScorer.
   void rank(Triplets<float, kAnchorBlock>& triplets, int64_t block, Count<float>* above) const {
     const int64_t first = block * kAnchorBlock, few = triplets.few(block);
@@ -145,7 +134,7 @@ struct PairScorer {
     double value_of_many[kAnchorBlock] = {};
     list.each([&](const Pair& pair, float s) {
       const int64_t i = first + pair.anchor;
-      const float x = s + margin, *thresholds = triplets.thresholds(i);
+      const float x = s + margin;
       if (!is_below(triplets.lowest[i], x)) return;
       int64_t active = 0;
       if (few >= 0) {
@@ -161,7 +150,7 @@ struct PairScorer {
         active = std::min(active, triplets.collected[i]);  // a NaN is above what fills up, too
         value[pair.anchor] += cost;
       } else {
-        active = count_below(thresholds, triplets.collected[i], [&](float t) { return is_below(t, x); });
+        active = rank_among(triplets.thresholds(i), triplets.collected[i], x);
         if (active == 0) return;  // a NaN and no thresholds
         triplets.count(i, active, 1);
         value_of_many[pair.anchor] += static_cast<double>(active) * static_cast<double>(x);
@@ -181,8 +170,7 @@ struct PairScorer {
   void weigh(const Triplets<float, kAnchorBlock>& triplets, int64_t block) const {
     list.each([&](const Pair& pair, float s) {
       const int64_t i = block * kAnchorBlock + pair.anchor;
-      const int64_t found =
-          count_below(triplets.thresholds(i), triplets.collected[i] - 1, [&](float t) { return sorts_before(t, s); });
+      const int64_t found = place_among(triplets.thresholds(i), triplets.collected[i], s);
       const float weight = static_cast<float>(triplets.above(i)[found]);
       if (gradient && weight != 0) list.add_row(pair, weight, grad_of(1));
     });
