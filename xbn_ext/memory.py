@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from . import checks, ops
 from ._autograd import check_step, without_autocast
-from .dtypes import compute_dtype, is_narrow
+from .dtypes import is_narrow
 from .filter import Drift, make_filter
 from .losses import PairLoss, at_temperature, check_loss, default_temperature
 from .state import FRESH, MemoryState, flat, number_in
@@ -263,42 +263,6 @@ class CrossBatchMemory(MemoryState):
             "gap_after": gap_after.clone(),
             "gain": gain.clone(),
         }
-
-    def _filled(self) -> Tensor:
-        return torch.arange(self.memory_size, device=self.count.device) < self.count
-
-    @property
-    def embedding_memory(self) -> Tensor:
-        """`[count, D]` the stored rows as they stand now, in slot order: a copy in the memory's dtype, or in float32
-        if that has 16 bits."""
-        rows = self.bank[: int(self.count)]
-        return (rows.double() * self.scale + self.shift).to(compute_dtype(self.bank.dtype))
-
-    @property
-    def label_memory(self) -> Tensor:
-        """`[count]` labels of `embedding_memory` (a copy)."""
-        return self.bank_labels[: int(self.count)].clone()
-
-    @property
-    def id_memory(self) -> Tensor:
-        """`[count]` sample ids of `embedding_memory`, -1 for none (a copy)."""
-        return self.bank_ids[: int(self.count)].clamp(min=-1)
-
-    @property
-    def age_memory(self) -> Tensor:
-        """`[count]` how many steps ago the rows of `embedding_memory` were stored; 1 is the last step."""
-        return self.step - self.bank_steps[: int(self.count)]
-
-    @property
-    def target_moments(self) -> tuple[Tensor, Tensor]:
-        """`(mean [D], std [D])` that the memory is kept at (copies); zeros before the first batch."""
-        return self.target_mean.clone(), self.target_std.clone()
-
-    @torch.no_grad()
-    def reset_queue(self) -> None:
-        """Empties the memory and forgets the drift and the warm-up: the state of a new module."""
-        for name, value in FRESH.items():
-            flat(getattr(self, name)).fill_(value)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from . import checks
-from .dtypes import holds
+from .dtypes import compute_dtype, holds
 
 
 class StatefulModule(nn.Module):
@@ -160,7 +160,8 @@ FRESH = {
 
 
 class MemoryState(StatefulModule):
-    """The state of a `CrossBatchMemory`: M rows of D dimensions and what is known of them, as `FRESH` at first."""
+    """The state of a `CrossBatchMemory`, and how it is read: M rows of D dimensions and what is known of them, as
+    `FRESH` at first."""
 
     bank: Tensor  # [M, D] ring; a row u stands for scale * u + shift
     bank_labels: Tensor  # [M] int64
@@ -195,6 +196,42 @@ class MemoryState(StatefulModule):
         self.register_state("step", torch.zeros((), dtype=i64))
         self.register_state("pairs", torch.full((2,), torch.nan, dtype=f64), persistent=False)
         self.register_state("drift_stats", torch.full((3,), torch.nan, dtype=f64), persistent=False)
+
+    def _filled(self) -> Tensor:
+        return torch.arange(len(self.bank), device=self.count.device) < self.count
+
+    @property
+    def embedding_memory(self) -> Tensor:
+        """`[count, D]` the stored rows as they stand now, in slot order: a copy in the memory's dtype, or in float32
+        if that has 16 bits."""
+        rows = self.bank[: int(self.count)]
+        return (rows.double() * self.scale + self.shift).to(compute_dtype(self.bank.dtype))
+
+    @property
+    def label_memory(self) -> Tensor:
+        """`[count]` labels of `embedding_memory` (a copy)."""
+        return self.bank_labels[: int(self.count)].clone()
+
+    @property
+    def id_memory(self) -> Tensor:
+        """`[count]` sample ids of `embedding_memory`, -1 for none (a copy)."""
+        return self.bank_ids[: int(self.count)].clamp(min=-1)
+
+    @property
+    def age_memory(self) -> Tensor:
+        """`[count]` how many steps ago the rows of `embedding_memory` were stored; 1 is the last step."""
+        return self.step - self.bank_steps[: int(self.count)]
+
+    @property
+    def target_moments(self) -> tuple[Tensor, Tensor]:
+        """`(mean [D], std [D])` that the memory is kept at (copies); zeros before the first batch."""
+        return self.target_mean.clone(), self.target_std.clone()
+
+    @torch.no_grad()
+    def reset_queue(self) -> None:
+        """Empties the memory and forgets the drift and the warm-up: the state of a new module."""
+        for name, value in FRESH.items():
+            flat(getattr(self, name)).fill_(value)
 
     def _impossible(self, state: Mapping[str, Tensor]) -> Iterator[str]:
         M = len(state["bank"])
