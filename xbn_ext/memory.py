@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from . import checks, ops
-from ._autograd import check_step, without_autocast
+from ._autograd import check_step
+from .distributed import Batch, Ranks
 from .dtypes import is_narrow
+from .filling import fill
 from .filter import Drift, make_filter
 from .losses import PairLoss, at_temperature, check_loss, default_temperature
-from .state import FRESH, MemoryState, flat, number_in
+from .state import MemoryState, number_in
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 # What may be set at any time, and its check.
 OPTIONS: dict[str, Callable[[str, Any], Any]] = {
@@ -25,7 +31,7 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "memory_weight": checks.finite, "warmup_steps": checks.whole_from(0), "eps": checks.finite_positive,
 }  # fmt: skip
 # What is chosen when the memory is made.
-CHOSEN_ONCE = ("loss", "embedding_size", "memory_size", "drift", "filter")
+CHOSEN_ONCE = ("loss", "embedding_size", "memory_size", "drift", "filter", "process_group", "batch_size")
 
 
 class CrossBatchMemory(MemoryState):
@@ -68,6 +74,12 @@ class CrossBatchMemory(MemoryState):
             bfloat16 and does not overflow.
         eps: lower bound of norms, and the standard deviation below which a dimension counts as dead; in units of the
             embeddings.
+        process_group: the processes that train together, each with a part of the batch: a ProcessGroup or a
+            one-dimensional DeviceMesh. The loss is that of the whole batch, rank 0's part first, and the memory is the
+            same in all of them; see [many processes](distributed.md). All of them make the module, and call it, at the
+            same time. None: this process trains alone.
+        batch_size: with a process_group, rows of each process's part of every batch; needed under `torch.compile`, and
+            saves that the hosts wait for each other. None: they may differ, and be 0.
         bank_dtype: the old name of `memory_dtype`; warns.
 
     Rows with a NaN or an Inf are kept out of the moments and of the memory, without a host sync. The loss of
@@ -78,8 +90,8 @@ class CrossBatchMemory(MemoryState):
 
     Raises:
         ValueError, TypeError: naming the argument, here, when set or when called, before anything is written.
-        AttributeError: `loss`, `embedding_size`, `memory_size`, `drift` or `filter` is set, or a temperature that is
-            learned to None: they are chosen once.
+        AttributeError: `loss`, `embedding_size`, `memory_size`, `drift`, `filter`, `process_group` or `batch_size` is
+            set, or a temperature that is learned to None: they are chosen once.
     """
 
     temperature: nn.Parameter | None
@@ -103,6 +115,8 @@ class CrossBatchMemory(MemoryState):
         enqueue: Literal["after", "before"] = "after",
         memory_dtype: torch.dtype = torch.float32,
         eps: float = 1e-6,
+        process_group: ProcessGroup | DeviceMesh | None = None,
+        batch_size: int | None = None,
         bank_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -135,6 +149,15 @@ class CrossBatchMemory(MemoryState):
         self.memory_size = memory_size
         self._drift = drift
         self._register_memory(memory_size, embedding_size, memory_dtype)
+        if batch_size is not None:
+            batch_size = checks.whole("batch_size", batch_size, 1)
+            if process_group is None:
+                raise ValueError("batch_size needs a process_group: a batch of one process has as many rows as it has")
+        self._ranks: Ranks | None = None
+        if process_group is not None:
+            once = {"loss": self._loss, "embedding_size": embedding_size, "memory_size": memory_size, "drift": drift}
+            once |= {"filter": self.filter, "memory_dtype": memory_dtype, "temperature is learned": learned is not None}
+            self._ranks = Ranks(process_group, batch_size, once | self._options())
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Options may be set at any time. A bad one raises here: a step would find it with the memory half moved, or
@@ -147,6 +170,9 @@ class CrossBatchMemory(MemoryState):
         if name == "update" and "bank" in self.__dict__:
             checks.rounding(value, self.bank.dtype, self.drift)
         super().__setattr__(name, value)
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in OPTIONS}
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Also what sets one. Whether a temperature is learned is chosen with the loss: without the parameter its loss
@@ -161,6 +187,16 @@ class CrossBatchMemory(MemoryState):
     def drift(self) -> Drift:
         """How stored embeddings follow the network; chosen once."""
         return self._drift
+
+    @property
+    def process_group(self) -> ProcessGroup | None:
+        """The processes that share the memory; chosen once."""
+        return None if self._ranks is None else self._ranks.group
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows of each process's part of a batch, or None; chosen once."""
+        return None if self._ranks is None else self._ranks.batch_size
 
     @property
     def loss(self) -> PairLoss:
@@ -197,42 +233,27 @@ class CrossBatchMemory(MemoryState):
             RuntimeError: called while a backward pass runs, as activation checkpointing does to compute the loss a
                 second time; or with forward-mode derivatives or under `torch.func`, except in evaluation without grad.
         """
-        checks.some_weight(self.batch_weight, self.memory_weight)  # set since, one after the other
-        labels, ids = self._check(embeddings, labels, indices_tuple, enqueue_mask, ids)
-        learns = embeddings.requires_grad or (self.temperature is not None and self.temperature.requires_grad)
-        if self.training or (learns and torch.is_grad_enabled()):
-            check_step(self.step, embeddings, labels, enqueue_mask, ids, self.temperature)
-        x = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-        if not self.training:
-            return self._value(x, labels, enqueue_mask, ids)
-        return ops.step_(
-            self, x, labels, self.loss, filter=self.filter, update=self.update, enqueue=self.enqueue,
-            normalize_embeddings=self.normalize_embeddings, renormalize=self.renormalize,
-            batch_weight=self.batch_weight, memory_weight=self.memory_weight, warmup_steps=self.warmup_steps,
-            enqueue_mask=enqueue_mask, ids=ids, eps=self.eps,
-        )  # fmt: skip
 
-    def _value(self, x: Tensor, labels: Tensor, mask: Tensor | None, ids: Tensor | None) -> Tensor:
-        """The weighted losses against a memory that is only read."""
-        with without_autocast(x.device.type):
-            z = ops.normalize(x, self.eps) if self.normalize_embeddings else x
-            values = []
-            shared: Any = {
-                "anchors": None if mask is None else ~mask, "renormalize": self.renormalize, "eps": self.eps,
-            }  # fmt: skip
-            if self.batch_weight != 0:
-                values.append(self.batch_weight * ops.batch_loss(z, labels, self.loss, ids=ids, **shared))
-            if self.memory_weight != 0:
-                # No rows are visible while warming up: decided on the device, so nothing waits.
-                ranked = torch.where(self.step < self.warmup_steps, 0, self.count) if self.warmup_steps else self.count
-                if ids is not None:  # a negative one could be that of a row without an id
-                    shared |= {"bank_ids": self.bank_ids, "exclude": ids.clamp(min=-1)}
-                value = ops.memory_loss(
-                    z, labels, self.bank, self.bank_labels, self.loss, count=ranked, scale=self.scale, shift=self.shift,
-                    **shared,
-                )  # fmt: skip
-                values.append(self.memory_weight * value)
-        return sum(values[1:], values[0])
+        def check() -> Batch:
+            checks.some_weight(self.batch_weight, self.memory_weight)  # set since, one after the other
+            batch = self._check(embeddings, labels, indices_tuple, enqueue_mask, ids)
+            learns = embeddings.requires_grad or (self.temperature is not None and self.temperature.requires_grad)
+            if self.training or (learns and torch.is_grad_enabled()):
+                check_step(self.step, *batch, self.temperature)
+            return batch
+
+        ranks = self._ranks
+        batch = check() if ranks is None else ranks.gather(check, self.step, self.training, self._options)
+        x, y, mask, sample = batch
+        x = x if x.dtype == torch.float64 else x.float()
+        shared: Any = {
+            "normalize_embeddings": self.normalize_embeddings, "renormalize": self.renormalize,
+            "batch_weight": self.batch_weight, "memory_weight": self.memory_weight, "warmup_steps": self.warmup_steps,
+            "enqueue_mask": mask, "ids": sample, "eps": self.eps,
+        }  # fmt: skip
+        if not self.training:
+            return ops.loss_of(self, x, y, self.loss, **shared)
+        return ops.step_(self, x, y, self.loss, filter=self.filter, update=self.update, enqueue=self.enqueue, **shared)
 
     @torch.no_grad()
     def stats(self) -> dict[str, Tensor]:
@@ -283,43 +304,26 @@ class CrossBatchMemory(MemoryState):
         `batches` yields `(embeddings [B, D], labels [B])`, with `ids [B]` as an optional third. The moments of what was
         stored become the target of the filter, taken as exact. Warm-up continues where it was. If anything raises, the
         memory stays as it was: a copy is filled first, which for a while takes as much memory again.
+
+        Of several processes each brings batches of its own, all of them until the last has no more: first the first of
+        each is stored, in the order of ranks, then the second.
         """
         if self.bank.is_meta:
             raise RuntimeError("fill_from: the memory is on the meta device, which holds no values")
-        filled = object.__new__(CrossBatchMemory)  # whatever has wrapped this one's class
-        filled.__dict__.update(self.__dict__)
-        for name in FRESH:
-            setattr(filled, name, torch.empty_like(getattr(self, name)))
-        filled.reset_queue()
-        filled.step.copy_(self.step)
-        for batch in batches:
+
+        def check(batch: tuple[Tensor, ...]) -> Batch:
             checks.two_or_three(batch)
             embeddings, labels, *rest = batch
-            labels, ids = self._check(embeddings, labels, None, None, *rest)
-            z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-            if self.normalize_embeddings:
-                z = ops.normalize(z, self.eps)
-            if self.filter is not None and is_narrow(filled.bank.dtype) and filled.count == 0:
-                mean, std, _ = ops.moments(z)
-                filled.shift.copy_(mean)
-                filled.scale.copy_(torch.where(std < self.eps, 1.0, std))
-            ops.enqueue_(
-                filled.bank, filled.bank_labels, filled.sums, filled.head, filled.count, z, labels, None, filled.scale,
-                filled.shift, bank_ids=filled.bank_ids, ids=ids, bank_steps=filled.bank_steps, step=filled.step,
-            )  # fmt: skip
-        if self.filter is not None and int(filled.count) >= 2:
-            mean, std, _ = ops.moments(filled.embedding_memory)
-            filled.target_mean.copy_(mean)
-            filled.target_std.copy_(std)
-            flat(filled.variance).zero_()
-        for name in FRESH:
-            if name != "step":  # a generator may have trained meanwhile
-                flat(getattr(self, name)).copy_(flat(getattr(filled, name)))
+            return self._check(embeddings, labels, None, None, *rest)
 
-    def _check(
-        self, embeddings: Any, labels: Any, indices_tuple: Any, enqueue_mask: Any, ids: Any = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Raises on bad input, naming the argument; returns labels and ids as int64."""
+        given: Iterator[Batch] = map(check, batches)
+        if self._ranks is not None:
+            nothing = Batch(self.target_mean.expand(0, -1), self.bank_labels[:0])
+            given = self._ranks.rounds(given, nothing, self.step)
+        fill(self, given, self.filter is not None, self.normalize_embeddings, self.eps)
+
+    def _check(self, embeddings: Any, labels: Any, indices_tuple: Any, enqueue_mask: Any, ids: Any = None) -> Batch:
+        """Raises on bad input, naming the argument; labels and ids become int64."""
         device = self.bank.device
         checks.batch(embeddings, labels, indices_tuple, enqueue_mask, ids, self.embedding_size, device)
         if self.temperature is not None:
@@ -329,11 +333,12 @@ class CrossBatchMemory(MemoryState):
             fixed = getattr(self._loss, "temperature", None)
             if isinstance(fixed, Tensor) and not (fixed.is_cpu and fixed.dim() == 0):  # that one divides anywhere
                 checks.on_device(device, temperature=fixed)
-        return labels.to(torch.int64), None if ids is None else ids.to(torch.int64)
+        return Batch(embeddings, labels.to(torch.int64), enqueue_mask, None if ids is None else ids.to(torch.int64))
 
     def extra_repr(self) -> str:
         """What `print(criterion)` shows."""
+        ranks = "" if self._ranks is None else f", rank {self._ranks.rank} of {self._ranks.size}"
         return (
-            f"{self.loss}, embedding_size={self.embedding_size}, memory_size={self.memory_size}, "
-            f"drift={self.drift!r}, update={self.update!r}, enqueue={self.enqueue!r}, memory_dtype={self.bank.dtype}"
+            f"{self.loss}, embedding_size={self.embedding_size}, memory_size={self.memory_size}, drift={self.drift!r}, "
+            f"update={self.update!r}, enqueue={self.enqueue!r}, memory_dtype={self.bank.dtype}{ranks}"
         )

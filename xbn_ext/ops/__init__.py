@@ -12,9 +12,9 @@ from ._namespace import over
 from .bank import enqueue_, standardize_, track_, transform_
 from .batch import moments, normalize
 from .loss import batch_loss, memory_loss, memory_loss_and_pairs, transform_memory_loss_
-from .step import step_
+from .step import loss_of, step_
 
 __all__ = [
-    "batch_loss", "enqueue_", "memory_loss", "memory_loss_and_pairs", "moments", "normalize", "over",
+    "batch_loss", "enqueue_", "loss_of", "memory_loss", "memory_loss_and_pairs", "moments", "normalize", "over",
     "standardize_", "step_", "track_", "transform_", "transform_memory_loss_",
 ]  # fmt: skip

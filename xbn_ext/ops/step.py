@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from .. import checks
@@ -13,7 +14,7 @@ from ..filter import Filter
 from ..losses import PairLoss, check_loss
 from ._namespace import arguments_of, call, fake
 from .batch import normalize
-from .loss import not_finite_as_nan, sides_of
+from .loss import batch_loss, memory_loss, not_finite_as_nan, sides_of
 
 # The tensors of a memory, as `xbn_ext.CrossBatchMemory` and `xbn_ext.reference.Memory` name them. All are written.
 STATE = (
@@ -89,6 +90,43 @@ def step_(
         writes(*state.values())
         value, grad = call("step_", arguments)
         return with_gradient(value, source, grad) if need_grad else value
+
+
+def loss_of(
+    memory: Any,
+    embeddings: Tensor,
+    labels: Tensor,
+    loss: PairLoss,
+    *,
+    normalize_embeddings: bool,
+    renormalize: bool,
+    batch_weight: float,
+    memory_weight: float,
+    warmup_steps: int,
+    enqueue_mask: Tensor | None,
+    ids: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """The loss of a batch by a memory that is only read. Arguments, result and errors are those of `step_`."""
+    with without_autocast(embeddings.device.type):
+        z = normalize(embeddings, eps) if normalize_embeddings else embeddings
+        shared: Any = {
+            "anchors": None if enqueue_mask is None else ~enqueue_mask, "renormalize": renormalize, "eps": eps,
+        }  # fmt: skip
+        values = []
+        if batch_weight != 0:
+            values.append(batch_weight * batch_loss(z, labels, loss, ids=ids, **shared))
+        if memory_weight != 0:
+            # No rows are visible while warming up: decided on the device, so nothing waits.
+            ranked = torch.where(memory.step < warmup_steps, 0, memory.count) if warmup_steps else memory.count
+            if ids is not None:  # a negative one could be that of a row without an id
+                shared |= {"bank_ids": memory.bank_ids, "exclude": ids.clamp(min=-1)}
+            value = memory_loss(
+                z, labels, memory.bank, memory.bank_labels, loss, count=ranked, scale=memory.scale, shift=memory.shift,
+                **shared,
+            )  # fmt: skip
+            values.append(memory_weight * value)
+    return sum(values[1:], values[0])
 
 
 @fake("step_")

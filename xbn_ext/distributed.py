@@ -1,0 +1,208 @@
+"""`Ranks`: the processes that share a memory. Each has a part of every batch and a copy of the memory, and all of them
+compute the step of the whole batch: the copies stay the same, to the bit."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import collectives
+from .dtypes import compute_dtype
+
+# What embeddings are sent as; those of any other dtype as the first.
+SENT_AS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class Batch(NamedTuple):
+    """What a step is given, checked."""
+
+    embeddings: Tensor  # [B, D] floating point
+    labels: Tensor  # [B] int64
+    mask: Tensor | None = None  # [B] bool
+    ids: Tensor | None = None  # [B] int64
+
+
+class Told(NamedTuple):
+    """What the hosts tell each other before a step."""
+
+    rows: int  # -1: there are no more
+    dtype: int = 0  # of SENT_AS
+    masked: int = 0  # whether there is a mask
+    identified: int = 0  # whether there are ids
+    failed: int = 0  # whether the rank has raised, and takes no step
+    options: int = 0  # a hash
+
+    @classmethod
+    def of(cls, batch: Batch) -> Told:
+        """What is to be told of a batch."""
+        x, labels, mask, ids = batch
+        dtype = SENT_AS.index(x.dtype) if x.dtype in SENT_AS else 0
+        return cls(len(labels), dtype, mask is not None, ids is not None)
+
+
+class Ranks:
+    """The processes of a group, as one of them sees them.
+
+    Without a `batch_size` the hosts tell each other how many rows they have, and what else must be right, before
+    anything is sent. With one, all have as many rows, always: no host waits, and a compiler knows the shapes.
+
+    Args:
+        process_group: a ProcessGroup, or a DeviceMesh of one dimension.
+        batch_size: rows of each rank's batch.
+        options: what must be the same on every rank.
+
+    Raises:
+        TypeError, ValueError: naming the argument, or the option, which all ranks raise.
+    """
+
+    def __init__(self, process_group: Any, batch_size: int | None, options: Mapping[str, Any]) -> None:
+        self.group = collectives.group_of(process_group)
+        self.size, self.rank = self.group.size(), self.group.rank()
+        self.batch_size = batch_size
+        self._name = self.group.group_name
+        self._host = collectives.host_group(self.group)
+        self._agree({**options, "batch_size": batch_size})
+
+    def __deepcopy__(self, memo: Any) -> Ranks:
+        return self  # a group belongs to the process
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a CrossBatchMemory with a process_group cannot be pickled: save its state_dict()")
+
+    def gather(
+        self, check: Callable[[], Batch], step: Tensor, training: bool, options: Callable[[], Mapping[str, Any]]
+    ) -> Batch:
+        """The batch of all ranks, that of rank 0 first, in the dtype that a step computes in. The gradient of a rank's
+        embeddings is W times its part of it: averaged over the W ranks, as DistributedDataParallel does, the gradients
+        of a network's parameters are those of one process with the whole batch.
+
+        Args:
+            check: returns this rank's batch, or raises.
+            step: `[]` int64, steps that this rank's memory has taken.
+            training: whether it takes one now.
+            options: what must be the same on every rank; not asked for if there is a `batch_size`.
+
+        Raises:
+            ValueError: naming what differs between ranks.
+            RuntimeError: another rank has raised, or its memory has taken another number of steps.
+        """
+        if self.batch_size is None:
+            if torch.compiler.is_compiling():
+                raise RuntimeError("batch_size must be given to compile a CrossBatchMemory that has a process_group")
+            return self._exchange(*self._tell(check, {"training": training, **options()}), step)
+        batch = check()
+        rows = len(batch.labels)
+        if rows != self.batch_size:
+            raise ValueError(
+                f"embeddings must have batch_size={self.batch_size} rows on every rank, got {rows}: make the memory "
+                "without batch_size if their number differs"
+            )
+        told = Told.of(batch)
+        return self._exchange(batch, [told] * self.size, step, 4 * training + 2 * told.masked + told.identified)
+
+    def rounds(self, batches: Iterator[Batch], like: Batch, step: Tensor) -> Iterator[Batch]:
+        """The batches of all ranks, one of each at a time, until no rank has any left; `like` is a batch of no rows."""
+        while True:
+            batch, told = self._tell(lambda: next(batches, like), {}, ended=like)
+            if all(of_rank.rows < 0 for of_rank in told):
+                return
+            yield self._exchange(batch, told, step)
+
+    def _tell(
+        self, check: Callable[[], Batch], options: Mapping[str, Any], ended: Batch | None = None
+    ) -> tuple[Batch, list[Told]]:
+        """This rank's batch, and what all ranks tell of theirs. Raises on every rank what one of them raises."""
+        batch, fault = None, None
+        try:
+            batch = check()
+            own = Told.of(batch)._replace(options=zlib.crc32(repr(options).encode()))
+            own = Told(rows=-1) if batch is ended else own
+        except Exception as error:  # whatever it is: the others wait
+            fault, own = error, Told(rows=0, failed=1)
+        numbers = collectives.gather(torch.tensor(own, dtype=torch.int64), self.size, self._host.group_name)
+        told = [Told(*of_rank) for of_rank in numbers.tolist()]
+        if any(of_rank.failed for of_rank in told):
+            self._fail(fault)
+        assert batch is not None
+        if len({of_rank.options for of_rank in told if of_rank.rows >= 0}) > 1:
+            self._agree(options)
+        _same("embeddings' dtype", {rank: SENT_AS[of.dtype] for rank, of in enumerate(told) if of.rows > 0})
+        _same("enqueue_mask", {rank: "a mask" if of.masked else None for rank, of in enumerate(told) if of.rows > 0})
+        return batch, told
+
+    def _fail(self, fault: Exception | None) -> NoReturn:
+        """Raises on each rank its own fault, and on one without any the first of the others."""
+        texts = collectives.gather_objects(fault and f"{type(fault).__name__}: {fault}", self._host)
+        if fault is not None:
+            raise fault
+        rank, text = next((rank, text) for rank, text in enumerate(texts) if text is not None)
+        raise RuntimeError(f"rank {rank} takes no step: {text}")
+
+    def _agree(self, options: Mapping[str, Any]) -> None:
+        """Raises ValueError on every rank, naming the option, if one is not the same on all of them."""
+        of_ranks = collectives.gather_objects({name: repr(value) for name, value in options.items()}, self._host)
+        for name in of_ranks[0]:
+            _same(name, {rank: given.get(name) for rank, given in enumerate(of_ranks)})
+
+    def _exchange(self, batch: Batch, told: Sequence[Told], step: Tensor, call: int = 0) -> Batch:
+        """What the ranks have told of is sent, each rank's padded to the longest, and cut again. `call` and `step` must
+        be the same on all of them."""
+        sizes = tuple(max(0, of_rank.rows) for of_rank in told)
+        rows = max(*sizes, 1)
+        with_rows = [of_rank for of_rank in told if of_rank.rows > 0] or told[:1]
+        x = _Gathered.apply(batch.embeddings.to(SENT_AS[with_rows[0].dtype]), self._name, self.rank, sizes)
+
+        labels, mask, ids = batch.labels, batch.mask, batch.ids
+        ids = torch.full_like(labels, -1) if ids is None else ids
+        mask = torch.zeros_like(labels) if mask is None else mask
+        of_rows = F.pad(torch.stack([labels, ids, mask]), (0, rows - len(labels)))
+        of_call = torch.stack([step, torch.full_like(step, call), torch.zeros_like(step)])
+        received = collectives.gather(
+            torch.cat([of_call[:, None], of_rows], 1), self.size, self._name
+        )  # [W, 3, 1 + rows]
+        torch._assert_async(
+            (received[:, :, 0] == received[:1, :, 0]).all(),
+            "the ranks of a CrossBatchMemory are at different calls: their memories have not taken the same number of "
+            "steps, or with a batch_size not all are in training mode, or were given enqueue_mask or ids",
+        )
+        labels, all_ids, all_masks = _joined(received[:, :, 1:].transpose(1, 2), sizes).t().contiguous().unbind()
+        return Batch(
+            x,
+            labels,
+            all_masks.bool() if any(of_rank.masked for of_rank in with_rows) else None,
+            all_ids if any(of_rank.identified for of_rank in with_rows) else None,
+        )
+
+
+def _same(name: str, of_ranks: Mapping[int, Any]) -> None:
+    for (first, one), (rank, other) in pairwise(of_ranks.items()):
+        if one != other:
+            its = f"{name} must be the same on every rank"
+            raise ValueError(f"{its}, got {one} on rank {first} and {other} on rank {rank}")
+
+
+def _joined(parts: Tensor, sizes: Sequence[int]) -> Tensor:
+    """`[W, rows, …]`, of which each rank has its first few, one after the other."""
+    if min(sizes) == parts.shape[1]:
+        return parts.flatten(0, 1)
+    return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
+
+
+class _Gathered(torch.autograd.Function):
+    """`[N, D]` the rows of all ranks. Every rank knows the derivative by all of them: backward sends nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group_name: str, rank: int, sizes: tuple[int, ...]) -> Tensor:
+        ctx.own, ctx.W, ctx.dtype = slice(sum(sizes[:rank]), sum(sizes[: rank + 1])), len(sizes), x.dtype
+        parts = collectives.gather(F.pad(x, (0, 0, 0, max(*sizes, 1) - len(x))), len(sizes), group_name)
+        return _joined(parts, sizes).to(compute_dtype(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (ctx.W * grad[ctx.own]).to(ctx.dtype), None, None, None
