@@ -1,0 +1,103 @@
+"""Checks that run in several processes, and the batches that these divide between them."""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from xbn_ext import CrossBatchMemory
+
+D, M = 8, 37
+SECONDS = 60  # after which a rank no longer waits for another
+
+
+def launch(W, store, *checks):
+    """Runs functions of a rank in W processes, one after the other. Raises what the first to fail has raised."""
+    torch.multiprocessing.spawn(_rank, (W, store, checks), nprocs=W)
+
+
+def _rank(rank, W, store, checks):
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    files = dist.FileStore(str(store), W)
+    dist.init_process_group("gloo", store=files, rank=rank, world_size=W, timeout=timedelta(seconds=SECONDS))
+    for check in checks:
+        check(rank)
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+SIZES = {  # of the parts of a batch, at a step
+    "even": lambda W, step: [6] * W,
+    "uneven": lambda W, step: [5 + (3 * rank + step) % 4 for rank in range(W)],
+    "one empty": lambda W, step: [0 if rank == step % W else 7 for rank in range(W)],
+    "all empty": lambda W, step: [0 if step == 2 else 6] * W,
+    "over the memory": lambda W, step: [M // W + 5] * W,
+}
+
+
+class Divided:
+    """A batch and the parts of it that the ranks have, as arguments of a `CrossBatchMemory`."""
+
+    def __init__(self, step, sizes="even", dtype=torch.float32, ids=False, mask=False, ids_on=None):
+        W, rank = dist.get_world_size(), dist.get_rank()
+        rows = SIZES[sizes](W, step)
+        B = sum(rows)
+        draw = torch.Generator().manual_seed(1000 + step)
+        labels = torch.randint(5, (B,), generator=draw)
+        centres = torch.randn(5, D, generator=torch.Generator().manual_seed(1))
+        x = (centres[labels] + torch.randn(B, D, generator=draw)) * (1 + 0.05 * step) + 0.1 * step
+        self.own = slice(sum(rows[:rank]), sum(rows[: rank + 1]))
+        self.x = x.to(dtype)
+        self.labels = labels
+        self.options, self.own_options = {}, {}
+        if mask:
+            self._add("enqueue_mask", torch.rand(B, generator=draw) < 0.4)
+        if ids:
+            given = torch.randint(-1, 12, (B,), generator=draw)
+            if ids_on is None:
+                self._add("ids", given)
+            else:
+                of_rank = torch.arange(W).repeat_interleave(torch.tensor(rows))
+                self.options["ids"] = torch.where(of_rank == ids_on, given, -1)
+                self.own_options = {"ids": given[self.own]} if rank == ids_on else {}
+
+    def _add(self, name, of_rows):
+        self.options[name], self.own_options[name] = of_rows, of_rows[self.own]
+
+    def whole(self):
+        """What one process is called with: its embeddings, a leaf; the rest; options."""
+        return self.x.clone().requires_grad_(), self.labels, self.options
+
+    def part(self):
+        """What this rank is called with."""
+        return self.x[self.own].clone().requires_grad_(), self.labels[self.own], self.own_options
+
+
+def alone_and_together(loss, batch_size=None, size=M, **options):
+    """The memory of one process, and one that all ranks share."""
+    alone = CrossBatchMemory(loss, D, size, **options)
+    return alone, CrossBatchMemory(loss, D, size, process_group=dist.group.WORLD, batch_size=batch_size, **options)
+
+
+def assert_same_step(alone, together, batch):
+    """A step of both has the same loss, gradient and state, to the bit."""
+    x, labels, options = batch.whole()
+    own, own_labels, own_options = batch.part()
+    expected, value = alone(x, labels, **options), together(own, own_labels, **own_options)
+    expected.backward(), value.backward()
+    assert_same_bits(value, expected)
+    assert_same_bits(own.grad, dist.get_world_size() * x.grad[batch.own])
+    if alone.temperature is not None:
+        assert_same_bits(together.temperature.grad, alone.temperature.grad)
+    assert_same_state(alone, together)
+
+
+def assert_same_state(alone, together):
+    for (name, expected), found in zip(alone.named_state(), dict(together.named_state()).values(), strict=True):
+        assert_same_bits(found, expected, name)
+
+
+def assert_same_bits(found, expected, name=""):
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True, msg=lambda text: f"{name}: {text}")

@@ -1,0 +1,370 @@
+"""Many processes with one memory: what each of them computes is what one process does with the whole batch."""
+
+import copy
+import itertools
+import os
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from loss_cases import LOSSES
+from ranks import D, Divided, M, alone_and_together, assert_same_bits, assert_same_state, assert_same_step, launch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from xbn_ext import Contrastive, CrossBatchMemory, SupCon
+
+STEPS = 4
+BATCHES = [
+    {}, {"sizes": "uneven", "ids": True, "mask": True}, {"sizes": "one empty", "ids": True}, {"sizes": "all empty"},
+    {"sizes": "uneven", "ids": True, "ids_on": 1},
+]  # fmt: skip
+MODES = [
+    {"drift": drift, "update": update, "enqueue": enqueue}
+    for drift, update, enqueue in itertools.product(
+        ("none", "xbn", "axbn", "ema"), ("inplace", "deferred"), ("after", "before")
+    )
+]
+
+
+def same_steps(loss, batch, steps=STEPS, batch_size=None, size=M, **options):
+    pair = alone_and_together(loss, batch_size, size, **options)
+    for step in range(steps):
+        assert_same_step(*pair, Divided(step, **batch))
+
+
+# What a process group of any size is tested on, one function after the other; each is a rank's.
+
+
+def few(cases):
+    """All for two ranks; for more, which take their turns on few cores, every third."""
+    return list(cases)[:: 1 if dist.get_world_size() == 2 else 3]
+
+
+def every_loss_has_the_bits_of_one_process(rank):
+    for loss, batch in few(itertools.product(LOSSES.values(), BATCHES)):
+        same_steps(loss, batch)
+    same_steps(LOSSES["mined"], {"sizes": "uneven", "dtype": torch.float64})
+
+
+def every_way_to_keep_a_memory_has_the_bits_of_one_process(rank):
+    for options in few(MODES):
+        same_steps(SupCon(), {"sizes": "uneven", "ids": True}, **options)
+    same_steps(SupCon(), {"sizes": "uneven"}, warmup_steps=2, batch_weight=0.5, memory_weight=0.3)
+    same_steps(SupCon(), {"sizes": "uneven"}, normalize_embeddings=False, renormalize=False)
+    same_steps(Contrastive(), {"sizes": "one empty"}, memory_dtype=torch.float16)
+    same_steps(Contrastive(), {"sizes": "over the memory"})
+    same_steps(Contrastive(), {"ids": True, "mask": True}, size=1)
+
+
+def a_learned_temperature_gets_the_whole_gradient(rank):
+    same_steps(SupCon(nn.Parameter(torch.tensor(0.2))), {"sizes": "uneven"})
+
+
+def a_fixed_number_of_rows_has_the_bits_of_one_process(rank):
+    same_steps(SupCon(), {"ids": True}, batch_size=6)
+    same_steps(SupCon(), {"ids": True, "mask": True}, batch_size=6)
+
+
+def embeddings_of_16_bits_travel_as_they_are(rank):
+    alone, together = alone_and_together(Contrastive())
+    for step in range(2):
+        batch = Divided(step, "uneven", torch.bfloat16)
+        (x, labels, _), (own, own_labels, _) = batch.whole(), batch.part()
+        alone(x, labels).backward()
+        together(own, own_labels).backward()
+        assert own.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(own.grad, dist.get_world_size() * x.grad[batch.own])
+        assert_same_state(alone, together)
+
+
+def rows_that_are_not_finite_stay_out_of_every_copy(rank):
+    alone, together = alone_and_together(SupCon())
+    for step in range(3):
+        batch = Divided(step)
+        if step == 1:
+            batch.x[-1, 0] = torch.nan
+        assert_same_step(alone, together, batch)
+    assert together.count == min(M, 18 * dist.get_world_size() - 1)
+
+
+def evaluation_reads_and_writes_nothing(rank):
+    alone, together = alone_and_together(SupCon())
+    assert_same_step(alone, together, Divided(0))
+    alone.eval(), together.eval()
+    assert_same_step(alone, together, Divided(1, "uneven"))
+    with torch.no_grad():
+        assert_same_bits(together(*Divided(2).part()[:2]), alone(*Divided(2).whole()[:2]))
+    assert alone.step == 1
+    assert_same_state(alone, together)
+
+
+def a_filled_memory_has_the_batches_of_all(rank):
+    for options in ({}, {"memory_dtype": torch.float16}):
+        alone, together = alone_and_together(SupCon(), **options)
+        W = dist.get_world_size()
+        batches = {
+            (r, k): Divided(10 * r + k).whole()[:2] for r in range(W) for k in range(1 + r)
+        }  # of rank r one more
+        in_turn = [[batches[r, k] for r in range(W) if (r, k) in batches] for k in range(W)]
+        alone.fill_from(tuple(torch.cat(of) for of in zip(*round_, strict=True)) for round_ in in_turn)
+        together.fill_from(batches[rank, k] for k in range(1 + rank))
+        assert_same_state(alone, together)
+
+
+def a_fault_while_filling_leaves_every_copy_as_it_was(rank):
+    alone, together = alone_and_together(SupCon())
+    assert_same_step(alone, together, Divided(0))
+
+    def batches():
+        yield Divided(1).whole()[:2]
+        if rank == 0:
+            raise OSError("no such image")
+        yield Divided(2).whole()[:2]
+
+    with pytest.raises(OSError if rank == 0 else RuntimeError, match="no such image"):
+        together.fill_from(batches())
+    assert_same_state(alone, together)
+    assert_same_step(alone, together, Divided(1))
+
+
+class Network(nn.Module):
+    """Without a criterion or, as in a LightningModule, with one."""
+
+    def __init__(self, criterion=None):
+        super().__init__()
+        torch.manual_seed(3)
+        self.layers = nn.Sequential(nn.Linear(D, 16), nn.Tanh(), nn.Linear(16, D)).double()
+        self.criterion = criterion
+
+    def forward(self, x, labels=None):
+        z = self.layers(x)
+        return z if self.criterion is None else self.criterion(z, labels)
+
+
+def averaged_gradients_are_those_of_one_process(rank):
+    for sizes, loss in few(itertools.product(("one empty", "uneven", "even"), (LOSSES["contrastive"], SupCon()))):
+        alone, together = alone_and_together(loss)
+        networks = [Network(), DistributedDataParallel(Network())]
+        _assert_same_training(networks, lambda n, x, y, c: c(n(x), y), (alone, together), sizes)
+
+
+def the_criterion_may_be_inside_of_what_is_wrapped(rank):
+    networks = [Network(c) for c in alone_and_together(SupCon())]
+    networks[1] = DistributedDataParallel(networks[1])
+    _assert_same_training(networks, lambda n, x, y, c: n(x, y), (None, None), "uneven")
+
+
+def sharded_parameters_get_the_same_gradients(rank):
+    networks = [Network(), fully_shard(Network(), mesh=init_device_mesh("cpu", (dist.get_world_size(),)))]
+    _assert_same_training(networks, lambda n, x, y, c: c(n(x), y), alone_and_together(SupCon()), "uneven")
+
+
+def _assert_same_training(networks, loss_of, criteria, sizes):
+    for step in range(3):
+        batch = Divided(step, sizes, torch.float64)
+        for network, criterion, (x, labels, _) in zip(networks, criteria, (batch.whole(), batch.part()), strict=True):
+            loss_of(network, x.detach(), labels, criterion).backward()
+        for own, expected in zip(networks[1].parameters(), networks[0].parameters(), strict=True):
+            gradient = own.grad.full_tensor() if hasattr(own.grad, "full_tensor") else own.grad
+            torch.testing.assert_close(gradient, expected.grad, rtol=1e-10, atol=1e-12)
+        for parameter in itertools.chain(*(network.parameters() for network in networks)):
+            with torch.no_grad():
+                parameter -= 0.1 * parameter.grad
+            parameter.grad = None
+
+
+def a_gradient_scaler_decides_alike_on_every_rank(rank):
+    _, together = alone_and_together(SupCon())
+    parameter = nn.Parameter(torch.eye(D))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for step in range(2):
+        batch = Divided(step)
+        if step == 0:
+            batch.x[0] = torch.inf  # a row of rank 0
+        x, labels, _ = batch.part()
+        loss = together(x.detach() @ parameter, labels)
+        scaler.scale(loss).backward()
+        dist.all_reduce(parameter.grad)
+        scaler.step(torch.optim.SGD([parameter], 0.1))
+        scaler.update()
+        parameter.grad = None
+    assert scaler.get_scale() == 2.0
+
+
+def a_compiled_step_is_the_step(rank):
+    for options in ({}, {"update": "deferred"}):
+        alone, together = alone_and_together(SupCon(), 6, **options)
+        torch.compiler.reset()
+        compiled = torch.compile(together, fullgraph=True, backend="aot_eager")
+        for step in range(3):
+            batch = Divided(step)
+            (x, labels, _), (own, own_labels, _) = batch.whole(), batch.part()
+            expected, value = alone(x, labels), compiled(own, own_labels)
+            expected.backward(), value.backward()
+            torch.testing.assert_close(value, expected)
+            torch.testing.assert_close(own.grad, dist.get_world_size() * x.grad[batch.own])
+        for (name, t), expected in zip(together.named_state(), alone.state_dict().values(), strict=False):
+            torch.testing.assert_close(t, expected, msg=lambda text, name=name: f"{name}: {text}")
+    _, together = alone_and_together(SupCon())
+    with pytest.raises(Exception, match="batch_size must be given to compile"):
+        torch.compile(together, fullgraph=True, backend="aot_eager")(*Divided(0).part()[:2])
+
+
+def copies_share_the_group(rank):
+    _, together = alone_and_together(SupCon())
+    assert copy.deepcopy(together).process_group is together.process_group is dist.group.WORLD
+    averaged = AveragedModel(Network(together))
+    assert averaged.module.criterion.process_group is dist.group.WORLD
+    with pytest.raises(TypeError, match="cannot be pickled: save its state_dict"):
+        torch.save(together, os.devnull)
+    assert f"rank {rank} of {dist.get_world_size()}" in repr(together)
+
+
+def a_state_goes_from_many_processes_to_one_and_back(rank):
+    alone, together = alone_and_together(SupCon())
+    for step in range(2):
+        assert_same_step(alone, together, Divided(step))
+    again, together_again = alone_and_together(SupCon())
+    again.load_state_dict(together.state_dict())
+    together_again.load_state_dict(alone.state_dict())
+    for step in range(2, 4):
+        assert_same_step(again, together, Divided(step))
+        assert_same_step(alone, together_again, Divided(step))
+
+
+def a_group_may_be_a_mesh_or_a_part_of_the_processes(rank):
+    W = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (W,))
+    assert CrossBatchMemory(SupCon(), D, M, process_group=mesh).process_group is mesh.get_group()
+    groups = [dist.new_group([r]) for r in range(W)]
+    alone, own = CrossBatchMemory(SupCon(), D, M), CrossBatchMemory(SupCon(), D, M, process_group=groups[rank])
+    x, labels, _ = Divided(0).part()
+    assert_same_bits(own(x, labels), alone(x, labels))
+    with pytest.raises(ValueError, match="process_group must be one that this process is in"):
+        CrossBatchMemory(SupCon(), D, M, process_group=groups[(rank + 1) % W])
+    with pytest.raises(ValueError, match="process_group must be a mesh of one dimension, got one of 2"):
+        CrossBatchMemory(SupCon(), D, M, process_group=init_device_mesh("cpu", (W, 1)))
+    with pytest.raises(TypeError, match="process_group must be a ProcessGroup or a DeviceMesh of torch"):
+        CrossBatchMemory(SupCon(), D, M, process_group="nccl")
+
+
+def what_differs_is_named_on_every_rank(rank):
+    def raises(message, make):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+    last = rank == dist.get_world_size() - 1
+    group = dist.group.WORLD
+    raises(
+        r"^memory_size must be the same on every rank, got 37 on rank \d and 38 on rank \d$",
+        lambda: CrossBatchMemory(SupCon(), D, M + last, process_group=group),
+    )
+    raises("^loss must be", lambda: CrossBatchMemory(SupCon(0.1 + last), D, M, process_group=group))
+    raises("^batch_size must be", lambda: CrossBatchMemory(SupCon(), D, M, process_group=group, batch_size=6 + last))
+    alone, together = alone_and_together(SupCon())
+    batch = Divided(0)
+    x, labels, _ = batch.part()
+    together.memory_weight = 1.0 + last
+    raises(r"^memory_weight must be .* got 1\.0 on rank \d and 2\.0 on rank \d$", lambda: together(x, labels))
+    together.memory_weight = 1.0
+    together.train(not last)
+    raises("^training must be the same", lambda: together(x, labels))
+    together.train()
+    raises("^embeddings' dtype must be", lambda: together(x.double() if last else x, labels))
+    raises("^enqueue_mask must be", lambda: together(x, labels, enqueue_mask=labels > 0 if last else None))
+    assert_same_state(alone, together)
+    assert_same_step(alone, together, batch)  # and nothing is left of it
+
+
+def a_fault_of_one_rank_is_raised_on_all(rank):
+    alone, together = alone_and_together(SupCon())
+    x, labels, _ = Divided(0).part()
+    bad = x[:, :3] if rank == 1 else x
+    its = r"embeddings must be \[B, embedding_size=8\], got \[6, 3\]"
+    of_others = f"^rank 1 takes no step: ValueError: {its}"
+    with pytest.raises(ValueError if rank == 1 else RuntimeError, match=its if rank == 1 else of_others):
+        together(bad, labels)
+    assert_same_state(alone, together)
+    assert_same_step(alone, together, Divided(0))
+
+
+def ranks_at_different_calls_raise(rank):
+    for batch_size in (None, 6):
+        _, together = alone_and_together(SupCon(), batch_size)
+        x, labels, _ = Divided(0).part()
+        together(x, labels)
+        together.step += int(rank == 0)
+        with pytest.raises(RuntimeError, match="at different calls"):
+            together(x, labels)
+        assert together.count == min(M, 6 * dist.get_world_size())
+    together.step -= int(rank == 0)
+    together.train(rank == 0)
+    with pytest.raises(RuntimeError, match="at different calls"):
+        together(x, labels)
+    together.train()
+    with pytest.raises(ValueError, match="embeddings must have batch_size=6 rows on every rank, got 5"):
+        together(x[1:], labels[1:])
+
+
+CHECKS = [
+    every_loss_has_the_bits_of_one_process,
+    every_way_to_keep_a_memory_has_the_bits_of_one_process,
+    a_learned_temperature_gets_the_whole_gradient,
+    a_fixed_number_of_rows_has_the_bits_of_one_process,
+    embeddings_of_16_bits_travel_as_they_are,
+    rows_that_are_not_finite_stay_out_of_every_copy,
+    evaluation_reads_and_writes_nothing,
+    a_filled_memory_has_the_batches_of_all,
+    a_fault_while_filling_leaves_every_copy_as_it_was,
+    averaged_gradients_are_those_of_one_process,
+    the_criterion_may_be_inside_of_what_is_wrapped,
+    sharded_parameters_get_the_same_gradients,
+    a_gradient_scaler_decides_alike_on_every_rank,
+    copies_share_the_group,
+    a_state_goes_from_many_processes_to_one_and_back,
+    a_group_may_be_a_mesh_or_a_part_of_the_processes,
+    what_differs_is_named_on_every_rank,
+    a_fault_of_one_rank_is_raised_on_all,
+    ranks_at_different_calls_raise,
+]
+
+
+@pytest.mark.parametrize("W", [2, 3, 4])
+def test_ranks(W, tmp_path):
+    launch(W, tmp_path / "store", *CHECKS, *([a_compiled_step_is_the_step] if W == 2 else []))
+
+
+def _dies(rank):
+    _, together = alone_and_together(SupCon())
+    together(*Divided(0).part()[:2])
+    if rank == 1:
+        os._exit(9)  # as an error on its GPU would end it
+    began = time.monotonic()
+    with pytest.raises(RuntimeError):
+        together(*Divided(1).part()[:2])
+    assert time.monotonic() - began < 30
+    os._exit(0)  # what else a group does, it does with the dead one
+
+
+def test_a_rank_that_dies_is_an_error_on_the_others(tmp_path):
+    from ranks import _rank
+
+    context = torch.multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_rank, args=(r, 2, tmp_path / "store", [_dies])) for r in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 9]
+
+
+def test_a_batch_size_is_of_a_group():
+    with pytest.raises(ValueError, match="batch_size needs a process_group"):
+        CrossBatchMemory(SupCon(), D, M, batch_size=6)
+    with pytest.raises(AttributeError, match="batch_size is chosen once"):
+        CrossBatchMemory(SupCon(), D, M).batch_size = 6
