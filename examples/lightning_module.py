@@ -1,7 +1,7 @@
 """A LightningModule that owns its criterion: Lightning's checkpoints have the memory, and training resumes exactly.
 
-In Lightning's validation loop the module is in evaluation mode, where the memory is only read. With several
-processes each has a memory of its own, and a checkpoint has that of rank 0 only.
+In Lightning's validation loop the module is in evaluation mode, where the memory is only read. Several processes have
+one memory, so the checkpoint, which is of rank 0, has that of all.
 
     python -m examples.lightning_module
 """
@@ -30,7 +30,12 @@ class Retrieval(lightning.LightningModule):
     def __init__(self, memory_size: int = 1024) -> None:
         super().__init__()
         self.network = pictures.embedder()
-        self.criterion = xbn_ext.CrossBatchMemory(xbn_ext.MultiSimilarity(), pictures.EMBEDDING_SIZE, memory_size)
+        self.memory_size = memory_size
+
+    def configure_model(self) -> None:  # the process group is there only now; Lightning may call this again
+        if not hasattr(self, "criterion"):
+            loss, size, group = xbn_ext.MultiSimilarity(), pictures.EMBEDDING_SIZE, torch.distributed.group.WORLD
+            self.criterion = xbn_ext.CrossBatchMemory(loss, size, self.memory_size, process_group=group)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
@@ -44,14 +49,10 @@ class Retrieval(lightning.LightningModule):
 
 def fit(module: Retrieval, loader: DataLoader, epochs: int, folder: str, resume: Path | None = None) -> None:
     """Train for so many epochs in all, with a checkpoint after each."""
-    lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        callbacks=[ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(module, loader, ckpt_path=resume)
+    checkpoints = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=epochs, callbacks=[checkpoints], **quiet)
+    trainer.fit(module, loader, ckpt_path=resume)
 
 
 def main(seed: int = 0) -> tuple[float, float, Retrieval, Retrieval]:

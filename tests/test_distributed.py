@@ -4,10 +4,12 @@ import copy
 import itertools
 import os
 import time
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as checkpoint
 from loss_cases import LOSSES
 from ranks import D, Divided, M, alone_and_together, assert_same_bits, assert_same_state, assert_same_step, launch
 from torch import nn
@@ -160,8 +162,12 @@ def the_criterion_may_be_inside_of_what_is_wrapped(rank):
 
 
 def sharded_parameters_get_the_same_gradients(rank):
-    networks = [Network(), fully_shard(Network(), mesh=init_device_mesh("cpu", (dist.get_world_size(),)))]
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    networks = [Network(), fully_shard(Network(), mesh=mesh)]
     _assert_same_training(networks, lambda n, x, y, c: c(n(x), y), alone_and_together(SupCon()), "uneven")
+    networks = [Network(c) for c in alone_and_together(SupCon(nn.Parameter(torch.tensor([0.2], dtype=torch.float64))))]
+    fully_shard(networks[1], mesh=mesh)
+    _assert_same_training(networks, lambda n, x, y, c: n(x, y), (None, None), "uneven")
 
 
 def _assert_same_training(networks, loss_of, criteria, sizes):
@@ -235,6 +241,21 @@ def a_state_goes_from_many_processes_to_one_and_back(rank):
     for step in range(2, 4):
         assert_same_step(again, together, Divided(step))
         assert_same_step(alone, together_again, Divided(step))
+
+
+def a_checkpoint_of_all_is_that_of_one(folder, rank):
+    alone, together = alone_and_together(SupCon())
+    for step in range(2):
+        assert_same_step(alone, together, Divided(step))
+    checkpoint.save({"criterion": together.state_dict()}, checkpoint_id=folder)
+    again, together_again = alone_and_together(SupCon())
+    for criterion, alone_on_disk in ((again, True), (together_again, False)):
+        state = {"criterion": criterion.state_dict()}
+        checkpoint.load(state, checkpoint_id=folder, no_dist=alone_on_disk)
+        criterion.load_state_dict(state["criterion"])
+    for step in range(2, 4):
+        assert_same_step(alone, together_again, Divided(step))
+    assert_same_step(again, together, Divided(2))
 
 
 def a_group_may_be_a_mesh_or_a_part_of_the_processes(rank):
@@ -336,7 +357,8 @@ CHECKS = [
 
 @pytest.mark.parametrize("W", [2, 3, 4])
 def test_ranks(W, tmp_path):
-    launch(W, tmp_path / "store", *CHECKS, *([a_compiled_step_is_the_step] if W == 2 else []))
+    on_disk = partial(a_checkpoint_of_all_is_that_of_one, tmp_path / "checkpoint")
+    launch(W, tmp_path / "store", *CHECKS, on_disk, *([a_compiled_step_is_the_step] if W == 2 else []))
 
 
 def _dies(rank):

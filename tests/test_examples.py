@@ -4,6 +4,8 @@ With any of three seeds the gain was twice what is asked for.
 """
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -77,6 +79,17 @@ def test_accelerate():
 
     before, after, same = accelerate_loop.main()
     assert after > before + 4 and same
+
+
+def test_many_processes():
+    from examples import many_processes
+
+    before, after, losses = many_processes.main()
+    assert after > before + 10
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    printed = subprocess.check_output([*torchrun, "-m", "examples.many_processes"], text=True)
+    first, recall = re.search(r"losses ([\d.]+) .*, ([\d.]+) % after", printed, re.DOTALL).groups()
+    assert float(first) == pytest.approx(losses[0], abs=1e-3) and float(recall) > before + 10
 
 
 def test_sentences():

@@ -3,7 +3,6 @@ loads a model that owns its criterion leaves a memory that existed."""
 
 import copy
 import os
-import re
 from pathlib import Path
 
 import pytest
@@ -90,40 +89,6 @@ def test_every_rank_of_distributed_data_parallel_keeps_its_memory(tmp_path):
     (_, labels, weight), (_, other_labels, other_weight) = sorted(queue.get() for _ in range(2))
     assert weight == other_weight
     assert labels == [0, 1, 2] * 6 and other_labels == [100, 101, 102] * 6
-
-
-def _rank_of_a_shared_memory(rank, store, queue):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
-    guide = (Path(__file__).parent.parent / "docs" / "guide.md").read_text(encoding="utf-8")
-    names = {"torch": torch}
-    exec(next(block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "shared_loss" in block), names)
-    criterion = CrossBatchMemory(Contrastive(), D, M, enqueue="before", batch_weight=0)
-    losses = [names["shared_loss"](criterion, *(t[rank::2] for t in batch)).item() for batch in _whole_batches()]
-    queue.put((rank, losses, criterion.embedding_memory.tolist(), criterion.id_memory.tolist()))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def _whole_batches():
-    generator = torch.Generator().manual_seed(0)
-    for step in range(3):
-        yield torch.randn(2 * B, D, generator=generator), torch.arange(2 * B) % 3, torch.arange(2 * B) + 2 * B * step
-
-
-@pytest.mark.long
-def test_the_memory_that_processes_share_in_the_guide_is_that_of_one_process(tmp_path):
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    torch.multiprocessing.spawn(_rank_of_a_shared_memory, (str(tmp_path / "store"), queue), nprocs=2)
-    (_, losses, rows, ids), (_, other_losses, other_rows, other_ids) = sorted(queue.get() for _ in range(2))
-    assert rows == other_rows and ids == other_ids
-    alone = CrossBatchMemory(Contrastive(), D, M, enqueue="before", batch_weight=0)
-    order = torch.cat([torch.arange(0, 2 * B, 2), torch.arange(1, 2 * B, 2)])
-    expected = [alone(*(t[order] for t in batch[:2]), ids=batch[2][order]).item() for batch in _whole_batches()]
-    torch.testing.assert_close((torch.tensor(losses) + torch.tensor(other_losses)) / 2, torch.tensor(expected))
-    torch.testing.assert_close(torch.tensor(rows), alone.embedding_memory)
-    assert ids == alone.id_memory.tolist()
 
 
 def test_distributed_data_parallel_has_nothing_to_broadcast(one_process):
