@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from loss_cases import problem as loss_problem
 from loss_cases import run
 
-from benchmarks import compare, options, peaks, plot, roofline, scaling, table, torch_memory
+from benchmarks import compare, options, peaks, plot, ranks, roofline, scaling, table, torch_memory
 from benchmarks.__main__ import main, parse
 from benchmarks.chunked import can_be_chunked, chunked_loss
 from benchmarks.clock import Timer, Timing, interleaved
@@ -640,3 +640,25 @@ def die(signal):
 def test_a_process_that_dies_is_an_error(signal, error):
     with pytest.raises(error, match=rf"exit code -{signal}"):
         in_fresh_process(die, signal)
+
+
+def test_ranks_are_measured(tmp_path, capsys):
+    shape = ["--batch", "8", "--memory", "300", "--dim", "16"]
+    ranks.main(["--ranks", "2", "--repeats", "3", *shape, "--json", str(tmp_path / "rows.json")])
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["what"] for row in rows] == [
+        "2 processes",
+        "2 processes, the exchange alone",
+        "one process, whole batch",
+    ]
+    assert all(0 < row["ms_low"] <= row["ms"] <= row["ms_high"] and row["memory"] == 300 for row in rows)
+    assert "a rank receives 776 bytes a step" in capsys.readouterr().out  # 8 rows of 16 floats and 3 integers, and 72
+
+
+def test_plan_of_ranks(capsys):
+    rates = ["--flops", "1e12", "--bandwidth", "1e12", "--link", "1e9", "--latency", "1e-3"]
+    ranks.main(["--plan", "--ranks", "1", "2", "--batch", "100", "--memory", "1000", "--dim", "100", *rates])
+    one, two = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
+    assert one == ["1", "100", "0", "0", "0.0224", "0.000424"]
+    # 42.4 kB at 1 GB/s after three latencies; twice the rows: 2 B D (M + 10 active pairs + B) + 2 M D operations
+    assert two == ["2", "200", "0.04247", "3.042", "0.0486", "0.000424"]

@@ -18,7 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from xbn_ext import Contrastive, CrossBatchMemory, SupCon
+from benchmarks.ranks import received
+from xbn_ext import Contrastive, CrossBatchMemory, SupCon, collectives
 
 STEPS = 4
 BATCHES = [
@@ -221,6 +222,16 @@ def a_compiled_step_is_the_step(rank):
         torch.compile(together, fullgraph=True, backend="aot_eager")(*Divided(0).part()[:2])
 
 
+def a_rank_receives_what_the_benchmark_says(rank):
+    W, sent = dist.get_world_size(), []
+    _, together = alone_and_together(SupCon())
+    gather = collectives.gather
+    collectives.gather = lambda t, *args: sent.append(t.numel() * t.element_size()) or gather(t, *args)
+    together(*Divided(0).part()[:2]).backward()
+    collectives.gather = gather
+    assert (W - 1) * sum(sent) == received(W, 6, D)
+
+
 def copies_share_the_group(rank):
     _, together = alone_and_together(SupCon())
     assert copy.deepcopy(together).process_group is together.process_group is dist.group.WORLD
@@ -346,6 +357,7 @@ CHECKS = [
     the_criterion_may_be_inside_of_what_is_wrapped,
     sharded_parameters_get_the_same_gradients,
     a_gradient_scaler_decides_alike_on_every_rank,
+    a_rank_receives_what_the_benchmark_says,
     copies_share_the_group,
     a_state_goes_from_many_processes_to_one_and_back,
     a_group_may_be_a_mesh_or_a_part_of_the_processes,
@@ -355,7 +367,7 @@ CHECKS = [
 ]
 
 
-@pytest.mark.parametrize("W", [2, 3, 4])
+@pytest.mark.parametrize("W", [2, pytest.param(3, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.long)])
 def test_ranks(W, tmp_path):
     on_disk = partial(a_checkpoint_of_all_is_that_of_one, tmp_path / "checkpoint")
     launch(W, tmp_path / "store", *CHECKS, on_disk, *([a_compiled_step_is_the_step] if W == 2 else []))

@@ -1,0 +1,159 @@
+"""What a memory of many processes costs: a step of W of them, here, by gloo, and of one with the same whole batch; or,
+with --plan, bytes and least time of a step by W, on a machine of which you say how fast it is.
+
+    python -m benchmarks.ranks --ranks 2
+    python -m benchmarks.ranks --plan --flops 99e12 --bandwidth 3e12 --link 360e9 --latency 15e-6
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+
+import xbn_ext
+from train.cores import cores
+
+from . import machine
+from .problem import Problem
+from .roofline import work_of
+from .table import aligned
+
+HOST = 6 * 8  # bytes that the hosts of two ranks tell each other
+OF_ROW = 3 * 8  # label, id, mask
+COLLECTIVES = 3  # the hosts' one, of the embeddings, of the rest
+
+
+def received(ranks: int, batch: int, dim: int, itemsize: int = 4) -> int:
+    """Bytes that a rank receives in a step: of each other rank `batch` rows, and what goes with them and the call."""
+    return (ranks - 1) * (batch * (dim * itemsize + OF_ROW) + OF_ROW + HOST)
+
+
+def plan(problem: Problem, ranks: list[int], rates: argparse.Namespace) -> list[str]:
+    """Bytes and least times of a step by the number of ranks, each with `problem.batch` rows of the whole batch.
+
+    Each rank takes the whole batch's step: `work_of`, at so many FLOP/s and bytes/s. Before it, the exchange: a latency
+    for each collective, and what is received at the rate of a link.
+    """
+    table = [["W", "rows", "received MB", "exchange ms", "step ms", "memory GB"]]
+    for W in ranks:
+        whole = replace(problem, batch=W * problem.batch)
+        work = work_of(whole, rewrites_bank=True, pairs=whole.density * whole.memory)
+        number = received(W, problem.batch, problem.dim)
+        exchange = 0.0 if W == 1 else COLLECTIVES * rates.latency + number / rates.link
+        step = max(work.flop / rates.flops, work.bytes / rates.bandwidth)
+        memory = whole.memory * (whole.dim * whole.dtype.itemsize + 24)
+        values = (1e-6 * number, 1e3 * exchange, 1e3 * step, 1e-9 * memory)
+        table.append([str(W), f"{whole.batch:,}", *(f"{value:.4g}" for value in values)])
+    return aligned(table)
+
+
+def measure(problem: Problem, ranks: int, repeats: int, threads: int) -> list[dict[str, Any]]:
+    """Milliseconds of a step: of W processes, of the exchange alone, and of one process with the whole batch."""
+    with tempfile.TemporaryDirectory() as folder:
+        store, result = Path(folder, "store"), Path(folder, "result")
+        spawn(_rank, (problem, ranks, repeats, threads, store, result), nprocs=ranks)
+        rows: list[dict[str, Any]] = json.loads(result.read_text())
+    return rows
+
+
+def _rank(rank: int, problem: Problem, W: int, repeats: int, threads: int, store: Path, result: Path) -> None:
+    torch.set_num_threads(threads)
+    dist.init_process_group("gloo", init_method=store.as_uri(), rank=rank, world_size=W)
+    batches = [replace(problem, batch=W * problem.batch).round(number) for number in range(4)]
+    parts = [(x.tensor_split(W)[rank], labels.tensor_split(W)[rank]) for x, labels in batches]
+    shared, alone = (_criterion(problem, group) for group in (dist.group.WORLD, None))
+    ranks: Any = shared._ranks
+
+    def step(criterion: xbn_ext.CrossBatchMemory, x: Tensor, labels: Tensor) -> None:
+        criterion(x.requires_grad_(), labels).backward()
+        x.grad = None
+
+    def exchange(x: Tensor, labels: Tensor) -> None:
+        ranks.gather(lambda: xbn_ext.distributed.Batch(x, labels), shared.step, True, dict)
+
+    rows = [
+        _row(f"{W} processes", parts, repeats, lambda x, labels: step(shared, x, labels)),
+        _row(f"{W} processes, the exchange alone", parts, repeats, exchange),
+    ]
+    dist.barrier()
+    if rank == 0:  # the others are idle
+        rows.append(_row("one process, whole batch", batches, repeats, lambda x, labels: step(alone, x, labels)))
+        result.write_text(json.dumps(rows))
+    dist.destroy_process_group()
+
+
+def _criterion(problem: Problem, group: Any) -> xbn_ext.CrossBatchMemory:
+    criterion = xbn_ext.CrossBatchMemory(
+        problem.pair_loss, problem.dim, problem.memory, drift=problem.drift, process_group=group
+    )
+    rows, labels = problem.stored()
+    criterion.fill_from([(rows, labels)] if group is None or dist.get_rank() == 0 else [])
+    return criterion
+
+
+def _row(name: str, batches: list[tuple[Tensor, Tensor]], repeats: int, call: Callable[..., None]) -> dict[str, Any]:
+    times = []
+    for k in range(3 + repeats):
+        begin = time.perf_counter()
+        call(*batches[k % len(batches)])
+        times.append(1e3 * (time.perf_counter() - begin))
+    low, median, high = quantiles(times[3:], n=4, method="inclusive")
+    return {"what": name, "ms": median, "ms_low": low, "ms_high": high}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ranks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ranks", type=int, nargs="+", metavar="W", help="processes (2; of a plan 1 2 4 … 64)")
+    parser.add_argument("--batch", type=int, default=64, help="rows of each process (%(default)s)")
+    parser.add_argument("--memory", type=int, default=65536, help="rows of the memory (%(default)s)")
+    parser.add_argument("--dim", type=int, default=512, help="dimension (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=31, help="timed steps (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured there")
+    parser.add_argument("--plan", action="store_true", help="measure nothing: compute, with these")
+    for name, default, words in (
+        ("flops", 99e12, "FLOP/s of the loss against the memory"),
+        ("bandwidth", 3e12, "bytes/s of a process's main memory"),
+        ("link", 360e9, "bytes/s that a process receives"),
+        ("latency", 15e-6, "seconds of a collective"),
+    ):
+        parser.add_argument(f"--{name}", type=float, default=default, help=f"{words} (%(default)s)")
+    args = parser.parse_args(arguments)
+    problem = Problem(batch=args.batch, memory=args.memory, dim=args.dim)
+    print(f"{args.batch} rows a process, memory {args.memory:,} x {args.dim}, {problem.loss}, {problem.drift}")
+    if args.plan:
+        print("\n".join(plan(problem, args.ranks or [2**k for k in range(7)], args)))
+        return
+    rows = []
+    for W in args.ranks or [2]:
+        threads = max(1, cores() // W)
+        print(
+            f"\n{W} processes of {threads} threads; a rank receives {received(W, args.batch, args.dim):,} bytes a step"
+        )
+        measured = measure(problem, W, args.repeats, threads)
+        table = [
+            [row["what"], f"{row['ms']:.3g} ms", f"{row['ms_low']:.3g} - {row['ms_high']:.3g}"] for row in measured
+        ]
+        print("\n".join(aligned([["", "median", "quartiles"], *table])))
+        shape = {name: getattr(args, name) for name in ("batch", "memory", "dim")}
+        rows += [{"ranks": W, **shape, **row, "machine": machine.named("cpu", threads)} for row in measured]
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
