@@ -100,8 +100,9 @@ def evaluation_reads_and_writes_nothing(rank):
     assert_same_step(alone, together, Divided(0))
     alone.eval(), together.eval()
     assert_same_step(alone, together, Divided(1, "uneven"))
-    with torch.no_grad():
-        assert_same_bits(together(*Divided(2).part()[:2]), alone(*Divided(2).whole()[:2]))
+    for without in (torch.no_grad, torch.inference_mode):
+        with without():
+            assert_same_bits(together(*Divided(2).part()[:2]), alone(*Divided(2).whole()[:2]))
     assert alone.step == 1
     assert_same_state(alone, together)
 
@@ -297,6 +298,11 @@ def what_differs_is_named_on_every_rank(rank):
         lambda: CrossBatchMemory(SupCon(), D, M + last, process_group=group),
     )
     raises("^loss must be", lambda: CrossBatchMemory(SupCon(0.1 + last), D, M, process_group=group))
+    first = nn.Parameter(torch.tensor(0.1 + last))
+    raises(
+        r"^loss must be .*temperature=0\.1.* and .*temperature=1\.1",
+        lambda: CrossBatchMemory(SupCon(first), D, M, process_group=group),
+    )
     raises("^batch_size must be", lambda: CrossBatchMemory(SupCon(), D, M, process_group=group, batch_size=6 + last))
     alone, together = alone_and_together(SupCon())
     batch = Divided(0)

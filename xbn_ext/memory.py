@@ -155,7 +155,9 @@ class CrossBatchMemory(MemoryState):
                 raise ValueError("batch_size needs a process_group: a batch of one process has as many rows as it has")
         self._ranks: Ranks | None = None
         if process_group is not None:
-            once = {"loss": self._loss, "embedding_size": embedding_size, "memory_size": memory_size, "drift": drift}
+            if isinstance(temperature, Tensor):
+                loss = at_temperature(loss, number_in(temperature, default_temperature(loss)))
+            once = {"loss": loss, "embedding_size": embedding_size, "memory_size": memory_size, "drift": drift}
             once |= {"filter": self.filter, "memory_dtype": memory_dtype, "temperature is learned": learned is not None}
             self._ranks = Ranks(process_group, batch_size, once | self._options())
 
