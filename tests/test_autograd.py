@@ -45,9 +45,15 @@ def test_a_recomputed_criterion_raises(use_reentrant):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"warmup_steps": 1}, {"update": "deferred"}, {"enqueue": "before"}, {"drift": "none"}, {"batch_weight": 0.0}],
+    [
+        {}, {"update": "deferred"},
+        *(
+            pytest.param(options, marks=pytest.mark.long)
+            for options in ({"warmup_steps": 1}, {"enqueue": "before"}, {"drift": "none"}, {"batch_weight": 0.0})
+        ),
+    ],
     ids=str,
-)
+)  # fmt: skip
 def test_a_recomputed_and_compiled_criterion_raises(options):
     for compiled in ("inside", "around"):
         with pytest.raises(RuntimeError, match=REFUSED):

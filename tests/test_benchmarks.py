@@ -642,6 +642,7 @@ def test_a_process_that_dies_is_an_error(signal, error):
         in_fresh_process(die, signal)
 
 
+@pytest.mark.long
 def test_ranks_are_measured(tmp_path, capsys):
     shape = ["--batch", "8", "--memory", "300", "--dim", "16"]
     ranks.main(["--ranks", "2", "--repeats", "3", *shape, "--json", str(tmp_path / "rows.json")])

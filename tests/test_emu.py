@@ -72,6 +72,7 @@ def test_sound_kernels(run, variant, identities, seed):
     assert "WARNING" not in ran.stdout and "ERROR" not in ran.stdout, ran.stdout
 
 
+@pytest.mark.long
 def test_two_translation_units(run, tmp_path):
     first, second = tmp_path / "first.o", tmp_path / "second.o"
     compile_to(first, "-O0", "-c")

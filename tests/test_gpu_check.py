@@ -147,11 +147,13 @@ def test_a_crash_costs_one_case(in_children):
     assert section.rows[0]["pid"] != section.rows[2]["pid"] == section.rows[3]["pid"]
 
 
+@pytest.mark.long
 def test_after_a_cuda_error_comes_a_fresh_process(in_children):
     section = in_children("if number == 0: raise RuntimeError('CUDA error: an illegal memory access')", cases=2)
     assert [row["ok"] for row in section.rows] == [False, True] and "illegal" in section.rows[0]["error"]
 
 
+@pytest.mark.long
 def test_a_worker_can_ask_for_a_fresh_process(in_children):
     section = in_children("if number == 0: return {'fresh_process': True, 'pid': os.getpid()}", cases=2)
     assert section.status == "ok" and section.rows[0]["pid"] != section.rows[1]["pid"]

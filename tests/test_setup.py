@@ -212,7 +212,7 @@ def test_runtime_folders(setup, top, folder):
     assert bool(debian) == ("nvidia-cuda-toolkit" in top)
 
 
-@pytest.mark.parametrize("free_threaded", [False, True])
+@pytest.mark.parametrize("free_threaded", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_stable_abi(free_threaded, tmp_path):
     """Not where Python has none; setuptools refuses it there."""
     code = f"""

@@ -398,8 +398,15 @@ def test_fake_states():
     assert_state(real, before)
 
 
-@pytest.mark.parametrize("drift", ["none", "axbn"])
-@pytest.mark.parametrize("rows", [1, B])
+@pytest.mark.parametrize(
+    ("drift", "rows"),
+    [
+        ("none", B),
+        ("axbn", 1),
+        pytest.param("none", 1, marks=pytest.mark.long),
+        pytest.param("axbn", B, marks=pytest.mark.long),
+    ],
+)
 def test_compiled_emptying_and_filling(drift, rows):
     torch._dynamo.reset()
     criterion = train(CrossBatchMemory(Contrastive(), D, M, drift=drift))

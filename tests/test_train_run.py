@@ -274,7 +274,9 @@ def test_a_terminal_that_lacks_characters_ends_no_run(shapes: str, tmp_path: Pat
     assert b"folder B\\xe4ume, train: " in done.stdout
 
 
-@pytest.mark.parametrize("closed", ["stdout", "stderr", "reader"])
+@pytest.mark.parametrize(
+    "closed", ["stdout", *(pytest.param(end, marks=pytest.mark.long) for end in ("stderr", "reader"))]
+)
 def test_a_closed_output_ends_no_run(closed: str, shapes: str, tmp_path: Path) -> None:
     arguments = command(
         "--data", shapes, "--out", tmp_path / "out", "--steps", 4, "--eval-every", 1, "--backbone", "convnet",
@@ -921,6 +923,7 @@ def test_a_killed_run_continues_from_its_last_checkpoint_to_the_same_numbers(
     assert found[0] == found[1]
 
 
+@pytest.mark.long
 def test_two_methods_on_real_emoji(emoji_cache: Path, tmp_path: Path) -> None:
     """The whole program as a user runs it, with a pretrained network, on the smallest data that mean something."""
     small = command("--max-classes", 40, "--batch-size", 24, "--memory-size", 96, "--steps", 12, "--eval-every", 6)
