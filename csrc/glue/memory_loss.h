@@ -1,4 +1,4 @@
-// memory_loss and transform_memory_loss_ between torch and their kernels.
+// memory_loss and transform_memory_loss_ between torch and their kernels (loss/memory_loss.cpp of cpu/ and of cuda/).
 #pragma once
 
 #include "loss_spec.h"

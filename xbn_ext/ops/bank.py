@@ -1,4 +1,5 @@
-"""The ops that write the memory and what is kept of it: `track_`, `transform_`, `standardize_`, `enqueue_`."""
+"""The ops that write the memory and what is kept of it, each with a file of its name in `csrc/glue/`: `track_`,
+`transform_`, `standardize_`, `enqueue_`."""
 
 from __future__ import annotations
 

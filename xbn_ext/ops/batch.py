@@ -1,4 +1,4 @@
-"""A batch by itself: `normalize`, `moments`."""
+"""A batch by itself: `normalize`, `moments` (`csrc/glue/normalize.h`, `moments.h`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training step of a memory as one op."""
+"""A training step of a memory as one op (`csrc/glue/step.h`), and its loss without the step."""
 
 from __future__ import annotations
 

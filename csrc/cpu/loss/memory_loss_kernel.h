@@ -1,5 +1,5 @@
 // Compiled once per instruction set: see for_each_isa.h. What one unit of a sweep does, and how its parts become a
-// gradient.
+// gradient. The multiply-adds are in products_kernel.h.
 
 #include "../../math/pair_formulas.h"
 #include "../transform_kernel.h"
