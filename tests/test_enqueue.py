@@ -127,3 +127,29 @@ def test_rows_are_stored_as_a_division_rounds_them(memory_dtype, D, ops, device,
     u = (z.double() - m.shift) / m.scale
     assert torch.equal(m.bank[:400], u.to(compute_dtype(memory_dtype)).to(memory_dtype))
     assert m.bank[:9, 0].signbit().all()
+
+
+def test_slots_beyond_what_32_bits_count(ops, device, dtype, tmp_path):
+    """A full ring of 2^31 rows and a few, in files of which only what is written takes room."""
+    M, D, B = 2**31 + 50, 3, 20
+    if str(device) != "cpu":
+        pytest.skip("the files are in the host's memory")
+
+    def of_file(name, rows, dtype):
+        return torch.from_file(str(tmp_path / name), shared=True, size=rows, dtype=dtype)
+
+    m = reference.Memory.empty(1, D, torch.float16)
+    m.bank = of_file("bank", M * D, torch.float16).view(M, D)
+    for name in ("bank_labels", "bank_ids", "bank_steps"):
+        setattr(m, name, of_file(name, M, torch.int64))
+    m.head.fill_(M - 7), m.count.fill_(M), m.step.fill_(5)
+    m.bank[M - 7 :] = 2  # which leave
+    m.sums[0], m.sums[1] = 14, 28
+    z = torch.randn(B, D, dtype=dtype)
+    slots = enqueue(ops, m, z, torch.arange(B) + 1, bank_ids=m.bank_ids, bank_steps=m.bank_steps, step=m.step)
+    assert slots.tolist() == [*range(M - 7, M), *range(B - 7)]
+    assert m.head == B - 7 and m.count == M
+    assert torch.equal(m.bank[slots], z.half()) and torch.equal(m.bank_labels[slots], torch.arange(B) + 1)
+    assert torch.equal(m.bank_ids[slots], -2 - slots) and (m.bank_steps[slots] == 5).all()
+    assert not m.bank[M - 8].any() and not m.bank[B - 7].any() and m.bank_labels[M - 8] == 0
+    torch.testing.assert_close(m.sums[0], z.half().double().sum(0), rtol=1e-12, atol=1e-9)
