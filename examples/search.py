@@ -30,7 +30,7 @@ class Searcher:
         settings = config.Config(**state["config"] | {"weights": "none"})  # the weights come from the checkpoint
         self.network, _ = model.build(settings)
         self.network.load_state_dict(state["model"])
-        self.view = augment.evaluation_view(settings.image_size)
+        self.view = augment.evaluation_view(settings.image_size, settings.augment)  # as the run was tested
         found = (path for path in folder.rglob("*") if path.suffix.lower() in formats.SUFFIXES)
         self.paths = sorted(path for path in found if not path.is_dir())
         if not self.paths:

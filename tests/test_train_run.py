@@ -413,6 +413,18 @@ def test_a_run_leaves_what_it_promises(
     assert "frozen backbone" in printed and f"trained, {method}" in printed and str(tmp_path / "curves.png") in printed
 
 
+@pytest.mark.parametrize("augment", ["mild", "photo", "none"])
+def test_the_search_example_sees_a_picture_as_the_run_was_tested(
+    augment: str, shapes: str, tmp_path: Path, tiny: None
+) -> None:
+    from examples import search
+
+    run.run(settings(shapes, tmp_path, augment=augment, steps=1))
+    searcher = search.Searcher(tmp_path, Path(shapes.removeprefix("folder:")))
+    image = torch.arange(48 * 64 * 3, dtype=torch.int64).remainder(251).to(torch.uint8).view(3, 48, 64)
+    assert torch.equal(searcher.view(image), evaluation_view(32, augment)(image))
+
+
 @pytest.mark.parametrize("name", losses.LOSSES)
 def test_every_loss_trains(
     name: str, shapes: str, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
