@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -240,7 +241,7 @@ def test_a_setting_that_is_not_allowed_is_named(
 @pytest.fixture(scope="module")
 def whole(emoji_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study that nothing has disturbed."""
-    out = tmp_path_factory.mktemp("study")
+    out = tmp_path_factory.mktemp("a study")
     assert study.main(arguments(emoji_cache, out, jobs=2)) == 0
     return out
 
@@ -248,6 +249,7 @@ def whole(emoji_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_study_leaves_a_report_with_its_pictures(whole: Path) -> None:
     text, page = (whole / "report.md").read_text(), (whole / "report.html").read_text()
     assert "python -m train.compare --data emoji --max-classes 40" in text
+    assert f"--out {shlex.quote(str(whole))}" in text, "a shell takes the command as it stands"
     assert "Each method at its own learning rate: **" in text
     judged = [line for line in text.splitlines() if " against " in line and line.startswith("- ")]
     assert len(judged) == 4 and "corrected for all 4 comparisons below" in text, "axbn against two, at two rates"

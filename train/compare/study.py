@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     terminal.prepare()
     out, plan, workshop = parse(arguments)
-    command = " ".join(["python -m train.compare", *arguments])
+    command = shlex.join(["python", "-m", "train.compare", *arguments])
     try:
         with lock.alone(out), run.stop_signals() as asked_to_stop, Workers(workshop, asked_to_stop) as workers:
             started = time.monotonic()
