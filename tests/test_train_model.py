@@ -161,8 +161,27 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ConfigError, match=r"--weights .*other\.pth does not fit --backbone"):
         build(weights=str(tmp_path / "other.pth"))
-    with pytest.raises(ConfigError, match="--weights /dev/null: /dev/null does not fit --backbone: EOFError"):
-        build(weights="/dev/null")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "EOFError"),
+        ([torch.zeros(1)], "'list' object has no attribute 'items'"),
+        (nn.Linear(2, 2), "Weights only load failed"),
+    ],
+)
+def test_a_file_that_holds_no_weights_is_told_without_advice_that_nobody_can_follow(
+    content: object, problem: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "other.pth"
+    file.touch()
+    if content is not None:
+        torch.save(content, file)
+    with pytest.raises(ConfigError) as error:
+        build(weights=str(file))
+    must = "it must hold a state dict: torch.save(network.state_dict(), FILE)"
+    assert str(error.value) == f"--weights {file}: cannot read {file} ({problem}); {must}"
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

@@ -218,6 +218,7 @@ def test_parameters_of_losses_say_in_help_which_losses_have_them(capsys: pytest.
         ("--data folder:/nowhere", "--data folder:/nowhere: no such folder"),
         ("--backbone resnet19", "--backbone resnet19: must be"),
         ("--device tpu7", "--device tpu7: "),
+        *([] if torch.backends.mps.is_built() else [("--device mps", "'MPS' backend\n")]),
         ("--device cuda:99", "--device cuda:99: "),
         ("--device meta", "--device meta: xbn_ext has kernels for cpu and cuda only"),
         (

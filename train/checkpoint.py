@@ -222,13 +222,16 @@ def reading(path: Path, otherwise: str = OVERWRITE) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
-        why = " ".join(lines[: 2 if lines[0].endswith(":") else 1]).split(". ")[0]
-        if isinstance(error, KeyError):
-            why = f"there is no {why} in it"
-        if isinstance(error, OSError):
-            why = error.strerror or why
-        raise ConfigError(f"--out {path.parent}: cannot read {path.name} ({why}); {otherwise}") from error
+        raise ConfigError(f"--out {path.parent}: cannot read {path.name} ({why(error)}); {otherwise}") from error
+
+
+def why(error: Exception) -> str:
+    """What went wrong when a file was read, in one sentence: torch goes on with advice to its own callers."""
+    lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+    first = " ".join(lines[: 2 if lines[0].endswith(":") else 1]).split(". ")[0]
+    if isinstance(error, KeyError):
+        return f"there is no {first} in it"
+    return error.strerror or first if isinstance(error, OSError) else first
 
 
 def _require_kinds(content: object, kinds: Kinds, name: str = "it") -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import convnet, efficientnet_lite
+from . import checkpoint, convnet, efficientnet_lite
 from .config import Config, ConfigError
 from .cores import bytes_of_memory
 from .sampler import Stream, torch_seed
@@ -194,11 +194,14 @@ def _load(backbone: nn.Module, weights: str, pretrained: Callable[[], Path | str
         return False, f"no pretrained weights on this machine, so RANDOM ones; {source}"
     try:
         state = torch.load(source, map_location="cpu", weights_only=True)
-        backbone.load_state_dict({name: value for name, value in state.items() if name not in classifier})
+        named = dict(state.items())
     except Exception as error:
-        raise ConfigError(
-            f"--weights {weights}: {source} does not fit --backbone: {str(error) or type(error).__name__}"
-        ) from error
+        wanted = "it must hold a state dict: torch.save(network.state_dict(), FILE)"
+        raise ConfigError(f"--weights {weights}: cannot read {source} ({checkpoint.why(error)}); {wanted}") from error
+    try:
+        backbone.load_state_dict({name: value for name, value in named.items() if name not in classifier})
+    except Exception as error:
+        raise ConfigError(f"--weights {weights}: {source} does not fit --backbone: {error}") from error
     return True, f"weights of {source.name}"
 
 

@@ -100,7 +100,7 @@ def device_of(config: Config) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"--device {name}: {checkpoint.why(error)}") from error
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"--device {name}: xbn_ext has kernels for cpu and cuda only")
     return device
