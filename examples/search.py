@@ -32,7 +32,8 @@ class Searcher:
         self.network.load_state_dict(state["model"])
         self.view = augment.evaluation_view(settings.image_size, settings.augment)  # as the run was tested
         found = (path for path in folder.rglob("*") if path.suffix.lower() in formats.SUFFIXES)
-        self.paths = sorted(path for path in found if not path.is_dir())
+        shown = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+        self.paths = sorted(path for path in shown if not path.is_dir())
         if not self.paths:
             raise ValueError(f"{folder}: no pictures in it")
         embeddings = torch.cat([self.embed(self.paths[i : i + 256]) for i in range(0, len(self.paths), 256)])
@@ -65,19 +66,19 @@ def show(query: Path, found: list[tuple[Path, float]], out: Path) -> None:
         axes.imshow(images.decode(path))
         axes.set_axis_off()
         axes.set_title("query" if path == query else f"{similarity:.2f}", fontsize=10)
-    figure.savefig(out, dpi=100)
+    figure.savefig(out, dpi=100, format=out.suffix[1:] or "png")  # without it, a name with no suffix would get one
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Find the pictures in a folder that are most like a picture.")
     parser.add_argument("run", type=Path, help="the --out of a run of train/")
-    parser.add_argument("folder", type=Path, help="pictures, also in folders below it")
+    parser.add_argument("folder", type=Path, help="pictures, also in folders below it; hidden ones are left out")
     parser.add_argument("query", type=Path, help="a picture")
     parser.add_argument("--out", type=Path, default=Path("found.png"), help="where to show it (default: %(default)s)")
     arguments = parser.parse_args()
     try:
         answer = Searcher(arguments.run, arguments.folder).nearest(arguments.query)
         show(arguments.query, answer, arguments.out)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error).removeprefix("--data: "))
     print(*(f"{similarity:.3f}  {path}" for path, similarity in answer), f"shown in {arguments.out}", sep="\n")

@@ -426,6 +426,23 @@ def test_the_search_example_sees_a_picture_as_the_run_was_tested(
     assert torch.equal(searcher.view(image), evaluation_view(32, augment)(image))
 
 
+def test_the_search_example_leaves_hidden_files_alone_and_says_where_it_shows(
+    shapes: str, tmp_path: Path, tiny: None
+) -> None:
+    from examples import search
+
+    run.run(settings(shapes, tmp_path / "run", steps=1))
+    folder = Path(shutil.copytree(shapes.removeprefix("folder:"), tmp_path / "folder"))
+    (folder / "._picture.png").write_text("what macOS leaves beside a picture")
+    (folder / ".thumbnails").mkdir()
+    Image.new("RGB", (4, 4)).save(folder / ".thumbnails" / "1.png")
+    searcher = search.Searcher(tmp_path / "run", folder)
+    assert len(searcher.paths) == CLASSES * IMAGES
+    query = searcher.paths[0]
+    search.show(query, searcher.nearest(query), tmp_path / "found")
+    assert (tmp_path / "found").exists()
+
+
 @pytest.mark.parametrize("name", losses.LOSSES)
 def test_every_loss_trains(
     name: str, shapes: str, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
