@@ -852,3 +852,17 @@ def test_stats(drift, update, device):
     criterion.reset_queue()
     stats = criterion.stats()
     assert stats.pop("fill") == 0 and all(number.isnan() for number in stats.values())
+
+
+def test_stats_are_not_of_the_default_dtype(device):
+    criterion = CrossBatchMemory(Contrastive(), D, M).to(device)
+    for x, labels in batches(2, device=device):
+        criterion(x, labels)
+    criterion.step += 100_000  # more than float16 holds
+    expected = criterion.stats()
+    torch.set_default_dtype(torch.float16)
+    try:
+        stats = criterion.stats()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert stats["age"] == expected["age"] == 100_001.5 and stats["fill"] == expected["fill"]

@@ -278,8 +278,8 @@ class CrossBatchMemory(MemoryState):
         if self.filter is None:  # the last two are of a map that was not applied
             gap_after, gain = gap_before, torch.full_like(gain, torch.nan)
         return {
-            "fill": self.count / self.memory_size,
-            "age": ages.sum() / self.count,
+            "fill": self.count.double() / self.memory_size,  # not of the default dtype, which may have 16 bits
+            "age": ages.sum().double() / self.count,
             "positives": positives.clone(),
             "negatives": negatives.clone(),
             "gap_before": gap_before.clone(),
