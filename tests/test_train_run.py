@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -23,7 +24,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 import xbn_ext
-from train import checkpoint, events, loop, losses, pictures, recipes, report, run
+from train import checkpoint, events, fonts, loop, losses, pictures, recipes, report, run
 from train.augment import evaluation_view
 from train.config import METHODS, Config, ConfigError, parse
 from train.cores import cores
@@ -488,6 +489,20 @@ def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
     nearest = np.array([[1, 2], [3, 0]])
     pictures.neighbours(tmp_path / "x.png", data, np.array([0, 2]), nearest, evaluation_view(8))
     assert (tmp_path / "x.png").exists()
+
+
+def test_fonts_of_other_scripts_come_after_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fonts.font_manager, "get_font_names", lambda: ["Comic Sans MS", "Malgun Gothic", "Yu Gothic"])
+    assert fonts.families() == ["DejaVu Sans", "Yu Gothic", "Malgun Gothic"]
+    drawn = []
+    monkeypatch.setattr(pictures.Figure, "savefig", lambda *_, **__: drawn.append(matplotlib.rcParams["font.family"]))
+    monkeypatch.setattr(fonts, "families", lambda: ["DejaVu Sans", "Another"])
+    part = Part([np.zeros((8, 8, 3), np.uint8)] * 4, np.array([0, 0, 1, 1]), ("猫", "犬"), ("", "", "", ""))
+    nearest = np.array([[1, 2], [3, 0]])
+    pictures.neighbours(
+        Path("x.png"), Dataset("動物", part, part, mirror=True), nearest[:, 0], nearest, evaluation_view(8)
+    )
+    assert drawn == [["DejaVu Sans", "Another"]]
 
 
 @pytest.mark.parametrize("name", recipes.NAMES)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from . import evaluate, losses
+from . import evaluate, fonts, losses
 from .augment import View, to_tensor
 from .data import Dataset
 
@@ -45,7 +45,7 @@ STYLE: dict[Any, Any] = {
 def curves(path: Path, metrics: dict[str, Any]) -> None:
     """Loss, retrieval scores, what the memory holds, and how far its rows are from where they ought to be."""
     history, config = metrics["history"], metrics["config"]
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE | {"font.family": fonts.families()}):
         figure = Figure(figsize=(16, 7.2), layout="constrained")
         loss, scores, pairs, over_time, by_age, gap = figure.subplots(2, 3).flat
         title = f"{metrics['method']}, {config['backbone']} on {metrics['data']['name']}, seed {metrics['seed']}"
@@ -143,7 +143,8 @@ def neighbours(path: Path, data: Dataset, queries: NDArray[np.int64], found: NDA
     to_find = dict(zip(asked.tolist(), answers.tolist(), strict=True))
     columns = min(NEIGHBOURS, found.shape[1])
     credit = ["Pictures:", *_by_two(data.credit)] if data.credit else []
-    with matplotlib.rc_context({name: STYLE[name] for name in ("font.size", "savefig.dpi", "text.parse_math")}):
+    style: dict[Any, Any] = {name: STYLE[name] for name in ("font.size", "savefig.dpi", "text.parse_math")}
+    with matplotlib.rc_context(style | {"font.family": fonts.families()}):
         figure = Figure(figsize=(3.1 + 0.92 * (columns + 1), 1.35 + 0.92 * len(queries) + 0.16 * len(credit)))
         width, height = figure.get_size_inches()
         figure.text(0.2 / width, 1 - 0.3 / height, "Nearest test images", fontsize=14, fontweight="bold", va="center")
