@@ -128,6 +128,28 @@ struct MemoryLossParams : RankParams<T> {
   const S* bank;  // [M, D]
 };
 
+// One pass of a loss against a bank that is a part of a longer one. Of `loss`, `grad_z` and `pairs` it has the second.
+template <typename T, typename S>
+struct MemorySumsParams : MemoryLossParams<T, S> {
+  int number;           // of the pass in the loss's program
+  int64_t first;        // number of the bank's first row in the whole
+  const double* given;  // [B] what the pass is given, null exactly in the first one
+  RowSums* sums;        // [kSlots, B] out; zeros where the pass fills no slot, or the row does not rank
+  // grad_z [kSlots, B, D]: sum of weight * row, of exponents scaled by e^-shift; of an extreme, its row
+};
+
+// What the parts of a bank have added up to, for each anchor.
+struct SettleSumsParams {
+  const RowSums* parts;  // [n, kSlots, B]
+  const bool* anchors;   // [B] rows that rank, or null for all of them
+  int64_t n, B;          //
+  int passes;            // of the loss's program that are done
+  double* given;         // [B] out: to the next pass; zeros after the last
+  double* scale;   // [n, kSlots, B] out: what the gradient of each part is multiplied by, besides the average over
+                   // the anchors; zeros before the last pass is done
+  double* totals;  // [7] out: LossSum
+};
+
 // For what does not look at the bank: it need not be compiled for each of its dtypes.
 template <typename T, typename S>
 MemoryLossParams<T, T> without_bank(const MemoryLossParams<T, S>& p) {
@@ -203,6 +225,9 @@ void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cp
 template <typename T, typename S>
 void transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T, S>& p, const LossSpec& loss,
                            const Cpu& cpu);
+template <typename T, typename S>
+void memory_sums(const MemorySumsParams<T, S>& p, const LossSpec& loss, const Cpu& cpu);
+void settle_sums(const SettleSumsParams& p, const LossSpec& loss, const Cpu& cpu);
 template <typename T>
 void batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Cpu& cpu);
 void step_pairs(const StepPairsParams& p, const Cpu& cpu);
@@ -235,6 +260,9 @@ int memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Gpu
 template <typename T, typename S>
 int transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T, S>& p, const LossSpec& loss,
                           const Gpu& gpu);
+template <typename T, typename S>
+int memory_sums(const MemorySumsParams<T, S>& p, const LossSpec& loss, const Gpu& gpu);
+int settle_sums(const SettleSumsParams& p, const LossSpec& loss, const Gpu& gpu);
 template <typename T>
 int batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Gpu& gpu);
 int step_pairs(const StepPairsParams& p, const Gpu& gpu);

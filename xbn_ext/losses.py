@@ -1,5 +1,6 @@
-"""Pair losses over cosine similarities: what the pairs of an anchor cost. The formulas are in `reference/losses.py`
-(PyTorch) and `csrc/math/losses.h` (kernels). Parameters and values are those of pytorch-metric-learning with
+""
+    "Pair losses over cosine similarities: what the pairs of an anchor cost. The formulas are in `reference/losses.py`
+    (PyTorch) and `csrc / math / losses.h` (kernels).Parameters and values are those of pytorch - metric - learning with
 `CosineSimilarity`; so are the defaults, except for the margins of `Contrastive` and `Triplet`, whose defaults there are
 meant for Euclidean distances.
 
@@ -63,6 +64,12 @@ class PairLoss:
         """The numbers the kernels take, in their order."""
         return [float(getattr(self, name)) for name in self.numbers()]
 
+    @property
+    def passes(self) -> tuple[tuple[int, ...], ...]:
+        """The passes over a bank that it takes, and of each the slots that it fills (`csrc/math/losses.h`). None where
+        their sums cannot be added up over parts of a bank."""
+        return ((0, 1),)
+
     def with_parameters(self, parameters: Sequence[float]) -> PairLoss:
         """The same kind of loss with other `parameters`."""
         return dataclasses.replace(self, **dict(zip(self.numbers(), parameters, strict=True)))
@@ -115,6 +122,10 @@ class Contrastive(PairLoss):
     def kind(self) -> str:
         return f"{self.name}_mean" if self.reduction == "mean" else self.name
 
+    @property
+    def passes(self) -> tuple[tuple[int, ...], ...]:
+        return ((0,),) if self.reduction == "mean" else ((0, 1),)
+
 
 @dataclass(frozen=True)
 class SupCon(LossWithTemperature):
@@ -141,12 +152,17 @@ class NTXent(LossWithTemperature):
     Averaged over all positive pairs. (pytorch-metric-learning adds 1e-7 inside its logarithm; this does not.)
 
     Args:
-        temperature: positive. A tensor of shape [] or [1] is learned if it requires a gradient; its value is not
+        temperature: positive. A tensor of shape [] or [1] is learned if it requires a gradient;
+its value is not
             checked.
     """
 
     name = "ntxent"
     temperature: float | Tensor = 0.07
+
+    @property
+    def passes(self) -> tuple[tuple[int, ...], ...]:
+        return (0,), (1,)
 
 
 @dataclass(frozen=True)
@@ -181,6 +197,10 @@ class MultiSimilarity(PairLoss):
     @property
     def parameters(self) -> list[float]:
         return [float(x) for x in (self.alpha, self.beta, self.base, -1.0 if self.mining is None else self.mining)]
+
+    @property
+    def passes(self) -> tuple[tuple[int, ...], ...]:
+        return ((0, 1),) if self.mining is None else ((1,), (0,), (1,))
 
     def with_parameters(self, parameters: Sequence[float]) -> MultiSimilarity:
         alpha, beta, base, mining = parameters
@@ -236,6 +256,10 @@ class Triplet(PairLoss):
     @property
     def kind(self) -> str:
         return f"{self.name}_{self.mining}"
+
+    @property
+    def passes(self) -> tuple[tuple[int, ...], ...]:
+        return ((0, 1),) if self.mining == "hardest" else ()
 
 
 KINDS: dict[str, PairLoss] = {

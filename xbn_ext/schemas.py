@@ -1,15 +1,22 @@
-"""Every op of xbn_ext. Letters: B batch rows, M bank rows (capacity), D dimension.
+""
+    "Every op of xbn_ext. Letters: B batch rows, M bank rows (capacity), D dimension.
 
-  normalize    x [B, D] -> z [B, D], its rows divided by max(norm, eps), and their norms [B]; normalize_backward gives
-               dLoss/dx from dLoss/dz
-  moments      x [B, D] -> mean [D], std [D], rows []              of the rows in the mask and finite
-  track_       measure x, filter, and compose the map that moves the bank to the filtered moments; stats [3]: how far
-               its moments are from the batch's before and after, and the filter's gain
-  transform_   write the pending map into the bank; scale, shift become 1, 0
-  standardize_ rewrite the bank in standardised coordinates, if it has left them; the pending map compensates
+    normalize x[B, D]
+        ->z[B, D],
+    its rows divided by max(norm, eps), and their norms[B];
+normalize_backward gives dLoss / dx from dLoss / dz moments x[B, D]->mean[D], std[D],
+    rows[] of the rows in the mask and finite track_ measure x, filter,
+    and compose the map that moves the bank to the filtered moments;
+stats[3] : how far its moments are from the batch 's before and after, and the filter' s gain transform_ write the
+               pending map into the bank;
+scale, shift become 1, 0 standardize_ rewrite the bank in standardised coordinates, if it has left them; the pending map compensates
   enqueue_     rows of z, their labels, ids and the step enter the ring -> slots [B], -1 where a row was not stored
   memory_loss  z against the bank -> loss [], dLoss/dz [B, D] ([0, D] unless need_grad), pairs [2] per anchor
   transform_memory_loss_   the two in turn or, where that is free of races, in one sweep
+  memory_sums  one pass of memory_loss against a bank that is a part of a longer one -> sums [2, B, 4], and what they
+               weigh, [2, B, D] ([2, 0, D] unless need_grad)
+  settle_sums  the sums of n parts [n, 2, B, 4] -> what each anchor is given for the next pass, [B]; or, after the last,
+               what each part's gradient is multiplied by, [n, 2, B], and the sums over the anchors, [7]
   batch_loss   z against the other rows of its batch, from dots [B, B] = z z^T -> loss [], dLoss/ddots [B, B]
                ([0, B] unless need_grad)
   step_        a training step of the memory: all of the above in turn -> loss [], dLoss/dx [B, D] ([0, D] unless
@@ -40,6 +47,11 @@ SCHEMAS = (
     "Tensor z, Tensor labels, Tensor bank_labels, Tensor? ranked, Tensor? bank_ids, Tensor? exclude, "
     "Tensor? anchors, str loss, float[] parameters, bool renormalize, float eps, bool need_grad) -> "
     "(Tensor loss, Tensor grad_z, Tensor pairs)",
+    "memory_sums(Tensor z, Tensor labels, Tensor bank, Tensor bank_labels, Tensor? count, Tensor? scale, "
+    "Tensor? shift, Tensor? bank_ids, Tensor? exclude, Tensor? anchors, Tensor? given, str loss, float[] parameters, "
+    "int number, int first, bool renormalize, float eps, bool need_grad) -> (Tensor sums, Tensor grads)",
+    "settle_sums(Tensor parts, Tensor? anchors, str loss, float[] parameters, int passes) -> "
+    "(Tensor given, Tensor scale, Tensor totals)",
     "batch_loss(Tensor dots, Tensor labels, Tensor? ids, Tensor? anchors, str loss, float[] parameters, "
     "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_dots)",
     "step_(Tensor(a!) bank, Tensor(b!) bank_labels, Tensor(c!) bank_ids, Tensor(d!) bank_steps, Tensor(e!) sums, "
@@ -52,7 +64,7 @@ SCHEMAS = (
     "cpu_isa() -> str",
     "cuda_architectures() -> str",  # that the build has kernels for; "" without nvcc
     "set_loss_way(str name) -> str",  # of `options.WAYS_FOR_TESTS`; returns the previous one
-    # For the benchmark's roofline. Multiply-adds in the CPU's vector registers: how many operations, and their mean, 1.
+#For the benchmark 's roofline. Multiply-adds in the CPU' s vector registers : how many operations, and their mean, 1.
     "_peak_fma(int threads, int rounds, bool float64) -> (float flops, float result)",
 )  # fmt: skip
 NAMES = tuple(schema.partition("(")[0] for schema in SCHEMAS)

@@ -6,6 +6,7 @@
 #include "batch_loss.h"
 #include "enqueue.h"
 #include "memory_loss.h"
+#include "memory_sums.h"
 #include "moments.h"
 #include "normalize.h"
 #include "standardize.h"
@@ -25,6 +26,8 @@
     m.impl("enqueue_", TORCH_BOX(&xbn::glue::enqueue<Device>));                             \
     m.impl("memory_loss", TORCH_BOX(&xbn::glue::memory_loss<Device>));                      \
     m.impl("transform_memory_loss_", TORCH_BOX(&xbn::glue::transform_memory_loss<Device>)); \
+    m.impl("memory_sums", TORCH_BOX(&xbn::glue::memory_sums<Device>));                      \
+    m.impl("settle_sums", TORCH_BOX(&xbn::glue::settle_sums<Device>));                      \
     m.impl("batch_loss", TORCH_BOX(&xbn::glue::batch_loss<Device>));                        \
     m.impl("step_", TORCH_BOX(&xbn::glue::step<Device>));                                   \
   } while (false)

@@ -255,12 +255,31 @@ struct LossSum {
     return sum;
   }
 
+  XBN_FORMULA void store(double* totals) const {
+    for (int group = 0; group < kSlots; ++group) totals[group] = value[group], totals[kSlots + group] = count[group];
+    totals[4] = anchors, totals[5] = positives, totals[6] = negatives;
+  }
+
   // Positives and negatives of an anchor that have a weight, on average.
   XBN_FORMULA void store_pairs(double* pairs) const {
     pairs[0] = positives / (anchors > 1 ? anchors : 1.0);
     pairs[1] = negatives / (anchors > 1 ? anchors : 1.0);
   }
 };
+
+// An anchor's sums over n parts of the bank, those of part k at parts[k * stride], added in their order.
+XBN_FORMULA RowSums sum_of_parts(Formula formula, const RowSums* parts, int64_t n, int64_t stride) {
+  RowSums sum = no_sums(formula);
+  for (int64_t k = 0; k < n; ++k) sum = add(formula, sum, parts[k * stride]);
+  return sum;
+}
+
+// What the gradient of a part is multiplied by, its sums and those of all parts being known: a factor for all, where
+// gradients are of the parts' own scale, or the rows of extremes.
+XBN_FORMULA double scale_of_part(Formula formula, double factor, const RowSums& part, const RowSums& sum) {
+  if (formula == Formula::extreme) return part.value == sum.value ? factor : 0;
+  return is_exponential(formula) ? factor * rescale(part.shift, sum.shift) : factor;
+}
 
 // How many slots have sums, and whether gradients are sums at all: those of extremes are gathered from two rows.
 inline int slots_of(const LossSpec& loss) { return loss.kind == LossKind::contrastive && loss.mean ? 1 : 2; }
@@ -303,5 +322,22 @@ inline Program make_program(const LossSpec& loss, bool need_grad = true) {
   }
   return {};
 }
+
+// What the slots hold when the first passes of a program are done.
+struct Filled {
+  Formula formula[kSlots];
+  bool some[kSlots];
+
+  static Filled after(const Program& program, int passes) {
+    Filled filled = {};
+    for (int k = 0; k < passes; ++k)
+      for (int slot = 0; slot < kSlots; ++slot) {
+        if (program.pass[k].slot[slot].pairs == Pairs::none) continue;
+        filled.some[slot] = true;
+        filled.formula[slot] = program.pass[k].slot[slot].formula;
+      }
+    return filled;
+  }
+};
 
 }  // namespace xbn

@@ -21,6 +21,7 @@ class Contribution {
       : blocks(blocks),
         padded(padded),
         rewritten(rewritten, 0.0),
+        has_gradients_(gradient),
         sums_(kSlots * blocks * kAnchorBlock),
         grad_(gradient ? kSlots * blocks * kAnchorBlock * padded : 0),
         touched_(kSlots * blocks, 0) {}
@@ -36,11 +37,13 @@ class Contribution {
   // [64][padded] of a block and of those that follow: sum of weight * bank row. Holds garbage until `touched`.
   T* grad(int slot, int64_t block) const { return grad_.data() + (slot * blocks + block) * kAnchorBlock * padded; }
   char& touched(int slot, int64_t block) { return touched_[slot * blocks + block]; }
+  bool has_gradients() const { return has_gradients_; }
 
   const int64_t blocks, padded;
   std::vector<double> rewritten;  // [2, D] sum and sum of squares of the rows, if a map is written into them on the way
 
  private:
+  const bool has_gradients_;
   std::vector<RowSums> sums_;
   Scratch<T> grad_;
   std::vector<char> touched_;

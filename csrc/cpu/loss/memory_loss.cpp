@@ -45,65 +45,96 @@ namespace xbn {
 
 namespace {
 
+// What the passes of one call share: its operands, the sums of all splits, and what finds the pairs that count.
+template <typename T, typename S>
+class Passes {
+ public:
+  // gradients: whether slots add up weight * row; rewritten: the size of Contribution::rewritten.
+  Passes(const MemoryLossParams<T, S>& params, const LossSpec& loss, bool gradients, int64_t rewritten, const Cpu& on)
+      : p(params), cpu(on), sweep(p), plan(sweep.plan), group_rows_(plan.group_blocks * kAnchorBlock) {
+    for (int64_t group = 0; group < plan.groups; ++group)
+      groups_.push_back(std::make_unique<Accumulation<T>>(plan, group, gradients, rewritten));
+    if constexpr (std::is_same_v<T, float>)
+      if (const ByteProducts* products = Screen::products_for(cpu, loss, p.D, p.renormalize))
+        screen_.emplace(*products, loss.b, cpu.screening == Screening::always, plan.blocks);
+    cpu.parallel(plan.blocks, p.B * p.D, [&](int64_t block) {
+      XBN_CALL_ISA(cpu.isa, pack_anchors(p, sweep, block));
+      if constexpr (std::is_same_v<T, float>)
+        if (screen_) screen_->encode(p.z, p.B, p.D, sweep, block);
+    });
+  }
+
+  // Empties the slots that a pass fills, except what weigh goes on with.
+  void begin(const Pass& pass) {
+    for (int slot = 0; slot < kSlots; ++slot)
+      if (pass.slot[slot].pairs != Pairs::none && pass.slot[slot].formula != Formula::weigh)
+        for (const auto& group : groups_) group->total.begin(slot, pass.slot[slot].formula);
+  }
+
+  // triplets and rewrite may be null.
+  void run(const Pass& pass, Triplets<T, kAnchorBlock>* triplets, Rewrite<S>* rewrite) {
+    cpu.parallel(plan.groups * plan.splits, sweep.count * p.B * p.D / 32, [&](int64_t unit) {
+      const int64_t group = unit / plan.splits, split = unit % plan.splits;
+      auto part = groups_[group]->part(pass);
+      XBN_CALL_ISA(cpu.isa,
+                   sweep_unit(p, sweep, triplets, rewrite, screen_ ? &*screen_ : nullptr, pass, group, split, *part));
+      groups_[group]->give(split, std::move(part), [&](Contribution<T>& left, Contribution<T>& right) {
+        XBN_CALL_ISA(cpu.isa, add_contribution(left, right, pass));
+      });
+    });
+  }
+
+  // Of anchor i: what its group has, where it is there, and its sums.
+  Contribution<T>& all(int64_t i) { return groups_[i / group_rows_]->total; }
+  int64_t place(int64_t i) const { return i % group_rows_; }
+  RowSums& sums(int slot, int64_t i) { return all(i).sums(slot, 0)[place(i)]; }
+  // Of the rows that a map has been written into.
+  const std::vector<double>& rewritten() const { return groups_[0]->total.rewritten; }
+
+  const MemoryLossParams<T, S>& p;
+  const Cpu& cpu;
+  Sweep<T> sweep;
+  const SweepPlan& plan;
+
+ private:
+  const int64_t group_rows_;
+  std::vector<std::unique_ptr<Accumulation<T>>> groups_;
+  std::optional<Screen> screen_;
+};
+
 // rewrite, if it is not null, is done in the first pass; p has no map then.
 template <typename T, typename S>
 void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu, Rewrite<S>* rewrite) {
-  Sweep<T> sweep(p);
-  const SweepPlan& plan = sweep.plan;
+  const bool summed = sums_gradients(loss);
+  Passes<T, S> passes(p, loss, p.grad_z != nullptr && summed, rewrite != nullptr ? 2 * p.D : 0, cpu);
+  Sweep<T>& sweep = passes.sweep;
   const Program program = make_program(loss, p.grad_z != nullptr);
   std::vector<Total> totals(p.B);
-  std::vector<std::unique_ptr<Accumulation<T>>> groups;
-  const int64_t rewritten = rewrite != nullptr ? 2 * p.D : 0;
-  for (int64_t group = 0; group < plan.groups; ++group)
-    groups.push_back(
-        std::make_unique<Accumulation<T>>(plan, group, p.grad_z != nullptr && sums_gradients(loss), rewritten));
-  const int64_t group_rows = plan.group_blocks * kAnchorBlock;
-  const auto all = [&](int64_t i) -> Contribution<T>& { return groups[i / group_rows]->total; };
-  const auto sums_of = [&](int slot, int64_t i) -> RowSums& { return all(i).sums(slot, 0)[i % group_rows]; };
   std::optional<Triplets<T, kAnchorBlock>> triplets;
   if (goes_in_rounds(loss)) {
     const int64_t most = most_positives(sweep.labels, p.bank_labels, sweep.count);
     triplets.emplace(sweep.rows(), most, thresholds_per_anchor<T>(sweep.rows(), most));
   }
-  std::optional<Screen> screen;
-  if constexpr (std::is_same_v<T, float>)
-    if (const ByteProducts* products = Screen::products_for(cpu, loss, p.D, p.renormalize))
-      screen.emplace(*products, loss.b, cpu.screening == Screening::always, plan.blocks);
-  cpu.parallel(plan.blocks, p.B * p.D, [&](int64_t block) {
-    XBN_CALL_ISA(cpu.isa, pack_anchors(p, sweep, block));
-    if constexpr (std::is_same_v<T, float>)
-      if (screen) screen->encode(p.z, p.B, p.D, sweep, block);
-  });
   for (int64_t round = 0; round < (triplets ? triplets->rounds : 1); ++round) {
     if (triplets) triplets->begin_round(round, sweep, p.bank_labels);
     for (int k = 0; k < program.passes; ++k) {
       const Pass& pass = program.pass[k];
-      for (int slot = 0; slot < kSlots; ++slot)
-        if (round == 0 && pass.slot[slot].pairs != Pairs::none && pass.slot[slot].formula != Formula::weigh)
-          for (const auto& group : groups) group->total.begin(slot, pass.slot[slot].formula);
-      cpu.parallel(plan.groups * plan.splits, sweep.count * p.B * p.D / 32, [&](int64_t unit) {
-        const int64_t group = unit / plan.splits, split = unit % plan.splits;
-        auto part = groups[group]->part(pass);
-        XBN_CALL_ISA(cpu.isa, sweep_unit(p, sweep, triplets ? &*triplets : nullptr, k == 0 ? rewrite : nullptr,
-                                         screen ? &*screen : nullptr, pass, group, split, *part));
-        groups[group]->give(split, std::move(part), [&](Contribution<T>& left, Contribution<T>& right) {
-          XBN_CALL_ISA(cpu.isa, add_contribution(left, right, pass));
-        });
-      });
+      if (round == 0) passes.begin(pass);
+      passes.run(pass, triplets ? &*triplets : nullptr, k == 0 ? rewrite : nullptr);
       if (triplets && pass.slot[1].formula == Formula::threshold)
         cpu.parallel(sweep.rows(), p.B * sweep.count, [&](int64_t i) { triplets->sort(i); });
       if (triplets && pass.slot[0].formula == Formula::rank)
         cpu.parallel(sweep.rows(), p.B * sweep.count,
-                     [&](int64_t i) { triplets->settle(i, sums_of(0, i), sums_of(1, i)); });
+                     [&](int64_t i) { triplets->settle(i, passes.sums(0, i), passes.sums(1, i)); });
       for (int64_t i = 0; i < p.B; ++i) {
         for (int slot = 0; slot < kSlots; ++slot)
-          if (triplets || pass.slot[slot].pairs != Pairs::none) totals[i].sums[slot] = sums_of(slot, i);
+          if (triplets || pass.slot[slot].pairs != Pairs::none) totals[i].sums[slot] = passes.sums(slot, i);
         if (k + 1 < program.passes) sweep.given[i] = static_cast<T>(given_for(loss, k + 1, totals[i].sums));
       }
     }
   }
 
-  if (rewrite != nullptr) rewrite->finish(groups[0]->total.rewritten);
+  if (rewrite != nullptr) rewrite->finish(passes.rewritten());
 
   LossSum sum;
   for (int64_t i = 0; i < p.B; ++i) {
@@ -115,11 +146,10 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
   *p.loss = static_cast<T>(sum.loss());
   sum.store_pairs(p.pairs);
   if (p.grad_z == nullptr) return;
-  const bool summed = sums_gradients(loss);
   cpu.parallel(p.B, p.B * p.D, [&](int64_t i) {
     for (int slot = 0; slot < kSlots; ++slot) totals[i].factor[slot] *= sum.average(group_of(loss, slot));
     if (summed)
-      XBN_CALL_ISA(cpu.isa, reduce_gradient(p, sweep, all(i), totals[i], i, i % group_rows));
+      XBN_CALL_ISA(cpu.isa, reduce_gradient(p, sweep, passes.all(i), totals[i], i, passes.place(i)));
     else
       XBN_CALL_ISA(cpu.isa, gather_gradient(p, sweep, totals[i], i));
   });
@@ -141,6 +171,28 @@ void memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cp
 }
 
 template <typename T, typename S>
+void memory_sums(const MemorySumsParams<T, S>& p, const LossSpec& loss, const Cpu& cpu) {
+  const MemoryLossParams<T, S>& ranked = p;
+  const bool summed = sums_gradients(loss);
+  Passes<T, S> passes(ranked, loss, p.grad_z != nullptr && summed, 0, cpu);
+  const Program program = make_program(loss);
+  const Pass& pass = program.pass[p.number];
+  for (int64_t i = 0; i < p.B && p.given != nullptr; ++i) passes.sweep.given[i] = static_cast<T>(p.given[i]);
+  passes.begin(pass);
+  passes.run(pass, nullptr, nullptr);
+  cpu.parallel(kSlots * p.B, kSlots * p.B * p.D, [&](int64_t unit) {
+    const int slot = static_cast<int>(unit / p.B);
+    const int64_t i = unit % p.B;
+    const bool fills = pass.slot[slot].pairs != Pairs::none && (p.anchors == nullptr || p.anchors[i]);
+    p.sums[unit] = fills ? passes.sums(slot, i) : RowSums{};
+    if (p.grad_z != nullptr)
+      XBN_CALL_ISA(cpu.isa, slot_gradient(ranked, passes.sweep, passes.all(i), fills ? slot : -1, p.sums[unit],
+                                          passes.place(i), p.grad_z + unit * p.D));
+    if (fills && pass.slot[slot].formula == Formula::extreme && p.sums[unit].value >= 0) p.sums[unit].value += p.first;
+  });
+}
+
+template <typename T, typename S>
 void transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T, S>& p, const LossSpec& loss,
                            const Cpu& cpu) {
   const SweepPlan plan = SweepPlan::make(p.B, *t.count, p.D, static_cast<int64_t>(sizeof(T)));
@@ -156,6 +208,7 @@ void transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T
 
 #define XBN_OF(T, S)                                                                                             \
   template void memory_loss(const MemoryLossParams<T, S>&, const LossSpec&, const Cpu&);                         \
+  template void memory_sums(const MemorySumsParams<T, S>&, const LossSpec&, const Cpu&);                         \
   template void transform_memory_loss(const TransformParams<S>&, const MemoryLossParams<T, S>&, const LossSpec&, \
                                       const Cpu&);
 #define XBN_INSTANTIATE(S, ...) XBN_OF(float, S) XBN_OF(double, S)

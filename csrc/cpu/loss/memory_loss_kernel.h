@@ -246,3 +246,19 @@ void gather_gradient(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, con
     for (int64_t d = 0; d < p.D; ++d) out[d] += factor * r[d];
   }
 }
+
+// What a part of a bank adds to a slot of one anchor, in place `place` of its group: the sum of weight * row, or the row
+// of an extreme. Zeros without one, or if slot is negative.
+template <typename T, typename S>
+void slot_gradient(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, Contribution<T>& all, int slot,
+                   const RowSums& sums, int64_t place, T* out) {
+  std::fill(out, out + p.D, T(0));
+  if (slot < 0) return;
+  if (all.has_gradients()) {
+    if (!all.touched(slot, place / kAnchorBlock)) return;
+    std::copy_n(all.grad(slot, 0) + place * all.padded, p.D, out);
+  } else if (sums.value >= 0) {
+    const T inverse = load_row(p, sweep, static_cast<int64_t>(sums.value), out);
+    for (int64_t d = 0; d < p.D; ++d) out[d] *= inverse;
+  }
+}
