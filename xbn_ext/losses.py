@@ -1,6 +1,5 @@
-""
-    "Pair losses over cosine similarities: what the pairs of an anchor cost. The formulas are in `reference/losses.py`
-    (PyTorch) and `csrc / math / losses.h` (kernels).Parameters and values are those of pytorch - metric - learning with
+"""Pair losses over cosine similarities: what the pairs of an anchor cost. The formulas are in `reference/losses.py`
+(PyTorch) and `csrc/math/losses.h` (kernels). Parameters and values are those of pytorch-metric-learning with
 `CosineSimilarity`; so are the defaults, except for the margins of `Contrastive` and `Triplet`, whose defaults there are
 meant for Euclidean distances.
 
@@ -152,8 +151,7 @@ class NTXent(LossWithTemperature):
     Averaged over all positive pairs. (pytorch-metric-learning adds 1e-7 inside its logarithm; this does not.)
 
     Args:
-        temperature: positive. A tensor of shape [] or [1] is learned if it requires a gradient;
-its value is not
+        temperature: positive. A tensor of shape [] or [1] is learned if it requires a gradient; its value is not
             checked.
     """
 

@@ -1,15 +1,12 @@
-""
-    "Every op of xbn_ext. Letters: B batch rows, M bank rows (capacity), D dimension.
+"""Every op of xbn_ext. Letters: B batch rows, M bank rows (capacity), D dimension.
 
-    normalize x[B, D]
-        ->z[B, D],
-    its rows divided by max(norm, eps), and their norms[B];
-normalize_backward gives dLoss / dx from dLoss / dz moments x[B, D]->mean[D], std[D],
-    rows[] of the rows in the mask and finite track_ measure x, filter,
-    and compose the map that moves the bank to the filtered moments;
-stats[3] : how far its moments are from the batch 's before and after, and the filter' s gain transform_ write the
-               pending map into the bank;
-scale, shift become 1, 0 standardize_ rewrite the bank in standardised coordinates, if it has left them; the pending map compensates
+  normalize    x [B, D] -> z [B, D], its rows divided by max(norm, eps), and their norms [B]; normalize_backward gives
+               dLoss/dx from dLoss/dz
+  moments      x [B, D] -> mean [D], std [D], rows []              of the rows in the mask and finite
+  track_       measure x, filter, and compose the map that moves the bank to the filtered moments; stats [3]: how far
+               its moments are from the batch's before and after, and the filter's gain
+  transform_   write the pending map into the bank; scale, shift become 1, 0
+  standardize_ rewrite the bank in standardised coordinates, if it has left them; the pending map compensates
   enqueue_     rows of z, their labels, ids and the step enter the ring -> slots [B], -1 where a row was not stored
   memory_loss  z against the bank -> loss [], dLoss/dz [B, D] ([0, D] unless need_grad), pairs [2] per anchor
   transform_memory_loss_   the two in turn or, where that is free of races, in one sweep
@@ -64,7 +61,7 @@ SCHEMAS = (
     "cpu_isa() -> str",
     "cuda_architectures() -> str",  # that the build has kernels for; "" without nvcc
     "set_loss_way(str name) -> str",  # of `options.WAYS_FOR_TESTS`; returns the previous one
-#For the benchmark 's roofline. Multiply-adds in the CPU' s vector registers : how many operations, and their mean, 1.
+    # For the benchmark's roofline. Multiply-adds in the CPU's vector registers: how many operations, and their mean, 1.
     "_peak_fma(int threads, int rounds, bool float64) -> (float flops, float result)",
 )  # fmt: skip
 NAMES = tuple(schema.partition("(")[0] for schema in SCHEMAS)

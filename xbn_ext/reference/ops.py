@@ -267,19 +267,29 @@ def memory_loss_and_pairs(
     z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: PairLoss, **options: Unpack[LossOptions]
 ) -> tuple[Tensor, Tensor]:
     """`memory_loss`, and `pairs [2]`: how many positives and negatives of an anchor have a weight, on average."""
+    s, positive, pair, _ = similarities(z, labels, bank, bank_labels, options)
+    return pair_loss_and_pairs(loss, s, positive, pair, options.get("anchors"))
+
+
+def similarities(
+    z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, options: LossOptions
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`s [B, n]` of the anchors with the first `count` bank rows, whether a pair is of one class, whether it is a pair at
+    all; and the rows `[n, D]` as they are ranked."""
     o = SimpleNamespace(**complete("memory_loss_and_pairs", options, LOSS_DEFAULTS))
     n = len(bank) if o.count is None else int(o.count)
     rows = bank[:n].detach().to(z.dtype)
     if o.scale is not None and o.shift is not None:
         rows = rows * o.scale.to(z.dtype) + o.shift.to(z.dtype)
     positive = labels[:, None] == bank_labels[None, :n]
-    pair = torch.ones_like(positive)
+    pair = torch.ones_like(positive) if o.anchors is None else o.anchors[:, None].expand_as(positive)
     if o.exclude is not None:
         row_ids = torch.arange(n, device=z.device) if o.bank_ids is None else o.bank_ids[:n]
         has_id = (o.exclude != -1) & (o.exclude != torch.iinfo(torch.int64).min)
-        pair = ~has_id[:, None] | (o.exclude[:, None] != row_ids)
-    s = similarity(z, rows, o.renormalize, o.eps)
-    return pair_loss_and_pairs(loss, s, positive, pair, o.anchors)
+        pair = pair & (~has_id[:, None] | (o.exclude[:, None] != row_ids))
+    if o.renormalize:
+        rows = F.normalize(rows, dim=1, eps=o.eps)
+    return similarity(z, rows, renormalize=False), positive, pair, rows
 
 
 def transform_memory_loss_(
