@@ -115,6 +115,19 @@ def batch_loss_arguments(**changes):
     return rows | options | changes
 
 
+def memory_sums_arguments(**changes):
+    arguments = loss_arguments()
+    options = {name: arguments.pop(name) for name in ("loss", "parameters", "renormalize", "eps", "need_grad")}
+    last = {name: options.pop(name) for name in ("renormalize", "eps", "need_grad")}
+    return arguments | {"given": None} | options | {"number": 0, "first": 3} | last | changes
+
+
+def settle_sums_arguments(**changes):
+    parts = torch.rand(3, 2, B, 4, dtype=torch.float64)
+    of_loss = {"loss": "contrastive", "parameters": [1.0, 0.5], "passes": 1}
+    return {"parts": parts, "anchors": torch.arange(B) > 0} | of_loss | changes
+
+
 def normalize_arguments(**changes):
     return {"x": torch.randn(B, D), "eps": 1e-6} | changes
 
@@ -169,6 +182,8 @@ ARGUMENTS = {
     "enqueue_": enqueue_arguments,
     "memory_loss": loss_arguments,
     "transform_memory_loss_": transform_loss_arguments,
+    "memory_sums": memory_sums_arguments,
+    "settle_sums": settle_sums_arguments,
     "batch_loss": batch_loss_arguments,
     "step_": step_arguments,
 }

@@ -62,6 +62,7 @@ def test_a_tensor_on_the_meta_device_is_on_another_one(op):
 
 
 f32, f64, i32 = torch.float32, torch.float64, torch.int32
+SECOND_PASS = {"loss": "ntxent", "parameters": [0.1], "number": 1}
 BAD = [
     ("normalize", {"x": torch.randn(B)}, r"x must be \[B, D\]"),
     ("normalize", {"x": torch.randn(B, 0)}, "x must have at least one column"),
@@ -176,11 +177,28 @@ BAD = [
     ("batch_loss", {"ids": torch.arange(B + 1)}, r"ids must be \[B\]"),
     ("batch_loss", {"anchors": torch.ones(B)}, "anchors must be bool"),
     ("batch_loss", {"eps": 0.0}, "eps must be positive"),
+    ("memory_sums", {"z": torch.randn(B, D + 1)}, r"bank must be \[M, D\]"),
+    ("memory_sums", {"count": torch.tensor(M + 1)}, "count must be within"),
+    ("memory_sums", {"given": torch.zeros(B, dtype=f64)}, "given is for all passes but the first"),
+    ("memory_sums", SECOND_PASS, "given is for all passes but the first"),
+    ("memory_sums", SECOND_PASS | {"given": torch.zeros(B)}, "given must be float64"),
+    ("memory_sums", SECOND_PASS | {"given": torch.zeros(B + 1, dtype=f64)}, r"given must be \[B\]"),
+    ("memory_sums", SECOND_PASS | {"number": 2}, r"number must be within \[0, 1\], got 2"),
+    ("memory_sums", {"number": -1}, "number must be within"),
+    ("memory_sums", {"first": -1}, "first must not be negative, got -1"),
+    ("memory_sums", {"loss": "triplet_all", "parameters": [0.1]}, "triplet_all has no sums that could be added up"),
+    ("settle_sums", {"parts": torch.rand(3, 2, B, 4)}, "parts must be float64"),
+    ("settle_sums", {"parts": torch.rand(3, 1, B, 4, dtype=f64)}, r"parts must be \[n, 2, B, 4\]"),
+    ("settle_sums", {"parts": torch.rand(0, 2, B, 4, dtype=f64)}, "parts must be of one part at least"),
+    ("settle_sums", {"parts": torch.rand(2, 3, B, 4, dtype=f64).transpose(0, 1)[:, :2]}, "parts must be contiguous"),
+    ("settle_sums", {"anchors": torch.ones(B)}, "anchors must be bool"),
+    ("settle_sums", {"passes": 0}, r"passes must be within \[1, 1\], got 0"),
+    ("settle_sums", {"loss": "triplet_all", "parameters": [0.1]}, "triplet_all has no sums that could be added up"),
 ]
 # What is wrong with a loss, every op that takes one says of itself.
 BAD += [
     (op, change, message)
-    for op in ("transform_memory_loss_", "batch_loss")
+    for op in ("transform_memory_loss_", "batch_loss", "memory_sums", "settle_sums")
     for name, change, message in BAD
     if name == "memory_loss" and ("loss" in change or "parameters" in change)
 ]

@@ -156,6 +156,27 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   add_to_sum(value);
   add_to_sum(grad);
 
+  // The same pass by pass, as of a bank in one part.
+  const xbn::Program program = xbn::make_program(loss);
+  const Exactly<xbn::RowSums> all(2 * B), sums_of_pass(2 * B), sums_again(2 * B);
+  const Exactly<T> grads(2 * B * D), grads_again(2 * B * D);
+  const Exactly<double> given(B), factors(2 * B), totals(7);
+  for (int k = 0; k < program.passes && !xbn::goes_in_rounds(loss); ++k) {
+    xbn::MemorySumsParams<T, S> part{p};
+    part.number = k, part.first = 7, part.given = k > 0 ? static_cast<double*>(given) : nullptr;
+    part.sums = sums_of_pass, part.grad_z = need_grad ? static_cast<T*>(grads) : nullptr;
+    xbn::memory_sums(part, loss, many);
+    part.sums = sums_again, part.grad_z = need_grad ? static_cast<T*>(grads_again) : nullptr;
+    xbn::memory_sums(part, loss, one);
+    require(B == 0 || std::memcmp(sums_of_pass, sums_again, 2 * B * sizeof(xbn::RowSums)) == 0, "part: sums", B, M, D);
+    if (need_grad && B > 0)
+      require(std::memcmp(grads, grads_again, 2 * B * D * sizeof(T)) == 0, "part: gradient", B, M, D);
+    for (int64_t i = 0; i < 2 * B; ++i)
+      if (program.pass[k].slot[i / B].pairs != xbn::Pairs::none) all[i] = sums_of_pass[i];
+    xbn::settle_sums({all, p.anchors, 1, B, k + 1, given, factors, totals}, loss, many);
+  }
+  add_to_sum(grads);
+
   // The same with a map that is written into the bank in the same sweep.
   const auto bank_as_moved = [&](const xbn::Cpu& cpu) {
     Exactly<S> moved(M * D);

@@ -274,8 +274,8 @@ def memory_loss_and_pairs(
 def similarities(
     z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, options: LossOptions
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`s [B, n]` of the anchors with the first `count` bank rows, whether a pair is of one class, whether it is a pair at
-    all; and the rows `[n, D]` as they are ranked."""
+    """`s [B, n]` of the anchors with the first `count` bank rows; whether a pair is of one class, whether it is a pair
+    at all; and the rows `[n, D]` as they are ranked."""
     o = SimpleNamespace(**complete("memory_loss_and_pairs", options, LOSS_DEFAULTS))
     n = len(bank) if o.count is None else int(o.count)
     rows = bank[:n].detach().to(z.dtype)

@@ -107,6 +107,16 @@ def add(slot: Slot, left: Tensor, right: Tensor) -> Tensor:
     return left + right
 
 
+def add_grads(slot: Slot, left: Tensor, grad: Tensor, right: Tensor, other: Tensor, both: Tensor) -> Tensor:
+    """The grads `[B, D]` that go with the sums of two parts and with those of both."""
+    if slot.adds == "values":
+        return grad + other
+    if slot.adds == "extreme":
+        return torch.where(((both[:, 0] == right[:, 0]) & (right[:, 0] >= 0))[:, None], other, grad)
+    of_left, of_right = (rescale(sums[:, 3], both[:, 3]).to(grad.dtype)[:, None] for sums in (left, right))
+    return grad * of_left + other * of_right
+
+
 def rescale(shift: Tensor, to: Tensor) -> Tensor:
     """What is scaled by e^-shift, times this, is scaled by e^-to."""
     return torch.where(shift == to, 1.0, (shift - to).exp())
