@@ -27,35 +27,45 @@ from train.cores import cores
 
 from . import machine
 from .problem import Problem
-from .roofline import work_of
+from .roofline import Work, work_of
 from .table import aligned
 
 HOST = 6 * 8  # bytes that the hosts of two ranks tell each other
 OF_ROW = 3 * 8  # label, id, mask
-COLLECTIVES = 3  # the hosts' one, of the embeddings, of the rest
+TOTALS = 7 * 8  # the sums over a rank's anchors
+COLLECTIVES = 4  # the hosts' one, of the embeddings, of what goes with them, of the totals
 
 
 def received(ranks: int, batch: int, dim: int, itemsize: int = 4) -> int:
-    """Bytes that a rank receives in a step: of each other rank `batch` rows, and what goes with them and the call."""
-    return (ranks - 1) * (batch * (dim * itemsize + OF_ROW) + OF_ROW + HOST)
+    """Bytes that a rank receives in a step: of each other one `batch` rows, what goes with these and the call, totals."""
+    return (ranks - 1) * (batch * (dim * itemsize + OF_ROW) + OF_ROW + HOST + TOTALS)
+
+
+def share(problem: Problem, ranks: int) -> Work:
+    """What one of so many ranks cannot do without: its own `problem.batch` rows against the memory, and all else of a
+    step for the whole batch."""
+    pairs = problem.density * problem.memory
+    whole = replace(problem, batch=ranks * problem.batch)
+    step = work_of(replace(whole, kernel="step"), True, pairs)
+    theirs, own = (work_of(replace(p, kernel="loss"), False, pairs) for p in (whole, problem))
+    return Work(step.flop - theirs.flop + own.flop, step.bytes - theirs.bytes + own.bytes, True)
 
 
 def plan(problem: Problem, ranks: list[int], rates: argparse.Namespace) -> list[str]:
     """Bytes and least times of a step by the number of ranks, each with `problem.batch` rows of the whole batch.
 
-    Each rank takes the whole batch's step: `work_of`, at so many FLOP/s and bytes/s. Before it, the exchange: a latency
-    for each collective, and what is received at the rate of a link.
+    A step is a rank's `share`, at so many FLOP/s and bytes/s. Besides it, the exchange: a latency for each collective,
+    and what is received at the rate of a link.
     """
     table = [["W", "rows", "received MB", "exchange ms", "step ms", "memory GB"]]
     for W in ranks:
-        whole = replace(problem, batch=W * problem.batch)
-        work = work_of(whole, rewrites_bank=True, pairs=whole.density * whole.memory)
+        work = share(problem, W)
         number = received(W, problem.batch, problem.dim)
         exchange = 0.0 if W == 1 else COLLECTIVES * rates.latency + number / rates.link
         step = max(work.flop / rates.flops, work.bytes / rates.bandwidth)
-        memory = whole.memory * (whole.dim * whole.dtype.itemsize + 24)
+        memory = problem.memory * (problem.dim * problem.dtype.itemsize + 24)
         values = (1e-6 * number, 1e3 * exchange, 1e3 * step, 1e-9 * memory)
-        table.append([str(W), f"{whole.batch:,}", *(f"{value:.4g}" for value in values)])
+        table.append([str(W), f"{W * problem.batch:,}", *(f"{value:.4g}" for value in values)])
     return aligned(table)
 
 

@@ -653,7 +653,7 @@ def test_ranks_are_measured(tmp_path, capsys):
         "one process, whole batch",
     ]
     assert all(0 < row["ms_low"] <= row["ms"] <= row["ms_high"] and row["memory"] == 300 for row in rows)
-    assert "a rank receives 776 bytes a step" in capsys.readouterr().out  # 8 rows of 16 floats and 3 integers, and 72
+    assert "a rank receives 832 bytes a step" in capsys.readouterr().out  # 8 rows of 16 floats and 3 integers, and 128
 
 
 def test_plan_of_ranks(capsys):
@@ -661,5 +661,5 @@ def test_plan_of_ranks(capsys):
     ranks.main(["--plan", "--ranks", "1", "2", "--batch", "100", "--memory", "1000", "--dim", "100", *rates])
     one, two = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
     assert one == ["1", "100", "0", "0", "0.0224", "0.000424"]
-    # 42.4 kB at 1 GB/s after three latencies; twice the rows: 2 B D (M + 10 active pairs + B) + 2 M D operations
-    assert two == ["2", "200", "0.04247", "3.042", "0.0486", "0.000424"]
+    # 42.5 kB at 1 GB/s and four latencies; 2 b D (M + 10 active pairs) + 2 N N D + 2 M D operations, of N = 2 b rows
+    assert two == ["2", "200", "0.04253", "4.043", "0.0284", "0.000424"]

@@ -26,6 +26,7 @@ class Batch(NamedTuple):
     labels: Tensor  # [B] int64
     mask: Tensor | None = None  # [B] bool
     ids: Tensor | None = None  # [B] int64
+    own: slice = slice(None)  # this rank's rows of a batch of all
 
 
 class Told(NamedTuple):
@@ -41,7 +42,7 @@ class Told(NamedTuple):
     @classmethod
     def of(cls, batch: Batch) -> Told:
         """What is to be told of a batch."""
-        x, labels, mask, ids = batch
+        x, labels, mask, ids, _ = batch
         dtype = SENT_AS.index(x.dtype) if x.dtype in SENT_AS else 0
         return cls(len(labels), dtype, mask is not None, ids is not None)
 
@@ -114,6 +115,10 @@ class Ranks:
                 return
             yield self._exchange(batch, told, step)
 
+    def total(self, t: Tensor) -> Tensor:
+        """The sum over all ranks, the same bits on each."""
+        return collectives.gather(t, self.size, self._name).sum(0)
+
     def _tell(
         self, check: Callable[[], Batch], options: Mapping[str, Any], ended: Batch | None = None
     ) -> tuple[Batch, list[Told]]:
@@ -163,9 +168,8 @@ class Ranks:
         mask = torch.zeros_like(labels) if mask is None else mask
         of_rows = F.pad(torch.stack([labels, ids, mask]), (0, rows - len(labels)))
         of_call = torch.stack([step, torch.full_like(step, call), torch.zeros_like(step)])
-        received = collectives.gather(
-            torch.cat([of_call[:, None], of_rows], 1), self.size, self._name
-        )  # [W, 3, 1 + rows]
+        sent = torch.cat([of_call[:, None], of_rows], 1)
+        received = collectives.gather(sent, self.size, self._name)  # [W, 3, 1 + rows]
         torch._assert_async(
             (received[:, :, 0] == received[:1, :, 0]).all(),
             "the ranks of a CrossBatchMemory are at different calls: their memories have not taken the same number of "
@@ -177,6 +181,7 @@ class Ranks:
             labels,
             all_masks.bool() if any(of_rank.masked for of_rank in with_rows) else None,
             all_ids if any(of_rank.identified for of_rank in with_rows) else None,
+            _own(sizes, self.rank),
         )
 
 
@@ -185,6 +190,10 @@ def _same(name: str, of_ranks: Mapping[int, Any]) -> None:
         if one != other:
             its = f"{name} must be the same on every rank"
             raise ValueError(f"{its}, got {one} on rank {first} and {other} on rank {rank}")
+
+
+def _own(sizes: Sequence[int], rank: int) -> slice:
+    return slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
 
 
 def _joined(parts: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -199,7 +208,7 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group_name: str, rank: int, sizes: tuple[int, ...]) -> Tensor:
-        ctx.own, ctx.W, ctx.dtype = slice(sum(sizes[:rank]), sum(sizes[: rank + 1])), len(sizes), x.dtype
+        ctx.own, ctx.W, ctx.dtype = _own(sizes, rank), len(sizes), x.dtype
         parts = collectives.gather(F.pad(x, (0, 0, 0, max(*sizes, 1) - len(x))), len(sizes), group_name)
         return _joined(parts, sizes).to(compute_dtype(x.dtype))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from . import checks, ops
+from . import checks, ops, shared_step
 from ._autograd import check_step
 from .distributed import Batch, Ranks
 from .dtypes import is_narrow
@@ -241,21 +241,25 @@ class CrossBatchMemory(MemoryState):
             batch = self._check(embeddings, labels, indices_tuple, enqueue_mask, ids)
             learns = embeddings.requires_grad or (self.temperature is not None and self.temperature.requires_grad)
             if self.training or (learns and torch.is_grad_enabled()):
-                check_step(self.step, *batch, self.temperature)
+                check_step(self.step, *batch[:4], self.temperature)
             return batch
 
         ranks = self._ranks
         batch = check() if ranks is None else ranks.gather(check, self.step, self.training, self._options)
-        x, y, mask, sample = batch
+        x, y, mask, sample, _ = batch
         x = x if x.dtype == torch.float64 else x.float()
-        shared: Any = {
+        options: Any = {
             "normalize_embeddings": self.normalize_embeddings, "renormalize": self.renormalize,
             "batch_weight": self.batch_weight, "memory_weight": self.memory_weight, "warmup_steps": self.warmup_steps,
-            "enqueue_mask": mask, "ids": sample, "eps": self.eps,
+            "eps": self.eps,
         }  # fmt: skip
-        if not self.training:
-            return ops.loss_of(self, x, y, self.loss, **shared)
-        return ops.step_(self, x, y, self.loss, filter=self.filter, update=self.update, enqueue=self.enqueue, **shared)
+        if self.training:
+            options |= {"filter": self.filter, "update": self.update, "enqueue": self.enqueue}
+        if ranks is not None and ranks.size > 1 and self._loss.passes:
+            of_ranks = shared_step.step_ if self.training else shared_step.loss_of
+            return of_ranks(ranks, self, batch._replace(embeddings=x), self.loss, **options)
+        alone = ops.step_ if self.training else ops.loss_of
+        return alone(self, x, y, self.loss, enqueue_mask=mask, ids=sample, **options)
 
     @torch.no_grad()
     def stats(self) -> dict[str, Tensor]:

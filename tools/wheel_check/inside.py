@@ -133,6 +133,9 @@ def run_ops(module: ModuleType, device: str) -> dict[str, list[Tensor]]:
     results["transform_memory_loss_"] = state(loss, *torch.autograd.grad(loss, z), pairs)
     loss = module.batch_loss(z, labels, Contrastive())
     results["batch_loss"] = state(loss, *torch.autograd.grad(loss, z))
+    sums, grads = module.memory_sums(z, labels, m.bank, m.bank_labels, Contrastive(), count=m.count)
+    results["memory_sums"] = state(sums, grads)
+    results["settle_sums"] = state(*module.settle_sums(sums[None], Contrastive(), 1))
     loss = module.step_(m, leaf, labels, Contrastive(), enqueue_mask=mask)
     results["step_"] = state(loss, *torch.autograd.grad(loss, leaf))
     return results

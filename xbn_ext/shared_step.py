@@ -1,0 +1,151 @@
+"""The step of a memory that several ranks have in common. Each ranks its own rows of the batch against the memory, and
+the sums over all anchors are exchanged; everything else it does for the whole batch, as one process would."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from . import ops
+from ._autograd import needs_grad, with_gradient, without_autocast
+from .distributed import Batch, Ranks
+from .filter import Filter
+from .losses import Contrastive, PairLoss, fold_temperature
+from .options import LossOptions
+
+
+def step_(
+    ranks: Ranks,
+    memory: Any,
+    batch: Batch,
+    loss: PairLoss,
+    *,
+    filter: Filter | None,
+    update: Literal["inplace", "deferred"],
+    enqueue: Literal["after", "before"],
+    normalize_embeddings: bool,
+    eps: float,
+    **options: Any,
+) -> Tensor:
+    """As `ops.step_` of the whole batch, whose gradient is right in this rank's own rows.
+
+    Args:
+        batch: of all ranks, its embeddings float32 or float64.
+        loss: any that has `passes`.
+        options: those of `loss_of`.
+    """
+    with without_autocast(batch.embeddings.device.type):
+        z = ops.normalize(batch.embeddings, eps) if normalize_embeddings else batch.embeddings
+        _move(memory, z.detach(), batch.mask, filter, update, eps)
+        slots = None
+        if enqueue == "before":
+            slots = _store(memory, z.detach(), batch)
+        value, pairs = _losses(ranks, memory, z, batch, loss, slots, eps=eps, **options)
+        if enqueue == "after":
+            _store(memory, z.detach(), batch)
+        memory.pairs.copy_(pairs)
+        memory.step.view(-1).add_(1)
+    return value
+
+
+def loss_of(
+    ranks: Ranks, memory: Any, batch: Batch, loss: PairLoss, *, normalize_embeddings: bool, eps: float, **options: Any
+) -> Tensor:
+    """As `ops.loss_of`."""
+    with without_autocast(batch.embeddings.device.type):
+        z = ops.normalize(batch.embeddings, eps) if normalize_embeddings else batch.embeddings
+        return _losses(ranks, memory, z, batch, loss, None, eps=eps, **options)[0]
+
+
+def _move(memory: Any, z: Tensor, mask: Tensor | None, filter: Filter | None, update: str, eps: float) -> None:
+    """The memory follows the drift; without a filter the drift is only measured."""
+    target = (memory.target_mean, memory.target_std, memory.variance, memory.scale, memory.shift)
+    if filter is None:
+        filter, target = Filter(float("inf"), 1.0, None), tuple(t.clone() for t in target)
+        ops.track_(*target, z, mask, memory.sums, memory.count, *filter, eps, memory.drift_stats)
+        return
+    ops.track_(*target, z, mask, memory.sums, memory.count, *filter, eps, memory.drift_stats)
+    bank = (memory.bank, memory.sums, memory.scale, memory.shift, memory.count)
+    if update == "inplace":
+        ops.transform_(*bank)
+    else:
+        ops.standardize_(*bank, eps)
+
+
+def _store(memory: Any, z: Tensor, batch: Batch) -> Tensor:
+    return ops.enqueue_(
+        memory.bank, memory.bank_labels, memory.sums, memory.head, memory.count, z, batch.labels, batch.mask,
+        memory.scale, memory.shift, bank_ids=memory.bank_ids, ids=batch.ids, bank_steps=memory.bank_steps,
+        step=memory.step,
+    )  # fmt: skip
+
+
+def _losses(
+    ranks: Ranks, memory: Any, z: Tensor, batch: Batch, loss: PairLoss, slots: Tensor | None, *, renormalize: bool,
+    batch_weight: float, memory_weight: float, warmup_steps: int, eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The weighted losses and, of that against the memory, the pairs `[2]` of an anchor. slots: where rows are."""
+    anchors = None if batch.mask is None else ~batch.mask
+    values, pairs = [], torch.full_like(memory.pairs, torch.nan)
+    if batch_weight != 0:
+        own = ops.batch_loss(z, batch.labels, loss, ids=batch.ids, anchors=anchors, renormalize=renormalize, eps=eps)
+        values.append(batch_weight * own)
+    if memory_weight != 0:
+        # No rows are visible while warming up: decided on the device, so nothing waits.
+        ranked = torch.where(memory.step < warmup_steps, 0, memory.count) if warmup_steps else memory.count
+        options: LossOptions = {
+            "count": ranked, "scale": memory.scale, "shift": memory.shift, "renormalize": renormalize, "eps": eps,
+            "anchors": None if anchors is None else anchors[batch.own],
+        }  # fmt: skip
+        if batch.ids is not None:
+            without = torch.full_like(batch.ids, -1) if slots is None else torch.where(slots >= 0, -2 - slots, -1)
+            exclude = torch.where(batch.ids >= 0, batch.ids, without)
+            options |= {"bank_ids": memory.bank_ids, "exclude": exclude[batch.own]}
+        elif slots is not None:  # without ids, a row's is its slot
+            options |= {"exclude": slots[batch.own]}
+        bank = (memory.bank, memory.bank_labels)
+        value, pairs = memory_loss(ranks, z[batch.own], batch.labels[batch.own], *bank, loss, options)
+        values.append(memory_weight * value)
+    return sum(values[1:], values[0]), pairs
+
+
+def memory_loss(
+    ranks: Ranks, z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: PairLoss, options: LossOptions
+) -> tuple[Tensor, Tensor]:
+    """The loss of the anchors of all ranks against a bank, and the pairs `[2]`, from those of this rank. Its gradient
+    is that of these, but of a learned temperature the whole."""
+    temperature = getattr(loss, "temperature", None)
+    loss, ranking = fold_temperature(loss, z)
+    need_grad, anchors = needs_grad(ranking), options.get("anchors")
+    sums = z.new_zeros(1, 2, len(z), 4, dtype=torch.float64)
+    grads = torch.zeros_like(z, memory_format=torch.contiguous_format).repeat(2, 1, 1)
+    given = None
+    for number, slots in enumerate(loss.passes):
+        of_pass, grads_of_pass = ops.memory_sums(
+            ranking, labels, bank, bank_labels, loss, number=number, given=given, need_grad=need_grad, **options
+        )
+        for slot in slots:
+            sums[0, slot] = of_pass[slot]
+            if need_grad:
+                grads[slot] = grads_of_pass[slot]
+        given, scale, totals = ops.settle_sums(sums, loss, number + 1, anchors)
+
+    totals = ranks.total(totals)
+    value, count, in_all = totals[:2], totals[2:4], totals[4:]
+    average = 1 / count.clamp(min=1)
+    pairs = in_all[1:] / in_all[0].clamp(min=1)
+    result = (average * value).sum().to(z.dtype)
+    if not need_grad:
+        return result, pairs
+    in_two_groups = isinstance(loss, Contrastive) and loss.reduction != "mean"
+    factor = (scale[0] * (average if in_two_groups else average[:1])[:, None]).to(z.dtype)[..., None]
+    grad = torch.where(factor == 0, 0, factor * grads).sum(0)
+    grad = torch.where(ranking.isfinite().all(1, keepdim=True), grad, torch.nan)
+    if not isinstance(temperature, Tensor):
+        return with_gradient(result, z, grad), pairs
+    # Ranked is z / temperature. Of that, every rank has the whole derivative and not that of its own anchors.
+    by_temperature = -ranks.total((grad.double() * ranking.double()).sum()) / temperature.detach().double()
+    of_temperature = with_gradient(torch.zeros_like(result), temperature, by_temperature.to(temperature.dtype))
+    return with_gradient(result, z, grad / temperature.detach().to(z.dtype)) + of_temperature, pairs
