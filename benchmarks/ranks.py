@@ -37,7 +37,7 @@ COLLECTIVES = 4  # the hosts' one, of the embeddings, of what goes with them, of
 
 
 def received(ranks: int, batch: int, dim: int, itemsize: int = 4) -> int:
-    """Bytes that a rank receives in a step: of each other one `batch` rows, what goes with these and the call, totals."""
+    """Bytes that a rank receives in a step: of each other `batch` rows, what goes with them and the call, totals."""
     return (ranks - 1) * (batch * (dim * itemsize + OF_ROW) + OF_ROW + HOST + TOTALS)
 
 
