@@ -114,14 +114,21 @@ class EvaluationBatches(Dataset[Tensor]):
     def __len__(self) -> int:
         return -(-len(self.part.images) // EVALUATION_BATCH)
 
-    def __getitem__(self, chunk: int) -> Tensor:
-        first = chunk * EVALUATION_BATCH
-        where: NDArray[np.int64] = np.arange(first, min(first + EVALUATION_BATCH, len(self.part.images)))
-        return torch.stack([self.view(to_tensor(self.part.images[i])) for i in where.tolist()])
+    def rows(self, chunks: slice) -> slice:
+        """The images of some chunks."""
+        first, last = (min(chunk * EVALUATION_BATCH, len(self.part.images)) for chunk in (chunks.start, chunks.stop))
+        return slice(first, last)
 
-    def batches(self, workers: int = 0) -> Iterator[Tensor]:
-        """All chunks, in order."""
-        loader = DataLoader(self, None, num_workers=workers, generator=_own_generator(), worker_init_fn=loading.begin)
+    def __getitem__(self, chunk: int) -> Tensor:
+        rows = self.rows(slice(chunk, chunk + 1))
+        return torch.stack([self.view(to_tensor(self.part.images[i])) for i in range(rows.start, rows.stop)])
+
+    def batches(self, workers: int = 0, chunks: slice = slice(None)) -> Iterator[Tensor]:
+        """Some chunks, in order, or all."""
+        wanted = range(len(self))[chunks]
+        loader = DataLoader(
+            self, None, sampler=wanted, num_workers=workers, generator=_own_generator(), worker_init_fn=loading.begin
+        )
         return iter(loader)
 
 
