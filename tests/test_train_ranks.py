@@ -21,7 +21,7 @@ import torch
 from processes import Answer, Processes
 from torch import Tensor
 
-from train import augment, checkpoint, evaluate, loop, pictures, ranks, run
+from train import augment, checkpoint, convnet, evaluate, loop, pictures, ranks, run
 from train.compare import study
 from train.config import Config, ConfigError
 from train.data import DataError
@@ -131,11 +131,14 @@ def assert_same_run(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 CASES = {
     "axbn": (),
-    "deferred supcon": ("--loss", "supcon", "--update", "deferred"),
+    "deferred supcon": ("--loss", "supcon", "--update", "deferred", "--workers", 1),
     "no memory": ("--method", "batch"),
     "frozen features": ("--features", "frozen", "--hidden", 16),
     "16 bits": ("--precision", "float16"),
 }
+ROUGH = {"16 bits": 0.02, "frozen features": 1e-4}
+"""Where losses alone are compared, and how far: sums are rounded to 16 bits; or all embeddings are within 0.0005 of
+each other, as random features are, so that Adam makes much of rounding."""
 
 
 @pytest.mark.parametrize(("name", "size"), [(name, 2) for name in CASES] + [("axbn", 3), ("frozen features", 3)])
@@ -148,9 +151,9 @@ def test_a_run_is_that_of_one_process(
     answers = processes(size, train, arguments(shapes, tmp_path / "many", *CASES[name]))
     for status, found in values(answers):
         assert status == 0
-        if name == "16 bits":  # the bits in which gradients of the backbone are added up differ
+        if name in ROUGH:
             losses = [[point["loss"] for point in each["history"]["loss"]] for each in (found, expected)]
-            assert losses[0] == pytest.approx(losses[1], rel=0.02)
+            assert losses[0] == pytest.approx(losses[1], rel=ROUGH[name])
         else:
             assert_same_run(found, expected)
         assert len(found["history"]["loss"]) == STEPS and found["history"]["drift"]
@@ -353,9 +356,12 @@ def test_gradients_that_overflow_in_one_are_skipped_by_all(shapes: str, tmp_path
     [
         (("--batchnorm", "batch"), "error: --batchnorm: on CPUs several processes cannot normalise by the statistics"),
         (("--data", "folder:/nowhere"), "error: --data folder:/nowhere: no such folder"),
-        (("--samples-per-class", 4, "--batch-size", 32), "error: --batch-size 32 with --samples-per-class 4 needs 8"),
+        (
+            ("--memory-size", 64, "--samples-per-class", 4, "--batch-size", 32),
+            "error: --batch-size 32 with --samples-per-class 4 needs 8",
+        ),
         (("--steps", 0), "error: --steps 0: must be more than 0"),
-        (("--lr", "1e15", "--backbone-lr", 1, "--steps", 40), "error: the loss was nan in each of the 10 steps"),
+        (("--lr", "1e15", "--steps", 40, "--eval-every", 0), "error: the loss was nan in each of the 10 steps"),
     ],
 )
 def test_what_cannot_be_done_is_said_once(
@@ -392,6 +398,17 @@ def test_parts_are_those_of_array_split(count: int, size: int) -> None:
     joined.size = size
     expected = np.array_split(np.arange(count), size)
     assert [list(range(count))[part] for part in joined.parts(count)] == [part.tolist() for part in expected]
+
+
+def test_batch_normalisation_over_all_keeps_names_and_parameters() -> None:
+    """The conversion; what it computes has not been run: torch has it for GPUs only."""
+    network = convnet.convnet()
+    before = dict(network.named_parameters())
+    names = list(network.state_dict())
+    converted = ranks._Several.synchronized(ranks.ALONE, network)  # type: ignore[arg-type]
+    assert sum(isinstance(module, torch.nn.SyncBatchNorm) for module in converted.modules()) == 4
+    assert list(converted.state_dict()) == names
+    assert all(parameter is before[name] for name, parameter in converted.named_parameters())
 
 
 def test_a_study_is_not_for_torchrun(

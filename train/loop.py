@@ -202,7 +202,7 @@ class Trainer:
                 if last or (due and not quiet):
                     embeddings = self.evaluate(events, quiet=quiet)
                     self.seconds = time.perf_counter() - started
-                stop = not last and ranks.any(asked_to_stop())
+                stop = not last and ranks.any_says(asked_to_stop())
                 if last or due or stop:
                     self.save()
                 if stop:

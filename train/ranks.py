@@ -73,7 +73,7 @@ class Ranks:
         """What rank 0 gets by the work, which it alone does. Raises as ``together``."""
         return work()
 
-    def any(self, flag: bool) -> bool:
+    def any_says(self, flag: bool) -> bool:
         """Whether one of the processes says so."""
         return flag
 
@@ -131,7 +131,7 @@ class _Several(Ranks):
         found: T = result[0]
         return found
 
-    def any(self, flag: bool) -> bool:
+    def any_says(self, flag: bool) -> bool:
         told = torch.tensor(int(flag))
         dist.all_reduce(told, dist.ReduceOp.MAX)
         return bool(told)
@@ -169,10 +169,10 @@ class _Several(Ranks):
 
     def _tell(self, error: BaseException | None) -> None:
         """Tell the others, all of whom do the same, that there is an error, or none; raises theirs if there is none."""
-        if not self.any(error is not None):
+        if not self.any_says(error is not None):
             return
         errors: list[tuple[str, int] | None] = [None] * self.size
-        dist.all_gather_object(errors, error and _in_words(error))
+        dist.all_gather_object(errors, None if error is None else _in_words(error))
         if error is None:
             rank, (text, status) = next((rank, told) for rank, told in enumerate(errors) if told is not None)
             raise Elsewhere(f"rank {rank}: {text}", status)
