@@ -40,7 +40,7 @@ class Processes:
 
     def _start(self, rank: int) -> None:
         self.pipes[rank], there = self.context.Pipe()
-        self.processes[rank] = self.context.Process(target=_serve, args=(there,), daemon=True)
+        self.processes[rank] = self.context.Process(target=_serve, args=(there,))
         self.processes[rank].start()
         there.close()  # so that the end of the process is noticed
 
@@ -82,8 +82,12 @@ def _serve(pipe: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of --workers: they see what a test has changed
     while True:
-        names, job = pipe.recv()
+        try:
+            names, job = pipe.recv()
+        except EOFError:  # the tests have been killed
+            return
         function, arguments = pickle.loads(job)
         os.environ.update({name: str(value) for name, value in names.items()})
         value, fault = None, ""

@@ -124,7 +124,7 @@ def assert_close(a: Any, b: Any, exact: bool = False, where: str = "") -> None:
 
 
 def assert_same_run(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Losses, scores, drift and state; of the optimizer's averages of squares more than rounding would be asked."""
+    """Losses, scores, drift, network and memory."""
     names = ("step", "history", "before", "model", "criterion")
     assert_close({name: found[name] for name in names}, {name: expected[name] for name in names})
 
@@ -142,9 +142,7 @@ each other, as random features are, so that Adam makes much of rounding."""
 
 
 @pytest.mark.parametrize(("name", "size"), [(name, 2) for name in CASES] + [("axbn", 3), ("frozen features", 3)])
-def test_a_run_is_that_of_one_process(
-    name: str, size: int, shapes: str, tmp_path: Path, processes: Processes, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_is_that_of_one_process(name: str, size: int, shapes: str, tmp_path: Path, processes: Processes) -> None:
     """Three processes have 3, 3 and 2 images of a batch, and 2, 1 and 1 chunks of the test images."""
     status, expected = train(arguments(shapes, tmp_path / "one", *CASES[name]))
     assert status == 0
@@ -161,7 +159,7 @@ def test_a_run_is_that_of_one_process(
     one_voice(answers)
     ends = [end for _, end in values(answers)]
     for end in ends[1:]:
-        assert_close(end, ends[0] | {}, exact=True)
+        assert_close(end, ends[0], exact=True)
     assert f"on cpu, {size} processes, results in" in answers[0].out
     names = [sorted(path.name for path in (tmp_path / out).iterdir()) for out in ("one", "many")]
     assert names[0] == names[1]
@@ -309,24 +307,13 @@ def test_a_fault_of_one_ends_all_with_one_message(
     assert not (tmp_path / "metrics.json").exists()
 
 
-def train_or_end(words: list[str], change: Change) -> tuple[int, dict[str, Any]]:
-    """As ``train``; what the program does not catch ends the process."""
-    try:
-        return train(words, change)
-    except RuntimeError:
-        os._exit(1)
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_the_others_do_not_wait_for_one_that_has_ended(
-    rank: int, shapes: str, tmp_path: Path, processes: Processes
+def test_a_fault_of_a_process_that_prepares_images_is_told_in_a_line(
+    shapes: str, tmp_path: Path, processes: Processes
 ) -> None:
-    change = partial(fails, "train.model.Embedder.forward", rank, RuntimeError("out of luck"), 5)
-    answers = processes(2, train_or_end, arguments(shapes, tmp_path), change)
-    assert answers[rank].fault == "has ended"
-    assert values([answers[1 - rank]])[0][0] == 2
-    if rank == 1:
-        assert answers[0].err == "python -m train: error: another process of this run has ended; it says why\n"
+    change = partial(fails, "train.augment.EvaluationBatches.__getitem__", 1, BROKEN, 1)
+    answers = processes(2, train, arguments(shapes, tmp_path, "--workers", 1), change)
+    assert [status for status, _ in values(answers)] == [2, 2]
+    assert answers[0].err == f"python -m train: error: rank 1: {BROKEN}\n"
 
 
 def overflow(patch: pytest.MonkeyPatch) -> None:
@@ -420,6 +407,27 @@ def test_a_study_is_not_for_torchrun(
         assert study.main(["--out", str(tmp_path / "out")]) == 2
         assert capsys.readouterr().err == said
     assert not (tmp_path / "out").exists()
+
+
+def train_or_end(words: list[str], change: Change) -> tuple[int, dict[str, Any]]:
+    """As ``train``; what the program does not catch ends the process."""
+    try:
+        return train(words, change)
+    except RuntimeError:
+        os._exit(1)
+
+
+@pytest.mark.parametrize(("size", "ends"), [(3, 2), (2, 0)])
+def test_the_others_do_not_wait_for_one_that_has_ended(
+    size: int, ends: int, shapes: str, tmp_path: Path, processes: Processes
+) -> None:
+    change = partial(fails, "train.model.Embedder.forward", ends, RuntimeError("out of luck"), 5)
+    answers = processes(size, train_or_end, arguments(shapes, tmp_path), change)
+    others = [answer for rank, answer in enumerate(answers) if rank != ends]
+    assert answers[ends].fault == "has ended"
+    assert [status for status, _ in values(others)] == [2] * len(others)
+    if ends:
+        assert answers[0].err == "python -m train: error: another process of this run has ended; it says why\n"
 
 
 # ---- torchrun -------------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ class DriftMeter:
         """Take over the probes of a checkpoint."""
 
         def own(whole: Tensor) -> Tensor:
-            return whole[self.ranks.part(len(whole))]
+            return whole[self.ranks.part(len(whole))].clone()
 
         self.probes = [_mapped(own, Probe(**probe)) for probe in state["probes"]]
 

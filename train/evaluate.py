@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import search
 from .augment import EvaluationBatches
+from .loading import plain_errors
 from .ranks import ALONE, Ranks
 from .search import Positions, Search
 
@@ -39,7 +40,7 @@ def embed(
     """
     chunks = ranks.parts(len(batches))
     parts = [batches.rows(of_rank) for of_rank in chunks]
-    with ranks.together():
+    with ranks.together(), plain_errors():
         rows = parts[ranks.rank]
         own = _embed(network, batches.batches(workers, chunks[ranks.rank]), device, rows.stop - rows.start)
     shapes = ranks.leader(lambda: [output.shape[1:] for output in own])

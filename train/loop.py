@@ -217,7 +217,7 @@ class Trainer:
         loader = self.batches.loader(*steps, workers=self.config.workers, pin=self.device.type == "cuda")
         prepared = iter(loader)
         for _ in range(*steps):
-            with self.ranks.together():
+            with self.ranks.together(), plain_errors():
                 batch = next(prepared)
             yield batch
 
