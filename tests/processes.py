@@ -72,7 +72,7 @@ class Processes:
                 process.join()
             raise AssertionError(f"rank {rank} hangs")
         try:
-            answer: Answer = self.pipes[rank].recv()
+            answer: Answer = pickle.loads(self.pipes[rank].recv())
         except EOFError:
             return Answer(None, "has ended", "", "")
         return answer
@@ -82,7 +82,6 @@ def _serve(pipe: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # of --workers: they see what a test has changed
     while True:
         try:
             names, job = pipe.recv()
@@ -96,4 +95,5 @@ def _serve(pipe: Connection) -> None:
                 value = function(*arguments)
             except BaseException:
                 fault = traceback.format_exc()
-        pipe.send(Answer(value, fault, out.getvalue(), err.getvalue()))
+        # Pickled here: a pipe's own pickler would share the memory of tensors, whose process may end.
+        pipe.send(pickle.dumps(Answer(value, fault, out.getvalue(), err.getvalue())))
