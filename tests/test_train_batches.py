@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.augment import EvaluationBatches, TrainingBatches, evaluation_view, to_tensor, training_view
-from train.data import Part
+from train.data import Part, Pixels
 from train.sampler import ClassBalancedSampler
 from train.vision import transforms
 
@@ -63,8 +66,9 @@ def part(size: tuple[int, int] = (40, 30)) -> Part:
     return Part(list(images), LABELS, tuple(map(str, range(12))), ("",) * len(LABELS))
 
 
-def batches(seed: int = 0) -> TrainingBatches:
-    return TrainingBatches(part(), ClassBalancedSampler(LABELS, 16, 4, seed), training_view(24, mirror=True), seed)
+def batches(seed: int = 0, own: slice = slice(None)) -> TrainingBatches:
+    sampler = ClassBalancedSampler(LABELS, 16, 4, seed)
+    return TrainingBatches(part(), sampler, training_view(24, mirror=True), seed, own)
 
 
 def test_a_training_batch_is_a_pure_function_of_seed_and_step() -> None:
@@ -84,6 +88,30 @@ def test_each_image_of_a_batch_gets_a_view_of_its_own() -> None:
     same = Part([part().images[0]] * len(LABELS), LABELS, tuple(map(str, range(12))), ("",) * len(LABELS))
     images, _ = TrainingBatches(same, ClassBalancedSampler(LABELS, 16, 4, 0), training_view(24, mirror=True), 0)[0]
     assert len({image.numpy().tobytes() for image in images}) == 16
+
+
+@pytest.mark.parametrize("cuts", [(0, 8, 16), (0, 6, 11, 16), (0, 1, 16)])
+def test_parts_of_a_batch_are_the_parts_of_the_whole_and_read_nothing_else(cuts: tuple[int, ...]) -> None:
+    whole, labels = batches()[3]
+    for first, last in pairwise(cuts):
+        own = batches(own=slice(first, last))
+        read: list[int] = []
+        own.part = replace(own.part, images=Noted(own.part.images, read))
+        images, own_labels = own[3]
+        assert torch.equal(images, whole[first:last]) and torch.equal(own_labels, labels[first:last])
+        assert read == own.sampler(3)[first:last].tolist()
+
+
+class Noted(list):
+    """Images that note which of them are asked for."""
+
+    def __init__(self, images: list[Pixels], read: list[int]) -> None:
+        super().__init__(images)
+        self.read = read
+
+    def __getitem__(self, index: int) -> Pixels:
+        self.read.append(index)
+        return super().__getitem__(index)
 
 
 def test_workers_prepare_the_same_batches_in_the_same_order() -> None:

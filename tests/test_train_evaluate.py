@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from train import evaluate, search
+from train.augment import EvaluationBatches
+from train.data import Part
 
 Numbers = NDArray[np.int64]
 
@@ -194,14 +196,14 @@ def test_nothing_to_be_found() -> None:
         evaluate.evaluate(torch.randn(4, 2), np.arange(4))
 
 
-def test_embed_joins_the_outputs_of_all_batches() -> None:
-    batches = [torch.full((n, 3, 2, 2), n, dtype=torch.uint8) for n in (3, 2)]
+def test_embed_joins_the_outputs_of_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.augment.EVALUATION_BATCH", 3)
+    images = [np.full((2, 2, 3), i, np.uint8) for i in range(5)]
+    batches = EvaluationBatches(Part(images, np.zeros(5, np.int64), ("a",), ("",) * 5), lambda image: image)
 
     def network(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return images[:, 0, 0].double(), images[:, 0, 0, :1] * 2
+        return images[:, 0, 0].double(), len(images) + images[:, 0, 0, :1]
 
-    first, second = evaluate.embed(network, batches, torch.device("cpu"), 5)
-    assert first.dtype == torch.float32 and first.shape == (5, 2)
-    assert second.flatten().tolist() == [6, 6, 6, 4, 4]
-    with pytest.raises(ValueError, match="5 images, not 6"):
-        evaluate.embed(network, batches, torch.device("cpu"), 6)
+    first, second = evaluate.embed(network, batches, torch.device("cpu"))
+    assert first.dtype == torch.float32 and first.tolist() == [[i, i] for i in range(5)]
+    assert second.flatten().tolist() == [3, 4, 5, 5, 6]

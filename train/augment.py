@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from . import loading
 from .data import Part, Pixels
-from .sampler import ClassBalancedSampler, Stream, torch_seed
+from .sampler import ClassBalancedSampler, Stream, torch_seeds
 from .vision import transforms as T
 
 WHITE = 255
@@ -75,18 +75,27 @@ def to_tensor(pixels: Pixels | NDArray[np.float32]) -> Tensor:
 class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
     """The batch of each step: ``batches[step]`` is (images uint8 [B, 3, size, size], labels int64 [B]).
 
-    Where features stand in place of images, they are float32 [B, F].
+    Where features stand in place of images, they are float32 [B, F]. An image's view is a function of the seed, the
+    step and its place in the batch, so that it is the same whoever prepares it.
     """
 
-    def __init__(self, part: Part, sampler: ClassBalancedSampler, view: View, seed: int) -> None:
-        self.part, self.sampler, self.view, self.seed = part, sampler, view, seed
+    def __init__(
+        self, part: Part, sampler: ClassBalancedSampler, view: View, seed: int, own: slice = slice(None)
+    ) -> None:
+        """``own`` says which images of each batch are wanted; the others are not read."""
+        self.part, self.sampler, self.view, self.seed, self.own = part, sampler, view, seed, own
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        where = self.sampler(step)
-        with torch.random.fork_rng(devices=[]):  # the transforms draw from torch's global generator
-            torch.default_generator.manual_seed(torch_seed(self.seed, Stream.AUGMENTATION, step))
-            images = torch.stack([self.view(to_tensor(self.part.images[i])) for i in where.tolist()])
+        batch = self.sampler(step)
+        seeds = torch_seeds(self.seed, Stream.AUGMENTATION, step, len(batch))[self.own]
+        where = batch[self.own]
+        with torch.random.fork_rng(devices=[]):
+            images = torch.stack([self._view(i, seed) for i, seed in zip(where.tolist(), seeds, strict=True)])
         return images, torch.from_numpy(self.part.labels[where])
+
+    def _view(self, image: int, seed: int) -> Tensor:
+        torch.default_generator.manual_seed(seed)  # what the transforms draw from
+        return self.view(to_tensor(self.part.images[image]))
 
     def loader(self, first: int, last: int, *, workers: int, pin: bool) -> DataLoader[tuple[Tensor, Tensor]]:
         """The batches of steps ``first`` .. ``last - 1`` in order, prepared ahead by ``workers`` processes."""
@@ -105,14 +114,21 @@ class EvaluationBatches(Dataset[Tensor]):
     def __len__(self) -> int:
         return -(-len(self.part.images) // EVALUATION_BATCH)
 
-    def __getitem__(self, chunk: int) -> Tensor:
-        first = chunk * EVALUATION_BATCH
-        where: NDArray[np.int64] = np.arange(first, min(first + EVALUATION_BATCH, len(self.part.images)))
-        return torch.stack([self.view(to_tensor(self.part.images[i])) for i in where.tolist()])
+    def rows(self, chunks: slice) -> slice:
+        """The images of some chunks."""
+        first, last = (min(chunk * EVALUATION_BATCH, len(self.part.images)) for chunk in (chunks.start, chunks.stop))
+        return slice(first, last)
 
-    def batches(self, workers: int = 0) -> Iterator[Tensor]:
-        """All chunks, in order."""
-        loader = DataLoader(self, None, num_workers=workers, generator=_own_generator(), worker_init_fn=loading.begin)
+    def __getitem__(self, chunk: int) -> Tensor:
+        rows = self.rows(slice(chunk, chunk + 1))
+        return torch.stack([self.view(to_tensor(self.part.images[i])) for i in range(rows.start, rows.stop)])
+
+    def batches(self, workers: int = 0, chunks: slice = slice(None)) -> Iterator[Tensor]:
+        """Some chunks, in order, or all."""
+        wanted = range(len(self))[chunks]
+        loader = DataLoader(
+            self, None, sampler=wanted, num_workers=workers, generator=_own_generator(), worker_init_fn=loading.begin
+        )
         return iter(loader)
 
 

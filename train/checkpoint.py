@@ -26,7 +26,7 @@ Kinds = dict[str, Any]
 """What a dictionary must hold: by key a type, several, or the kinds of a dictionary in it."""
 FINGERPRINT: Kinds = dict.fromkeys(("summary", "class names", "labels", "image names", "images"), str)
 STATE: Kinds = {
-    "config": dict, "step": int, "seconds": (int, float), "recent_losses": list, "before": dict, "rng": torch.Tensor,
+    "config": dict, "step": int, "seconds": (int, float), "recent_losses": list, "before": dict,
     "history": dict.fromkeys(("loss", "evaluation", "drift", "memory"), list),
     **dict.fromkeys(("model", "criterion", "optimizer", "scaler", "drift"), dict),
 }  # fmt: skip

@@ -177,7 +177,7 @@ class Config:
     )
 
     steps: int = field(default=650, metadata=_about("training steps", group="training"))
-    batch_size: int = field(default=64, metadata=_about("images per step"))
+    batch_size: int = field(default=64, metadata=_about("images per step, of all processes together"))
     samples_per_class: int = field(default=4, metadata=_about("images of one class per step"))
     optimizer: str = field(
         default="adamw",
@@ -210,12 +210,15 @@ class Config:
     device: str = field(
         default="auto",
         metadata=_about(
-            "auto: cuda if there is a GPU and xbn_ext has kernels for it, else cpu; or a torch device", run_only=True
+            "auto: cuda if there is a GPU and xbn_ext has kernels for it, else cpu; or a torch device. Of several "
+            "processes each takes a GPU of its own",
+            run_only=True,
         ),
     )
     threads: int = field(default=0, metadata=_about("CPU threads; 0: torch's choice", run_only=True))
     workers: int = field(
-        default=0, metadata=_about("processes that prepare batches; 0: the training process does", run_only=True)
+        default=0,
+        metadata=_about("processes that prepare batches, of each that trains; 0: that one does", run_only=True),
     )
     out: Path | None = field(
         default=None,

@@ -8,6 +8,7 @@ would hold) and from the row as it stands in the memory now ("in_memory": after 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .model import Embedder, without_traces
+from .ranks import ALONE, Ranks
 
 PROBES = 4
 """Probes alive at a time, spread over the time a row stays in the memory."""
@@ -23,7 +25,7 @@ MANY_PROBES = 16
 
 
 class Probe(NamedTuple):
-    """One past batch of B images."""
+    """One past batch of B images, or a process's part of it."""
 
     step: int
     slots: Tensor
@@ -45,12 +47,12 @@ class Staleness(NamedTuple):
 
 
 class DriftMeter:
-    """Records probes during training and measures them when asked."""
+    """Records probes during training and measures them when asked. Of several processes each has its part of them."""
 
-    def __init__(self, memory_size: int, batch_size: int, probes: int = PROBES) -> None:
+    def __init__(self, memory_size: int, batch_size: int, probes: int = PROBES, ranks: Ranks = ALONE) -> None:
         self.lifetime = memory_size // batch_size
         self.interval = max(1, self.lifetime // probes)
-        self.memory_size = memory_size
+        self.memory_size, self.batch_size, self.ranks = memory_size, batch_size, ranks
         self.probes: list[Probe] = []
 
     def wants(self, step: int) -> bool:
@@ -60,7 +62,8 @@ class DriftMeter:
     def record(self, step: int, head: int, images: Tensor, embeddings: Tensor) -> None:
         """Keep a batch that was just stored from slot ``head`` on: images [B, 3, H, W], embeddings [B, D]."""
         self._forget(step)
-        slots = (head + torch.arange(len(images))) % self.memory_size
+        first = head + self.ranks.part(self.batch_size).start
+        slots = (first + torch.arange(len(images))) % self.memory_size
         self.probes.append(Probe(step, slots, images.cpu().clone(), F.normalize(embeddings.detach(), dim=1).cpu()))
 
     def measure(self, step: int, model: Embedder, memory: Tensor) -> list[Staleness]:
@@ -73,9 +76,9 @@ class DriftMeter:
             with without_traces(model):
                 now = F.normalize(model(probe.images.to(memory.device)), dim=1)
             rows = memory[probe.slots.to(memory.device)]
-            results.append(
-                Staleness(step, step - probe.step, _distance(now, probe.stored.to(now.device)), _distance(now, rows))
-            )
+            distances = torch.stack([_distances(now, probe.stored.to(now.device)), _distances(now, rows)], 1)
+            uncorrected, in_memory = self._whole(distances).mean(0).tolist()
+            results.append(Staleness(step, step - probe.step, uncorrected, in_memory))
         model.train(was_training)
         return results
 
@@ -84,13 +87,24 @@ class DriftMeter:
         self.probes = [probe for probe in self.probes if step - probe.step <= self.lifetime]
 
     def state_dict(self) -> dict[str, Any]:
-        """The probes, for a checkpoint."""
-        return {"probes": [probe._asdict() for probe in self.probes]}
+        """The probes, those of all processes as one, for a checkpoint."""
+        return {"probes": [_mapped(self._whole, probe)._asdict() for probe in self.probes]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the probes of a checkpoint."""
-        self.probes = [Probe(**probe) for probe in state["probes"]]
+
+        def own(whole: Tensor) -> Tensor:
+            return whole[self.ranks.part(len(whole))].clone()
+
+        self.probes = [_mapped(own, Probe(**probe)) for probe in state["probes"]]
+
+    def _whole(self, own: Tensor) -> Tensor:
+        return self.ranks.joined(own, self.ranks.parts(self.batch_size))
 
 
-def _distance(a: Tensor, b: Tensor) -> float:
-    return float((1 - F.cosine_similarity(a, b.to(a.dtype), dim=1)).mean())
+def _mapped(change: Callable[[Tensor], Tensor], probe: Probe) -> Probe:
+    return Probe(probe.step, change(probe.slots), change(probe.images), change(probe.stored))
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    return 1 - F.cosine_similarity(a, b.to(a.dtype), dim=1)

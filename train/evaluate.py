@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import search
+from .augment import EvaluationBatches
+from .loading import plain_errors
+from .ranks import ALONE, Ranks
 from .search import Positions, Search
 
 RECALLS = (1, 10, 100)
@@ -27,8 +30,25 @@ Network = Callable[[Tensor], Sequence[Tensor]]
 """Images uint8 [B, 3, H, W] to one or more outputs [B, *]."""
 
 
-def embed(network: Network, batches: Iterable[Tensor], device: torch.device, count: int) -> list[Tensor]:
-    """Each output of the network over all batches, which hold ``count`` images: [count, *], float32 on the CPU."""
+def embed(
+    network: Network, batches: EvaluationBatches, device: torch.device, workers: int = 0, ranks: Ranks = ALONE
+) -> list[Tensor]:
+    """Each output of the network for all images: [N, *], float32 on the CPU, the same bits for any number of processes.
+
+    These share the work by whole chunks of images: an image's output may depend, in its last bits, on how many others
+    are computed with it.
+    """
+    chunks = ranks.parts(len(batches))
+    parts = [batches.rows(of_rank) for of_rank in chunks]
+    with ranks.together(), plain_errors():
+        rows = parts[ranks.rank]
+        own = _embed(network, batches.batches(workers, chunks[ranks.rank]), device, rows.stop - rows.start)
+    shapes = ranks.leader(lambda: [output.shape[1:] for output in own])
+    own = own or [torch.empty(0, *shape) for shape in shapes]  # fewer chunks than processes: rank 0 has one
+    return [ranks.joined(output, parts) for output in own]
+
+
+def _embed(network: Network, batches: Iterable[Tensor], device: torch.device, count: int) -> list[Tensor]:
     outputs: list[Tensor] = []
     done = 0
     with torch.inference_mode():
@@ -38,8 +58,6 @@ def embed(network: Network, batches: Iterable[Tensor], device: torch.device, cou
             for output, part in zip(outputs, parts, strict=True):
                 output[done : done + len(images)] = part
             done += len(images)
-    if done != count:
-        raise ValueError(f"{done} images, not {count}")
     return outputs
 
 

@@ -12,16 +12,19 @@ from .augment import EvaluationBatches, View
 from .data import Dataset, Part
 from .loading import plain_errors
 from .model import Embedder
+from .ranks import ALONE, Ranks
 
 
 @plain_errors()
-def of(data: Dataset, model: Embedder, view: View, device: torch.device, workers: int = 0) -> Dataset:
+def of(
+    data: Dataset, model: Embedder, view: View, device: torch.device, workers: int = 0, ranks: Ranks = ALONE
+) -> Dataset:
     """The same data set with features float32 [N, F] in place of its images, each as ``view`` shows it."""
     model.to(device).eval()
 
     def part(side: Part) -> Part:
-        batches = EvaluationBatches(side, view).batches(workers)
-        (found,) = evaluate.embed(lambda images: (model.features(images),), batches, device, len(side.labels))
+        batches = EvaluationBatches(side, view)
+        (found,) = evaluate.embed(lambda images: (model.features(images),), batches, device, workers, ranks)
         return replace(side, images=found.numpy())
 
     return replace(data, train=part(data.train), test=part(data.test))

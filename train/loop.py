@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,12 +17,13 @@ from . import checkpoint, evaluate, features, terminal
 from .augment import EvaluationBatches, TrainingBatches, evaluation_view, training_view
 from .config import Config
 from .data import Dataset
-from .drift import MANY_PROBES, PROBES, DriftMeter
+from .drift import MANY_PROBES, PROBES, DriftMeter, Staleness
 from .evaluate import Network, Scores
 from .events import Events, NoEvents
 from .loading import plain_errors
 from .model import Embedder
-from .sampler import ClassBalancedSampler, Stream, torch_seed
+from .ranks import ALONE, Ranks
+from .sampler import ClassBalancedSampler, Stream, torch_seeds
 
 DRIFT_MEASUREMENTS = 24
 """About so many over a whole run; each costs a few forward passes."""
@@ -45,8 +46,8 @@ class Interrupted(Exception):
     """The run was asked to stop, and did so after writing a checkpoint."""
 
 
-def make_criterion(config: Config) -> xbn_ext.CrossBatchMemory:
-    """The loss and the memory of a run."""
+def make_criterion(config: Config, ranks: Ranks = ALONE) -> xbn_ext.CrossBatchMemory:
+    """The loss and the memory of a run, the same in all its processes."""
     return xbn_ext.CrossBatchMemory(
         config.pair_loss(),
         config.embedding_dim,
@@ -58,6 +59,7 @@ def make_criterion(config: Config) -> xbn_ext.CrossBatchMemory:
         batch_weight=config.batch_weight,
         memory_weight=0.0 if config.method == "batch" else config.memory_weight,
         warmup_steps=config.warmup_steps,
+        process_group=ranks.group,
     )
 
 
@@ -91,31 +93,41 @@ class Trainer:
 
     Args:
         inputs: ``data`` with features in place of images, where they are frozen and at hand already.
+        ranks: the processes that do this run, each with a part of every batch and of the test images. All of them call
+            every method, and come to the same numbers.
     """
 
     def __init__(
-        self, config: Config, model: Embedder, data: Dataset, device: torch.device, inputs: Dataset | None = None
+        self,
+        config: Config,
+        model: Embedder,
+        data: Dataset,
+        device: torch.device,
+        inputs: Dataset | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.config, self.data, self.device = config, data, device
+        self.config, self.data, self.device, self.ranks = config, data, device, ranks
         frozen = config.features == "frozen"
         self.evaluation_view = evaluation_view(config.image_size, config.augment)
         sampler = ClassBalancedSampler(data.train.labels, config.batch_size, config.samples_per_class, config.seed)
         view = training_view(config.image_size, data.mirror, config.augment)
         if frozen:
-            inputs = inputs or features.of(data, model, self.evaluation_view, device, config.workers)
+            inputs = inputs or features.of(data, model, self.evaluation_view, device, config.workers, ranks)
             view = self.evaluation_view = features.as_they_are
         self.inputs = inputs or data
-        self.batches = TrainingBatches(self.inputs.train, sampler, view, config.seed)
+        own = ranks.part(config.batch_size)
+        self.batches = TrainingBatches(self.inputs.train, sampler, view, config.seed, own)
         self.model = model.to(device)
-        self.criterion = make_criterion(config).to(device)
+        if not frozen and model.normalises_by_batch():
+            model.backbone = ranks.synchronized(model.backbone)
+        self.criterion = make_criterion(config, ranks).to(device)
         self.optimizer = make_optimizer(config, model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
-        self.drift = DriftMeter(config.memory_size, config.batch_size, MANY_PROBES if frozen else PROBES)
+        self.drift = DriftMeter(config.memory_size, config.batch_size, MANY_PROBES if frozen else PROBES, ranks)
         self.drift_every = self.drift.interval * max(1, config.steps // DRIFT_MEASUREMENTS // self.drift.interval)
         self.step, self.seconds, self.bad_steps = 0, 0.0, 0
         self.recent_losses: list[float] = []
         self.before: dict[str, Scores] = {}
-        torch.manual_seed(torch_seed(config.seed, Stream.DROPOUT))  # nothing else draws from the global generators
         self.history: dict[str, list[dict[str, float]]] = {"loss": [], "evaluation": [], "drift": [], "memory": []}
 
     def state_dict(self) -> dict[str, Any]:
@@ -134,8 +146,6 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),  # empty except with float16
             "drift": self.drift.state_dict(),
-            "rng": torch.get_rng_state(),  # dropout's; all else depends on seed and step alone
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -144,20 +154,18 @@ class Trainer:
         self.recent_losses, self.before, self.history = state["recent_losses"], state["before"], state["history"]
         for name in ("model", "criterion", "optimizer", "scaler", "drift"):
             getattr(self, name).load_state_dict(state[name])
-        torch.set_rng_state(state["rng"])
-        if self.device.type == "cuda" and state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
     def save(self) -> None:
-        """Write the checkpoint."""
-        checkpoint.save(self.config.folder / checkpoint.CHECKPOINT, self.state_dict())
+        """Write the checkpoint. Nothing in it is of one process, so that any number of them can go on."""
+        state = self.state_dict()
+        self.ranks.leader(lambda: checkpoint.save(self.config.folder / checkpoint.CHECKPOINT, state))
 
     @plain_errors()
     def run(self, asked_to_stop: Callable[[], bool] = lambda: False, *, quiet: bool = False) -> Tensor:
         """Train to the end and return the embeddings [N, D] of the test images.
 
         Args:
-            asked_to_stop: asked after each step but the last.
+            asked_to_stop: asked after each step but the last; if one process is asked to, all stop.
             quiet: no bar, no events, and scores at the end only; checkpoints as ever.
 
         Raises:
@@ -165,43 +173,64 @@ class Trainer:
             DataError: an image cannot be read, or the system has ended a process that reads them.
             Interrupted: ``asked_to_stop`` said so after a step; a checkpoint has been written.
             TrainingError: the loss stopped being a number.
+            Elsewhere: another process of this run has raised one of these.
         """
-        config = self.config
+        config, ranks = self.config, self.ranks
         started = time.perf_counter() - self.seconds
-        events = NoEvents() if quiet else Events(config.folder / checkpoint.EVENTS, self.step)
+        silent = quiet or not ranks.leads
+        with ranks.together():
+            events = NoEvents() if silent else Events(config.folder / checkpoint.EVENTS, self.step)
         if not self.before and not quiet:
             self.measure_before()
             self.seconds = time.perf_counter() - started
             self.save()
-        bar = tqdm(total=config.steps, initial=self.step, desc=config.method, unit=" steps", disable=quiet or None)
-        loader = self.batches.loader(self.step, config.steps, workers=config.workers, pin=self.device.type == "cuda")
+        bar = tqdm(total=config.steps, initial=self.step, desc=config.method, unit=" steps", disable=silent or None)
         embeddings: Tensor | None = None
         with events, bar:
-            for images, labels in loader:
+            for images, labels in self._batches():
                 began = time.perf_counter()
                 loss = self.train_step(images, labels)
                 rate = config.batch_size / (time.perf_counter() - began)
                 bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} images/s", refresh=False)
                 bar.update()
                 self.seconds = time.perf_counter() - started
-                self.log(events, loss, rate)
+                drift = self.measure_drift()
+                with ranks.together():
+                    self.log(events, loss, rate, drift)
                 last = self.step == config.steps
                 due = bool(config.eval_every) and self.step % config.eval_every == 0
                 if last or (due and not quiet):
                     embeddings = self.evaluate(events, quiet=quiet)
                     self.seconds = time.perf_counter() - started
-                stop = not last and asked_to_stop()
+                stop = not last and ranks.any_says(asked_to_stop())
                 if last or due or stop:
                     self.save()
                 if stop:
                     raise Interrupted
+            with ranks.together():
+                events.close()
         return self.test_embeddings() if embeddings is None else embeddings
 
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's part of the batches of the steps to come."""
+        steps = self.step, self.config.steps
+        loader = self.batches.loader(*steps, workers=self.config.workers, pin=self.device.type == "cuda")
+        prepared = iter(loader)
+        for _ in range(*steps):
+            with self.ranks.together(), plain_errors():
+                batch = next(prepared)
+            yield batch
+
     def train_step(self, images: Tensor, labels: Tensor) -> float:
-        """One step on images uint8 [B, 3, H, W], or features [B, F], with labels int64 [B]; returns the loss."""
-        config = self.config
+        """One step on images uint8 [B, 3, H, W], or features [B, F], with labels int64 [B]; returns the loss.
+
+        Of several processes each has some of the images; the loss is that of them all.
+        """
+        ranks = self.ranks
+        # For dropout, which alone draws from the global generators: a stream for each process.
+        torch.manual_seed(torch_seeds(self.config.seed, Stream.DROPOUT, self.step, ranks.size)[ranks.rank])
         self.model.train()
-        scale = learning_rate(config, self.step)
+        scale = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = scale * group["peak"]
         images = images.to(self.device, non_blocking=True)
@@ -210,7 +239,10 @@ class Trainer:
         embeddings = self.model(images)
         loss = self.criterion(embeddings, labels.to(self.device, non_blocking=True))
         self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
+        # The criterion's gradient is as many times the own part of the loss's as there are processes, for averaging.
+        # Here parts are added up, and are no larger in 16 bits than those of one process.
+        self.scaler.scale(loss / ranks.size).backward()
+        ranks.add_up(parameter for group in self.optimizer.param_groups for parameter in group["params"])
         value = float(loss.detach())
         if math.isfinite(value):  # the memory itself keeps rows that are not finite out
             self.scaler.step(self.optimizer)  # not where gradients overflow: their scale is halved then
@@ -228,8 +260,14 @@ class Trainer:
         self.step += 1
         return value
 
-    def log(self, events: Log, loss: float, rate: float) -> None:
-        """Note the loss and, at times fixed by the number of steps alone, the memory's drift."""
+    def measure_drift(self) -> list[Staleness]:
+        """The memory's drift, at times fixed by the number of steps alone."""
+        if self.step % self.drift_every:
+            return []
+        return self.drift.measure(self.step, self.model, self.criterion.embedding_memory)
+
+    def log(self, events: Log, loss: float, rate: float, drift: list[Staleness]) -> None:
+        """Note the loss and the memory's drift."""
         events.add_scalar("train/loss", loss, self.step)
         events.add_scalar("train/images_per_second", rate, self.step)
         events.add_scalar("train/lr", self.optimizer.param_groups[0]["lr"], self.step)
@@ -240,10 +278,9 @@ class Trainer:
                 self.history["loss"].append({"step": self.step, "loss": sum(finite) / len(finite)})
             self.recent_losses.clear()
             self.log_memory(events)
-        if self.step % self.drift_every == 0:
-            for found in self.drift.measure(self.step, self.model, self.criterion.embedding_memory):
-                self.history["drift"].append(found._asdict())
-                events.add_scalars("drift", {"uncorrected": found.uncorrected, "in memory": found.in_memory}, self.step)
+        for found in drift:
+            self.history["drift"].append(found._asdict())
+            events.add_scalars("drift", {"uncorrected": found.uncorrected, "in memory": found.in_memory}, self.step)
 
     def log_memory(self, events: Log) -> None:
         """Note what the criterion says of its memory."""
@@ -258,8 +295,9 @@ class Trainer:
         embeddings = self.test_embeddings()
         scores = self.scores(embeddings)
         self.history["evaluation"].append({"step": self.step, "seconds": self.seconds, **scores})
-        for name, value in scores.items():
-            events.add_scalar(f"test/{name}", value, self.step)
+        with self.ranks.together():
+            for name, value in scores.items():
+                events.add_scalar(f"test/{name}", value, self.step)
         if not quiet:
             terminal.say(f"step {self.step:5d}: " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items()))
         return embeddings
@@ -287,6 +325,9 @@ class Trainer:
         Raises:
             TrainingError: there are no scores.
         """
+        return self.ranks.leader(lambda: self._scores(embeddings))
+
+    def _scores(self, embeddings: Tensor) -> Scores:
         data = self.data
         try:
             return evaluate.evaluate(
@@ -297,6 +338,5 @@ class Trainer:
             raise TrainingError(f"no scores after {self.step} steps: {error}; {advice}") from error
 
     def _of_test_images(self, network: Network) -> list[Tensor]:
-        part = self.inputs.test
-        batches = EvaluationBatches(part, self.evaluation_view).batches(self.config.workers)
-        return evaluate.embed(network, batches, self.device, len(part.labels))
+        batches = EvaluationBatches(self.inputs.test, self.evaluation_view)
+        return evaluate.embed(network, batches, self.device, self.config.workers, self.ranks)

@@ -60,6 +60,14 @@ class Embedder(nn.Module):
         frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         return {"note": self.note, "frozen_bn": self.frozen_bn, "frozen": frozen}
 
+    def beginning(self) -> dict[str, Any]:
+        """For ``go_on``: what this network is now."""
+        return {"model": self.state_dict(), "start": self.start()}
+
+    def normalises_by_batch(self) -> bool:
+        """Whether the backbone is trained with each batch's own statistics."""
+        return not self.frozen_bn and bool(_batch_norms(self.backbone))
+
     def go_on(self, state: dict[str, Any]) -> None:
         """Become the network of a checkpoint, whatever pretrained weights there are now.
 

@@ -56,7 +56,7 @@ def write(trainer: Trainer, embeddings: Tensor, note: str) -> None:
             "gallery": len(data.test.labels if data.gallery is None else data.gallery),
             "credit": list(data.credit),
         },
-        "machine": machine(trainer.device),
+        "machine": machine(trainer.device) | {"processes": trainer.ranks.size},
     }
     view = evaluation_view(config.image_size, config.augment)
     with checkpoint.writing(config.folder):

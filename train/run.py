@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,58 +17,120 @@ from . import checkpoint, data, lock, loop, losses, model, report, terminal
 from .checkpoint import Found
 from .config import Config, ConfigError, parse
 from .cores import bytes_of_memory
+from .data.fingerprint import differences
+from .ranks import ALONE, FAILED, STOPPED, Elsewhere, Ranks, join
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """The command line; returns the exit status. Of several processes, rank 0 alone prints."""
     terminal.prepare()
-    config = parse(arguments)
     try:
-        run(config)
-    except (ConfigError, data.DataError, loop.TrainingError) as error:
-        print(f"python -m train: error: {error}", file=sys.stderr)
-        return 2
+        with join() as ranks:
+            config = ranks.one_first(lambda: parse(arguments))
+            with terminal.silent(not ranks.leads):
+                return _main(config, ranks)
+    except Elsewhere as error:  # which has said why: a command line is refused
+        return error.status
+
+
+def _main(config: Config, ranks: Ranks) -> int:
+    try:
+        with ranks.all_alive():
+            run(config, ranks=ranks)
     except (loop.Interrupted, KeyboardInterrupt):  # the latter outside of training, or by a second Ctrl-C
-        goes_on = f"; the same command with --resume continues from {config.folder}"
-        print("stopped" + goes_on * checkpoint.begun(config.folder), file=sys.stderr)
-        return 130
+        return _stopped(config)
+    except (ConfigError, data.DataError, loop.TrainingError, Elsewhere) as error:
+        if isinstance(error, Elsewhere) and error.status == STOPPED:
+            return _stopped(config)
+        print(f"python -m train: error: {error}", file=sys.stderr)
+        return FAILED
     return 0
 
 
-def run(config: Config, asked_to_stop: Callable[[], bool] | None = None) -> dict[str, Any]:
-    """Do the run, or find it done already, print its result and return its metrics."""
+def _stopped(config: Config) -> int:
+    goes_on = f"; the same command with --resume continues from {config.folder}"
+    print("stopped" + goes_on * checkpoint.begun(config.folder), file=sys.stderr)
+    return STOPPED
+
+
+def run(config: Config, asked_to_stop: Callable[[], bool] | None = None, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Do the run, or find it done already, print its result and return its metrics.
+
+    Of several processes, rank 0 alone looks at the folder and writes there; the others get from it what they need.
+    """
     before = lock.state(config.folder)
-    found = checkpoint.look(config)
+    found = ranks.leader(lambda: checkpoint.look(config))
     if found is Found.FINISHED:
         terminal.say(f"{config.folder} holds this run, finished; --overwrite would repeat it")
-        return report.show(config.folder)
-    device = device_of(config)
-    require_memory(config, device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    network, note = model.build(config)
-    dataset = _load(config)
-    now = dataset.fingerprint
+        return ranks.leader(lambda: report.show(config.folder))
+    with ranks.together():
+        require_parts(config, ranks)
+        device = device_of(config, ranks)
+        require_memory(config, device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        network, _ = model.build(config)
+    dataset = ranks.one_first(lambda: _load(config))
+    require_same_everywhere(config, dataset, ranks)
     stored = config.folder / checkpoint.CHECKPOINT
-    state = checkpoint.load(stored) if found is Found.CHECKPOINT else None
-    if state is not None:
-        checkpoint.require_same_data(config.data, config.folder, state.get("data"), now, "an unfinished run")
+    goes_on = found is Found.CHECKPOINT
+    # Rank 0's network, too: what pretrained weights there are may differ from machine to machine.
+    state = ranks.leader(lambda: checkpoint.load(stored) if goes_on else network.beginning())
+    with ranks.together():
+        if goes_on:
+            there = state.get("data")
+            checkpoint.require_same_data(config.data, config.folder, there, dataset.fingerprint, "an unfinished run")
         with checkpoint.reading(stored):
             network.go_on(state)  # before features are taken of it
-        note = network.note
-    trainer = make_trainer(config, network, dataset, device)
-    if state is not None:
-        with checkpoint.reading(stored):
+        require_normalisation(config, network, device, ranks)
+    note = network.note
+    trainer = make_trainer(config, network, dataset, device, ranks=ranks)
+    if goes_on:
+        with ranks.together(), checkpoint.reading(stored):
             trainer.load_state_dict(state)
         terminal.say(f"continuing {config.folder} at step {trainer.step}")
-    with lock.alone(config.folder, before):
-        if state is None:
-            checkpoint.prepare(config.folder)
-        terminal.say(note, f"{config.method}, {losses.title(config.loss)}, on {device}, results in {config.folder}")
+    with ExitStack() as locked:
+
+        def take_folder() -> None:
+            locked.enter_context(lock.alone(config.folder, before))
+            if not goes_on:
+                checkpoint.prepare(config.folder)
+
+        ranks.leader(take_folder)
+        on = f"{device}" if ranks.size == 1 else f"{device.type}, {ranks.size} processes"
+        terminal.say(note, f"{config.method}, {losses.title(config.loss)}, on {on}, results in {config.folder}")
         with stop_signals() as signalled:
             embeddings = trainer.run(asked_to_stop or signalled)
-        report.write(trainer, embeddings, note)
-    return report.show(config.folder)
+        ranks.leader(lambda: report.write(trainer, embeddings, note))
+    return ranks.leader(lambda: report.show(config.folder))
+
+
+def require_parts(config: Config, ranks: Ranks) -> None:
+    """Raise ConfigError if there are more processes than images in a batch."""
+    if ranks.size > config.batch_size:
+        raise ConfigError(
+            f"--batch-size {config.batch_size}: it is dealt out to all processes, and there are {ranks.size}; choose a "
+            "larger one, or fewer processes"
+        )
+
+
+def require_same_everywhere(config: Config, dataset: data.Dataset, ranks: Ranks) -> None:
+    """Raise DataError if other data lie at the same place on the machine of another process."""
+    first = ranks.leader(lambda: dataset.fingerprint)
+    with ranks.together():
+        different = differences(first, dataset.fingerprint)
+        if different:
+            raise data.DataError(f"--data {config.data}: differs from that of rank 0 in its {', '.join(different)}")
+
+
+def require_normalisation(config: Config, network: model.Embedder, device: torch.device, ranks: Ranks) -> None:
+    """Raise ConfigError if batch normalisation would have to know the batch of all processes, and cannot."""
+    if ranks.size > 1 and device.type == "cpu" and config.features != "frozen" and network.normalises_by_batch():
+        raise ConfigError(
+            "--batchnorm: on CPUs several processes cannot normalise by the statistics of a batch that they share "
+            "(torch does that on GPUs only); choose --batchnorm frozen, a network without batch normalisation, or one "
+            "process"
+        )
 
 
 def make_trainer(
@@ -77,10 +139,11 @@ def make_trainer(
     dataset: data.Dataset,
     device: torch.device,
     inputs: data.Dataset | None = None,
+    ranks: Ranks = ALONE,
 ) -> loop.Trainer:
     """As ``Trainer``; raises ConfigError if the settings do not fit the data."""
     try:
-        return loop.Trainer(config, network, dataset, device, inputs)
+        return loop.Trainer(config, network, dataset, device, inputs, ranks)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -91,16 +154,22 @@ def _load(config: Config) -> data.Dataset:
     return dataset
 
 
-def device_of(config: Config) -> torch.device:
-    """The device that a run is on; raises ConfigError if it is not there."""
+def device_of(config: Config, ranks: Ranks = ALONE) -> torch.device:
+    """The device that a run is on, of several processes each on a GPU of its own; raises ConfigError without one."""
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() and xbn_ext.build_info()["cuda"] else "cpu"
     try:
         device = torch.device(name)
+        if ranks.size > 1 and device.type == "cuda":
+            if device.index is not None:
+                raise ConfigError(f"--device {name}: each process takes a GPU of its own; choose cuda")
+            device = torch.device("cuda", ranks.local_rank)
+            torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {name}: {checkpoint.why(error)}") from error
+        which = f"{name}, GPU {ranks.local_rank}" if ranks.size > 1 else name
+        raise ConfigError(f"--device {which}: {checkpoint.why(error)}") from error
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"--device {name}: xbn_ext has kernels for cpu and cuda only")
     return device

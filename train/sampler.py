@@ -27,7 +27,13 @@ def random_stream(seed: int, stream: Stream, step: int = 0) -> np.random.SeedSeq
 
 def torch_seed(seed: int, stream: Stream, step: int = 0) -> int:
     """The same as a 64-bit seed for a torch generator."""
-    return int(random_stream(seed, stream, step).generate_state(1, np.uint64)[0])
+    return torch_seeds(seed, stream, step, 1)[0]
+
+
+def torch_seeds(seed: int, stream: Stream, step: int, count: int) -> list[int]:
+    """So many of them, for generators that do not depend on one another, nor on how many there are."""
+    seeds: list[int] = random_stream(seed, stream, step).generate_state(count, np.uint64).tolist()
+    return seeds
 
 
 class ClassBalancedSampler:

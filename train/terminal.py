@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 
 from tqdm import tqdm
 
@@ -29,3 +30,13 @@ def say(*lines: object) -> None:
     except OSError:
         with suppress(OSError):  # no file of the system
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def silent(asked_for: bool = True) -> Iterator[None]:
+    """While open, Python prints nothing. A traceback of what leaves it is seen."""
+    if not asked_for:
+        yield
+        return
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
+        yield

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import checkpoint, config, lock, loop, run, terminal
+from .. import checkpoint, config, lock, loop, ranks, run, terminal
 from ..config import METHODS, ConfigError, folder_path
 from ..cores import cores
 from ..data import DataError
@@ -32,10 +32,20 @@ OWN = {"--method", "--seed", "--resume", "--overwrite"}
 """Arguments of python -m train that say what a study decides itself."""
 
 
+NOT_SHARED = (
+    "torchrun has started several processes, and a study starts its own, one for each run (--jobs): start it without "
+    "torchrun"
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     terminal.prepare()
+    if ranks.expected() > 1:
+        if ranks.is_first():
+            print(f"python -m train.compare: error: {NOT_SHARED}", file=sys.stderr)
+        return 2
     out, plan, workshop = parse(arguments)
     command = shlex.join(["python", "-m", "train.compare", *arguments])
     try:
