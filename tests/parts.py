@@ -8,7 +8,7 @@ from xbn_ext.losses import Contrastive
 def loss_of_parts(module, z, labels, parts, loss, anchors=None, **options):
     """Loss, derivative by z and pairs, of `module.memory_sums` and `module.settle_sums`.
 
-    parts: of each its bank, its labels and its ids.
+    parts: of each its bank, its labels and options of its own.
     """
     bounds = [0]
     for bank, *_ in parts:
@@ -17,10 +17,10 @@ def loss_of_parts(module, z, labels, parts, loss, anchors=None, **options):
     grads = torch.zeros(len(parts), 2, *z.shape, dtype=z.dtype, device=z.device)
     given = None
     for number, slots in enumerate(loss.passes):
-        for k, (bank, bank_labels, bank_ids) in enumerate(parts):
+        for k, (bank, bank_labels, its) in enumerate(parts):
             of_part, grads_of_part = module.memory_sums(
-                z, labels, bank, bank_labels, loss, number=number, given=given, first=bounds[k], bank_ids=bank_ids,
-                anchors=anchors, **options,
+                z, labels, bank, bank_labels, loss, number=number, given=given, first=bounds[k], anchors=anchors,
+                **its, **options,
             )  # fmt: skip
             for slot in slots:
                 sums[k, slot], grads[k, slot] = of_part[slot], grads_of_part[slot]
