@@ -1,5 +1,5 @@
 """`Ranks`: the processes that share a memory. Each has a part of every batch and a copy of the memory, and all of them
-compute the step of the whole batch: the copies stay the same, to the bit."""
+move it and store the whole batch: the copies stay the same, to the bit."""
 
 from __future__ import annotations
 
