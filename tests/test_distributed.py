@@ -136,6 +136,83 @@ def a_fault_while_filling_leaves_every_copy_as_it_was(rank):
     assert_same_step(alone, together, Divided(1))
 
 
+class Silent(Exception):
+    """Of no length, so false, and without a text."""
+
+    def __len__(self):
+        return 0
+
+    def __str__(self):
+        raise NotImplementedError
+
+
+class Raises:
+    """A source of batches, such as a DataLoader whose workers cannot start."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __iter__(self):
+        raise self.error
+
+
+def whatever_a_source_of_batches_raises_is_raised_on_all(rank):
+    _, together = alone_and_together(SupCon())
+    batch = Divided(0).whole()[:2]
+    for error, text in ((OSError("too many files"), "OSError: too many files"), (Silent(), "Silent")):
+        with pytest.raises(type(error) if rank == 1 else RuntimeError) as raised:
+            together.fill_from(Raises(error) if rank == 1 else [batch])
+        assert raised.value is error if rank == 1 else str(raised.value) == f"rank 1 takes no step: {text}"
+    assert together.count == 0
+
+
+def a_source_that_would_begin_again_is_read_once(rank):
+    class Batches:  # as some loaders are, which begin their next epoch after a StopIteration
+        left = 1 + rank
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            self.left -= 1
+            if self.left < 0:
+                self.left = 1 + rank
+                raise StopIteration
+            return Divided(0).whole()[:2]
+
+    _, together = alone_and_together(SupCon(), size=1000)
+    together.fill_from(Batches())
+    W = dist.get_world_size()
+    assert together.count == 6 * W * W * (W + 1) // 2
+
+
+def a_fill_on_one_rank_and_a_step_on_another_raise(rank):
+    alone, together = alone_and_together(SupCon())
+    assert_same_step(alone, together, Divided(0))
+    x, labels, _ = Divided(1).part()
+    for filler in range(2):
+        for batches in ([], [(x.detach(), labels)]):
+            with pytest.raises(ValueError, match=r"^call must be .*'(fill_from' .* 'forward'|forward' .* 'fill_from')"):
+                together.fill_from(batches) if rank == filler else together(x, labels)
+    assert_same_state(alone, together)
+
+
+def the_hosts_agree_where_torch_makes_no_plain_tensors(rank):
+    alone, together = alone_and_together(SupCon())
+    x, labels, _ = Divided(0).part()
+    with pytest.raises(RuntimeError, match=r"cannot be transformed by torch\.func where it writes its memory"):
+        torch.func.grad(lambda x: together(x, labels))(x.detach())
+    its = "cannot be transformed by torch.func where it has a process_group"
+    with torch.no_grad(), pytest.raises(RuntimeError, match=its):
+        together.eval()
+        torch.func.vmap(lambda x: together(x, labels))(x.detach()[None])
+    together.train()
+    with torch.device("meta"):
+        together(x, labels)
+    alone(*Divided(0).whole()[:2])
+    assert_same_state(alone, together)
+
+
 class Network(nn.Module):
     """Without a criterion or, as in a LightningModule, with one."""
 
@@ -359,6 +436,10 @@ CHECKS = [
     evaluation_reads_and_writes_nothing,
     a_filled_memory_has_the_batches_of_all,
     a_fault_while_filling_leaves_every_copy_as_it_was,
+    whatever_a_source_of_batches_raises_is_raised_on_all,
+    a_source_that_would_begin_again_is_read_once,
+    a_fill_on_one_rank_and_a_step_on_another_raise,
+    the_hosts_agree_where_torch_makes_no_plain_tensors,
     averaged_gradients_are_those_of_one_process,
     the_criterion_may_be_inside_of_what_is_wrapped,
     sharded_parameters_get_the_same_gradients,

@@ -48,11 +48,17 @@ def check_step(step: Tensor, *given: Tensor | None) -> None:
         torch.ops.xbn_ext._check_not_in_backward(step)  # when the compiled code runs
         return
     _check_not_in_backward(step)
+    check_not_transformed(
+        "where it writes its memory or something learns: call it in eval() and under no_grad()", *given
+    )
+
+
+def check_not_transformed(where: str, *given: Tensor | None) -> None:
+    """Raises RuntimeError under `torch.func`, and for tensors with a forward-mode derivative."""
+    if torch.compiler.is_compiling():
+        return
     if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise RuntimeError(
-            "a CrossBatchMemory cannot be transformed by torch.func where it writes its memory or something learns: "
-            "call it in eval() and under no_grad()"
-        )
+        raise RuntimeError(f"a CrossBatchMemory cannot be transformed by torch.func {where}")
     for t in given:
         if t is not None:
             needs_grad(t)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,8 +47,16 @@ def gather(t: Tensor, size: int, group_name: str) -> Tensor:
     return collective.wait_tensor(gathered)  # type: ignore[no-any-return]
 
 
+def gather_numbers(numbers: Sequence[int], group: ProcessGroup) -> list[list[int]]:
+    """Those of all ranks, in their order; each has as many. Of hosts, whatever the default device is."""
+    with torch._C._DisableFuncTorch():  # under torch.func, too, a rank can tell the others that it must not be there
+        t = torch.tensor(numbers, dtype=torch.int64, device="cpu")
+        return gather(t, group.size(), group.group_name).tolist()
+
+
 def gather_objects(value: Any, group: ProcessGroup) -> list[Any]:
     """The values of all ranks, in their order."""
     values = [None] * dist.get_world_size(group)
-    dist.all_gather_object(values, value, group=group)
+    with torch._C._DisableFuncTorch():
+        dist.all_gather_object(values, value, group=group)
     return values

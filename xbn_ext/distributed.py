@@ -96,7 +96,7 @@ class Ranks:
         if self.batch_size is None:
             if torch.compiler.is_compiling():
                 raise RuntimeError("batch_size must be given to compile a CrossBatchMemory that has a process_group")
-            return self._exchange(*self._tell(check, {"training": training, **options()}), step)
+            return self._exchange(*self._tell(check, {"call": "forward", "training": training, **options()}), step)
         batch = check()
         rows = len(batch.labels)
         if rows != self.batch_size:
@@ -110,7 +110,7 @@ class Ranks:
     def rounds(self, batches: Iterator[Batch], like: Batch, step: Tensor) -> Iterator[Batch]:
         """The batches of all ranks, one of each at a time, until no rank has any left; `like` is a batch of no rows."""
         while True:
-            batch, told = self._tell(lambda: next(batches, like), {}, ended=like)
+            batch, told = self._tell(lambda: next(batches, like), {"call": "fill_from"}, ended=like)
             if all(of_rank.rows < 0 for of_rank in told):
                 return
             yield self._exchange(batch, told, step)
@@ -127,15 +127,14 @@ class Ranks:
         try:
             batch = check()
             own = Told.of(batch)._replace(options=zlib.crc32(repr(options).encode()))
-            own = Told(rows=-1) if batch is ended else own
+            own = own._replace(rows=-1) if batch is ended else own
         except Exception as error:  # whatever it is: the others wait
             fault, own = error, Told(rows=0, failed=1)
-        numbers = collectives.gather(torch.tensor(own, dtype=torch.int64), self.size, self._host.group_name)
-        told = [Told(*of_rank) for of_rank in numbers.tolist()]
+        told = [Told(*of_rank) for of_rank in collectives.gather_numbers(own, self._host)]
         if any(of_rank.failed for of_rank in told):
             self._fail(fault)
         assert batch is not None
-        if len({of_rank.options for of_rank in told if of_rank.rows >= 0}) > 1:
+        if len({of_rank.options for of_rank in told}) > 1:
             self._agree(options)
         _same("embeddings' dtype", {rank: SENT_AS[of.dtype] for rank, of in enumerate(told) if of.rows > 0})
         _same("enqueue_mask", {rank: "a mask" if of.masked else None for rank, of in enumerate(told) if of.rows > 0})
@@ -143,7 +142,7 @@ class Ranks:
 
     def _fail(self, fault: Exception | None) -> NoReturn:
         """Raises on each rank its own fault, and on one without any the first of the others."""
-        texts = collectives.gather_objects(fault and f"{type(fault).__name__}: {fault}", self._host)
+        texts = collectives.gather_objects(None if fault is None else _text(fault), self._host)
         if fault is not None:
             raise fault
         rank, text = next((rank, text) for rank, text in enumerate(texts) if text is not None)
@@ -183,6 +182,14 @@ class Ranks:
             all_ids if any(of_rank.identified for of_rank in with_rows) else None,
             _own(sizes, self.rank),
         )
+
+
+def _text(fault: Exception) -> str:
+    name = type(fault).__name__
+    try:
+        return f"{name}: {fault}"
+    except Exception:  # its own __str__ has raised, and the others wait
+        return name
 
 
 def _same(name: str, of_ranks: Mapping[int, Any]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from . import checks, ops, shared_step
-from ._autograd import check_step
+from ._autograd import check_not_transformed, check_step
 from .distributed import Batch, Ranks
 from .dtypes import is_narrow
 from .filling import fill
@@ -233,7 +233,8 @@ class CrossBatchMemory(MemoryState):
         Raises:
             TypeError, ValueError: an argument is not as above, naming it.
             RuntimeError: called while a backward pass runs, as activation checkpointing does to compute the loss a
-                second time; or with forward-mode derivatives or under `torch.func`, except in evaluation without grad.
+                second time; or with forward-mode derivatives or under `torch.func`, except in evaluation without grad
+                and without a process_group.
         """
 
         def check() -> Batch:
@@ -242,6 +243,8 @@ class CrossBatchMemory(MemoryState):
             learns = embeddings.requires_grad or (self.temperature is not None and self.temperature.requires_grad)
             if self.training or (learns and torch.is_grad_enabled()):
                 check_step(self.step, *batch[:4], self.temperature)
+            elif self._ranks is not None:
+                check_not_transformed("where it has a process_group", *batch[:4])
             return batch
 
         ranks = self._ranks
@@ -317,12 +320,13 @@ class CrossBatchMemory(MemoryState):
         if self.bank.is_meta:
             raise RuntimeError("fill_from: the memory is on the meta device, which holds no values")
 
-        def check(batch: tuple[Tensor, ...]) -> Batch:
-            checks.two_or_three(batch)
-            embeddings, labels, *rest = batch
-            return self._check(embeddings, labels, None, None, *rest)
+        def checked() -> Iterator[Batch]:  # begins, and so fails, in the first round; and ends for good
+            for batch in batches:
+                checks.two_or_three(batch)
+                embeddings, labels, *rest = batch
+                yield self._check(embeddings, labels, None, None, *rest)
 
-        given: Iterator[Batch] = map(check, batches)
+        given = checked()
         if self._ranks is not None:
             nothing = Batch(self.target_mean.expand(0, -1), self.bank_labels[:0])
             given = self._ranks.rounds(given, nothing, self.step)
