@@ -25,11 +25,14 @@ __global__ void __launch_bounds__(kSumsThreads)
   const int64_t unit = static_cast<int64_t>(blockIdx.x) * (kSumsThreads / kWarp) + threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
   if (unit >= kSlots * p.B) return;
-  const Slot& slot = pass.slot[unit / p.B];
-  const bool fills = slot.pairs != Pairs::none && (partial.state[unit % p.B] & kRanks);
+  static_assert(kSlots == 2);
+  const bool second = unit >= p.B;
+  const Pairs pairs = second ? pass.slot[1].pairs : pass.slot[0].pairs;
+  const Formula formula = second ? pass.slot[1].formula : pass.slot[0].formula;
+  const bool fills = pairs != Pairs::none && (partial.state[second ? unit - p.B : unit] & kRanks);
   RowSums sums = {};
   if (fills) sums = partial.sums[unit];
-  const bool has_row = fills && slot.formula == Formula::extreme && sums.value >= 0;
+  const bool has_row = fills && formula == Formula::extreme && sums.value >= 0;
   const int64_t row = has_row ? static_cast<int64_t>(sums.value) : -1;
   if (lane == 0) {
     if (has_row) sums.value += static_cast<double>(p.first);
