@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from conftest import FORCED_WAYS, HAS_EMULATOR, HAS_GPU
 from loss_cases import LOSSES
 from op_calls import ARGUMENTS, OPS
+from parts import loss_of_parts
 
 import xbn_ext
 from xbn_ext import Contrastive, CrossBatchMemory, MultiSimilarity, NTXent, SupCon, Triplet, ops
@@ -52,6 +53,10 @@ def everything(module, way, set_way):
         value = module.memory_loss(anchors, labels, m.bank, m.bank_labels, loss, count=m.count)
         results += [value.detach(), *torch.autograd.grad(value, anchors)]
     set_way(before)
+    numbers = torch.arange(M)
+    parts = [(m.bank[k], m.bank_labels[k], numbers[k]) for k in (slice(300), slice(300, M))]
+    for loss in (SupCon(), Triplet()):
+        results += loss_of_parts(module, z, labels, parts, loss, exclude=numbers[:130])
     return results
 
 
@@ -132,7 +137,7 @@ def test_how_many_kernels_a_loss_launches(loss, n, executor):
 
 LAUNCHES = {
     "normalize": 1, "normalize_backward": 1, "moments": 2, "track_": 2, "transform_": 2, "standardize_": 2,
-    "enqueue_": 2, "memory_loss": 3, "transform_memory_loss_": 5, "batch_loss": 3,
+    "enqueue_": 2, "memory_loss": 3, "transform_memory_loss_": 5, "memory_sums": 4, "settle_sums": 2, "batch_loss": 3,
     "step_": 15,
 }  # fmt: skip
 

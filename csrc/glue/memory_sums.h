@@ -1,4 +1,5 @@
-// memory_sums and settle_sums between torch and their kernels (loss/memory_loss.cpp of cpu/ and of cuda/, settle_sums).
+// memory_sums and settle_sums between torch and their kernels (in loss/ of cpu/: memory_loss.cpp, settle_sums.cpp; of
+// cuda/: memory_sums.cu).
 #pragma once
 
 #include "memory_loss.h"

@@ -73,16 +73,112 @@ MemoryLossParams<T, S> loss_params(const Exactly<T>& z, const Exactly<int64_t>& 
   return p;
 }
 
+// Up to three: as planned, one would hold all of these small banks.
+template <typename T, typename S>
+cuda::Chunks some_chunks(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
+  cuda::Chunks chunks = cuda::plan_chunks(p.B, p.M, p.D, sizeof(T), loss);
+  chunks.rows = 64 * std::max<int64_t>(1, ceil_div(p.M, 64 * (1 + up_to(2))));
+  return chunks;
+}
+
 template <typename T, typename S>
 void composite(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
-  cuda::Chunks chunks = cuda::plan_chunks(p.B, p.M, p.D, sizeof(T), loss);
-  const int64_t most = 1 + up_to(2);  // planned, one would hold all of these small banks
-  chunks.rows = 64 * ceil_div(p.M, 64 * most);
+  cuda::Chunks chunks = some_chunks(p, loss);
   if (chunks.thresholds > 16 && up_to(3) == 0) {  // some rounds
     chunks.thresholds = std::max<int64_t>(16, (p.M + 3) / 4);
     chunks.rounds = ceil_div(p.M, chunks.thresholds);
   }
   launch([&](const cuda::Gpu& gpu) { return cuda::composite(p, loss, chunks, gpu); });
+}
+
+template <typename T>
+Exactly<T> sevens(int64_t n) {
+  Exactly<T> x(n);
+  std::memset(static_cast<void*>(x.data.get()), 7, static_cast<std::size_t>(n) * sizeof(T));
+  return x;
+}
+
+template <typename T>
+bool all_zero(const T* x, int64_t n) {
+  return std::all_of(x, x + n, [](T value) { return value == 0; });
+}
+
+// settle_sums, the same as on a CPU.
+void settle(const SettleSumsParams& p, const LossSpec& loss, const Sizes& n) {
+  const Exactly<double> given(p.B), scale(p.n * kSlots * p.B), totals(7);
+  SettleSumsParams of_cpu = p;
+  of_cpu.given = given, of_cpu.scale = scale, of_cpu.totals = totals;
+  settle_sums(of_cpu, loss, kCpu);
+  launch([&](const cuda::Gpu& gpu) { return cuda::settle_sums(p, loss, gpu); });
+  const auto compare = [&](const char* what, const double* ours, const Exactly<double>& truth) {
+    Exactly<double> values(truth.size);
+    std::copy_n(ours, truth.size, values.data.get());
+    close(what, difference(values, truth, 1), 1e-12, n);
+  };
+  compare("settle_sums, given", p.given, given);
+  compare("settle_sums, scale", p.scale, scale);
+  compare("settle_sums, totals", p.totals, totals);
+}
+
+// The loss against a bank cut into up to three parts, of which some may be empty: memory_sums and settle_sums.
+template <typename T, typename S>
+void in_parts(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
+  const Sizes sizes{p.B, p.M, p.D};
+  const int64_t n = 1 + up_to(2), of_slot = p.B * p.D;
+  std::vector<int64_t> bounds{0, p.M};
+  while (static_cast<int64_t>(bounds.size()) <= n) bounds.push_back(up_to(p.M));
+  std::sort(bounds.begin(), bounds.end());
+  const Exactly<int64_t> numbers(p.M), count(1);
+  for (int64_t j = 0; j < p.M; ++j) numbers[j] = j;
+  const Program program = make_program(loss);
+  const Exactly<RowSums> parts(n * kSlots * p.B);
+  const Exactly<T> grads(n * kSlots * of_slot);
+  const Exactly<double> given = sevens<double>(p.B), scale = sevens<double>(n * kSlots * p.B), totals(7);
+  for (int number = 0; number < program.passes; ++number) {
+    for (int64_t k = 0; k < n; ++k) {
+      const int64_t first = bounds[k];
+      const Exactly<RowSums> sums = sevens<RowSums>(kSlots * p.B);
+      const Exactly<T> grad = sevens<T>(kSlots * of_slot);
+      MemorySumsParams<T, S> part{p};
+      part.M = bounds[k + 1] - first;
+      part.bank += first * p.D, part.bank_labels += first;
+      part.bank_ids = (p.bank_ids != nullptr ? p.bank_ids : numbers) + first;
+      *count = std::clamp<int64_t>(*p.count - first, 0, part.M);
+      part.count = count;
+      part.grad_z = p.grad_z != nullptr ? static_cast<T*>(grad) : nullptr;
+      part.number = number, part.first = first, part.given = number > 0 ? static_cast<double*>(given) : nullptr;
+      part.sums = sums;
+      launch([&](const cuda::Gpu& gpu) { return cuda::composite_sums(part, loss, some_chunks(part, loss), gpu); });
+      for (int slot = 0; slot < kSlots; ++slot) {
+        const bool fills = program.pass[number].slot[slot].pairs != Pairs::none;
+        for (int64_t i = 0; i < p.B; ++i) {
+          const RowSums& of_row = sums[slot * p.B + i];
+          const T* const its_grad = grad + (slot * p.B + i) * p.D;
+          if (fills && (p.anchors == nullptr || p.anchors[i])) {
+            parts[(k * kSlots + slot) * p.B + i] = of_row;
+            if (p.grad_z != nullptr) std::copy_n(its_grad, p.D, grads + ((k * kSlots + slot) * p.B + i) * p.D);
+          } else {
+            require(all_zero(&of_row.value, 4) && (p.grad_z == nullptr || all_zero(its_grad, p.D)),
+                    "memory_sums: not zero", p.B, p.M, p.D);
+          }
+        }
+      }
+    }
+    settle({parts, p.anchors, n, p.B, number + 1, given, scale, totals}, loss, sizes);
+  }
+  const LossSum sum{{totals[0], totals[1]}, {totals[2], totals[3]}, totals[4], totals[5], totals[6]};
+  *p.loss = static_cast<T>(sum.loss());
+  sum.store_pairs(p.pairs);
+  for (int64_t at = 0; at < of_slot && p.grad_z != nullptr; ++at) {
+    const int64_t i = at / p.D;
+    const bool finite = std::all_of(p.z + i * p.D, p.z + (i + 1) * p.D, [](T x) { return std::isfinite(x); });
+    double grad = finite ? 0.0 : static_cast<double>(NAN);
+    for (int64_t k = 0; k < n * kSlots; ++k)
+      if (const double factor = scale[k * p.B + i]; factor != 0)
+        grad += sum.average(group_of(loss, static_cast<int>(k % kSlots))) * factor *
+                static_cast<double>(grads[k * of_slot + at]);
+    p.grad_z[at] = static_cast<T>(grad);
+  }
 }
 
 // Rows of about unit length; one may be NaN.
@@ -268,6 +364,7 @@ class MemoryRound {
           });
     }
     check("composite", [&](const auto& p) { composite(p, loss); });
+    if (!goes_in_rounds(loss)) check("in parts", [&](const auto& p) { in_parts(p, loss); });
     return true;
   }
 

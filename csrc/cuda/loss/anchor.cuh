@@ -127,6 +127,49 @@ __device__ __forceinline__ RowResult latest(const RowResult& written) {
   return result;
 }
 
+// The sums over all anchors that rank, by their `result`s: in order, by all threads of a block; its first has them.
+template <int kThreads, typename Ranks>
+__device__ __forceinline__ LossSum sum_of_anchors(const RowResult* results, int64_t B, const Ranks& ranks) {
+  constexpr int kInFlight = 4;  // anchors that a thread reads before it adds up the first
+  LossSum sum;
+  for (int64_t first = threadIdx.x; first < B; first += kInFlight * kThreads) {
+    bool counts[kInFlight] = {};
+    RowResult result[kInFlight];
+#pragma unroll
+    for (int q = 0; q < kInFlight; ++q) {
+      const int64_t i = first + q * kThreads;
+      if (i >= B) continue;
+      counts[q] = ranks(i);
+      result[q] = latest(results[i]);
+    }
+#pragma unroll
+    for (int q = 0; q < kInFlight; ++q)
+      if (counts[q]) sum.add(result[q]);
+  }
+  static_assert(kSlots == 2);
+  const BlockSums<kThreads, 7> all(
+      {sum.value[0], sum.value[1], sum.count[0], sum.count[1], sum.anchors, sum.positives, sum.negatives});
+  return {{all[0], all[1]}, {all[2], all[3]}, all[4], all[5], all[6]};
+}
+
+// Of a bank row as it is ranked, before it is divided by row_length.
+template <typename T, typename S>
+__device__ __forceinline__ T row_value(const MemoryLossParams<T, S>& p, int64_t row, int64_t d) {
+  const T u = as<T>(p.bank[row * p.D + d]);
+  return p.scale == nullptr ? u : static_cast<T>(p.scale[d]) * u + static_cast<T>(p.shift[d]);
+}
+
+// By a full warp.
+template <typename T, typename S>
+__device__ __forceinline__ T row_length(const MemoryLossParams<T, S>& p, int64_t row) {
+  if (!p.renormalize) return 1;
+  T square = 0;
+  for (int64_t d = threadIdx.x % kWarp; d < p.D; d += kWarp) square += row_value(p, row, d) * row_value(p, row, d);
+  for (int step = 1; step < kWarp; step *= 2) square += __shfl_xor_sync(0xffffffffu, square, step);
+  const T norm = std::sqrt(square), eps = static_cast<T>(p.eps);
+  return length(norm, eps);
+}
+
 // After pass k of the program: what each anchor is given for the next one; or, after the last, loss [1] and grad_z
 // [B, D]. In settle.cu.
 template <typename T, typename S>

@@ -12,9 +12,10 @@
 //          known; rows beyond it count for nothing
 //   order  chunks one after the other; a block adds to the sums of its anchors alone: the same bits every run, as far
 //          as the library's products are
+#include "composite.cuh"
+
 #include "chunk.cuh"
 #include "triplets.cuh"
-#include "way.h"
 
 namespace xbn::cuda {
 namespace {
@@ -44,16 +45,22 @@ struct CompositeWorkspace {
   }
 };
 
+// Whether a pass is given its numbers as it begins, as the first is, or has what was settled before it.
+struct Given {
+  bool now;
+  const double* values;  // [B], null: zeros
+};
+
 template <typename T>
 __global__ void __launch_bounds__(kBlockThreads)
-    begin_kernel(const MemoryLossParams<T, T> p, const Pass pass, bool first, const CompositeWorkspace<T> w) {
+    begin_kernel(const MemoryLossParams<T, T> p, const Pass pass, const Given given, const CompositeWorkspace<T> w) {
   const int64_t warp = blockIdx.x * kBlockWarps + threadIdx.x / kWarp, warps = gridDim.x * kBlockWarps;
   if (blockIdx.x == 0 && threadIdx.x == 0) *w.partial.ticket = 0;
   for (int64_t i = warp; i < p.B; i += warps) {
     const uint8_t state = anchor_state(p, i);
     if (threadIdx.x % kWarp != 0) continue;
     w.partial.state[i] = state;
-    if (first) w.partial.given[i] = 0;  // read by the first pass, too
+    if (given.now) w.partial.given[i] = given.values != nullptr ? static_cast<T>(given.values[i]) : T(0);
 #pragma unroll
     for (int k = 0; k < kSlots; ++k)
       if (pass.slot[k].pairs != Pairs::none &&
@@ -142,12 +149,19 @@ Chunks plan_chunks(int64_t B, int64_t M, int64_t D, int64_t bytes, const LossSpe
 namespace {
 
 template <typename T>
-int begin_pass(const MemoryLossParams<T, T>& p, const Pass& pass, int k, int64_t round, const Chunks& chunks,
-               const CompositeWorkspace<T>& w, const Gpu& gpu) {
+int clear_gradient(const MemoryLossParams<T, T>& p, const CompositeWorkspace<T>& w, const Gpu& gpu) {
+  if (w.partial.grad == nullptr) return cudaSuccess;
+  const size_t bytes = static_cast<size_t>(w.partial.slots * p.B * p.D) * sizeof(T);
+  return cudaMemsetAsync(w.partial.grad, 0, bytes, static_cast<cudaStream_t>(gpu.stream));
+}
+
+template <typename T>
+int begin_pass(const MemoryLossParams<T, T>& p, const Pass& pass, const Given& given, int64_t round,
+               const Chunks& chunks, const CompositeWorkspace<T>& w, const Gpu& gpu) {
   int error = cudaSuccess;
   if (round == 0) {
     const int64_t blocks = larger(1, smaller(larger(ceil_div(p.B, kBlockWarps), ceil_div(p.D, kBlockThreads)), 1024));
-    error = run(begin_kernel<T>, dim3(static_cast<unsigned>(blocks)), kBlockThreads, gpu, p, pass, k == 0, w);
+    error = run(begin_kernel<T>, dim3(static_cast<unsigned>(blocks)), kBlockThreads, gpu, p, pass, given, w);
   }
   if (pass.slot[1].formula != Formula::threshold || p.B == 0 || error != cudaSuccess) return error;
   return launch_triplets_begin(p, round, chunks.rounds, w.thresholds, gpu);
@@ -169,6 +183,27 @@ int weigh_chunk(const MemoryLossParams<T, T>& p, const Pass& pass, int64_t first
   return error;
 }
 
+// A pass over the bank, up to the sums and the gradient that it leaves.
+template <typename T, typename S>
+int run_pass(const MemoryLossParams<T, S>& p, const Pass& pass, const Given& given, int64_t round, const Chunks& chunks,
+             const CompositeWorkspace<T>& w, const Gpu& gpu) {
+  const int64_t B = p.B, D = p.D, n = chunks.rows;
+  const int64_t slot = pass.slot[0].pairs == Pairs::none, slots = pass.slot[1].pairs == Pairs::none ? 1 : 2 - slot;
+  T* const grad = w.partial.grad;
+  const MemoryLossParams<T, T> batch = without_bank(p);
+  int error = begin_pass(batch, pass, given, round, chunks, w, gpu);
+  for (int64_t first = 0; first < p.M && B > 0 && error == cudaSuccess; first += n) {
+    const dim3 grid(static_cast<unsigned>(ceil_div(n, kBlockWarps)));
+    error = run(rows_kernel<T, S>, grid, kBlockThreads, gpu, p, w, first, n, w.rows);
+    if (error != cudaSuccess) break;
+    gpu.multiply_transposed(p.z, w.rows, B, n, D, w.s);
+    error = weigh_chunk(batch, pass, first, chunks, w, gpu);
+    if (grad != nullptr && pass.gradient && error == cudaSuccess)
+      gpu.add_product(w.s + slot * B * n, w.rows, slots * B, n, D, grad + slot * B * D);
+  }
+  return error;
+}
+
 template <typename T, typename S>
 int end_pass(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Program& program, int k, bool last_round,
              const Chunks& chunks, const CompositeWorkspace<T>& w, const Gpu& gpu) {
@@ -184,38 +219,33 @@ int end_pass(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Progra
 
 template <typename T, typename S>
 int composite(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Chunks& chunks, const Gpu& gpu) {
-  const int64_t B = p.B, D = p.D, n = chunks.rows;
   const bool need_grad = p.grad_z != nullptr && sums_gradients(loss);
-  const auto w = make_workspace<CompositeWorkspace<T>>(gpu, B, D, slots_of(loss), chunks, need_grad);
-  T* const grad = w.partial.grad;
-  const MemoryLossParams<T, T> batch = without_bank(p);
+  const auto w = make_workspace<CompositeWorkspace<T>>(gpu, p.B, p.D, slots_of(loss), chunks, need_grad);
   const Program program = make_program(loss, p.grad_z != nullptr);
-  if (need_grad) {
-    const size_t bytes = static_cast<size_t>(slots_of(loss) * B * D) * sizeof(T);
-    const int error = cudaMemsetAsync(grad, 0, bytes, static_cast<cudaStream_t>(gpu.stream));
-    if (error != cudaSuccess) return error;
-  }
-  for (int64_t round = 0; round < chunks.rounds; ++round)
-    for (int k = 0; k < program.passes; ++k) {
-      const Pass& pass = program.pass[k];
-      const int64_t slot = pass.slot[0].pairs == Pairs::none, slots = pass.slot[1].pairs == Pairs::none ? 1 : 2 - slot;
-      int error = begin_pass(batch, pass, k, round, chunks, w, gpu);
-      for (int64_t first = 0; first < p.M && B > 0 && error == cudaSuccess; first += n) {
-        const dim3 grid(static_cast<unsigned>(ceil_div(n, kBlockWarps)));
-        error = run(rows_kernel<T, S>, grid, kBlockThreads, gpu, p, w, first, n, w.rows);
-        if (error != cudaSuccess) break;
-        gpu.multiply_transposed(p.z, w.rows, B, n, D, w.s);
-        error = weigh_chunk(batch, pass, first, chunks, w, gpu);
-        if (need_grad && pass.gradient && error == cudaSuccess)
-          gpu.add_product(w.s + slot * B * n, w.rows, slots * B, n, D, grad + slot * B * D);
-      }
+  int error = clear_gradient(without_bank(p), w, gpu);
+  for (int64_t round = 0; round < chunks.rounds && error == cudaSuccess; ++round)
+    for (int k = 0; k < program.passes && error == cudaSuccess; ++k) {
+      error = run_pass(p, program.pass[k], {k == 0, nullptr}, round, chunks, w, gpu);
       if (error == cudaSuccess) error = end_pass(p, loss, program, k, round + 1 == chunks.rounds, chunks, w, gpu);
-      if (error != cudaSuccess) return error;
     }
-  return cudaSuccess;
+  return error;
 }
 
-#define XBN_OF(T, S) template int composite(const MemoryLossParams<T, S>&, const LossSpec&, const Chunks&, const Gpu&);
+template <typename T, typename S>
+int composite_pass(const MemorySumsParams<T, S>& p, const LossSpec& loss, const Chunks& chunks, const Gpu& gpu,
+                   PartialLoss<T>* partial) {
+  const Pass pass = make_program(loss).pass[p.number];
+  const bool need_grad = p.grad_z != nullptr && sums_gradients(loss) && pass.gradient;
+  const auto w = make_workspace<CompositeWorkspace<T>>(gpu, p.B, p.D, slots_of(loss), chunks, need_grad);
+  *partial = w.partial;
+  const int error = clear_gradient(without_bank(p), w, gpu);
+  return error != cudaSuccess ? error : run_pass(p, pass, {true, p.given}, 0, chunks, w, gpu);
+}
+
+#define XBN_OF(T, S)                                                                                     \
+  template int composite(const MemoryLossParams<T, S>&, const LossSpec&, const Chunks&, const Gpu&);     \
+  template int composite_pass(const MemorySumsParams<T, S>&, const LossSpec&, const Chunks&, const Gpu&, \
+                              PartialLoss<T>*);
 #define XBN_INSTANTIATE(S, ...) XBN_OF(float, S) XBN_OF(double, S)
 XBN_FOR_EACH_BANK(XBN_INSTANTIATE)
 #undef XBN_INSTANTIATE

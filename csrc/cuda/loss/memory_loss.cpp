@@ -1,4 +1,4 @@
-// memory_loss on a GPU: which of its ways it goes. way.h has them.
+// memory_loss and memory_sums on a GPU: which way they go. way.h has them.
 #include "../../check.h"
 #include "../gpu.h"
 #include "way.h"
@@ -73,9 +73,15 @@ int transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T,
   return error != 0 ? error : go(way, p, loss, gpu);
 }
 
+template <typename T, typename S>
+int memory_sums(const MemorySumsParams<T, S>& p, const LossSpec& loss, const Gpu& gpu) {
+  return composite_sums(p, loss, plan_chunks(p.B, p.M, p.D, sizeof(T), loss), gpu);
+}
+
 #define XBN_OF(T, S)                                                                                            \
   template void check_way(const MemoryLossParams<T, S>&, const LossSpec&, const Gpu&);                          \
   template int memory_loss(const MemoryLossParams<T, S>&, const LossSpec&, const Gpu&);                         \
+  template int memory_sums(const MemorySumsParams<T, S>&, const LossSpec&, const Gpu&);                         \
   template int transform_memory_loss(const TransformParams<S>&, const MemoryLossParams<T, S>&, const LossSpec&, \
                                      const Gpu&);
 #define XBN_INSTANTIATE(S, ...) XBN_OF(float, S) XBN_OF(double, S)

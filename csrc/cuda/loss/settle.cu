@@ -24,7 +24,7 @@ namespace {
 constexpr int kSettleThreads = 256;
 constexpr int kGradientThreads = 256;
 constexpr int kMaxLanes = 16;  // threads to the splits of an element
-constexpr int kInFlight = 4;   // splits or anchors that a thread reads before it adds up the first
+constexpr int kInFlight = 4;   // splits that a thread reads before it adds up the first
 
 int power_of_two_up_to(int64_t n, int most) {
   int power = 1;
@@ -32,20 +32,13 @@ int power_of_two_up_to(int64_t n, int most) {
   return power;
 }
 
-// What the slots hold after a pass.
-struct Settled {
-  Formula formula[kSlots];
-  bool filled[kSlots];
-  int next;  // pass, or 0 after the last
-};
-
 // The formula of a slot: where all slots of a loss have the same, known when this is compiled.
 template <LossKind kKind>
-__device__ __forceinline__ Formula formula_of(const Settled& settled, int slot) {
+__device__ __forceinline__ Formula formula_of(const Filled& filled, int slot) {
   if (kKind == LossKind::contrastive) return Formula::margin;
   if (kKind == LossKind::triplet) return Formula::extreme;
   if (kKind == LossKind::circle) return Formula::circle;
-  return settled.formula[slot];
+  return filled.formula[slot];
 }
 
 // Sums over the lanes of a group of `width` threads of a warp, in a fixed tree; in all of them.
@@ -62,26 +55,9 @@ __device__ __forceinline__ RowSums group_add(Formula formula, RowSums sums, int 
 // The sums over all anchors, in order: by the last block.
 template <typename T>
 __device__ void finish_all(const PartialLoss<T>& partial, int64_t B, T* value_of_all, double* pairs) {
-  LossSum sum;
-  for (int64_t first = threadIdx.x; first < B; first += kInFlight * kSettleThreads) {
-    bool ranks[kInFlight] = {};
-    RowResult result[kInFlight];
-#pragma unroll
-    for (int q = 0; q < kInFlight; ++q) {
-      const int64_t i = first + q * kSettleThreads;
-      if (i >= B) continue;
-      ranks[q] = partial.state[i] & kRanks;
-      result[q] = latest(partial.result[i]);
-    }
-#pragma unroll
-    for (int q = 0; q < kInFlight; ++q)
-      if (ranks[q]) sum.add(result[q]);
-  }
-  static_assert(kSlots == 2);
-  const BlockSums<kSettleThreads, 7> all(
-      {sum.value[0], sum.value[1], sum.count[0], sum.count[1], sum.anchors, sum.positives, sum.negatives});
+  const LossSum sum =
+      sum_of_anchors<kSettleThreads>(partial.result, B, [&](int64_t i) { return partial.state[i] & kRanks; });
   if (threadIdx.x != 0) return;
-  sum = {{all[0], all[1]}, {all[2], all[3]}, all[4], all[5], all[6]};
 #pragma unroll
   for (int k = 0; k < kSlots; ++k) partial.average[k] = static_cast<T>(sum.average(k));
   *value_of_all = static_cast<T>(sum.loss());
@@ -91,7 +67,7 @@ __device__ void finish_all(const PartialLoss<T>& partial, int64_t B, T* value_of
 // One for each kind of loss: of so short a kernel, most of the time goes to fetching its instructions.
 template <typename T, LossKind kKind>
 __global__ void __launch_bounds__(kSettleThreads, 2)
-    settle_kernel(const PartialLoss<T> partial, LossSpec loss, const Settled settled, int64_t B, int width,
+    settle_kernel(const PartialLoss<T> partial, LossSpec loss, const Filled filled, int next, int64_t B, int width,
                   T* value_of_all, double* pairs) {
   __shared__ bool last;
   loss.kind = kKind;
@@ -104,7 +80,7 @@ __global__ void __launch_bounds__(kSettleThreads, 2)
   RowSums total[kSlots] = {};
 #pragma unroll
   for (int slot = 0; slot < kSlots; ++slot)
-    if (settled.filled[slot]) total[slot] = no_sums(formula_of<kKind>(settled, slot));
+    if (filled.some[slot]) total[slot] = no_sums(formula_of<kKind>(filled, slot));
 #pragma unroll 1
   for (int first = ranks ? lane : splits; first < splits; first += kInFlight * width) {
     RowSums sums[kSlots][kInFlight];
@@ -112,21 +88,20 @@ __global__ void __launch_bounds__(kSettleThreads, 2)
     for (int slot = 0; slot < kSlots; ++slot)
 #pragma unroll
       for (int q = 0; q < kInFlight; ++q)
-        if (settled.filled[slot] && first + q * width < splits)
-          sums[slot][q] = partial.sums[at(first + q * width, slot)];
+        if (filled.some[slot] && first + q * width < splits) sums[slot][q] = partial.sums[at(first + q * width, slot)];
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot)
 #pragma unroll
       for (int q = 0; q < kInFlight; ++q)
-        if (settled.filled[slot] && first + q * width < splits)
-          total[slot] = add(formula_of<kKind>(settled, slot), total[slot], sums[slot][q]);
+        if (filled.some[slot] && first + q * width < splits)
+          total[slot] = add(formula_of<kKind>(filled, slot), total[slot], sums[slot][q]);
   }
 #pragma unroll
   for (int slot = 0; slot < kSlots; ++slot)
-    if (settled.filled[slot]) total[slot] = group_add(formula_of<kKind>(settled, slot), total[slot], width);
+    if (filled.some[slot]) total[slot] = group_add(formula_of<kKind>(filled, slot), total[slot], width);
 
-  if (settled.next != 0) {
-    if (ranks && lane == 0) partial.given[i] = static_cast<T>(given_for(loss, settled.next, total));
+  if (next != 0) {
+    if (ranks && lane == 0) partial.given[i] = static_cast<T>(given_for(loss, next, total));
     return;
   }
   const RowResult result = ranks ? finish(loss, total) : RowResult{};
@@ -136,7 +111,7 @@ __global__ void __launch_bounds__(kSettleThreads, 2)
     for (int slot = 0; slot < kSlots; ++slot) {
       if (slot >= slots) break;
       if (lane == 0) partial.total[slot * B + i] = total[slot];
-      const bool scaled = is_exponential(formula_of<kKind>(settled, slot));
+      const bool scaled = is_exponential(formula_of<kKind>(filled, slot));
 #pragma unroll 1
       for (int first = lane; first < splits; first += kInFlight * width) {
         double shift[kInFlight];
@@ -232,10 +207,6 @@ __global__ void __launch_bounds__(kGradientThreads, 4)
   const int lane = threadIdx.x % kWarp;
   if (i >= p.B) return;
   const uint8_t state = partial.state[i];
-  const auto row_value = [&](int64_t row, int64_t d) {
-    const T u = as<T>(p.bank[row * p.D + d]);
-    return p.scale == nullptr ? u : static_cast<T>(p.scale[d]) * u + static_cast<T>(p.shift[d]);
-  };
   int64_t row[kSlots] = {-1, -1};
   T factor[kSlots] = {};
 #pragma unroll
@@ -243,18 +214,13 @@ __global__ void __launch_bounds__(kGradientThreads, 4)
     if (!(state & kRanks) || partial.result[i].factor[slot] == 0) continue;
     row[slot] = static_cast<int64_t>(partial.total[slot * p.B + i].value);
     factor[slot] = static_cast<T>(partial.result[i].factor[slot]) * partial.average[0];
-    if (!p.renormalize) continue;
-    T square = 0;
-    for (int64_t d = lane; d < p.D; d += kWarp) square += row_value(row[slot], d) * row_value(row[slot], d);
-    for (int step = 1; step < kWarp; step *= 2) square += __shfl_xor_sync(0xffffffffu, square, step);
-    const T norm = std::sqrt(square), eps = static_cast<T>(p.eps);
-    factor[slot] /= length(norm, eps);
+    factor[slot] /= row_length(p, row[slot]);
   }
   for (int64_t d = lane; d < p.D; d += kWarp) {
     T sum = (state & kFinite) ? T(0) : static_cast<T>(NAN);
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot)
-      if (row[slot] >= 0) sum += factor[slot] * row_value(row[slot], d);
+      if (row[slot] >= 0) sum += factor[slot] * row_value(p, row[slot], d);
     p.grad_z[i * p.D + d] = sum;
   }
 }
@@ -277,19 +243,13 @@ auto settle_kernel_of(LossKind kind, std::integer_sequence<int, kKinds...>) {
 template <typename T, typename S>
 int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Program& program, int k,
                   const PartialLoss<T>& partial, const Gpu& gpu) {
-  Settled settled = {};
-  for (int pass = 0; pass <= k; ++pass)
-    for (int slot = 0; slot < kSlots; ++slot) {
-      if (program.pass[pass].slot[slot].pairs == Pairs::none) continue;
-      settled.filled[slot] = true;
-      settled.formula[slot] = program.pass[pass].slot[slot].formula;
-    }
+  const Filled filled = Filled::after(program, k + 1);
   const bool last = k + 1 == program.passes;
-  settled.next = last ? 0 : k + 1;
   const int width = power_of_two_up_to(partial.splits, kWarp);
   const dim3 blocks(static_cast<unsigned>(larger(1, ceil_div(p.B, kSettleThreads / width))));
   const auto kernel = settle_kernel_of<T>(loss.kind, std::make_integer_sequence<int, kLossKinds>());
-  const int error = run(kernel, blocks, kSettleThreads, gpu, partial, loss, settled, p.B, width, p.loss, p.pairs);
+  const int error =
+      run(kernel, blocks, kSettleThreads, gpu, partial, loss, filled, last ? 0 : k + 1, p.B, width, p.loss, p.pairs);
   if (error != cudaSuccess || !last || p.grad_z == nullptr || p.B == 0) return error;
   if (!sums_gradients(loss)) {
     const dim3 grid(static_cast<unsigned>(ceil_div(p.B, kGradientThreads / kWarp)));

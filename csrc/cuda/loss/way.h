@@ -34,5 +34,9 @@ Chunks plan_chunks(int64_t B, int64_t M, int64_t D, int64_t bytes, const LossSpe
 template <typename T, typename S>
 int composite(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Chunks& chunks, const Gpu& gpu);
 
+// memory_sums (memory_sums.cu) goes this way only.
+template <typename T, typename S>
+int composite_sums(const MemorySumsParams<T, S>& p, const LossSpec& loss, const Chunks& chunks, const Gpu& gpu);
+
 }  // namespace cuda
 }  // namespace xbn
