@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.ranks import received
-from xbn_ext import Contrastive, CrossBatchMemory, SupCon, collectives
+from xbn_ext import Contrastive, CrossBatchMemory, SupCon, collectives, shared_step
 
 STEPS = 4
 BATCHES = [
@@ -52,6 +52,19 @@ def every_loss_has_the_bits_of_one_process(rank):
     for loss, batch in few(itertools.product(LOSSES.values(), BATCHES)):
         same_steps(loss, batch)
     same_steps(LOSSES["mined"], {"sizes": "uneven", "dtype": torch.float64})
+
+
+def all_may_rank_all(rank):
+    """As on a GPU of few ranks: then the loss has the bits of one process, too."""
+    is_worth_it = shared_step.is_worth_it
+    shared_step.is_worth_it = lambda *_: False
+    for loss, batch in few(itertools.product(LOSSES.values(), BATCHES[:3])):
+        alone, together = alone_and_together(loss)
+        for step in range(STEPS):
+            batch_of_step = Divided(step, **batch)
+            assert_same_step(alone, together, batch_of_step)
+            assert_same_bits(together.pairs, alone.pairs)
+    shared_step.is_worth_it = is_worth_it
 
 
 def every_way_to_keep_a_memory_has_the_bits_of_one_process(rank):
@@ -428,6 +441,7 @@ def ranks_at_different_calls_raise(rank):
 
 CHECKS = [
     every_loss_has_the_bits_of_one_process,
+    all_may_rank_all,
     every_way_to_keep_a_memory_has_the_bits_of_one_process,
     a_learned_temperature_gets_the_whole_gradient,
     a_fixed_number_of_rows_has_the_bits_of_one_process,

@@ -160,6 +160,15 @@ def two_or_three(batch: Any) -> None:
         raise ValueError(f"batches must yield (embeddings, labels) or (embeddings, labels, ids), got a {got}")
 
 
+def rows_of_a_part(batch_size: Any, process_group: Any) -> int | None:
+    """At least 1, or None; of a batch that has parts."""
+    if batch_size is None:
+        return None
+    if process_group is None:
+        raise ValueError("batch_size needs a process_group: a batch of one process has as many rows as it has")
+    return whole("batch_size", batch_size, 1)
+
+
 def memory_dtype(dtype: Any) -> None:
     """One of those that rows may be stored in."""
     if dtype not in MEMORY_DTYPES:

@@ -74,12 +74,11 @@ class CrossBatchMemory(MemoryState):
             bfloat16 and does not overflow.
         eps: lower bound of norms, and the standard deviation below which a dimension counts as dead; in units of the
             embeddings.
-        process_group: the processes that train together, each with a part of the batch: a ProcessGroup or a
-            one-dimensional DeviceMesh. The loss is that of the whole batch, rank 0's part first, and the memory is the
-            same in all of them; see [many processes](distributed.md). All of them make the module, and call it, at the
-            same time. None: this process trains alone.
-        batch_size: with a process_group, rows of each process's part of every batch; needed under `torch.compile`, and
-            saves that the hosts wait for each other. None: they may differ, and be 0.
+        process_group: the processes that train together, each with a part of the batch: a ProcessGroup or a DeviceMesh
+            of one dimension. Loss and memory are those of the whole batch, rank 0's part first; see
+            [many processes](distributed.md). They make and call the module at the same time. None: this one alone.
+        batch_size: with a process_group, rows of each part; needed under `torch.compile`, and no host waits for
+            another. None: they may differ, and be 0.
         bank_dtype: the old name of `memory_dtype`; warns.
 
     Rows with a NaN or an Inf are kept out of the moments and of the memory, without a host sync. The loss of
@@ -149,10 +148,7 @@ class CrossBatchMemory(MemoryState):
         self.memory_size = memory_size
         self._drift = drift
         self._register_memory(memory_size, embedding_size, memory_dtype)
-        if batch_size is not None:
-            batch_size = checks.whole("batch_size", batch_size, 1)
-            if process_group is None:
-                raise ValueError("batch_size needs a process_group: a batch of one process has as many rows as it has")
+        batch_size = checks.rows_of_a_part(batch_size, process_group)
         self._ranks: Ranks | None = None
         if process_group is not None:
             if isinstance(temperature, Tensor):
@@ -258,7 +254,7 @@ class CrossBatchMemory(MemoryState):
         }  # fmt: skip
         if self.training:
             options |= {"filter": self.filter, "update": self.update, "enqueue": self.enqueue}
-        if ranks is not None and ranks.size > 1 and self._loss.passes:
+        if ranks is not None and shared_step.is_worth_it(ranks, x.device, self._loss):
             of_ranks = shared_step.step_ if self.training else shared_step.loss_of
             return of_ranks(ranks, self, batch._replace(embeddings=x), self.loss, **options)
         alone = ops.step_ if self.training else ops.loss_of

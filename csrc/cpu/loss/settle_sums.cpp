@@ -33,6 +33,7 @@ void settle_sums(const SettleSumsParams& p, const LossSpec& loss, const Cpu&) {
     all.add(result);
     for (int64_t k = 0; k < p.n; ++k)
       for (int slot = 0; slot < kSlots; ++slot) {
+        if (!filled.some[slot]) continue;
         const int64_t at = (k * kSlots + slot) * p.B + i;
         p.scale[at] = scale_of_part(filled.formula[slot], result.factor[slot], p.parts[at], sums[slot]);
       }

@@ -74,7 +74,9 @@ __global__ void __launch_bounds__(kSettleThreads)
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot) {
       const int64_t at = (k * kSlots + slot) * p.B + i;
-      p.scale[at] = settles ? scale_of_part(filled.formula[slot], result.factor[slot], p.parts[at], sums[slot]) : 0.0;
+      p.scale[at] = settles && filled.some[slot]
+                        ? scale_of_part(filled.formula[slot], result.factor[slot], p.parts[at], sums[slot])
+                        : 0.0;
     }
 }
 
