@@ -54,7 +54,7 @@ def everything(module, way, set_way):
         results += [value.detach(), *torch.autograd.grad(value, anchors)]
     set_way(before)
     numbers = torch.arange(M)
-    parts = [(m.bank[k], m.bank_labels[k], numbers[k]) for k in (slice(300), slice(300, M))]
+    parts = [(m.bank[k], m.bank_labels[k], {"bank_ids": numbers[k]}) for k in (slice(300), slice(300, M))]
     for loss in (SupCon(), Triplet()):
         results += loss_of_parts(module, z, labels, parts, loss, exclude=numbers[:130])
     return results

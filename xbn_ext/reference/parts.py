@@ -251,7 +251,7 @@ def finish(loss: PairLoss, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
             value[:], factor[:] = sums[..., 0], 1
             count[:] = sums[..., 2]
             if loss.reduction == "mean":  # weights are 1 for negatives and -1 for positives
-                value[1], count[0], count[1] = 0, 1, 0
+                count[:] = 1
                 negatives, positives = (first[:, 2] + first[:, 1]) / 2, (first[:, 2] - first[:, 1]) / 2
         case SupCon():
             has = positives > 0
