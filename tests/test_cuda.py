@@ -177,6 +177,7 @@ def test_a_launch_that_fails_says_what_to_do(error, advice, executor):
     assert torch.equal(m.bank, before)
 
 
+@pytest.mark.long
 def test_a_build_without_nvcc_says_what_to_do(executor):
     emulated.build_without_nvcc()
     with pytest.raises(RuntimeError, match=r"moments: this build of xbn_ext has no CUDA kernels: .*XBN_CUDA=1"):

@@ -59,6 +59,7 @@ def test_no_time_left():
     assert section.status == "skipped" and section.rows == []
 
 
+@pytest.mark.long
 def test_without_a_gpu_it_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert main(["--out", str(tmp_path)]) == 2 and not list(tmp_path.iterdir())

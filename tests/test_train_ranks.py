@@ -141,7 +141,15 @@ ROUGH = {"16 bits": 0.02, "frozen features": 1e-4}
 each other, as random features are, so that Adam makes much of rounding."""
 
 
-@pytest.mark.parametrize(("name", "size"), [(name, 2) for name in CASES] + [("axbn", 3), ("frozen features", 3)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("axbn", 2),
+        ("frozen features", 3),
+        *(pytest.param(name, 2, marks=pytest.mark.long) for name in CASES if name != "axbn"),
+        pytest.param("axbn", 3, marks=pytest.mark.long),
+    ],
+)
 def test_a_run_is_that_of_one_process(name: str, size: int, shapes: str, tmp_path: Path, processes: Processes) -> None:
     """Three processes have 3, 3 and 2 images of a batch, and 2, 1 and 1 chunks of the test images."""
     status, expected = train(arguments(shapes, tmp_path / "one", *CASES[name]))
@@ -282,17 +290,22 @@ BROKEN = DataError("--data: cannot read image y")
     ("place", "rank", "error", "time", "message"),
     [
         ("train.augment.TrainingBatches.__getitem__", 1, BROKEN, 4, f"error: rank 1: {BROKEN}"),
-        ("train.augment.TrainingBatches.__getitem__", 0, BROKEN, 4, f"error: {BROKEN}"),
-        ("train.augment.EvaluationBatches.__getitem__", 1, BROKEN, 2, f"error: rank 1: {BROKEN}"),
         ("train.checkpoint.save", 0, FULL, 2, f"error: {FULL}"),
-        ("train.events.Events.add_scalar", 0, FULL, 9, f"error: {FULL}"),
-        ("train.events.Events.close", 0, FULL, 1, f"error: {FULL}"),
-        ("train.events.Events.__init__", 0, FULL, 1, f"error: {FULL}"),
-        ("train.checkpoint.prepare", 0, FULL, 1, f"error: {FULL}"),
-        ("train.checkpoint.write_metrics", 0, FULL, 1, f"error: {FULL}"),
-        ("train.run._load", 0, BROKEN, 1, f"error: {BROKEN}"),
         ("train.run._load", 1, BROKEN, 1, f"error: rank 1: {BROKEN}"),
-        ("train.model.build", 1, ConfigError("--weights z"), 1, "error: rank 1: --weights z"),
+        *(
+            pytest.param(*fault, marks=pytest.mark.long)
+            for fault in (
+                ("train.augment.TrainingBatches.__getitem__", 0, BROKEN, 4, f"error: {BROKEN}"),
+                ("train.augment.EvaluationBatches.__getitem__", 1, BROKEN, 2, f"error: rank 1: {BROKEN}"),
+                ("train.events.Events.add_scalar", 0, FULL, 9, f"error: {FULL}"),
+                ("train.events.Events.close", 0, FULL, 1, f"error: {FULL}"),
+                ("train.events.Events.__init__", 0, FULL, 1, f"error: {FULL}"),
+                ("train.checkpoint.prepare", 0, FULL, 1, f"error: {FULL}"),
+                ("train.checkpoint.write_metrics", 0, FULL, 1, f"error: {FULL}"),
+                ("train.run._load", 0, BROKEN, 1, f"error: {BROKEN}"),
+                ("train.model.build", 1, ConfigError("--weights z"), 1, "error: rank 1: --weights z"),
+            )
+        ),
     ],
     ids=str,
 )

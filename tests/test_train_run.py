@@ -252,6 +252,7 @@ def test_errors_come_before_any_work(
     assert set(tmp_path.iterdir()) == {places["file"], places["link"]}, "nothing was written"
 
 
+@pytest.mark.long
 def test_a_terminal_that_lacks_characters_ends_no_run(shapes: str, tmp_path: Path) -> None:
     data = tmp_path / "Bäume"
     data.symlink_to(shapes.partition(":")[2])
