@@ -11,7 +11,17 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
 from loss_cases import LOSSES
-from ranks import D, Divided, M, alone_and_together, assert_same_bits, assert_same_state, assert_same_step, launch
+from ranks import (
+    D,
+    Divided,
+    M,
+    alone_and_together,
+    assert_close,
+    assert_same_bits,
+    assert_same_state,
+    assert_same_step,
+    launch,
+)
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -48,7 +58,7 @@ def few(cases):
     return list(cases)[:: 1 if dist.get_world_size() == 2 else 3]
 
 
-def every_loss_has_the_bits_of_one_process(rank):
+def every_loss_is_that_of_one_process(rank):
     for loss, batch in few(itertools.product(LOSSES.values(), BATCHES)):
         same_steps(loss, batch)
     same_steps(LOSSES["mined"], {"sizes": "uneven", "dtype": torch.float64})
@@ -67,7 +77,7 @@ def all_may_rank_all(rank):
     shared_step.is_worth_it = is_worth_it
 
 
-def every_way_to_keep_a_memory_has_the_bits_of_one_process(rank):
+def every_way_to_keep_a_memory_is_that_of_one_process(rank):
     for options in few(MODES):
         same_steps(SupCon(), {"sizes": "uneven", "ids": True}, **options)
     same_steps(SupCon(), {"sizes": "uneven"}, warmup_steps=2, batch_weight=0.5, memory_weight=0.3)
@@ -79,9 +89,21 @@ def every_way_to_keep_a_memory_has_the_bits_of_one_process(rank):
 
 def a_learned_temperature_gets_the_whole_gradient(rank):
     same_steps(SupCon(nn.Parameter(torch.tensor(0.2))), {"sizes": "uneven"})
+    same_steps(SupCon(torch.tensor(0.2)), {"sizes": "uneven"})
+    pair = alone, together = alone_and_together(SupCon(nn.Parameter(torch.tensor(0.2))))
+    assert_same_step(*pair, Divided(0))
+    (x, labels, _), (own, own_labels, _) = Divided(1).whole(), Divided(1).part()
+    for criterion in pair:
+        criterion.temperature.grad = None
+    alone(x, labels).backward()
+    with torch.set_grad_enabled(rank != 1):  # what the others get does not depend on it
+        value = together(own, own_labels)
+    if rank != 1:
+        value.backward()
+        assert_close(together.temperature.grad, alone.temperature.grad)
 
 
-def a_fixed_number_of_rows_has_the_bits_of_one_process(rank):
+def a_fixed_number_of_rows_is_as_good(rank):
     same_steps(SupCon(), {"ids": True}, batch_size=6)
     same_steps(SupCon(), {"ids": True, "mask": True}, batch_size=6)
 
@@ -440,11 +462,11 @@ def ranks_at_different_calls_raise(rank):
 
 
 CHECKS = [
-    every_loss_has_the_bits_of_one_process,
+    every_loss_is_that_of_one_process,
     all_may_rank_all,
-    every_way_to_keep_a_memory_has_the_bits_of_one_process,
+    every_way_to_keep_a_memory_is_that_of_one_process,
     a_learned_temperature_gets_the_whole_gradient,
-    a_fixed_number_of_rows_has_the_bits_of_one_process,
+    a_fixed_number_of_rows_is_as_good,
     embeddings_of_16_bits_travel_as_they_are,
     rows_that_are_not_finite_stay_out_of_every_copy,
     evaluation_reads_and_writes_nothing,

@@ -120,19 +120,25 @@ def _losses(
         elif slots is not None:  # without ids, a row's is its slot
             options |= {"exclude": slots[batch.own]}
         bank = (memory.bank, memory.bank_labels)
-        value, pairs = memory_loss(ranks, z[batch.own], batch.labels[batch.own], *bank, loss, options)
+        learned: Tensor | None = memory.temperature
+        value, pairs = memory_loss(ranks, z[batch.own], batch.labels[batch.own], *bank, loss, learned, options)
         values.append(memory_weight * value)
     return sum(values[1:], values[0]), pairs
 
 
 def memory_loss(
-    ranks: Ranks, z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: PairLoss, options: LossOptions
-) -> tuple[Tensor, Tensor]:
+    ranks: Ranks, z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: PairLoss, learned: Tensor | None,
+    options: LossOptions,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The loss of the anchors of all ranks against a bank, and the pairs `[2]`, from those of this rank. Its gradient
-    is that of these, but of a learned temperature the whole."""
+    is that of these, but of a learned temperature the whole.
+
+    What is exchanged depends on nothing in which ranks may differ, as whether one of them needs a gradient.
+    """
     temperature = getattr(loss, "temperature", None)
     loss, ranking = fold_temperature(loss, z)
-    need_grad, anchors = needs_grad(ranking), options.get("anchors")
+    anchors = options.get("anchors")
+    need_grad = needs_grad(ranking) or learned is not None
     sums = z.new_zeros(1, 2, len(z), 4, dtype=torch.float64)
     grads = torch.zeros_like(z, memory_format=torch.contiguous_format).repeat(2, 1, 1)
     given = None
@@ -159,7 +165,9 @@ def memory_loss(
     grad = torch.where(ranking.isfinite().all(1, keepdim=True), grad, torch.nan)
     if not isinstance(temperature, Tensor):
         return with_gradient(result, z, grad), pairs
-    # Ranked is z / temperature. Of that, every rank has the whole derivative and not that of its own anchors.
+    # What ranks is z / temperature.
+    value = with_gradient(result, z, grad / temperature.detach().to(z.dtype))
+    if learned is None:
+        return value, pairs
     by_temperature = -ranks.total((grad.double() * ranking.double()).sum()) / temperature.detach().double()
-    of_temperature = with_gradient(torch.zeros_like(result), temperature, by_temperature.to(temperature.dtype))
-    return with_gradient(result, z, grad / temperature.detach().to(z.dtype)) + of_temperature, pairs
+    return value + with_gradient(torch.zeros_like(result), temperature, by_temperature.to(temperature.dtype)), pairs
