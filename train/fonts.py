@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from matplotlib import font_manager
 
 OWN = "DejaVu Sans"
@@ -25,5 +27,6 @@ EAST_ASIAN = (
 def families() -> list[str]:
     """matplotlib's own, then those of this machine that have what it lacks: a character is taken from the first that
     has it. If none has, a box stands for it."""
+    logging.getLogger(font_manager.__name__).setLevel(logging.ERROR)  # it says of each what weights it lacks
     installed = set(font_manager.get_font_names())
     return [OWN, *(name for name in EAST_ASIAN if name in installed)]
