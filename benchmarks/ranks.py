@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -37,7 +38,7 @@ COLLECTIVES = 4  # the hosts' one, of the embeddings, of what goes with them, of
 
 
 def received(ranks: int, batch: int, dim: int, itemsize: int = 4) -> int:
-    """Bytes that a rank receives in a step: of each other `batch` rows, what goes with them and the call, totals."""
+    """Bytes that a rank receives in a step at most: of each other `batch` rows, what goes with them, totals."""
     return (ranks - 1) * (batch * (dim * itemsize + OF_ROW) + OF_ROW + HOST + TOTALS)
 
 
@@ -70,7 +71,7 @@ def plan(problem: Problem, ranks: list[int], rates: argparse.Namespace) -> list[
 
 
 def measure(problem: Problem, ranks: int, repeats: int, threads: int) -> list[dict[str, Any]]:
-    """Milliseconds of a step: of W processes, of the exchange alone, and of one process with the whole batch."""
+    """Milliseconds of a step: of W processes, of its first exchange, and of one process with the whole batch."""
     with tempfile.TemporaryDirectory() as folder:
         store, result = Path(folder, "store"), Path(folder, "result")
         spawn(_rank, (problem, ranks, repeats, threads, store, result), nprocs=ranks)
@@ -93,10 +94,11 @@ def _rank(rank: int, problem: Problem, W: int, repeats: int, threads: int, store
     def exchange(x: Tensor, labels: Tensor) -> None:
         ranks.gather(lambda: xbn_ext.distributed.Batch(x, labels), shared.step, True, dict)
 
-    rows = [
-        _row(f"{W} processes", parts, repeats, lambda x, labels: step(shared, x, labels)),
-        _row(f"{W} processes, the exchange alone", parts, repeats, exchange),
-    ]
+    rows = []
+    for what, least in (("each ranks its own rows", 0), ("all rank all rows", sys.maxsize)):
+        xbn_ext.shared_step.LEAST_SAVED = least
+        rows.append(_row(f"{W} processes, {what}", parts, repeats, lambda x, labels: step(shared, x, labels)))
+    rows.append(_row(f"{W} processes, the first exchange alone", parts, repeats, exchange))
     dist.barrier()
     if rank == 0:  # the others are idle
         rows.append(_row("one process, whole batch", batches, repeats, lambda x, labels: step(alone, x, labels)))

@@ -6,7 +6,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from xbn_ext import CrossBatchMemory, collectives
+from xbn_ext import CrossBatchMemory, collectives, shared_step
 
 D, M = 8, 37
 SECONDS = 60  # after which a rank no longer waits for another
@@ -22,6 +22,7 @@ def _rank(rank, W, store, checks):
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     files = dist.FileStore(str(store), W)
     dist.init_process_group("gloo", store=files, rank=rank, world_size=W, timeout=timedelta(seconds=SECONDS))
+    shared_step.LEAST_SAVED = 0  # each ranks its own rows, also where that is slower
     for check in checks:
         check(rank)
         dist.barrier()

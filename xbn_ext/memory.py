@@ -254,7 +254,7 @@ class CrossBatchMemory(MemoryState):
         }  # fmt: skip
         if self.training:
             options |= {"filter": self.filter, "update": self.update, "enqueue": self.enqueue}
-        if ranks is not None and shared_step.is_worth_it(ranks, x.device, self._loss):
+        if ranks is not None and shared_step.is_worth_it(ranks, batch, self.bank, self._loss):
             of_ranks = shared_step.step_ if self.training else shared_step.loss_of
             return of_ranks(ranks, self, batch._replace(embeddings=x), self.loss, **options)
         alone = ops.step_ if self.training else ops.loss_of

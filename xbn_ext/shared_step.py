@@ -19,14 +19,16 @@ from .options import LossOptions
 # (16-bit rows), 256 by the tensor cores' sweep 0.98, 1,024 by the screen 0.77: benchmarks/results has these times.
 RANKS_ON_A_GPU = 4
 RANKS_ON_A_GPU_WITH_SCREEN = 16
+# On a CPU it takes another exchange, of a millisecond or two, and more calls of ops (`python -m benchmarks.ranks`).
+LEAST_SAVED = 1 << 31  # multiply-adds of a rank
 
 
-def is_worth_it(ranks: Ranks, device: torch.device, loss: PairLoss) -> bool:
-    """Whether it is faster that each ranks its own rows than that all rank all, by `ops.step_`."""
+def is_worth_it(ranks: Ranks, batch: Batch, bank: Tensor, loss: PairLoss) -> bool:
+    """Whether it is faster that each ranks its own rows than that all rank all, by `ops.step_`. The same on all."""
     if not loss.passes:
         return False
-    if device.type == "cpu":
-        return ranks.size > 1
+    if bank.device.type == "cpu":
+        return len(batch.labels) * (ranks.size - 1) // ranks.size * bank.numel() >= LEAST_SAVED
     return ranks.size >= (RANKS_ON_A_GPU_WITH_SCREEN if isinstance(loss, Contrastive) else RANKS_ON_A_GPU)
 
 
