@@ -9,7 +9,7 @@ import torch.distributed as dist
 from xbn_ext import CrossBatchMemory, collectives, shared_step
 
 D, M = 8, 37
-SECONDS = 60  # after which a rank no longer waits for another
+SECONDS = 180  # after which a rank no longer waits for another
 
 
 def launch(W, store, *checks):
