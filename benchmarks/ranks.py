@@ -1,5 +1,5 @@
 """What a memory of many processes costs: a step of W of them, here, by gloo, and of one with the same whole batch; or,
-with --plan, bytes and least time of a step by W, on a machine of which you say how fast it is.
+with --plan, bytes and least time of a step by W, on a machine whose rates you give.
 
     python -m benchmarks.ranks --ranks 2
     python -m benchmarks.ranks --plan --flops 99e12 --bandwidth 3e12 --link 360e9 --latency 15e-6

@@ -99,7 +99,7 @@ def assert_same_step(alone, together, batch):
 
 
 def assert_close(found, expected):
-    """Equal but for the rounding of sums, which are added rank by rank."""
+    """Equal up to the rounding of sums, which are added rank by rank."""
     eps = 8 * torch.finfo(expected.dtype).eps
     largest = expected.detach().nan_to_num().abs().max().item() if expected.numel() else 0
     torch.testing.assert_close(found, expected, rtol=eps, atol=eps * largest, equal_nan=True)

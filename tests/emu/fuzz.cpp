@@ -120,7 +120,7 @@ void settle(const SettleSumsParams& p, const LossSpec& loss, const Sizes& n) {
   compare("settle_sums, totals", p.totals, totals);
 }
 
-// The loss against a bank cut into up to three parts, of which some may be empty: memory_sums and settle_sums.
+// The loss against a bank that is cut into up to three parts, some of them empty: memory_sums and settle_sums.
 template <typename T, typename S>
 void in_parts(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
   const Sizes sizes{p.B, p.M, p.D};
