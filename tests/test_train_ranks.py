@@ -363,6 +363,11 @@ def test_gradients_that_overflow_in_one_are_skipped_by_all(shapes: str, tmp_path
             ("--memory-size", 64, "--samples-per-class", 4, "--batch-size", 32),
             "error: --batch-size 32 with --samples-per-class 4 needs 8",
         ),
+        pytest.param(
+            ("--device", "cuda"),
+            "error: --device cuda, GPU 0: ",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         (("--steps", 0), "error: --steps 0: must be more than 0"),
         (("--lr", "1e15", "--steps", 40, "--eval-every", 0), "error: the loss was nan in each of the 10 steps"),
     ],
@@ -443,7 +448,8 @@ def test_the_others_do_not_wait_for_one_that_has_ended(
     assert answers[ends].fault == "has ended"
     assert [status for status, _ in values(others)] == [2] * len(others)
     if ends:
-        assert answers[0].err == "python -m train: error: another process of this run has ended; it says why\n"
+        said = "another process of this run has ended; it, or torchrun, says why"
+        assert answers[0].err == f"python -m train: error: {said}\n"
 
 
 # ---- torchrun -------------------------------------------------------------------------------------------------------

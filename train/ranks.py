@@ -165,7 +165,7 @@ class _Several(Ranks):
         except RuntimeError as error:
             if not any(sign in str(error) for sign in GONE):
                 raise
-            raise Elsewhere("another process of this run has ended; it says why", FAILED) from error
+            raise Elsewhere("another process of this run has ended; it, or torchrun, says why", FAILED) from error
 
     def _tell(self, error: BaseException | None) -> None:
         """Tell the others, all of whom do the same, that there is an error, or none; raises theirs if there is none."""

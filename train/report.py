@@ -81,18 +81,20 @@ def show(folder: Path) -> dict[str, Any]:
         names = list(metrics["before"])
         lines = [f"\n{'test classes, %':24}" + "".join(f"{name:>12}" for name in names)]
         lines += [f"{row:24}" + "".join(f"{scores[name]:12.1f}" for name in names) for row, scores in rows.items()]
-        lines += [f"{metrics['steps']} steps in {metrics['seconds']:.0f} s on {metrics['machine']['device']}"]
+        there = metrics["machine"]
+        several = f", in each of {there['processes']} processes" if there.get("processes", 1) > 1 else ""
+        lines += [f"{metrics['steps']} steps in {metrics['seconds']:.0f} s on {there['device']}{several}"]
     terminal.say(*lines, *(folder / name for name in (checkpoint.CURVES, checkpoint.NEIGHBOURS, checkpoint.METRICS)))
     return metrics
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
     """What a run is done on, and with which versions."""
-    cuda = device.type == "cuda"
+    cuda, threads = device.type == "cuda", torch.get_num_threads()
     return {
-        "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {threads} thread{'s' * (threads > 1)}",
         "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": vision.__version__,

@@ -165,8 +165,9 @@ def device_of(config: Config, ranks: Ranks = ALONE) -> torch.device:
             if device.index is not None:
                 raise ConfigError(f"--device {name}: each process takes a GPU of its own; choose cuda")
             device = torch.device("cuda", ranks.local_rank)
+        torch.empty(0, device=device)  # a torch without CUDA has no other call that says so
+        if ranks.size > 1 and device.type == "cuda":
             torch.cuda.set_device(device)
-        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         which = f"{name}, GPU {ranks.local_rank}" if ranks.size > 1 else name
         raise ConfigError(f"--device {which}: {checkpoint.why(error)}") from error

@@ -172,7 +172,7 @@ class Ranks:
         torch._assert_async(
             (received[:, :, 0] == received[:1, :, 0]).all(),
             "the ranks of a CrossBatchMemory are at different calls: their memories have not taken the same number of "
-            "steps, or with a batch_size not all are in training mode, or were given enqueue_mask or ids",
+            "steps; or, with a batch_size, some train or were given enqueue_mask or ids, and others not",
         )
         labels, all_ids, all_masks = _joined(received[:, :, 1:].transpose(1, 2), sizes).t().contiguous().unbind()
         return Batch(
