@@ -27,6 +27,7 @@ import xbn_ext
 from train.cores import cores
 
 from . import machine
+from .comparisons import COMPARISONS
 from .problem import Problem
 from .roofline import Work, work_of
 from .table import aligned
@@ -134,6 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=64, help="rows of each process (%(default)s)")
     parser.add_argument("--memory", type=int, default=65536, help="rows of the memory (%(default)s)")
     parser.add_argument("--dim", type=int, default=512, help="dimension (%(default)s)")
+    parser.add_argument("--loss", choices=list(COMPARISONS), default="contrastive", help="(%(default)s)")
     parser.add_argument("--repeats", type=int, default=31, help="timed steps (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured there")
     parser.add_argument("--plan", action="store_true", help="measure nothing: compute, with these")
@@ -145,7 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
     ):
         parser.add_argument(f"--{name}", type=float, default=default, help=f"{words} (%(default)s)")
     args = parser.parse_args(arguments)
-    problem = Problem(batch=args.batch, memory=args.memory, dim=args.dim)
+    problem = Problem(batch=args.batch, memory=args.memory, dim=args.dim, loss=args.loss)
     print(f"{args.batch} rows a process, memory {args.memory:,} x {args.dim}, {problem.loss}, {problem.drift}")
     if args.plan:
         print("\n".join(plan(problem, args.ranks or [2**k for k in range(7)], args)))
@@ -161,7 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
             [row["what"], f"{row['ms']:.3g} ms", f"{row['ms_low']:.3g} - {row['ms_high']:.3g}"] for row in measured
         ]
         print("\n".join(aligned([["", "median", "quartiles"], *table])))
-        shape = {name: getattr(args, name) for name in ("batch", "memory", "dim")}
+        shape = {name: getattr(args, name) for name in ("loss", "batch", "memory", "dim")}
         rows += [{"ranks": W, **shape, **row, "machine": machine.named("cpu", threads)} for row in measured]
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
