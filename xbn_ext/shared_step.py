@@ -58,10 +58,10 @@ def step_(
         slots = None
         if enqueue == "before":
             slots = _store(memory, z.detach(), batch)
-        value, pairs = _losses(ranks, memory, z, batch, loss, slots, eps=eps, **options)
+        memory.pairs.fill_(torch.nan)
+        value = _losses(ranks, memory, z, batch, loss, slots, memory.pairs, eps=eps, **options)
         if enqueue == "after":
             _store(memory, z.detach(), batch)
-        memory.pairs.copy_(pairs)
         memory.step.view(-1).add_(1)
     return value
 
@@ -72,21 +72,20 @@ def loss_of(
     """As `ops.loss_of`."""
     with without_autocast(batch.embeddings.device.type):
         z = ops.normalize(batch.embeddings, eps) if normalize_embeddings else batch.embeddings
-        return _losses(ranks, memory, z, batch, loss, None, eps=eps, **options)[0]
+        return _losses(ranks, memory, z, batch, loss, None, None, eps=eps, **options)
 
 
 def _move(memory: Any, z: Tensor, mask: Tensor | None, filter: Filter | None, update: str, eps: float) -> None:
     """The memory follows the drift; without a filter the drift is only measured."""
     target = (memory.target_mean, memory.target_std, memory.variance, memory.scale, memory.shift)
     if filter is None:
-        filter, target = Filter(float("inf"), 1.0, None), tuple(t.clone() for t in target)
-        ops.track_(*target, z, mask, memory.sums, memory.count, *filter, eps, memory.drift_stats)
-        return
-    ops.track_(*target, z, mask, memory.sums, memory.count, *filter, eps, memory.drift_stats)
+        target = tuple(t.clone() for t in target)
+    noises = filter or Filter(float("inf"), 1.0, None)
+    ops.track_(*target, z, mask, memory.sums, memory.count, *noises, eps, memory.drift_stats)
     bank = (memory.bank, memory.sums, memory.scale, memory.shift, memory.count)
-    if update == "inplace":
+    if filter is not None and update == "inplace":
         ops.transform_(*bank)
-    else:
+    elif filter is not None:
         ops.standardize_(*bank, eps)
 
 
@@ -99,33 +98,25 @@ def _store(memory: Any, z: Tensor, batch: Batch) -> Tensor:
 
 
 def _losses(
-    ranks: Ranks, memory: Any, z: Tensor, batch: Batch, loss: PairLoss, slots: Tensor | None, *, renormalize: bool,
-    batch_weight: float, memory_weight: float, warmup_steps: int, eps: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The weighted losses and, of that against the memory, the pairs `[2]` of an anchor. slots: where rows are."""
-    anchors = None if batch.mask is None else ~batch.mask
-    values, pairs = [], torch.full_like(memory.pairs, torch.nan)
-    if batch_weight != 0:
-        own = ops.batch_loss(z, batch.labels, loss, ids=batch.ids, anchors=anchors, renormalize=renormalize, eps=eps)
-        values.append(batch_weight * own)
-    if memory_weight != 0:
-        # No rows are visible while warming up: decided on the device, so nothing waits.
-        ranked = torch.where(memory.step < warmup_steps, 0, memory.count) if warmup_steps else memory.count
-        options: LossOptions = {
-            "count": ranked, "scale": memory.scale, "shift": memory.shift, "renormalize": renormalize, "eps": eps,
-            "anchors": None if anchors is None else anchors[batch.own],
-        }  # fmt: skip
-        if batch.ids is not None:
-            without = torch.full_like(batch.ids, -1) if slots is None else torch.where(slots >= 0, -2 - slots, -1)
-            exclude = torch.where(batch.ids >= 0, batch.ids, without)
-            options |= {"bank_ids": memory.bank_ids, "exclude": exclude[batch.own]}
-        elif slots is not None:  # without ids, a row's is its slot
-            options |= {"exclude": slots[batch.own]}
+    ranks: Ranks, memory: Any, z: Tensor, batch: Batch, loss: PairLoss, slots: Tensor | None, pairs: Tensor | None,
+    **options: Any,
+) -> Tensor:  # fmt: skip
+    """As `ops.losses_of`; pairs `[2]` is written if there is a loss against the memory."""
+
+    def against(z: Tensor, given: LossOptions) -> Tensor:
+        for name in ("anchors", "exclude"):
+            of_all = given.get(name)
+            if isinstance(of_all, Tensor):
+                given[name] = of_all[batch.own]
         bank = (memory.bank, memory.bank_labels)
-        learned: Tensor | None = memory.temperature
-        value, pairs = memory_loss(ranks, z[batch.own], batch.labels[batch.own], *bank, loss, learned, options)
-        values.append(memory_weight * value)
-    return sum(values[1:], values[0]), pairs
+        value, counted = memory_loss(
+            ranks, z[batch.own], batch.labels[batch.own], *bank, loss, memory.temperature, given
+        )
+        if pairs is not None:
+            pairs.copy_(counted)
+        return value
+
+    return ops.losses_of(memory, z, batch.labels, loss, against, mask=batch.mask, ids=batch.ids, slots=slots, **options)
 
 
 def memory_loss(

@@ -13,9 +13,9 @@ from .bank import enqueue_, standardize_, track_, transform_
 from .batch import moments, normalize
 from .loss import batch_loss, memory_loss, memory_loss_and_pairs, transform_memory_loss_
 from .parts import memory_sums, settle_sums
-from .step import loss_of, step_
+from .step import loss_of, losses_of, step_
 
 __all__ = [
-    "batch_loss", "enqueue_", "loss_of", "memory_loss", "memory_loss_and_pairs", "memory_sums", "moments",
+    "batch_loss", "enqueue_", "loss_of", "losses_of", "memory_loss", "memory_loss_and_pairs", "memory_sums", "moments",
     "normalize", "over", "settle_sums", "standardize_", "step_", "track_", "transform_", "transform_memory_loss_",
 ]  # fmt: skip

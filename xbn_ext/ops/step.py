@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from .. import checks
 from .._autograd import needs_grad, with_gradient, without_autocast, writes
 from ..filter import Filter
 from ..losses import PairLoss, check_loss
+from ..options import LossOptions
 from ._namespace import arguments_of, call, fake
 from .batch import normalize
 from .loss import batch_loss, memory_loss, not_finite_as_nan, sides_of
@@ -99,33 +101,60 @@ def loss_of(
     loss: PairLoss,
     *,
     normalize_embeddings: bool,
+    enqueue_mask: Tensor | None,
+    ids: Tensor | None,
+    eps: float,
+    **options: Any,
+) -> Tensor:
+    """The loss of a batch by a memory that is only read. Arguments, result and errors are those of `step_`."""
+
+    def against(z: Tensor, given: LossOptions) -> Tensor:
+        return memory_loss(z, labels, memory.bank, memory.bank_labels, loss, **given)
+
+    with without_autocast(embeddings.device.type):
+        z = normalize(embeddings, eps) if normalize_embeddings else embeddings
+        return losses_of(memory, z, labels, loss, against, mask=enqueue_mask, ids=ids, eps=eps, **options)
+
+
+def losses_of(
+    memory: Any,
+    z: Tensor,
+    labels: Tensor,
+    loss: PairLoss,
+    against: Callable[[Tensor, LossOptions], Tensor],
+    *,
+    mask: Tensor | None,
+    ids: Tensor | None,
+    slots: Tensor | None = None,
     renormalize: bool,
     batch_weight: float,
     memory_weight: float,
     warmup_steps: int,
-    enqueue_mask: Tensor | None,
-    ids: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """The loss of a batch by a memory that is only read. Arguments, result and errors are those of `step_`."""
-    with without_autocast(embeddings.device.type):
-        z = normalize(embeddings, eps) if normalize_embeddings else embeddings
-        shared: Any = {
-            "anchors": None if enqueue_mask is None else ~enqueue_mask, "renormalize": renormalize, "eps": eps,
+    """The weighted losses of a normalised batch, against itself and against a memory as it lies.
+
+    Args:
+        against: the loss against the memory, from z and what it is to be told.
+        slots: `[B]` where the rows have been stored, -1 for nowhere; None: nowhere.
+    """
+    anchors, values = None if mask is None else ~mask, []
+    if batch_weight != 0:
+        own = batch_loss(z, labels, loss, ids=ids, anchors=anchors, renormalize=renormalize, eps=eps)
+        values.append(batch_weight * own)
+    if memory_weight != 0:
+        # No rows are visible while warming up: decided on the device, so nothing waits.
+        ranked = torch.where(memory.step < warmup_steps, 0, memory.count) if warmup_steps else memory.count
+        given: LossOptions = {
+            "count": ranked, "scale": memory.scale, "shift": memory.shift, "anchors": anchors,
+            "renormalize": renormalize, "eps": eps,
         }  # fmt: skip
-        values = []
-        if batch_weight != 0:
-            values.append(batch_weight * batch_loss(z, labels, loss, ids=ids, **shared))
-        if memory_weight != 0:
-            # No rows are visible while warming up: decided on the device, so nothing waits.
-            ranked = torch.where(memory.step < warmup_steps, 0, memory.count) if warmup_steps else memory.count
-            if ids is not None:  # a negative one could be that of a row without an id
-                shared |= {"bank_ids": memory.bank_ids, "exclude": ids.clamp(min=-1)}
-            value = memory_loss(
-                z, labels, memory.bank, memory.bank_labels, loss, count=ranked, scale=memory.scale, shift=memory.shift,
-                **shared,
-            )  # fmt: skip
-            values.append(memory_weight * value)
+        if ids is not None:  # a negative one could be that of a row without an id
+            without = torch.full_like(ids, -1) if slots is None else torch.where(slots >= 0, -2 - slots, -1)
+            given |= {"bank_ids": memory.bank_ids, "exclude": torch.where(ids >= 0, ids, without)}
+        elif slots is not None:  # without ids, a row's is its slot
+            given |= {"exclude": slots}
+        values.append(memory_weight * against(z, given))
     return sum(values[1:], values[0])
 
 
