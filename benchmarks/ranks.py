@@ -11,11 +11,10 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ import xbn_ext
 from train.cores import cores
 
 from . import machine
+from .clock import Timer
 from .comparisons import COMPARISONS
 from .problem import Problem
 from .roofline import Work, work_of
@@ -117,13 +117,10 @@ def _criterion(problem: Problem, group: Any) -> xbn_ext.CrossBatchMemory:
 
 
 def _row(name: str, batches: list[tuple[Tensor, Tensor]], repeats: int, call: Callable[..., None]) -> dict[str, Any]:
-    times = []
-    for k in range(3 + repeats):
-        begin = time.perf_counter()
-        call(*batches[k % len(batches)])
-        times.append(1e3 * (time.perf_counter() - begin))
-    low, median, high = quantiles(times[3:], n=4, method="inclusive")
-    return {"what": name, "ms": median, "ms_low": low, "ms_high": high}
+    in_turn = cycle(batches)
+    timer = Timer([lambda: call(*next(in_turn))])
+    timing = timer.timing(timer.run(repeats))
+    return {"what": name, "ms": timing.ms, "ms_low": timing.ms_low, "ms_high": timing.ms_high}
 
 
 def main(arguments: list[str] | None = None) -> None:
