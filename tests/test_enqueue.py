@@ -130,7 +130,7 @@ def test_rows_are_stored_as_a_division_rounds_them(memory_dtype, D, ops, device,
 
 
 def test_slots_beyond_what_32_bits_count(ops, device, dtype, tmp_path):
-    """A full ring of 2^31 rows and a few, in files of which only what is written takes room."""
+    """A full ring of slightly more than 2^31 rows, in sparse files: only what is written takes room."""
     M, D, B = 2**31 + 50, 3, 20
     if str(device) != "cpu":
         pytest.skip("the files are in the host's memory")

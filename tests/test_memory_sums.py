@@ -15,7 +15,7 @@ IN_PARTS = {name: loss for name, loss in LOSSES.items() if loss.passes} | {"mean
 
 
 def cut(n, bank, bank_labels, bank_ids):
-    """Into n parts, of which one is longer and some may be empty."""
+    """Into n parts: one is longer, some may be empty."""
     M = len(bank)
     bounds = [0, *(max(0, k * M // n - 3) for k in range(1, n)), M]
     return [(bank[a:b], bank_labels[a:b], {"bank_ids": bank_ids[a:b]}) for a, b in pairwise(bounds)]

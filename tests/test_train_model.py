@@ -171,9 +171,7 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
         (nn.Linear(2, 2), "Weights only load failed"),
     ],
 )
-def test_a_file_that_holds_no_weights_is_told_without_advice_that_nobody_can_follow(
-    content: object, problem: str, tmp_path: Path
-) -> None:
+def test_a_file_that_holds_no_weights_is_told_in_one_sentence(content: object, problem: str, tmp_path: Path) -> None:
     file = tmp_path / "other.pth"
     file.touch()
     if content is not None:

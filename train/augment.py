@@ -76,7 +76,7 @@ class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
     """The batch of each step: ``batches[step]`` is (images uint8 [B, 3, size, size], labels int64 [B]).
 
     Where features stand in place of images, they are float32 [B, F]. An image's view is a function of the seed, the
-    step and its place in the batch, so that it is the same whoever prepares it.
+    step and its place in the batch: the same, whichever process prepares it.
     """
 
     def __init__(

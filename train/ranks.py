@@ -81,7 +81,7 @@ class Ranks:
         """The gradients of each become the sums of all."""
 
     def joined(self, own: Tensor, parts: Sequence[slice]) -> Tensor:
-        """The rows of all processes: ``own`` [n, *] are this one's part of them. Of one dtype and shape, but for n."""
+        """The rows of all processes; ``own`` [n, *] are this one's. Dtypes and shapes are the same, except for n."""
         return own
 
     def synchronized(self, network: nn.Module) -> nn.Module:
@@ -168,7 +168,7 @@ class _Several(Ranks):
             raise Elsewhere("another process of this run has ended; it, or torchrun, says why", FAILED) from error
 
     def _tell(self, error: BaseException | None) -> None:
-        """Tell the others, all of whom do the same, that there is an error, or none; raises theirs if there is none."""
+        """Tell the others whether there is an error; all do so. Raises theirs, if there is none here."""
         if not self.any_says(error is not None):
             return
         errors: list[tuple[str, int] | None] = [None] * self.size

@@ -204,7 +204,7 @@ def _own(sizes: Sequence[int], rank: int) -> slice:
 
 
 def _joined(parts: Tensor, sizes: Sequence[int]) -> Tensor:
-    """`[W, rows, …]`, of which each rank has its first few, one after the other."""
+    """The first rows of each rank's part of `[W, rows, …]`, one rank after the other."""
     if min(sizes) == parts.shape[1]:
         return parts.flatten(0, 1)
     return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])

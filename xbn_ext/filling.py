@@ -43,5 +43,5 @@ def fill(memory: MemoryState, batches: Iterator[Batch], follows: bool, normalize
         filled.target_std.copy_(std)
         flat(filled.variance).zero_()
     for name in FRESH:
-        if name != "step":  # whoever made the batches may have trained meanwhile
+        if name != "step":  # training may have gone on while the batches were made
             flat(getattr(memory, name)).copy_(flat(getattr(filled, name)))

@@ -78,8 +78,8 @@ def settle_sums(
         given `[B]` for the next pass, zeros after the last; and, zeros before that: scale `[n, 2, B]`, what each
         part's gradient is multiplied by, besides the average over the anchors; totals `[7]`, sums over the anchors:
         `value` and `count` of the two groups, anchors, positives and negatives that have a weight. The loss is
-        `sum(value / max(count, 1))` over the groups, of which Contrastive with "avg_nonzero" has two, one for each
-        slot. All float64.
+        `sum(value / max(count, 1))` over the groups. Contrastive with "avg_nonzero" has two, one for each slot; the
+        other losses have one. All float64.
 
     Raises:
         RuntimeError: an argument is not as above, naming it.

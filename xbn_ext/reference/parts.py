@@ -32,7 +32,7 @@ Formula = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 class Slot(NamedTuple):
-    """What is added up of which pairs: sums, exponents, or the largest."""
+    """Which pairs are added up, and how: as sums, as exponents, or only the largest."""
 
     pairs: str  # negatives, positives, all
     adds: str  # values, exponents, extreme
