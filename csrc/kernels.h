@@ -80,16 +80,18 @@ struct TransformParams {
 // they did.
 template <typename S>
 struct StandardizeParams : TransformParams<S> {
-  double eps;  // dimensions with a standard deviation below it are left alone
+  const double* ring_sums;    // [2, D] of the ring that the bank is a part of, or sums: those decide
+  const int64_t* ring_count;  // [1] or count
+  double eps;                 // dimensions with a standard deviation below it are left alone
 };
 
 template <typename T, typename S>
 struct EnqueueParams {
-  S* bank;                // [M, D] ring
-  int64_t* bank_labels;   // [M]
-  int64_t* bank_ids;      // [M] or null
-  int64_t* bank_steps;    // [M] or null
-  double* sums;           // [2, D] kept equal to the sums of the stored rows
+  S* bank;                // [rows, D] slots [first, first + rows) of the ring
+  int64_t* bank_labels;   // [rows]
+  int64_t* bank_ids;      // [rows] or null
+  int64_t* bank_steps;    // [rows] or null
+  double* sums;           // [2, D] moved by what enters the bank and what leaves it
   int64_t* head;          // [1] next slot to write
   int64_t* count;         // [1] filled slots
   const T* z;             // [B, D]
@@ -100,7 +102,8 @@ struct EnqueueParams {
   const double* scale;    // [D] pending map: z is stored as (z - shift) / scale
   const double* shift;    // [D]
   int64_t* slots;         // [B] out: the slot each row went to, -1 where it was not stored
-  int64_t B, M, D;        //
+  int64_t B, M, D;        // M: slots of the ring
+  int64_t first, rows;    //
 };
 
 // Of memory_loss, except the rows themselves.

@@ -74,7 +74,7 @@ def transform_arguments(**changes):
 
 
 def standardize_arguments(**changes):
-    return transform_arguments() | {"eps": 1e-6} | changes
+    return transform_arguments() | {"eps": 1e-6, "ring_sums": None, "ring_count": None} | changes
 
 
 def enqueue_arguments(**changes):
@@ -94,6 +94,8 @@ def enqueue_arguments(**changes):
         "ids": torch.arange(B),
         "bank_steps": m.bank_steps,
         "step": m.step,
+        "first": 0,
+        "ring_size": None,
     }
     return arguments | changes
 

@@ -153,3 +153,37 @@ def test_slots_beyond_what_32_bits_count(ops, device, dtype, tmp_path):
     assert torch.equal(m.bank_ids[slots], -2 - slots) and (m.bank_steps[slots] == 5).all()
     assert not m.bank[M - 8].any() and not m.bank[B - 7].any() and m.bank_labels[M - 8] == 0
     torch.testing.assert_close(m.sums[0], z.half().double().sum(0), rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+@pytest.mark.parametrize("B, M, fill", [(5, 37, 0), (5, 37, 35), (30, 37, 37), (80, 37, 37), (3, 37, 18), (0, 37, 9)])
+def test_a_ring_in_parts(B, M, fill, parts, ops, device, dtype):
+    """Each writes what goes into it, and its sums: together they are the ring."""
+    whole = state.to(state.filled(M, 5, fill, pending=True), device)
+    sizes = [len(rows) for rows in torch.arange(M).tensor_split([*range(6, M, 6)] if parts == 7 else parts)]
+    truth, change = state.clone(whole), torch.zeros_like(whole.sums)
+    z, labels = torch.randn(B, 5, dtype=dtype, device=device), torch.arange(B, device=device)
+    mask, ids = torch.rand(B, device=device) < 0.9, torch.arange(B, device=device) - 2
+    z[1:2, 0] = torch.inf
+
+    def store(module, m, **more):
+        its = {"bank_ids": m.bank_ids, "ids": ids, "bank_steps": m.bank_steps, "step": m.step + 3}
+        return enqueue(module, m, z, labels, mask, **its, **more)
+
+    slots = store(ops, truth)
+    first = 0
+    for rows in sizes:
+        part = state.clone(whole)
+        for name in ("bank", "bank_labels", "bank_ids", "bank_steps"):
+            setattr(part, name, getattr(whole, name)[first : first + rows])  # a view: the ring is put together in place
+        part.sums.zero_()
+        by_reference = state.clone(part)
+        assert torch.equal(store(ops, part, first=first, ring_size=M), slots)
+        assert part.head == truth.head and part.count == truth.count
+        assert torch.equal(store(reference, by_reference, first=first, ring_size=M), slots)
+        state.assert_same_state(part, by_reference, rtol=1e-6 if dtype == torch.float32 else 1e-12, atol=1e-6)
+        change += part.sums
+        first += rows
+    for name in ("bank", "bank_labels", "bank_ids", "bank_steps"):
+        assert torch.equal(getattr(whole, name), getattr(truth, name)), name
+    torch.testing.assert_close(whole.sums + change, truth.sums, rtol=1e-12, atol=1e-9)

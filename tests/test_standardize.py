@@ -70,3 +70,22 @@ def test_16_bit_banks(memory_dtype, ops, device):
     assert mean.abs().max() < 0.01 and (std - 1).abs().max() < 0.01
     # Rounded once more, in units of the spread 0.1.
     assert (m.bank.double() * m.scale + m.shift - meant)[:200].abs().max() < 0.1 * 4 * torch.finfo(memory_dtype).eps
+
+
+@pytest.mark.parametrize("far", ["wide", "shifted", "near"])
+@pytest.mark.parametrize("rows", [0, 3, 60], ids=["none", "few", "more"])
+def test_a_part_follows_the_whole_ring(far, rows, ops, device, dtype):
+    """The moments of all rows decide, and say how. What a part has of its own could say otherwise, or nothing."""
+    whole = state.to(off_standard(200, 7, 200, dtype, *FAR.get(far, (1.0, 0.0))), device)
+    part = state.clone(whole)
+    part.bank = whole.bank[:60].clone()
+    part.count.fill_(rows)
+    part.sums.copy_(reference.sums_of(part.bank[:rows]))
+    truth, ring = state.clone(part), {"ring_sums": whole.sums.clone(), "ring_count": whole.count.clone()}
+    ops.standardize_(part.bank, part.sums, part.scale, part.shift, part.count, 1e-6, **ring)
+    reference.standardize_(truth.bank, truth.sums, truth.scale, truth.shift, truth.count, 1e-6, **ring)
+    standardize(ops, whole)
+    assert torch.equal(part.scale, whole.scale) and torch.equal(part.shift, whole.shift)
+    assert torch.equal(part.bank[:rows], whole.bank[:rows])
+    state.assert_same_state(part, truth, rtol=100 * torch.finfo(dtype).eps, atol=1000 * torch.finfo(dtype).eps)
+    assert torch.equal(part.bank[rows:], truth.bank[rows:])

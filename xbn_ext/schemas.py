@@ -33,10 +33,10 @@ SCHEMAS = (
     "float measurement_noise, float? fixed_gain, float eps, Tensor(f!)? stats=None) -> ()",
     "transform_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count) -> ()",
     "standardize_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count, "
-    "float eps) -> ()",
+    "float eps, Tensor? ring_sums=None, Tensor? ring_count=None) -> ()",
     "enqueue_(Tensor(a!) bank, Tensor(b!) bank_labels, Tensor(c!) sums, Tensor(d!) head, Tensor(e!) count, "
     "Tensor z, Tensor labels, Tensor? mask, Tensor scale, Tensor shift, Tensor(f!)? bank_ids=None, Tensor? ids=None, "
-    "Tensor(g!)? bank_steps=None, Tensor? step=None) -> Tensor slots",
+    "Tensor(g!)? bank_steps=None, Tensor? step=None, int first=0, int? ring_size=None) -> Tensor slots",
     "memory_loss(Tensor z, Tensor labels, Tensor bank, Tensor bank_labels, Tensor? count, Tensor? scale, "
     "Tensor? shift, Tensor? bank_ids, Tensor? exclude, Tensor? anchors, str loss, float[] parameters, "
     "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_z, Tensor pairs)",

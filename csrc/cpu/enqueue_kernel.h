@@ -14,7 +14,7 @@ void pull_back(const EnqueueParams<T, S>& p, int64_t i, S* u, char* finite) {
   *finite = zero == 0;
 }
 
-// Columns [begin, end) of the n rows of u [B, D] go into the ring, and into the sums; those of the rows that leave go
+// Columns [begin, end) of the n rows of u [B, D] go into the bank, and into the sums; those of the rows that leave go
 // out of them.
 template <typename T, typename S>
 void replace_rows(const EnqueueParams<T, S>& p, const S* u, const int64_t* rows, size_t n, int64_t filled,
@@ -23,7 +23,7 @@ void replace_rows(const EnqueueParams<T, S>& p, const S* u, const int64_t* rows,
   for (size_t k = 0; k < n; ++k) {
     const S* in_row = u + rows[k] * p.D;
     const int64_t slot = p.slots[rows[k]];
-    S* stored = p.bank + slot * p.D;
+    S* stored = p.bank + (slot - p.first) * p.D;
     const bool evicts = slot < filled;
 #pragma omp simd
     for (int64_t d = begin; d < end; ++d) {

@@ -2,6 +2,7 @@
 // map compensates: what the rows stand for does not change.
 //
 //   in, out  bank [M, D], sums [2, D], scale [D], shift [D]
+//   in       count [1]; ring_sums [2, D] and ring_count [1]: of all the rows that share the map
 //   math     u' = a u + b with a = 1 / std(u), b = -mean(u) a;  scale' = scale / a, shift' = shift - scale' b
 //   why      nothing limits a pending map that is composed over thousands of steps: a memory whose rows enter a little
 //            wider than the target shrinks the scale at every step until u = (z - shift) / scale overflows. Looked at
@@ -17,19 +18,19 @@ namespace xbn {
 template <typename S>
 void standardize(const StandardizeParams<S>& p, const Cpu& cpu) {
   using C = typename Compute<S>::type;
-  const int64_t count = *p.count;
+  const int64_t count = *p.ring_count;
   if (count == 0) return;
   std::vector<double> a(p.D, 1.0), b(p.D, 0.0);
   bool needed = false;
   for (int64_t d = 0; d < p.D; ++d) {
-    const Moments stored = bank_moments(p.sums[d], p.sums[p.D + d], count);
+    const Moments stored = bank_moments(p.ring_sums[d], p.ring_sums[p.D + d], count);
     if (!(std::fabs(p.scale[d]) * stored.std >= p.eps)) continue;  // dead, or no number: no coordinate to standardise
     needed |= off_standard(stored);
     a[d] = static_cast<C>(1.0 / stored.std);  // rounded as the transform will round it, so the map undoes just that
     b[d] = static_cast<C>(-stored.mean * a[d]);
   }
   if (!needed) return;
-  rewrite_rows(p.bank, count, p.D, a.data(), b.data(), p.sums, cpu);
+  rewrite_rows(p.bank, *p.count, p.D, a.data(), b.data(), p.sums, cpu);
   for (int64_t d = 0; d < p.D; ++d) {
     p.scale[d] /= a[d];
     p.shift[d] -= p.scale[d] * b[d];

@@ -1,7 +1,8 @@
 // enqueue_: the rows of z that are in the mask and finite enter the ring, the oldest rows leave.
 //
 //   in       z [B, D], labels [B], mask and ids [B] or null, step [1]; scale, shift [D] of the pending map
-//   in, out  bank [M, D], bank_labels [M], bank_ids and bank_steps [M] or null, sums [2, D], head [1], count [1]
+//   in, out  bank [rows, D], which is slots [first, first + rows) of a ring of M, bank_labels [rows], bank_ids and
+//            bank_steps [rows] or null, sums [2, D], head [1], count [1]
 //   out      slots [B]: where each row went, -1 where it was not stored
 //   math     stored as u = (z - shift) / scale, rounded to the bank's dtype. A row whose u is not finite is left out.
 //            More rows than the ring holds: the last M of them stay. The quotient is a product with 1 / scale and one
@@ -75,7 +76,8 @@ __global__ void __launch_bounds__(kThreads, 2) storable_kernel(const EnqueuePara
   if (head < 0 || head >= p.M) head = 0;  // a damaged counter must not become a wild write
   if (i == 0 && threadIdx.x == 0) *w.filled = filled, *w.head = head;
   const int64_t slot = (head + i) % p.M;  // of this row, if all before it are stored: what is in it is about to leave
-  if (slot < filled) prefetch_by_warp(p.bank + slot * p.D, p.D);
+  if (slot < filled && p.first <= slot && slot < p.first + p.rows)
+    prefetch_by_warp(p.bank + (slot - p.first) * p.D, p.D);
 }
 
 template <typename T, typename S, int kWidth>
@@ -121,6 +123,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) store_kernel(const EnqueueP
       if (rank < 0 || place < 0) return -1;
       return head + place < p.M ? head + place : head + place - p.M;
     };
+    const auto is_here = [&](int64_t slot) { return p.first <= slot && slot < p.first + p.rows; };
 #pragma unroll 1
     for (int first = 0; first < rows; first += kBatch * kDeep) {
       if (first > 0) read_z(first);
@@ -130,8 +133,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) store_kernel(const EnqueueP
 #pragma unroll
       for (int q = 0; q < kBatch; ++q) {
         slot[q] = first + q * kDeep < rows ? slot_of(first + q * kDeep + first_row) : -1;
-        if (slot[q] >= 0 && slot[q] < filled && d < p.D)
-          out[q] = *reinterpret_cast<const Vector<S, kWidth>*>(p.bank + slot[q] * p.D + d);
+        if (is_here(slot[q]) && slot[q] < filled && d < p.D)
+          out[q] = *reinterpret_cast<const Vector<S, kWidth>*>(p.bank + (slot[q] - p.first) * p.D + d);
       }
       if (begin + first == 0 && d < p.D) {  // divide while they are on their way
 #pragma unroll
@@ -139,7 +142,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) store_kernel(const EnqueueP
       }
 #pragma unroll
       for (int q = 0; q < kBatch; ++q) {
-        if (slot[q] < 0 || d >= p.D) continue;
+        if (!is_here(slot[q]) || d >= p.D) continue;
         Vector<S, kWidth> in;
 #pragma unroll
         for (int c = 0; c < kWidth; ++c) {
@@ -149,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) store_kernel(const EnqueueP
           sum[c] += entering - leaving;
           sum_squares[c] += entering * entering - leaving * leaving;
         }
-        *reinterpret_cast<Vector<S, kWidth>*>(p.bank + slot[q] * p.D + d) = in;
+        *reinterpret_cast<Vector<S, kWidth>*>(p.bank + (slot[q] - p.first) * p.D + d) = in;
       }
     }
     // The last warp first: where rows are few, it has none to store.
@@ -160,11 +163,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks) store_kernel(const EnqueueP
       const int64_t i = begin + row, place = slot_of(row);
       if (i >= p.B) continue;
       p.slots[i] = place;
-      if (place < 0) continue;
+      if (!is_here(place)) continue;
       const int64_t label = p.labels[i], id = stored_id(p.ids, i, place), step = p.step != nullptr ? *p.step : 0;
-      p.bank_labels[place] = label;
-      if (p.bank_ids != nullptr) p.bank_ids[place] = id;
-      if (p.bank_steps != nullptr) p.bank_steps[place] = step;
+      p.bank_labels[place - p.first] = label;
+      if (p.bank_ids != nullptr) p.bank_ids[place - p.first] = id;
+      if (p.bank_steps != nullptr) p.bank_steps[place - p.first] = step;
     }
     stored += flags.total();
   }

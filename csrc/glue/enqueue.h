@@ -7,10 +7,14 @@
 
 namespace xbn::glue {
 
-// The ring. All its tensors are written.
+// The ring, or the slots of one from `first` on. All its tensors are written.
 struct Ring {
   Tensor bank, bank_labels, sums, head, count;
   OptionalTensor bank_ids, bank_steps;
+  int64_t first = 0;
+  std::optional<int64_t> ring_size = {};  // none: the bank is all of it
+
+  int64_t size() const { return ring_size.value_or(bank.size(0)); }
 };
 
 // What is read besides the batch.
@@ -26,7 +30,10 @@ struct Storing {
   Storing(const Contract& c, const Ring& ring, const Tensor& batch, const Stored& stored) : r(ring), s(stored) {
     c.bank("bank", r.bank);
     const int64_t M = r.bank.size(0), D = r.bank.size(1);
-    c.require(M > 0, "bank must have at least one row");
+    c.require(M > 0 || r.ring_size, "bank must have at least one row");
+    c.require(r.first >= 0, "first must not be negative, got ", r.first);
+    c.require(r.size() > 0 && r.first + M <= r.size(), "ring_size must have room for first + M = ", r.first + M,
+              " slots, got ", r.size());
     c.labels("bank_labels", r.bank_labels, "[M]", M);
     c.contiguous("bank_labels", r.bank_labels);
     c.statistic("sums", r.sums, "[2, D]", {2, D});
@@ -83,8 +90,10 @@ struct Storing {
     p.shift = s.shift.const_data_ptr<double>();
     p.slots = slots.mutable_data_ptr<int64_t>();
     p.B = z.size(0);
-    p.M = r.bank.size(0);
+    p.M = r.size();
     p.D = r.bank.size(1);
+    p.first = r.first;
+    p.rows = r.bank.size(0);
     return p;
   }
 
@@ -99,9 +108,9 @@ template <typename Device>
 Tensor enqueue(Tensor bank, Tensor bank_labels, Tensor sums, Tensor head, Tensor count, const Tensor& z,
                const Tensor& labels, const OptionalTensor& mask, const Tensor& scale, const Tensor& shift,
                OptionalTensor bank_ids, const OptionalTensor& ids, OptionalTensor bank_steps,
-               const OptionalTensor& step) {
+               const OptionalTensor& step, int64_t first, std::optional<int64_t> ring_size) {
   const Contract c("enqueue_", bank);
-  const Storing s(c, {bank, bank_labels, sums, head, count, bank_ids, bank_steps}, z,
+  const Storing s(c, {bank, bank_labels, sums, head, count, bank_ids, bank_steps, first, ring_size}, z,
                   {labels, mask, scale, shift, ids, step});
   check_apart("enqueue_", s.written(),
               {{"z", s.z},
@@ -112,8 +121,8 @@ Tensor enqueue(Tensor bank, Tensor bank_labels, Tensor sums, Tensor head, Tensor
                {"shift", shift},
                {"step", step}});
   const Device device("enqueue_", bank);
-  device.check_counter("head", head, bank.size(0) - 1);
-  device.check_counter("count", count, bank.size(0));
+  device.check_counter("head", head, s.r.size() - 1);
+  device.check_counter("count", count, s.r.size());
   dispatch(z, bank, [&](auto type, auto bank_type) {
     device.run([&](const auto& on) { return enqueue(s.params(type, bank_type), on); });
   });

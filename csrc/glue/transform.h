@@ -39,6 +39,13 @@ struct MappedBank {
     return p;
   }
 
+  template <typename S>
+  StandardizeParams<S> standardize_params(Type<S> type, double eps, const OptionalTensor& ring_sums = {},
+                                          const OptionalTensor& ring_count = {}) const {
+    return {params(type), ring_sums.value_or(sums).template const_data_ptr<double>(),
+            ring_count.value_or(count).template const_data_ptr<int64_t>(), eps};
+  }
+
   const Tensor bank, sums, scale, shift, count;
 };
 

@@ -411,7 +411,8 @@ class MemoryRound {
         if (truth.scale[d] * stored.std >= kEps) terms = std::max(terms, std::fabs(stored.mean / stored.std));
       }
       const auto params = [&]<typename R>(const State<R>& s) {
-        return StandardizeParams<R>{{s.bank, s.sums, s.scale, s.shift, s.count, n_.M, n_.D}, kEps};
+        return StandardizeParams<R>{
+            {s.bank, s.sums, s.scale, s.shift, s.count, n_.M, n_.D}, s.sums, s.count, kEps};
       };
       standardize(params(truth), kCpu);
       launch([&](const cuda::Gpu& gpu) { return cuda::standardize(params(ours_), gpu); });
@@ -420,14 +421,34 @@ class MemoryRound {
     same(in_place_ ? "transform" : "standardize", ours_, truth, computing + kUnit<S>, computing, n_);
   }
 
-  // A row that does not fit the bank's dtype is left out, so the truth stores in that dtype.
+  // In all of the ring or in a part. A row that does not fit the bank's dtype is left out, so the truth stores in that
+  // dtype.
   void store_batch() {
     Exactly<int64_t> step(1);
     *step = 17;
     const int64_t* ids = sometimes(ids_);
+    const int64_t first = up_to(1) ? up_to(n_.M) : 0, rows = first > 0 ? up_to(n_.M - first) : n_.M;
     const auto params = [&](const State<S>& s, const Exactly<int64_t>& slots) {
-      return EnqueueParams<T, S>{s.bank, s.labels, s.ids, s.steps, s.sums,  s.head, s.count, z_,   y_,
-                                 ids,    step,     mask_, s.scale, s.shift, slots,  n_.B,    n_.M, n_.D};
+      return EnqueueParams<T, S>{static_cast<S*>(s.bank) + first * n_.D,
+                                 static_cast<int64_t*>(s.labels) + first,
+                                 static_cast<int64_t*>(s.ids) + first,
+                                 static_cast<int64_t*>(s.steps) + first,
+                                 s.sums,
+                                 s.head,
+                                 s.count,
+                                 z_,
+                                 y_,
+                                 ids,
+                                 step,
+                                 mask_,
+                                 s.scale,
+                                 s.shift,
+                                 slots,
+                                 n_.B,
+                                 n_.M,
+                                 n_.D,
+                                 first,
+                                 rows};
     };
     const State<S> truth = ours_.copied();
     const Exactly<int64_t> slots(n_.B);

@@ -124,11 +124,16 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
                               up_to(1) ? -1.0 : 0.1, 1e-6, false, stats},
              many);
   if (up_to(1))
-    xbn::standardize(xbn::StandardizeParams<S>{{bank, sums, scale, shift, count, M, D}, 1e-6}, many);
+    xbn::standardize(xbn::StandardizeParams<S>{{bank, sums, scale, shift, count, M, D}, sums, count, 1e-6}, many);
   else
     xbn::transform(xbn::TransformParams<S>{bank, sums, scale, shift, count, M, D}, many);
-  xbn::enqueue(xbn::EnqueueParams<T, S>{bank, bank_y, bank_ids, bank_steps, sums, head, count, z, y, sometimes(ids),
-                                        step, sometimes(chosen), scale, shift, slots, B, M, D},
+  const int64_t first = up_to(3) == 0 ? up_to(M) : 0, rows_here = first > 0 ? up_to(M - first) : M;  // of a part
+  xbn::enqueue(xbn::EnqueueParams<T, S>{static_cast<S*>(bank) + first * D,
+                                        static_cast<int64_t*>(bank_y) + first,
+                                        static_cast<int64_t*>(bank_ids) + first,
+                                        static_cast<int64_t*>(bank_steps) + first,
+                                        sums, head, count, z, y, sometimes(ids), step, sometimes(chosen), scale, shift,
+                                        slots, B, M, D, first, rows_here},
                many);
   require(*count >= 0 && *count <= M && *head >= 0 && *head < M, "ring", B, M, D);
   for (int64_t k = 0; k < *count * D; ++k) require(std::isfinite(xbn::as<double>(bank[k])), "bank", B, M, D);

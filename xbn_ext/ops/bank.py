@@ -75,14 +75,26 @@ def _(*args: Any) -> None:
     return None
 
 
-def standardize_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor, eps: float = 1e-6) -> None:
+def standardize_(
+    bank: Tensor,
+    sums: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    count: Tensor,
+    eps: float = 1e-6,
+    *,
+    ring_sums: Tensor | None = None,
+    ring_count: Tensor | None = None,
+) -> None:
     """Rewrites the rows of a bank with a pending map in standardised coordinates, if they have left them.
 
     What the rows stand for does not change: `scale`, `shift` `[D]` compensate, `sums [2, D]` is recounted. A dimension
     whose standard deviation is below `eps` is left alone. Costs a look at D numbers when there is nothing to do.
+
+    Where the bank is a part of a ring, `ring_sums [2, D]` and `ring_count` are those of all of it, and decide.
     """
     writes(bank, sums, scale, shift)
-    _namespace.called.standardize_(bank, sums, scale, shift, count, eps)
+    _namespace.called.standardize_(bank, sums, scale, shift, count, eps, ring_sums, ring_count)
 
 
 @fake("standardize_")
@@ -106,6 +118,8 @@ def enqueue_(
     ids: Tensor | None = None,
     bank_steps: Tensor | None = None,
     step: Tensor | None = None,
+    first: int = 0,
+    ring_size: int | None = None,
 ) -> Tensor:
     """Writes the finite rows of `z [B, D]` in `mask [B]` into the ring as `(z - shift) / scale`.
 
@@ -114,11 +128,16 @@ def enqueue_(
 
     `bank_ids [M]` (int64) takes the rows' `ids [B]`, or `-2 - slot` for a row that has none (`ids` is None or
     negative): no other row of the ring has that. `bank_steps [M]` (int64) takes `step`, a scalar.
+
+    The bank may be a part of a ring of `ring_size` slots, `first` the slot of its first row; None: it is the ring.
+    `head`, `count` and `slots` are of the ring, and the rows that go into other parts are not written; `sums` changes
+    by what enters the bank and what leaves it.
     """
     writes(bank, bank_labels, sums, head, count, bank_ids, bank_steps)
     return _namespace.called.enqueue_(  # type: ignore[no-any-return]
-        bank, bank_labels, sums, head, count, z, labels, mask, scale, shift, bank_ids, ids, bank_steps, step
-    )
+        bank, bank_labels, sums, head, count, z, labels, mask, scale, shift, bank_ids, ids, bank_steps, step, first,
+        ring_size,
+    )  # fmt: skip
 
 
 @fake("enqueue_")

@@ -122,17 +122,27 @@ def write_map(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: T
 
 
 @exact
-def standardize_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor, eps: float) -> None:
+def standardize_(
+    bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor, eps: float,
+    ring_sums: Tensor | None = None, ring_count: Tensor | None = None,
+) -> None:  # fmt: skip
     """Looks at D numbers on a CPU where there is nothing to do; elsewhere it passes over the bank all the same."""
     c = check_transform("standardize_", bank, sums, scale, shift, count)
     c.eps(eps)
-    apart("standardize_", {"bank": bank, "sums": sums, "scale": scale, "shift": shift}, {"count": count})
+    check((ring_sums is None) == (ring_count is None), "standardize_: ring_sums and ring_count go together")
+    if ring_sums is not None:
+        c.statistic("ring_sums", ring_sums, "[2, D]", (2, bank.shape[1]))
+    if ring_count is not None:
+        c.counter("ring_count", ring_count)
+    read = {"count": count, "ring_sums": ring_sums, "ring_count": ring_count}
+    apart("standardize_", {"bank": bank, "sums": sums, "scale": scale, "shift": shift}, read)
     c.value("count", count, len(bank))
 
-    mean, std = bank_moments(sums, count)
+    in_all = count if ring_count is None else ring_count
+    mean, std = bank_moments(sums if ring_sums is None else ring_sums, in_all)
     live = scale.abs() * std >= eps
     off = live & ((mean.abs() > 4) | (std > 4) | (std < 0.25))
-    wanted = off.any() & (count > 0)
+    wanted = off.any() & (in_all > 0)
     if chunks.reads(bank.device) and not wanted:
         return
     compute = compute_dtype(bank.dtype)
@@ -176,16 +186,17 @@ def chunks_of(bank: Tensor, count: Tensor) -> Iterator[tuple[Tensor, Tensor | No
 def enqueue_(
     bank: Tensor, bank_labels: Tensor, sums: Tensor, head: Tensor, count: Tensor, z: Tensor, labels: Tensor,
     mask: Tensor | None, scale: Tensor, shift: Tensor, bank_ids: Tensor | None = None, ids: Tensor | None = None,
-    bank_steps: Tensor | None = None, step: Tensor | None = None,
+    bank_steps: Tensor | None = None, step: Tensor | None = None, first: int = 0, ring_size: int | None = None,
 ) -> Tensor:  # fmt: skip
     c = Contract("enqueue_", bank)
     written = check_enqueue(
-        c, bank, bank_labels, sums, head, count, z, labels, mask, scale, shift, bank_ids, ids, bank_steps, step
-    )
+        c, bank, bank_labels, sums, head, count, z, labels, mask, scale, shift, bank_ids, ids, bank_steps, step, first,
+        ring_size,
+    )  # fmt: skip
     z, labels, mask, ids = z.contiguous(), labels.contiguous(), dense(mask), dense(ids)
     read = {"z": z, "labels": labels, "ids": ids, "mask": mask, "scale": scale, "shift": shift, "step": step}
     apart("enqueue_", written, read)
-    (M, _), B = bank.shape, len(z)
+    M, rows, B = len(bank) if ring_size is None else ring_size, len(bank), len(z)
     c.value("head", head, M - 1)
     c.value("count", count, M)
 
@@ -200,16 +211,19 @@ def enqueue_(
     store = store & (place >= 0)
     slots = torch.where(store, (head + place) % M, -1)
 
-    # The slots that could be written, and the row that comes into each, if one does.
-    window = torch.arange(min(B, M), device=bank.device)
-    into, comes = (head + window) % M, window < n
-    row = (~store).to(torch.uint8).argsort(stable=True)[: len(window)]
+    # The rows of the bank that could be written, from the head on or, if that is in another part, from the first on;
+    # the stored row that is due in each, and whether there is one.
+    begin = torch.where((head >= first) & (head < first + rows), head - first, 0)
+    into = (begin + torch.arange(min(B, rows), device=bank.device)) % max(rows, 1)
+    due = (first + into - head) % M
+    comes = due < n
+    row = (~store).to(torch.uint8).argsort(stable=True)[due.clamp(max=B - 1)]
 
     def write(to: Tensor, new: Tensor) -> None:
         has_row = comes.view(-1, *[1] * (to.dim() - 1))
         to.index_copy_(0, into, torch.where(has_row, new, to[into]))
 
-    evicted = torch.where((comes & (into < count))[:, None], bank[into].double(), 0)
+    evicted = torch.where((comes & (first + into < count))[:, None], bank[into].double(), 0)
     entering = torch.where(comes[:, None], u[row].double(), 0)
     sums.add_(torch.stack([(entering - evicted).sum(0), (entering.square() - evicted.square()).sum(0)]))
     write(bank, u[row])
@@ -218,7 +232,7 @@ def enqueue_(
         own = -2 - slots
         write(bank_ids, (own if ids is None else torch.where(ids >= 0, ids, own))[row])
     if bank_steps is not None and step is not None:
-        write(bank_steps, step.expand(len(window)))
+        write(bank_steps, step.expand(len(into)))
     stored = n - surplus
     head.copy_((head + stored) % M)
     count.copy_((count + stored).clamp(max=M))
@@ -228,12 +242,16 @@ def enqueue_(
 def check_enqueue(
     c: Contract, bank: Tensor, bank_labels: Tensor, sums: Tensor, head: Tensor, count: Tensor, z: Tensor,
     labels: Tensor, mask: Tensor | None, scale: Tensor, shift: Tensor, bank_ids: Tensor | None, ids: Tensor | None,
-    bank_steps: Tensor | None, step: Tensor | None,
+    bank_steps: Tensor | None, step: Tensor | None, first: int = 0, ring_size: int | None = None,
 ) -> dict[str, Tensor | None]:  # fmt: skip
     """Returns what is written."""
     c.bank("bank", bank)
     M, D = bank.shape
-    check(M > 0, f"{c.op}: bank must have at least one row")
+    check(M > 0 or ring_size is not None, f"{c.op}: bank must have at least one row")
+    check(first >= 0, f"{c.op}: first must not be negative, got {first}")
+    room = M if ring_size is None else ring_size
+    ok = room > 0 and first + M <= room
+    check(ok, f"{c.op}: ring_size must have room for first + M = {first + M} slots, got {room}")
     c.labels("bank_labels", bank_labels, "[M]", M)
     c.contiguous("bank_labels", bank_labels)
     c.statistic("sums", sums, "[2, D]", (2, D))

@@ -167,17 +167,28 @@ def sums_of(rows: Tensor) -> Tensor:
     return sums
 
 
-def standardize_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor, eps: float = 1e-6) -> None:
+def standardize_(
+    bank: Tensor,
+    sums: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    count: Tensor,
+    eps: float = 1e-6,
+    *,
+    ring_sums: Tensor | None = None,
+    ring_count: Tensor | None = None,
+) -> None:
     """Rewrites the stored rows in standardised coordinates, if they have left them, without moving what they stand for.
 
     A map that stays pending is composed at every step and may shrink or grow without end; the stored coordinates do
     the opposite and would lose their digits or overflow. They are taken back to mean 0, std 1 when in some live
-    dimension |mean| > 4 or std is outside [1/4, 4].
+    dimension |mean| > 4 or std is outside [1/4, 4]. If the bank is a part of a ring, the moments are those of the ring.
     """
-    mean, std = bank_moments(sums, count)
+    in_all = count if ring_count is None else ring_count
+    mean, std = bank_moments(sums if ring_sums is None else ring_sums, in_all)
     live = scale.abs() * std >= eps
     off = live & ((mean.abs() > 4) | (std > 4) | (std < 0.25))
-    if count == 0 or not off.any():
+    if in_all == 0 or not off.any():
         return
     compute = compute_dtype(bank.dtype)
     a = torch.where(live, 1 / std, 1.0).to(compute).double()
@@ -205,14 +216,22 @@ def enqueue_(
     ids: Tensor | None = None,
     bank_steps: Tensor | None = None,
     step: Tensor | None = None,
+    first: int = 0,
+    ring_size: int | None = None,
 ) -> Tensor:
     """Writes the rows of `z [B, D]` that are in `mask [B]` into the ring and returns their slots `[B]`, else -1.
 
     Stored as `u = (z - shift) / scale`. Rows that are not finite, before or after rounding to the bank's dtype,
     stay out. Of more rows than the ring holds, the last M stay. A row whose sample has no id (it is negative) gets
-    one that no other row has.
+    one that no other row has. Of a ring of `ring_size` slots the bank may be those from `first` on: it alone is
+    written.
     """
-    M = bank.shape[0]
+    M = bank.shape[0] if ring_size is None else ring_size
+
+    def stored() -> Tensor:
+        return sums_of(bank[: max(0, int(count) - first)])
+
+    before = stored()
     u = ((z.double() - shift) / scale).to(bank.dtype)
     store = u.isfinite().all(dim=1)
     if mask is not None:
@@ -220,16 +239,18 @@ def enqueue_(
     rows = store.nonzero()[:, 0][-M:]
     slots = torch.full_like(labels, -1)
     slots[rows] = (head + torch.arange(len(rows), device=head.device)) % M
-    bank[slots[rows]] = u[rows]
-    bank_labels[slots[rows]] = labels[rows]
+    here = rows[(slots[rows] >= first) & (slots[rows] < first + bank.shape[0])]
+    into = slots[here] - first
+    bank[into] = u[here]
+    bank_labels[into] = labels[here]
     if bank_ids is not None:
         own = -2 - slots
-        bank_ids[slots[rows]] = (own if ids is None else torch.where(ids >= 0, ids, own))[rows]
+        bank_ids[into] = (own if ids is None else torch.where(ids >= 0, ids, own))[here]
     if bank_steps is not None and step is not None:
-        bank_steps[slots[rows]] = step
+        bank_steps[into] = step
     head.copy_((head + len(rows)) % M)
     count.copy_((count + len(rows)).clamp(max=M))
-    sums.copy_(sums_of(bank[: int(count)]))
+    sums.add_(stored() - before)
     return slots
 
 
