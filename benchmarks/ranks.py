@@ -1,8 +1,8 @@
 """What a memory of many processes costs: a step of W of them, here, by gloo, and of one with the same whole batch; or,
-with --plan, bytes and least time of a step by W, on a machine whose rates you give.
+with --plan, bytes and least time of a step by W, on a machine whose rates you give. With --shards the memory is cut.
 
     python -m benchmarks.ranks --ranks 2
-    python -m benchmarks.ranks --plan --flops 99e12 --bandwidth 3e12 --link 360e9 --latency 15e-6
+    python -m benchmarks.ranks --plan --shards 8 --flops 99e12 --bandwidth 3e12 --link 360e9 --latency 15e-6
 """
 
 from __future__ import annotations
@@ -32,24 +32,38 @@ from .problem import Problem
 from .roofline import Work, work_of
 from .table import aligned
 
-HOST = 6 * 8  # bytes that the hosts of two ranks tell each other
+HOST = 7 * 8  # bytes that the hosts of two ranks tell each other
 OF_ROW = 3 * 8  # label, id, mask
 TOTALS = 7 * 8  # the sums over a rank's anchors
 COLLECTIVES = 4  # the hosts' one, of the embeddings, of what goes with them, of the totals
+OF_SLOT = 4 * 8  # the sums of an anchor
+OF_SHARD = 5 * 8  # of each dimension: what the stored rows add up to, and what changed
 
 
-def received(ranks: int, batch: int, dim: int, itemsize: int = 4) -> int:
-    """Bytes that a rank receives in a step at most: of each other `batch` rows, what goes with them, totals."""
-    return (ranks - 1) * (batch * (dim * itemsize + OF_ROW) + OF_ROW + HOST + TOTALS)
+def received(
+    ranks: int, batch: int, dim: int, itemsize: int = 4, shards: int = 1, loss: xbn_ext.PairLoss | None = None
+) -> int:
+    """Bytes that a rank receives in a step at most: of each other `batch` rows, what goes with them, totals; of each
+    other shard the own rows' sums, pass by pass, their gradient, what that is multiplied by, and the memory's sums."""
+    passes = (loss or xbn_ext.Contrastive()).passes
+    of_anchor = sum(map(len, passes)) * OF_SLOT + (len(passes) + 1) * 8 + dim * itemsize
+    of_all = (ranks - 1) * (batch * (dim * itemsize + OF_ROW) + OF_ROW + HOST + TOTALS)
+    return of_all + (shards - 1) * (batch * of_anchor + dim * OF_SHARD)
 
 
-def share(problem: Problem, ranks: int) -> Work:
-    """What one of so many ranks cannot do without: its own `problem.batch` rows against the memory, and all else of a
-    step for the whole batch."""
-    pairs = problem.density * problem.memory
-    whole = replace(problem, batch=ranks * problem.batch)
+def collectives(shards: int, loss: xbn_ext.PairLoss) -> int:
+    """How many a step takes: of shards two more for each pass, one of the gradient, one of the memory's sums."""
+    return COLLECTIVES + (2 * len(loss.passes) + 2 if shards > 1 else 0)
+
+
+def share(problem: Problem, ranks: int, shards: int = 1) -> Work:
+    """What one of so many ranks cannot do without: the rows of all that share a memory with it, `problem.batch` of
+    each, against its block of that; and all else of a step for the whole batch."""
+    block = replace(problem, memory=-(-problem.memory // shards), batch=shards * problem.batch)
+    pairs = block.density * block.memory
+    whole = replace(block, batch=ranks * problem.batch)
     step = work_of(replace(whole, kernel="step"), True, pairs)
-    theirs, own = (work_of(replace(p, kernel="loss"), False, pairs) for p in (whole, problem))
+    theirs, own = (work_of(replace(p, kernel="loss"), False, pairs) for p in (whole, block))
     return Work(step.flop - theirs.flop + own.flop, step.bytes - theirs.bytes + own.bytes, True)
 
 
@@ -57,30 +71,34 @@ def plan(problem: Problem, ranks: list[int], rates: argparse.Namespace) -> list[
     """Bytes and least times of a step by the number of ranks, each with `problem.batch` rows of the whole batch.
 
     A step is a rank's `share`, at so many FLOP/s and bytes/s. Besides it, the exchange: a latency for each collective,
-    and what is received at the rate of a link.
+    and what is received at the rate of a link. There are `rates.shards` of the memory, or one on each rank.
     """
-    table = [["W", "rows", "received MB", "exchange ms", "step ms", "memory GB"]]
+    table = [["W", "shards", "rows", "received MB", "exchange ms", "step ms", "memory GB"]]
     for W in ranks:
-        work = share(problem, W)
-        number = received(W, problem.batch, problem.dim)
-        exchange = 0.0 if W == 1 else COLLECTIVES * rates.latency + number / rates.link
+        shards = min(W, rates.shards)
+        work, loss = share(problem, W, shards), problem.pair_loss
+        number = received(W, problem.batch, problem.dim, shards=shards, loss=loss)
+        exchange = 0.0 if W == 1 else collectives(shards, loss) * rates.latency + number / rates.link
         step = max(work.flop / rates.flops, work.bytes / rates.bandwidth)
-        memory = problem.memory * (problem.dim * problem.dtype.itemsize + 24)
+        memory = -(-problem.memory // shards) * (problem.dim * problem.dtype.itemsize + 24)
         values = (1e-6 * number, 1e3 * exchange, 1e3 * step, 1e-9 * memory)
-        table.append([str(W), f"{W * problem.batch:,}", *(f"{value:.4g}" for value in values)])
+        table.append([str(W), str(shards), f"{W * problem.batch:,}", *(f"{value:.4g}" for value in values)])
     return aligned(table)
 
 
-def measure(problem: Problem, ranks: int, repeats: int, threads: int) -> list[dict[str, Any]]:
-    """Milliseconds of a step: of W processes, of its first exchange, and of one process with the whole batch."""
+def measure(problem: Problem, ranks: int, shards: int, repeats: int, threads: int) -> list[dict[str, Any]]:
+    """Milliseconds of a step: of W processes, with copies of the memory and, if there are several, with shards, of its
+    first exchange, and of one process with the whole batch."""
     with tempfile.TemporaryDirectory() as folder:
         store, result = Path(folder, "store"), Path(folder, "result")
-        spawn(_rank, (problem, ranks, repeats, threads, store, result), nprocs=ranks)
+        spawn(_rank, (problem, ranks, shards, repeats, threads, store, result), nprocs=ranks)
         rows: list[dict[str, Any]] = json.loads(result.read_text())
     return rows
 
 
-def _rank(rank: int, problem: Problem, W: int, repeats: int, threads: int, store: Path, result: Path) -> None:
+def _rank(
+    rank: int, problem: Problem, W: int, shards: int, repeats: int, threads: int, store: Path, result: Path
+) -> None:
     torch.set_num_threads(threads)
     dist.init_process_group("gloo", init_method=store.as_uri(), rank=rank, world_size=W)
     batches = [replace(problem, batch=W * problem.batch).round(number) for number in range(4)]
@@ -99,6 +117,9 @@ def _rank(rank: int, problem: Problem, W: int, repeats: int, threads: int, store
     for what, least in (("each ranks its own rows", 0), ("all rank all rows", sys.maxsize)):
         xbn_ext.shared_step.LEAST_SAVED = least
         rows.append(_row(f"{W} processes, {what}", parts, repeats, lambda x, labels: step(shared, x, labels)))
+    if shards > 1:
+        cut = _criterion(problem, dist.group.WORLD, shards)
+        rows.append(_row(f"{W} processes, {shards} shards", parts, repeats, lambda x, labels: step(cut, x, labels)))
     rows.append(_row(f"{W} processes, the first exchange alone", parts, repeats, exchange))
     dist.barrier()
     if rank == 0:  # the others are idle
@@ -107,9 +128,9 @@ def _rank(rank: int, problem: Problem, W: int, repeats: int, threads: int, store
     dist.destroy_process_group()
 
 
-def _criterion(problem: Problem, group: Any) -> xbn_ext.CrossBatchMemory:
+def _criterion(problem: Problem, group: Any, shards: int = 1) -> xbn_ext.CrossBatchMemory:
     criterion = xbn_ext.CrossBatchMemory(
-        problem.pair_loss, problem.dim, problem.memory, drift=problem.drift, process_group=group
+        problem.pair_loss, problem.dim, problem.memory, drift=problem.drift, process_group=group, shards=shards
     )
     rows, labels = problem.stored()
     criterion.fill_from([(rows, labels)] if group is None or dist.get_rank() == 0 else [])
@@ -129,6 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m benchmarks.ranks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ranks", type=int, nargs="+", metavar="W", help="processes (2; of a plan 1 2 4 … 64)")
+    parser.add_argument("--shards", type=int, default=1, metavar="S", help="of the memory (%(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="rows of each process (%(default)s)")
     parser.add_argument("--memory", type=int, default=65536, help="rows of the memory (%(default)s)")
     parser.add_argument("--dim", type=int, default=512, help="dimension (%(default)s)")
@@ -152,16 +174,16 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     for W in args.ranks or [2]:
         threads = max(1, cores() // W)
-        print(
-            f"\n{W} processes of {threads} threads; a rank receives {received(W, args.batch, args.dim):,} bytes a step"
-        )
-        measured = measure(problem, W, args.repeats, threads)
+        number = received(W, args.batch, args.dim, shards=args.shards, loss=problem.pair_loss)
+        print(f"\n{W} processes of {threads} threads; a rank receives {number:,} bytes a step")
+        measured = measure(problem, W, args.shards, args.repeats, threads)
         table = [
             [row["what"], f"{row['ms']:.3g} ms", f"{row['ms_low']:.3g} - {row['ms_high']:.3g}"] for row in measured
         ]
         print("\n".join(aligned([["", "median", "quartiles"], *table])))
         shape = {name: getattr(args, name) for name in ("loss", "batch", "memory", "dim")}
-        rows += [{"ranks": W, **shape, **row, "machine": machine.named("cpu", threads)} for row in measured]
+        its = {"ranks": W, "shards": args.shards, **shape, "machine": machine.named("cpu", threads)}
+        rows += [its | row for row in measured]
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -655,8 +655,12 @@ def test_ranks_are_measured(tmp_path, capsys):
 
 def test_plan_of_ranks(capsys):
     rates = ["--flops", "1e12", "--bandwidth", "1e12", "--link", "1e9", "--latency", "1e-3"]
-    ranks.main(["--plan", "--ranks", "1", "2", "--batch", "100", "--memory", "1000", "--dim", "100", *rates])
+    sizes = ["--batch", "100", "--memory", "1000", "--dim", "100"]
+    ranks.main(["--plan", "--ranks", "1", "2", *sizes, *rates])
     one, two = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
-    assert one == ["1", "100", "0", "0", "0.0224", "0.000424"]
+    assert one == ["1", "1", "100", "0", "0", "0.0224", "0.000424"]
     # 42.5 kB at 1 GB/s and four latencies; 2 b D (M + 10 active pairs) + 2 N N D + 2 M D operations, of N = 2 b rows
-    assert two == ["2", "200", "0.04253", "4.043", "0.0284", "0.000424"]
+    assert two == ["2", "1", "200", "0.04254", "4.043", "0.0284", "0.000424"]
+    # 48.8 kB more, of sums and gradients, by four more; all rows against half of the memory, which alone is moved
+    ranks.main(["--plan", "--ranks", "2", "--shards", "2", *sizes, *rates])
+    assert capsys.readouterr().out.split()[-7:] == ["2", "2", "200", "0.09134", "8.091", "0.0283", "0.000212"]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import collectives
 from .dtypes import MEMORY_DTYPES, is_narrow
 
 
@@ -158,6 +159,16 @@ def two_or_three(batch: Any) -> None:
     if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
         got = f"{type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
         raise ValueError(f"batches must yield (embeddings, labels) or (embeddings, labels, ids), got a {got}")
+
+
+def shards(value: Any, process_group: Any) -> int:
+    """At least 1; more, or a mesh that says so, of several processes."""
+    shards = whole("shards", value, 1)
+    if process_group is not None:
+        shards = collectives.shards_of(process_group, shards)
+    elif shards > 1:
+        raise ValueError("shards needs a process_group: one process has all of its memory")
+    return shards
 
 
 def rows_of_a_part(batch_size: Any, process_group: Any) -> int | None:

@@ -11,24 +11,60 @@ from torch import distributed as dist
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+def shards_of(process_group: Any, shards: int) -> int:
+    """How many shards a memory has: if a mesh of two dimensions says so, too, it must be the same number, or 1."""
+    if getattr(process_group, "ndim", 1) == 1:
+        return shards
+    of_mesh: int = process_group.size(1)
+    if shards not in (1, of_mesh):
+        raise ValueError(f"shards must be the second dimension of the mesh, {of_mesh}, got {shards}")
+    return of_mesh
 
 
 def group_of(process_group: Any) -> ProcessGroup:
-    """The group that a user has given, or that of a mesh.
+    """The group that a user has given, or that of all ranks of a mesh.
 
-    Raises TypeError, or ValueError if the mesh has several dimensions or this process is not in the group.
+    Raises TypeError, or ValueError if the mesh has more than two dimensions or an order of its own, or this process is
+    not in the group.
     """
     group = process_group
     if hasattr(process_group, "get_group"):  # of a DeviceMesh
-        if process_group.ndim != 1:
-            raise ValueError(f"process_group must be a mesh of one dimension, got one of {process_group.ndim}")
-        group = process_group.get_group()
+        if process_group.ndim > 2:
+            raise ValueError(f"process_group must be a mesh of one or two dimensions, got one of {process_group.ndim}")
+        group = process_group.get_group() if process_group.ndim == 1 else _group_of_all(process_group)
     if dist.is_available() and group is dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError("process_group must be one that this process is in")
     if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
         wanted = "a ProcessGroup or a DeviceMesh of torch.distributed"
         raise TypeError(f"process_group must be {wanted}, got {type(process_group).__name__}")
     return group
+
+
+def _group_of_all(mesh: DeviceMesh) -> ProcessGroup:
+    ranks: list[int] = mesh.mesh.flatten().tolist()
+    if ranks != sorted(ranks):
+        raise ValueError(f"process_group must be a mesh whose ranks ascend, got {mesh.mesh.tolist()}")
+    if len(ranks) == dist.get_world_size():
+        return dist.group.WORLD  # type: ignore[return-value]
+    return _group(ranks, mesh.get_group(0))
+
+
+def line_of(group: ProcessGroup, shards: int) -> tuple[ProcessGroup, int]:
+    """The `shards` ranks of a group that this process is one of, the first ones, the next ones or later ones, and
+    their number among these lines."""
+    replica = group.rank() // shards
+    if shards == group.size():
+        return group, replica
+    ranks = dist.get_process_group_ranks(group)[replica * shards : (replica + 1) * shards]
+    return _group(ranks, group), replica
+
+
+def _group(ranks: list[int], like: ProcessGroup) -> ProcessGroup:
+    backend = dist.get_backend_config(like)
+    return dist.new_group(ranks, backend=backend, use_local_synchronization=True)  # type: ignore[no-any-return]
 
 
 def host_group(group: ProcessGroup) -> ProcessGroup:
@@ -45,6 +81,33 @@ def gather(t: Tensor, size: int, group_name: str) -> Tensor:
     collective = torch.ops._c10d_functional  # what a compiler can trace
     gathered = collective.all_gather_into_tensor(t.detach().contiguous()[None], size, group_name)
     return collective.wait_tensor(gathered)  # type: ignore[no-any-return]
+
+
+def exchange(t: Tensor, received: Sequence[int], sent: Sequence[int], group_name: str) -> Tensor:
+    """Sends `sent[0]` rows of a tensor to the first rank of a group, the next `sent[1]` to the second, …; and returns
+    those that come from the first, `received[0]`, the second, …. It has no derivative."""
+    collective = torch.ops._c10d_functional
+    rows = collective.all_to_all_single(t.detach().contiguous(), list(received), list(sent), group_name)
+    return collective.wait_tensor(rows)  # type: ignore[no-any-return]
+
+
+def distributed(part: Tensor, size: int, group: ProcessGroup) -> Tensor:
+    """A DTensor `[size, …]` that is cut into the parts which the ranks of a group have."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    mesh = DeviceMesh.from_group(group, part.device.type)
+    shape = torch.Size([size, *part.shape[1:]])
+    stride = part.stride()
+    return DTensor.from_local(part, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+
+
+def local_part(t: Any, group: ProcessGroup) -> Tensor | None:
+    """Of a DTensor, if it is cut as by `distributed`."""
+    from torch.distributed.tensor import Shard
+
+    same = t.placements == (Shard(0),) and t.device_mesh.mesh.tolist() == dist.get_process_group_ranks(group)
+    return t.to_local() if same else None
 
 
 def gather_numbers(numbers: Sequence[int], group: ProcessGroup) -> list[list[int]]:

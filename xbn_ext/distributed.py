@@ -1,5 +1,5 @@
-"""`Ranks`: the processes that share a memory. Each has a part of every batch and a copy of the memory, and all of them
-move it and store the whole batch: the copies stay the same, to the bit."""
+"""`Ranks`: the processes that share a memory. Each has a part of a batch, and a copy of the memory or a block of one.
+All of them move it and store the whole batch: copies stay the same, to the bit."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import collectives
 from .dtypes import compute_dtype
+from .shards import Shards
 
 # What embeddings are sent as; those of any other dtype as the first.
 SENT_AS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -26,7 +27,8 @@ class Batch(NamedTuple):
     labels: Tensor  # [B] int64
     mask: Tensor | None = None  # [B] bool
     ids: Tensor | None = None  # [B] int64
-    own: slice = slice(None)  # this rank's rows of a batch of all
+    sizes: tuple[int, ...] = ()  # of the parts that ranks have of it
+    learns: bool = True  # whether a rank asks for a gradient
 
 
 class Told(NamedTuple):
@@ -36,15 +38,16 @@ class Told(NamedTuple):
     dtype: int = 0  # of SENT_AS
     masked: int = 0  # whether there is a mask
     identified: int = 0  # whether there are ids
+    learns: int = 0  # whether a gradient is asked for
     failed: int = 0  # whether the rank has raised, and takes no step
     options: int = 0  # a hash
 
     @classmethod
     def of(cls, batch: Batch) -> Told:
         """What is to be told of a batch."""
-        x, labels, mask, ids, _ = batch
+        x, labels, mask, ids, _, learns = batch
         dtype = SENT_AS.index(x.dtype) if x.dtype in SENT_AS else 0
-        return cls(len(labels), dtype, mask is not None, ids is not None)
+        return cls(len(labels), dtype, mask is not None, ids is not None, learns)
 
 
 class Ranks:
@@ -54,7 +57,8 @@ class Ranks:
     anything is sent. With one, all have as many rows, always: no host waits, and a compiler knows the shapes.
 
     Args:
-        process_group: a ProcessGroup, or a DeviceMesh of one dimension.
+        process_group: a ProcessGroup, or a DeviceMesh of one or two dimensions.
+        shards: how many ranks hold the memory between them, if the mesh does not say so.
         batch_size: rows of each rank's batch.
         options: what must be the same on every rank.
 
@@ -62,13 +66,16 @@ class Ranks:
         TypeError, ValueError: naming the argument, or the option, which all ranks raise.
     """
 
-    def __init__(self, process_group: Any, batch_size: int | None, options: Mapping[str, Any]) -> None:
+    def __init__(self, process_group: Any, shards: int, batch_size: int | None, options: Mapping[str, Any]) -> None:
         self.group = collectives.group_of(process_group)
         self.size, self.rank = self.group.size(), self.group.rank()
         self.batch_size = batch_size
         self._name = self.group.group_name
         self._host = collectives.host_group(self.group)
-        self._agree({**options, "batch_size": batch_size})
+        self._agree({**options, "batch_size": batch_size, "shards": shards})
+        if self.size % shards != 0:
+            raise ValueError(f"shards must divide the {self.size} ranks of the process_group, got {shards}")
+        self.shards = Shards(*(collectives.line_of(self.group, shards) if shards > 1 else (None, self.rank)))
 
     def __deepcopy__(self, memo: Any) -> Ranks:
         return self  # a group belongs to the process
@@ -105,7 +112,10 @@ class Ranks:
                 "without batch_size if their number differs"
             )
         told = Told.of(batch)
-        return self._exchange(batch, [told] * self.size, step, 4 * training + 2 * told.masked + told.identified)
+        call = 4 * training + 2 * told.masked + told.identified
+        if self.shards.size > 1:  # a gradient is of all blocks
+            call += 8 * told.learns
+        return self._exchange(batch, [told] * self.size, step, call)
 
     def rounds(self, batches: Iterator[Batch], like: Batch, step: Tensor) -> Iterator[Batch]:
         """The batches of all ranks, one of each at a time, until no rank has any left; `like` is a batch of no rows."""
@@ -172,7 +182,8 @@ class Ranks:
         torch._assert_async(
             (received[:, :, 0] == received[:1, :, 0]).all(),
             "the ranks of a CrossBatchMemory are at different calls: their memories have not taken the same number of "
-            "steps; or, with a batch_size, some train or were given enqueue_mask or ids, and others not",
+            "steps; or, with a batch_size, some train, were given enqueue_mask or ids or, of shards, need a gradient, "
+            "and others not",
         )
         labels, all_ids, all_masks = _joined(received[:, :, 1:].transpose(1, 2), sizes).t().contiguous().unbind()
         return Batch(
@@ -180,8 +191,18 @@ class Ranks:
             labels,
             all_masks.bool() if any(of_rank.masked for of_rank in with_rows) else None,
             all_ids if any(of_rank.identified for of_rank in with_rows) else None,
-            _own(sizes, self.rank),
+            sizes,
+            any(of_rank.learns for of_rank in told),
         )
+
+    def own(self, batch: Batch) -> slice:
+        """This rank's rows of a batch of all."""
+        return _own(batch.sizes, self.rank)
+
+    def line(self, batch: Batch) -> slice:
+        """The rows of the ranks of its line, which rank against its block."""
+        members = self.shards.members
+        return slice(sum(batch.sizes[: members.start]), sum(batch.sizes[: members.stop]))
 
 
 def _text(fault: Exception) -> str:

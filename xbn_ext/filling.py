@@ -9,7 +9,9 @@ import torch
 from . import ops
 from .distributed import Batch
 from .dtypes import is_narrow
-from .state import FRESH, MemoryState, flat
+from .reference import bank_moments
+from .state import MemoryState, flat
+from .stored import Stored
 
 
 def fill(memory: MemoryState, batches: Iterator[Batch], follows: bool, normalizes: bool, eps: float) -> None:
@@ -21,11 +23,12 @@ def fill(memory: MemoryState, batches: Iterator[Batch], follows: bool, normalize
     """
     filled = object.__new__(MemoryState)  # whatever the memory's own class is, or has been wrapped in
     filled.__dict__.update(memory.__dict__)
-    for name in FRESH:
+    for name in memory._fresh():
         setattr(filled, name, torch.empty_like(getattr(memory, name)))
     filled.reset_queue()
     filled.step.copy_(memory.step)
-    for embeddings, labels, _, ids, _ in batches:
+    for batch in batches:
+        embeddings = batch.embeddings
         z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
         if normalizes:
             z = ops.normalize(z, eps)
@@ -33,15 +36,14 @@ def fill(memory: MemoryState, batches: Iterator[Batch], follows: bool, normalize
             mean, std, _ = ops.moments(z)
             filled.shift.copy_(mean)
             filled.scale.copy_(torch.where(std < eps, 1.0, std))
-        ops.enqueue_(
-            filled.bank, filled.bank_labels, filled.sums, filled.head, filled.count, z, labels, None, filled.scale,
-            filled.shift, bank_ids=filled.bank_ids, ids=ids, bank_steps=filled.bank_steps, step=filled.step,
-        )  # fmt: skip
+        stored = Stored(filled)
+        stored.enqueue(z, batch)
+        stored.settle()
     if follows and int(filled.count) >= 2:
-        mean, std, _ = ops.moments(filled.embedding_memory)
-        filled.target_mean.copy_(mean)
-        filled.target_std.copy_(std)
+        mean, std = bank_moments(filled.sums, filled.count)
+        filled.target_mean.copy_(filled.scale * mean + filled.shift)
+        filled.target_std.copy_(filled.scale.abs() * std)
         flat(filled.variance).zero_()
-    for name in FRESH:
+    for name in memory._fresh():
         if name != "step":  # training may have gone on while the batches were made
             flat(getattr(memory, name)).copy_(flat(getattr(filled, name)))

@@ -18,6 +18,7 @@ from .dtypes import is_narrow
 from .filling import fill
 from .filter import Drift, make_filter
 from .losses import PairLoss, at_temperature, check_loss, default_temperature
+from .shards import Shards
 from .state import MemoryState, number_in
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "memory_weight": checks.finite, "warmup_steps": checks.whole_from(0), "eps": checks.finite_positive,
 }  # fmt: skip
 # What is chosen when the memory is made.
-CHOSEN_ONCE = ("loss", "embedding_size", "memory_size", "drift", "filter", "process_group", "batch_size")
+CHOSEN_ONCE = ("loss", "embedding_size", "memory_size", "drift", "filter", "process_group", "shards", "batch_size")
 
 
 class CrossBatchMemory(MemoryState):
@@ -76,7 +77,10 @@ class CrossBatchMemory(MemoryState):
             embeddings.
         process_group: the processes that train together, each with a part of the batch: a ProcessGroup or a DeviceMesh
             of one dimension. Loss and memory are those of the whole batch, rank 0's part first; see
-            [many processes](distributed.md). They make and call the module at the same time. None: this one alone.
+            [many processes](distributed.md). They make and call the module at the same time. None: this one alone. A
+            mesh of two dimensions has replicas of the memory and, in the second, its shards.
+        shards: how many ranks hold the memory between them, each a block of `ceil(M / shards)` rows. It divides the
+            number of ranks. 1: each has all of it.
         batch_size: with a process_group, rows of each part; needed under `torch.compile`, and no host waits for
             another. None: they may differ, and be 0.
         bank_dtype: the old name of `memory_dtype`; warns.
@@ -89,8 +93,8 @@ class CrossBatchMemory(MemoryState):
 
     Raises:
         ValueError, TypeError: naming the argument, here, when set or when called, before anything is written.
-        AttributeError: `loss`, `embedding_size`, `memory_size`, `drift`, `filter`, `process_group` or `batch_size` is
-            set, or a temperature that is learned to None: they are chosen once.
+        AttributeError: `loss`, `embedding_size`, `memory_size`, `drift`, `filter`, `process_group`, `shards` or
+            `batch_size` is set, or a temperature that is learned to None: they are chosen once.
     """
 
     temperature: nn.Parameter | None
@@ -115,6 +119,7 @@ class CrossBatchMemory(MemoryState):
         memory_dtype: torch.dtype = torch.float32,
         eps: float = 1e-6,
         process_group: ProcessGroup | DeviceMesh | None = None,
+        shards: int = 1,
         batch_size: int | None = None,
         bank_dtype: torch.dtype | None = None,
     ) -> None:
@@ -145,9 +150,8 @@ class CrossBatchMemory(MemoryState):
         self._loss = loss if learned is None else at_temperature(loss, 1.0)  # the module alone holds what is learned
         self._first_temperature = math.nan if learned is None else number_in(learned, default_temperature(loss))
         self.embedding_size = embedding_size
-        self.memory_size = memory_size
         self._drift = drift
-        self._register_memory(memory_size, embedding_size, memory_dtype)
+        shards = checks.shards(shards, process_group)
         batch_size = checks.rows_of_a_part(batch_size, process_group)
         self._ranks: Ranks | None = None
         if process_group is not None:
@@ -155,7 +159,11 @@ class CrossBatchMemory(MemoryState):
                 loss = at_temperature(loss, number_in(temperature, default_temperature(loss)))
             once = {"loss": loss, "embedding_size": embedding_size, "memory_size": memory_size, "drift": drift}
             once |= {"filter": self.filter, "memory_dtype": memory_dtype, "temperature is learned": learned is not None}
-            self._ranks = Ranks(process_group, batch_size, once | self._options())
+            self._ranks = Ranks(process_group, shards, batch_size, once | self._options())
+        of_ranks = Shards() if self._ranks is None else self._ranks.shards
+        if of_ranks.size > 1 and not loss.passes:
+            raise ValueError("loss: all triplets need shards=1: they are known only to who has all of the memory")
+        self._register_memory(memory_size, embedding_size, memory_dtype, of_ranks)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Options may be set at any time. A bad one raises here: a step would find it with the memory half moved, or
@@ -190,6 +198,11 @@ class CrossBatchMemory(MemoryState):
     def process_group(self) -> ProcessGroup | None:
         """The processes that share the memory; chosen once."""
         return None if self._ranks is None else self._ranks.group
+
+    @property
+    def shards(self) -> int:
+        """How many of them hold the memory between them; chosen once."""
+        return self._shards.size
 
     @property
     def batch_size(self) -> int | None:
@@ -237,15 +250,16 @@ class CrossBatchMemory(MemoryState):
             checks.some_weight(self.batch_weight, self.memory_weight)  # set since, one after the other
             batch = self._check(embeddings, labels, indices_tuple, enqueue_mask, ids)
             learns = embeddings.requires_grad or (self.temperature is not None and self.temperature.requires_grad)
-            if self.training or (learns and torch.is_grad_enabled()):
+            learns = learns and torch.is_grad_enabled()
+            if self.training or learns:
                 check_step(self.step, *batch[:4], self.temperature)
             elif self._ranks is not None:
                 check_not_transformed("where it has a process_group", *batch[:4])
-            return batch
+            return batch._replace(learns=learns)
 
         ranks = self._ranks
         batch = check() if ranks is None else ranks.gather(check, self.step, self.training, self._options)
-        x, y, mask, sample, _ = batch
+        x, y, mask, sample = batch[:4]
         x = x if x.dtype == torch.float64 else x.float()
         options: Any = {
             "normalize_embeddings": self.normalize_embeddings, "renormalize": self.renormalize,
@@ -275,14 +289,14 @@ class CrossBatchMemory(MemoryState):
         Undefined entries are NaN: all of them before the first step, `age` of an empty memory, pairs without a memory
         loss, gain with `drift="none"`.
         """
-        ages = torch.where(self._filled(), self.step - self.bank_steps, 0)
+        stored_steps = self.stored_steps if self.shards > 1 else self.bank_steps.sum()  # 0 where nothing is
         positives, negatives = self.pairs.unbind()
         gap_before, gap_after, gain = self.drift_stats.unbind()
         if self.filter is None:  # the last two are of a map that was not applied
             gap_after, gain = gap_before, torch.full_like(gain, torch.nan)
         return {
             "fill": self.count.double() / self.memory_size,  # not of the default dtype, which may have 16 bits
-            "age": ages.sum().double() / self.count,
+            "age": (self.step * self.count - stored_steps).double() / self.count,
             "positives": positives.clone(),
             "negatives": negatives.clone(),
             "gap_before": gap_before.clone(),
@@ -344,6 +358,7 @@ class CrossBatchMemory(MemoryState):
     def extra_repr(self) -> str:
         """What `print(criterion)` shows."""
         ranks = "" if self._ranks is None else f", rank {self._ranks.rank} of {self._ranks.size}"
+        ranks += "" if self.shards == 1 else f", shards={self.shards}"
         return (
             f"{self.loss}, embedding_size={self.embedding_size}, memory_size={self.memory_size}, drift={self.drift!r}, "
             f"update={self.update!r}, enqueue={self.enqueue!r}, memory_dtype={self.bank.dtype}{ranks}"

@@ -1,5 +1,6 @@
-"""The step of a memory that several ranks have in common. Each ranks its own rows of the batch against the memory, and
-the sums over all anchors are exchanged; everything else it does for the whole batch, as one process would."""
+"""The step of a memory that several ranks have in common. Each ranks its own rows of the batch against the memory; or
+those of all that hold the memory between them against its block. The sums over all anchors are exchanged; everything
+else it does for the whole batch, as one process would."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from .distributed import Batch, Ranks
 from .filter import Filter
 from .losses import Contrastive, PairLoss, fold_temperature
 from .options import LossOptions
+from .state import flat
+from .stored import Stored
 
 # On a GPU `memory_sums` has only the composite way. 64 rows against 60,000 of 512 dimensions took an H200 0.73 ms by it
 # (16-bit rows), 256 by the tensor cores' sweep 0.98, 1,024 by the screen 0.77: benchmarks/results has these times.
@@ -24,7 +27,10 @@ LEAST_SAVED = 1 << 31  # multiply-adds of a rank
 
 
 def is_worth_it(ranks: Ranks, batch: Batch, bank: Tensor, loss: PairLoss) -> bool:
-    """Whether it is faster that each ranks its own rows than that all rank all, by `ops.step_`. The same on all."""
+    """Whether it is faster that each ranks its own rows than that all rank all, by `ops.step_`; or there is no other
+    way, since none has all of the memory. The same on all."""
+    if ranks.shards.size > 1:
+        return True
     if not loss.passes:
         return False
     if bank.device.type == "cpu":
@@ -54,15 +60,19 @@ def step_(
     """
     with without_autocast(batch.embeddings.device.type):
         z = ops.normalize(batch.embeddings, eps) if normalize_embeddings else batch.embeddings
-        _move(memory, z.detach(), batch.mask, filter, update, eps)
+        stored = Stored(memory)
+        _track(memory, z.detach(), batch.mask, filter, eps)
+        if filter is not None:
+            stored.follow(update, eps)
         slots = None
         if enqueue == "before":
-            slots = _store(memory, z.detach(), batch)
+            slots = stored.enqueue(z.detach(), batch)
         memory.pairs.fill_(torch.nan)
         value = _losses(ranks, memory, z, batch, loss, slots, memory.pairs, eps=eps, **options)
         if enqueue == "after":
-            _store(memory, z.detach(), batch)
-        memory.step.view(-1).add_(1)
+            stored.enqueue(z.detach(), batch)
+        stored.settle()
+        flat(memory.step).add_(1)
     return value
 
 
@@ -75,26 +85,13 @@ def loss_of(
         return _losses(ranks, memory, z, batch, loss, None, None, eps=eps, **options)
 
 
-def _move(memory: Any, z: Tensor, mask: Tensor | None, filter: Filter | None, update: str, eps: float) -> None:
-    """The memory follows the drift; without a filter the drift is only measured."""
+def _track(memory: Any, z: Tensor, mask: Tensor | None, filter: Filter | None, eps: float) -> None:
+    """Where the memory is to go; without a filter the drift is only measured."""
     target = (memory.target_mean, memory.target_std, memory.variance, memory.scale, memory.shift)
     if filter is None:
         target = tuple(t.clone() for t in target)
     noises = filter or Filter(float("inf"), 1.0, None)
     ops.track_(*target, z, mask, memory.sums, memory.count, *noises, eps, memory.drift_stats)
-    bank = (memory.bank, memory.sums, memory.scale, memory.shift, memory.count)
-    if filter is not None and update == "inplace":
-        ops.transform_(*bank)
-    elif filter is not None:
-        ops.standardize_(*bank, eps)
-
-
-def _store(memory: Any, z: Tensor, batch: Batch) -> Tensor:
-    return ops.enqueue_(
-        memory.bank, memory.bank_labels, memory.sums, memory.head, memory.count, z, batch.labels, batch.mask,
-        memory.scale, memory.shift, bank_ids=memory.bank_ids, ids=batch.ids, bank_steps=memory.bank_steps,
-        step=memory.step,
-    )  # fmt: skip
 
 
 def _losses(
@@ -104,14 +101,17 @@ def _losses(
     """As `ops.losses_of`; pairs `[2]` is written if there is a loss against the memory."""
 
     def against(z: Tensor, given: LossOptions) -> Tensor:
+        line = ranks.line(batch)
         for name in ("anchors", "exclude"):
             of_all = given.get(name)
             if isinstance(of_all, Tensor):
-                given[name] = of_all[batch.own]
-        bank = (memory.bank, memory.bank_labels)
-        value, counted = memory_loss(
-            ranks, z[batch.own], batch.labels[batch.own], *bank, loss, memory.temperature, given
-        )
+                given[name] = of_all[line]
+        exclude, count = given.get("exclude"), given.get("count")
+        if exclude is not None and given.get("bank_ids") is None:  # rows are numbered from 0 in each block
+            given["exclude"] = exclude - memory._first
+        if count is not None:
+            given["count"] = memory._stored(count)
+        value, counted = memory_loss(ranks, z, batch, memory, loss, given)
         if pairs is not None:
             pairs.copy_(counted)
         return value
@@ -120,30 +120,42 @@ def _losses(
 
 
 def memory_loss(
-    ranks: Ranks, z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: PairLoss, learned: Tensor | None,
-    options: LossOptions,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The loss of the anchors of all ranks against a bank, and the pairs `[2]`, from those of this rank. Its gradient
-    is that of these, but of a learned temperature the whole.
+    ranks: Ranks, z: Tensor, batch: Batch, memory: Any, loss: PairLoss, options: LossOptions
+) -> tuple[Tensor, Tensor]:
+    """The loss of the anchors of all ranks against a memory, and the pairs `[2]`. The anchors of this rank's line meet
+    its block of the memory; what each of them then costs is settled by its owner. The gradient is that of the own rows,
+    but of a learned temperature the whole.
 
     What is exchanged depends on nothing in which ranks may differ, as whether one of them needs a gradient.
+
+    Args:
+        z, batch: of all ranks.
+        options: those of `memory_loss`, of the line's anchors and for the block.
     """
+    shards, learned = ranks.shards, memory.temperature
+    line, own = ranks.line(batch), ranks.own(batch)
+    sizes, labels = batch.sizes[shards.members], batch.labels[line]
     temperature = getattr(loss, "temperature", None)
-    loss, ranking = fold_temperature(loss, z)
+    loss, ranking = fold_temperature(loss, z[line])
+    z, own = z[own], slice(own.start - line.start, own.stop - line.start)  # of the line's anchors
     anchors = options.get("anchors")
-    need_grad = needs_grad(ranking) or learned is not None
-    sums = z.new_zeros(1, 2, len(z), 4, dtype=torch.float64)
-    grads = torch.zeros_like(z, memory_format=torch.contiguous_format).repeat(2, 1, 1)
+    of_own = None if anchors is None else anchors[own]
+    need_grad = (batch.learns if shards.size > 1 else needs_grad(ranking)) or learned is not None
+    sums = z.new_zeros(shards.size, len(z), 2, 4, dtype=torch.float64)
+    grads = torch.zeros_like(ranking, memory_format=torch.contiguous_format).repeat(2, 1, 1)
     given = None
     for number, slots in enumerate(loss.passes):
         of_pass, grads_of_pass = ops.memory_sums(
-            ranking, labels, bank, bank_labels, loss, number=number, given=given, need_grad=need_grad, **options
-        )
-        for slot in slots:
-            sums[0, slot] = of_pass[slot]
-            if need_grad:
-                grads[slot] = grads_of_pass[slot]
-        given, scale, totals = ops.settle_sums(sums, loss, number + 1, anchors)
+            ranking, labels, memory.bank, memory.bank_labels, loss, number=number, given=given, first=memory._first,
+            need_grad=need_grad, **options,
+        )  # fmt: skip
+        if need_grad:
+            grads[list(slots)] = grads_of_pass[list(slots)]
+        sums[:, :, list(slots)] = shards.to_owners(of_pass[list(slots)].transpose(0, 1).contiguous(), sizes)
+        parts = sums.transpose(1, 2).contiguous()
+        for_next, scale, totals = ops.settle_sums(parts, loss, number + 1, of_own)
+        if number + 1 < len(loss.passes):
+            given = shards.to_shards(for_next.expand(shards.size, -1), sizes)
 
     totals = ranks.total(totals)
     value, count, in_all = totals[:2], totals[2:4], totals[4:]
@@ -153,8 +165,10 @@ def memory_loss(
     if not need_grad:
         return result, pairs
     in_two_groups = isinstance(loss, Contrastive) and loss.reduction != "mean"
-    factor = (scale[0] * (average if in_two_groups else average[:1])[:, None]).to(z.dtype)[..., None]
-    grad = torch.where(factor == 0, 0, factor * grads).sum(0)
+    factor = shards.to_shards(scale.transpose(1, 2).contiguous(), sizes).t()  # [2, A]
+    factor = (factor * (average if in_two_groups else average[:1])[:, None]).to(z.dtype)[..., None]
+    grad = shards.to_owners(torch.where(factor == 0, 0, factor * grads).sum(0), sizes).sum(0)
+    ranking = ranking[own]
     grad = torch.where(ranking.isfinite().all(1, keepdim=True), grad, torch.nan)
     if not isinstance(temperature, Tensor):
         return with_gradient(result, z, grad), pairs

@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensor
 
 from . import checks
 from .dtypes import compute_dtype, holds
+from .shards import Shards
 
 
 class StatefulModule(nn.Module):
@@ -77,7 +78,23 @@ class StatefulModule(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, tensor in self.named_state(persistent=True):
-            destination[prefix + name] = tensor if keep_vars else tensor.detach()
+            destination[prefix + name] = self._whole(name, tensor if keep_vars else tensor.detach())
+
+    def _whole(self, name: str, tensor: Tensor) -> Tensor:
+        """What a state tensor is in `state_dict()`: of a subclass that has a part of it, the whole."""
+        return tensor
+
+    def _is_known(self, name: str, value: Any) -> bool:
+        """Whether that may be loaded, as far as its kind goes."""
+        return checks.is_dense(value)
+
+    def _own(self, name: str, tensor: Tensor) -> Tensor:
+        """The part of it that this module has."""
+        return tensor
+
+    def _shape(self, name: str) -> torch.Size:
+        """Its shape."""
+        return getattr(self, name).shape  # type: ignore[no-any-return]
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str],
@@ -96,8 +113,13 @@ class StatefulModule(nn.Module):
         if not state:
             missing.extend(prefix + name for name, _ in self.named_state(persistent=True))
             return
-        faults = [f"{prefix}{fault}; nothing of the state was loaded" for fault in self._faults_of(state, assign)]
-        errors.extend(faults)
+        faults = list(self._faults_of(state, assign))
+        if not faults:
+            state = {name: self._own(name, t) for name, t in state.items()}
+            own = dict(self.named_state(persistent=True))
+            if not any(map(_is_empty, (*state.values(), *own.values()))):
+                faults = list(self._impossible({name: t.to(own[name].dtype) for name, t in state.items()}))
+        errors.extend(f"{prefix}{fault}; nothing of the state was loaded" for fault in faults)
         if not faults:
             self._take(state, assign)
 
@@ -122,11 +144,11 @@ class StatefulModule(nn.Module):
             return
         sound = True
         for name, new in state.items():
-            if not checks.is_dense(new):
+            if not self._is_known(name, new):
                 fault = f"must be a tensor, got {checks.kind(new)}"
-            elif new.shape != own[name].shape:
+            elif new.shape != self._shape(name):
                 place = f"{self._get_name()}({self.extra_repr()})"
-                fault = f"must be {list(own[name].shape)} for {place}, got {list(new.shape)}"
+                fault = f"must be {list(self._shape(name))} for {place}, got {list(new.shape)}"
             elif not holds(own[name].dtype, new.dtype):
                 fault = f"is {new.dtype} and would be rounded to {own[name].dtype}"
             elif _is_empty(new) and not (assign or _is_empty(own[name])):
@@ -142,8 +164,6 @@ class StatefulModule(nn.Module):
             yield f"state must be on one device to be assigned, got {', '.join(devices)}"
         elif not assign and any(t.is_meta for _, t in self.named_state()):
             yield "state is on the meta device: load with assign=True, or call to_empty() first"
-        elif not any(map(_is_empty, (*state.values(), *own.values()))):
-            yield from self._impossible({name: new.to(own[name].dtype) for name, new in state.items()})
 
     def _impossible(self, state: Mapping[str, Tensor]) -> Iterator[str]:
         """What a subclass says of values that no state of its own has, of the dtypes that they are kept in. Not called
@@ -155,8 +175,10 @@ class StatefulModule(nn.Module):
 FRESH = {
     "bank": 0, "bank_labels": 0, "bank_ids": 0, "bank_steps": 0, "sums": 0, "head": 0, "count": 0, "scale": 1,
     "shift": 0, "target_mean": 0, "target_std": 0, "variance": math.inf, "step": 0, "pairs": math.nan,
-    "drift_stats": math.nan,
+    "drift_stats": math.nan, "stored_steps": math.nan,
 }  # fmt: skip
+# Of these a rank has a block, where several hold the memory between them: m rows instead of M.
+IN_BLOCKS = ("bank", "bank_labels", "bank_ids", "bank_steps")
 
 
 class MemoryState(StatefulModule):
@@ -178,13 +200,21 @@ class MemoryState(StatefulModule):
     step: Tensor  # [] int64, training steps taken
     pairs: Tensor  # [2] of the last step, for stats(); not in state_dict()
     drift_stats: Tensor  # [3] likewise
+    stored_steps: Tensor  # [] likewise, the sum of all bank_steps; only of a memory in blocks
 
-    def _register_memory(self, M: int, D: int, memory_dtype: torch.dtype) -> None:
+    memory_size: int  # M
+    _shards = Shards()
+    _first = 0  # of the own block's slots
+
+    def _register_memory(self, M: int, D: int, memory_dtype: torch.dtype, shards: Shards) -> None:
         f64, i64 = torch.float64, torch.int64
-        self.register_state("bank", torch.zeros(M, D, dtype=memory_dtype))
-        self.register_state("bank_labels", torch.zeros(M, dtype=i64))
-        self.register_state("bank_ids", torch.zeros(M, dtype=i64))
-        self.register_state("bank_steps", torch.zeros(M, dtype=i64))
+        self.memory_size = M
+        self._shards = shards
+        self._first, m = shards.block(M)
+        self.register_state("bank", torch.zeros(m, D, dtype=memory_dtype))
+        self.register_state("bank_labels", torch.zeros(m, dtype=i64))
+        self.register_state("bank_ids", torch.zeros(m, dtype=i64))
+        self.register_state("bank_steps", torch.zeros(m, dtype=i64))
         self.register_state("sums", torch.zeros(2, D, dtype=f64))
         self.register_state("head", torch.zeros((), dtype=i64))
         self.register_state("count", torch.zeros((), dtype=i64))
@@ -196,31 +226,51 @@ class MemoryState(StatefulModule):
         self.register_state("step", torch.zeros((), dtype=i64))
         self.register_state("pairs", torch.full((2,), torch.nan, dtype=f64), persistent=False)
         self.register_state("drift_stats", torch.full((3,), torch.nan, dtype=f64), persistent=False)
+        if shards.size > 1:
+            self.register_state("stored_steps", torch.full((), torch.nan, dtype=f64), persistent=False)
 
-    def _filled(self) -> Tensor:
-        return torch.arange(len(self.bank), device=self.count.device) < self.count
+    def _fresh(self) -> list[str]:
+        """Its tensors of `FRESH`."""
+        return [name for name, _ in self.named_state() if name in FRESH]
+
+    def _whole(self, name: str, tensor: Tensor) -> Tensor:
+        return self._shards.whole(tensor, self.memory_size) if name in IN_BLOCKS else tensor
+
+    def _is_known(self, name: str, value: Any) -> bool:
+        return super()._is_known(name, value) or (name in IN_BLOCKS and hasattr(value, "full_tensor"))
+
+    def _own(self, name: str, tensor: Tensor) -> Tensor:
+        return self._shards.own(tensor) if name in IN_BLOCKS else tensor
+
+    def _shape(self, name: str) -> torch.Size:
+        shape = super()._shape(name)
+        return torch.Size([self.memory_size, *shape[1:]]) if name in IN_BLOCKS else shape
+
+    def _stored(self, count: Tensor) -> Tensor:
+        """How many of the ring's first `count` rows are in the own block: its first ones."""
+        return torch.clamp(count - self._first, 0, len(self.bank))
 
     @property
     def embedding_memory(self) -> Tensor:
         """`[count, D]` the stored rows as they stand now, in slot order: a copy in the memory's dtype, or in float32
-        if that has 16 bits."""
-        rows = self.bank[: int(self.count)]
+        if that has 16 bits. Here and below, where several processes hold the memory between them, those of this one."""
+        rows = self.bank[: int(self._stored(self.count))]
         return (rows.double() * self.scale + self.shift).to(compute_dtype(self.bank.dtype))
 
     @property
     def label_memory(self) -> Tensor:
         """`[count]` labels of `embedding_memory` (a copy)."""
-        return self.bank_labels[: int(self.count)].clone()
+        return self.bank_labels[: int(self._stored(self.count))].clone()
 
     @property
     def id_memory(self) -> Tensor:
         """`[count]` sample ids of `embedding_memory`, -1 for none (a copy)."""
-        return self.bank_ids[: int(self.count)].clamp(min=-1)
+        return self.bank_ids[: int(self._stored(self.count))].clamp(min=-1)
 
     @property
     def age_memory(self) -> Tensor:
         """`[count]` how many steps ago the rows of `embedding_memory` were stored; 1 is the last step."""
-        return self.step - self.bank_steps[: int(self.count)]
+        return self.step - self.bank_steps[: int(self._stored(self.count))]
 
     @property
     def target_moments(self) -> tuple[Tensor, Tensor]:
@@ -230,11 +280,11 @@ class MemoryState(StatefulModule):
     @torch.no_grad()
     def reset_queue(self) -> None:
         """Empties the memory and forgets the drift and the warm-up: the state of a new module."""
-        for name, value in FRESH.items():
-            flat(getattr(self, name)).fill_(value)
+        for name in self._fresh():
+            flat(getattr(self, name)).fill_(FRESH[name])
 
     def _impossible(self, state: Mapping[str, Tensor]) -> Iterator[str]:
-        M = len(state["bank"])
+        M = self.memory_size
         count, head, step = (int(state[name]) for name in ("count", "head", "step"))
         if not 0 <= count <= M:
             yield f"count must be within [0, {M}], got {count}"
@@ -249,7 +299,7 @@ class MemoryState(StatefulModule):
         for name in ("sums", "scale", "shift", "target_mean", "target_std"):
             if not state[name].isfinite().all():
                 yield f"{name} must be finite"
-        if not state["bank"][: max(count, 0)].isfinite().all():
+        if not state["bank"][: max(count - self._first, 0)].isfinite().all():
             yield "bank must be finite"
         if (state["scale"] == 0).any():
             yield "scale must not be 0"

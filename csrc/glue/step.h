@@ -174,7 +174,8 @@ std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids
     run([&](const auto& on) { return track(measured.params(type), filter, on); });
     const bool moves = follows && !deferred, moves_in_sweep = moves && ranks_memory && !stores_first;
     if (moves && !moves_in_sweep) run([&](const auto& on) { return transform(pending, on); });
-    if (follows && deferred) run([&](const auto& on) { return standardize(mapped.standardize_params(bank_type, eps), on); });
+    if (follows && deferred)
+      run([&](const auto& on) { return standardize(mapped.standardize_params(bank_type, eps), on); });
 
     const auto store = [&] { run([&](const auto& on) { return enqueue(storing.params(type, bank_type), on); }); };
     if (stores_first) store();

@@ -411,8 +411,7 @@ class MemoryRound {
         if (truth.scale[d] * stored.std >= kEps) terms = std::max(terms, std::fabs(stored.mean / stored.std));
       }
       const auto params = [&]<typename R>(const State<R>& s) {
-        return StandardizeParams<R>{
-            {s.bank, s.sums, s.scale, s.shift, s.count, n_.M, n_.D}, s.sums, s.count, kEps};
+        return StandardizeParams<R>{{s.bank, s.sums, s.scale, s.shift, s.count, n_.M, n_.D}, s.sums, s.count, kEps};
       };
       standardize(params(truth), kCpu);
       launch([&](const cuda::Gpu& gpu) { return cuda::standardize(params(ours_), gpu); });

@@ -1,0 +1,199 @@
+"""Many processes that hold a memory between them: what they compute is what one process does that has all of it."""
+
+import itertools
+from functools import partial
+
+import pytest
+import ranks
+import test_distributed as copies
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as checkpoint
+from ranks import D, Divided, M, alone_and_together, assert_close, assert_same_bits, assert_same_state, assert_same_step
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+
+from xbn_ext import CrossBatchMemory, SupCon, Triplet
+
+
+def each_has_a_block_of_the_memory(rank):
+    S, W = ranks.SHARDS, dist.get_world_size()
+    alone, together = alone_and_together(SupCon())
+    rows = -(-M // S)
+    first = rank % S * rows
+    assert together.bank.shape == (min(rows, M - first), D)
+    assert together.shards == S and f"rank {rank} of {W}, shards={S}" in repr(together)
+    for step in range(3):
+        assert_same_step(alone, together, Divided(step, "uneven"))
+        last = min(int(alone.count), first + rows)
+        assert_close(together.embedding_memory, alone.embedding_memory[first:last])
+        assert_same_bits(together.label_memory, alone.label_memory[first:last])
+        assert_same_bits(together.id_memory, alone.id_memory[first:last])
+        assert_same_bits(together.age_memory, alone.age_memory[first:last])
+
+
+def statistics_are_of_the_whole_memory(rank):
+    alone, together = alone_and_together(SupCon())
+    assert together.stats()["age"].isnan() and together.stats()["fill"] == 0
+    for step in range(4):
+        assert_same_step(alone, together, Divided(step))
+        for name, expected in alone.stats().items():
+            assert_close(together.stats()[name], expected)
+    together.reset_queue()
+    assert together.stats()["age"].isnan()
+    assert_same_state(CrossBatchMemory(SupCon(), D, M), together)
+
+
+def every_order_of_the_ring_is_that_of_one_process(rank):
+    """Rows that cross from one block into the next, or fill more than a block at once."""
+    for size, sizes in itertools.product((ranks.SHARDS, 7, 13, 100), ("even", "uneven")):
+        if (ranks.SHARDS - 1) * -(-size // ranks.SHARDS) < size:
+            copies.same_steps(SupCon(), {"sizes": sizes, "ids": True, "mask": True}, steps=6, size=size)
+
+
+def a_mesh_of_two_dimensions_is_the_grid(rank):
+    W, S = dist.get_world_size(), ranks.SHARDS
+    grid = init_device_mesh("cpu", (W // S, S), mesh_dim_names=("replicate", "shard"))
+    for given in ({}, {"shards": S}):
+        alone = CrossBatchMemory(SupCon(), D, M)
+        together = ranks.shared(SupCon(), process_group=grid, **{"shards": 1} | given)
+        assert together.shards == S
+        for step in range(3):
+            assert_same_step(alone, together, Divided(step, "one empty"))
+    with pytest.raises(ValueError, match=f"shards must be the second dimension of the mesh, {S}, got {S + 1}"):
+        ranks.shared(SupCon(), process_group=grid, shards=S + 1)
+    backwards = torch.distributed.device_mesh.DeviceMesh("cpu", torch.arange(W).flip(0).view(W // S, S))
+    with pytest.raises(ValueError, match="process_group must be a mesh whose ranks ascend, got"):
+        ranks.shared(SupCon(), process_group=backwards)
+
+
+def what_cannot_be_cut_is_refused(rank):
+    S, W = ranks.SHARDS, dist.get_world_size()
+    for shards, size, loss, message in (
+        (W + 1, M, SupCon(), f"^shards must divide the {W} ranks of the process_group, got {W + 1}$"),
+        (S, S - 1, SupCon(), f"^shards={S} would leave a rank without any of the {S - 1} slots of memory_size$"),
+        (S, M, Triplet(mining="all"), "^loss: all triplets need shards=1"),
+        (1 if rank == 0 else S, M, SupCon(), rf"^shards must be the same on every rank, got 1 on rank 0 and {S}"),
+        (0, M, SupCon(), "^shards must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ranks.shared(loss, size, shards=shards)
+    together = ranks.shared(SupCon())
+    with pytest.raises(AttributeError, match="shards is chosen once"):
+        together.shards = 1
+
+
+def who_needs_no_gradient_computes_that_of_the_others(rank):
+    for batch_size in (None, 6):
+        alone, together = alone_and_together(SupCon(), batch_size)
+        assert_same_step(alone, together, Divided(0))
+        (x, labels, _), (own, own_labels, _) = Divided(1).whole(), Divided(1).part()
+        alone(x, labels).backward()
+        with torch.set_grad_enabled(rank != 1):
+            if batch_size is not None:
+                with pytest.raises(RuntimeError, match="of shards, need a gradient, and others not"):
+                    together(own, own_labels)
+                return
+            value = together(own, own_labels)
+        if rank != 1:
+            value.backward()
+            assert_close(own.grad, dist.get_world_size() * x.grad[Divided(1).own])
+        assert_same_state(alone, together)
+
+
+def a_whole_state_can_be_gathered_and_dealt_out(rank):
+    alone, together = alone_and_together(SupCon())
+    for step in range(2):
+        assert_same_step(alone, together, Divided(step))
+    whole = get_model_state_dict(together, options=StateDictOptions(full_state_dict=True))
+    for name, expected in alone.state_dict().items():
+        torch.testing.assert_close(whole[name], expected, rtol=1e-6, atol=1e-6)
+    again, together_again = alone_and_together(SupCon())
+    again.load_state_dict(whole)
+    set_model_state_dict(together_again, whole, options=StateDictOptions(full_state_dict=True))
+    for step in range(2, 4):
+        assert_same_step(again, together_again, Divided(step))
+
+
+def a_state_of_another_size_is_refused(rank):
+    _, together = alone_and_together(SupCon())
+    other = CrossBatchMemory(SupCon(), D, len(together.bank))  # as large as a block
+    with pytest.raises(RuntimeError, match=rf"bank must be \[{M}, {D}\] .*got \[{len(together.bank)}, {D}\]; nothing"):
+        together.load_state_dict(other.state_dict())
+    with pytest.raises(RuntimeError, match="sums must be finite; nothing of the state was loaded"):
+        bad = {"sums": torch.full((2, D), torch.nan)}
+        together.load_state_dict(CrossBatchMemory(SupCon(), D, M).state_dict() | bad)
+    assert together.count == 0
+
+
+def a_checkpoint_is_resumed_on_any_grid(folder, rank):
+    alone, together = alone_and_together(SupCon())
+    for step in range(2):
+        assert_same_step(alone, together, Divided(step, ids=True))
+    checkpoint.save({"criterion": together.state_dict()}, checkpoint_id=folder)
+    with_copies = ranks.shared(SupCon(), shards=1)
+    on_same, in_one = ranks.shared(SupCon()), CrossBatchMemory(SupCon(), D, M)
+    for criterion in (on_same, with_copies, in_one):
+        state = {"criterion": criterion.state_dict()}
+        checkpoint.load(state, checkpoint_id=folder, no_dist=criterion is in_one)
+        criterion.load_state_dict(state["criterion"])
+    for step in range(2, 4):
+        batch = Divided(step, ids=True)
+        value = together(*batch.part()[:2], **batch.part()[2])
+        assert_same_bits(on_same(*batch.part()[:2], **batch.part()[2]), value)
+        assert_close(with_copies(*batch.part()[:2], **batch.part()[2]), value)
+        assert_close(in_one(*batch.whole()[:2], **batch.whole()[2]), value)
+    for name, expected in together.named_state():
+        assert_same_bits(getattr(on_same, name), expected)
+    if rank == 0:
+        checkpoint.save({"criterion": in_one.state_dict()}, checkpoint_id=folder.parent / "one", no_dist=True)
+    dist.barrier()
+    state = {"criterion": on_same.state_dict()}
+    checkpoint.load(state, checkpoint_id=folder.parent / "one")
+    on_same.load_state_dict(state["criterion"])
+    assert_same_step(in_one, on_same, Divided(4))
+
+
+CHECKS = [
+    each_has_a_block_of_the_memory,
+    statistics_are_of_the_whole_memory,
+    every_order_of_the_ring_is_that_of_one_process,
+    a_mesh_of_two_dimensions_is_the_grid,
+    what_cannot_be_cut_is_refused,
+    who_needs_no_gradient_computes_that_of_the_others,
+    a_whole_state_can_be_gathered_and_dealt_out,
+    a_state_of_another_size_is_refused,
+    copies.every_loss_is_that_of_one_process,
+    copies.every_way_to_keep_a_memory_is_that_of_one_process,
+    copies.a_learned_temperature_gets_the_whole_gradient,
+    copies.a_fixed_number_of_rows_is_as_good,
+    copies.embeddings_of_16_bits_travel_as_they_are,
+    copies.rows_that_are_not_finite_stay_out_of_every_copy,
+    copies.evaluation_reads_and_writes_nothing,
+    copies.a_filled_memory_has_the_batches_of_all,
+    copies.a_fault_while_filling_leaves_every_copy_as_it_was,
+    copies.averaged_gradients_are_those_of_one_process,
+    copies.the_criterion_may_be_inside_of_what_is_wrapped,
+    copies.sharded_parameters_get_the_same_gradients,
+    copies.a_gradient_scaler_decides_alike_on_every_rank,
+    copies.a_rank_receives_what_the_benchmark_says,
+    copies.copies_share_the_group,
+    copies.what_differs_is_named_on_every_rank,
+    copies.a_fault_of_one_rank_is_raised_on_all,
+    copies.ranks_at_different_calls_raise,
+]
+
+
+@pytest.mark.parametrize(
+    "W, S", [(2, 2), *(pytest.param(W, S, marks=pytest.mark.long) for W, S in ((3, 3), (4, 2), (4, 4)))]
+)
+def test_shards(W, S, tmp_path):
+    on_disk = partial(a_checkpoint_is_resumed_on_any_grid, tmp_path / "checkpoint")
+    compiled = [copies.a_compiled_step_is_the_step] if W == 2 else []
+    ranks.launch(W, tmp_path / "store", *CHECKS, on_disk, *compiled, shards=S)
+
+
+def test_one_process_has_all_of_its_memory():
+    with pytest.raises(ValueError, match="shards needs a process_group: one process has all of its memory"):
+        CrossBatchMemory(SupCon(), D, M, shards=2)
+    assert CrossBatchMemory(SupCon(), D, M, shards=1).shards == 1
