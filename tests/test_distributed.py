@@ -62,8 +62,7 @@ def few(cases):
 
 def every_loss_is_that_of_one_process(rank):
     for loss, batch in few(itertools.product(LOSSES.values(), BATCHES)):
-        if ranks.SHARDS == 1 or loss.passes:
-            same_steps(loss, batch)
+        same_steps(loss, batch)
     same_steps(LOSSES["mined"], {"sizes": "uneven", "dtype": torch.float64})
 
 

@@ -9,11 +9,13 @@ import test_distributed as copies
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
+from loss_cases import LOSSES
 from ranks import D, Divided, M, alone_and_together, assert_close, assert_same_bits, assert_same_state, assert_same_step
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 
-from xbn_ext import CrossBatchMemory, SupCon, Triplet
+from xbn_ext import CrossBatchMemory, SupCon
+from xbn_ext.plain import triplets
 
 
 def each_has_a_block_of_the_memory(rank):
@@ -51,6 +53,14 @@ def every_order_of_the_ring_is_that_of_one_process(rank):
             copies.same_steps(SupCon(), {"sizes": sizes, "ids": True, "mask": True}, steps=6, size=size)
 
 
+def all_triplets_may_take_several_rounds(rank):
+    least, held = triplets.LEAST_HELD, triplets.HELD
+    for triplets.LEAST_HELD, triplets.HELD in ((1, 1), (3, 1)):
+        for sizes in ("uneven", "all empty"):
+            copies.same_steps(LOSSES["triplet_all"], {"sizes": sizes, "ids": True, "mask": True})
+    triplets.LEAST_HELD, triplets.HELD = least, held
+
+
 def a_mesh_of_two_dimensions_is_the_grid(rank):
     W, S = dist.get_world_size(), ranks.SHARDS
     grid = init_device_mesh("cpu", (W // S, S), mesh_dim_names=("replicate", "shard"))
@@ -72,7 +82,6 @@ def what_cannot_be_cut_is_refused(rank):
     for shards, size, loss, message in (
         (W + 1, M, SupCon(), f"^shards must divide the {W} ranks of the process_group, got {W + 1}$"),
         (S, S - 1, SupCon(), f"^shards={S} would leave a rank without any of the {S - 1} slots of memory_size$"),
-        (S, M, Triplet(mining="all"), "^loss: all triplets need shards=1"),
         (1 if rank == 0 else S, M, SupCon(), rf"^shards must be the same on every rank, got 1 on rank 0 and {S}"),
         (0, M, SupCon(), "^shards must be"),
     ):
@@ -158,6 +167,7 @@ CHECKS = [
     each_has_a_block_of_the_memory,
     statistics_are_of_the_whole_memory,
     every_order_of_the_ring_is_that_of_one_process,
+    all_triplets_may_take_several_rounds,
     a_mesh_of_two_dimensions_is_the_grid,
     what_cannot_be_cut_is_refused,
     who_needs_no_gradient_computes_that_of_the_others,

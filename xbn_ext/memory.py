@@ -161,8 +161,6 @@ class CrossBatchMemory(MemoryState):
             once |= {"filter": self.filter, "memory_dtype": memory_dtype, "temperature is learned": learned is not None}
             self._ranks = Ranks(process_group, shards, batch_size, once | self._options())
         of_ranks = Shards() if self._ranks is None else self._ranks.shards
-        if of_ranks.size > 1 and not loss.passes:
-            raise ValueError("loss: all triplets need shards=1: they are known only to who has all of the memory")
         self._register_memory(memory_size, embedding_size, memory_dtype, of_ranks)
 
     def __setattr__(self, name: str, value: Any) -> None:

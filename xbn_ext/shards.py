@@ -60,9 +60,13 @@ class Shards:
             return t[0]
         return collectives.exchange(t.flatten(0, 1), sizes, [sizes[self.place]] * self.size, self._name)
 
+    def gather(self, t: Tensor) -> Tensor:
+        """`[S, …]` what each shard has."""
+        return t[None] if self.size == 1 else collectives.gather(t, self.size, self._name)
+
     def total(self, t: Tensor) -> Tensor:
         """The sum over the shards, the same bits on each."""
-        return t if self.size == 1 else collectives.gather(t, self.size, self._name).sum(0)
+        return self.gather(t).sum(0)
 
     def whole(self, block: Tensor, slots: int) -> Tensor:
         """A tensor `[slots, …]` that is distributed over the shards, of which this rank has a block."""

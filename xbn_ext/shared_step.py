@@ -4,6 +4,7 @@ else it does for the whole batch, as one process would."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,8 +14,10 @@ from . import ops
 from ._autograd import needs_grad, with_gradient, without_autocast
 from .distributed import Batch, Ranks
 from .filter import Filter
-from .losses import Contrastive, PairLoss, fold_temperature
+from .losses import Contrastive, PairLoss, Triplet, fold_temperature
 from .options import LossOptions
+from .shards import Shards
+from .shared_triplets import triplet_sums
 from .state import flat
 from .stored import Stored
 
@@ -138,10 +141,45 @@ def memory_loss(
     temperature = getattr(loss, "temperature", None)
     loss, ranking = fold_temperature(loss, z[line])
     z, own = z[own], slice(own.start - line.start, own.stop - line.start)  # of the line's anchors
+    need_grad = (batch.learns if shards.size > 1 else needs_grad(ranking)) or learned is not None
+    if isinstance(loss, Triplet) and not loss.passes:
+        totals, grads = triplet_sums(ranking.detach(), labels, memory, loss, shards, need_grad, options)
+        factor = grads.new_ones(1, len(ranking))
+        grads = grads[None]
+    else:
+        totals, grads, factor = _pass_by_pass(shards, ranking, labels, memory, loss, own, sizes, need_grad, options)
+
+    totals = ranks.total(totals)
+    value, count, in_all = totals[:2], totals[2:4], totals[4:]
+    average = 1 / count.clamp(min=1)
+    pairs = in_all[1:] / in_all[0].clamp(min=1)
+    result = (average * value).sum().to(z.dtype)
+    if not need_grad:
+        return result, pairs
+    in_two_groups = isinstance(loss, Contrastive) and loss.reduction != "mean"
+    factor = (factor * (average if in_two_groups else average[:1])[:, None]).to(z.dtype)[..., None]
+    grad = shards.to_owners(torch.where(factor == 0, 0, factor * grads).sum(0), sizes).sum(0)
+    ranking = ranking[own]
+    grad = torch.where(ranking.isfinite().all(1, keepdim=True), grad, torch.nan)
+    if not isinstance(temperature, Tensor):
+        return with_gradient(result, z, grad), pairs
+    # What ranks is z / temperature.
+    value = with_gradient(result, z, grad / temperature.detach().to(z.dtype))
+    if learned is None:
+        return value, pairs
+    by_temperature = -ranks.total((grad.double() * ranking.double()).sum()) / temperature.detach().double()
+    return value + with_gradient(torch.zeros_like(result), temperature, by_temperature.to(temperature.dtype)), pairs
+
+
+def _pass_by_pass(
+    shards: Shards, ranking: Tensor, labels: Tensor, memory: Any, loss: PairLoss, own: slice, sizes: Sequence[int],
+    need_grad: bool, options: LossOptions,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Totals `[7]` of the own anchors; and, of all that meet the block, its gradients `[2, A, D]` and what these are to
+    be multiplied by, besides the averages, `[2, A]`."""
     anchors = options.get("anchors")
     of_own = None if anchors is None else anchors[own]
-    need_grad = (batch.learns if shards.size > 1 else needs_grad(ranking)) or learned is not None
-    sums = z.new_zeros(shards.size, len(z), 2, 4, dtype=torch.float64)
+    sums = ranking.new_zeros(shards.size, sizes[shards.place], 2, 4, dtype=torch.float64)
     grads = torch.zeros_like(ranking, memory_format=torch.contiguous_format).repeat(2, 1, 1)
     given = None
     for number, slots in enumerate(loss.passes):
@@ -156,25 +194,4 @@ def memory_loss(
         for_next, scale, totals = ops.settle_sums(parts, loss, number + 1, of_own)
         if number + 1 < len(loss.passes):
             given = shards.to_shards(for_next.expand(shards.size, -1), sizes)
-
-    totals = ranks.total(totals)
-    value, count, in_all = totals[:2], totals[2:4], totals[4:]
-    average = 1 / count.clamp(min=1)
-    pairs = in_all[1:] / in_all[0].clamp(min=1)
-    result = (average * value).sum().to(z.dtype)
-    if not need_grad:
-        return result, pairs
-    in_two_groups = isinstance(loss, Contrastive) and loss.reduction != "mean"
-    factor = shards.to_shards(scale.transpose(1, 2).contiguous(), sizes).t()  # [2, A]
-    factor = (factor * (average if in_two_groups else average[:1])[:, None]).to(z.dtype)[..., None]
-    grad = shards.to_owners(torch.where(factor == 0, 0, factor * grads).sum(0), sizes).sum(0)
-    ranking = ranking[own]
-    grad = torch.where(ranking.isfinite().all(1, keepdim=True), grad, torch.nan)
-    if not isinstance(temperature, Tensor):
-        return with_gradient(result, z, grad), pairs
-    # What ranks is z / temperature.
-    value = with_gradient(result, z, grad / temperature.detach().to(z.dtype))
-    if learned is None:
-        return value, pairs
-    by_temperature = -ranks.total((grad.double() * ranking.double()).sum()) / temperature.detach().double()
-    return value + with_gradient(torch.zeros_like(result), temperature, by_temperature.to(temperature.dtype)), pairs
+    return totals, grads, shards.to_shards(scale.transpose(1, 2).contiguous(), sizes).t()

@@ -20,27 +20,46 @@ class AllTriplets(Pairs[Triplet]):
     The similarities of an anchor's positives are its thresholds. They are held in a fixed amount of memory: if that is
     too little for them, all is done in rounds, each for the next positives of every anchor. How many rounds there are
     depends on the labels, so the host waits for that one number.
+
+    The bank may be a part of a longer one, if a subclass has the thresholds and the numbers of negatives of all parts.
     """
+
+    settles = True  # False: another part adds what there is once of an anchor
 
     def __init__(self, loss: Triplet, z: Tensor, anchors: Tensor | None) -> None:
         super().__init__(loss, z, anchors)
         self.triplets, self.negatives = torch.zeros_like(self.value), self.zeros()
 
     def run(self, similarities: Similarities, need_grad: bool) -> None:
-        positives = similarities.positives()
-        most = int(positives.max()) if self.B > 0 else 0
-        held = min(most, max(HELD // max(self.B, 1), LEAST_HELD))
-        for first in range(0, most, max(held, 1)):
-            self.go_round(similarities, need_grad, first, held)
+        self.add_up(similarities, need_grad)
         average = self.at_least_one(self.triplets)
         self.value = self.value / average
-        self.counts[1] = self.negatives.sum()
         if need_grad:
             similarities.scale((1 / average).to(self.dtype))
 
+    def add_up(self, similarities: Similarities, need_grad: bool) -> None:
+        """The sum over the triplets, its gradient, and how many there are."""
+        most = self.most(similarities.positives())
+        held = min(most, max(HELD // max(self.B, 1), LEAST_HELD))
+        for first in range(0, most, max(held, 1)):
+            self.go_round(similarities, need_grad, first, held)
+        self.counts[1] = self.negatives.sum()
+
+    def most(self, positives: Tensor) -> int:
+        """The largest of `positives [B]`, the numbers of each anchor, in all parts."""
+        return int(positives.max()) if self.B > 0 else 0
+
+    def of_all(self, thresholds: Tensor) -> Tensor:
+        """`[B, n]` those of all parts in a round, from `[B, held]` those of this one."""
+        return thresholds
+
+    def total(self, negatives: Tensor) -> Tensor:
+        """`[B, n]` how many negatives of all parts are above each threshold, from those of this one."""
+        return negatives
+
     def go_round(self, similarities: Similarities, need_grad: bool, first: int, held: int) -> None:
         """For positives [first, first + held) of every anchor."""
-        thresholds = self.collect(similarities, first, held)
+        thresholds = self.of_all(self.collect(similarities, first, held))
         not_a_number = thresholds.isnan()
         sorted_thresholds = torch.where(not_a_number, -torch.inf, thresholds).sort(1).values  # NaN is below every x
         above = torch.zeros_like(thresholds, dtype=torch.float64)  # how many negatives are above each
@@ -56,14 +75,16 @@ class AllTriplets(Pairs[Triplet]):
             above += x.shape[1] - torch.searchsorted(raised, sorted_thresholds, right=True)
             if need_grad:
                 similarities.add(chunk, below.to(self.dtype))
-        lost = torch.where(not_a_number.any(1) & (above[:, 0] > 0), torch.nan, 0)
-        self.value += (lost - torch.where(above > 0, above * sorted_thresholds.double(), 0).sum(1)).sum()
-        self.counts[0] += (above > 0).sum()
+        above = self.total(above)
+        if self.settles:
+            lost = torch.where(not_a_number.any(1) & (above[:, 0] > 0), torch.nan, 0)
+            self.value += (lost - torch.where(above > 0, above * sorted_thresholds.double(), 0).sum(1)).sum()
+            self.counts[0] += (above > 0).sum()
         self.negatives = torch.maximum(self.negatives, negatives)  # the round of the lowest threshold has all of them
         if need_grad:
             for chunk, _, inside in self.positives_of(similarities, first, held):
                 s = torch.where(chunk.s.isnan(), -torch.inf, chunk.s)
-                place = torch.searchsorted(sorted_thresholds, s).clamp_(max=held - 1)
+                place = torch.searchsorted(sorted_thresholds, s).clamp_(max=thresholds.shape[1] - 1)
                 similarities.add(chunk, torch.where(inside, -above.gather(1, place), 0).to(self.dtype))
 
     def positives_of(self, similarities: Similarities, first: int, held: int) -> Iterator[tuple[Chunk, Tensor, Tensor]]:

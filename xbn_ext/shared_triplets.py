@@ -1,0 +1,49 @@
+"""All triplets of a memory that several ranks hold between them. There are no few sums to add up: an anchor's positives
+are on all of the ranks, and each rank's negatives meet them all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .losses import Triplet
+from .options import LOSS_DEFAULTS, LossOptions, complete
+from .plain.chunks import exact
+from .plain.loss_of_memory import BankSimilarities
+from .plain.triplets import AllTriplets
+from .shards import Shards
+
+
+class _OfShards(AllTriplets):
+    def __init__(self, loss: Triplet, z: Tensor, anchors: Tensor | None, shards: Shards) -> None:
+        super().__init__(loss, z, anchors)
+        self.shards, self.settles = shards, shards.place == 0
+
+    def most(self, positives: Tensor) -> int:
+        return int(self.shards.gather(torch.cat([positives, positives.new_zeros(1)]).max()).max())
+
+    def of_all(self, thresholds: Tensor) -> Tensor:
+        return self.shards.gather(thresholds).transpose(0, 1).flatten(1)
+
+    def total(self, negatives: Tensor) -> Tensor:
+        return self.shards.total(negatives)
+
+
+@exact
+def triplet_sums(
+    z: Tensor, labels: Tensor, memory: Any, loss: Triplet, shards: Shards, need_grad: bool, options: LossOptions
+) -> tuple[Tensor, Tensor]:
+    """The block's share of totals `[7]`, as `ops.settle_sums` has them, and of the gradient `[A, D]`, not yet averaged,
+    of the anchors `z [A, D]` of a line. In plain PyTorch, on all devices. The hosts wait for the number of rounds."""
+    arguments = complete("memory_sums", options, LOSS_DEFAULTS)
+    anchors = arguments["anchors"]
+    similarities = BankSimilarities(z, labels, memory.bank, memory.bank_labels, **arguments)
+    pairs = _OfShards(loss, similarities.grad, anchors, shards)
+    pairs.add_up(similarities, need_grad)
+    ranking = z.new_full((), len(z)) if anchors is None else anchors.sum()
+    none, (positives, negatives) = torch.zeros_like(pairs.value), pairs.counts
+    of_line = ranking.double() if pairs.settles else none
+    totals = torch.stack([pairs.value, none, pairs.triplets, none, of_line, positives, negatives])
+    return totals, similarities.gradient()
