@@ -24,11 +24,12 @@ from torch.multiprocessing.spawn import spawn
 
 import xbn_ext
 from train.cores import cores
+from xbn_ext.dtypes import is_narrow
 
 from . import machine
 from .clock import Timer
 from .comparisons import COMPARISONS
-from .problem import Problem
+from .problem import DTYPES, Problem
 from .roofline import Work, work_of
 from .table import aligned
 
@@ -62,9 +63,10 @@ def share(problem: Problem, ranks: int, shards: int = 1) -> Work:
     block = replace(problem, memory=-(-problem.memory // shards), batch=shards * problem.batch)
     pairs = block.density * block.memory
     whole = replace(block, batch=ranks * problem.batch)
-    step = work_of(replace(whole, kernel="step"), True, pairs)
+    rewrites = not is_narrow(problem.dtype)  # a memory of 16 bits keeps its map pending
+    step = work_of(replace(whole, kernel="step"), rewrites, pairs)
     theirs, own = (work_of(replace(p, kernel="loss"), False, pairs) for p in (whole, block))
-    return Work(step.flop - theirs.flop + own.flop, step.bytes - theirs.bytes + own.bytes, True)
+    return Work(step.flop - theirs.flop + own.flop, step.bytes - theirs.bytes + own.bytes, rewrites)
 
 
 def plan(problem: Problem, ranks: list[int], rates: argparse.Namespace) -> list[str]:
@@ -130,8 +132,9 @@ def _rank(
 
 def _criterion(problem: Problem, group: Any, shards: int = 1) -> xbn_ext.CrossBatchMemory:
     criterion = xbn_ext.CrossBatchMemory(
-        problem.pair_loss, problem.dim, problem.memory, drift=problem.drift, process_group=group, shards=shards
-    )
+        problem.pair_loss, problem.dim, problem.memory, drift=problem.drift, process_group=group, shards=shards,
+        memory_dtype=problem.dtype,
+    )  # fmt: skip
     rows, labels = problem.stored()
     criterion.fill_from([(rows, labels)] if group is None or dist.get_rank() == 0 else [])
     return criterion
@@ -154,6 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=64, help="rows of each process (%(default)s)")
     parser.add_argument("--memory", type=int, default=65536, help="rows of the memory (%(default)s)")
     parser.add_argument("--dim", type=int, default=512, help="dimension (%(default)s)")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the memory (%(default)s)")
     parser.add_argument("--loss", choices=list(COMPARISONS), default="contrastive", help="(%(default)s)")
     parser.add_argument("--repeats", type=int, default=31, help="timed steps (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured there")
@@ -166,8 +170,10 @@ def main(arguments: list[str] | None = None) -> None:
     ):
         parser.add_argument(f"--{name}", type=float, default=default, help=f"{words} (%(default)s)")
     args = parser.parse_args(arguments)
-    problem = Problem(batch=args.batch, memory=args.memory, dim=args.dim, loss=args.loss)
-    print(f"{args.batch} rows a process, memory {args.memory:,} x {args.dim}, {problem.loss}, {problem.drift}")
+    its = {name: getattr(args, name) for name in ("batch", "memory", "dim", "loss")}
+    problem = Problem(**its, dtype=DTYPES[args.dtype])
+    of_memory = f"memory {args.memory:,} x {args.dim} {args.dtype}"
+    print(f"{args.batch} rows a process, {of_memory}, {problem.loss}, {problem.drift}")
     if args.plan:
         print("\n".join(plan(problem, args.ranks or [2**k for k in range(7)], args)))
         return
@@ -181,8 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
             [row["what"], f"{row['ms']:.3g} ms", f"{row['ms_low']:.3g} - {row['ms_high']:.3g}"] for row in measured
         ]
         print("\n".join(aligned([["", "median", "quartiles"], *table])))
-        shape = {name: getattr(args, name) for name in ("loss", "batch", "memory", "dim")}
-        its = {"ranks": W, "shards": args.shards, **shape, "machine": machine.named("cpu", threads)}
+        its |= {"ranks": W, "shards": args.shards, "dtype": args.dtype, "machine": machine.named("cpu", threads)}
         rows += [its | row for row in measured]
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -56,8 +56,8 @@ def same_steps(loss, batch, steps=STEPS, batch_size=None, size=M, **options):
 
 
 def few(cases):
-    """All for two ranks; for more, which take their turns on few cores, every third."""
-    return list(cases)[:: 1 if dist.get_world_size() == 2 else 3]
+    """All for two ranks with copies; every third for shards, and for more ranks, which take turns on few cores."""
+    return list(cases)[:: 1 if dist.get_world_size() == 2 and ranks.SHARDS == 1 else 3]
 
 
 def every_loss_is_that_of_one_process(rank):
@@ -83,6 +83,7 @@ def every_way_to_keep_a_memory_is_that_of_one_process(rank):
         same_steps(SupCon(), {"sizes": "uneven", "ids": True}, **options)
     same_steps(SupCon(), {"sizes": "uneven"}, warmup_steps=2, batch_weight=0.5, memory_weight=0.3)
     same_steps(SupCon(), {"sizes": "uneven"}, normalize_embeddings=False, renormalize=False)
+    same_steps(SupCon(), {"sizes": "uneven"}, enqueue="before")  # without ids
     same_steps(Contrastive(), {"sizes": "one empty"}, memory_dtype=torch.float16)
     same_steps(Contrastive(), {"sizes": "over the memory"})
     same_steps(Contrastive(), {"ids": True, "mask": True}, size=ranks.SHARDS)

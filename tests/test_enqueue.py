@@ -187,3 +187,18 @@ def test_a_ring_in_parts(B, M, fill, parts, ops, device, dtype):
     for name in ("bank", "bank_labels", "bank_ids", "bank_steps"):
         assert torch.equal(getattr(whole, name), getattr(truth, name)), name
     torch.testing.assert_close(whole.sums + change, truth.sums, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("first", [2**31 - 20, 10**9 - 20, 2**40 - 20])
+def test_a_block_far_along_a_ring(first, ops, device, dtype):
+    """Of a billion slots and more: what is stored here begins in the block before and ends in the next."""
+    rows, B, size = 30, 50, 2**40 + 100
+    m = state.to(state.filled(rows, 5, 0), device)
+    m.head.fill_(first - 10), m.count.fill_(size)
+    z, labels = torch.randn(B, 5, dtype=dtype, device=device), torch.arange(B, device=device)
+    its = {"bank_ids": m.bank_ids, "bank_steps": m.bank_steps, "step": m.step + 3}
+    slots = enqueue(ops, m, z, labels, first=first, ring_size=size, **its)
+    assert torch.equal(slots, torch.arange(first - 10, first + 40, device=device))
+    assert m.head == first + 40 and m.count == size
+    assert torch.equal(m.bank, z[10:40].float()) and torch.equal(m.bank_labels, labels[10:40])
+    assert torch.equal(m.bank_ids, -2 - slots[10:40]) and (m.bank_steps == 3).all()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from conftest import only
 
-from xbn_ext import Contrastive, CrossBatchMemory, reference
+from xbn_ext import Contrastive, CrossBatchMemory, ops, reference
 
 B, M, D = 16, 512, 24
 
@@ -116,3 +116,20 @@ def test_a_16_bit_memory_is_rounded_once(memory_dtype, device):
     assert narrow.bank.dtype == memory_dtype
     assert max(errors) <= 4 * torch.finfo(memory_dtype).eps
     assert max(errors[6:]) <= 1.5 * max(errors[:6])
+
+
+@only(compiled=True)
+@steps(1000, 24_414)
+def test_sums_of_a_billion_rows(steps, device):
+    """What each batch adds to the sums and takes away is rounded to what sums so large can hold: 6e-17 of them. That
+    must not add up over as many rows as go into a memory between two recounts."""
+    B, D, rows = 4096, 2, 10**9
+    m = state.to(reference.Memory.empty(B, D, torch.float32), device)  # a block; the rest does not change
+    m.bank.normal_(), m.count.fill_(B)
+    rest = torch.tensor([0.3, 1.0], dtype=torch.float64, device=device)[:, None].expand(2, D) * (rows - B)
+    m.sums.copy_(reference.sums_of(m.bank) + rest)
+    z, labels = torch.empty(B, D, device=device), torch.zeros(B, dtype=torch.int64, device=device)
+    for _ in range(steps):
+        ops.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, z.normal_(), labels, None, m.scale, m.shift)
+    off = m.sums - (reference.sums_of(m.bank) + rest)
+    assert off.abs().max() / rows < 1e-12

@@ -53,6 +53,20 @@ def every_order_of_the_ring_is_that_of_one_process(rank):
             copies.same_steps(SupCon(), {"sizes": sizes, "ids": True, "mask": True}, steps=6, size=size)
 
 
+def all_blocks_are_rewritten_in_the_same_step(rank):
+    """Where the rows have left the coordinates in which they are stored: whatever a block has, or has not, of its own."""
+    options = {"update": "deferred", "process_noise": 0.01, "normalize_embeddings": False, "memory_dtype": torch.float64}
+    alone, together = alone_and_together(SupCon(), **options)
+    rewritten = 0
+    for step in range(9):
+        batch = Divided(step, dtype=torch.float64)
+        batch.x *= 2**step
+        stays, before = (int(alone.head) + 6 * dist.get_world_size()) % M, alone.bank.clone()
+        assert_same_step(alone, together, batch)
+        rewritten += step > 0 and not torch.equal(alone.bank[stays], before[stays])
+    assert 0 < rewritten < 8
+
+
 def all_triplets_may_take_several_rounds(rank):
     least, held = triplets.LEAST_HELD, triplets.HELD
     for triplets.LEAST_HELD, triplets.HELD in ((1, 1), (3, 1)):
@@ -167,6 +181,7 @@ CHECKS = [
     each_has_a_block_of_the_memory,
     statistics_are_of_the_whole_memory,
     every_order_of_the_ring_is_that_of_one_process,
+    all_blocks_are_rewritten_in_the_same_step,
     all_triplets_may_take_several_rounds,
     a_mesh_of_two_dimensions_is_the_grid,
     what_cannot_be_cut_is_refused,
