@@ -54,9 +54,9 @@ def every_order_of_the_ring_is_that_of_one_process(rank):
 
 
 def all_blocks_are_rewritten_in_the_same_step(rank):
-    """Where the rows have left the coordinates in which they are stored: whatever a block has, or has not, of its own."""
-    options = {"update": "deferred", "process_noise": 0.01, "normalize_embeddings": False, "memory_dtype": torch.float64}
-    alone, together = alone_and_together(SupCon(), **options)
+    """Where the rows have left the coordinates in which they are stored: whatever a block has of its own."""
+    options = {"update": "deferred", "process_noise": 0.01, "normalize_embeddings": False}
+    alone, together = alone_and_together(SupCon(), memory_dtype=torch.float64, **options)
     rewritten = 0
     for step in range(9):
         batch = Divided(step, dtype=torch.float64)
