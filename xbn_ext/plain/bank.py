@@ -130,15 +130,17 @@ def standardize_(bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count
     c.value("count", count, len(bank))
 
     mean, std = bank_moments(sums, count)
-    live = scale.abs() * std >= eps
-    off = live & ((mean.abs() > 4) | (std > 4) | (std < 0.25))
+    size = scale.abs()
+    live = size * std >= eps
+    died = (size * std < eps) & ~((size >= 1 / 64) & (size <= 64))
+    off = died | (live & ((mean.abs() > 4) | (std > 4) | (std < 0.25)))
     wanted = off.any() & (count > 0)
     if chunks.reads(bank.device) and not wanted:
         return
     compute = compute_dtype(bank.dtype)
     # Rounded as the rows are computed, so that the map undoes just that.
-    a = torch.where(live & wanted, 1 / std, 1).to(compute).double()
-    b = torch.where(live & wanted, -mean * a, 0).to(compute).double()
+    a = torch.where(live & wanted, 1 / std, torch.where(died & wanted, scale, 1)).to(compute).double()
+    b = torch.where((live | died) & wanted, -mean * a, 0).to(compute).double()
     sums.copy_(torch.where(wanted, rewrite(bank, count, a, b, wanted), sums))
     scale.div_(a)
     shift.sub_(scale * b)
