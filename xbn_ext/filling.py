@@ -8,12 +8,16 @@ import torch
 
 from . import ops
 from .distributed import Batch
-from .dtypes import is_narrow
+from .dtypes import compute_dtype, is_narrow
 from .state import FRESH, MemoryState, flat
+
+SOME_ROWS = 4096  # that are computed in float64 at a time
 
 
 def fill(memory: MemoryState, batches: Iterator[Batch], follows: bool, normalizes: bool, eps: float) -> None:
-    """Replaces what is stored with the batches. If they raise, the memory stays as it was: a copy is filled first.
+    """Replaces what is stored with the batches. If they raise, the memory stays as it was: a copy is filled first. That
+    of a 16-bit memory which follows a drift is float32: rows are standardised by the moments of all, since by those of
+    the first batch a later row might overflow, and stay out.
 
     Args:
         follows: whether there is a filter: the moments of what was stored become its target, taken as exact.
@@ -23,25 +27,41 @@ def fill(memory: MemoryState, batches: Iterator[Batch], follows: bool, normalize
     filled.__dict__.update(memory.__dict__)
     for name in FRESH:
         setattr(filled, name, torch.empty_like(getattr(memory, name)))
+    standardizes = follows and is_narrow(filled.bank.dtype)
+    if standardizes:
+        filled.bank = torch.empty_like(filled.bank, dtype=torch.float32)
     filled.reset_queue()
     filled.step.copy_(memory.step)
     for embeddings, labels, _, ids, _ in batches:
         z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
         if normalizes:
             z = ops.normalize(z, eps)
-        if follows and is_narrow(filled.bank.dtype) and filled.count == 0:
-            mean, std, _ = ops.moments(z)
-            filled.shift.copy_(mean)
-            filled.scale.copy_(torch.where(std < eps, 1.0, std))
         ops.enqueue_(
             filled.bank, filled.bank_labels, filled.sums, filled.head, filled.count, z, labels, None, filled.scale,
             filled.shift, bank_ids=filled.bank_ids, ids=ids, bank_steps=filled.bank_steps, step=filled.step,
         )  # fmt: skip
+    if standardizes:
+        _standardize(filled, memory.bank.dtype, eps)
     if follows and int(filled.count) >= 2:
-        mean, std, _ = ops.moments(filled.embedding_memory)
-        filled.target_mean.copy_(mean)
-        filled.target_std.copy_(std)
+        stored = filled.bank[: int(filled.count)]
+        mean, std, _ = ops.moments(stored.to(compute_dtype(stored.dtype)))
+        filled.target_mean.copy_(filled.scale * mean + filled.shift)
+        filled.target_std.copy_(filled.scale * std)
         flat(filled.variance).zero_()
     for name in FRESH:
         if name != "step":  # training may have gone on while the batches were made
             flat(getattr(memory, name)).copy_(flat(getattr(filled, name)))
+
+
+def _standardize(filled: MemoryState, dtype: torch.dtype, eps: float) -> None:
+    """Rounds the rows, which stand for themselves, to a narrow dtype, in coordinates of mean 0 and std 1."""
+    rows = filled.bank[: int(filled.count)]
+    mean, std, _ = ops.moments(rows)
+    scale = torch.where(std < eps, 1.0, std)
+    bank = torch.zeros_like(filled.bank, dtype=dtype)
+    for some, rounded in zip(rows.split(SOME_ROWS), bank.split(SOME_ROWS), strict=False):
+        rounded[: len(some)].copy_((some.double() - mean) / scale)
+    filled.bank = bank
+    ops.transform_(bank, filled.sums, filled.scale, filled.shift, filled.count)  # by 1 and 0: counts the sums
+    filled.scale.copy_(scale)
+    filled.shift.copy_(mean)

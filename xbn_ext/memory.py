@@ -308,7 +308,8 @@ class CrossBatchMemory(MemoryState):
 
         `batches` yields `(embeddings [B, D], labels [B])`, with `ids [B]` as an optional third. The moments of what was
         stored become the target of the filter, taken as exact. Warm-up continues where it was. If anything raises, the
-        memory stays as it was: a copy is filled first, which for a while takes as much memory again.
+        memory stays as it was: a copy is filled first, which for a while takes as much memory again (three times as
+        much if that is of 16 bits and follows a drift).
 
         Of several processes each brings batches of its own, all of them until the last has no more: first the first of
         each is stored, in the order of ranks, then the second.
