@@ -672,6 +672,37 @@ def test_a_16_bit_memory_is_filled_with_standardised_rows(memory_dtype, device):
     assert off <= 4 * torch.finfo(memory_dtype).eps
 
 
+@pytest.mark.parametrize("memory_dtype", state.NARROW_DTYPES, ids=str)
+def test_a_16_bit_memory_is_filled_whatever_the_first_batch(memory_dtype, device):
+    """One in which a dimension hardly varies, as after a ReLU: its spread is none to store other batches by."""
+    criterion = CrossBatchMemory(Contrastive(), D, 3 * M, memory_dtype=memory_dtype).to(device)
+    first, second = torch.nn.functional.normalize(torch.rand(2, M, D, device=device), dim=-1)
+    first[:, 0] *= 1e-5
+    labels = torch.arange(M, device=device)
+    criterion.fill_from([(first, labels), (second, labels)])
+    rows = torch.nn.functional.normalize(torch.cat([first, second]), dim=1)
+    assert criterion.count == 2 * M
+    assert (criterion.embedding_memory - rows).abs().max() <= 2 * torch.finfo(memory_dtype).eps
+    torch.testing.assert_close(criterion.sums, reference.sums_of(criterion.bank[: 2 * M]), rtol=1e-12, atol=1e-12)
+    mean, std = reference.bank_moments(criterion.sums, criterion.count)
+    assert mean.abs().max() < 0.01 and (std - 1).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("drift", ["xbn", "axbn", "ema"])
+@pytest.mark.parametrize("memory_dtype", state.NARROW_DTYPES, ids=str)
+def test_a_16_bit_memory_stores_a_dimension_that_lives_again(memory_dtype, drift, device):
+    """As a unit of a ReLU that was 0 for long: the rows in which it is not are stored like the others."""
+    criterion = CrossBatchMemory(Contrastive(), D, M, drift=drift, memory_dtype=memory_dtype).to(device)
+    for t, (x, labels) in enumerate(batches(220, size=8, device=device)):
+        x = x.abs()
+        if 10 <= t < 200:
+            x[:, 0] = 0
+        criterion(x, labels)
+        assert (criterion.age_memory == 1).sum() == len(x), t
+    _, std = reference.bank_moments(criterion.sums, criterion.count)
+    assert criterion.scale[0] * std[0] > 0.01
+
+
 @pytest.mark.parametrize("batch_dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("memory_dtype", MEMORY_DTYPES, ids=str)
 def test_a_memory_that_follows_no_drift_is_filled_with_the_rows(memory_dtype, batch_dtype, device):

@@ -55,10 +55,31 @@ def test_empty_bank_and_dead_dimensions(ops, device, dtype):
     assert torch.equal(m.scale, torch.ones_like(m.scale))
     m = state.to(off_standard(10, 3, 10, dtype, 100.0, 0.0), device)
     m.bank[:, 1] = 5.0  # dead: left as it is
+    m.scale[1] = 0.1
     m.sums.copy_(reference.sums_of(m.bank))
     scale = m.scale.clone()
     standardize(ops, m)
     assert (m.bank[:, 1] == 5).all() and m.scale[1] == scale[1] and m.scale[0] != scale[0]
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e5])
+@pytest.mark.parametrize("memory_dtype", [None, *state.NARROW_DTYPES], ids=str)
+def test_the_scale_of_a_dimension_that_has_died_becomes_1(scale, memory_dtype, ops, device, dtype):
+    m = state.to(off_standard(40, 3, 30, memory_dtype or dtype, 1.0, 0.0), device)  # the others are as they should be
+    m.bank[:30, 1] = 3.0
+    m.scale[1], m.shift[1] = scale, 0.25
+    m.sums.copy_(reference.sums_of(m.bank[:30]))
+    meant, truth = (m.bank.double() * m.scale + m.shift)[:30], state.clone(m)
+    standardize(ops, m)
+    standardize(reference, truth)
+    eps = torch.finfo(m.bank.dtype).eps
+    state.assert_same_state(m, truth, rtol=20 * eps, atol=600 * eps)
+    torch.testing.assert_close(m.scale[1].item(), 1.0, rtol=1e-6, atol=0)
+    assert m.bank[:30, 1].abs().max() <= 1e-6 * scale
+    assert ((m.bank.double() * m.scale + m.shift)[:30, 1] - meant[:, 1]).abs().max() <= 1e-6 * (1 + scale)
+    before = state.clone(m)
+    standardize(ops, m)
+    state.assert_same_state(m, before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("memory_dtype", state.NARROW_DTYPES, ids=str)

@@ -13,9 +13,13 @@ from .reference import bank_moments
 from .state import MemoryState, flat
 from .stored import Stored
 
+SOME_ROWS = 4096  # that are computed in float64 at a time
+
 
 def fill(memory: MemoryState, batches: Iterator[Batch], follows: bool, normalizes: bool, eps: float) -> None:
-    """Replaces what is stored with the batches. If they raise, the memory stays as it was: a copy is filled first.
+    """Replaces what is stored with the batches. If they raise, the memory stays as it was: a copy is filled first. That
+    of a 16-bit memory which follows a drift is float32: rows are standardised by the moments of all, since by those of
+    the first batch a later row might overflow, and stay out.
 
     Args:
         follows: whether there is a filter: the moments of what was stored become its target, taken as exact.
@@ -25,6 +29,9 @@ def fill(memory: MemoryState, batches: Iterator[Batch], follows: bool, normalize
     filled.__dict__.update(memory.__dict__)
     for name in memory._fresh():
         setattr(filled, name, torch.empty_like(getattr(memory, name)))
+    standardizes = follows and is_narrow(filled.bank.dtype)
+    if standardizes:
+        filled.bank = torch.empty_like(filled.bank, dtype=torch.float32)
     filled.reset_queue()
     filled.step.copy_(memory.step)
     for batch in batches:
@@ -32,18 +39,32 @@ def fill(memory: MemoryState, batches: Iterator[Batch], follows: bool, normalize
         z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
         if normalizes:
             z = ops.normalize(z, eps)
-        if follows and is_narrow(filled.bank.dtype) and filled.count == 0:
-            mean, std, _ = ops.moments(z)
-            filled.shift.copy_(mean)
-            filled.scale.copy_(torch.where(std < eps, 1.0, std))
         stored = Stored(filled)
         stored.enqueue(z, batch)
         stored.settle()
+    if standardizes:
+        _standardize(filled, memory.bank.dtype, eps)
     if follows and int(filled.count) >= 2:
         mean, std = bank_moments(filled.sums, filled.count)
         filled.target_mean.copy_(filled.scale * mean + filled.shift)
-        filled.target_std.copy_(filled.scale.abs() * std)
+        filled.target_std.copy_(filled.scale * std)
         flat(filled.variance).zero_()
     for name in memory._fresh():
         if name != "step":  # training may have gone on while the batches were made
             flat(getattr(memory, name)).copy_(flat(getattr(filled, name)))
+
+
+def _standardize(filled: MemoryState, dtype: torch.dtype, eps: float) -> None:
+    """Rounds the rows, which stand for themselves, to a narrow dtype, in coordinates of mean 0 and std 1."""
+    rows = filled.bank[: int(filled._stored(filled.count))]
+    mean, std = bank_moments(filled.sums, filled.count)
+    scale = torch.where(std < eps, 1.0, std)
+    bank = torch.zeros_like(filled.bank, dtype=dtype)
+    for some, rounded in zip(rows.split(SOME_ROWS), bank.split(SOME_ROWS), strict=False):
+        rounded[: len(some)].copy_((some.double() - mean) / scale)
+    filled.bank = bank
+    stored = Stored(filled)
+    stored.follow("inplace", eps)  # by 1 and 0: counts the sums
+    stored.settle()
+    filled.scale.copy_(scale)
+    filled.shift.copy_(mean)

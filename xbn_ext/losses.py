@@ -175,7 +175,8 @@ class MultiSimilarity(PairLoss):
         base: the similarity at which a pair weighs 1.
         mining: None, all pairs; or epsilon >= 0 of the paper's pair mining (eqs. 10, 11; pytorch-metric-learning's
             MultiSimilarityMiner has 0.1): of the negatives only those more similar than the hardest positive minus
-            epsilon, of the positives only those less similar than the hardest negative plus epsilon.
+            epsilon, of the positives only those less similar than the hardest negative plus epsilon. At equality, as
+            with an epsilon of 0 and one image in two classes, rounding decides.
     """
 
     name = "multi_similarity"

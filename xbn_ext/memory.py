@@ -72,7 +72,7 @@ class CrossBatchMemory(MemoryState):
         enqueue: store the batch `"after"` the loss or `"before"` it; even then no row is paired with itself.
         memory_dtype: dtype of the stored rows: float32, float64, float16 or bfloat16. Batches never change it. Where
             drift is followed, the 16-bit ones store standardised values, so float16 keeps three more bits than
-            bfloat16 and does not overflow.
+            bfloat16 and, [but for jumps](limits.md), does not overflow.
         eps: lower bound of norms, and the standard deviation below which a dimension counts as dead; in units of the
             embeddings.
         process_group: the processes that train together, each with a part of the batch: a ProcessGroup or a DeviceMesh
@@ -320,7 +320,8 @@ class CrossBatchMemory(MemoryState):
 
         `batches` yields `(embeddings [B, D], labels [B])`, with `ids [B]` as an optional third. The moments of what was
         stored become the target of the filter, taken as exact. Warm-up continues where it was. If anything raises, the
-        memory stays as it was: a copy is filled first, which for a while takes as much memory again.
+        memory stays as it was: a copy is filled first, which for a while takes as much memory again (three times as
+        much if that is of 16 bits and follows a drift).
 
         Of several processes each brings batches of its own, all of them until the last has no more: first the first of
         each is stored, in the order of ranks, then the second.

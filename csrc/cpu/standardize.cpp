@@ -4,10 +4,11 @@
 //   in, out  bank [M, D], sums [2, D], scale [D], shift [D]
 //   in       count [1]; ring_sums [2, D] and ring_count [1]: of all the rows that share the map
 //   math     u' = a u + b with a = 1 / std(u), b = -mean(u) a;  scale' = scale / a, shift' = shift - scale' b
+//            of a dead dimension with a scale far from 1, a = scale
 //   why      nothing limits a pending map that is composed over thousands of steps: a memory whose rows enter a little
-//            wider than the target shrinks the scale at every step until u = (z - shift) / scale overflows. Looked at
-//            every step (D numbers), needed once in thousands.
-#include <cmath>
+//            wider than the target shrinks the scale at every step until u = (z - shift) / scale overflows. So does a
+//            dimension that dies out: when it lives again, 16 bits would not hold it. Looked at every step (D
+//            numbers), needed once in thousands.
 #include <vector>
 
 #include "../math/formulas.h"
@@ -20,14 +21,13 @@ void standardize(const StandardizeParams<S>& p, const Cpu& cpu) {
   using C = typename Compute<S>::type;
   const int64_t count = *p.ring_count;
   if (count == 0) return;
-  std::vector<double> a(p.D, 1.0), b(p.D, 0.0);
+  std::vector<double> a(p.D), b(p.D);
   bool needed = false;
   for (int64_t d = 0; d < p.D; ++d) {
     const Moments stored = bank_moments(p.ring_sums[d], p.ring_sums[p.D + d], count);
-    if (!(std::fabs(p.scale[d]) * stored.std >= p.eps)) continue;  // dead, or no number: no coordinate to standardise
-    needed |= off_standard(stored);
-    a[d] = static_cast<C>(1.0 / stored.std);  // rounded as the transform will round it, so the map undoes just that
-    b[d] = static_cast<C>(-stored.mean * a[d]);
+    needed |= off_standard(stored, p.scale[d], p.eps);
+    const Affine map = to_standard<C>(stored, p.scale[d], p.eps);
+    a[d] = map.scale, b[d] = map.shift;
   }
   if (!needed) return;
   rewrite_rows(p.bank, *p.count, p.D, a.data(), b.data(), p.sums, cpu);

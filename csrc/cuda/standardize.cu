@@ -4,6 +4,7 @@
 //   in, out  bank [M, D], sums [2, D], scale [D], shift [D]
 //   in       count [1]; ring_sums [2, D] and ring_count [1]: of all the rows that share the map
 //   math     u' = a u + b with a = 1 / std(u), b = -mean(u) a;  scale' = scale / a, shift' = shift - scale' b
+//            of a dead dimension with a scale far from 1, a = scale
 //   grid, keeps, needs, order: rewrite.cuh; every block looks at all D columns to decide
 #include "rewrite.cuh"
 
@@ -24,23 +25,15 @@ struct StandardMap {
     return bank_moments(ring_sums[d], ring_sums[D + d], larger(0, *ring_count));  // a damaged count is no division by 0
   }
 
-  __device__ bool is_live(Moments stored, int64_t d) const { return std::fabs(scale[d]) * stored.std >= eps; }
-
   __device__ bool needed(int64_t) const {
     bool off = false;
-    for (int64_t d = threadIdx.x; d < D && *ring_count > 0; d += blockDim.x) {
-      const Moments stored = stored_at(d);
-      off = off || (is_live(stored, d) && off_standard(stored));
-    }
+    for (int64_t d = threadIdx.x; d < D && *ring_count > 0; d += blockDim.x)
+      off = off || off_standard(stored_at(d), scale[d], eps);
     return __syncthreads_or(off);
   }
 
   __device__ Affine at(int64_t d, int64_t) const {
-    const Moments stored = stored_at(d);
-    if (!is_live(stored, d)) return {1, 0};  // a dead dimension has no coordinate to standardise
-    using C = typename Compute<S>::type;     // rounded as it is used, so that the map undoes just that
-    const double a = static_cast<double>(static_cast<C>(1.0 / stored.std));
-    return {a, static_cast<double>(static_cast<C>(-stored.mean * a))};
+    return to_standard<typename Compute<S>::type>(stored_at(d), scale[d], eps);
   }
 
   __device__ void finish(int64_t d, int64_t rows) const {

@@ -124,9 +124,28 @@ XBN_FORMULA double squared_gap(Moments a, Moments b) {
   return (a.mean - b.mean) * (a.mean - b.mean) + (a.std - b.std) * (a.std - b.std);
 }
 
-// Whether stored coordinates are so far from mean 0 and standard deviation 1 that they should be standardised again.
-XBN_FORMULA bool off_standard(Moments stored) {
+// Whether a dimension has a spread, or none to speak of; neither where it is no number.
+XBN_FORMULA bool is_live(Moments stored, double scale, double eps) { return std::fabs(scale) * stored.std >= eps; }
+XBN_FORMULA bool is_dead(Moments stored, double scale, double eps) { return std::fabs(scale) * stored.std < eps; }
+
+// Of a dead dimension, whether the scale is so far from 1 that 16 bits would not hold what comes when it lives again.
+XBN_FORMULA bool off_unit(double scale) { return !(std::fabs(scale) >= 1.0 / 64 && std::fabs(scale) <= 64.0); }
+
+// Whether stored coordinates should be standardised again: they are far from mean 0 and standard deviation 1; or the
+// dimension is dead, and has the scale with which it died.
+XBN_FORMULA bool off_standard(Moments stored, double scale, double eps) {
+  if (!is_live(stored, scale, eps)) return is_dead(stored, scale, eps) && off_unit(scale);
   return std::fabs(stored.mean) > 4.0 || stored.std > 4.0 || stored.std < 0.25;
+}
+
+// What takes stored coordinates there: of a dead dimension to a scale of 1. Rounded to C as the rows are computed, so
+// that the map undoes just that.
+template <typename C>
+XBN_FORMULA Affine to_standard(Moments stored, double scale, double eps) {
+  const bool live = is_live(stored, scale, eps);
+  if (!live && !off_standard(stored, scale, eps)) return {1.0, 0.0};
+  const double a = static_cast<double>(static_cast<C>(live ? 1.0 / stored.std : scale));
+  return {a, static_cast<double>(static_cast<C>(-stored.mean * a))};
 }
 
 // --- Ids and the ring ------------------------------------------------------------------------------------

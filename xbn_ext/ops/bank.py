@@ -89,7 +89,8 @@ def standardize_(
     """Rewrites the rows of a bank with a pending map in standardised coordinates, if they have left them.
 
     What the rows stand for does not change: `scale`, `shift` `[D]` compensate, `sums [2, D]` is recounted. A dimension
-    whose standard deviation is below `eps` is left alone. Costs a look at D numbers when there is nothing to do.
+    whose standard deviation is below `eps` gets a scale of 1 if its scale is outside [1/64, 64], and else is left
+    alone. Costs a look at D numbers when there is nothing to do.
 
     Where the bank is a part of a ring, `ring_sums [2, D]` and `ring_count` are those of all of it, and decide.
     """

@@ -140,15 +140,17 @@ def standardize_(
 
     in_all = count if ring_count is None else ring_count
     mean, std = bank_moments(sums if ring_sums is None else ring_sums, in_all)
-    live = scale.abs() * std >= eps
-    off = live & ((mean.abs() > 4) | (std > 4) | (std < 0.25))
+    size = scale.abs()
+    live = size * std >= eps
+    died = (size * std < eps) & ~((size >= 1 / 64) & (size <= 64))
+    off = died | (live & ((mean.abs() > 4) | (std > 4) | (std < 0.25)))
     wanted = off.any() & (in_all > 0)
     if chunks.reads(bank.device) and not wanted:
         return
     compute = compute_dtype(bank.dtype)
     # Rounded as the rows are computed, so that the map undoes just that.
-    a = torch.where(live & wanted, 1 / std, 1).to(compute).double()
-    b = torch.where(live & wanted, -mean * a, 0).to(compute).double()
+    a = torch.where(live & wanted, 1 / std, torch.where(died & wanted, scale, 1)).to(compute).double()
+    b = torch.where((live | died) & wanted, -mean * a, 0).to(compute).double()
     sums.copy_(torch.where(wanted, rewrite(bank, count, a, b, wanted), sums))
     scale.div_(a)
     shift.sub_(scale * b)

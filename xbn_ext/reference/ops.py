@@ -182,17 +182,21 @@ def standardize_(
 
     A map that stays pending is composed at every step and may shrink or grow without end; the stored coordinates do
     the opposite and would lose their digits or overflow. They are taken back to mean 0, std 1 when in some live
-    dimension |mean| > 4 or std is outside [1/4, 4]. If the bank is a part of a ring, the moments are those of the ring.
+    dimension |mean| > 4 or std is outside [1/4, 4]. A dead dimension has no spread to standardise, but may have shrunk
+    until it died: one with a scale outside [1/64, 64] gets a scale of 1, or 16 bits could not hold a row in which it
+    lives again. If the bank is a part of a ring, the moments are those of the ring.
     """
     in_all = count if ring_count is None else ring_count
     mean, std = bank_moments(sums if ring_sums is None else ring_sums, in_all)
-    live = scale.abs() * std >= eps
-    off = live & ((mean.abs() > 4) | (std > 4) | (std < 0.25))
+    size = scale.abs()
+    live = size * std >= eps
+    died = (size * std < eps) & ~((size >= 1 / 64) & (size <= 64))
+    off = died | (live & ((mean.abs() > 4) | (std > 4) | (std < 0.25)))
     if in_all == 0 or not off.any():
         return
     compute = compute_dtype(bank.dtype)
-    a = torch.where(live, 1 / std, 1.0).to(compute).double()
-    b = torch.where(live, -mean * a, 0.0).to(compute).double()
+    a = torch.where(live, 1 / std, torch.where(died, scale, 1.0)).to(compute).double()
+    b = torch.where(live | died, -mean * a, 0.0).to(compute).double()
     rows = bank[: int(count)]
     rewrite_(rows, a, b)
     sums.copy_(sums_of(rows))
