@@ -38,9 +38,11 @@ TOTALS = 7 * 8  # the sums over a rank's anchors
 COLLECTIVES = 4  # the hosts' one, of the embeddings, of what goes with them, of the totals
 
 
-def received(ranks: int, batch: int, dim: int, itemsize: int = 4) -> int:
-    """Bytes that a rank receives in a step at most: of each other `batch` rows, what goes with them, totals."""
-    return (ranks - 1) * (batch * (dim * itemsize + OF_ROW) + OF_ROW + HOST + TOTALS)
+def received(ranks: int, batch: int, dim: int, itemsize: int = 4, divides_batch: bool = False) -> int:
+    """Bytes that a rank receives in a step: of each other `batch` rows, what goes with them, totals; and if the loss of
+    the batch against itself is divided, too, its totals and a gradient of the rank's rows."""
+    of_batch = TOTALS + 4 * batch * dim if divides_batch else 0
+    return (ranks - 1) * (batch * (dim * itemsize + OF_ROW) + OF_ROW + HOST + TOTALS + of_batch)
 
 
 def share(problem: Problem, ranks: int) -> Work:
@@ -96,8 +98,12 @@ def _rank(rank: int, problem: Problem, W: int, repeats: int, threads: int, store
         ranks.gather(lambda: xbn_ext.distributed.Batch(x, labels), shared.step, True, dict)
 
     rows = []
-    for what, least in (("each ranks its own rows", 0), ("all rank all rows", sys.maxsize)):
-        xbn_ext.shared_step.LEAST_SAVED = least
+    for what, memory, batch in (
+        ("each ranks its own rows", 0, sys.maxsize),
+        ("also against the batch", 0, 0),
+        ("all rank all rows", sys.maxsize, sys.maxsize),
+    ):
+        xbn_ext.shared_step.LEAST_SAVED, xbn_ext.shared_batch_loss.LEAST_SAVED = memory, batch
         rows.append(_row(f"{W} processes, {what}", parts, repeats, lambda x, labels: step(shared, x, labels)))
     rows.append(_row(f"{W} processes, the first exchange alone", parts, repeats, exchange))
     dist.barrier()

@@ -20,6 +20,7 @@ from ranks import (
     assert_same_bits,
     assert_same_state,
     assert_same_step,
+    divide,
     launch,
 )
 from torch import nn
@@ -29,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.ranks import received
-from xbn_ext import Contrastive, CrossBatchMemory, SupCon, collectives, shared_step
+from xbn_ext import Contrastive, CrossBatchMemory, SupCon, collectives
 
 STEPS = 4
 BATCHES = [
@@ -66,14 +67,26 @@ def every_loss_is_that_of_one_process(rank):
 
 def all_may_rank_all(rank):
     """Where that is faster; then the loss has the bits of one process, too."""
-    shared_step.LEAST_SAVED = 1 << 31
+    divide(memory=False, batch=False)
     for loss, batch in few(itertools.product(LOSSES.values(), BATCHES[:3])):
         alone, together = alone_and_together(loss)
         for step in range(STEPS):
             batch_of_step = Divided(step, **batch)
             assert_same_step(alone, together, batch_of_step)
             assert_same_bits(together.pairs, alone.pairs)
-    shared_step.LEAST_SAVED = 0
+    divide(memory=True, batch=True)
+
+
+def the_memory_or_the_batch_alone_may_be_divided(rank):
+    """All triplets of a memory always are ranked by all."""
+    for memory in (True, False):
+        divide(memory=memory, batch=not memory)
+        for loss, batch in few(itertools.product(LOSSES.values(), BATCHES[:3])):
+            same_steps(loss, batch, steps=3)
+        same_steps(SupCon(nn.Parameter(torch.tensor(0.2))), {"sizes": "uneven", "ids": True, "mask": True})
+        same_steps(SupCon(), {"sizes": "uneven"}, batch_weight=0.0, enqueue="before")
+        same_steps(SupCon(), {"sizes": "uneven"}, memory_weight=0.0)
+    divide(memory=True, batch=True)
 
 
 def every_way_to_keep_a_memory_is_that_of_one_process(rank):
@@ -337,11 +350,12 @@ def a_compiled_step_is_the_step(rank):
 def a_rank_receives_what_the_benchmark_says(rank):
     W, sent = dist.get_world_size(), []
     _, together = alone_and_together(SupCon())
-    gather = collectives.gather
-    collectives.gather = lambda t, *args: sent.append(t.numel() * t.element_size()) or gather(t, *args)
+    gather, exchange = collectives.gather, collectives.exchange
+    collectives.gather = lambda t, *args: sent.append((W - 1) * t.nbytes) or gather(t, *args)
+    collectives.exchange = lambda t, *args: sent.append((W - 1) * t.nbytes // W) or exchange(t, *args)
     together(*Divided(0).part()[:2]).backward()
-    collectives.gather = gather
-    assert (W - 1) * sum(sent) == received(W, 6, D)
+    collectives.gather, collectives.exchange = gather, exchange
+    assert sum(sent) == received(W, 6, D, divides_batch=True)
 
 
 def copies_share_the_group(rank):
@@ -463,6 +477,7 @@ def ranks_at_different_calls_raise(rank):
 CHECKS = [
     every_loss_is_that_of_one_process,
     all_may_rank_all,
+    the_memory_or_the_batch_alone_may_be_divided,
     every_way_to_keep_a_memory_is_that_of_one_process,
     a_learned_temperature_gets_the_whole_gradient,
     a_fixed_number_of_rows_is_as_good,

@@ -27,6 +27,7 @@ class Batch(NamedTuple):
     mask: Tensor | None = None  # [B] bool
     ids: Tensor | None = None  # [B] int64
     own: slice = slice(None)  # this rank's rows of a batch of all
+    sizes: tuple[int, ...] = ()  # how many rows of it each rank has
 
 
 class Told(NamedTuple):
@@ -42,7 +43,7 @@ class Told(NamedTuple):
     @classmethod
     def of(cls, batch: Batch) -> Told:
         """What is to be told of a batch."""
-        x, labels, mask, ids, _ = batch
+        x, labels, mask, ids, *_ = batch
         dtype = SENT_AS.index(x.dtype) if x.dtype in SENT_AS else 0
         return cls(len(labels), dtype, mask is not None, ids is not None)
 
@@ -119,6 +120,12 @@ class Ranks:
         """The sum over all ranks, the same bits on each."""
         return collectives.gather(t, self.size, self._name).sum(0)
 
+    def total_of_own(self, t: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Of `t [N, D]` this rank's rows, summed over all ranks; `sizes` are those of the batch. The same bits every
+        run."""
+        own = [sizes[self.rank]] * self.size
+        return torch.stack(collectives.exchange(t, sizes, own, self._name).split(own)).sum(0)
+
     def _tell(
         self, check: Callable[[], Batch], options: Mapping[str, Any], ended: Batch | None = None
     ) -> tuple[Batch, list[Told]]:
@@ -181,6 +188,7 @@ class Ranks:
             all_masks.bool() if any(of_rank.masked for of_rank in with_rows) else None,
             all_ids if any(of_rank.identified for of_rank in with_rows) else None,
             _own(sizes, self.rank),
+            sizes,
         )
 
 

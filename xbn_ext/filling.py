@@ -25,7 +25,7 @@ def fill(memory: MemoryState, batches: Iterator[Batch], follows: bool, normalize
         setattr(filled, name, torch.empty_like(getattr(memory, name)))
     filled.reset_queue()
     filled.step.copy_(memory.step)
-    for embeddings, labels, _, ids, _ in batches:
+    for embeddings, labels, _, ids, *_ in batches:
         z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
         if normalizes:
             z = ops.normalize(z, eps)

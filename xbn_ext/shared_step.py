@@ -1,14 +1,16 @@
-"""The step of a memory that several ranks have in common. Each ranks its own rows of the batch against the memory, and
-the sums over all anchors are exchanged; everything else it does for the whole batch, as one process would."""
+"""The step of a memory that several ranks have in common. Each ranks its own rows against the memory, against the batch
+(`shared_batch_loss.py`), or both, and the sums over all anchors are exchanged; everything else it does for the whole
+batch, as one process would."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from . import ops
+from . import ops, shared_batch_loss
 from ._autograd import needs_grad, with_gradient, without_autocast
 from .distributed import Batch, Ranks
 from .filter import Filter
@@ -23,8 +25,15 @@ RANKS_ON_A_GPU_WITH_SCREEN = 16
 LEAST_SAVED = 1 << 31  # multiply-adds of a rank
 
 
-def is_worth_it(ranks: Ranks, batch: Batch, bank: Tensor, loss: PairLoss) -> bool:
-    """Whether it is faster that each ranks its own rows than that all rank all, by `ops.step_`. The same on all."""
+def is_worth_it(ranks: Ranks, batch: Batch, bank: Tensor, loss: PairLoss, batch_weight: float) -> bool:
+    """Whether it is faster that each ranks its own rows, against the memory or the batch, than that all rank all, by
+    `ops.step_`. The same on all."""
+    divides_batch = batch_weight != 0 and shared_batch_loss.is_worth_it(ranks, batch)
+    return divides_batch or _divides_memory(ranks, batch, bank, loss)
+
+
+def _divides_memory(ranks: Ranks, batch: Batch, bank: Tensor, loss: PairLoss) -> bool:
+    """Whether it is faster that each ranks its own rows against the memory. The same on all."""
     if not loss.passes:
         return False
     if bank.device.type == "cpu":
@@ -49,7 +58,6 @@ def step_(
 
     Args:
         batch: of all ranks, its embeddings float32 or float64.
-        loss: any that has `passes`.
         options: those of `loss_of`.
     """
     with without_autocast(batch.embeddings.device.type):
@@ -103,20 +111,30 @@ def _losses(
 ) -> Tensor:  # fmt: skip
     """As `ops.losses_of`; pairs `[2]` is written if there is a loss against the memory."""
 
-    def against(z: Tensor, given: LossOptions) -> Tensor:
+    bank = (memory.bank, memory.bank_labels)
+
+    def of_own(z: Tensor, given: LossOptions) -> tuple[Tensor, Tensor]:
         for name in ("anchors", "exclude"):
             of_all = given.get(name)
             if isinstance(of_all, Tensor):
                 given[name] = of_all[batch.own]
-        bank = (memory.bank, memory.bank_labels)
-        value, counted = memory_loss(
-            ranks, z[batch.own], batch.labels[batch.own], *bank, loss, memory.temperature, given
-        )
+        return memory_loss(ranks, z[batch.own], batch.labels[batch.own], *bank, loss, memory.temperature, given)
+
+    def against(z: Tensor, given: LossOptions) -> Tensor:
+        if _divides_memory(ranks, batch, memory.bank, loss):
+            value, counted = of_own(z, given)
+        else:
+            value, counted = ops.memory_loss_and_pairs(z, batch.labels, *bank, loss, **given)
         if pairs is not None:
             pairs.copy_(counted)
         return value
 
-    return ops.losses_of(memory, z, batch.labels, loss, against, mask=batch.mask, ids=batch.ids, slots=slots, **options)
+    against_itself = ops.batch_loss
+    if shared_batch_loss.is_worth_it(ranks, batch):
+        against_itself = partial(shared_batch_loss.batch_loss, ranks, batch, memory.temperature)
+    return ops.losses_of(
+        memory, z, batch.labels, loss, against, against_itself, mask=batch.mask, ids=batch.ids, slots=slots, **options
+    )
 
 
 def memory_loss(
