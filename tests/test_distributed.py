@@ -140,6 +140,12 @@ def rows_that_are_not_finite_stay_out_of_every_copy(rank):
             batch.x[-1, 0] = torch.nan
         assert_same_step(alone, together, batch)
     assert together.count == min(M, 18 * dist.get_world_size() - 1)
+    pair = alone_and_together(Contrastive(), normalize_embeddings=False, renormalize=False)
+    batch = Divided(0, mask=True)
+    batch.x[:, 0].abs_()
+    batch.x[-1] = torch.tensor([-torch.inf, *[0] * (D - 1)])  # not normalised: all its products are -Inf, which costs 0
+    batch.labels[-1], batch.options["enqueue_mask"][-1] = 5, True
+    assert_same_step(*pair, batch)
 
 
 def evaluation_reads_and_writes_nothing(rank):
