@@ -5,6 +5,7 @@ import itertools
 import os
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,7 +31,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.ranks import received
-from xbn_ext import Contrastive, CrossBatchMemory, SupCon, collectives
+from xbn_ext import Contrastive, CrossBatchMemory, SupCon, collectives, shared_batch_loss
+from xbn_ext.distributed import Batch
 
 STEPS = 4
 BATCHES = [
@@ -104,7 +106,8 @@ def a_learned_temperature_gets_the_whole_gradient(rank):
     same_steps(SupCon(torch.tensor(0.2)), {"sizes": "uneven"})
     pair = alone, together = alone_and_together(SupCon(nn.Parameter(torch.tensor(0.2))))
     assert_same_step(*pair, Divided(0))
-    (x, labels, _), (own, own_labels, _) = Divided(1).whole(), Divided(1).part()
+    batch = Divided(1)
+    (x, labels, _), (own, own_labels, _) = batch.whole(), batch.part()
     for criterion in pair:
         criterion.temperature.grad = None
     alone(x, labels).backward()
@@ -113,6 +116,7 @@ def a_learned_temperature_gets_the_whole_gradient(rank):
     if rank != 1:
         value.backward()
         assert_close(together.temperature.grad, alone.temperature.grad)
+        assert_close(own.grad, dist.get_world_size() * x.grad[batch.own])
 
 
 def a_fixed_number_of_rows_is_as_good(rank):
@@ -538,6 +542,15 @@ def test_a_rank_that_dies_is_an_error_on_the_others(tmp_path):
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 9]
+
+
+@pytest.mark.parametrize("device, W, rows", [("cpu", 2, 1024), ("cpu", 8, 569), ("meta", 2, 2897), ("meta", 8, 1607)])
+def test_from_how_many_rows_on_a_batch_is_divided(device, W, rows):
+    """As the documentation has it. What is not a CPU counts as a GPU."""
+    for N, divides in ((rows, True), (rows - 7, False)):
+        batch = Batch(torch.empty(N, 512, device=device), torch.empty(N, device=device))
+        assert shared_batch_loss.is_worth_it(SimpleNamespace(size=W), batch) == divides
+    assert not shared_batch_loss.is_worth_it(SimpleNamespace(size=1), batch)
 
 
 def test_a_batch_size_is_of_a_group():
