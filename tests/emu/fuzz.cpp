@@ -290,7 +290,8 @@ void part_of_batch_round(const Sizes& n, const BatchSumsParams<double>& whole, c
   const bool* const anchors = whole.anchors != nullptr ? static_cast<bool*>(chosen) : nullptr;
   const auto of_cpu = [&](const Exactly<double>& products) {
     PartOfBatch part(grad64.size);
-    batch_sums({products, whole.labels, whole.ids, anchors, A, n.B, first, totals, grad64}, loss, kCpu);
+    const BatchSumsParams<double> p{products, whole.labels, whole.ids, anchors, A, n.B, first, totals, grad64};
+    batch_sums(p, loss, kCpu);
     part.take(totals, grad64);
     return part;
   };

@@ -107,10 +107,10 @@ void part_of_batch_round(xbn::Isa isa, const xbn::BatchLossParams<T>& batch, con
   std::copy_n(batch.dots + first * batch.B, dots.size, dots.data.get());
   if (batch.anchors != nullptr) std::copy_n(batch.anchors + first, A, chosen.data.get());
   xbn::BatchSumsParams<T> p = batch;
-  p.dots = dots, p.A = A, p.first = first, p.totals = totals, p.grad_dots = need_grad ? grad : nullptr;
+  p.dots = dots, p.A = A, p.first = first, p.totals = totals, p.grad_dots = need_grad ? static_cast<T*>(grad) : nullptr;
   if (batch.anchors != nullptr) p.anchors = chosen;
   xbn::batch_sums(p, loss, many);
-  p.totals = totals_again, p.grad_dots = need_grad ? grad_again : nullptr;
+  p.totals = totals_again, p.grad_dots = need_grad ? static_cast<T*>(grad_again) : nullptr;
   xbn::batch_sums(p, loss, one);
   require(std::memcmp(totals, totals_again, 7 * sizeof(double)) == 0, "part of a batch: totals", A, batch.B, first);
   if (need_grad && grad.size > 0)
