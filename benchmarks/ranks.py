@@ -24,6 +24,7 @@ from torch.multiprocessing.spawn import spawn
 
 import xbn_ext
 from train.cores import cores
+from xbn_ext import shared_batch_loss
 from xbn_ext.dtypes import is_narrow
 
 from . import machine
@@ -42,19 +43,23 @@ OF_SHARD = 5 * 8  # of each dimension: what the stored rows add up to, and what 
 
 
 def received(
-    ranks: int, batch: int, dim: int, itemsize: int = 4, shards: int = 1, loss: xbn_ext.PairLoss | None = None
-) -> int:
-    """Bytes that a rank receives in a step at most: of each other `batch` rows, what goes with them, totals; of each
-    other shard the own rows' sums, pass by pass, their gradient, what that is multiplied by, and the memory's sums."""
+    ranks: int, batch: int, dim: int, itemsize: int = 4, shards: int = 1, loss: xbn_ext.PairLoss | None = None,
+    divides_batch: bool = False,
+) -> int:  # fmt: skip
+    """Bytes that a rank receives in a step at most: of each other `batch` rows, what goes with them, totals; where the
+    loss of the batch against itself is divided, too, its totals and a gradient of the rank's rows; of each other shard
+    the own rows' sums, pass by pass, their gradient, what that is multiplied by, and the memory's sums."""
     passes = (loss or xbn_ext.Contrastive()).passes
     of_anchor = sum(map(len, passes)) * OF_SLOT + (len(passes) + 1) * 8 + dim * itemsize
-    of_all = (ranks - 1) * (batch * (dim * itemsize + OF_ROW) + OF_ROW + HOST + TOTALS)
+    of_batch = TOTALS + 4 * batch * dim if divides_batch else 0
+    of_all = (ranks - 1) * (batch * (dim * itemsize + OF_ROW) + OF_ROW + HOST + TOTALS + of_batch)
     return of_all + (shards - 1) * (batch * of_anchor + dim * OF_SHARD)
 
 
-def collectives(shards: int, loss: xbn_ext.PairLoss) -> int:
-    """How many a step takes: of shards two more for each pass, one of the gradient, one of the memory's sums."""
-    return COLLECTIVES + (2 * len(loss.passes) + 2 if shards > 1 else 0)
+def collectives(shards: int, loss: xbn_ext.PairLoss, divides_batch: bool = False) -> int:
+    """How many a step takes: of shards two more for each pass, one of the gradient, one of the memory's sums; two of a
+    batch whose own loss is divided."""
+    return COLLECTIVES + (2 * len(loss.passes) + 2 if shards > 1 else 0) + (2 if divides_batch else 0)
 
 
 def share(problem: Problem, ranks: int, shards: int = 1) -> Work:
@@ -66,7 +71,16 @@ def share(problem: Problem, ranks: int, shards: int = 1) -> Work:
     rewrites = not is_narrow(problem.dtype)  # a memory of 16 bits keeps its map pending
     step = work_of(replace(whole, kernel="step"), rewrites, pairs)
     theirs, own = (work_of(replace(p, kernel="loss"), False, pairs) for p in (whole, block))
-    return Work(step.flop - theirs.flop + own.flop, step.bytes - theirs.bytes + own.bytes, rewrites)
+    flop = step.flop - theirs.flop + own.flop
+    if divides_batch(problem, ranks):
+        flop -= 2 * (whole.batch - problem.batch) * whole.batch * problem.dim
+    return Work(flop, step.bytes - theirs.bytes + own.bytes, rewrites)
+
+
+def divides_batch(problem: Problem, ranks: int) -> bool:
+    """Whether GPUs would divide the loss of the batch against itself."""
+    whole = ranks * problem.batch
+    return shared_batch_loss.saved(whole, problem.batch, problem.dim) >= shared_batch_loss.LEAST_SAVED_ON_A_GPU
 
 
 def plan(problem: Problem, ranks: list[int], rates: argparse.Namespace) -> list[str]:
@@ -78,9 +92,9 @@ def plan(problem: Problem, ranks: list[int], rates: argparse.Namespace) -> list[
     table = [["W", "shards", "rows", "received MB", "exchange ms", "step ms", "memory GB"]]
     for W in ranks:
         shards = min(W, rates.shards)
-        work, loss = share(problem, W, shards), problem.pair_loss
-        number = received(W, problem.batch, problem.dim, shards=shards, loss=loss)
-        exchange = 0.0 if W == 1 else collectives(shards, loss) * rates.latency + number / rates.link
+        work, loss, divides = share(problem, W, shards), problem.pair_loss, divides_batch(problem, W)
+        number = received(W, problem.batch, problem.dim, shards=shards, loss=loss, divides_batch=divides)
+        exchange = 0.0 if W == 1 else collectives(shards, loss, divides) * rates.latency + number / rates.link
         step = max(work.flop / rates.flops, work.bytes / rates.bandwidth)
         memory = -(-problem.memory // shards) * (problem.dim * problem.dtype.itemsize + 24)
         values = (1e-6 * number, 1e3 * exchange, 1e3 * step, 1e-9 * memory)
@@ -116,8 +130,12 @@ def _rank(
         ranks.gather(lambda: xbn_ext.distributed.Batch(x, labels), shared.step, True, dict)
 
     rows = []
-    for what, least in (("each ranks its own rows", 0), ("all rank all rows", sys.maxsize)):
-        xbn_ext.shared_step.LEAST_SAVED = least
+    for what, memory, batch in (
+        ("each ranks its own rows", 0, sys.maxsize),
+        ("also against the batch", 0, 0),
+        ("all rank all rows", sys.maxsize, sys.maxsize),
+    ):
+        xbn_ext.shared_step.LEAST_SAVED, xbn_ext.shared_batch_loss.LEAST_SAVED = memory, batch
         rows.append(_row(f"{W} processes, {what}", parts, repeats, lambda x, labels: step(shared, x, labels)))
     if shards > 1:
         cut = _criterion(problem, dist.group.WORLD, shards)

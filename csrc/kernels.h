@@ -1,7 +1,7 @@
 // Every op as the glue calls it: its params, one plain struct, and its kernels, one for a CPU (cpu/NAME.cpp) and, in
 // namespace cuda, one for a GPU (cuda/NAME.cu); those of the loss are in loss/. The pointers are to memory of the
 // device that runs the op; a count is read there, so that the host does not wait for it.
-// Letters: B batch rows, M bank rows (capacity), D dimension, count filled bank rows.
+// Letters: B batch rows, A anchors of them, M bank rows (capacity), D dimension, count filled bank rows.
 // Every matrix is row-major and dense. Statistics (moments, sums, the affine map) are always double.
 #pragma once
 
@@ -159,17 +159,24 @@ MemoryLossParams<T, T> without_bank(const MemoryLossParams<T, S>& p) {
   return {p, nullptr};
 }
 
+// A rows of a batch, from its row `first` on, against all of it.
 template <typename T>
-struct BatchLossParams {
-  const T* dots;          // [B, B] of each anchor with every row of its own batch
+struct BatchSumsParams {
+  const T* dots;          // [A, B] of each anchor with every row of its own batch
   const int64_t* labels;  // [B]
   const int64_t* ids;     // [B] of samples, or null: rows of the same one (>= 0) are no pair
-  const bool* anchors;    // [B] rows that rank, or null for all of them
-  int64_t B;              //
-  bool renormalize;       // divide a row by max(norm, eps): its norm is the root of its product with itself
-  double eps;             //
-  T* loss;                // [1] out
-  T* grad_dots;           // [B, B] out, or null
+  const bool* anchors;    // [A] rows that rank, or null for all of them
+  int64_t A, B, first;    //
+  double* totals;         // [7] out: LossSum
+  T* grad_dots;           // [A, B] out, up to the averages over the anchors; or null
+};
+
+// All rows of a batch: A is B. Of `grad_dots` it has the whole, and no `totals`.
+template <typename T>
+struct BatchLossParams : BatchSumsParams<T> {
+  bool renormalize;  // divide a row by max(norm, eps): its norm is the root of its product with itself
+  double eps;        //
+  T* loss;           // [1] out
 };
 
 // What a step tells its loss of the batch, made of what the step was told. Null: is not asked for.
@@ -233,6 +240,8 @@ void memory_sums(const MemorySumsParams<T, S>& p, const LossSpec& loss, const Cp
 void settle_sums(const SettleSumsParams& p, const LossSpec& loss, const Cpu& cpu);
 template <typename T>
 void batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Cpu& cpu);
+template <typename T>
+void batch_sums(const BatchSumsParams<T>& p, const LossSpec& loss, const Cpu& cpu);
 void step_pairs(const StepPairsParams& p, const Cpu& cpu);
 template <typename T>
 void step_total(const StepTotalParams<T>& p, const Cpu& cpu);
@@ -268,6 +277,8 @@ int memory_sums(const MemorySumsParams<T, S>& p, const LossSpec& loss, const Gpu
 int settle_sums(const SettleSumsParams& p, const LossSpec& loss, const Gpu& gpu);
 template <typename T>
 int batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Gpu& gpu);
+template <typename T>
+int batch_sums(const BatchSumsParams<T>& p, const LossSpec& loss, const Gpu& gpu);
 int step_pairs(const StepPairsParams& p, const Gpu& gpu);
 template <typename T>
 int step_total(const StepTotalParams<T>& p, const Gpu& gpu);

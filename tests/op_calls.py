@@ -117,6 +117,13 @@ def batch_loss_arguments(**changes):
     return rows | options | changes
 
 
+def batch_sums_arguments(**changes):
+    arguments = batch_loss_arguments()
+    of_loss = {name: arguments[name] for name in ("labels", "ids", "anchors", "loss", "parameters")}
+    of_loss["anchors"] = of_loss["anchors"][:3]
+    return {"dots": arguments["dots"][1:4]} | of_loss | {"first": 1, "need_grad": True} | changes
+
+
 def memory_sums_arguments(**changes):
     arguments = loss_arguments()
     options = {name: arguments.pop(name) for name in ("loss", "parameters", "renormalize", "eps", "need_grad")}
@@ -187,5 +194,6 @@ ARGUMENTS = {
     "memory_sums": memory_sums_arguments,
     "settle_sums": settle_sums_arguments,
     "batch_loss": batch_loss_arguments,
+    "batch_sums": batch_sums_arguments,
     "step_": step_arguments,
 }

@@ -6,7 +6,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from xbn_ext import CrossBatchMemory, collectives, shared_step
+from xbn_ext import CrossBatchMemory, collectives, shared_batch_loss, shared_step
 from xbn_ext.state import IN_BLOCKS
 
 D, M = 8, 37
@@ -26,12 +26,18 @@ def _rank(rank, W, store, checks, shards=1):
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     files = dist.FileStore(str(store), W)
     dist.init_process_group("gloo", store=files, rank=rank, world_size=W, timeout=timedelta(seconds=SECONDS))
-    shared_step.LEAST_SAVED = 0  # each ranks its own rows, also where that is slower
+    divide(memory=True, batch=True)
     for check in checks:
         check(rank)
         dist.barrier()
     dist.destroy_process_group()
     os._exit(0)  # where threads of torch's groups are still there, an interpreter that ends can abort
+
+
+def divide(*, memory, batch):
+    """Whether each rank ranks only its own rows against the memory, and against the batch: also where it is slower."""
+    shared_step.LEAST_SAVED = 0 if memory else 1 << 62
+    shared_batch_loss.LEAST_SAVED = 0 if batch else 1 << 62
 
 
 SIZES = {  # of the parts of a batch, at a step

@@ -5,6 +5,7 @@ import itertools
 import os
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import ranks
@@ -21,6 +22,7 @@ from ranks import (
     assert_same_bits,
     assert_same_state,
     assert_same_step,
+    divide,
     launch,
 )
 from torch import nn
@@ -31,7 +33,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.ranks import collectives as number_of_collectives
 from benchmarks.ranks import received
-from xbn_ext import Contrastive, CrossBatchMemory, SupCon, collectives, shared_step
+from xbn_ext import Contrastive, CrossBatchMemory, SupCon, collectives, shared_batch_loss
+from xbn_ext.distributed import Batch
 
 STEPS = 4
 BATCHES = [
@@ -68,14 +71,26 @@ def every_loss_is_that_of_one_process(rank):
 
 def all_may_rank_all(rank):
     """Where that is faster; then the loss has the bits of one process, too."""
-    shared_step.LEAST_SAVED = 1 << 31
+    divide(memory=False, batch=False)
     for loss, batch in few(itertools.product(LOSSES.values(), BATCHES[:3])):
         alone, together = alone_and_together(loss)
         for step in range(STEPS):
             batch_of_step = Divided(step, **batch)
             assert_same_step(alone, together, batch_of_step)
             assert_same_bits(together.pairs, alone.pairs)
-    shared_step.LEAST_SAVED = 0
+    divide(memory=True, batch=True)
+
+
+def the_memory_or_the_batch_alone_may_be_divided(rank):
+    """All triplets of a memory always are ranked by all."""
+    for memory in (True, False):
+        divide(memory=memory, batch=not memory)
+        for loss, batch in few(itertools.product(LOSSES.values(), BATCHES[:3])):
+            same_steps(loss, batch, steps=3)
+        same_steps(SupCon(nn.Parameter(torch.tensor(0.2))), {"sizes": "uneven", "ids": True, "mask": True})
+        same_steps(SupCon(), {"sizes": "uneven"}, batch_weight=0.0, enqueue="before")
+        same_steps(SupCon(), {"sizes": "uneven"}, memory_weight=0.0)
+    divide(memory=True, batch=True)
 
 
 def every_way_to_keep_a_memory_is_that_of_one_process(rank):
@@ -94,7 +109,8 @@ def a_learned_temperature_gets_the_whole_gradient(rank):
     same_steps(SupCon(torch.tensor(0.2)), {"sizes": "uneven"})
     pair = alone, together = alone_and_together(SupCon(nn.Parameter(torch.tensor(0.2))))
     assert_same_step(*pair, Divided(0))
-    (x, labels, _), (own, own_labels, _) = Divided(1).whole(), Divided(1).part()
+    batch = Divided(1)
+    (x, labels, _), (own, own_labels, _) = batch.whole(), batch.part()
     for criterion in pair:
         criterion.temperature.grad = None
     alone(x, labels).backward()
@@ -103,6 +119,7 @@ def a_learned_temperature_gets_the_whole_gradient(rank):
     if rank != 1:
         value.backward()
         assert_close(together.temperature.grad, alone.temperature.grad)
+        assert_close(own.grad, dist.get_world_size() * x.grad[batch.own])
 
 
 def a_fixed_number_of_rows_is_as_good(rank):
@@ -130,6 +147,12 @@ def rows_that_are_not_finite_stay_out_of_every_copy(rank):
             batch.x[-1, 0] = torch.nan
         assert_same_step(alone, together, batch)
     assert together.count == min(M, 18 * dist.get_world_size() - 1)
+    pair = alone_and_together(Contrastive(), normalize_embeddings=False, renormalize=False)
+    batch = Divided(0, mask=True)
+    batch.x[:, 0].abs_()
+    batch.x[-1] = torch.tensor([-torch.inf, *[0] * (D - 1)])  # not normalised: all its products are -Inf, which costs 0
+    batch.labels[-1], batch.options["enqueue_mask"][-1] = 5, True
+    assert_same_step(*pair, batch)
 
 
 def evaluation_reads_and_writes_nothing(rank):
@@ -346,15 +369,16 @@ def a_rank_receives_what_the_benchmark_says(rank):
             its.append((size - 1) * t.nbytes)
             return gather(t, size, name)
 
-        def counted_exchange(t, received, sent, name, its=received_bytes):
-            its.append(t.nbytes // t.shape[0] * (sum(received) - received[rank % S]))
-            return exchange(t, received, sent, name)
+        def counted_exchange(t, sent, received, name, its=received_bytes):
+            own = received[rank % len(received)]
+            its.append(t.nbytes // t.shape[0] * (sum(received) - own))
+            return exchange(t, sent, received, name)
 
         collectives.gather, collectives.exchange = counted_gather, counted_exchange
         together(*Divided(0).part()[:2]).backward()
         collectives.gather, collectives.exchange = gather, exchange
-        assert sum(received_bytes) == received(W, 6, D, shards=S, loss=loss)
-        assert len(received_bytes) == number_of_collectives(S, loss)
+        assert sum(received_bytes) == received(W, 6, D, shards=S, loss=loss, divides_batch=True)
+        assert len(received_bytes) == number_of_collectives(S, loss, divides_batch=True)
 
 
 def copies_share_the_group(rank):
@@ -476,6 +500,7 @@ def ranks_at_different_calls_raise(rank):
 CHECKS = [
     every_loss_is_that_of_one_process,
     all_may_rank_all,
+    the_memory_or_the_batch_alone_may_be_divided,
     every_way_to_keep_a_memory_is_that_of_one_process,
     a_learned_temperature_gets_the_whole_gradient,
     a_fixed_number_of_rows_is_as_good,
@@ -530,6 +555,15 @@ def test_a_rank_that_dies_is_an_error_on_the_others(tmp_path):
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 9]
+
+
+@pytest.mark.parametrize("device, W, rows", [("cpu", 2, 1024), ("cpu", 8, 569), ("meta", 2, 2897), ("meta", 8, 1607)])
+def test_from_how_many_rows_on_a_batch_is_divided(device, W, rows):
+    """As the documentation has it. What is not a CPU counts as a GPU."""
+    for N, divides in ((rows, True), (rows - 7, False)):
+        batch = Batch(torch.empty(N, 512, device=device), torch.empty(N, device=device))
+        assert shared_batch_loss.is_worth_it(SimpleNamespace(size=W), batch) == divides
+    assert not shared_batch_loss.is_worth_it(SimpleNamespace(size=1), batch)
 
 
 def test_a_batch_size_is_of_a_group():

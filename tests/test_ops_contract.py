@@ -183,6 +183,16 @@ BAD = [
     ("batch_loss", {"ids": torch.arange(B + 1)}, r"ids must be \[B\]"),
     ("batch_loss", {"anchors": torch.ones(B)}, "anchors must be bool"),
     ("batch_loss", {"eps": 0.0}, "eps must be positive"),
+    ("batch_sums", {"dots": torch.randn(3, B + 1)}, r"dots must be \[A, B\] \(any, 5\)"),
+    ("batch_sums", {"dots": torch.tensor(1.0), "labels": torch.zeros(1, B)}, r"dots must be \[A, B\]"),
+    ("batch_sums", {"dots": torch.ones(3, B).half()}, "dots must be float32 or float64"),
+    ("batch_sums", {"labels": torch.zeros(B)}, "labels must be int64"),
+    ("batch_sums", {"ids": torch.arange(3)}, r"ids must be \[B\]"),
+    ("batch_sums", {"anchors": torch.ones(B) > 0}, r"anchors must be \[A\] \(3\)"),
+    ("batch_sums", {"anchors": torch.ones(3)}, "anchors must be bool"),
+    ("batch_sums", {"first": -1}, r"first must be within \[0, B - A\] = \[0, 2\], got -1"),
+    ("batch_sums", {"first": 3}, "first must be within"),
+    ("batch_sums", {"dots": torch.randn(B + 1, B), "anchors": None, "first": 0}, "first must be within"),
     ("memory_sums", {"z": torch.randn(B, D + 1)}, r"bank must be \[M, D\]"),
     ("memory_sums", {"count": torch.tensor(M + 1)}, "count must be within"),
     ("memory_sums", {"given": torch.zeros(B, dtype=f64)}, "given is for all passes but the first"),
@@ -204,7 +214,7 @@ BAD = [
 # What is wrong with a loss, every op that takes one says of itself.
 BAD += [
     (op, change, message)
-    for op in ("transform_memory_loss_", "batch_loss", "memory_sums", "settle_sums")
+    for op in ("transform_memory_loss_", "batch_loss", "batch_sums", "memory_sums", "settle_sums")
     for name, change, message in BAD
     if name == "memory_loss" and ("loss" in change or "parameters" in change)
 ]

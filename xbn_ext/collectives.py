@@ -83,9 +83,9 @@ def gather(t: Tensor, size: int, group_name: str) -> Tensor:
     return collective.wait_tensor(gathered)  # type: ignore[no-any-return]
 
 
-def exchange(t: Tensor, received: Sequence[int], sent: Sequence[int], group_name: str) -> Tensor:
-    """Sends `sent[0]` rows of a tensor to the first rank of a group, the next `sent[1]` to the second, …; and returns
-    those that come from the first, `received[0]`, the second, …. It has no derivative."""
+def exchange(t: Tensor, sent: Sequence[int], received: Sequence[int], group_name: str) -> Tensor:
+    """Of t so many rows are for each rank, in their order; returns those of all ranks for this one, in their order.
+    Without a derivative, as `gather`."""
     collective = torch.ops._c10d_functional
     rows = collective.all_to_all_single(t.detach().contiguous(), list(received), list(sent), group_name)
     return collective.wait_tensor(rows)  # type: ignore[no-any-return]

@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     mask: Tensor | None = None  # [B] bool
     ids: Tensor | None = None  # [B] int64
     sizes: tuple[int, ...] = ()  # of the parts that ranks have of it
-    learns: bool = True  # whether a rank asks for a gradient
+    learns: bool = True  # whether a rank may ask for a gradient
 
 
 class Told(NamedTuple):
@@ -115,6 +115,8 @@ class Ranks:
         call = 4 * training + 2 * told.masked + told.identified
         if self.shards.size > 1:  # a gradient is of all blocks
             call += 8 * told.learns
+        else:  # any rank may ask for one
+            told = told._replace(learns=True)
         return self._exchange(batch, [told] * self.size, step, call)
 
     def rounds(self, batches: Iterator[Batch], like: Batch, step: Tensor) -> Iterator[Batch]:
@@ -128,6 +130,13 @@ class Ranks:
     def total(self, t: Tensor) -> Tensor:
         """The sum over all ranks, the same bits on each."""
         return collectives.gather(t, self.size, self._name).sum(0)
+
+    def total_of_own(self, t: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Of `t [N, D]` this rank's rows, summed over all ranks; `sizes` are those of the batch. The same bits every
+        run."""
+        own = sizes[self.rank]
+        received = collectives.exchange(t, sizes, [own] * self.size, self._name)
+        return received.view(self.size, own, *t.shape[1:]).sum(0)
 
     def _tell(
         self, check: Callable[[], Batch], options: Mapping[str, Any], ended: Batch | None = None

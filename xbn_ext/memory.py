@@ -257,7 +257,7 @@ class CrossBatchMemory(MemoryState):
 
         ranks = self._ranks
         batch = check() if ranks is None else ranks.gather(check, self.step, self.training, self._options)
-        x, y, mask, sample = batch[:4]
+        x, y, mask, sample, *_ = batch
         x = x if x.dtype == torch.float64 else x.float()
         options: Any = {
             "normalize_embeddings": self.normalize_embeddings, "renormalize": self.renormalize,
@@ -266,7 +266,7 @@ class CrossBatchMemory(MemoryState):
         }  # fmt: skip
         if self.training:
             options |= {"filter": self.filter, "update": self.update, "enqueue": self.enqueue}
-        if ranks is not None and shared_step.is_worth_it(ranks, batch, self.bank, self._loss):
+        if ranks is not None and shared_step.is_worth_it(ranks, batch, self.bank, self._loss, self.batch_weight):
             of_ranks = shared_step.step_ if self.training else shared_step.loss_of
             return of_ranks(ranks, self, batch._replace(embeddings=x), self.loss, **options)
         alone = ops.step_ if self.training else ops.loss_of

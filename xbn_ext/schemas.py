@@ -1,4 +1,4 @@
-"""Every op of xbn_ext. Letters: B batch rows, M bank rows (capacity), D dimension.
+"""Every op of xbn_ext. Letters: B batch rows, A anchors of them, M bank rows (capacity), D dimension.
 
   normalize    x [B, D] -> z [B, D], its rows divided by max(norm, eps), and their norms [B]; normalize_backward gives
                dLoss/dx from dLoss/dz
@@ -16,6 +16,8 @@
                what each part's gradient is multiplied by, [n, 2, B], and the sums over the anchors, [7]
   batch_loss   z against the other rows of its batch, from dots [B, B] = z z^T -> loss [], dLoss/ddots [B, B]
                ([0, B] unless need_grad)
+  batch_sums   some rows of a batch against all of it, from dots [A, B] -> what these A anchors add to the sums of the
+               loss, [7], and the derivative by dots, [A, B] ([0, B] unless need_grad), up to the averages
   step_        a training step of the memory: all of the above in turn -> loss [], dLoss/dx [B, D] ([0, D] unless
                need_grad), or by `sides` [2 B, D] if these are given: anchors and rows that differ by a temperature
 
@@ -51,6 +53,8 @@ SCHEMAS = (
     "(Tensor given, Tensor scale, Tensor totals)",
     "batch_loss(Tensor dots, Tensor labels, Tensor? ids, Tensor? anchors, str loss, float[] parameters, "
     "bool renormalize, float eps, bool need_grad) -> (Tensor loss, Tensor grad_dots)",
+    "batch_sums(Tensor dots, Tensor labels, Tensor? ids, Tensor? anchors, str loss, float[] parameters, int first, "
+    "bool need_grad) -> (Tensor totals, Tensor grad_dots)",
     "step_(Tensor(a!) bank, Tensor(b!) bank_labels, Tensor(c!) bank_ids, Tensor(d!) bank_steps, Tensor(e!) sums, "
     "Tensor(f!) head, Tensor(g!) count, Tensor(h!) scale, Tensor(i!) shift, Tensor(j!) target_mean, "
     "Tensor(k!) target_std, Tensor(l!) variance, Tensor(m!) step, Tensor(n!)? pairs, Tensor(o!)? drift_stats, "

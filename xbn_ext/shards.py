@@ -50,7 +50,7 @@ class Shards:
         of the line, which have `sizes`."""
         if self.size == 1:
             return t[None]
-        received = collectives.exchange(t, [sizes[self.place]] * self.size, sizes, self._name)
+        received = collectives.exchange(t, sizes, [sizes[self.place]] * self.size, self._name)
         return received.view(self.size, sizes[self.place], *t.shape[1:])
 
     def to_shards(self, t: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -58,7 +58,7 @@ class Shards:
         to each shard of the own ones."""
         if self.size == 1:
             return t[0]
-        return collectives.exchange(t.flatten(0, 1), sizes, [sizes[self.place]] * self.size, self._name)
+        return collectives.exchange(t.flatten(0, 1), [sizes[self.place]] * self.size, sizes, self._name)
 
     def gather(self, t: Tensor) -> Tensor:
         """`[S, …]` what each shard has."""

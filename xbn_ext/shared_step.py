@@ -1,16 +1,18 @@
-"""The step of a memory that several ranks have in common. Each ranks its own rows of the batch against the memory; or
-those of all that hold the memory between them against its block. The sums over all anchors are exchanged; everything
-else it does for the whole batch, as one process would."""
+"""The step of a memory that several ranks have in common. Each ranks its own rows against the memory, or those of all
+that hold the memory between them against its block; and its own rows against the batch, if that is faster
+(`shared_batch_loss.py`). The sums over all anchors are exchanged; everything else it does for the whole batch, as one
+process would."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from . import ops
+from . import ops, shared_batch_loss
 from ._autograd import needs_grad, with_gradient, without_autocast
 from .distributed import Batch, Ranks
 from .filter import Filter
@@ -29,9 +31,15 @@ RANKS_ON_A_GPU_WITH_SCREEN = 16
 LEAST_SAVED = 1 << 31  # multiply-adds of a rank
 
 
-def is_worth_it(ranks: Ranks, batch: Batch, bank: Tensor, loss: PairLoss) -> bool:
-    """Whether it is faster that each ranks its own rows than that all rank all, by `ops.step_`; or there is no other
-    way, since none has all of the memory. The same on all."""
+def is_worth_it(ranks: Ranks, batch: Batch, bank: Tensor, loss: PairLoss, batch_weight: float) -> bool:
+    """Whether it is faster that each ranks its own rows, against the memory or the batch, than that all rank all, by
+    `ops.step_`; or there is no other way. The same on all."""
+    divides_batch = batch_weight != 0 and shared_batch_loss.is_worth_it(ranks, batch)
+    return divides_batch or _divides_memory(ranks, batch, bank, loss)
+
+
+def _divides_memory(ranks: Ranks, batch: Batch, bank: Tensor, loss: PairLoss) -> bool:
+    """Whether it is faster that each ranks its own rows against the memory; or none has all of it. The same on all."""
     if ranks.shards.size > 1:
         return True
     if not loss.passes:
@@ -58,7 +66,6 @@ def step_(
 
     Args:
         batch: of all ranks, its embeddings float32 or float64.
-        loss: any that has `passes`.
         options: those of `loss_of`.
     """
     with without_autocast(batch.embeddings.device.type):
@@ -103,7 +110,7 @@ def _losses(
 ) -> Tensor:  # fmt: skip
     """As `ops.losses_of`; pairs `[2]` is written if there is a loss against the memory."""
 
-    def against(z: Tensor, given: LossOptions) -> Tensor:
+    def of_own(z: Tensor, given: LossOptions) -> tuple[Tensor, Tensor]:
         line = ranks.line(batch)
         for name in ("anchors", "exclude"):
             of_all = given.get(name)
@@ -114,12 +121,24 @@ def _losses(
             given["exclude"] = exclude - memory._first
         if count is not None:
             given["count"] = memory._stored(count)
-        value, counted = memory_loss(ranks, z, batch, memory, loss, given)
+        return memory_loss(ranks, z, batch, memory, loss, given)
+
+    def against(z: Tensor, given: LossOptions) -> Tensor:
+        if _divides_memory(ranks, batch, memory.bank, loss):
+            value, counted = of_own(z, given)
+        else:
+            bank = (memory.bank, memory.bank_labels)
+            value, counted = ops.memory_loss_and_pairs(z, batch.labels, *bank, loss, **given)
         if pairs is not None:
             pairs.copy_(counted)
         return value
 
-    return ops.losses_of(memory, z, batch.labels, loss, against, mask=batch.mask, ids=batch.ids, slots=slots, **options)
+    against_itself = ops.batch_loss
+    if shared_batch_loss.is_worth_it(ranks, batch):
+        against_itself = partial(shared_batch_loss.batch_loss, ranks, batch, memory.temperature)
+    return ops.losses_of(
+        memory, z, batch.labels, loss, against, against_itself, mask=batch.mask, ids=batch.ids, slots=slots, **options
+    )
 
 
 def memory_loss(

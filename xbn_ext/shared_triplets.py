@@ -19,6 +19,7 @@ from .shards import Shards
 class _OfShards(AllTriplets):
     def __init__(self, loss: Triplet, z: Tensor, anchors: Tensor | None, shards: Shards) -> None:
         super().__init__(loss, z, anchors)
+        self.averages = False
         self.shards, self.settles = shards, shards.place == 0
 
     def most(self, positives: Tensor) -> int:
@@ -41,9 +42,6 @@ def triplet_sums(
     anchors = arguments["anchors"]
     similarities = BankSimilarities(z, labels, memory.bank, memory.bank_labels, **arguments)
     pairs = _OfShards(loss, similarities.grad, anchors, shards)
-    pairs.add_up(similarities, need_grad)
-    ranking = z.new_full((), len(z)) if anchors is None else anchors.sum()
-    none, (positives, negatives) = torch.zeros_like(pairs.value), pairs.counts
-    of_line = ranking.double() if pairs.settles else none
-    totals = torch.stack([pairs.value, none, pairs.triplets, none, of_line, positives, negatives])
-    return totals, similarities.gradient()
+    pairs.run(similarities, need_grad)
+    ranking = pairs.number_of_anchors() * pairs.settles
+    return torch.cat([pairs.value, pairs.number, ranking[None], pairs.counts]), similarities.gradient()

@@ -83,9 +83,9 @@ class Contract {
     shape(name, t, words, {n});
     dtype(name, t, ScalarType::Long, "int64");
   }
-  void rows_mask(const char* name, const OptionalTensor& t, int64_t B) const {
+  void rows_mask(const char* name, const OptionalTensor& t, int64_t n, const char* words = "[B]") const {
     if (!t) return;
-    shape(name, *t, "[B]", {B});
+    shape(name, *t, words, {n});
     dtype(name, *t, ScalarType::Bool, "bool");
   }
   // State of the memory: float64 or int64, written in place.

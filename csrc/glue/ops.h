@@ -29,5 +29,6 @@
     m.impl("memory_sums", TORCH_BOX(&xbn::glue::memory_sums<Device>));                      \
     m.impl("settle_sums", TORCH_BOX(&xbn::glue::settle_sums<Device>));                      \
     m.impl("batch_loss", TORCH_BOX(&xbn::glue::batch_loss<Device>));                        \
+    m.impl("batch_sums", TORCH_BOX(&xbn::glue::batch_sums<Device>));                        \
     m.impl("step_", TORCH_BOX(&xbn::glue::step<Device>));                                   \
   } while (false)

@@ -158,7 +158,7 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
     case LossKind::contrastive:
       for (int slot = 0; slot < kSlots; ++slot) {
         r.value[slot] = sums[slot].value;
-        r.count[slot] = loss.mean ? 1 : sums[slot].pairs;
+        r.count[slot] = !loss.mean ? sums[slot].pairs : slot == 0 ? 1 : 0;
         r.factor[slot] = 1;
       }
       // In one slot, weights are 1 for negatives and -1 for positives.

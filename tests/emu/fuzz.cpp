@@ -259,6 +259,55 @@ void step_round(const Sizes& n) {
   require(*ranked == *ranked64, "step_pairs differs", n.B, n.M, n.D);
 }
 
+// What some rows of a batch add to its loss: values and counts apart, so that neither is small beside the other.
+struct PartOfBatch {
+  explicit PartOfBatch(int64_t dots) : grad(dots) {}
+
+  template <typename T>
+  void take(const double* totals, const Exactly<T>& its_grad) {
+    std::copy_n(totals, kSlots, value.data.get());
+    std::copy_n(totals + kSlots, counts.size, counts.data.get());
+    grad = doubles(its_grad);
+  }
+  bool is_close(const PartOfBatch& truth, double tolerance) const {
+    return difference(value, truth.value, 1) <= tolerance && difference(counts, truth.counts) == 0 &&
+           difference(grad, truth.grad, 1) <= tolerance;
+  }
+
+  Exactly<double> value{kSlots}, counts{5}, grad;
+};
+
+// Some rows of the batch whose loss has just been compared.
+template <typename T>
+void part_of_batch_round(const Sizes& n, const BatchSumsParams<double>& whole, const Exactly<T>& dots_of_all,
+                         const LossSpec& loss, double tolerance) {
+  const int64_t A = up_to(n.B), first = up_to(n.B - A);
+  const Exactly<T> dots(A * n.B), grad = sevens<T>(A * n.B);
+  const Exactly<double> totals(7), grad64(A * n.B);
+  const Exactly<bool> chosen(A);
+  std::copy_n(dots_of_all.data.get() + first * n.B, dots.size, dots.data.get());
+  if (whole.anchors != nullptr) std::copy_n(whole.anchors + first, A, chosen.data.get());
+  const bool* const anchors = whole.anchors != nullptr ? static_cast<bool*>(chosen) : nullptr;
+  const auto of_cpu = [&](const Exactly<double>& products) {
+    PartOfBatch part(grad64.size);
+    const BatchSumsParams<double> p{products, whole.labels, whole.ids, anchors, A, n.B, first, totals, grad64};
+    batch_sums(p, loss, kCpu);
+    part.take(totals, grad64);
+    return part;
+  };
+  const Exactly<double> dots64 = doubles(dots);
+  const PartOfBatch truth = of_cpu(dots64);
+  for (const double touch : {30 * kUnit<T>, -30 * kUnit<T>})
+    if (!of_cpu(touched(dots64, touch)).is_close(truth, tolerance)) return;
+  for (T* const grad_dots : {static_cast<T*>(grad), static_cast<T*>(nullptr)}) {
+    const BatchSumsParams<T> p{dots, whole.labels, whole.ids, anchors, A, n.B, first, totals, grad_dots};
+    launch([&](const cuda::Gpu& gpu) { return cuda::batch_sums(p, loss, gpu); });
+    PartOfBatch part(grad.size);
+    part.take(totals, grad);
+    require(part.is_close(truth, tolerance), "batch_sums", A, n.B, first);
+  }
+}
+
 // The loss of a batch against itself. False: it could not be compared.
 template <typename T>
 bool batch_round(const Sizes& n, const LossSpec& loss) {
@@ -271,8 +320,8 @@ bool batch_round(const Sizes& n, const LossSpec& loss) {
   const Exactly<int64_t> ids = labels(n.B, 9);
   const Exactly<bool> chosen = mask(n.B);
   const Exactly<double> value64(1), grad64(n.B * n.B);
-  const BatchLossParams<double> p64{dots64, y,       sometimes(ids), sometimes(chosen), n.B, up_to(1) == 1,
-                                    1e-6,   value64, grad64};
+  const BatchLossParams<double> p64{
+      {dots64, y, sometimes(ids), sometimes(chosen), n.B, n.B, 0, nullptr, grad64}, up_to(1) == 1, 1e-6, value64};
   batch_loss(p64, loss, kCpu);
   const double tolerance = 1000 * unit * (loss.kind == LossKind::contrastive ? 1 : 20);
   for (const double touch : {30 * unit, -30 * unit}) {  // as for the memory below
@@ -285,11 +334,13 @@ bool batch_round(const Sizes& n, const LossSpec& loss) {
   const Exactly<T> value(1), grad(n.B * n.B);
   std::fill(grad.data.get(), grad.data.get() + grad.size, static_cast<T>(7));
   for (T* const grad_dots : {static_cast<T*>(grad), static_cast<T*>(nullptr)}) {
-    const BatchLossParams<T> p{dots, y, p64.ids, p64.anchors, n.B, p64.renormalize, 1e-6, value, grad_dots};
+    const BatchLossParams<T> p{
+        {dots, y, p64.ids, p64.anchors, n.B, n.B, 0, nullptr, grad_dots}, p64.renormalize, 1e-6, value};
     launch([&](const cuda::Gpu& gpu) { return cuda::batch_loss(p, loss, gpu); });
     close("batch_loss", difference(value, value64, 1), tolerance, n);
   }
   close("batch_loss, gradient", difference(grad, grad64, 1e-3), tolerance, n);
+  part_of_batch_round(n, p64, dots, loss, tolerance);
   return true;
 }
 

@@ -95,6 +95,30 @@ void step_round(xbn::Isa isa, const Exactly<T>& batch, int64_t B, int64_t D) {
   add_to_sum(grad);
 }
 
+// Some rows of a batch against all of it.
+template <typename T>
+void part_of_batch_round(xbn::Isa isa, const xbn::BatchLossParams<T>& batch, const xbn::LossSpec& loss,
+                         bool need_grad) {
+  const xbn::Cpu one{isa, serial}, many{isa, threaded};
+  const int64_t A = up_to(batch.B), first = up_to(batch.B - A);
+  const Exactly<T> dots(A * batch.B), grad(A * batch.B), grad_again(A * batch.B);
+  const Exactly<double> totals(7), totals_again(7);
+  const Exactly<bool> chosen(A);
+  std::copy_n(batch.dots + first * batch.B, dots.size, dots.data.get());
+  if (batch.anchors != nullptr) std::copy_n(batch.anchors + first, A, chosen.data.get());
+  xbn::BatchSumsParams<T> p = batch;
+  p.dots = dots, p.A = A, p.first = first, p.totals = totals, p.grad_dots = need_grad ? static_cast<T*>(grad) : nullptr;
+  if (batch.anchors != nullptr) p.anchors = chosen;
+  xbn::batch_sums(p, loss, many);
+  p.totals = totals_again, p.grad_dots = need_grad ? static_cast<T*>(grad_again) : nullptr;
+  xbn::batch_sums(p, loss, one);
+  require(std::memcmp(totals, totals_again, 7 * sizeof(double)) == 0, "part of a batch: totals", A, batch.B, first);
+  if (need_grad && grad.size > 0)
+    require(std::memcmp(grad, grad_again, grad.size * sizeof(T)) == 0, "part of a batch: gradient", A, batch.B, first);
+  add_to_sum(totals);
+  add_to_sum(grad);
+}
+
 // One pass through all ops on a memory of random shape and fill.
 template <typename T, typename S>
 void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
@@ -214,15 +238,9 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
 
   const Exactly<T> dots = normal<T>(B * B), grad_dots(B * B), grad_dots_again(B * B);
   for (int64_t i = 0; i < B; ++i) dots[i * B + i] = std::fabs(dots[i * B + i]);
-  xbn::BatchLossParams<T> batch{.dots = dots,
-                                .labels = y,
-                                .ids = sometimes(ids),
-                                .anchors = p.anchors,
-                                .B = B,
-                                .renormalize = p.renormalize,
-                                .eps = 1e-6,
-                                .loss = value,
-                                .grad_dots = nullptr};
+  xbn::BatchLossParams<T> batch{};
+  batch.dots = dots, batch.labels = y, batch.ids = sometimes(ids), batch.anchors = p.anchors;
+  batch.A = B, batch.B = B, batch.renormalize = p.renormalize, batch.eps = 1e-6, batch.loss = value;
   if (need_grad) batch.grad_dots = grad_dots;
   xbn::batch_loss(batch, loss, many);
   batch.loss = value_again;
@@ -233,6 +251,7 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
     require(std::memcmp(grad_dots, grad_dots_again, B * B * sizeof(T)) == 0, "batch: gradient differs", B, M, D);
   add_to_sum(value);
   add_to_sum(grad_dots);
+  part_of_batch_round(isa, batch, loss, need_grad);
 }
 
 // There is work for many threads, whatever the shape.

@@ -133,6 +133,7 @@ def run_ops(module: ModuleType, device: str) -> dict[str, list[Tensor]]:
     results["transform_memory_loss_"] = state(loss, *torch.autograd.grad(loss, z), pairs)
     loss = module.batch_loss(z, labels, Contrastive())
     results["batch_loss"] = state(loss, *torch.autograd.grad(loss, z))
+    results["batch_sums"] = state(*module.batch_sums((z @ z.T).detach()[1:], labels, Contrastive(), first=1))
     sums, grads = module.memory_sums(z, labels, m.bank, m.bank_labels, Contrastive(), count=m.count)
     results["memory_sums"] = state(sums, grads)
     results["settle_sums"] = state(*module.settle_sums(sums[None], Contrastive(), 1))

@@ -1,5 +1,6 @@
-"""A loss against a bank in parts (`csrc/glue/memory_sums.h`): each part adds up what it has for each anchor, pass by
-pass; the sums of all parts settle the loss, and what the gradient of each is multiplied by."""
+"""A loss in parts. Of a bank (`csrc/glue/memory_sums.h`): each part adds up what it has for each anchor, pass by pass;
+the sums of all parts settle the loss, and what the gradient of each is multiplied by. Of a batch against itself
+(`csrc/glue/batch_loss.h`) in parts of its anchors: each has met all rows, and their totals are only to be added."""
 
 from __future__ import annotations
 
@@ -94,3 +95,53 @@ def settle_sums(
 def _(parts: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     n, slots, B, _ = parts.shape
     return parts.new_empty(B), parts.new_empty(n, slots, B), parts.new_empty(7)
+
+
+def batch_sums(
+    dots: Tensor,
+    labels: Tensor,
+    loss: PairLoss,
+    *,
+    first: int = 0,
+    ids: Tensor | None = None,
+    anchors: Tensor | None = None,
+    need_grad: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """What some rows of a batch add to `batch_loss` of the whole.
+
+    Args:
+        dots: `[A, B]` float32 or float64, the similarity of each of these rows with every row of the batch.
+        labels: `[B]` int64, of the batch.
+        loss: which loss; its temperature is a number.
+        first: number of the first of these rows in the batch. None is paired with itself.
+        ids: `[B]` int64 sample ids: rows with the same id (>= 0) are not paired.
+        anchors: `[A]` bool, those of the rows that rank; None: all.
+        need_grad: False leaves out the second result.
+
+    Returns:
+        totals `[7]` float64, those of `settle_sums`, which add up over the parts of a batch; and `[A, B]` the
+        derivative of its `value` by dots. That of the loss is this times the average of the pair's group, `1 /
+        max(count, 1)` of the whole batch: Contrastive with "avg_nonzero" has its negatives in the first group and its
+        positives in the second, the other losses have all in the first. Of a row whose product with itself is not
+        finite all similarities are NaN. Neither result has a derivative.
+
+    Raises:
+        RuntimeError: an argument is not as above, naming it.
+        TypeError: no such loss.
+    """
+    check_loss("batch_sums", loss)
+    arguments: dict[str, Any] = {
+        "dots": dots.detach(),
+        "labels": labels,
+        "ids": ids,
+        "anchors": anchors,
+        "first": first,
+    }
+    arguments.update(loss=loss.kind, parameters=loss.parameters, need_grad=need_grad)
+    return call("batch_sums", arguments)  # type: ignore[no-any-return]
+
+
+@fake("batch_sums")
+def _(dots: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    A, B = dots.shape
+    return dots.new_empty(7, dtype=torch.float64), dots.new_empty(A if args[-1] else 0, B)

@@ -122,6 +122,7 @@ def losses_of(
     labels: Tensor,
     loss: PairLoss,
     against: Callable[[Tensor, LossOptions], Tensor],
+    against_itself: Callable[..., Tensor] = batch_loss,
     *,
     mask: Tensor | None,
     ids: Tensor | None,
@@ -136,11 +137,12 @@ def losses_of(
 
     Args:
         against: the loss against the memory, from z and what it is to be told.
+        against_itself: that of the batch, with the arguments of `batch_loss`.
         slots: `[B]` where the rows have been stored, -1 for nowhere; None: nowhere.
     """
     anchors, values = None if mask is None else ~mask, []
     if batch_weight != 0:
-        own = batch_loss(z, labels, loss, ids=ids, anchors=anchors, renormalize=renormalize, eps=eps)
+        own = against_itself(z, labels, loss, ids=ids, anchors=anchors, renormalize=renormalize, eps=eps)
         values.append(batch_weight * own)
     if memory_weight != 0:
         # No rows are visible while warming up: decided on the device, so nothing waits.

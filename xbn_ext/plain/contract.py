@@ -73,9 +73,9 @@ class Contract:
         self.shape(name, t, words, (n,))
         self.dtype(name, t, torch.int64, "int64")
 
-    def rows_mask(self, name: str, t: Tensor | None, B: int) -> None:
+    def rows_mask(self, name: str, t: Tensor | None, n: int, words: str = "[B]") -> None:
         if t is not None:
-            self.shape(name, t, "[B]", (B,))
+            self.shape(name, t, words, (n,))
             self.dtype(name, t, torch.bool, "bool")
 
     def statistic(self, name: str, t: Tensor, words: str, sizes: Sequence[int | None]) -> None:

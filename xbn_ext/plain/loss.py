@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..losses import KINDS, PairLoss
 from .contract import check
 from .losses import BY_KIND
-from .pairs import Similarities
+from .pairs import Pairs, Similarities
 
 
 def parse_loss(op: str, kind: str, parameters: Sequence[float]) -> PairLoss:
@@ -30,6 +32,20 @@ def parse_loss(op: str, kind: str, parameters: Sequence[float]) -> PairLoss:
 def loss_of(similarities: Similarities, loss: PairLoss, need_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, its gradient `[B, n]` (`[0, n]` unless `need_grad`) and pairs `[2]` per anchor."""
     pairs = BY_KIND[loss.kind](loss, similarities.grad, similarities.anchors)
+    grad = _gradient(pairs, similarities, need_grad)
+    value = (pairs.value / pairs.number.clamp(min=1)).sum()
+    return value.to(grad.dtype), grad, pairs.counts / pairs.number_of_anchors().clamp(min=1)
+
+
+def totals_of(similarities: Similarities, loss: PairLoss, need_grad: bool) -> tuple[Tensor, Tensor]:
+    """What the loss is made of, `[7]` as `settle_sums` has it, and the gradient up to the averages."""
+    pairs = BY_KIND[loss.kind](loss, similarities.grad, similarities.anchors)
+    pairs.averages = False
+    grad = _gradient(pairs, similarities, need_grad)
+    return torch.cat([pairs.value, pairs.number, pairs.number_of_anchors()[None], pairs.counts]), grad
+
+
+def _gradient(pairs: Pairs[Any], similarities: Similarities, need_grad: bool) -> Tensor:
+    """Runs the loss."""
     pairs.run(similarities, need_grad)
-    grad = similarities.gradient() if need_grad else similarities.grad.new_empty((0, similarities.grad.shape[1]))
-    return pairs.value.to(grad.dtype), grad, pairs.counts / pairs.number_of_anchors()
+    return similarities.gradient() if need_grad else similarities.grad.new_empty((0, similarities.grad.shape[1]))

@@ -20,8 +20,8 @@ class ContrastivePairs(Pairs[Contrastive]):
 
     def __init__(self, loss: Contrastive, z: Tensor, anchors: Tensor | None) -> None:
         super().__init__(loss, z, anchors)
-        self.sums = torch.zeros_like(self.counts)  # of positives, of negatives
         self.per_anchor = loss.reduction == "mean"
+        self.groups = [0, 0 if self.per_anchor else 1]  # of negatives, of positives
         if not self.per_anchor:
             self.looks = [self.look]
 
@@ -33,18 +33,22 @@ class ContrastivePairs(Pairs[Contrastive]):
         positive, negative = self.paying(chunk)
         pull = torch.where(positive, self.loss.pos_margin - chunk.s, 0).sum()
         push = torch.where(negative, chunk.s - self.loss.neg_margin, 0).sum()
-        self.sums += torch.stack([pull, push])
+        for group, cost in zip(self.groups, (push, pull), strict=True):
+            self.value[group] += cost
         self.count(positive, negative)
 
     def finish(self) -> None:
-        self.averages = self.number_of_anchors().expand(2) if self.per_anchor else self.counts.clamp(min=1)
+        if self.per_anchor:
+            self.number[0] = self.number_of_anchors()
+        else:
+            self.number = self.counts.flip(0)
 
     def weigh(self, chunk: Chunk) -> Tensor:
         if self.per_anchor:
             self.look(chunk)
-        self.value = (self.sums / self.averages).sum()
         positive, negative = self.paying(chunk)
-        pull, push = (1 / self.averages).to(self.dtype)
+        shares = self.shares().to(self.dtype)
+        push, pull = (shares[group] for group in self.groups)
         return torch.where(negative, push, 0) - torch.where(positive, pull, 0)
 
 
@@ -66,10 +70,10 @@ class SupConPairs(Pairs[SupCon]):
         self.count(self.positives, self.negatives)
         some = self.positives > 0
         paying = some & (self.positives + self.negatives > 1)  # an only pair costs nothing
-        average = self.at_least_one(paying.sum())
         of_each = self.positives.clamp(min=1)
-        self.value = torch.where(some, self.lse.value - self.sums / of_each, 0).sum() / average
-        self.share = torch.where(some, 1 / (average * self.loss.temperature), 0)
+        self.value[0] = torch.where(some, self.lse.value - self.sums / of_each, 0).sum()
+        self.number[0] = paying.sum()
+        self.share = torch.where(some, self.shares()[0] / self.loss.temperature, 0)
         self.pull = self.share / of_each
 
     def weigh(self, chunk: Chunk) -> Tensor:
@@ -101,9 +105,8 @@ class NTXentPairs(Pairs[NTXent]):
         self.share += torch.where(chunk.positive, gap.sigmoid(), 0).sum(1)
 
     def finish(self) -> None:
-        average = self.at_least_one(self.counts[0])
-        self.value = self.cost.sum() / average
-        self.scale = (1 / (average * self.loss.temperature)).to(self.dtype)
+        self.value[0], self.number[0] = self.cost.sum(), self.counts[0]
+        self.scale = (self.shares()[0] / self.loss.temperature).to(self.dtype)
 
     def weigh(self, chunk: Chunk) -> Tensor:
         gap = self.gap(chunk)
@@ -140,15 +143,15 @@ class MultiSimilarityPairs(Pairs[MultiSimilarity]):
 
     def finish(self) -> None:
         self.pull, self.push = softplus(self.pulls.value), softplus(self.pushes.value)
-        self.average = self.number_of_anchors()
-        self.value = (self.pull / self.loss.alpha + self.push / self.loss.beta).sum() / self.average
+        self.value[0] = (self.pull / self.loss.alpha + self.push / self.loss.beta).sum()
+        self.number[0] = self.number_of_anchors()
 
     def weigh(self, chunk: Chunk) -> Tensor:
         positive, negative = self.kept(chunk)
         pull, push = self.exponents(chunk.s)
         pull.sub_(self.narrow(self.pull)).exp_().masked_fill_(~positive, 0)
         push.sub_(self.narrow(self.push)).exp_().masked_fill_(~negative, 0)
-        return push.sub_(pull).div_(self.average.to(self.dtype))
+        return push.sub_(pull).mul_(self.shares()[0].to(self.dtype))
 
 
 class CirclePairs(Pairs[Circle]):
@@ -176,10 +179,9 @@ class CirclePairs(Pairs[Circle]):
     def finish(self) -> None:
         both = (self.positives > 0) & (self.negatives > 0)
         self.count(self.positives * both, self.negatives * both)
-        average = self.at_least_one(both.sum())
         x = torch.where(both, self.pulls.value + self.pushes.value, -torch.inf)
-        self.value = softplus(x).sum() / average
-        self.share = x.sigmoid() / average
+        self.value[0], self.number[0] = softplus(x).sum(), both.sum()
+        self.share = x.sigmoid() * self.shares()[0]
 
     def weigh(self, chunk: Chunk) -> Tensor:
         weights = []
@@ -212,12 +214,11 @@ class HardestTriplets(Pairs[Triplet]):
         hardest, both = self.hardest, self.has_positive & self.has_negative
         cost = torch.where(both, hardest.negative - hardest.positive + self.loss.margin, 0).relu()
         paying = ~(cost <= 0)
-        average = self.at_least_one(paying.sum())
-        self.value = cost.double().sum() / average
+        self.value[0], self.number[0] = cost.double().sum(), paying.sum()
         self.count(paying, paying)
         if need_grad:
             of_rows = paying & (hardest.positive_row >= 0) & (hardest.negative_row >= 0)
-            share = (1 / average).to(self.dtype).expand(self.B)
+            share = self.shares()[0].to(self.dtype).expand(self.B)
             for row, weight in ((hardest.negative_row, share), (hardest.positive_row, -share)):
                 # No row, and not a weight of 0: 0 times a row that is NaN would be NaN.
                 similarities.add_columns(torch.where(of_rows, row, -1), weight)

@@ -60,15 +60,17 @@ L = TypeVar("L", bound=PairLoss)
 class Pairs(Generic[L]):
     """A loss over the anchors `[B]` (None: all) of z; only the length, dtype and device of z are used.
 
-    Sums are float64 on the device of z. After `run`, `value []` is the loss and `counts [2]` how many positives and
-    negatives have a weight."""
+    Sums are float64 on the device of z. After `run`, `value [2]` is what the two groups of pairs cost, `number [2]`
+    what that is divided by, if it is not 0, and the loss the sum of the quotients; `counts [2]` is how many positives
+    and negatives have a weight. Where `averages` is set to False, weights are the derivative of what the pairs cost.
+    """
 
     def __init__(self, loss: L, z: Tensor, anchors: Tensor | None) -> None:
-        self.loss = loss
+        self.loss, self.averages = loss, True
         self.B, self.dtype = len(z), z.dtype
         self.anchors = anchors
-        self.value = z.new_zeros((), dtype=torch.float64)
-        self.counts = z.new_zeros(2, dtype=torch.float64)
+        self.value = z.new_zeros(2, dtype=torch.float64)
+        self.number, self.counts = torch.zeros_like(self.value), torch.zeros_like(self.value)
         self.looks: list[Look] = []
 
     def run(self, similarities: Similarities, need_grad: bool) -> None:
@@ -85,18 +87,18 @@ class Pairs(Generic[L]):
         """After the last look."""
 
     def weigh(self, chunk: Chunk) -> Tensor:
-        """dLoss/ds of a chunk, whose similarities may be overwritten; counts its pairs."""
+        """The weights of a chunk, whose similarities may be overwritten; counts its pairs."""
         raise NotImplementedError
 
     def zeros(self) -> Tensor:
         return self.value.new_zeros(self.B)
 
     def number_of_anchors(self) -> Tensor:
-        """At least 1."""
-        return self.at_least_one(torch.full_like(self.value, self.B) if self.anchors is None else self.anchors.sum())
+        return torch.full_like(self.value[0], self.B) if self.anchors is None else self.anchors.sum().double()
 
-    def at_least_one(self, number: Tensor) -> Tensor:
-        return number.clamp(min=1).double()
+    def shares(self) -> Tensor:
+        """`[2]` what the weights of the groups are multiplied by, once their numbers are known."""
+        return 1 / self.number.clamp(min=1) if self.averages else torch.ones_like(self.number)
 
     def count(self, positive: Tensor, negative: Tensor) -> None:
         self.counts += torch.stack([positive.sum(), negative.sum()])

@@ -28,22 +28,16 @@ class AllTriplets(Pairs[Triplet]):
 
     def __init__(self, loss: Triplet, z: Tensor, anchors: Tensor | None) -> None:
         super().__init__(loss, z, anchors)
-        self.triplets, self.negatives = torch.zeros_like(self.value), self.zeros()
+        self.negatives = self.zeros()
 
     def run(self, similarities: Similarities, need_grad: bool) -> None:
-        self.add_up(similarities, need_grad)
-        average = self.at_least_one(self.triplets)
-        self.value = self.value / average
-        if need_grad:
-            similarities.scale((1 / average).to(self.dtype))
-
-    def add_up(self, similarities: Similarities, need_grad: bool) -> None:
-        """The sum over the triplets, its gradient, and how many there are."""
         most = self.most(similarities.positives())
         held = min(most, max(HELD // max(self.B, 1), LEAST_HELD))
         for first in range(0, most, max(held, 1)):
             self.go_round(similarities, need_grad, first, held)
         self.counts[1] = self.negatives.sum()
+        if need_grad:
+            similarities.scale(self.shares()[0].to(self.dtype))
 
     def most(self, positives: Tensor) -> int:
         """The largest of `positives [B]`, the numbers of each anchor, in all parts."""
@@ -68,8 +62,8 @@ class AllTriplets(Pairs[Triplet]):
             x = chunk.s + self.loss.margin
             raised = torch.where(x.isnan(), torch.inf, x)  # a NaN x is above every threshold
             below = torch.searchsorted(sorted_thresholds, raised).masked_fill_(~chunk.negative, 0)
-            self.value += torch.where(below > 0, below * x.double(), 0).sum()
-            self.triplets += below.sum()
+            self.value[0] += torch.where(below > 0, below * x.double(), 0).sum()
+            self.number[0] += below.sum()
             negatives += (below > 0).sum(1)
             raised = raised.masked_fill_(~chunk.negative, -torch.inf).sort(1).values
             above += x.shape[1] - torch.searchsorted(raised, sorted_thresholds, right=True)
@@ -78,7 +72,7 @@ class AllTriplets(Pairs[Triplet]):
         above = self.total(above)
         if self.settles:
             lost = torch.where(not_a_number.any(1) & (above[:, 0] > 0), torch.nan, 0)
-            self.value += (lost - torch.where(above > 0, above * sorted_thresholds.double(), 0).sum(1)).sum()
+            self.value[0] += (lost - torch.where(above > 0, above * sorted_thresholds.double(), 0).sum(1)).sum()
             self.counts[0] += (above > 0).sum()
         self.negatives = torch.maximum(self.negatives, negatives)  # the round of the lowest threshold has all of them
         if need_grad:

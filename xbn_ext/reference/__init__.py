@@ -17,7 +17,7 @@ from its abstract; the cross-batch memory is that of "Cross-Batch Memory for Emb
 from . import ops
 from .one_step import Memory, step, step_
 from .ops import *  # noqa: F403  what it says that it has
-from .parts import memory_sums, settle_sums
+from .parts import batch_sums, memory_sums, settle_sums
 
-__all__ = ["Memory", "memory_sums", "settle_sums", "step", "step_"]
+__all__ = ["Memory", "batch_sums", "memory_sums", "settle_sums", "step", "step_"]
 __all__ += ops.__all__

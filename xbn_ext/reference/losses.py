@@ -15,64 +15,73 @@ from torch import Tensor
 
 from ..losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet, check_loss
 
-Result = tuple[Tensor, Tensor, Tensor]
+Result = tuple[list[Tensor], list[Tensor], Tensor, Tensor]
 
 
 def pair_loss(loss: PairLoss, s: Tensor, positive: Tensor, pair: Tensor, anchors: Tensor | None = None) -> Tensor:
     """`loss` of the similarities `s [B, n]` over the pairs `pair [B, n]` of the rows `anchors [B]` (None: all)."""
-    return evaluate(loss, s, positive, pair, anchors)[0]
+    return average(*evaluate(loss, s, positive, pair, anchors)[:2])
 
 
 def pair_loss_and_pairs(
     loss: PairLoss, s: Tensor, positive: Tensor, pair: Tensor, anchors: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`pair_loss`, and `pairs [2]` float64: how many positives and negatives of an anchor have a weight, on average."""
-    value, p, n = evaluate(loss, s, positive, pair, anchors)
-    return value, torch.stack([is_not_zero(p).sum(), is_not_zero(n).sum()]).double() / number_of_anchors(s, anchors)
+    cost, count, p, n = evaluate(loss, s, positive, pair, anchors)
+    return average(cost, count), torch.stack([is_not_zero(p).sum(), is_not_zero(n).sum()]).double() / at_least_one(
+        number_of_anchors(s, anchors)
+    )
 
 
 def evaluate(loss: PairLoss, s: Tensor, positive: Tensor, pair: Tensor, anchors: Tensor | None) -> Result:
-    """The loss; which positives and which negatives have a weight, as the losses below have it."""
+    """The cost of each group and what that is divided by; which positives and which negatives have a weight: as the
+    losses below have it."""
     check_loss("pair_loss", loss)
     if anchors is not None:
         pair = pair & anchors[:, None]
     p, n = pair & positive, pair & ~positive
     if s.shape[1] == 0:
-        return s.sum(), p, n
+        return [s.sum()], [s.new_zeros(())], p, n
     return FORMULAS[loss.kind](loss, s, p, n, number_of_anchors(s, anchors))
 
 
+def average(costs: list[Tensor], counts: list[Tensor]) -> Tensor:
+    """The loss: the sum over its groups of what they cost on average."""
+    return torch.stack([cost / at_least_one(count) for cost, count in zip(costs, counts, strict=True)]).sum()
+
+
 def number_of_anchors(s: Tensor, anchors: Tensor | None) -> Tensor:
-    return at_least_one(s.new_full((), s.shape[0]) if anchors is None else anchors.sum())
+    return s.new_full((), s.shape[0]) if anchors is None else anchors.sum()
 
 
 # --- The losses -------------------------------------------------------------------------------------------
 #
-# Each takes the positives `p [B, n]`, the negatives `n [B, n]` and the number of anchors. With the loss it returns
-# which positives and which negatives have a weight: as bools, or by what they cost.
+# Each takes the positives `p [B, n]`, the negatives `n [B, n]` and the number of anchors. It returns what pairs cost
+# and what that is divided by, if not by 0: a number of each or, where negatives and positives are averaged apart, two.
+# And which positives and which negatives have a weight: as bools, or by what they cost.
 
 
 def contrastive(loss: Contrastive, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
     pull = torch.where(p, loss.pos_margin - s, 0.0).relu()
     push = torch.where(n, s - loss.neg_margin, 0.0).relu()
     if loss.reduction == "mean":
-        return (pull.sum() + push.sum()) / anchors, pull, push
-    return average_nonzero(pull) + average_nonzero(push), pull, push
+        return [pull.sum() + push.sum()], [anchors], pull, push
+    return [push.sum(), pull.sum()], [is_not_zero(push).sum(), is_not_zero(pull).sum()], pull, push
 
 
 def supcon(loss: SupCon, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
     x = s / loss.temperature
     has_positives = p.any(1)
-    average = torch.where(p, x, 0.0).sum(1) / at_least_one(p.sum(1))
-    cost = torch.where(has_positives, log_sum_exp(x, p | n), 0.0) - average
+    pull = torch.where(p, x, 0.0).sum(1) / at_least_one(p.sum(1))
+    cost = torch.where(has_positives, log_sum_exp(x, p | n), 0.0) - pull
     paying = has_positives & ((p | n).sum(1) > 1)  # an only pair costs nothing
-    return cost.sum() / at_least_one(paying.sum()), p, n
+    return [cost.sum()], [paying.sum()], p, n
 
 
 def ntxent(loss: NTXent, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
     x = s / loss.temperature
     cost = torch.where(p, softplus(log_sum_exp(x, n)[:, None] - x), 0.0)
-    return cost.sum() / at_least_one(p.sum()), p, n
+    return [cost.sum()], [p.sum()], p, n
 
 
 def multi_similarity(loss: MultiSimilarity, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
@@ -80,7 +89,7 @@ def multi_similarity(loss: MultiSimilarity, s: Tensor, p: Tensor, n: Tensor, anc
         p, n = mine(loss.mining, s.detach(), p, n)
     pull = softplus(log_sum_exp(-loss.alpha * (s - loss.base), p)) / loss.alpha
     push = softplus(log_sum_exp(loss.beta * (s - loss.base), n)) / loss.beta
-    return (pull + push).sum() / anchors, p, n
+    return [(pull + push).sum()], [anchors], p, n
 
 
 def circle(loss: Circle, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
@@ -90,14 +99,14 @@ def circle(loss: Circle, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Re
     push = log_sum_exp(loss.gamma * pace_negative * (s - loss.m), n)
     both = p.any(1) & n.any(1)
     cost = softplus(torch.where(both, pull + push, -torch.inf))
-    return cost.sum() / at_least_one(both.sum()), p & both[:, None], n & both[:, None]
+    return [cost.sum()], [both.sum()], p & both[:, None], n & both[:, None]
 
 
 def triplet_hardest(loss: Triplet, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
     hardest_positive, hardest_negative = hardest(s, p, n)
     both = p.any(1) & n.any(1)
     cost = torch.where(both, hardest_negative - hardest_positive + loss.margin, 0.0).relu()
-    return average_nonzero(cost), cost, cost  # one pair of each kind
+    return [cost.sum()], [is_not_zero(cost).sum()], cost, cost  # one pair of each kind
 
 
 def triplet_all(loss: Triplet, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
@@ -113,7 +122,7 @@ def triplet_all(loss: Triplet, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor)
     triplets = torch.where(n, below, 0).sum()
     p, n = p & (above > 0), n & (below > 0)
     cost = torch.where(n, below * x, 0.0) - torch.where(p, above * s, 0.0)
-    return cost.sum() / at_least_one(triplets), p, n
+    return [cost.sum()], [triplets], p, n
 
 
 FORMULAS: dict[str, Callable[[Any, Tensor, Tensor, Tensor, Tensor], Result]] = {
@@ -150,11 +159,6 @@ def mine(epsilon: float, s: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, Tenso
 def is_not_zero(costs: Tensor) -> Tensor:
     """A NaN is not."""
     return ~(costs <= 0)
-
-
-def average_nonzero(costs: Tensor) -> Tensor:
-    """Mean of the costs that are not zero; 0 if all are."""
-    return costs.sum() / at_least_one(is_not_zero(costs).sum())
 
 
 def log_sum_exp(x: Tensor, keep: Tensor) -> Tensor:

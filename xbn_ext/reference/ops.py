@@ -350,9 +350,14 @@ def batch_loss(
 ) -> Tensor:
     """The same loss of the batch against itself, every row but the anchor's own and others of its id (>= 0) in
     `ids [B]`; gradients flow to both sides."""
-    positive = labels[:, None] == labels[None, :]
-    pair = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
-    if ids is not None:
-        pair = pair & ((ids[:, None] < 0) | (ids[:, None] != ids))
+    positive, pair = pairs_in_batch(labels, ids)
     z = nan_unless_finite(z)
     return pair_loss(loss, similarity(z, z, renormalize, eps), positive, pair, anchors)
+
+
+def pairs_in_batch(labels: Tensor, ids: Tensor | None, own: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    """Of some rows of a batch with all: `[A, B]` whether a pair is of one class, and whether it is a pair at all."""
+    pair = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)[own]
+    if ids is not None:
+        pair = pair & ((ids[own, None] < 0) | (ids[own, None] != ids))
+    return labels[own, None] == labels, pair

@@ -1,5 +1,6 @@
-"""A loss against a bank in parts, as the ranks of a group hold one: `memory_sums` of each part, pass by pass, and
-`settle_sums` of all. The same in kernels: `csrc/math/losses.h`.
+"""A loss in parts, as the ranks of a group compute one. Of a batch against itself: `batch_sums` of some of its anchors.
+Against a bank: `memory_sums` of each part, pass by pass, and `settle_sums` of all; the same in kernels:
+`csrc/math/losses.h`.
 
 A loss adds up, for each anchor, what one or two *slots* say of its pairs: of its negatives, its positives or all. A
 slot's *formula* gives each pair a value and a weight, `weight = d value / d s` up to a factor that is known only at the
@@ -24,8 +25,8 @@ from typing_extensions import Unpack
 
 from ..losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
 from ..options import LossOptions
-from .losses import softplus
-from .ops import similarities
+from .losses import evaluate, is_not_zero, softplus
+from .ops import pairs_in_batch, similarities
 
 Formula = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """Of similarities, whether a pair is a positive, what the anchor is given: value (or x), weight, whether it counts."""
@@ -153,6 +154,28 @@ def settle_sums(
     return given, scale, torch.where(ranks, of_anchors, 0).sum(1)
 
 
+def batch_sums(
+    dots: Tensor, labels: Tensor, loss: PairLoss, *, first: int = 0, ids: Tensor | None = None,
+    anchors: Tensor | None = None, need_grad: bool = True,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What the rows from `first` on of a batch add to its loss against itself, from their similarities `dots [A, B]`
+    with all of it: totals `[7]` as `settle_sums` has them, and the derivative `[A, B]` of what they cost, which is not
+    yet averaged."""
+    positive, pair = pairs_in_batch(labels, ids, slice(first, first + len(dots)))
+    own = dots.diagonal(first)  # a row with itself
+    with torch.enable_grad():
+        s = dots.detach().requires_grad_()
+        finite = torch.where(own * 0 == 0, 1.0, torch.nan).to(s.dtype)
+        costs, counts, p, n = evaluate(loss, s * finite[:, None], positive, pair, anchors)
+        (grad,) = torch.autograd.grad(torch.stack(costs).sum(), s)
+    totals = dots.new_zeros(7, dtype=torch.float64)
+    totals[: len(costs)] = torch.stack(costs).detach()
+    totals[2 : 2 + len(counts)] = torch.stack(counts)
+    totals[4] = len(dots) if anchors is None else anchors.sum()
+    totals[5], totals[6] = is_not_zero(p).sum(), is_not_zero(n).sum()
+    return totals, grad if need_grad else grad[:0]
+
+
 # --- The losses -------------------------------------------------------------------------------------------
 
 
@@ -251,7 +274,7 @@ def finish(loss: PairLoss, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
             value[:], factor[:] = sums[..., 0], 1
             count[:] = sums[..., 2]
             if loss.reduction == "mean":  # weights are 1 for negatives and -1 for positives
-                count[:] = 1
+                count[0], count[1] = 1, 0
                 negatives, positives = (first[:, 2] + first[:, 1]) / 2, (first[:, 2] - first[:, 1]) / 2
         case SupCon():
             has = positives > 0

@@ -1,10 +1,12 @@
 // batch_loss: the loss of B anchors against the other rows of their own batch, from the products of all with all.
+// batch_sums: what some of them, A from row `first` on, add to it.
 //
-//   in     dots [B, B] = z z^T, of each anchor with every row, labels [B], ids [B] or null
-//   out    loss [1], grad_dots [B, B]
+//   in     dots [B, B] = z z^T, of each anchor with every row, labels [B], ids [B] or null;  of batch_sums dots [A, B]
+//   out    loss [1], grad_dots [B, B];  totals [7], grad_dots [A, B]
 //   math   s_ij = dots_ij / max(|z_j|, eps) if renormalize, and |z_j|^2 is dots_jj, which belongs to no pair. The rest
 //          is as in memory_loss.cpp, except that the rows carry a gradient, too. It is in dots_jj:
 //          dL/ddots_ij = g_ij / |z_j|,  dL/ddots_jj = -sum_i g_ij dots_ij / (2 |z_j|^3),  g = dL/ds
+//          batch_sums has s_ij = dots_ij, and g up to the averages, which are those of all anchors
 //   NaN    an anchor with a NaN or an Inf has no finite product with itself: all its similarities are NaN, and so is
 //          their gradient
 //   looks  16 anchors meet all rows, a tile at a time, in the scorer of memory_loss. That has anchors side by side,
@@ -31,7 +33,7 @@ namespace {
 
 constexpr int64_t kBatchAnchors = 16;  // anchors of a unit: whole vectors of the widest instruction set
 
-// The rows of the batch, which are its anchors, too.
+// The rows of the batch, and those of them that are anchors.
 template <typename T>
 struct Batch {
   Batch(const BatchLossParams<T>& p_, const LossSpec& loss)
@@ -39,8 +41,12 @@ struct Batch {
         norm(p.B, T(1)),
         inverse_norm(p.B, T(1)),
         number(p.B),
-        labels(p.labels, own_ids().data(), p.B, round_up(p.B, kBatchAnchors)),
+        labels(p.labels, own_ids().data(), p.B, p.B),
+        anchor_label(round_up(p.A, kBatchAnchors), kPaddedAnchor),
+        anchor_excluded(round_up(p.A, kBatchAnchors), kNoneExcluded),
         thresholds(goes_in_rounds(loss) ? most_positives(labels, p.labels, p.B) : 0) {
+    std::copy_n(labels.label.data() + p.first, p.A, anchor_label.data());
+    std::copy_n(labels.excluded.data() + p.first, p.A, anchor_excluded.data());
     std::iota(number.begin(), number.end(), 0);
     for (int64_t j = 0; p.renormalize && j < p.B; ++j) {
       norm[j] = std::sqrt(p.dots[j * p.B + j]);
@@ -55,22 +61,23 @@ struct Batch {
     return own;
   }
 
-  // For each row, whether it is anything but a negative of all of some anchors.
+  // For each row, whether it is anything but a negative of all anchors from `first` on.
   std::vector<char> mixed(int64_t first, int64_t count) const {
     std::vector<char> of_label(labels.distinct_labels.size()), of_id(labels.ids.size()), mixed(p.B);
-    for (int64_t i = first; i < first + count; ++i) of_label[labels.label[i]] = of_id[labels.excluded[i]] = 1;
+    for (int64_t i = first; i < first + count; ++i) of_label[anchor_label[i]] = of_id[anchor_excluded[i]] = 1;
     for (int64_t j = 0; j < p.B; ++j) mixed[j] = of_label[labels.label[j]] | of_id[labels.excluded[j]];
     return mixed;
   }
 
-  bool is_finite(int64_t i) const { return T(0) * p.dots[i * p.B + i] == T(0); }
+  bool is_finite(int64_t i) const { return T(0) * p.dots[i * p.B + p.first + i] == T(0); }
   bool ranks(int64_t i) const { return p.anchors == nullptr || p.anchors[i]; }
 
   const BatchLossParams<T>& p;
-  std::vector<T> norm, inverse_norm;  // [B]
-  std::vector<int64_t> number;        // [B] 0, 1, ...
-  const AnchorLabels labels;          // of the anchors, and as these are the rows, of the rows
-  const int64_t thresholds;           // of all triplets: at most so many for an anchor
+  std::vector<T> norm, inverse_norm;                   // [B]
+  std::vector<int64_t> number;                         // [B] 0, 1, ...
+  const AnchorLabels labels;                           // of the rows
+  std::vector<int32_t> anchor_label, anchor_excluded;  // of the anchors, as `labels` has them, in whole units
+  const int64_t thresholds;                            // of all triplets: at most so many for an anchor
 };
 
 }  // namespace
@@ -78,17 +85,35 @@ struct Batch {
 #define XBN_ISA_SOURCE "loss/batch_loss_kernel.h"
 #include "../for_each_isa.h"
 
+namespace {
+
+// What the anchors add up to; grad_dots is that by the similarities, up to the averages.
+template <typename T>
+LossSum rank_batch(const Batch<T>& batch, const LossSpec& loss, const Cpu& cpu) {
+  const BatchLossParams<T>& p = batch.p;
+  std::vector<RowResult> results(p.A);
+  cpu.parallel(ceil_div(p.A, kBatchAnchors), p.A * p.B, [&](int64_t unit) {
+    XBN_CALL_ISA(cpu.isa, rank_anchors(p, loss, batch, unit * kBatchAnchors, results.data()));
+  });
+  LossSum sum;
+  for (int64_t i = 0; i < p.A; ++i)
+    if (batch.ranks(i)) sum.add(results[i]);
+  return sum;
+}
+
+}  // namespace
+
+template <typename T>
+void batch_sums(const BatchSumsParams<T>& sums, const LossSpec& loss, const Cpu& cpu) {
+  const BatchLossParams<T> p{sums, false, 1, nullptr};
+  rank_batch(Batch<T>(p, loss), loss, cpu).store(p.totals);
+}
+
 template <typename T>
 void batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Cpu& cpu) {
   const Batch<T> batch(p, loss);
   const int64_t units = ceil_div(p.B, kBatchAnchors), work = p.B * p.B;
-  std::vector<RowResult> results(p.B);
-  cpu.parallel(units, work, [&](int64_t unit) {
-    XBN_CALL_ISA(cpu.isa, rank_anchors(p, loss, batch, unit * kBatchAnchors, results.data()));
-  });
-  LossSum sum;
-  for (int64_t i = 0; i < p.B; ++i)
-    if (batch.ranks(i)) sum.add(results[i]);
+  const LossSum sum = rank_batch(batch, loss, cpu);
   *p.loss = static_cast<T>(sum.loss());
   if (p.grad_dots == nullptr) return;
   const T of_negatives = static_cast<T>(sum.average(group_of(loss, 0)));
@@ -105,5 +130,7 @@ void batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Cpu& cp
 
 template void batch_loss(const BatchLossParams<float>&, const LossSpec&, const Cpu&);
 template void batch_loss(const BatchLossParams<double>&, const LossSpec&, const Cpu&);
+template void batch_sums(const BatchSumsParams<float>&, const LossSpec&, const Cpu&);
+template void batch_sums(const BatchSumsParams<double>&, const LossSpec&, const Cpu&);
 
 }  // namespace xbn

@@ -10,43 +10,43 @@
 // Anchors [first, first + count) side by side, filled up to kBatchAnchors, and all rows, a tile at a time.
 template <typename T>
 struct BatchUnit {
-  static constexpr int64_t A = kBatchAnchors;
+  static constexpr int64_t U = kBatchAnchors;
 
   const BatchLossParams<T>& p;
   const LossSpec& loss;
   const Batch<T>& batch;
   const int64_t first;
-  const int64_t B = p.B, count = std::min(A, B - first), tiles = ceil_div(B, kScoredRows);
+  const int64_t B = p.B, count = std::min(U, p.A - first), tiles = ceil_div(B, kScoredRows);
   const std::vector<char> mixed = batch.mixed(first, count);  // [B]
 
   // Of each slot, as it was scored last:
   Slot slots[kSlots] = {};
-  RowSums sums[kSlots][A] = {};
-  Scratch<T> weights{kSlots * B * A};     // [kSlots][B][A]
-  Scratch<T> shifts{kSlots * tiles * A};  // [kSlots][tiles][A] to which those of a tile are scaled, as exponentials are
+  RowSums sums[kSlots][U] = {};
+  Scratch<T> weights{kSlots * B * U};     // [kSlots][B][U]
+  Scratch<T> shifts{kSlots * tiles * U};  // [kSlots][tiles][U] to which those of a tile are scaled, as exponentials are
 
-  T given[A] = {};
-  T nan[A] = {};  // of an anchor that is not finite; else 0
-  alignas(kVectorBytes) T tile[kScoredRows * A];
-  std::optional<Triplets<T, A>> triplets;
-  CountsAbove<T, A> above{batch.thresholds > 0};
+  T given[U] = {};
+  T nan[U] = {};  // of an anchor that is not finite; else 0
+  alignas(kVectorBytes) T tile[kScoredRows * U];
+  std::optional<Triplets<T, U>> triplets;
+  CountsAbove<T, U> above{batch.thresholds > 0};
   std::vector<int32_t> list;
 
   int64_t rows_from(int64_t begin) const { return std::min(kScoredRows, B - begin); }
-  T* shifts_of(int slot, int64_t begin) const { return shifts.data() + (slot * tiles + begin / kScoredRows) * A; }
+  T* shifts_of(int slot, int64_t begin) const { return shifts.data() + (slot * tiles + begin / kScoredRows) * U; }
 
-  Scorer<T, A> scorer(int slot, int64_t begin) {
+  Scorer<T, U> scorer(int slot, int64_t begin) {
     return {.rows = {.size = rows_from(begin),
                      .number = batch.number.data() + begin,
                      .label = batch.labels.label.data() + begin,
                      .excluded = batch.labels.excluded.data() + begin,
                      .mixed = mixed.data() + begin},
             .slot = slots[slot],
-            .label = batch.labels.label.data() + first,
-            .excluded = batch.labels.excluded.data() + first,
+            .label = batch.anchor_label.data() + first,
+            .excluded = batch.anchor_excluded.data() + first,
             .given = given,
             .s = tile,
-            .weight = weights.data() + (slot * B + begin) * A,
+            .weight = weights.data() + (slot * B + begin) * U,
             .sums = sums[slot]};
   }
 
@@ -54,15 +54,15 @@ struct BatchUnit {
   void rank(RowResult* results) {
     for (int64_t i = 0; i < count; ++i)
       if (!batch.is_finite(first + i)) nan[i] = std::numeric_limits<T>::quiet_NaN();
-    if (count < A) std::fill_n(tile, kScoredRows * A, T(0));
+    if (count < U) std::fill_n(tile, kScoredRows * U, T(0));
     const bool extremes = !sums_gradients(loss);
     if (extremes || goes_in_rounds(loss))
-      std::fill_n(weights.data(), kSlots * B * A, T(0));  // not all rows are weighed
-    if (goes_in_rounds(loss)) triplets.emplace(A, batch.thresholds, batch.thresholds);
+      std::fill_n(weights.data(), kSlots * B * U, T(0));  // not all rows are weighed
+    if (goes_in_rounds(loss)) triplets.emplace(U, batch.thresholds, batch.thresholds);
     const Program program = make_program(loss, p.grad_dots != nullptr);
     for (int k = 0; k < program.passes; ++k) {
       score(program.pass[k]);
-      for (int64_t i = 0; i < A; ++i) {
+      for (int64_t i = 0; i < U; ++i) {
         if (program.pass[k].slot[1].formula == Formula::threshold) triplets->sort(i);
         if (program.pass[k].slot[0].formula == Formula::rank) triplets->settle(i, sums[0][i], sums[1][i]);
         const RowSums both[kSlots] = {sums[0][i], sums[1][i]};
@@ -73,25 +73,26 @@ struct BatchUnit {
     for (int64_t i = 0; extremes && i < count; ++i)
       for (int slot = 0; slot < kSlots; ++slot)
         if (const double row = sums[slot][i].value; row >= 0)
-          weights.data()[(slot * B + static_cast<int64_t>(row)) * A + i] = T(1);
+          weights.data()[(slot * B + static_cast<int64_t>(row)) * U + i] = T(1);
   }
 
   void score(const Pass& pass) {
     for (int slot = 0; slot < kSlots; ++slot) {
       if (pass.slot[slot].pairs == Pairs::none) continue;
       slots[slot] = pass.slot[slot];
-      std::fill_n(sums[slot], A, no_sums(slots[slot].formula));
+      if (slots[slot].formula != Formula::weigh)  // that goes on with its thresholds'
+        std::fill_n(sums[slot], U, no_sums(slots[slot].formula));
     }
     for (int64_t begin = 0; begin < B; begin += kScoredRows) {
       load_tile(begin);
       for (int slot = 0; slot < kSlots; ++slot) {
         if (pass.slot[slot].pairs == Pairs::none) continue;
-        Scorer<T, A> of_tile = scorer(slot, begin);
+        Scorer<T, U> of_tile = scorer(slot, begin);
         if (triplets)
-          TripletScorer<T, A>{of_tile, *triplets, 0, above.of(0), list}.add();
+          TripletScorer<T, U>{of_tile, *triplets, 0, above.of(0), list}.add();
         else
           of_tile.add(nullptr, 0);
-        for (int64_t i = 0; i < A; ++i) shifts_of(slot, begin)[i] = static_cast<T>(sums[slot][i].shift);
+        for (int64_t i = 0; i < U; ++i) shifts_of(slot, begin)[i] = static_cast<T>(sums[slot][i].shift);
         list.clear();
       }
     }
@@ -100,11 +101,11 @@ struct BatchUnit {
 
   // The similarities of the rows from `begin` on.
   void load_tile(int64_t begin) {
-    transpose(p.dots + first * B + begin, B, count, rows_from(begin), tile, A);
+    transpose(p.dots + first * B + begin, B, count, rows_from(begin), tile, U);
     const T* const inverse_norm = batch.inverse_norm.data() + begin;
     for (int64_t j = 0, rows = rows_from(begin); j < rows; ++j)
-      for (int64_t i = 0; i < A; i += kLanes<T>) {
-        T* const s = tile + j * A + i;
+      for (int64_t i = 0; i < U; i += kLanes<T>) {
+        T* const s = tile + j * U + i;
         store_lanes(s, load_lanes(s) * inverse_norm[j] + load_lanes(nan + i));
       }
   }
@@ -113,7 +114,7 @@ struct BatchUnit {
   void write_gradient(const RowResult* results) {
     for (int64_t begin = 0; begin < B; begin += kScoredRows) {
       for (int slot = 0; slot < slots_of(loss); ++slot) add_weights(slot, begin, results);
-      transpose(tile, A, rows_from(begin), count, p.grad_dots + first * B + begin, B);
+      transpose(tile, U, rows_from(begin), count, p.grad_dots + first * B + begin, B);
     }
     for (int64_t i = 0; i < count; ++i)
       if (nan[i] != T(0) || !batch.ranks(first + i)) std::fill_n(p.grad_dots + (first + i) * B, B, nan[i]);
@@ -121,16 +122,16 @@ struct BatchUnit {
 
   // To the tile those of a slot, times its factors. If a similarity is NaN, so is the factor.
   void add_weights(int slot, int64_t begin, const RowResult* results) {
-    const Scorer<T, A> of_tile = scorer(slot, begin);
+    const Scorer<T, U> of_tile = scorer(slot, begin);
     const bool scaled = is_exponential(slots[slot].formula);
-    for (int64_t first_lane = 0; first_lane < A; first_lane += kLanes<T>) {
+    for (int64_t first_lane = 0; first_lane < U; first_lane += kLanes<T>) {
       T factors[kLanes<T>] = {};
       for (int64_t i = first_lane; i < std::min<int64_t>(first_lane + kLanes<T>, count); ++i)
         factors[i - first_lane] = static_cast<T>(
             results[i].factor[slot] * (scaled ? rescale(shifts_of(slot, begin)[i], sums[slot][i].shift) : 1.0));
       const Lanes<T> zero = {}, factor = load_lanes(factors);
       of_tile.each_row(first_lane, [&](int64_t j, const auto& mask) {
-        const int64_t at = j * A + first_lane;
+        const int64_t at = j * U + first_lane;
         const Lanes<T> grad = factor * load_lanes(of_tile.weight + at);
         // The first slot takes negatives or all pairs, and so looks at every row.
         store_lanes(tile + at, (slot == 0 ? zero : load_lanes(tile + at)) + (mask.on ? grad : zero));

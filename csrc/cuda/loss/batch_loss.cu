@@ -1,15 +1,17 @@
 // batch_loss: the loss of B anchors against the other rows of their own batch, from the products of all with all.
+// batch_sums: what some of them, A from row `first` on, add to it.
 //
-//   in     dots [B, B] = z z^T, labels [B], ids [B] or null
-//   out    loss [1], grad_dots [B, B]
+//   in     dots [B, B] = z z^T, labels [B], ids [B] or null;  of batch_sums dots [A, B]
+//   out    loss [1], grad_dots [B, B];  totals [7], grad_dots [A, B]
 //   math   s_ij = dots_ij / max(|z_j|, eps) if renormalize, and |z_j|^2 is dots_jj, which belongs to no pair. The rest
 //          is as in sweep.cu, except that the rows carry a gradient, too. It is in dots_jj:
 //          dL/ddots_ij = g_ij / |z_j|,  dL/ddots_jj = -sum_i g_ij dots_ij / (2 |z_j|^3),  g = dL/ds
+//          batch_sums has s_ij = dots_ij, and g up to the averages, which are those of all anchors
 //   grid   batch_norms_kernel: a thread to a row. batch_rank_kernel, or batch_triplets_kernel: a block to an anchor,
 //          which reads its pairs once for every slot of the loss, twice for exponents (score_block.cuh), then once more
-//          for their weights; the block that finishes last adds up the anchors. batch_settle_kernel: a block to 32
-//          columns
-//   keeps  norms [B], results [B]; of all triplets also the list of each anchor's positives [B, B]
+//          for their weights; the block that finishes last adds up the anchors. batch_settle_kernel, not of batch_sums:
+//          a block to 32 columns
+//   keeps  norms [B], results [A]; of all triplets also the list of each anchor's positives [A, B]
 //   needs  any GPU; float and double
 //   order  fixed by the shapes: the same bits every run
 #include "score_block.cuh"
@@ -24,22 +26,22 @@ constexpr int kBelow = kBlockThreads / kColumns;
 
 template <typename T>
 struct BatchWorkspace {
-  BatchWorkspace(void* memory, int64_t B, bool triplets) {
+  BatchWorkspace(void* memory, int64_t A, int64_t B, bool triplets) {
     Carver carve(memory);
     norm = carve.take<T>(B);
     inverse_norm = carve.take<T>(B);
-    result = carve.take<RowResult>(B);
+    result = carve.take<RowResult>(A);
     average = carve.take<T>(kSlots);
     ticket = carve.take<unsigned>(1);
-    positives = triplets ? carve.take<int>(B * B) : nullptr;
+    positives = triplets ? carve.take<int>(A * B) : nullptr;
     bytes = carve.bytes();
   }
 
   T *norm, *inverse_norm;  // [B]
-  RowResult* result;       // [B]
+  RowResult* result;       // [A]
   T* average;              // [kSlots]
   unsigned* ticket;        // [1]
-  int* positives;          // [B, B]
+  int* positives;          // [A, B]
   int64_t bytes;
 };
 
@@ -54,30 +56,31 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   w.inverse_norm[j] = p.renormalize ? inverse_length(norm, eps) : T(1);
 }
 
-// The pairs of anchor i = blockIdx.x: score_block.cuh says what is asked of them. Where there is no such anchor it does
-// not rank.
+// The pairs of anchor i = blockIdx.x, which is a row of the batch: score_block.cuh says what is asked of them. Where
+// there is no such anchor it does not rank.
 template <typename T>
 struct BatchPairs {
   static constexpr int kAnchors = 1;
 
   Anchor<T> anchors[kAnchors];
-  int64_t i, columns;
+  int64_t i, own, columns;
   const T *dots, *inverse_norm;
   const int64_t *labels, *ids;
 
   __device__ __forceinline__ BatchPairs(const BatchLossParams<T>& p, const BatchWorkspace<T>& w)
       : i(blockIdx.x),
+        own(p.first + i),
         columns(p.B),
         dots(p.dots + i * p.B),
         inverse_norm(w.inverse_norm),
         labels(p.labels),
         ids(p.ids) {
     anchors[0] = {0, kAnchorWithoutId, T(0), 0};
-    if (i >= columns) return;
+    if (i >= p.A) return;
     const bool ranks = p.anchors == nullptr || p.anchors[i];
-    anchors[0].label = labels[i];
-    anchors[0].exclude = id(i);
-    anchors[0].state = static_cast<uint8_t>((ranks ? kRanks : 0) | (is_finite(dots[i]) ? kFinite : 0));
+    anchors[0].label = labels[own];
+    anchors[0].exclude = id(own);
+    anchors[0].state = static_cast<uint8_t>((ranks ? kRanks : 0) | (is_finite(dots[own]) ? kFinite : 0));
   }
 
   __device__ __forceinline__ bool ranks() const { return anchors[0].state & kRanks; }
@@ -94,18 +97,15 @@ struct BatchPairs {
   }
 };
 
-// After every anchor's result: in the block that comes last, the loss.
+// After every anchor's result: in the block that comes last, their totals or, without these, the loss.
 template <typename T>
 __device__ __forceinline__ void finish_batch(const BatchLossParams<T>& p, const BatchWorkspace<T>& w) {
   __shared__ bool last;
   if (!is_last_block(w.ticket, gridDim.x, &last)) return;
-  LossSum sum;
-  for (int64_t i = threadIdx.x; i < p.B; i += kBlockThreads)
-    if (p.anchors == nullptr || p.anchors[i]) sum.add(latest(w.result[i]));
-  static_assert(kSlots == 2);
-  const BlockSums<kBlockThreads, 4> all({sum.value[0], sum.value[1], sum.count[0], sum.count[1]});
+  const LossSum sum =
+      sum_of_anchors<kBlockThreads>(w.result, p.A, [&](int64_t i) { return p.anchors == nullptr || p.anchors[i]; });
   if (threadIdx.x != 0) return;
-  sum = {{all[0], all[1]}, {all[2], all[3]}};
+  if (p.totals != nullptr) return sum.store(p.totals);
 #pragma unroll
   for (int k = 0; k < kSlots; ++k) w.average[k] = static_cast<T>(sum.average(k));
   *p.loss = static_cast<T>(sum.loss());
@@ -114,7 +114,7 @@ __device__ __forceinline__ void finish_batch(const BatchLossParams<T>& p, const 
 // The gradient of an anchor that does not rank is zero, of one that is not finite NaN.
 template <typename T>
 __device__ __forceinline__ bool has_weights(const BatchLossParams<T>& p, const BatchPairs<T>& block) {
-  if (p.grad_dots == nullptr || block.i >= p.B) return false;
+  if (p.grad_dots == nullptr || block.i >= p.A) return false;
   if (block.ranks() && block.finite()) return true;
   for (int64_t j = threadIdx.x; j < p.B; j += kBlockThreads)
     p.grad_dots[block.i * p.B + j] = block.finite() ? T(0) : static_cast<T>(NAN);
@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   const bool weighs = has_weights(p, block);
   const T margin = static_cast<T>(loss.a);
   if (block.ranks()) {
-    double value = 0, triplets = 0;
+    double value = 0, triplets = 0, active_negatives = 0, active_positives = 0;
     each_pair(block, Pairs::negatives, [&](int, int64_t j, T s, bool, bool on) {
       const T x = s + margin;
       int rank = 0;
@@ -207,18 +207,19 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
         rank += 1;
         value += static_cast<double>(x) - static_cast<double>(threshold);
       }
-      triplets += rank;
+      triplets += rank, active_negatives += rank > 0;
       if (weighs && !has_pair(block, j, Pairs::positives)) p.grad_dots[block.i * p.B + j] = static_cast<T>(rank);
     });
-    for (int r = threadIdx.x; weighs && r < listed; r += kBlockThreads) {
+    for (int r = threadIdx.x; (weighs || p.totals != nullptr) && r < listed; r += kBlockThreads) {
       const T threshold = block.similarity(0, positives[r]);
       int above = 0;
       for (int64_t j = 0; j < p.B; ++j)
         above += has_pair(block, j, Pairs::negatives) && is_below(threshold, block.similarity(0, j) + margin);
-      p.grad_dots[block.i * p.B + positives[r]] = static_cast<T>(-above);
+      active_positives += above > 0;
+      if (weighs) p.grad_dots[block.i * p.B + positives[r]] = static_cast<T>(-above);
     }
-    const BlockSums<kBlockThreads, 2> all({value, triplets});
-    const RowSums sums[kSlots] = {{all[0], 0, all[1], 0}, {}};
+    const BlockSums<kBlockThreads, 4> all({value, triplets, active_negatives, active_positives});
+    const RowSums sums[kSlots] = {{all[0], all[2], all[1], 0}, {0, all[3], 0, 0}};
     if (threadIdx.x == 0) w.result[block.i] = finish(LossSpec{LossKind::triplet_all}, sums);
   }
   finish_batch(p, w);
@@ -249,22 +250,36 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   p.grad_dots[j * p.B + j] = T(-0.5) * inverse * inverse * inverse * sum;
 }
 
+dim3 blocks(int64_t n) { return dim3(static_cast<unsigned>(larger(1, n))); }
+
+// The anchors' results, what they add up to and, up to the averages, the derivative by their similarities.
+template <typename T>
+int rank_batch(const BatchLossParams<T>& p, const LossSpec& loss, const BatchWorkspace<T>& w, const Gpu& gpu) {
+  const int error = run(batch_norms_kernel<T>, blocks(ceil_div(p.B, kBlockThreads)), kBlockThreads, gpu, p, w);
+  if (error != cudaSuccess) return error;
+  if (goes_in_rounds(loss)) return run(batch_triplets_kernel<T>, blocks(p.A), kBlockThreads, gpu, p, loss, w);
+  return run(batch_rank_kernel<T>, blocks(p.A), kBlockThreads, gpu, p, loss, make_program(loss), w);
+}
+
 }  // namespace
 
 template <typename T>
 int batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Gpu& gpu) {
-  const auto w = make_workspace<BatchWorkspace<T>>(gpu, p.B, goes_in_rounds(loss));
-  const auto blocks = [](int64_t n) { return dim3(static_cast<unsigned>(larger(1, n))); };
-  int error = run(batch_norms_kernel<T>, blocks(ceil_div(p.B, kBlockThreads)), kBlockThreads, gpu, p, w);
-  if (error != cudaSuccess) return error;
-  error = goes_in_rounds(loss)
-              ? run(batch_triplets_kernel<T>, blocks(p.B), kBlockThreads, gpu, p, loss, w)
-              : run(batch_rank_kernel<T>, blocks(p.B), kBlockThreads, gpu, p, loss, make_program(loss), w);
+  const auto w = make_workspace<BatchWorkspace<T>>(gpu, p.A, p.B, goes_in_rounds(loss));
+  const int error = rank_batch(p, loss, w, gpu);
   if (error != cudaSuccess || p.grad_dots == nullptr || p.B == 0) return error;
   return run(batch_settle_kernel<T>, blocks(ceil_div(p.B, kColumns)), kBlockThreads, gpu, p, loss, w);
 }
 
+template <typename T>
+int batch_sums(const BatchSumsParams<T>& p, const LossSpec& loss, const Gpu& gpu) {
+  const auto w = make_workspace<BatchWorkspace<T>>(gpu, p.A, p.B, goes_in_rounds(loss));
+  return rank_batch(BatchLossParams<T>{p, false, 1, nullptr}, loss, w, gpu);
+}
+
 template int batch_loss(const BatchLossParams<float>&, const LossSpec&, const Gpu&);
 template int batch_loss(const BatchLossParams<double>&, const LossSpec&, const Gpu&);
+template int batch_sums(const BatchSumsParams<float>&, const LossSpec&, const Gpu&);
+template int batch_sums(const BatchSumsParams<double>&, const LossSpec&, const Gpu&);
 
 }  // namespace xbn::cuda
