@@ -149,6 +149,39 @@ def a_state_of_another_size_is_refused(rank):
     assert together.count == 0
 
 
+def a_file_of_one_rank_is_refused_on_the_others(folder, rank):
+    """As torch.save writes it: it has the block of rank 0 alone."""
+    _, together = alone_and_together(SupCon())
+    together(*Divided(0).part()[:2])
+    if rank == 0:
+        torch.save(together.state_dict(), folder / "of_rank_0")
+    dist.barrier()
+    state = torch.load(folder / "of_rank_0")
+    if rank % ranks.SHARDS == 0:
+        together.load_state_dict(state)
+        return
+    before = together.bank.clone()
+    with pytest.raises(RuntimeError, match="bank is the block of another rank: save all of them"):
+        together.load_state_dict(state)
+    assert_same_bits(together.bank, before)
+
+
+def a_checkpoint_may_be_written_while_training_goes_on(folder, rank):
+    _, together = alone_and_together(SupCon())
+    together(*Divided(0).part()[:2])
+    was = {name: t.clone() for name, t in together.named_state()}
+    of_its_own = dist.new_group()  # else its messages would mix with those of a step
+    state = {"criterion": together.state_dict()}
+    written = checkpoint.async_save(state, checkpoint_id=folder / "async", process_group=of_its_own)
+    together(*Divided(1).part()[:2])
+    written.result()
+    state = {"criterion": together.state_dict()}
+    checkpoint.load(state, checkpoint_id=folder / "async")
+    together.load_state_dict(state["criterion"])
+    for name, t in together.named_state(persistent=True):
+        assert_same_bits(t, was[name])
+
+
 def a_checkpoint_is_resumed_on_any_grid(folder, rank):
     alone, together = alone_and_together(SupCon())
     for step in range(2):
@@ -213,9 +246,13 @@ CHECKS = [
     "W, S", [(2, 2), *(pytest.param(W, S, marks=pytest.mark.long) for W, S in ((3, 3), (4, 2), (4, 4)))]
 )
 def test_shards(W, S, tmp_path):
-    on_disk = partial(a_checkpoint_is_resumed_on_any_grid, tmp_path / "checkpoint")
+    on_disk = [
+        partial(a_checkpoint_is_resumed_on_any_grid, tmp_path / "checkpoint"),
+        partial(a_file_of_one_rank_is_refused_on_the_others, tmp_path),
+        partial(a_checkpoint_may_be_written_while_training_goes_on, tmp_path),
+    ]
     compiled = [copies.a_compiled_step_is_the_step] if W == 2 else []
-    ranks.launch(W, tmp_path / "store", *CHECKS, on_disk, *compiled, shards=S)
+    ranks.launch(W, tmp_path / "store", *CHECKS, *on_disk, *compiled, shards=S)
 
 
 def test_one_process_has_all_of_its_memory():

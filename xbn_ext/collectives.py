@@ -98,8 +98,14 @@ def distributed(part: Tensor, size: int, group: ProcessGroup) -> Tensor:
 
     mesh = DeviceMesh.from_group(group, part.device.type)
     shape = torch.Size([size, *part.shape[1:]])
-    stride = part.stride()
-    return DTensor.from_local(part, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+    whole = DTensor.from_local(part, mesh, [Shard(0)], run_check=False, shape=shape, stride=part.stride())
+    whole.xbn_part = group.rank()  # type: ignore[attr-defined]  # torch.save keeps it
+    return whole
+
+
+def is_of_another(t: Any) -> bool:
+    """Whether a DTensor of `distributed` has the part of another rank than this, from which it was saved."""
+    return hasattr(t, "xbn_part") and t.xbn_part != t.device_mesh.get_local_rank()
 
 
 def local_part(t: Any, group: ProcessGroup) -> Tensor | None:

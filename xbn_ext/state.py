@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import collectives
 from .dtypes import compute_dtype
 from .shards import Shards
 from .stateful import StatefulModule
@@ -80,6 +81,12 @@ class MemoryState(StatefulModule):
 
     def _is_known(self, name: str, value: Any) -> bool:
         return super()._is_known(name, value) or (name in IN_BLOCKS and hasattr(value, "full_tensor"))
+
+    def _faults_of(self, state: Mapping[str, Any], assign: bool) -> Iterator[str]:
+        yield from super()._faults_of(state, assign)
+        for name in IN_BLOCKS:
+            if collectives.is_of_another(state.get(name)):
+                yield f"{name} is the block of another rank: save all of them, by torch.distributed.checkpoint"
 
     def _own(self, name: str, tensor: Tensor) -> Tensor:
         return self._shards.own(tensor) if name in IN_BLOCKS else tensor
