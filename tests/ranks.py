@@ -12,16 +12,17 @@ from xbn_ext.state import IN_BLOCKS
 D, M = 8, 37
 SECONDS = 180  # after which a rank no longer waits for another
 SHARDS = 1  # of the memories that they share
+DEVICE = torch.device("cpu")  # of all of them; gloo takes tensors of a GPU that several processes use
 
 
-def launch(W, store, *checks, shards=1):
+def launch(W, store, *checks, shards=1, device="cpu"):
     """Runs functions of a rank in W processes, one after the other. Raises what the first to fail has raised."""
-    torch.multiprocessing.spawn(_rank, (W, store, checks, shards), nprocs=W)
+    torch.multiprocessing.spawn(_rank, (W, store, checks, shards, device), nprocs=W)
 
 
-def _rank(rank, W, store, checks, shards=1):
-    global SHARDS
-    SHARDS = shards
+def _rank(rank, W, store, checks, shards=1, device="cpu"):
+    global SHARDS, DEVICE
+    SHARDS, DEVICE = shards, torch.device(device)
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     files = dist.FileStore(str(store), W)
@@ -37,7 +38,8 @@ def _rank(rank, W, store, checks, shards=1):
 def divide(*, memory, batch):
     """Whether each rank ranks only its own rows against the memory, and against the batch: also where it is slower."""
     shared_step.LEAST_SAVED = 0 if memory else 1 << 62
-    shared_batch_loss.LEAST_SAVED = 0 if batch else 1 << 62
+    shared_step.RANKS_ON_A_GPU = shared_step.RANKS_ON_A_GPU_WITH_SCREEN = 0 if memory else 1 << 62
+    shared_batch_loss.LEAST_SAVED = shared_batch_loss.LEAST_SAVED_ON_A_GPU = 0 if batch else 1 << 62
 
 
 SIZES = {  # of the parts of a batch, at a step
@@ -61,8 +63,8 @@ class Divided:
         centres = torch.randn(5, D, generator=torch.Generator().manual_seed(1))
         x = (centres[labels] + torch.randn(B, D, generator=draw)) * (1 + 0.05 * step) + 0.1 * step
         self.own = slice(sum(rows[:rank]), sum(rows[: rank + 1]))
-        self.x = x.to(dtype)
-        self.labels = labels
+        self.x = x.to(DEVICE, dtype)
+        self.labels = labels.to(DEVICE)
         self.options, self.own_options = {}, {}
         if mask:
             self._add("enqueue_mask", torch.rand(B, generator=draw) < 0.4)
@@ -72,10 +74,11 @@ class Divided:
                 self._add("ids", given)
             else:
                 of_rank = torch.arange(W).repeat_interleave(torch.tensor(rows))
-                self.options["ids"] = torch.where(of_rank == ids_on, given, -1)
-                self.own_options = {"ids": given[self.own]} if rank == ids_on else {}
+                self.options["ids"] = torch.where(of_rank == ids_on, given, -1).to(DEVICE)
+                self.own_options = {"ids": given[self.own].to(DEVICE)} if rank == ids_on else {}
 
     def _add(self, name, of_rows):
+        of_rows = of_rows.to(DEVICE)
         self.options[name], self.own_options[name] = of_rows, of_rows[self.own]
 
     def whole(self):
@@ -89,12 +92,18 @@ class Divided:
 
 def alone_and_together(loss, batch_size=None, size=M, **options):
     """The memory of one process, and one that all ranks share."""
-    return CrossBatchMemory(loss, D, size, **options), shared(loss, size, batch_size=batch_size, **options)
+    return alone(loss, size, **options), shared(loss, size, batch_size=batch_size, **options)
+
+
+def alone(loss, size=M, **options):
+    """A memory of one process."""
+    return CrossBatchMemory(loss, D, size, **options).to(DEVICE)
 
 
 def shared(loss, size=M, **options):
     """A memory that all ranks share."""
-    return CrossBatchMemory(loss, D, size, **{"process_group": dist.group.WORLD, "shards": SHARDS} | options)
+    of_all = {"process_group": dist.group.WORLD, "shards": SHARDS}
+    return CrossBatchMemory(loss, D, size, **of_all | options).to(DEVICE)
 
 
 def assert_same_step(alone, together, batch):
@@ -114,8 +123,9 @@ def assert_same_step(alone, together, batch):
 
 def assert_close(found, expected):
     """Equal up to the rounding of sums, which are added rank by rank; and that of what is stored, where the sums of
-    stored rows are, too."""
-    eps = (8 if SHARDS == 1 else 64) * torch.finfo(expected.dtype).eps
+    stored rows are, too. On a GPU products are, which parts of a memory have by another kernel than the whole."""
+    units = 1000 if DEVICE.type == "cuda" else 8 if SHARDS == 1 else 64
+    eps = units * torch.finfo(expected.dtype).eps
     largest = expected.detach().nan_to_num().abs().max().item() if expected.numel() else 0
     torch.testing.assert_close(found, expected, rtol=eps, atol=eps * largest, equal_nan=True)
 

@@ -188,7 +188,7 @@ def a_checkpoint_is_resumed_on_any_grid(folder, rank):
         assert_same_step(alone, together, Divided(step, ids=True))
     checkpoint.save({"criterion": together.state_dict()}, checkpoint_id=folder)
     with_copies = ranks.shared(SupCon(), shards=1)
-    on_same, in_one = ranks.shared(SupCon()), CrossBatchMemory(SupCon(), D, M)
+    on_same, in_one = ranks.shared(SupCon()), ranks.alone(SupCon())
     for criterion in (on_same, with_copies, in_one):
         state = {"criterion": criterion.state_dict()}
         checkpoint.load(state, checkpoint_id=folder, no_dist=criterion is in_one)

@@ -15,7 +15,7 @@ from .run import ROOT, Runner, Section, command, tail
 
 TESTS = ["test_normalize", "test_moments", "test_track", "test_transform", "test_standardize", "test_enqueue",
          "test_memory_loss", "test_losses", "test_batch_loss", "test_batch_sums", "test_memory",
-         "test_cuda"]  # fmt: skip
+         "test_distributed_cuda", "test_cuda"]  # fmt: skip
 
 
 def architecture(capability: str) -> str:
