@@ -25,6 +25,7 @@ from ranks import (
     divide,
     launch,
 )
+from test_custom import Exponents
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -120,6 +121,13 @@ def a_learned_temperature_gets_the_whole_gradient(rank):
         value.backward()
         assert_close(together.temperature.grad, alone.temperature.grad)
         assert_close(own.grad, dist.get_world_size() * x.grad[batch.own])
+
+
+def a_loss_of_ones_own_is_that_of_one_process(rank):
+    one, shared = ranks.alone(Exponents()), ranks.shared(Exponents())
+    for step, sizes in enumerate(("even", "uneven", "one empty")):
+        assert_same_step(one, shared, Divided(step, sizes, ids=True))
+        assert_close(shared.loss.margins.grad, one.loss.margins.grad)
 
 
 def a_fixed_number_of_rows_is_as_good(rank):
@@ -504,6 +512,7 @@ CHECKS = [
     every_way_to_keep_a_memory_is_that_of_one_process,
     a_learned_temperature_gets_the_whole_gradient,
     a_fixed_number_of_rows_is_as_good,
+    a_loss_of_ones_own_is_that_of_one_process,
     embeddings_of_16_bits_travel_as_they_are,
     rows_that_are_not_finite_stay_out_of_every_copy,
     evaluation_reads_and_writes_nothing,

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
 from loss_cases import LOSSES
 from ranks import D, Divided, M, alone_and_together, assert_close, assert_same_bits, assert_same_state, assert_same_step
+from test_custom import Exponents
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -98,6 +99,7 @@ def what_cannot_be_cut_is_refused(rank):
         (S, S - 1, SupCon(), f"^shards={S} would leave a rank without any of the {S - 1} slots of memory_size$"),
         (1 if rank == 0 else S, M, SupCon(), rf"^shards must be the same on every rank, got 1 on rank 0 and {S}"),
         (0, M, SupCon(), "^shards must be"),
+        (S, M, Exponents(), "^loss: a CustomLoss needs shards=1"),
     ):
         with pytest.raises(ValueError, match=message):
             ranks.shared(loss, size, shards=shards)

@@ -10,6 +10,7 @@ import torch
 
 from . import _library, ops, reference
 from ._way import loss_way
+from .custom import CustomLoss
 from .losses import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet
 from .memory import CrossBatchMemory
 from .ops import memory_loss
@@ -23,6 +24,7 @@ __all__ = [
     "Circle",
     "Contrastive",
     "CrossBatchMemory",
+    "CustomLoss",
     "MultiSimilarity",
     "NTXent",
     "SupCon",

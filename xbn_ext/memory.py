@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from . import checks, ops, shared_step
+from . import checks, composed, ops, shared_step
 from ._autograd import check_not_transformed, check_step
+from .custom import AnyLoss, CustomLoss
 from .distributed import Batch, Ranks
-from .dtypes import is_narrow
+from .dtypes import compute_dtype, is_narrow
 from .filling import fill
 from .filter import Drift, make_filter
 from .losses import PairLoss, at_temperature, check_loss, default_temperature
+from .plain.custom import try_out
 from .shards import Shards
 from .state import MemoryState, number_in
 
@@ -49,8 +51,8 @@ class CrossBatchMemory(MemoryState):
         >>> loss.backward()
 
     Args:
-        loss: the pair loss L, one of `xbn_ext.losses`. A temperature that is an `nn.Parameter` becomes a parameter of
-            this module.
+        loss: the pair loss L, one of `xbn_ext.losses` or a `CustomLoss`. A temperature that is an `nn.Parameter`
+            becomes a parameter of this module, as do those of a `CustomLoss`.
         embedding_size: D.
         memory_size: M, rows of the ring.
         drift: how stored embeddings follow the network. `"none"`: not at all (plain XBM). `"xbn"`: each step they
@@ -101,7 +103,7 @@ class CrossBatchMemory(MemoryState):
 
     def __init__(
         self,
-        loss: PairLoss,
+        loss: AnyLoss,
         embedding_size: int,
         memory_size: int = 1024,
         *,
@@ -127,7 +129,10 @@ class CrossBatchMemory(MemoryState):
         if bank_dtype is not None:
             warnings.warn("bank_dtype is called memory_dtype", DeprecationWarning, stacklevel=2)
             memory_dtype = bank_dtype
-        check_loss("CrossBatchMemory", loss)
+        if isinstance(loss, CustomLoss):
+            self._modules["loss"] = loss  # as which its parameters are found; the attribute is the property below
+        else:
+            check_loss("CrossBatchMemory", loss)
         embedding_size = checks.whole("embedding_size", embedding_size, 1)
         memory_size = checks.whole("memory_size", memory_size, 1)
         self.warmup_steps = warmup_steps
@@ -142,25 +147,37 @@ class CrossBatchMemory(MemoryState):
         checks.rounding(self.update, memory_dtype, drift)
         self.enqueue = enqueue
         self.filter = make_filter(drift, process_noise, measurement_noise, ema_momentum)
-        temperature = getattr(loss, "temperature", None)
+        temperature = None if isinstance(loss, CustomLoss) else getattr(loss, "temperature", None)
         learned = temperature if isinstance(temperature, nn.Parameter) else None
         if isinstance(temperature, Tensor) and temperature.requires_grad and learned is None:
             raise ValueError("loss: its temperature must be an nn.Parameter to be learned")
         self.register_parameter("temperature", learned)
-        self._loss = loss if learned is None else at_temperature(loss, 1.0)  # the module alone holds what is learned
-        self._first_temperature = math.nan if learned is None else number_in(learned, default_temperature(loss))
+        self._loss: PairLoss | None = None
+        self._first_temperature = math.nan
+        if not isinstance(loss, CustomLoss):
+            self._loss = loss
+            if learned is not None:  # the module alone holds it
+                self._loss = at_temperature(loss, 1.0)
+                self._first_temperature = number_in(learned, default_temperature(loss))
         self.embedding_size = embedding_size
         self._drift = drift
         shards = checks.shards(shards, process_group)
         batch_size = checks.rows_of_a_part(batch_size, process_group)
         self._ranks: Ranks | None = None
         if process_group is not None:
-            if isinstance(temperature, Tensor):
+            if isinstance(temperature, Tensor) and not isinstance(loss, CustomLoss):
                 loss = at_temperature(loss, number_in(temperature, default_temperature(loss)))
-            once = {"loss": loss, "embedding_size": embedding_size, "memory_size": memory_size, "drift": drift}
+            once: dict[str, Any] = {
+                "loss": loss,
+                "embedding_size": embedding_size,
+                "memory_size": memory_size,
+                "drift": drift,
+            }
             once |= {"filter": self.filter, "memory_dtype": memory_dtype, "temperature is learned": learned is not None}
             self._ranks = Ranks(process_group, shards, batch_size, once | self._options())
         of_ranks = Shards() if self._ranks is None else self._ranks.shards
+        if of_ranks.size > 1 and isinstance(loss, CustomLoss):
+            raise ValueError("loss: a CustomLoss needs shards=1: its sums cannot be added up over parts of a memory")
         self._register_memory(memory_size, embedding_size, memory_dtype, of_ranks)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -208,9 +225,17 @@ class CrossBatchMemory(MemoryState):
         return None if self._ranks is None else self._ranks.batch_size
 
     @property
-    def loss(self) -> PairLoss:
+    def _custom(self) -> CustomLoss | None:
+        loss = self._modules.get("loss")
+        return loss if isinstance(loss, CustomLoss) else None
+
+    @property
+    def loss(self) -> AnyLoss:
         """The pair loss. A learned temperature in it is this module's parameter, also where that has been replaced:
         by `load_state_dict(assign=True)`, `to_empty`, `torch.func.functional_call`."""
+        if self._loss is None:
+            assert self._custom is not None
+            return self._custom
         return self._loss if self.temperature is None else at_temperature(self._loss, self.temperature)
 
     def forward(
@@ -247,8 +272,8 @@ class CrossBatchMemory(MemoryState):
         def check() -> Batch:
             checks.some_weight(self.batch_weight, self.memory_weight)  # set since, one after the other
             batch = self._check(embeddings, labels, indices_tuple, enqueue_mask, ids)
-            learns = embeddings.requires_grad or (self.temperature is not None and self.temperature.requires_grad)
-            learns = learns and torch.is_grad_enabled()
+            of_loss = [self.temperature] if self._custom is None else self._custom.parameters()
+            learns = any(t is not None and t.requires_grad for t in (embeddings, *of_loss)) and torch.is_grad_enabled()
             if self.training or learns:
                 check_step(self.step, *batch[:4], self.temperature)
             elif self._ranks is not None:
@@ -259,18 +284,23 @@ class CrossBatchMemory(MemoryState):
         batch = check() if ranks is None else ranks.gather(check, self.step, self.training, self._options)
         x, y, mask, sample, *_ = batch
         x = x if x.dtype == torch.float64 else x.float()
-        options: Any = {
-            "normalize_embeddings": self.normalize_embeddings, "renormalize": self.renormalize,
-            "batch_weight": self.batch_weight, "memory_weight": self.memory_weight, "warmup_steps": self.warmup_steps,
-            "eps": self.eps,
+        of_loss: Any = {
+            "renormalize": self.renormalize, "batch_weight": self.batch_weight, "memory_weight": self.memory_weight,
+            "warmup_steps": self.warmup_steps, "eps": self.eps,
         }  # fmt: skip
+        of_step: Any = {"normalize_embeddings": self.normalize_embeddings}
         if self.training:
-            options |= {"filter": self.filter, "update": self.update, "enqueue": self.enqueue}
-        if ranks is not None and shared_step.is_worth_it(ranks, batch, self.bank, self._loss, self.batch_weight):
-            of_ranks = shared_step.step_ if self.training else shared_step.loss_of
-            return of_ranks(ranks, self, batch._replace(embeddings=x), self.loss, **options)
-        alone = ops.step_ if self.training else ops.loss_of
-        return alone(self, x, y, self.loss, enqueue_mask=mask, ids=sample, **options)
+            of_step |= {"filter": self.filter, "update": self.update, "enqueue": self.enqueue}
+        loss, batch = self.loss, batch._replace(embeddings=x)
+        if isinstance(loss, CustomLoss):
+            losses = composed.losses_of_custom(self, batch, loss, **of_loss)
+        elif ranks is not None and shared_step.is_worth_it(ranks, batch, self.bank, loss, self.batch_weight):
+            losses = shared_step.losses_of(ranks, self, batch, loss, **of_loss)
+        else:
+            in_one = ops.step_ if self.training else ops.loss_of
+            return in_one(self, x, y, loss, enqueue_mask=mask, ids=sample, **of_loss, **of_step)
+        in_parts = composed.step_ if self.training else composed.loss_of
+        return in_parts(self, batch, losses, eps=self.eps, **of_step)
 
     @torch.no_grad()
     def stats(self) -> dict[str, Tensor]:
@@ -345,7 +375,10 @@ class CrossBatchMemory(MemoryState):
         """Raises on bad input, naming the argument; labels and ids become int64."""
         device = self.bank.device
         checks.batch(embeddings, labels, indices_tuple, enqueue_mask, ids, self.embedding_size, device)
-        if self.temperature is not None:
+        if self._custom is not None:
+            checks.on_device(device, **dict(self._custom.named_parameters()))
+            try_out(self._custom, embeddings.new_empty(0, dtype=compute_dtype(embeddings.dtype)))
+        elif self._loss is not None and self.temperature is not None:
             at_temperature(self._loss, self.temperature)  # raises where another shape has taken its place
             checks.on_device(device, temperature=self.temperature)
         else:
@@ -358,7 +391,8 @@ class CrossBatchMemory(MemoryState):
         """What `print(criterion)` shows."""
         ranks = "" if self._ranks is None else f", rank {self._ranks.rank} of {self._ranks.size}"
         ranks += "" if self.shards == 1 else f", shards={self.shards}"
+        loss = self.loss if self._custom is None else type(self._custom).__name__
         return (
-            f"{self.loss}, embedding_size={self.embedding_size}, memory_size={self.memory_size}, drift={self.drift!r}, "
+            f"{loss}, embedding_size={self.embedding_size}, memory_size={self.memory_size}, drift={self.drift!r}, "
             f"update={self.update!r}, enqueue={self.enqueue!r}, memory_dtype={self.bank.dtype}{ranks}"
         )

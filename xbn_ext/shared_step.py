@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import ops, shared_batch_loss
-from ._autograd import needs_grad, with_gradient, without_autocast
+from ._autograd import needs_grad, with_gradient
+from .composed import Losses
 from .distributed import Batch, Ranks
-from .filter import Filter
 from .losses import Contrastive, PairLoss, Triplet, fold_temperature
 from .options import LossOptions
 from .shards import Shards
 from .shared_triplets import triplet_sums
-from .state import flat
-from .stored import Stored
 
 # On a GPU `memory_sums` has only the composite way. 64 rows against 60,000 of 512 dimensions took an H200 0.73 ms by it
 # (16-bit rows), 256 by the tensor cores' sweep 0.98, 1,024 by the screen 0.77: benchmarks/results has these times.
@@ -49,67 +47,20 @@ def _divides_memory(ranks: Ranks, batch: Batch, bank: Tensor, loss: PairLoss) ->
     return ranks.size >= (RANKS_ON_A_GPU_WITH_SCREEN if isinstance(loss, Contrastive) else RANKS_ON_A_GPU)
 
 
-def step_(
-    ranks: Ranks,
-    memory: Any,
-    batch: Batch,
-    loss: PairLoss,
-    *,
-    filter: Filter | None,
-    update: Literal["inplace", "deferred"],
-    enqueue: Literal["after", "before"],
-    normalize_embeddings: bool,
-    eps: float,
-    **options: Any,
-) -> Tensor:
-    """As `ops.step_` of the whole batch, whose gradient is right in this rank's own rows.
+def losses_of(ranks: Ranks, memory: Any, batch: Batch, loss: PairLoss, **options: Any) -> Losses:
+    """The losses of a step of all ranks, whose gradient is right in this rank's own rows.
 
     Args:
         batch: of all ranks, its embeddings float32 or float64.
-        options: those of `loss_of`.
+        options: those of `ops.losses_of`.
     """
-    with without_autocast(batch.embeddings.device.type):
-        z = ops.normalize(batch.embeddings, eps) if normalize_embeddings else batch.embeddings
-        stored = Stored(memory)
-        _track(memory, z.detach(), batch.mask, filter, eps)
-        if filter is not None:
-            stored.follow(update, eps)
-        slots = None
-        if enqueue == "before":
-            slots = stored.enqueue(z.detach(), batch)
-        memory.pairs.fill_(torch.nan)
-        value = _losses(ranks, memory, z, batch, loss, slots, memory.pairs, eps=eps, **options)
-        if enqueue == "after":
-            stored.enqueue(z.detach(), batch)
-        stored.settle()
-        flat(memory.step).add_(1)
-    return value
-
-
-def loss_of(
-    ranks: Ranks, memory: Any, batch: Batch, loss: PairLoss, *, normalize_embeddings: bool, eps: float, **options: Any
-) -> Tensor:
-    """As `ops.loss_of`."""
-    with without_autocast(batch.embeddings.device.type):
-        z = ops.normalize(batch.embeddings, eps) if normalize_embeddings else batch.embeddings
-        return _losses(ranks, memory, z, batch, loss, None, None, eps=eps, **options)
-
-
-def _track(memory: Any, z: Tensor, mask: Tensor | None, filter: Filter | None, eps: float) -> None:
-    """Where the memory is to go; without a filter the drift is only measured."""
-    target = (memory.target_mean, memory.target_std, memory.variance, memory.scale, memory.shift)
-    if filter is None:
-        target = tuple(t.clone() for t in target)
-    noises = filter or Filter(float("inf"), 1.0, None)
-    ops.track_(*target, z, mask, memory.sums, memory.count, *noises, eps, memory.drift_stats)
+    return partial(_losses, ranks, memory, batch, loss, options)
 
 
 def _losses(
-    ranks: Ranks, memory: Any, z: Tensor, batch: Batch, loss: PairLoss, slots: Tensor | None, pairs: Tensor | None,
-    **options: Any,
+    ranks: Ranks, memory: Any, batch: Batch, loss: PairLoss, options: dict[str, Any], z: Tensor, slots: Tensor | None,
+    pairs: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """As `ops.losses_of`; pairs `[2]` is written if there is a loss against the memory."""
-
     def of_own(z: Tensor, given: LossOptions) -> tuple[Tensor, Tensor]:
         line = ranks.line(batch)
         for name in ("anchors", "exclude"):

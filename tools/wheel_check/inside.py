@@ -146,14 +146,15 @@ def check_training(device: str) -> None:
     """Trains a layer for three steps with `CrossBatchMemory`; loss, gradient and memory must be the reference's."""
     torch.manual_seed(0)
     network = torch.nn.Linear(9, 7).to(device)
-    criterion = CrossBatchMemory(Contrastive(), embedding_size=7, memory_size=20).to(device)
+    pair_loss = Contrastive()
+    criterion = CrossBatchMemory(pair_loss, embedding_size=7, memory_size=20).to(device)
     with torch.device(device):
         m = reference.Memory.empty(20, 7, torch.float32)
     labels = torch.arange(8, device=device) % 3
     weights = list(network.parameters())
     for _ in range(3):
         embeddings = network(torch.randn(8, 9).to(device))
-        loss, expected = criterion(embeddings, labels), reference.step(m, embeddings, labels, criterion.loss)
+        loss, expected = criterion(embeddings, labels), reference.step(m, embeddings, labels, pair_loss)
         gradients = torch.autograd.grad(loss, weights, retain_graph=True)
         assert_close(
             f"training on {device}",

@@ -10,14 +10,16 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .._autograd import needs_grad, with_gradient, without_autocast, writes
+from ..custom import AnyLoss, CustomLoss
 from ..losses import PairLoss, check_loss, fold_temperature
 from ..options import LOSS_DEFAULTS, PAIR_DEFAULTS, LossOptions, PairOptions, complete
+from . import custom
 from ._namespace import call, fake
 from .batch import normalize
 
 
 def memory_loss(
-    z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: PairLoss, **options: Unpack[LossOptions]
+    z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: AnyLoss, **options: Unpack[LossOptions]
 ) -> Tensor:
     """Loss of a batch against a bank of embeddings, differentiable in `z`, in one sweep over the bank.
 
@@ -44,7 +46,7 @@ def memory_loss(
 
 
 def memory_loss_and_pairs(
-    z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: PairLoss, **options: Unpack[LossOptions]
+    z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: AnyLoss, **options: Unpack[LossOptions]
 ) -> tuple[Tensor, Tensor]:
     """`memory_loss`, and `pairs [2]` (float64): how many positives and negatives of an anchor have a weight, on average
     over the anchors. A pair has no weight if it is within its margin, not mined, or in no triplet that costs something.
@@ -53,12 +55,14 @@ def memory_loss_and_pairs(
 
 
 def _memory_loss(
-    function: str, z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: PairLoss, options: LossOptions
+    function: str, z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: AnyLoss, options: LossOptions
 ) -> tuple[Tensor, Tensor]:
     arguments = complete(function, options, LOSS_DEFAULTS)
     for name in ("scale", "shift"):
         if isinstance(arguments[name], Tensor):  # what is neither this nor None, torch refuses by name
             arguments[name] = arguments[name].double()
+    if isinstance(loss, CustomLoss):
+        return custom.memory_loss(z, labels, bank, bank_labels, loss, arguments)
     arguments.update(labels=labels, bank=bank.detach(), bank_labels=bank_labels)
     return _ranked("memory_loss", z, loss, arguments)
 
@@ -123,7 +127,7 @@ def _(
 def batch_loss(
     z: Tensor,
     labels: Tensor,
-    loss: PairLoss,
+    loss: AnyLoss,
     *,
     ids: Tensor | None = None,
     anchors: Tensor | None = None,
@@ -151,7 +155,8 @@ def batch_loss(
         RuntimeError: an argument is not as above; or a second derivative or a forward-mode one is asked for.
     """
 
-    check_loss("batch_loss", loss)
+    if not isinstance(loss, CustomLoss):
+        check_loss("batch_loss", loss)
     if z.dim() != 2 or z.dtype not in (torch.float32, torch.float64):  # the op would speak of its products
         raise RuntimeError(f"batch_loss: z must be [B, D], float32 or float64, got {z.dtype} {list(z.shape)}")
     if isinstance(labels, Tensor) and labels.shape != z.shape[:1]:
@@ -159,6 +164,8 @@ def batch_loss(
     with without_autocast(z.device.type):
         if not renormalize:
             z = not_finite_as_nan(z)
+        if isinstance(loss, CustomLoss):
+            return custom.batch_loss(z, labels, loss, ids, anchors, renormalize, eps)
         loss, sides = sides_of(loss, z, renormalize, eps)
         options = {"labels": labels, "ids": ids, "anchors": anchors, "eps": eps}
         if sides is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import checks
 from .._autograd import needs_grad, with_gradient, without_autocast, writes
+from ..custom import AnyLoss
 from ..filter import Filter
 from ..losses import PairLoss, check_loss
 from ..options import LossOptions
@@ -98,7 +99,7 @@ def loss_of(
     memory: Any,
     embeddings: Tensor,
     labels: Tensor,
-    loss: PairLoss,
+    loss: AnyLoss,
     *,
     normalize_embeddings: bool,
     enqueue_mask: Tensor | None,
@@ -120,7 +121,7 @@ def losses_of(
     memory: Any,
     z: Tensor,
     labels: Tensor,
-    loss: PairLoss,
+    loss: AnyLoss,
     against: Callable[[Tensor, LossOptions], Tensor],
     against_itself: Callable[..., Tensor] = batch_loss,
     *,

@@ -1,0 +1,259 @@
+"""A loss of the user's own: its value and gradients are those of autograd over all pairs at once."""
+
+import copy
+
+import pytest
+import state
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import xbn_ext
+from xbn_ext import Contrastive, CrossBatchMemory, CustomLoss, MultiSimilarity, ops
+from xbn_ext.plain import chunks
+
+B, M, D = 12, 150, 7
+
+
+class Margins(CustomLoss):
+    """Its margins learn."""
+
+    def __init__(self):
+        super().__init__()
+        self.margins = nn.Parameter(torch.tensor([0.8, 0.1], dtype=torch.float64))
+
+    def positive(self, s):
+        return (self.margins[0].to(s.dtype) - s).relu()
+
+    def negative(self, s):
+        return (s - self.margins[1].to(s.dtype)).relu() ** 2
+
+
+class Exponents(Margins):
+    reduction = "logsumexp"
+
+    def positive(self, s):
+        return -3 * (s - self.margins[0].to(s.dtype))
+
+    def negative(self, s):
+        return 20 * (s - self.margins[1].to(s.dtype))
+
+    def anchor(self, positives, negatives):
+        return F.softplus(positives) / 3 + F.softplus(negatives) / 20
+
+
+class Mixed(Exponents):
+    reduction = ("mean", "logsumexp")
+    needs_both = True
+
+    def anchor(self, positives, negatives):
+        return (positives + negatives + self.margins.sum()).relu()
+
+
+class Hardest(Margins):
+    reduction = "max"
+    needs_both = True
+
+    def positive(self, s):
+        return -s
+
+    def anchor(self, positives, negatives):
+        return (positives + negatives + self.margins[0].to(positives.dtype)).relu()
+
+
+def averaged(loss, by):
+    return type(f"{loss.__name__}By{by.replace(' ', '')}", (loss,), {"average": by})
+
+
+KINDS = [Margins, Exponents, Mixed, Hardest, averaged(Margins, "pairs"), averaged(Mixed, "active pairs")]
+
+
+def at_once(loss, s, positive, negative, anchors):
+    """The loss from all similarities `[B, M]`, by torch alone."""
+    reduced, number, active = [], [], []
+    for term, which, reduction in zip(
+        (loss.positive, loss.negative), (positive, negative), loss.reductions, strict=True
+    ):
+        terms = term(s)
+        n = which.sum(1)
+        number.append(n), active.append((which & (terms != 0)).sum(1))
+        some = n > 0
+        filled = torch.where(which, terms, -torch.inf)
+        filled = torch.where(some[:, None], filled, 0.0)
+        match reduction:
+            case "sum":
+                value = torch.where(which, terms, 0.0).sum(1)
+            case "mean":
+                value = torch.where(which, terms, 0.0).sum(1) / n.clamp(min=1)
+            case "logsumexp":
+                value = torch.where(some, filled.logsumexp(1), -torch.inf)
+            case "max":
+                value = torch.where(some, filled.max(1).values, -torch.inf)
+        reduced.append(value)
+    pays = (number[0] > 0) & (number[1] > 0) if loss.needs_both else number[0] + number[1] > 0
+    costs = torch.where(pays, loss.anchor(*reduced), 0.0)
+    count = {
+        "anchors": pays.sum() if loss.needs_both else anchors.sum(),
+        "pairs": (number[0] + number[1])[pays].sum(),
+        "active pairs": (active[0] + active[1])[pays].sum(),
+    }[loss.average]
+    return costs.sum() / count.clamp(min=1)
+
+
+@pytest.fixture(params=[1 << 20, 1], ids=["one chunk", "chunks"])
+def few_at_a_time(request, monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK_ON_CPU", request.param)
+    monkeypatch.setattr(chunks, "FEWEST_ROWS", 13)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_against_a_memory(kind, renormalize, few_at_a_time):
+    loss = kind()
+    m = state.filled(M, D, 130, torch.float64, pending=True)
+    z = F.normalize(torch.randn(B, D, dtype=torch.float64)).requires_grad_()
+    labels, anchors, exclude = torch.randint(-3, 9, (B,)), torch.rand(B) < 0.8, torch.randint(0, 99, (B,))
+    m.bank_ids.copy_(torch.randint(0, 99, (M,)))
+    options = {"count": m.count, "scale": m.scale, "shift": m.shift, "anchors": anchors, "renormalize": renormalize}
+    value, pairs = ops.memory_loss_and_pairs(
+        z, labels, m.bank, m.bank_labels, loss, bank_ids=m.bank_ids, exclude=exclude, **options
+    )
+    value.backward()
+
+    again, theirs = z.detach().clone().requires_grad_(), copy.deepcopy(loss)
+    theirs.margins.grad = None
+    rows = (m.bank * m.scale + m.shift)[: int(m.count)]
+    rows = F.normalize(rows, eps=1e-6) if renormalize else rows
+    same = labels[:, None] == m.bank_labels[: len(rows)]
+    pair = anchors[:, None] & (exclude[:, None] != m.bank_ids[: len(rows)])
+    expected = at_once(theirs, again @ rows.T, pair & same, pair & ~same, anchors)
+    expected.backward()
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(z.grad, again.grad, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(loss.margins.grad, theirs.margins.grad, rtol=1e-9, atol=1e-12)
+    assert (pairs > 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_of_a_batch_against_itself(kind, renormalize):
+    loss = kind()
+    z = torch.randn(B, D, dtype=torch.float64).requires_grad_()
+    labels, ids, anchors = torch.randint(4, (B,)), torch.randint(-1, 9, (B,)), torch.rand(B) < 0.8
+    ops.batch_loss(z, labels, loss, ids=ids, anchors=anchors, renormalize=renormalize).backward()
+    again, theirs = z.detach().clone().requires_grad_(), copy.deepcopy(loss)
+    theirs.margins.grad = None
+    rows = F.normalize(again, eps=1e-6) if renormalize else again
+    same = labels[:, None] == labels
+    pair = anchors[:, None] & ~torch.eye(B, dtype=torch.bool) & ((ids[:, None] < 0) | (ids[:, None] != ids))
+    at_once(theirs, again @ rows.T, pair & same, pair & ~same, anchors).backward()
+    torch.testing.assert_close(z.grad, again.grad, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(loss.margins.grad, theirs.margins.grad, rtol=1e-9, atol=1e-12)
+
+
+class OwnContrastive(CustomLoss):
+    def positive(self, s):
+        return (0.9 - s).relu()
+
+    def negative(self, s):
+        return (s - 0.2).relu()
+
+
+class OwnMultiSimilarity(CustomLoss):
+    reduction = "logsumexp"
+
+    def positive(self, s):
+        return -2 * (s - 0.5)
+
+    def negative(self, s):
+        return 50 * (s - 0.5)
+
+    def anchor(self, positives, negatives):
+        return F.softplus(positives) / 2 + F.softplus(negatives) / 50
+
+
+OPTIONS = [
+    {}, {"update": "deferred", "enqueue": "before", "warmup_steps": 1}, {"memory_dtype": torch.float16},
+    {"drift": "none", "batch_weight": 0.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    "own, native", [(OwnContrastive, Contrastive(0.9, 0.2)), (OwnMultiSimilarity, MultiSimilarity())]
+)
+def test_a_memory_trains_as_with_the_native_loss(own, native, options, dtype):
+    memories = [CrossBatchMemory(loss, D, 50, **options) for loss in (own(), native)]
+    for step in range(5):
+        x, labels = torch.randn(20, D, dtype=dtype), torch.randint(5, (20,))
+        ids, mask = torch.randint(0, 30, (20,)), torch.rand(20) < 0.3
+        if step == 2:
+            x[0, 0] = torch.nan
+        for memory in memories:
+            memory.train(step != 3)
+        leaves = [x.clone().requires_grad_() for _ in memories]
+        values = [m(leaf, labels, ids=ids, enqueue_mask=mask) for m, leaf in zip(memories, leaves, strict=True)]
+        for value in values:
+            value.backward()
+        torch.testing.assert_close(*values, rtol=1e-5, atol=1e-6, equal_nan=True)
+        torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=1e-4, atol=1e-5, equal_nan=True)
+        for (name, t), expected in zip(
+            memories[0].named_state(), dict(memories[1].named_state()).values(), strict=True
+        ):
+            if name != "pairs" or "logsumexp" not in own.reduction:  # all of its pairs have a weight, also tiny ones
+                torch.testing.assert_close(t, expected, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+def test_what_learns_is_a_parameter_of_the_memory():
+    memory = CrossBatchMemory(Margins(), D, 50)
+    assert [name for name, _ in memory.named_parameters()] == ["loss.margins"] and "loss.margins" in memory.state_dict()
+    copied = copy.deepcopy(memory)
+    copied.load_state_dict(memory.state_dict())
+    x, labels = torch.randn(20, D), torch.randint(5, (20,))
+    for step in range(2):
+        memory(x + step, labels).backward()
+    assert memory.loss.margins.grad.abs().min() > 0 and copied.loss.margins.grad is None
+    assert repr(memory).startswith("CrossBatchMemory(\n  Margins, embedding_size=7") and memory.temperature is None
+    with torch.no_grad():
+        assert not memory(x, labels).requires_grad
+    with pytest.raises(AttributeError, match="loss is chosen once"):
+        memory.loss = Margins()
+
+
+def test_no_rows_no_pairs():
+    loss, z = Mixed(), torch.randn(B, D, requires_grad=True)
+    labels = torch.zeros(B, dtype=torch.int64)
+    value = xbn_ext.memory_loss(z, labels, torch.zeros(0, D), labels[:0], loss)
+    value.backward()
+    assert value == 0 and not z.grad.any()
+    assert CrossBatchMemory(Hardest(), D, 50)(z[:0], labels[:0]) == 0
+
+
+def test_what_is_wrong_is_named():
+    def kind(**attributes):
+        return type("Wrong", (OwnContrastive,), attributes)
+
+    for attributes, message in (
+        ({"reduction": "median"}, "reduction must be 'sum', 'mean', 'logsumexp' or 'max', got 'median'"),
+        ({"average": "rows"}, "average must be 'anchors', 'pairs' or 'active pairs', got 'rows'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kind(**attributes)()
+    x, labels = torch.randn(6, D), torch.arange(6) % 2
+    for attributes, message in (
+        ({"positive": lambda self, s: s.sum()}, r"must return torch.float32 \[2, 3\], got torch.float32 \[\]"),
+        ({"negative": lambda self, s: s.double()}, r"must return torch.float32 \[2, 3\], got torch.float64 \[2, 3\]"),
+        ({"negative": lambda self, s: None}, "got NoneType"),
+        ({"anchor": lambda self, p, n: p.sum()}, r"anchor\(positives, negatives\) must return \[2\], got \[\]"),
+    ):
+        memory = CrossBatchMemory(kind(**attributes)(), D, 50)
+        before = copy.deepcopy(memory.state_dict())
+        with pytest.raises(TypeError, match=message):
+            memory(x, labels)
+        assert all(torch.equal(t, before[name]) for name, t in memory.state_dict().items())
+    with pytest.raises(NotImplementedError, match="a CustomLoss must have positive"):
+        CrossBatchMemory(CustomLoss(), D, 50)(x, labels)
+    with pytest.raises(TypeError, match="a CustomLoss is not called itself"):
+        OwnContrastive()(x, labels)
+    with pytest.raises(TypeError, match="step_: loss must be an xbn_ext loss"):
+        ops.step_(xbn_ext.reference.Memory.empty(9, D, torch.float32), x, labels, OwnContrastive())

@@ -1,0 +1,85 @@
+"""`CustomLoss`: a pair loss of the user's own. What runs it over a memory is `plain/custom.py`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, get_args
+
+from torch import Tensor, nn
+
+from . import checks
+from .losses import PairLoss
+
+Reduction = Literal["sum", "mean", "logsumexp", "max"]
+Average = Literal["anchors", "pairs", "active pairs"]
+
+
+class CustomLoss(nn.Module):
+    """A pair loss of your own, for `CrossBatchMemory` and `memory_loss`. It is differentiated by autograd, a chunk of
+    the memory at a time: the B×M matrix is never stored.
+
+    A subclass says what a pair costs, as elementwise functions of its similarity. For each anchor the terms of its
+    positives are reduced to one number, those of its negatives to another; `anchor` makes of the two what the anchor
+    pays; and the loss is the sum over the anchors divided by `average`. Parameters of the module learn along.
+
+    Examples:
+        >>> class Sigmoid(CustomLoss):
+        ...     def positive(self, s):
+        ...         return softplus(10 - 10 * s)
+        ...     def negative(self, s):
+        ...         return softplus(10 * s - 10)
+        >>> criterion = CrossBatchMemory(Sigmoid(), embedding_size=128, memory_size=8192)
+
+    Attributes:
+        reduction: how the terms of an anchor are reduced: `"sum"` (the default), `"mean"`, `"logsumexp"` or `"max"`; or
+            two of them, for positives and negatives. Of no terms a sum and a mean are 0, the others -inf.
+        average: what the costs of the anchors are divided by, at least 1: the number of `"anchors"` (the default), of
+            all their `"pairs"`, or of the `"active pairs"`, whose term is not 0.
+        needs_both: True: an anchor without positives or without negatives pays nothing, and is not counted.
+
+    Raises:
+        TypeError: a function of a subclass returns something else than as many numbers as it was given.
+        ValueError: an attribute is none of these words, when the loss is made.
+    """
+
+    reduction: ClassVar[Reduction | tuple[Reduction, Reduction]] = "sum"
+    average: ClassVar[Average] = "anchors"
+    needs_both: ClassVar[bool] = False
+    passes: ClassVar[tuple[tuple[int, ...], ...]] = ()
+    """None that could be added up over parts of a memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for word in self.reductions:
+            _known("reduction", word, get_args(Reduction))
+        _known("average", self.average, get_args(Average))
+        checks.flag("needs_both", self.needs_both)
+
+    @property
+    def reductions(self) -> tuple[Reduction, Reduction]:
+        """Those of positives and negatives."""
+        of_positives, of_negatives = (self.reduction,) * 2 if isinstance(self.reduction, str) else self.reduction
+        return of_positives, of_negatives
+
+    def positive(self, s: Tensor) -> Tensor:
+        """The terms of positive pairs, by their similarities `[B, n]`, each of its own similarity alone."""
+        raise NotImplementedError("a CustomLoss must have positive(s)")
+
+    def negative(self, s: Tensor) -> Tensor:
+        """The terms of negative pairs."""
+        raise NotImplementedError("a CustomLoss must have negative(s)")
+
+    def anchor(self, positives: Tensor, negatives: Tensor) -> Tensor:
+        """What anchors pay, `[B]`, by the reduced terms of their positives and negatives, `[B]` each."""
+        return positives + negatives
+
+    def forward(self, *args: Any, **options: Any) -> None:
+        """Not to be called: a `CrossBatchMemory` asks for the terms."""
+        raise TypeError("a CustomLoss is not called itself: give it to CrossBatchMemory or memory_loss")
+
+
+def _known(name: str, word: str, words: tuple[str, ...]) -> None:
+    if word not in words:
+        raise ValueError(f"{name} must be {checks.listed([repr(w) for w in words])}, got {word!r}")
+
+
+AnyLoss = PairLoss | CustomLoss

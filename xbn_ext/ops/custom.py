@@ -1,0 +1,78 @@
+"""A `CustomLoss` in the place of a native one: no op, but the PyTorch of `plain/custom.py`, with its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .._autograd import needs_grad, with_gradient, without_autocast
+from ..custom import CustomLoss
+from ..plain import custom
+from ..plain.contract import Contract
+from ..plain.loss_of_batch import NormalizedSimilarities, OwnSimilarities, check_batch
+from ..plain.loss_of_memory import BankSimilarities, check_memory_loss
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def outside_of_graphs(function: F) -> F:
+    """A compiled graph ends here: the host reads how many rows there are, and calls the user's functions."""
+    disabled: F = torch.compiler.disable(function)
+    return disabled
+
+
+@outside_of_graphs
+def memory_loss(
+    z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: CustomLoss, options: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """As `memory_loss_and_pairs`; `options` are complete. A pair counts where its term is not 0."""
+    c = Contract("memory_loss", z)
+    looked_at = {name: value for name, value in options.items() if name != "renormalize"}
+    check_memory_loss(c, z, labels, bank, bank_labels, **looked_at)
+    if options["count"] is not None:
+        c.value("count", options["count"], len(bank))
+    with without_autocast(z.device.type), torch.no_grad():
+        similarities = BankSimilarities(z.detach(), labels, bank.detach(), bank_labels, **options)
+    result = _run(loss, similarities, z)
+    return _with_gradients(result, loss, z, result.grad), result.pairs
+
+
+@outside_of_graphs
+def batch_loss(
+    z: Tensor, labels: Tensor, loss: CustomLoss, ids: Tensor | None, anchors: Tensor | None, renormalize: bool,
+    eps: float,
+) -> Tensor:  # fmt: skip
+    """As `batch_loss`."""
+    rows = z.detach()
+    with without_autocast(z.device.type), torch.no_grad():
+        dots = rows @ rows.T
+        c = Contract("batch_loss", dots)
+        check_batch(c, dots, labels, ids, anchors, None)
+        c.eps(eps)
+        similarities = OwnSimilarities(dots, labels, ids, anchors)
+        if renormalize:
+            similarities = NormalizedSimilarities(dots, labels, ids, anchors, eps)
+    result = _run(loss, similarities, z)
+    by_dots = result.grad
+    return _with_gradients(result, loss, z, None if by_dots is None else (by_dots + by_dots.T) @ rows)
+
+
+def _run(loss: CustomLoss, similarities: Any, z: Tensor) -> custom.Result:
+    learns = torch.is_grad_enabled() and any(p.requires_grad for p in loss.parameters())
+    need_grad = needs_grad(z) or learns
+    with without_autocast(z.device.type), torch.no_grad():
+        return custom.loss_of(loss, similarities, z.dtype, need_grad)
+
+
+def _with_gradients(result: custom.Result, loss: CustomLoss, z: Tensor, grad: Tensor | None) -> Tensor:
+    value = result.value.to(z.dtype)
+    if grad is None:
+        return value
+    whole = with_gradient(value, z, grad) if z.requires_grad else value
+    learning = [p for p in loss.parameters() if p.requires_grad]
+    for parameter, its in zip(learning, result.of_parameters, strict=True):
+        whole = whole + with_gradient(torch.zeros_like(value), parameter, its)
+    return whole
