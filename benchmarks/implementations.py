@@ -19,6 +19,7 @@ from torch import Tensor
 
 from xbn_ext import ops, plain, reference
 from xbn_ext._way import loss_way
+from xbn_ext.custom import AnyLoss
 from xbn_ext.dtypes import is_narrow
 from xbn_ext.filter import make_filter
 from xbn_ext.losses import Contrastive
@@ -28,6 +29,7 @@ from xbn_ext.options import Way
 from .chunked import can_be_chunked
 from .clock import Timing, interleaved, timer
 from .comparisons import COMPARISONS, OURS, THEIRS, theirs_installed
+from .custom_losses import custom
 from .problem import Problem
 from .roofline import tf32_products
 from .torch_memory import (
@@ -46,6 +48,7 @@ Call = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 DEFERRED = f"{OURS} deferred"
 PLAIN = f"{OURS} plain"
+CUSTOM = f"{OURS} custom"
 ALL_PAIRS = f"{OURS} all pairs"
 # Those that a CPU computes pair by pair, at least in one of their passes.
 PAIR_BY_PAIR = ("contrastive", "contrastive_avg", "mined", "ntxent", "triplet", "triplet_all")
@@ -59,13 +62,14 @@ BASELINES: dict[str, type[TorchMemory]] = {
 WAYS: list[Way] = ["screen", "tensor", "simt", "composite"]
 ON_CUDA = [*(f"{OURS} {way}" for way in WAYS), f"{OURS} composite{TF32}", *(name + TF32 for name in BASELINES)]
 ROUNDS = 21  # whose pairs with a weight are counted
-NAMES = [OURS, DEFERRED, PLAIN, ALL_PAIRS, *BASELINES, THEIRS, *ON_CUDA]
+NAMES = [OURS, DEFERRED, PLAIN, CUSTOM, ALL_PAIRS, *BASELINES, THEIRS, *ON_CUDA]
 
 
 def make(name: str, problem: Problem) -> Call:
     """The call of one implementation, with a memory of its own.
 
-    "xbn_ext plain" is what xbn_ext does without the compiled library; "xbn_ext all pairs", on a CPU, without the screen
+    "xbn_ext plain" is what xbn_ext does without the compiled library; "xbn_ext custom" has the loss as a `CustomLoss`
+    that a user would write; "xbn_ext all pairs", on a CPU, without the screen
     that finds the pairs which may have a weight. On CUDA, a name that ends in " tf32" lets library
     products round to TF32, any other does not.
     """
@@ -75,7 +79,9 @@ def make(name: str, problem: Problem) -> Call:
     elif family in BASELINES:
         call = _of_torch(BASELINES[family], problem)
     else:
-        call = _ours_in_step(family, problem) if problem.kernel == "step" else _ours(problem)
+        loss = custom(problem.pair_loss) if name == CUSTOM else problem.pair_loss
+        assert loss is not None
+        call = _ours_in_step(family, problem, loss) if problem.kernel == "step" else _ours(problem, loss)
     if name == PLAIN:
         call = partial(_without_kernels, call)
     if name == ALL_PAIRS:
@@ -111,11 +117,13 @@ def why_not(name: str, problem: Problem) -> str | None:
         return "for a CPU"
     if name == ALL_PAIRS and not (ranks and problem.loss in PAIR_BY_PAIR):
         return "has no screen to leave out"
+    if name == CUSTOM and not (ranks and custom(problem.pair_loss)):
+        return "has no such loss"
     if name == DEFERRED and problem.kernel != "step":
         return "is a way to take a step"
     if name == DEFERRED and problem.drift == "none":
         return "there is no drift to follow"
-    in_place = problem.kernel == "step" and problem.drift != "none" and name in (OURS, PLAIN, ALL_PAIRS)
+    in_place = problem.kernel == "step" and problem.drift != "none" and name in (OURS, PLAIN, CUSTOM, ALL_PAIRS)
     if in_place and is_narrow(problem.dtype):
         return "a 16-bit bank is deferred"
     way = name.removeprefix(OURS).strip()
@@ -189,7 +197,7 @@ def filled(problem: Problem, dtype: torch.dtype | None = None) -> reference.Memo
     return memory
 
 
-def _ours(problem: Problem) -> Call:
+def _ours(problem: Problem, pair_loss: AnyLoss) -> Call:
     m = filled(problem)
 
     def moments(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
@@ -204,16 +212,14 @@ def _ours(problem: Problem) -> Call:
         return m.bank, m.bank_labels
 
     def loss(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        return differentiated(
-            lambda z: ops.memory_loss(z, labels, m.bank, m.bank_labels, problem.pair_loss, count=m.count), x
-        )
+        return differentiated(lambda z: ops.memory_loss(z, labels, m.bank, m.bank_labels, pair_loss, count=m.count), x)
 
     return {"moments": moments, "transform": transform, "enqueue": enqueue, "loss": loss}[problem.kernel]
 
 
-def _ours_in_step(name: str, problem: Problem) -> Call:
+def _ours_in_step(name: str, problem: Problem, pair_loss: AnyLoss) -> Call:
     criterion = CrossBatchMemory(
-        problem.pair_loss,
+        pair_loss,
         problem.dim,
         problem.memory,
         drift=problem.drift,

@@ -1,0 +1,52 @@
+"""Native losses as a user would write them."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from xbn_ext import Contrastive, CustomLoss, MultiSimilarity
+from xbn_ext.losses import PairLoss
+
+
+class CustomContrastive(CustomLoss):
+    """`Contrastive` with "mean"."""
+
+    def __init__(self, native: Contrastive) -> None:
+        super().__init__()
+        self.pos_margin, self.neg_margin = native.pos_margin, native.neg_margin
+
+    def positive(self, s: Tensor) -> Tensor:
+        return (self.pos_margin - s).relu()
+
+    def negative(self, s: Tensor) -> Tensor:
+        return (s - self.neg_margin).relu()
+
+
+class CustomMultiSimilarity(CustomLoss):
+    """`MultiSimilarity` without mining."""
+
+    reduction = "logsumexp"
+
+    def __init__(self, native: MultiSimilarity) -> None:
+        super().__init__()
+        self.alpha, self.beta, self.base = native.alpha, native.beta, native.base
+
+    def positive(self, s: Tensor) -> Tensor:
+        return -self.alpha * (s - self.base)
+
+    def negative(self, s: Tensor) -> Tensor:
+        return self.beta * (s - self.base)
+
+    def anchor(self, positives: Tensor, negatives: Tensor) -> Tensor:
+        return F.softplus(positives) / self.alpha + F.softplus(negatives) / self.beta
+
+
+def custom(loss: PairLoss) -> CustomLoss | None:
+    """The same loss, if it is one of these."""
+    match loss:
+        case Contrastive(reduction="mean"):
+            return CustomContrastive(loss)
+        case MultiSimilarity(mining=None):
+            return CustomMultiSimilarity(loss)
+    return None
