@@ -1,5 +1,6 @@
 """Checks that run in several processes, and the batches that these divide between them."""
 
+import copy
 import os
 from datetime import timedelta
 
@@ -82,8 +83,9 @@ class Divided:
 
 
 def alone_and_together(loss, batch_size=None, size=M, **options):
-    """The memory of one process, and one that all ranks share."""
-    return CrossBatchMemory(loss, D, size, **options), shared(loss, size, batch_size=batch_size, **options)
+    """The memory of one process, and one that all ranks share; each learns a temperature of its own."""
+    alone = CrossBatchMemory(copy.deepcopy(loss), D, size, **options)
+    return alone, shared(loss, size, batch_size=batch_size, **options)
 
 
 def shared(loss, size=M, **options):

@@ -1,6 +1,7 @@
 """Many processes that hold a memory between them: what they compute is what one process does that has all of it."""
 
 import itertools
+import warnings
 from functools import partial
 
 import pytest
@@ -69,9 +70,13 @@ def all_blocks_are_rewritten_in_the_same_step(rank):
 
 def all_triplets_may_take_several_rounds(rank):
     least, held = triplets.LEAST_HELD, triplets.HELD
+    torch.set_warn_always(True)
     for triplets.LEAST_HELD, triplets.HELD in ((1, 1), (3, 1)):
         for sizes in ("uneven", "all empty"):
-            copies.same_steps(LOSSES["triplet_all"], {"sizes": sizes, "ids": True, "mask": True})
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                copies.same_steps(LOSSES["triplet_all"], {"sizes": sizes, "ids": True, "mask": True})
+    torch.set_warn_always(False)
     triplets.LEAST_HELD, triplets.HELD = least, held
 
 
@@ -203,6 +208,8 @@ CHECKS = [
     copies.a_gradient_scaler_decides_alike_on_every_rank,
     copies.a_rank_receives_what_the_benchmark_says,
     copies.copies_share_the_group,
+    copies.a_rank_may_be_in_more_groups_than_the_others,
+    copies.with_a_batch_size_no_host_waits,
     copies.what_differs_is_named_on_every_rank,
     copies.a_fault_of_one_rank_is_raised_on_all,
     copies.ranks_at_different_calls_raise,

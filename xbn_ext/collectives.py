@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,17 +63,44 @@ def line_of(group: ProcessGroup, shards: int) -> tuple[ProcessGroup, int]:
     return _group(ranks, group), replica
 
 
-def _group(ranks: list[int], like: ProcessGroup) -> ProcessGroup:
-    backend = dist.get_backend_config(like)
-    return dist.new_group(ranks, backend=backend, use_local_synchronization=True)  # type: ignore[no-any-return]
+def _group(ranks: list[int], like: ProcessGroup, backend: str | None = None) -> ProcessGroup:
+    """One of some processes, which these make together. It waits for them as long as the other does, and has the
+    other's backend where none is given."""
+    _be_in_as_many(ranks)
+    return dist.new_group(  # type: ignore[no-any-return]
+        ranks, _timeout(like), backend or dist.get_backend_config(like), use_local_synchronization=True
+    )
+
+
+def _timeout(group: ProcessGroup) -> timedelta | None:
+    """None, which is torch's own, of a backend that does not say."""
+    try:
+        return group._get_backend(group._device_types[0]).options._timeout
+    except (AttributeError, RuntimeError):
+        return None
+
+
+def _be_in_as_many(ranks: list[int]) -> None:
+    """torch names a group that only its members make by their ranks and the number of groups that this process is in.
+    With one more, such as a group of rank 0 alone, it would wait for the others under another name: first, those that
+    are in fewer make some of their own."""
+    from torch.distributed import distributed_c10d
+
+    groups, rank = distributed_c10d._world.pg_names, dist.get_rank()
+    of_all = distributed_c10d._get_default_store()
+    store = distributed_c10d.PrefixStore(f"xbn_ext/{'_'.join(map(str, ranks))}", of_all)
+    time = store.add(f"times/{rank}", 1)
+    store.set(f"{time}/{rank}", str(len(groups)))
+    most = max(int(store.get(f"{time}/{other}")) for other in ranks)
+    while len(groups) < most:
+        dist.new_group([rank], backend="gloo", use_local_synchronization=True)
 
 
 def host_group(group: ProcessGroup) -> ProcessGroup:
     """A group of the same processes for tensors on the host: itself, if it can, else another one."""
     if "cpu:" in dist.get_backend_config(group):  # such as "cpu:gloo,cuda:nccl"
         return group
-    ranks = dist.get_process_group_ranks(group)
-    return dist.new_group(ranks, backend="gloo", use_local_synchronization=True)  # type: ignore[no-any-return]
+    return _group(dist.get_process_group_ranks(group), group, "gloo")
 
 
 def gather(t: Tensor, size: int, group_name: str) -> Tensor:
