@@ -1,5 +1,6 @@
 """Many processes that hold a memory between them: what they compute is what one process does that has all of it."""
 
+import io
 import itertools
 import warnings
 from functools import partial
@@ -154,6 +155,30 @@ def a_state_of_another_size_is_refused(rank):
     assert together.count == 0
 
 
+def the_rows_of_another_rank_are_refused(rank):
+    """As in a file of rank 0's `state_dict()`, which is enough where each rank has all."""
+    _, together = alone_and_together(SupCon(), size=64)  # in blocks of one size
+    together(*Divided(0).part()[:2])
+    file = io.BytesIO()
+    torch.save(together.state_dict(), file)
+    files = [file.getvalue()]
+    dist.broadcast_object_list(files, 0)
+    for shards in {ranks.SHARDS, dist.get_world_size(), 1}:
+        again = ranks.shared(SupCon(), 64, shards=shards)
+        if rank > 0:
+            with pytest.raises(RuntimeError, match=r"bank_steps: the part that another process has.*nothing of the"):
+                again.load_state_dict(torch.load(io.BytesIO(files[0])))
+            assert again.count == 0
+        elif shards == ranks.SHARDS:
+            again.load_state_dict(torch.load(io.BytesIO(files[0])))
+            assert_same_bits(again.bank, together.bank)
+    alone = CrossBatchMemory(SupCon(), D, 64)
+    state = torch.load(io.BytesIO(files[0]))
+    state["bank"].device_mesh._dim_group_names[0] = "of a run that has ended"
+    with pytest.raises(RuntimeError, match=r"another process has, or had; save it by torch\.distributed\.checkpoint"):
+        alone.load_state_dict(state)
+
+
 def a_checkpoint_is_resumed_on_any_grid(folder, rank):
     alone, together = alone_and_together(SupCon())
     for step in range(2):
@@ -193,6 +218,7 @@ CHECKS = [
     who_needs_no_gradient_computes_that_of_the_others,
     a_whole_state_can_be_gathered_and_dealt_out,
     a_state_of_another_size_is_refused,
+    the_rows_of_another_rank_are_refused,
     copies.every_loss_is_that_of_one_process,
     copies.every_way_to_keep_a_memory_is_that_of_one_process,
     copies.a_learned_temperature_gets_the_whole_gradient,

@@ -138,6 +138,20 @@ def local_part(t: Any, group: ProcessGroup) -> Tensor | None:
     return t.to_local() if same else None
 
 
+def is_own(t: Any) -> bool:
+    """Whether the part of a DTensor that this process has is its own: not one that another has written to a file, nor
+    one of processes that are no longer there."""
+    mesh = t.device_mesh
+    if not dist.is_initialized():
+        return False
+    here = (mesh.mesh == dist.get_rank()).nonzero().tolist()
+    try:
+        sizes = tuple(mesh.get_group(dimension).size() for dimension in range(mesh.ndim))
+    except (LookupError, RuntimeError, ValueError):  # no such group
+        return False
+    return sizes == tuple(mesh.shape) and here == [list(mesh.get_coordinate() or ())]
+
+
 def gather_numbers(numbers: Sequence[int], group: ProcessGroup) -> list[list[int]]:
     """Those of all ranks, in their order; each has as many. Of hosts, whatever the default device is."""
     with torch._C._DisableFuncTorch():  # under torch.func, too, a rank can tell the others that it must not be there
