@@ -95,6 +95,10 @@ def a_mesh_of_two_dimensions_is_the_grid(rank):
     backwards = torch.distributed.device_mesh.DeviceMesh("cpu", torch.arange(W).flip(0).view(W // S, S))
     with pytest.raises(ValueError, match="process_group must be a mesh whose ranks ascend, got"):
         ranks.shared(SupCon(), process_group=backwards)
+    of_last = torch.distributed.device_mesh.DeviceMesh("cpu", [[W - 1]])
+    if rank < W - 1:
+        with pytest.raises(ValueError, match="process_group must be one that this process is in"):
+            ranks.shared(SupCon(), process_group=of_last, shards=1)
 
 
 def what_cannot_be_cut_is_refused(rank):

@@ -35,7 +35,9 @@ def group_of(process_group: Any) -> ProcessGroup:
     if hasattr(process_group, "get_group"):  # of a DeviceMesh
         if process_group.ndim > 2:
             raise ValueError(f"process_group must be a mesh of one or two dimensions, got one of {process_group.ndim}")
-        group = process_group.get_group() if process_group.ndim == 1 else _group_of_all(process_group)
+        group = dist.GroupMember.NON_GROUP_MEMBER
+        if process_group.get_coordinate() is not None:
+            group = process_group.get_group() if process_group.ndim == 1 else _group_of_all(process_group)
     if dist.is_available() and group is dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError("process_group must be one that this process is in")
     if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
