@@ -1,5 +1,6 @@
 """Checks that run in several processes, and the batches that these divide between them."""
 
+import copy
 import os
 from datetime import timedelta
 
@@ -91,8 +92,8 @@ class Divided:
 
 
 def alone_and_together(loss, batch_size=None, size=M, **options):
-    """The memory of one process, and one that all ranks share."""
-    return alone(loss, size, **options), shared(loss, size, batch_size=batch_size, **options)
+    """The memory of one process, and one that all ranks share; each learns a temperature of its own."""
+    return alone(copy.deepcopy(loss), size, **options), shared(loss, size, batch_size=batch_size, **options)
 
 
 def alone(loss, size=M, **options):

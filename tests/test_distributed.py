@@ -4,6 +4,7 @@ import copy
 import itertools
 import os
 import time
+from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
 
@@ -31,6 +32,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.ranks import collectives as number_of_collectives
 from benchmarks.ranks import received
@@ -426,6 +428,40 @@ def a_checkpoint_of_all_is_that_of_one(folder, rank):
     assert_same_step(again, together, Divided(2))
 
 
+def a_rank_may_be_in_more_groups_than_the_others(rank):
+    dist.new_group([0])
+    alone, together = alone_and_together(SupCon())
+    assert_same_step(alone, together, Divided(0))
+    W, backend_of = dist.get_world_size(), dist.get_backend_config
+    dist.get_backend_config = lambda group: "cuda:nccl"  # which takes no tensors of the host
+    of_hosts = collectives.host_group(dist.group.WORLD)
+    dist.get_backend_config = backend_of
+    assert collectives.gather_numbers([rank], of_hosts) == [[r] for r in range(W)]
+    for group in (of_hosts, together._shards._group or of_hosts):
+        assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=ranks.SECONDS)
+
+
+class WithoutWaiting(TorchDispatchMode):
+    """Raises where a GPU's host would wait: for a value, or until numbers of its own, such as a list that is an index,
+    have been copied."""
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        names = ("_local_scalar_dense", "index.Tensor", "index_put", "nonzero", "lift_fresh", "equal.default")
+        assert not any(name in str(op) for name in names), op
+        return op(*args, **(kwargs or {}))
+
+
+def with_a_batch_size_no_host_waits(rank):
+    for name, update in itertools.product(LOSSES, ("inplace", "deferred")):
+        if LOSSES[name].passes:
+            _, together = alone_and_together(LOSSES[name], 6, update=update)
+            for step in range(2):
+                own, labels, options = Divided(step, ids=True, mask=True).part()
+                with WithoutWaiting():
+                    together(own, labels, **options).backward()
+                    together.stats()
+
+
 def a_group_may_be_a_mesh_or_a_part_of_the_processes(rank):
     W = dist.get_world_size()
     mesh = init_device_mesh("cpu", (W,))
@@ -529,6 +565,8 @@ CHECKS = [
     a_rank_receives_what_the_benchmark_says,
     copies_share_the_group,
     a_state_goes_from_many_processes_to_one_and_back,
+    a_rank_may_be_in_more_groups_than_the_others,
+    with_a_batch_size_no_host_waits,
     a_group_may_be_a_mesh_or_a_part_of_the_processes,
     what_differs_is_named_on_every_rank,
     a_fault_of_one_rank_is_raised_on_all,

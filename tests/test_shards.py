@@ -1,6 +1,8 @@
 """Many processes that hold a memory between them: what they compute is what one process does that has all of it."""
 
+import io
 import itertools
+import warnings
 from functools import partial
 
 import pytest
@@ -70,9 +72,13 @@ def all_blocks_are_rewritten_in_the_same_step(rank):
 
 def all_triplets_may_take_several_rounds(rank):
     least, held = triplets.LEAST_HELD, triplets.HELD
+    torch.set_warn_always(True)
     for triplets.LEAST_HELD, triplets.HELD in ((1, 1), (3, 1)):
         for sizes in ("uneven", "all empty"):
-            copies.same_steps(LOSSES["triplet_all"], {"sizes": sizes, "ids": True, "mask": True})
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                copies.same_steps(LOSSES["triplet_all"], {"sizes": sizes, "ids": True, "mask": True})
+    torch.set_warn_always(False)
     triplets.LEAST_HELD, triplets.HELD = least, held
 
 
@@ -90,6 +96,10 @@ def a_mesh_of_two_dimensions_is_the_grid(rank):
     backwards = torch.distributed.device_mesh.DeviceMesh("cpu", torch.arange(W).flip(0).view(W // S, S))
     with pytest.raises(ValueError, match="process_group must be a mesh whose ranks ascend, got"):
         ranks.shared(SupCon(), process_group=backwards)
+    of_last = torch.distributed.device_mesh.DeviceMesh("cpu", [[W - 1]])
+    if rank < W - 1:
+        with pytest.raises(ValueError, match="process_group must be one that this process is in"):
+            ranks.shared(SupCon(), process_group=of_last, shards=1)
 
 
 def what_cannot_be_cut_is_refused(rank):
@@ -151,23 +161,6 @@ def a_state_of_another_size_is_refused(rank):
     assert together.count == 0
 
 
-def a_file_of_one_rank_is_refused_on_the_others(folder, rank):
-    """As torch.save writes it: it has the block of rank 0 alone."""
-    _, together = alone_and_together(SupCon())
-    together(*Divided(0).part()[:2])
-    if rank == 0:
-        torch.save(together.state_dict(), folder / "of_rank_0")
-    dist.barrier()
-    state = torch.load(folder / "of_rank_0")
-    if rank % ranks.SHARDS == 0:
-        together.load_state_dict(state)
-        return
-    before = together.bank.clone()
-    with pytest.raises(RuntimeError, match="bank is the block of another rank: save all of them"):
-        together.load_state_dict(state)
-    assert_same_bits(together.bank, before)
-
-
 def a_checkpoint_may_be_written_while_training_goes_on(folder, rank):
     _, together = alone_and_together(SupCon())
     together(*Divided(0).part()[:2])
@@ -182,6 +175,30 @@ def a_checkpoint_may_be_written_while_training_goes_on(folder, rank):
     together.load_state_dict(state["criterion"])
     for name, t in together.named_state(persistent=True):
         assert_same_bits(t, was[name])
+
+
+def the_rows_of_another_rank_are_refused(rank):
+    """As in a file of rank 0's `state_dict()`, which is enough where each rank has all."""
+    _, together = alone_and_together(SupCon(), size=64)  # in blocks of one size
+    together(*Divided(0).part()[:2])
+    file = io.BytesIO()
+    torch.save(together.state_dict(), file)
+    files = [file.getvalue()]
+    dist.broadcast_object_list(files, 0)
+    for shards in {ranks.SHARDS, dist.get_world_size(), 1}:
+        again = ranks.shared(SupCon(), 64, shards=shards)
+        if rank > 0:
+            with pytest.raises(RuntimeError, match=r"bank_steps: the part that another process has.*nothing of the"):
+                again.load_state_dict(torch.load(io.BytesIO(files[0])))
+            assert again.count == 0
+        elif shards == ranks.SHARDS:
+            again.load_state_dict(torch.load(io.BytesIO(files[0])))
+            assert_same_bits(again.bank, together.bank)
+    alone = CrossBatchMemory(SupCon(), D, 64)
+    state = torch.load(io.BytesIO(files[0]))
+    state["bank"].device_mesh._dim_group_names[0] = "of a run that has ended"
+    with pytest.raises(RuntimeError, match=r"another process has, or had; save it by torch\.distributed\.checkpoint"):
+        alone.load_state_dict(state)
 
 
 def a_checkpoint_is_resumed_on_any_grid(folder, rank):
@@ -223,6 +240,7 @@ CHECKS = [
     who_needs_no_gradient_computes_that_of_the_others,
     a_whole_state_can_be_gathered_and_dealt_out,
     a_state_of_another_size_is_refused,
+    the_rows_of_another_rank_are_refused,
     copies.every_loss_is_that_of_one_process,
     copies.every_way_to_keep_a_memory_is_that_of_one_process,
     copies.a_learned_temperature_gets_the_whole_gradient,
@@ -238,6 +256,8 @@ CHECKS = [
     copies.a_gradient_scaler_decides_alike_on_every_rank,
     copies.a_rank_receives_what_the_benchmark_says,
     copies.copies_share_the_group,
+    copies.a_rank_may_be_in_more_groups_than_the_others,
+    copies.with_a_batch_size_no_host_waits,
     copies.what_differs_is_named_on_every_rank,
     copies.a_fault_of_one_rank_is_raised_on_all,
     copies.ranks_at_different_calls_raise,
@@ -250,7 +270,6 @@ CHECKS = [
 def test_shards(W, S, tmp_path):
     on_disk = [
         partial(a_checkpoint_is_resumed_on_any_grid, tmp_path / "checkpoint"),
-        partial(a_file_of_one_rank_is_refused_on_the_others, tmp_path),
         partial(a_checkpoint_may_be_written_while_training_goes_on, tmp_path),
     ]
     compiled = [copies.a_compiled_step_is_the_step] if W == 2 else []

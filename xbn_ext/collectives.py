@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +35,9 @@ def group_of(process_group: Any) -> ProcessGroup:
     if hasattr(process_group, "get_group"):  # of a DeviceMesh
         if process_group.ndim > 2:
             raise ValueError(f"process_group must be a mesh of one or two dimensions, got one of {process_group.ndim}")
-        group = process_group.get_group() if process_group.ndim == 1 else _group_of_all(process_group)
+        group = dist.GroupMember.NON_GROUP_MEMBER
+        if process_group.get_coordinate() is not None:
+            group = process_group.get_group() if process_group.ndim == 1 else _group_of_all(process_group)
     if dist.is_available() and group is dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError("process_group must be one that this process is in")
     if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
@@ -62,17 +65,44 @@ def line_of(group: ProcessGroup, shards: int) -> tuple[ProcessGroup, int]:
     return _group(ranks, group), replica
 
 
-def _group(ranks: list[int], like: ProcessGroup) -> ProcessGroup:
-    backend = dist.get_backend_config(like)
-    return dist.new_group(ranks, backend=backend, use_local_synchronization=True)  # type: ignore[no-any-return]
+def _group(ranks: list[int], like: ProcessGroup, backend: str | None = None) -> ProcessGroup:
+    """One of some processes, which these make together. It waits for them as long as the other does, and has the
+    other's backend where none is given."""
+    _be_in_as_many(ranks)
+    return dist.new_group(  # type: ignore[no-any-return]
+        ranks, _timeout(like), backend or dist.get_backend_config(like), use_local_synchronization=True
+    )
+
+
+def _timeout(group: ProcessGroup) -> timedelta | None:
+    """None, which is torch's own, of a backend that does not say."""
+    try:
+        return group._get_backend(group._device_types[0]).options._timeout
+    except (AttributeError, RuntimeError):
+        return None
+
+
+def _be_in_as_many(ranks: list[int]) -> None:
+    """torch names a group that only its members make by their ranks and the number of groups that this process is in.
+    With one more, such as a group of rank 0 alone, it would wait for the others under another name: first, those that
+    are in fewer make some of their own."""
+    from torch.distributed import distributed_c10d
+
+    groups, rank = distributed_c10d._world.pg_names, dist.get_rank()
+    of_all = distributed_c10d._get_default_store()
+    store = distributed_c10d.PrefixStore(f"xbn_ext/{'_'.join(map(str, ranks))}", of_all)
+    time = store.add(f"times/{rank}", 1)
+    store.set(f"{time}/{rank}", str(len(groups)))
+    most = max(int(store.get(f"{time}/{other}")) for other in ranks)
+    while len(groups) < most:
+        dist.new_group([rank], backend="gloo", use_local_synchronization=True)
 
 
 def host_group(group: ProcessGroup) -> ProcessGroup:
     """A group of the same processes for tensors on the host: itself, if it can, else another one."""
     if "cpu:" in dist.get_backend_config(group):  # such as "cpu:gloo,cuda:nccl"
         return group
-    ranks = dist.get_process_group_ranks(group)
-    return dist.new_group(ranks, backend="gloo", use_local_synchronization=True)  # type: ignore[no-any-return]
+    return _group(dist.get_process_group_ranks(group), group, "gloo")
 
 
 def gather(t: Tensor, size: int, group_name: str) -> Tensor:
@@ -98,14 +128,7 @@ def distributed(part: Tensor, size: int, group: ProcessGroup) -> Tensor:
 
     mesh = DeviceMesh.from_group(group, part.device.type)
     shape = torch.Size([size, *part.shape[1:]])
-    whole = DTensor.from_local(part, mesh, [Shard(0)], run_check=False, shape=shape, stride=part.stride())
-    whole.xbn_part = group.rank()  # type: ignore[attr-defined]  # torch.save keeps it
-    return whole
-
-
-def is_of_another(t: Any) -> bool:
-    """Whether a DTensor of `distributed` has the part of another rank than this, from which it was saved."""
-    return hasattr(t, "xbn_part") and t.xbn_part != t.device_mesh.get_local_rank()
+    return DTensor.from_local(part, mesh, [Shard(0)], run_check=False, shape=shape, stride=part.stride())
 
 
 def local_part(t: Any, group: ProcessGroup) -> Tensor | None:
@@ -114,6 +137,20 @@ def local_part(t: Any, group: ProcessGroup) -> Tensor | None:
 
     same = t.placements == (Shard(0),) and t.device_mesh.mesh.tolist() == dist.get_process_group_ranks(group)
     return t.to_local() if same else None
+
+
+def is_own(t: Any) -> bool:
+    """Whether the part of a DTensor that this process has is its own: not one that another has written to a file, nor
+    one of processes that are no longer there."""
+    mesh = t.device_mesh
+    if not dist.is_initialized():
+        return False
+    here = (mesh.mesh == dist.get_rank()).nonzero().tolist()
+    try:
+        sizes = tuple(mesh.get_group(dimension).size() for dimension in range(mesh.ndim))
+    except (LookupError, RuntimeError, ValueError):  # no such group
+        return False
+    return sizes == tuple(mesh.shape) and here == [list(mesh.get_coordinate() or ())]
 
 
 def gather_numbers(numbers: Sequence[int], group: ProcessGroup) -> list[list[int]]:

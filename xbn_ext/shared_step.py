@@ -111,7 +111,7 @@ def memory_loss(
     temperature = getattr(loss, "temperature", None)
     loss, ranking = fold_temperature(loss, z[line])
     z, own = z[own], slice(own.start - line.start, own.stop - line.start)  # of the line's anchors
-    need_grad = (batch.learns if shards.size > 1 else needs_grad(ranking)) or learned is not None
+    need_grad = batch.learns if shards.size > 1 or learned is not None else needs_grad(ranking)
     if isinstance(loss, Triplet) and not loss.passes:
         totals, grads = triplet_sums(ranking.detach(), labels, memory, loss, shards, need_grad, options)
         factor = grads.new_ones(1, len(ranking))
@@ -152,14 +152,15 @@ def _pass_by_pass(
     sums = ranking.new_zeros(shards.size, sizes[shards.place], 2, 4, dtype=torch.float64)
     grads = torch.zeros_like(ranking, memory_format=torch.contiguous_format).repeat(2, 1, 1)
     given = None
-    for number, slots in enumerate(loss.passes):
+    for number, filled in enumerate(loss.passes):
+        slots = slice(filled[0], filled[-1] + 1)  # a list would be copied to the device, and the host wait for it
         of_pass, grads_of_pass = ops.memory_sums(
             ranking, labels, memory.bank, memory.bank_labels, loss, number=number, given=given, first=memory._first,
             need_grad=need_grad, **options,
         )  # fmt: skip
         if need_grad:
-            grads[list(slots)] = grads_of_pass[list(slots)]
-        sums[:, :, list(slots)] = shards.to_owners(of_pass[list(slots)].transpose(0, 1).contiguous(), sizes)
+            grads[slots] = grads_of_pass[slots]
+        sums[:, :, slots] = shards.to_owners(of_pass[slots].transpose(0, 1).contiguous(), sizes)
         parts = sums.transpose(1, 2).contiguous()
         for_next, scale, totals = ops.settle_sums(parts, loss, number + 1, of_own)
         if number + 1 < len(loss.passes):

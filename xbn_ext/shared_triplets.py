@@ -26,7 +26,7 @@ class _OfShards(AllTriplets):
         return int(self.shards.gather(torch.cat([positives, positives.new_zeros(1)]).max()).max())
 
     def of_all(self, thresholds: Tensor) -> Tensor:
-        return self.shards.gather(thresholds).transpose(0, 1).flatten(1)
+        return self.shards.gather(thresholds).transpose(0, 1).flatten(1).contiguous()
 
     def total(self, negatives: Tensor) -> Tensor:
         return self.shards.total(negatives)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import collectives
+from .collectives import is_own
 from .dtypes import compute_dtype
 from .shards import Shards
 from .stateful import StatefulModule
@@ -83,10 +83,12 @@ class MemoryState(StatefulModule):
         return super()._is_known(name, value) or (name in IN_BLOCKS and hasattr(value, "full_tensor"))
 
     def _faults_of(self, state: Mapping[str, Any], assign: bool) -> Iterator[str]:
-        yield from super()._faults_of(state, assign)
-        for name in IN_BLOCKS:
-            if collectives.is_of_another(state.get(name)):
-                yield f"{name} is the block of another rank: save all of them, by torch.distributed.checkpoint"
+        of_others = [name for name in IN_BLOCKS if hasattr(t := state.get(name), "full_tensor") and not is_own(t)]
+        if of_others:
+            its = f"{', '.join(of_others)}: the part that another process has, or had"
+            yield f"{its}; save it by torch.distributed.checkpoint, or gather it first"
+        else:
+            yield from super()._faults_of(state, assign)
 
     def _own(self, name: str, tensor: Tensor) -> Tensor:
         return self._shards.own(tensor) if name in IN_BLOCKS else tensor
