@@ -1,5 +1,6 @@
 """A loss of the user's own, a chunk of the memory at a time. One pass reduces the terms of all pairs to two numbers for
-each anchor; autograd has the derivative of the loss by these; a second pass multiplies it by those of the terms."""
+each anchor; autograd has the derivative of the loss by these; a second pass multiplies it by those of the terms. Where
+the loss is a sum over pairs, one pass does both."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..custom import CustomLoss, Reduction
+from . import chunks
 from .pairs import Chunk, Similarities
 
 
@@ -22,6 +24,15 @@ class Result(NamedTuple):
     pairs: Tensor  # [2] float64, active positives and negatives of an anchor
 
 
+class _Part(NamedTuple):
+    """The pairs of one side in a chunk."""
+
+    s: Tensor  # [B, n], 0 where there is no pair: a term of what is none could be infinite, and its derivative
+    which: Tensor  # [B, n] bool, the pairs
+    others: Tensor  # [B, n] bool, what is none
+    columns: Tensor | None  # of the chunk; None: all
+
+
 class _Side:
     """The positives of all anchors, or the negatives: their terms, reduced to `value [B]` (float64)."""
 
@@ -32,25 +43,24 @@ class _Side:
         self.value = torch.full_like(like, starts_at)
         self.taken = torch.zeros_like(like, dtype=torch.bool)  # anchors whose largest term has been found again
 
-    def terms(self, s: Tensor, which: Tensor) -> Tensor:
-        """`[B, n]`, of pairs alone: a term of what is none could be infinite, and its derivative."""
-        terms = self.term(torch.where(which, s, 0.0))
+    def terms(self, s: Tensor) -> Tensor:
+        terms = self.term(s)
         if not isinstance(terms, Tensor) or terms.shape != s.shape or terms.dtype != s.dtype:
             got = f"{terms.dtype} {list(terms.shape)}" if isinstance(terms, Tensor) else type(terms).__name__
             name = getattr(self.term, "__name__", "term")
             raise TypeError(f"loss: {name}(s) must return {s.dtype} {list(s.shape)}, got {got}")
         return terms
 
-    def look(self, s: Tensor, which: Tensor) -> None:
-        terms = self.terms(s, which)
-        self.number += which.sum(1)
-        self.active += (which & (terms != 0)).sum(1)
+    def look(self, terms: Tensor, others: Tensor) -> None:
+        self.number += others.shape[1] - others.sum(1)
+        of_pairs = torch.where(others, 0.0, terms)
+        self.active += of_pairs.count_nonzero(1)
         if self.reduction == "max":
-            self.value = torch.maximum(self.value, terms.masked_fill(~which, -torch.inf).amax(1).double())
+            self.value = torch.maximum(self.value, torch.where(others, -torch.inf, terms).amax(1).double())
         elif self.reduction == "logsumexp":
-            self.value = torch.logaddexp(self.value, terms.masked_fill(~which, -torch.inf).logsumexp(1).double())
+            self.value = torch.logaddexp(self.value, torch.where(others, -torch.inf, terms).logsumexp(1).double())
         else:
-            self.value = self.value + terms.masked_fill(~which, 0.0).sum(1, dtype=torch.float64)
+            self.value = self.value + of_pairs.sum(1, dtype=torch.float64)
 
     def reduced(self) -> Tensor:
         return self.value / self.number.clamp(min=1) if self.reduction == "mean" else self.value
@@ -66,51 +76,90 @@ class _Side:
             return torch.where(first, of_reduced, 0.0)
         if self.reduction == "logsumexp":
             return torch.where(which, of_reduced * (terms - value).exp(), 0.0)
-        share = 1 / self.number.clamp(min=1).to(terms.dtype)[:, None] if self.reduction == "mean" else 1.0
-        return torch.where(which, of_reduced * share, 0.0)
+        if self.reduction == "mean":
+            of_reduced = of_reduced / self.number.clamp(min=1).to(terms.dtype)[:, None]
+        return torch.where(which, of_reduced, 0.0)
+
+
+class _Gradient:
+    """By the similarities and by the parameters of the loss, chunk by chunk."""
+
+    def __init__(self, loss: CustomLoss, similarities: Similarities) -> None:
+        self.parameters = [p for p in loss.parameters() if p.requires_grad]
+        self.of_parameters = [torch.zeros_like(p) for p in self.parameters]
+        self.similarities = similarities
+
+    def add(self, chunk: Chunk, sides: tuple[_Side, _Side], of_reduced: list[Tensor], looks: bool) -> None:
+        """`looks`: the terms have not been reduced yet, and are."""
+        weight = None
+        for side, part, its in zip(sides[::-1], _parts(chunk), of_reduced[::-1], strict=True):
+            with torch.enable_grad():
+                s = part.s.requires_grad_()
+                terms = side.terms(s)
+            known = terms.detach()
+            if looks:
+                side.look(known, part.others)
+            by_s, *by_parameters = _derivatives(terms, [s, *self.parameters], side.weights(known, part.which, its))
+            by_s = torch.where(part.others, 0.0, by_s)
+            if weight is None:
+                weight = by_s
+            elif part.columns is None:
+                weight += by_s
+            else:
+                weight.index_add_(1, part.columns, by_s)
+            self.of_parameters = [a + b for a, b in zip(self.of_parameters, by_parameters, strict=True)]
+        assert weight is not None
+        self.similarities.add(chunk, weight)
 
 
 def loss_of(loss: CustomLoss, similarities: Similarities, dtype: torch.dtype, need_grad: bool) -> Result:
     """`similarities` are of `dtype`, as what `loss` is given is. Without `need_grad` there is one pass."""
     like = similarities.grad.new_zeros(len(similarities.grad), dtype=torch.float64)
-    sides = _sides(loss, like)
+    sides, anchors = _sides(loss, like), similarities.anchors
+    gradient = _Gradient(loss, similarities)
+    in_one = need_grad and _is_a_sum_over_pairs(loss)
+    ones = torch.ones_like(like, dtype=dtype)
     with torch.no_grad():
         for chunk in similarities.chunks():
-            for side, which in _sides_of(sides, chunk):
-                side.look(chunk.s, which)
-    parameters = [p for p in loss.parameters() if p.requires_grad] if need_grad else []
-    with torch.set_grad_enabled(need_grad):
-        reduced = [side.reduced().to(dtype).requires_grad_(need_grad) for side in sides]
-        value = _average(loss, sides, reduced, similarities.anchors)
-    pairs = torch.stack([side.active.sum() for side in sides]) / _ranking(similarities.anchors, like).clamp(min=1)
+            if in_one:
+                gradient.add(chunk, sides, [ones, ones], looks=True)
+            else:
+                for side, part in zip(sides[::-1], _parts(chunk), strict=True):
+                    side.look(side.terms(part.s), part.others)
+    pairs = torch.stack([side.active.sum() for side in sides]) / _ranking(anchors, like).clamp(min=1)
+    with torch.set_grad_enabled(need_grad and not in_one):
+        reduced = [side.reduced().to(dtype).requires_grad_(need_grad and not in_one) for side in sides]
+        costs, number = _costs(loss, sides, reduced, anchors)
+        value = costs / number
     if not need_grad:
         return Result(value, None, [], pairs)
-    grads = _derivatives(value, [*reduced, *parameters])
-    of_parameters = grads[2:]
-    for chunk in similarities.chunks():
-        weight = torch.zeros_like(chunk.s)
-        for (side, which), of_reduced in zip(_sides_of(sides, chunk), grads, strict=False):
-            with torch.enable_grad():
-                s = chunk.s.detach().requires_grad_()
-                terms = side.terms(s, which)
-                weighted = (terms * side.weights(terms.detach(), which, of_reduced)).masked_fill(~which, 0.0).sum()
-            by_s, *by_parameters = _derivatives(weighted, [s, *parameters])
-            weight += by_s.masked_fill(~which, 0.0)
-            of_parameters = [a + b for a, b in zip(of_parameters, by_parameters, strict=True)]
-        similarities.add(chunk, weight)
-    return Result(value.detach(), similarities.gradient(), of_parameters, pairs)
+    if in_one:
+        similarities.scale(1 / number)
+        return Result(
+            value, similarities.gradient(), [its / number.to(its.dtype) for its in gradient.of_parameters], pairs
+        )
+    of_reduced = _derivatives(value, [*reduced, *gradient.parameters])
+    gradient.of_parameters = of_reduced[2:]
+    with torch.no_grad():
+        for chunk in similarities.chunks():
+            gradient.add(chunk, sides, of_reduced[:2], looks=False)
+    return Result(value.detach(), similarities.gradient(), gradient.of_parameters, pairs)
 
 
 def try_out(loss: CustomLoss, z: Tensor) -> None:
     """Raises what the loss raises of similarities of the dtype and device of z, or of what it returns for them."""
     with torch.no_grad():
         s = z.new_full((2, 3), 0.5)
-        which = torch.ones_like(s, dtype=torch.bool)
-        like = s.new_zeros(2, dtype=torch.float64)
-        sides = _sides(loss, like)
+        sides = _sides(loss, s.new_zeros(2, dtype=torch.float64))
         for side in sides:
-            side.look(s, which)
-        _average(loss, sides, [side.reduced().to(s.dtype) for side in sides], None)
+            side.look(side.terms(s), torch.zeros_like(s, dtype=torch.bool))
+        _costs(loss, sides, [side.reduced().to(s.dtype) for side in sides], None)
+
+
+def _is_a_sum_over_pairs(loss: CustomLoss) -> bool:
+    """Then the weight of a pair is known without the others, up to what all are divided by."""
+    plain = type(loss).anchor is CustomLoss.anchor and not loss.needs_both
+    return plain and loss.reductions == ("sum", "sum")
 
 
 def _sides(loss: CustomLoss, like: Tensor) -> tuple[_Side, _Side]:
@@ -118,16 +167,26 @@ def _sides(loss: CustomLoss, like: Tensor) -> tuple[_Side, _Side]:
     return _Side(loss.positive, of_positives, like), _Side(loss.negative, of_negatives, like)
 
 
-def _sides_of(sides: tuple[_Side, _Side], chunk: Chunk) -> Iterator[tuple[_Side, Tensor]]:
-    yield sides[0], chunk.positive
-    yield sides[1], chunk.negative
+def _parts(chunk: Chunk) -> Iterator[_Part]:
+    """The negatives, then the positives. These are few: where the host may look, only the columns that have some."""
+    others = ~chunk.negative
+    yield _Part(torch.where(others, 0.0, chunk.s), chunk.negative, others, None)
+    s, which, columns = chunk.s, chunk.positive, None
+    if chunks.reads(s.device):
+        columns = which.any(0).nonzero()[:, 0]
+        s, which = s[:, columns], which[:, columns]
+    others = ~which
+    yield _Part(torch.where(others, 0.0, s), which, others, columns)
 
 
 def _ranking(anchors: Tensor | None, like: Tensor) -> Tensor:
     return torch.full_like(like[:1].sum(), len(like)) if anchors is None else anchors.sum().double()
 
 
-def _average(loss: CustomLoss, sides: tuple[_Side, _Side], reduced: list[Tensor], anchors: Tensor | None) -> Tensor:
+def _costs(
+    loss: CustomLoss, sides: tuple[_Side, _Side], reduced: list[Tensor], anchors: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What all anchors pay, and what it is divided by."""
     has_positives, has_negatives = (side.number > 0 for side in sides)
     pays = has_positives & has_negatives if loss.needs_both else has_positives | has_negatives
     costs = loss.anchor(*(torch.where(pays, number, 0.0) for number in reduced))
@@ -139,10 +198,10 @@ def _average(loss: CustomLoss, sides: tuple[_Side, _Side], reduced: list[Tensor]
     else:
         of_anchors = [side.number if loss.average == "pairs" else side.active for side in sides]
         number = torch.where(pays, of_anchors[0] + of_anchors[1], 0.0).sum()
-    return torch.where(pays, costs, 0.0).sum() / number.clamp(min=1).to(costs.dtype)
+    return torch.where(pays, costs, 0.0).sum(), number.clamp(min=1).to(costs.dtype)
 
 
-def _derivatives(of: Tensor, by: list[Tensor]) -> list[Tensor]:
+def _derivatives(of: Tensor, by: list[Tensor], weights: Tensor | None = None) -> list[Tensor]:
     if not of.requires_grad:
         return [torch.zeros_like(t) for t in by]
-    return list(torch.autograd.grad(of, by, allow_unused=True, materialize_grads=True))
+    return list(torch.autograd.grad(of, by, weights, allow_unused=True, materialize_grads=True))
