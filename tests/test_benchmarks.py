@@ -645,12 +645,14 @@ def test_a_process_that_dies_is_an_error(signal, error):
 @pytest.mark.long
 def test_ranks_are_measured(tmp_path, capsys):
     shape = ["--batch", "8", "--memory", "300", "--dim", "16"]
-    ranks.main(["--ranks", "2", "--repeats", "3", *shape, "--json", str(tmp_path / "rows.json")])
+    ranks.main(["--ranks", "2", "--shards", "2", "--repeats", "3", *shape, "--json", str(tmp_path / "rows.json")])
     rows = json.loads((tmp_path / "rows.json").read_text())
-    ways = ["each ranks its own rows", "all rank all rows", "the first exchange alone"]
+    ways = ["each ranks its own rows", "also against the batch", "all rank all rows", "2 shards"]
+    ways.append("the first exchange alone")
     assert [row["what"] for row in rows] == [*(f"2 processes, {way}" for way in ways), "one process, whole batch"]
     assert all(0 < row["ms_low"] <= row["ms"] <= row["ms_high"] and row["memory"] == 300 for row in rows)
-    assert "a rank receives 832 bytes a step" in capsys.readouterr().out  # 8 rows of 16 floats and 3 integers, and 128
+    # 8 rows of 16 floats and 3 integers, and 136; of the other shard 14 doubles a row, and 5 a dimension
+    assert "a rank receives 2,376 bytes a step" in capsys.readouterr().out
 
 
 def test_plan_of_ranks(capsys):
