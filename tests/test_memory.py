@@ -674,7 +674,7 @@ def test_a_16_bit_memory_is_filled_with_standardised_rows(memory_dtype, device):
 
 @pytest.mark.parametrize("memory_dtype", state.NARROW_DTYPES, ids=str)
 def test_a_16_bit_memory_is_filled_whatever_the_first_batch(memory_dtype, device):
-    """One in which a dimension hardly varies, as after a ReLU: its spread is none to store other batches by."""
+    """In the first batch a dimension hardly varies, as after a ReLU: other batches do not fit that spread."""
     criterion = CrossBatchMemory(Contrastive(), D, 3 * M, memory_dtype=memory_dtype).to(device)
     first, second = torch.nn.functional.normalize(torch.rand(2, M, D, device=device), dim=-1)
     first[:, 0] *= 1e-5

@@ -168,7 +168,7 @@ class _Several(Ranks):
             raise Elsewhere("another process of this run has ended; it, or torchrun, says why", FAILED) from error
 
     def _tell(self, error: BaseException | None) -> None:
-        """Tell the others whether there is an error; all do so. Raises theirs, if there is none here."""
+        """Tell the others whether there is an error here; every rank calls this. Raise theirs if there is none here."""
         if not self.any_says(error is not None):
             return
         errors: list[tuple[str, int] | None] = [None] * self.size

@@ -38,7 +38,7 @@ class CustomLoss(nn.Module):
 
     Raises:
         TypeError: a function of a subclass returns something else than as many numbers as it was given.
-        ValueError: an attribute is none of these words, when the loss is made.
+        ValueError: an attribute is not one of these words. Raised when the loss is made.
     """
 
     reduction: ClassVar[Reduction | tuple[Reduction, Reduction]] = "sum"

@@ -74,7 +74,7 @@ class CrossBatchMemory(MemoryState):
         enqueue: store the batch `"after"` the loss or `"before"` it; even then no row is paired with itself.
         memory_dtype: dtype of the stored rows: float32, float64, float16 or bfloat16. Batches never change it. Where
             drift is followed, the 16-bit ones store standardised values, so float16 keeps three more bits than
-            bfloat16 and, [but for jumps](limits.md), does not overflow.
+            bfloat16 and does not overflow, except after [jumps](limits.md).
         eps: lower bound of norms, and the standard deviation below which a dimension counts as dead; in units of the
             embeddings.
         process_group: the processes that train together, each with a part of the batch: a ProcessGroup or a DeviceMesh

@@ -69,7 +69,7 @@ class Shards:
         return self.gather(t).sum(0)
 
     def whole(self, block: Tensor, slots: int) -> Tensor:
-        """A tensor `[slots, …]` that is distributed over the shards, of which this rank has a block."""
+        """The DTensor `[slots, …]` of which each shard has a block. Without a group, the block, which is all of it."""
         return block if self._group is None else collectives.distributed(block, slots, self._group)
 
     def own(self, whole: Tensor) -> Tensor:

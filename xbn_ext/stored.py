@@ -1,4 +1,4 @@
-"""`Stored`: what a step writes of a memory of which this process has a block, or all."""
+"""`Stored`: how a step writes the rows of a memory. This process has all of them, or a block."""
 
 from __future__ import annotations
 

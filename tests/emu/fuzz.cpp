@@ -259,7 +259,7 @@ void step_round(const Sizes& n) {
   require(*ranked == *ranked64, "step_pairs differs", n.B, n.M, n.D);
 }
 
-// What some rows of a batch add to its loss: values and counts apart, so that neither is small beside the other.
+// What some rows of a batch add to its loss. Values and counts are compared apart: one may be far larger than the other.
 struct PartOfBatch {
   explicit PartOfBatch(int64_t dots) : grad(dots) {}
 

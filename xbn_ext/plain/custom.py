@@ -27,9 +27,9 @@ class Result(NamedTuple):
 class _Part(NamedTuple):
     """The pairs of one side in a chunk."""
 
-    s: Tensor  # [B, n], 0 where there is no pair: a term of what is none could be infinite, and its derivative
+    s: Tensor  # [B, n], 0 where there is no pair: there a term, or its derivative, could be infinite
     which: Tensor  # [B, n] bool, the pairs
-    others: Tensor  # [B, n] bool, what is none
+    others: Tensor  # [B, n] bool, what is not a pair of this side
     columns: Tensor | None  # of the chunk; None: all
 
 
