@@ -1,12 +1,14 @@
-"""Native losses as a user would write them."""
+"""Native losses as a user would write them, or bring them along."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from xbn_ext import Contrastive, CustomLoss, MultiSimilarity
+from xbn_ext import Contrastive, CustomLoss, InChunks, MultiSimilarity
 from xbn_ext.losses import PairLoss
+
+from .comparisons import COMPARISONS
 
 
 class CustomContrastive(CustomLoss):
@@ -50,3 +52,9 @@ def custom(loss: PairLoss) -> CustomLoss | None:
         case MultiSimilarity(mining=None):
             return CustomMultiSimilarity(loss)
     return None
+
+
+def in_chunks(loss: str) -> InChunks | None:
+    """That of pytorch-metric-learning, with its miner, if it has the same value and not a multiple of it."""
+    comparison = COMPARISONS[loss]
+    return None if comparison.sums else InChunks(*comparison.their_parts())

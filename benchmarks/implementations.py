@@ -29,7 +29,7 @@ from xbn_ext.options import Way
 from .chunked import can_be_chunked
 from .clock import Timing, interleaved, timer
 from .comparisons import COMPARISONS, OURS, THEIRS, theirs_installed
-from .custom_losses import custom
+from .custom_losses import custom, in_chunks
 from .problem import Problem
 from .roofline import tf32_products
 from .torch_memory import (
@@ -49,6 +49,7 @@ Call = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 DEFERRED = f"{OURS} deferred"
 PLAIN = f"{OURS} plain"
 CUSTOM = f"{OURS} custom"
+IN_CHUNKS = f"{OURS} in chunks"
 ALL_PAIRS = f"{OURS} all pairs"
 # Those that a CPU computes pair by pair, at least in one of their passes.
 PAIR_BY_PAIR = ("contrastive", "contrastive_avg", "mined", "ntxent", "triplet", "triplet_all")
@@ -62,16 +63,16 @@ BASELINES: dict[str, type[TorchMemory]] = {
 WAYS: list[Way] = ["screen", "tensor", "simt", "composite"]
 ON_CUDA = [*(f"{OURS} {way}" for way in WAYS), f"{OURS} composite{TF32}", *(name + TF32 for name in BASELINES)]
 ROUNDS = 21  # whose pairs with a weight are counted
-NAMES = [OURS, DEFERRED, PLAIN, CUSTOM, ALL_PAIRS, *BASELINES, THEIRS, *ON_CUDA]
+NAMES = [OURS, DEFERRED, PLAIN, CUSTOM, IN_CHUNKS, ALL_PAIRS, *BASELINES, THEIRS, *ON_CUDA]
 
 
 def make(name: str, problem: Problem) -> Call:
     """The call of one implementation, with a memory of its own.
 
     "xbn_ext plain" is what xbn_ext does without the compiled library; "xbn_ext custom" has the loss as a `CustomLoss`
-    that a user would write; "xbn_ext all pairs", on a CPU, without the screen
-    that finds the pairs which may have a weight. On CUDA, a name that ends in " tf32" lets library
-    products round to TF32, any other does not.
+    that a user would write, "xbn_ext in chunks" that of pytorch-metric-learning as an `InChunks`; "xbn_ext all pairs",
+    on a CPU, is without the screen that finds the pairs which may have a weight. On CUDA, a name that ends in " tf32"
+    lets library products round to TF32, any other does not.
     """
     family = name.removesuffix(TF32)
     if family == THEIRS:
@@ -79,7 +80,7 @@ def make(name: str, problem: Problem) -> Call:
     elif family in BASELINES:
         call = _of_torch(BASELINES[family], problem)
     else:
-        loss = custom(problem.pair_loss) if name == CUSTOM else problem.pair_loss
+        loss = _loss_of(name, problem)
         assert loss is not None
         call = _ours_in_step(family, problem, loss) if problem.kernel == "step" else _ours(problem, loss)
     if name == PLAIN:
@@ -87,6 +88,12 @@ def make(name: str, problem: Problem) -> Call:
     if name == ALL_PAIRS:
         call = partial(_without_screen, call)
     return call if problem.device == "cpu" else partial(_on_cuda, name, call)
+
+
+def _loss_of(name: str, problem: Problem) -> AnyLoss | None:
+    if name == IN_CHUNKS:
+        return in_chunks(problem.loss)
+    return custom(problem.pair_loss) if name == CUSTOM else problem.pair_loss
 
 
 def timed(names: list[str], problem: Problem, rounds: int, copies: int) -> dict[str, Timing]:
@@ -119,12 +126,16 @@ def why_not(name: str, problem: Problem) -> str | None:
         return "has no screen to leave out"
     if name == CUSTOM and not (ranks and custom(problem.pair_loss)):
         return "has no such loss"
+    if name in (THEIRS, IN_CHUNKS) and ranks and not theirs_installed():
+        return "is not installed"
+    if name == IN_CHUNKS and not (ranks and in_chunks(problem.loss)):
+        return "has no such loss"
     if name == DEFERRED and problem.kernel != "step":
         return "is a way to take a step"
     if name == DEFERRED and problem.drift == "none":
         return "there is no drift to follow"
-    in_place = problem.kernel == "step" and problem.drift != "none" and name in (OURS, PLAIN, CUSTOM, ALL_PAIRS)
-    if in_place and is_narrow(problem.dtype):
+    in_place = name in (OURS, PLAIN, CUSTOM, IN_CHUNKS, ALL_PAIRS)
+    if in_place and problem.kernel == "step" and problem.drift != "none" and is_narrow(problem.dtype):
         return "a 16-bit bank is deferred"
     way = name.removeprefix(OURS).strip()
     if way in ("screen", "tensor", "simt") and (
@@ -145,8 +156,6 @@ def why_not(name: str, problem: Problem) -> str | None:
         return "has no such part"
     if name == THEIRS and is_narrow(problem.dtype):
         return "has no 16-bit bank"
-    if name == THEIRS and not theirs_installed():
-        return "is not installed"
     return None
 
 

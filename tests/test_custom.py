@@ -253,7 +253,7 @@ def test_what_is_wrong_is_named():
         assert all(torch.equal(t, before[name]) for name, t in memory.state_dict().items())
     with pytest.raises(NotImplementedError, match="a CustomLoss must have positive"):
         CrossBatchMemory(CustomLoss(), D, 50)(x, labels)
-    with pytest.raises(TypeError, match="a CustomLoss is not called itself"):
+    with pytest.raises(TypeError, match="OwnContrastive is not called itself"):
         OwnContrastive()(x, labels)
     with pytest.raises(TypeError, match="step_: loss must be an xbn_ext loss"):
         ops.step_(xbn_ext.reference.Memory.empty(9, D, torch.float32), x, labels, OwnContrastive())

@@ -11,6 +11,7 @@ import torch
 from . import _library, ops, reference
 from ._way import loss_way
 from .custom import CustomLoss
+from .in_chunks import InChunks
 from .losses import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet
 from .memory import CrossBatchMemory
 from .ops import memory_loss
@@ -25,6 +26,7 @@ __all__ = [
     "Contrastive",
     "CrossBatchMemory",
     "CustomLoss",
+    "InChunks",
     "MultiSimilarity",
     "NTXent",
     "SupCon",

@@ -1,4 +1,5 @@
-"""`CustomLoss`: a pair loss of the user's own. What runs it over a memory is `plain/custom.py`."""
+"""`OwnLoss`, a loss that no kernel knows, and `CustomLoss`, one by what a pair costs. What runs it over a memory is
+`plain/custom.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +14,18 @@ Reduction = Literal["sum", "mean", "logsumexp", "max"]
 Average = Literal["anchors", "pairs", "active pairs"]
 
 
-class CustomLoss(nn.Module):
+class OwnLoss(nn.Module):
+    """A loss of the user's own in the place of a `PairLoss`: a `CustomLoss` or an `InChunks`. PyTorch computes it."""
+
+    passes: ClassVar[tuple[tuple[int, ...], ...]] = ()
+    """None that could be added up over parts of a memory."""
+
+    def forward(self, *args: Any, **options: Any) -> None:
+        """Not to be called: a `CrossBatchMemory` asks for the terms, or calls the loss inside."""
+        raise TypeError(f"{type(self).__name__} is not called itself: give it to CrossBatchMemory or memory_loss")
+
+
+class CustomLoss(OwnLoss):
     """A pair loss of your own, for `CrossBatchMemory` and `memory_loss`. It is differentiated by autograd, a chunk of
     the memory at a time: the B×M matrix is never stored.
 
@@ -44,8 +56,6 @@ class CustomLoss(nn.Module):
     reduction: ClassVar[Reduction | tuple[Reduction, Reduction]] = "sum"
     average: ClassVar[Average] = "anchors"
     needs_both: ClassVar[bool] = False
-    passes: ClassVar[tuple[tuple[int, ...], ...]] = ()
-    """None that could be added up over parts of a memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,14 +82,10 @@ class CustomLoss(nn.Module):
         """What anchors pay, `[B]`, by the reduced terms of their positives and negatives, `[B]` each."""
         return positives + negatives
 
-    def forward(self, *args: Any, **options: Any) -> None:
-        """Not to be called: a `CrossBatchMemory` asks for the terms."""
-        raise TypeError("a CustomLoss is not called itself: give it to CrossBatchMemory or memory_loss")
-
 
 def _known(name: str, word: str, words: tuple[str, ...]) -> None:
     if word not in words:
         raise ValueError(f"{name} must be {checks.listed([repr(w) for w in words])}, got {word!r}")
 
 
-AnyLoss = PairLoss | CustomLoss
+AnyLoss = PairLoss | OwnLoss

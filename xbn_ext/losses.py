@@ -284,7 +284,8 @@ def check_loss(op: str, loss: Any) -> None:
     """Raises TypeError unless the kernels know the loss: a class of `LOSSES`, or a subclass with the same numbers."""
     classes = tuple(LOSSES.values())
     if not isinstance(loss, classes):
-        raise TypeError(f"{op}: loss must be an xbn_ext loss such as Contrastive(), got {type(loss).__name__}")
+        hint = ", which InChunks takes" if hasattr(loss, "compute_loss") else ""  # one of pytorch-metric-learning
+        raise TypeError(f"{op}: loss must be an xbn_ext loss such as Contrastive(), got {type(loss).__name__}{hint}")
     if type(loss) in classes:
         return
     known = KINDS.get(loss.kind)

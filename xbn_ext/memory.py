@@ -13,13 +13,13 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from . import checks, composed, ops, shared_step
 from ._autograd import check_not_transformed, check_step
-from .custom import AnyLoss, CustomLoss
+from .custom import AnyLoss, OwnLoss
 from .distributed import Batch, Ranks
 from .dtypes import compute_dtype, is_narrow
 from .filling import fill
 from .filter import Drift, make_filter
 from .losses import PairLoss, at_temperature, check_loss, default_temperature
-from .plain.custom import try_out
+from .ops.custom import try_out
 from .shards import Shards
 from .state import MemoryState, number_in
 
@@ -51,8 +51,8 @@ class CrossBatchMemory(MemoryState):
         >>> loss.backward()
 
     Args:
-        loss: the pair loss L, one of `xbn_ext.losses` or a `CustomLoss`. A temperature that is an `nn.Parameter`
-            becomes a parameter of this module, as do those of a `CustomLoss`.
+        loss: the pair loss L, one of `xbn_ext.losses`, a `CustomLoss` or an `InChunks`. A temperature that
+            is an `nn.Parameter` becomes a parameter of this module, as do those of the others.
         embedding_size: D.
         memory_size: M, rows of the ring.
         drift: how stored embeddings follow the network. `"none"`: not at all (plain XBM). `"xbn"`: each step they
@@ -129,7 +129,7 @@ class CrossBatchMemory(MemoryState):
         if bank_dtype is not None:
             warnings.warn("bank_dtype is called memory_dtype", DeprecationWarning, stacklevel=2)
             memory_dtype = bank_dtype
-        if isinstance(loss, CustomLoss):
+        if isinstance(loss, OwnLoss):
             self._modules["loss"] = loss  # as which its parameters are found; the attribute is the property below
         else:
             check_loss("CrossBatchMemory", loss)
@@ -147,14 +147,14 @@ class CrossBatchMemory(MemoryState):
         checks.rounding(self.update, memory_dtype, drift)
         self.enqueue = enqueue
         self.filter = make_filter(drift, process_noise, measurement_noise, ema_momentum)
-        temperature = None if isinstance(loss, CustomLoss) else getattr(loss, "temperature", None)
+        temperature = None if isinstance(loss, OwnLoss) else getattr(loss, "temperature", None)
         learned = temperature if isinstance(temperature, nn.Parameter) else None
         if isinstance(temperature, Tensor) and temperature.requires_grad and learned is None:
             raise ValueError("loss: its temperature must be an nn.Parameter to be learned")
         self.register_parameter("temperature", learned)
         self._loss: PairLoss | None = None
         self._first_temperature = math.nan
-        if not isinstance(loss, CustomLoss):
+        if not isinstance(loss, OwnLoss):
             self._loss = loss
             if learned is not None:  # the module alone holds it
                 self._loss = at_temperature(loss, 1.0)
@@ -165,7 +165,7 @@ class CrossBatchMemory(MemoryState):
         batch_size = checks.rows_of_a_part(batch_size, process_group)
         self._ranks: Ranks | None = None
         if process_group is not None:
-            if isinstance(temperature, Tensor) and not isinstance(loss, CustomLoss):
+            if isinstance(temperature, Tensor) and not isinstance(loss, OwnLoss):
                 loss = at_temperature(loss, number_in(temperature, default_temperature(loss)))
             once: dict[str, Any] = {
                 "loss": loss,
@@ -176,8 +176,10 @@ class CrossBatchMemory(MemoryState):
             once |= {"filter": self.filter, "memory_dtype": memory_dtype, "temperature is learned": learned is not None}
             self._ranks = Ranks(process_group, shards, batch_size, once | self._options())
         of_ranks = Shards() if self._ranks is None else self._ranks.shards
-        if of_ranks.size > 1 and isinstance(loss, CustomLoss):
-            raise ValueError("loss: a CustomLoss needs shards=1: its sums cannot be added up over parts of a memory")
+        if of_ranks.size > 1 and isinstance(loss, OwnLoss):
+            raise ValueError(
+                f"loss: {type(loss).__name__} needs shards=1: its sums cannot be added up over parts of a memory"
+            )
         self._register_memory(memory_size, embedding_size, memory_dtype, of_ranks)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -225,17 +227,17 @@ class CrossBatchMemory(MemoryState):
         return None if self._ranks is None else self._ranks.batch_size
 
     @property
-    def _custom(self) -> CustomLoss | None:
+    def _own_loss(self) -> OwnLoss | None:
         loss = self._modules.get("loss")
-        return loss if isinstance(loss, CustomLoss) else None
+        return loss if isinstance(loss, OwnLoss) else None
 
     @property
     def loss(self) -> AnyLoss:
         """The pair loss. A learned temperature in it is this module's parameter, also where that has been replaced:
         by `load_state_dict(assign=True)`, `to_empty`, `torch.func.functional_call`."""
         if self._loss is None:
-            assert self._custom is not None
-            return self._custom
+            assert self._own_loss is not None
+            return self._own_loss
         return self._loss if self.temperature is None else at_temperature(self._loss, self.temperature)
 
     def forward(
@@ -272,7 +274,7 @@ class CrossBatchMemory(MemoryState):
         def check() -> Batch:
             checks.some_weight(self.batch_weight, self.memory_weight)  # set since, one after the other
             batch = self._check(embeddings, labels, indices_tuple, enqueue_mask, ids)
-            of_loss = [self.temperature] if self._custom is None else self._custom.parameters()
+            of_loss = [self.temperature] if self._own_loss is None else self._own_loss.parameters()
             learns = any(t is not None and t.requires_grad for t in (embeddings, *of_loss)) and torch.is_grad_enabled()
             if self.training or learns:
                 check_step(self.step, *batch[:4], self.temperature)
@@ -292,8 +294,8 @@ class CrossBatchMemory(MemoryState):
         if self.training:
             of_step |= {"filter": self.filter, "update": self.update, "enqueue": self.enqueue}
         loss, batch = self.loss, batch._replace(embeddings=x)
-        if isinstance(loss, CustomLoss):
-            losses = composed.losses_of_custom(self, batch, loss, **of_loss)
+        if isinstance(loss, OwnLoss):
+            losses = composed.losses_of_own(self, batch, loss, **of_loss)
         elif ranks is not None and shared_step.is_worth_it(ranks, batch, self.bank, loss, self.batch_weight):
             losses = shared_step.losses_of(ranks, self, batch, loss, **of_loss)
         else:
@@ -373,11 +375,11 @@ class CrossBatchMemory(MemoryState):
 
     def _check(self, embeddings: Any, labels: Any, indices_tuple: Any, enqueue_mask: Any, ids: Any = None) -> Batch:
         """Raises on bad input, naming the argument; labels and ids become int64."""
-        device = self.bank.device
-        checks.batch(embeddings, labels, indices_tuple, enqueue_mask, ids, self.embedding_size, device)
-        if self._custom is not None:
-            checks.on_device(device, **dict(self._custom.named_parameters()))
-            try_out(self._custom, embeddings.new_empty(0, dtype=compute_dtype(embeddings.dtype)))
+        device, D = self.bank.device, self.embedding_size
+        checks.batch(embeddings, labels, indices_tuple, enqueue_mask, ids, D, device)
+        if self._own_loss is not None:
+            checks.on_device(device, **dict(self._own_loss.named_parameters()))
+            try_out(self._own_loss, embeddings.new_empty((0, D), dtype=compute_dtype(embeddings.dtype)))
         elif self._loss is not None and self.temperature is not None:
             at_temperature(self._loss, self.temperature)  # raises where another shape has taken its place
             checks.on_device(device, temperature=self.temperature)
@@ -391,7 +393,7 @@ class CrossBatchMemory(MemoryState):
         """What `print(criterion)` shows."""
         ranks = "" if self._ranks is None else f", rank {self._ranks.rank} of {self._ranks.size}"
         ranks += "" if self.shards == 1 else f", shards={self.shards}"
-        loss = self.loss if self._custom is None else type(self._custom).__name__
+        loss = self.loss if self._own_loss is None else type(self._own_loss).__name__
         return (
             f"{loss}, embedding_size={self.embedding_size}, memory_size={self.memory_size}, drift={self.drift!r}, "
             f"update={self.update!r}, enqueue={self.enqueue!r}, memory_dtype={self.bank.dtype}{ranks}"

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .._autograd import needs_grad, with_gradient, without_autocast
-from ..custom import CustomLoss
-from ..plain import custom
+from ..custom import CustomLoss, OwnLoss
+from ..in_chunks import InChunks
+from ..plain import custom, in_chunks
 from ..plain.contract import Contract
 from ..plain.loss_of_batch import NormalizedSimilarities, OwnSimilarities, check_batch
 from ..plain.loss_of_memory import BankSimilarities, check_memory_loss
@@ -26,7 +27,7 @@ def outside_of_graphs(function: F) -> F:
 
 @outside_of_graphs
 def memory_loss(
-    z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: CustomLoss, options: dict[str, Any]
+    z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: OwnLoss, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """As `memory_loss_and_pairs`; `options` are complete. A pair counts where its term is not 0."""
     c = Contract("memory_loss", z)
@@ -36,38 +37,59 @@ def memory_loss(
         c.value("count", options["count"], len(bank))
     with without_autocast(z.device.type), torch.no_grad():
         similarities = BankSimilarities(z.detach(), labels, bank.detach(), bank_labels, **options)
-    result = _run(loss, similarities, z)
+    need_grad = _needs_grad(loss, z)
+    with without_autocast(z.device.type), torch.no_grad():
+        if isinstance(loss, InChunks):
+            result = in_chunks.over_bank(loss, similarities, need_grad)
+        else:
+            result = custom.loss_of(_custom(loss), similarities, z.dtype, need_grad)
     return _with_gradients(result, loss, z, result.grad), result.pairs
 
 
 @outside_of_graphs
 def batch_loss(
-    z: Tensor, labels: Tensor, loss: CustomLoss, ids: Tensor | None, anchors: Tensor | None, renormalize: bool,
+    z: Tensor, labels: Tensor, loss: OwnLoss, ids: Tensor | None, anchors: Tensor | None, renormalize: bool,
     eps: float,
 ) -> Tensor:  # fmt: skip
     """As `batch_loss`."""
-    rows = z.detach()
+    rows, need_grad = z.detach(), _needs_grad(loss, z)
     with without_autocast(z.device.type), torch.no_grad():
         dots = rows @ rows.T
         c = Contract("batch_loss", dots)
         check_batch(c, dots, labels, ids, anchors, None)
         c.eps(eps)
-        similarities = OwnSimilarities(dots, labels, ids, anchors)
-        if renormalize:
-            similarities = NormalizedSimilarities(dots, labels, ids, anchors, eps)
-    result = _run(loss, similarities, z)
-    by_dots = result.grad
-    return _with_gradients(result, loss, z, None if by_dots is None else (by_dots + by_dots.T) @ rows)
+        if isinstance(loss, InChunks):
+            result = in_chunks.over_batch(loss, rows, labels, ids, anchors, need_grad)
+            grad = result.grad
+        else:
+            similarities = OwnSimilarities(dots, labels, ids, anchors)
+            if renormalize:
+                similarities = NormalizedSimilarities(dots, labels, ids, anchors, eps)
+            result = custom.loss_of(_custom(loss), similarities, z.dtype, need_grad)
+            grad = None if result.grad is None else (result.grad + result.grad.T) @ rows
+    return _with_gradients(result, loss, z, grad)
 
 
-def _run(loss: CustomLoss, similarities: Any, z: Tensor) -> custom.Result:
+def try_out(loss: OwnLoss, z: Tensor) -> None:
+    """Raises what the loss raises of embeddings of the dtype, device and width of z, or of what it returns for them."""
+    if isinstance(loss, InChunks):
+        in_chunks.try_out(loss, z)
+    else:
+        custom.try_out(_custom(loss), z)
+
+
+def _custom(loss: OwnLoss) -> CustomLoss:
+    if not isinstance(loss, CustomLoss):
+        raise TypeError(f"loss must be a CustomLoss or an InChunks, got {type(loss).__name__}")
+    return loss
+
+
+def _needs_grad(loss: OwnLoss, z: Tensor) -> bool:
     learns = torch.is_grad_enabled() and any(p.requires_grad for p in loss.parameters())
-    need_grad = needs_grad(z) or learns
-    with without_autocast(z.device.type), torch.no_grad():
-        return custom.loss_of(loss, similarities, z.dtype, need_grad)
+    return needs_grad(z) or learns
 
 
-def _with_gradients(result: custom.Result, loss: CustomLoss, z: Tensor, grad: Tensor | None) -> Tensor:
+def _with_gradients(result: custom.Result, loss: OwnLoss, z: Tensor, grad: Tensor | None) -> Tensor:
     value = result.value.to(z.dtype)
     if grad is None:
         return value

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .._autograd import needs_grad, with_gradient, without_autocast, writes
-from ..custom import AnyLoss, CustomLoss
+from ..custom import AnyLoss, OwnLoss
 from ..losses import PairLoss, check_loss, fold_temperature
 from ..options import LOSS_DEFAULTS, PAIR_DEFAULTS, LossOptions, PairOptions, complete
 from . import custom
@@ -61,7 +61,7 @@ def _memory_loss(
     for name in ("scale", "shift"):
         if isinstance(arguments[name], Tensor):  # what is neither this nor None, torch refuses by name
             arguments[name] = arguments[name].double()
-    if isinstance(loss, CustomLoss):
+    if isinstance(loss, OwnLoss):
         return custom.memory_loss(z, labels, bank, bank_labels, loss, arguments)
     arguments.update(labels=labels, bank=bank.detach(), bank_labels=bank_labels)
     return _ranked("memory_loss", z, loss, arguments)
@@ -155,7 +155,7 @@ def batch_loss(
         RuntimeError: an argument is not as above; or a second derivative or a forward-mode one is asked for.
     """
 
-    if not isinstance(loss, CustomLoss):
+    if not isinstance(loss, OwnLoss):
         check_loss("batch_loss", loss)
     if z.dim() != 2 or z.dtype not in (torch.float32, torch.float64):  # the op would speak of its products
         raise RuntimeError(f"batch_loss: z must be [B, D], float32 or float64, got {z.dtype} {list(z.shape)}")
@@ -164,7 +164,7 @@ def batch_loss(
     with without_autocast(z.device.type):
         if not renormalize:
             z = not_finite_as_nan(z)
-        if isinstance(loss, CustomLoss):
+        if isinstance(loss, OwnLoss):
             return custom.batch_loss(z, labels, loss, ids, anchors, renormalize, eps)
         loss, sides = sides_of(loss, z, renormalize, eps)
         options = {"labels": labels, "ids": ids, "anchors": anchors, "eps": eps}

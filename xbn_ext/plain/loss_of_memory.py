@@ -139,10 +139,15 @@ class BankSimilarities:
         if self.anchors is not None:
             yield ~self.anchors[:, None]
         if self.exclude is not None:
-            ids = self.numbers(start, stop) if self.bank_ids is None else self.bank_ids[start:stop]
-            yield (self.exclude == ids) & self.has_id
+            yield self.excluded(start, stop)
         if self.count is not None:
             yield self.numbers(start, stop) >= self.count
+
+    def excluded(self, start: int, stop: int, anchors: slice = slice(None)) -> Tensor:
+        """`[B, n]` bool, or of some anchors: the rows with which they must not be paired."""
+        assert self.exclude is not None
+        ids = self.numbers(start, stop) if self.bank_ids is None else self.bank_ids[start:stop]
+        return (self.exclude[anchors] == ids) & self.has_id[anchors]
 
     def rows(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
         """What stored rows `[n, D]` stand for, and their norms `[n]`."""

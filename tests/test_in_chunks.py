@@ -1,0 +1,268 @@
+"""Losses of pytorch-metric-learning by a few anchors at a time: value and gradients are those of one call."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import state
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import xbn_ext
+from xbn_ext import CrossBatchMemory, InChunks, ops
+
+pml = pytest.importorskip("pytorch_metric_learning")
+from pytorch_metric_learning import distances, losses, miners, reducers, regularizers  # noqa: E402
+
+B, M, D = 11, 60, 8
+NOT_WITH_REFERENCES = {  # they say so, or do not use them, or have no formula
+    "FastAPLoss", "HistogramLoss", "InstanceLoss", "ManifoldLoss", "NPairsLoss", "P2SGradLoss", "PNPLoss",
+    "RankedListLoss", "SmoothAPLoss", "BaseMetricLossFunction", "GenericPairLoss",
+    # proxies and classifiers
+    "ArcFaceLoss", "CosFaceLoss", "LargeMarginSoftmaxLoss", "NormalizedSoftmaxLoss", "ProxyAnchorLoss", "ProxyNCALoss",
+    "SoftTripleLoss", "SphereFaceLoss", "SubCenterArcFaceLoss",
+}  # fmt: skip
+CASES = {
+    "angular": lambda: losses.AngularLoss(),
+    "circle": lambda: losses.CircleLoss(),
+    "contrastive": lambda: losses.ContrastiveLoss(),
+    "contrastive, cosine": lambda: losses.ContrastiveLoss(0.8, 0.1, distance=distances.CosineSimilarity()),
+    "contrastive, sum": lambda: losses.ContrastiveLoss(reducer=reducers.SumReducer()),
+    "contrastive, mean": lambda: losses.ContrastiveLoss(reducer=reducers.MeanReducer()),
+    "contrastive, threshold": lambda: losses.ContrastiveLoss(reducer=reducers.ThresholdReducer(low=0.1, high=1.2)),
+    "contrastive, class weights": lambda: losses.ContrastiveLoss(
+        reducer=reducers.ClassWeightedReducer(torch.tensor([1.0, 2.0, 0.5, 3.0, 0.0]))
+    ),
+    "contrastive, dot product": lambda: losses.ContrastiveLoss(
+        0.8, 0.1, distance=distances.DotProductSimilarity(normalize_embeddings=False)
+    ),
+    "generalized lifted structure": lambda: losses.GeneralizedLiftedStructureLoss(),
+    "margin": lambda: losses.MarginLoss(nu=0.3, learn_beta=True),
+    "margin, by class": lambda: losses.MarginLoss(nu=0.3, learn_beta=True, num_classes=5),
+    "multi similarity": lambda: losses.MultiSimilarityLoss(),
+    "nca": lambda: losses.NCALoss(),
+    "nca, regularized": lambda: losses.NCALoss(embedding_regularizer=regularizers.LpRegularizer()),
+    "ntxent": lambda: losses.NTXentLoss(),
+    "snr contrastive": lambda: losses.SignalToNoiseRatioContrastiveLoss(),
+    "supcon": lambda: losses.SupConLoss(),
+    "triplet": lambda: losses.TripletMarginLoss(),
+    "triplet, smooth": lambda: losses.TripletMarginLoss(smooth_loss=True, swap=False),
+    "tuplet margin": lambda: losses.TupletMarginLoss(),
+}
+MINERS = {
+    "no miner": lambda: None,
+    "multi similarity miner": lambda: miners.MultiSimilarityMiner(),
+    "batch hard miner": lambda: miners.BatchHardMiner(),
+    "pair margin miner": lambda: miners.PairMarginMiner(0.6, 1.1),
+    "triplet margin miner": lambda: miners.TripletMarginMiner(0.2),
+}
+
+
+def rows(n):
+    return F.normalize(torch.randn(n, D, dtype=torch.float64)), torch.randint(5, (n,))
+
+
+def compare(loss, value, z, expected, again):
+    """Values, and gradients by the embeddings and by what the loss learns."""
+    learned = list(loss.parameters())
+    of_z, *own = torch.autograd.grad(value, [z, *learned])
+    its, *theirs = torch.autograd.grad(expected, [again, *learned], retain_graph=True)
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(of_z, its, rtol=1e-9, atol=1e-12)
+    for a, b in zip(own, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("miner", MINERS.values(), ids=MINERS)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_against_references(case, miner):
+    loss, miner = case().double(), miner()
+    if miner is not None and isinstance(loss, losses.NCALoss):
+        with pytest.raises(ValueError, match="miner: NCALoss weighs an anchor by how often others are picked"):
+            InChunks(loss, miner)
+        return
+    (z, labels), (bank, of_bank) = rows(B), rows(M)
+    z, again = z.requires_grad_(), z.detach().clone().requires_grad_()
+    picked = None if miner is None else miner(again.detach(), labels, bank, of_bank)
+    expected = loss(again, labels, picked, bank, of_bank)
+    for anchors in (1, 4, B):
+        own = InChunks(loss, miner, anchors=anchors)
+        value = ops.memory_loss(z, labels, bank, of_bank, own, renormalize=False)
+        compare(loss, value, z, expected, again)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_of_a_batch_against_itself(case):
+    loss = case().double()
+    z, labels = rows(B)
+    z, again = z.requires_grad_(), z.detach().clone().requires_grad_()
+    compare(loss, ops.batch_loss(z, labels, InChunks(loss)), z, loss(again, labels), again)
+
+
+@pytest.mark.parametrize("case", ["contrastive", "nca", "triplet", "supcon"])
+def test_pairs_that_are_none(case):
+    """Each anchor against what it may be ranked against, by calls of the loss alone."""
+    loss, summed = CASES[case](), CASES[case]()
+    z, labels = rows(B)
+    m = state.filled(M, D, 50, torch.float64, pending=True)
+    m.bank_labels.random_(5), m.bank_ids.copy_(torch.randint(0, 99, (M,)))
+    exclude, anchors = m.bank_ids[:B].clone(), torch.rand(B) < 0.8
+    exclude[::3] = -1
+    options = {"count": m.count, "scale": m.scale, "shift": m.shift, "anchors": anchors}
+    z, again = z.requires_grad_(), z.detach().clone().requires_grad_()
+    value = ops.memory_loss(
+        z, labels, m.bank, m.bank_labels, InChunks(loss, anchors=3), bank_ids=m.bank_ids, exclude=exclude, **options
+    )
+    moved = F.normalize(m.bank * m.scale + m.shift)[: int(m.count)]
+
+    def one_by_one(seen, of_rows, may):
+        """Loss by a reducer that divides by what it has counted."""
+        counted = {}
+        for i in range(B):
+            if anchors[i] and may[i].any():
+                two = again[[i, i]]  # an NCALoss asks for two
+                inner = copy.deepcopy(summed)
+                inner.reducer = reducers.DoNothingReducer()
+                for name, info in inner(two, labels[[i, i]], None, seen[may[i]], of_rows[may[i]]).items():
+                    if isinstance(info["losses"], torch.Tensor):
+                        counted.setdefault(name, []).append(info["losses"])
+        total = 0.0
+        for parts in counted.values():
+            costs = torch.cat(parts)
+            of_nonzero = case != "nca"
+            total = total + costs.sum() / ((costs > 0).sum() if of_nonzero else len(costs))
+        return total
+
+    may = exclude[:, None] != m.bank_ids[: int(m.count)]
+    compare(loss, value, z, one_by_one(moved, m.bank_labels[: int(m.count)], may), again)
+
+    ids = torch.randint(-1, 6, (B,))
+    value = ops.batch_loss(z, labels, InChunks(loss), ids=ids, anchors=anchors)
+    may = ~torch.eye(B, dtype=torch.bool) & ((ids[:, None] < 0) | (ids[:, None] != ids))
+    compare(loss, value, z, one_by_one(again, labels, may), again)
+
+
+def test_every_loss_is_in_the_list():
+    named = {name for name in dir(losses) if isinstance(getattr(losses, name), type)}
+    of_one = {name for name in named if issubclass(getattr(losses, name), losses.BaseMetricLossFunction)}
+    tried = {type(case()).__name__ for case in CASES.values()}
+    assert of_one - NOT_WITH_REFERENCES - set(xbn_ext.in_chunks.BY_BATCH) == tried
+    page = (Path(__file__).parents[1] / "docs/losses.md").read_text()
+    bases = {"BaseMetricLossFunction", "GenericPairLoss"}
+    assert [name for name in sorted(of_one - bases) if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("options", [{}, {"update": "deferred", "enqueue": "before", "warmup_steps": 1}], ids=str)
+def test_a_memory_trains_as_with_the_native_loss(options):
+    theirs = losses.ContrastiveLoss(0.9, 0.1, distance=distances.CosineSimilarity())
+    native = xbn_ext.Contrastive(0.9, 0.1, reduction="avg_nonzero")
+    memories = [CrossBatchMemory(loss, D, 50, **options) for loss in (InChunks(theirs), native)]
+    for step in range(5):
+        x, labels = torch.randn(20, D), torch.randint(5, (20,))
+        ids, mask = torch.randint(0, 30, (20,)), torch.rand(20) < 0.3
+        if step == 2:
+            x[0, 0], mask[0] = torch.nan, False
+        leaves = [x.clone().requires_grad_() for _ in memories]
+        for m in memories:
+            m.train(step != 3)
+        values = [m(leaf, labels, ids=ids, enqueue_mask=mask) for m, leaf in zip(memories, leaves, strict=True)]
+        for value in values:
+            value.backward()
+        torch.testing.assert_close(*values, rtol=1e-5, atol=1e-6, equal_nan=True)
+        if step != 2:
+            torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=1e-4, atol=1e-5)
+        for (name, t), expected in zip(
+            memories[0].named_state(), dict(memories[1].named_state()).values(), strict=True
+        ):
+            if name == "pairs":
+                assert t.isnan().all()
+            else:
+                torch.testing.assert_close(t, expected, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+def test_an_anchor_that_is_not_finite_has_no_gradient_and_the_others_theirs():
+    loss = InChunks(losses.SupConLoss())
+    (z, labels), (bank, of_bank) = rows(B), rows(M)
+    z[3, 1] = torch.inf
+    z.requires_grad_()
+    value = ops.memory_loss(z, labels, bank, of_bank, loss)
+    value.backward()
+    assert value.isnan() and z.grad[3].isnan().all()
+    others = torch.arange(B) != 3
+    clean = z.detach()[others].requires_grad_()
+    ops.memory_loss(clean, labels[others], bank, of_bank, loss).backward()
+    torch.testing.assert_close(z.grad[others], clean.grad)
+    assert ops.memory_loss(z.detach(), labels, bank, of_bank, loss, anchors=others).isfinite()
+    assert ops.batch_loss(z, labels, loss).isnan()
+
+
+class Own(nn.Module):
+    """No loss of pytorch-metric-learning, but called like one."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None):
+        if ref_emb is None:
+            ref_emb = embeddings
+        return F.softplus(self.scale * embeddings @ ref_emb.T).mean()
+
+
+def test_a_loss_without_a_reducer_is_a_mean_over_anchors():
+    loss = Own().double()
+    (z, labels), (bank, of_bank) = rows(B), rows(M)
+    z, again = z.requires_grad_(), z.detach().clone().requires_grad_()
+    value = ops.memory_loss(z, labels, bank, of_bank, InChunks(loss, anchors=4), renormalize=False)
+    compare(loss, value, z, loss(again, labels, None, bank, of_bank), again)
+    memory = CrossBatchMemory(InChunks(loss), D, 50)
+    assert [name for name, _ in memory.named_parameters()] == ["loss.loss.scale"]
+    memory(z.detach().float(), labels).backward()
+    assert loss.scale.grad != 0
+
+
+def test_no_rows_no_pairs():
+    loss, (z, labels) = InChunks(losses.ContrastiveLoss()), rows(B)
+    z.requires_grad_()
+    value = ops.memory_loss(z, labels, z.detach()[:0], labels[:0], loss)
+    value.backward()
+    assert value == 0 and not z.grad.any()
+    assert CrossBatchMemory(loss, D, 50)(z[:0].float(), labels[:0]) == 0
+    assert CrossBatchMemory(loss, D, 50)(z[:1].float(), labels[:1]) == 0
+
+
+def test_what_is_wrong_is_named():
+    for loss in [kind() for name in xbn_ext.in_chunks.BY_BATCH if (kind := getattr(losses, name, None))]:
+        with pytest.raises(ValueError, match=f"by {type(loss).__name__} what an anchor pays depends on the others"):
+            InChunks(loss)
+    for loss in (xbn_ext.Contrastive(), losses.ContrastiveLoss, InChunks(Own()), None):
+        with pytest.raises(TypeError, match="loss must be a loss of pytorch-metric-learning"):
+            InChunks(loss)
+    with pytest.raises(TypeError, match=r"one of MeanReducer, .*, got PerAnchorReducer"):
+        InChunks(losses.ContrastiveLoss(reducer=reducers.PerAnchorReducer()))
+    with pytest.raises(TypeError, match="ContrastiveLoss in it has a reducer of its own, MultipleReducers"):
+        InChunks(losses.MultipleLosses([losses.ContrastiveLoss()]))
+    with pytest.raises(TypeError, match="miner must be None or a miner"):
+        InChunks(losses.ContrastiveLoss(), miners.BatchHardMiner)
+    with pytest.raises(ValueError, match="anchors must be an integer >= 1, got 0"):
+        InChunks(losses.ContrastiveLoss(), anchors=0)
+    with pytest.raises(TypeError, match="got ContrastiveLoss, which InChunks takes"):
+        CrossBatchMemory(losses.ContrastiveLoss(), D)
+    with pytest.raises(TypeError, match="InChunks is not called itself"):
+        InChunks(losses.ContrastiveLoss())(torch.zeros(2, D), torch.arange(2))
+
+
+@pytest.mark.parametrize(
+    "loss, error",
+    [
+        (losses.FastAPLoss(), "ref_emb is not supported"),
+        (lambda *args: torch.zeros(3), "without a reducer it must return a scalar, got"),
+    ],
+)
+def test_a_loss_that_raises_leaves_the_memory_as_it_was(loss, error):
+    memory = CrossBatchMemory(InChunks(loss), D, 50)
+    before = copy.deepcopy(memory.state_dict())
+    with pytest.raises((ValueError, TypeError), match=error):
+        memory(torch.randn(6, D), torch.arange(6) % 2)
+    assert all(torch.equal(t, before[name]) for name, t in memory.state_dict().items())

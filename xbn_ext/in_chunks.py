@@ -1,0 +1,62 @@
+"""`InChunks`: a loss of pytorch-metric-learning, or one called like them. What runs it is `plain/in_chunks.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from . import checks, reducers
+from .custom import OwnLoss
+
+BY_BATCH = (
+    "DynamicSoftMarginLoss", "IntraPairVarianceLoss", "LiftedStructureLoss", "ThresholdConsistentMarginLoss",
+    "VICRegLoss",
+)  # fmt: skip
+"""Losses of pytorch-metric-learning that are not a sum of what each anchor pays, or not with references."""
+
+
+class InChunks(OwnLoss):
+    """A loss of pytorch-metric-learning that takes reference embeddings, for `CrossBatchMemory` and `memory_loss`: a
+    few anchors of the batch at a time, each against all of the memory. The pairs of a chunk are stored, no others.
+
+    Value and gradient are those of one call with the whole batch. Parameters of the loss learn along. The loss itself
+    decides whether embeddings are normalised, as its `distance` does.
+
+    Examples:
+        >>> from pytorch_metric_learning import losses, miners
+        >>> loss = InChunks(losses.MarginLoss(), miners.TripletMarginMiner(), anchors=4)
+        >>> criterion = CrossBatchMemory(loss, embedding_size=128, memory_size=8192)
+
+    Args:
+        loss: called with `(embeddings [b, D], labels [b], indices_tuple, ref_emb [n, D], ref_labels [n])`, and for the
+            batch against itself with the first three alone. What an anchor pays must not depend on the others. Without
+            a `reducer` it must return the mean over the anchors.
+        miner: makes the `indices_tuple`, as in pytorch-metric-learning's `CrossBatchMemory`: called with `(embeddings,
+            labels, ref_emb, ref_labels)`. What it picks for an anchor must not depend on the others. None: all pairs.
+        anchors: how many a chunk has.
+
+    Raises:
+        TypeError: the loss or the miner cannot be called; or a reducer of the loss is none of `xbn_ext.reducers.KNOWN`.
+        ValueError: `anchors` is below 1; or what an anchor pays by this loss is known to depend on the others.
+    """
+
+    def __init__(
+        self, loss: Callable[..., Tensor], miner: Callable[..., Any] | None = None, *, anchors: int = 8
+    ) -> None:
+        super().__init__()
+        if not callable(loss) or isinstance(loss, OwnLoss | type):
+            raise TypeError(f"loss must be a loss of pytorch-metric-learning, or called like one, got {loss!r}")
+        if miner is not None and (not callable(miner) or isinstance(miner, type)):
+            raise TypeError(f"miner must be None or a miner of pytorch-metric-learning, got {miner!r}")
+        if type(loss).__name__ in BY_BATCH:
+            raise ValueError(f"loss: by {type(loss).__name__} what an anchor pays depends on the others")
+        if miner is not None and type(loss).__name__ == "NCALoss":
+            raise ValueError("miner: NCALoss weighs an anchor by how often others are picked: it takes no miner")
+        reducers.check(loss)
+        self.anchors = checks.whole("anchors", anchors, 1)
+        self.loss, self.miner = loss, miner
+
+    def extra_repr(self) -> str:
+        return f"anchors={self.anchors}"

@@ -1,0 +1,194 @@
+"""`InChunks` over a batch or a memory: the loss is called for some of the anchors at a time, autograd differentiates
+each call, and the parts are added up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..in_chunks import InChunks
+from ..reducers import Recorder, SubLoss
+from .chunks import is_finite
+from .custom import Result
+from .loss_of_memory import BankSimilarities
+
+
+class _Chunk(NamedTuple):
+    """Some anchors of a batch, and what they are ranked against."""
+
+    anchors: Tensor  # [b] int64, their numbers
+    rows: Tensor | None  # [n, D]; None: rows of the batch
+    labels: Tensor  # [n], of the rows
+    of_batch: Tensor | None = None  # [n] int64, which these are; None: all, and all are anchors
+
+    def references(self, z: Tensor) -> Tensor | None:
+        """What the anchors are ranked against, in a batch `z [B, D]`; None: against each other."""
+        return self.rows if self.of_batch is None else z[self.of_batch]
+
+
+class _Total:
+    """What the sub-losses of chunks add up to, with their gradients `by` some tensors."""
+
+    def __init__(self, by: list[Tensor]) -> None:
+        self.by = by
+        self.sums: dict[str, list[Tensor]] = {}  # of a sub-loss: value, gradients
+        self.numbers: dict[str, Tensor | float | None] = {}  # what they are divided by
+
+    def add(self, parts: dict[str, SubLoss], share: float) -> None:
+        """What anchors pay who count as a `share` of themselves."""
+        for i, (name, part) in enumerate(parts.items()):
+            more = i + 1 < len(parts)  # that come of the same graph
+            sums = [part.sum.detach().double() * share]
+            sums += [grad * share for grad in _gradients(part.sum, self.by, more)]
+            before = self.sums.get(name)
+            self.sums[name] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
+            self.numbers[name] = None if part.number is None else part.number * share + (self.numbers.get(name) or 0.0)
+
+    def averages(self, like: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The loss (float64), and its gradients."""
+        whole = [like.new_zeros((), dtype=torch.float64), *(torch.zeros_like(t) for t in self.by)]
+        for name, sums in self.sums.items():
+            number = self.numbers[name]
+            divisor = torch.as_tensor(1.0 if number is None else number, dtype=torch.float64, device=like.device)
+            divisor = torch.where(divisor == 0, 1.0, divisor)
+            whole = [a + (b / divisor).to(a.dtype) for a, b in zip(whole, sums, strict=True)]
+        return whole[0], whole[1:]
+
+
+def _gradients(value: Tensor, by: list[Tensor], retain_graph: bool) -> list[Tensor]:
+    if not by or not value.requires_grad:
+        return [torch.zeros_like(t) for t in by]
+    found = torch.autograd.grad(value, by, retain_graph=retain_graph, allow_unused=True, materialize_grads=True)
+    return list(found)
+
+
+def over_bank(loss: InChunks, similarities: BankSimilarities, need_grad: bool) -> Result:
+    """The host reads the count of the rows, and which anchors must not be ranked against which."""
+    z, finite = similarities.z, similarities.finite[:, 0]
+    ranking = torch.ones_like(finite) if similarities.anchors is None else similarities.anchors
+    result = _loss_of(
+        loss, z, similarities.labels[:, 0], _against_rows(loss, similarities, ranking & finite), need_grad
+    )
+    value = torch.where((ranking & ~finite).any() & (similarities.n > 0), torch.nan, result.value)
+    grad = None if result.grad is None else torch.where(finite[:, None], result.grad, torch.nan)
+    return result._replace(value=value, grad=grad)
+
+
+def over_batch(
+    loss: InChunks, z: Tensor, labels: Tensor, ids: Tensor | None, anchors: Tensor | None, need_grad: bool
+) -> Result:
+    """All anchors in one call where each is ranked against all other rows; else one by one."""
+    B = len(z)
+    numbers = torch.arange(B, device=z.device)
+    no_pair = torch.eye(B, dtype=torch.bool, device=z.device)
+    if ids is not None:
+        no_pair = no_pair | ((ids[:, None] == ids) & (ids >= 0))
+    whole = (anchors is None or bool(anchors.all())) and int(no_pair.sum()) == B
+
+    def chunks() -> Iterator[_Chunk]:
+        if whole and B > 0:
+            yield _Chunk(numbers, None, labels)
+        for i in [] if whole else (numbers if anchors is None else numbers[anchors]).tolist():
+            others = (~no_pair[i]).nonzero()[:, 0]
+            if len(others) > 0:
+                yield _Chunk(numbers[i : i + 1], None, labels[others], others)
+
+    if bool(is_finite(z).all()):
+        return _loss_of(loss, z, labels, chunks(), need_grad)
+    nothing = _loss_of(loss, z[:0], labels[:0], iter(()), need_grad)
+    nan = torch.full_like(z, torch.nan)
+    return nothing._replace(value=nan.sum(), grad=nan if need_grad else None)
+
+
+def try_out(loss: InChunks, z: Tensor) -> None:
+    """Raises what the loss or its miner raises of embeddings of the dtype, device and width of z."""
+    some = torch.linspace(-1, 1, 6 * z.shape[1], dtype=z.dtype, device=z.device).view(6, -1).cos()
+    labels = torch.arange(6, device=z.device) % 2
+    with torch.no_grad():
+        _called(loss, some[:4], labels[:4], some, labels)
+
+
+def _against_rows(loss: InChunks, similarities: BankSimilarities, ranking: Tensor) -> Iterator[_Chunk]:
+    all_rows, labels = _rows_of(similarities)
+    if len(labels) == 0:
+        return
+    apart = torch.zeros_like(ranking)
+    for start, stop in similarities.spans():
+        if similarities.exclude is not None:
+            apart |= similarities.excluded(start, stop).any(1)
+    together = (ranking & ~apart).nonzero()[:, 0]
+    for anchors in together.split(loss.anchors) if len(together) > 0 else ():
+        yield _Chunk(anchors, all_rows, labels)
+    for i in (ranking & apart).nonzero()[:, 0].tolist():
+        may_not = [similarities.excluded(start, stop, slice(i, i + 1))[0] for start, stop in similarities.spans()]
+        others = (~torch.cat(may_not)[: len(labels)]).nonzero()[:, 0]
+        if len(others) > 0:
+            yield _Chunk(torch.tensor([i], device=ranking.device), all_rows[others], labels[others])
+
+
+def _rows_of(similarities: BankSimilarities) -> tuple[Tensor, Tensor]:
+    """What the rows of the bank stand for `[n, D]`, divided by their norms if they are to be, and their labels."""
+    n = similarities.n if similarities.count is None else int(similarities.count)
+    bank, labels = similarities.bank[:n], similarities.bank_labels[:n]
+    if similarities.scale_of_rows is None and not similarities.renormalize and bank.dtype == similarities.z.dtype:
+        return bank, labels
+    all_rows = similarities.z.new_empty(bank.shape)
+    for u, out in zip(bank.split(similarities.step), all_rows.split(similarities.step), strict=True):
+        rows, norm = similarities.rows(u)
+        torch.div(rows, 1 if norm is None else norm[:, None], out=out)
+    return all_rows, labels
+
+
+def _loss_of(loss: InChunks, z: Tensor, labels: Tensor, chunks: Iterator[_Chunk], need_grad: bool) -> Result:
+    leaf = z.detach().requires_grad_(need_grad)
+    parameters = [p for p in loss.parameters() if p.requires_grad]
+    total = _Total([leaf, *parameters] if need_grad else [])
+    for chunk in chunks:
+        # Alone, an anchor would cost nothing by some losses, which ask for two: it comes twice, and counts half.
+        with torch.set_grad_enabled(need_grad):
+            rows = chunk.references(leaf)
+            twice = len(chunk.anchors) == 1 and rows is not None
+            numbers = chunk.anchors.repeat(2) if twice else chunk.anchors
+            parts = _called(loss, leaf[numbers], labels[numbers], rows, chunk.labels)
+        total.add(parts, 0.5 if twice else 1.0)
+    value, grads = total.averages(z)
+    unknown = z.new_full((2,), torch.nan, dtype=torch.float64)
+    if not need_grad:
+        return Result(value.to(z.dtype), None, [], unknown)
+    return Result(value.to(z.dtype), grads[0], grads[1:], unknown)
+
+
+def _called(
+    loss: InChunks, embeddings: Tensor, labels: Tensor, rows: Tensor | None, of_rows: Tensor
+) -> dict[str, SubLoss]:
+    """What the anchors pay."""
+    references = () if rows is None else (rows, of_rows)
+    picked = None
+    if loss.miner is not None:
+        picked = loss.miner(embeddings.detach(), labels, *(t.detach() for t in references))
+    with _recorded(loss.loss) as recorder:
+        value = loss.loss(embeddings, labels, picked, *references)
+    if recorder is not None:
+        return recorder.sub_losses
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"loss: without a reducer it must return a scalar, got {got}")
+    return {"loss": SubLoss(value.sum() * len(embeddings), len(embeddings))}
+
+
+@contextmanager
+def _recorded(loss: Any) -> Iterator[Recorder | None]:
+    reducer: nn.Module | None = getattr(loss, "reducer", None)
+    if reducer is None:
+        yield None
+        return
+    recorder = Recorder(reducer)
+    loss.reducer = recorder
+    try:
+        yield recorder
+    finally:
+        loss.reducer = reducer

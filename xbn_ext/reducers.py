@@ -1,0 +1,76 @@
+"""What the reducers of pytorch-metric-learning make of a loss of some of the anchors, in parts that can be added up.
+
+They are known by name: the package itself is not needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+
+class SubLoss(NamedTuple):
+    """Of some of the anchors: the sum of its losses, and by how many of them that of all anchors is divided; None: by
+    nothing."""
+
+    sum: Tensor  # []
+    number: Tensor | float | None
+
+
+KNOWN = ("MeanReducer", "SumReducer", "ThresholdReducer", "DivisorReducer", "ClassWeightedReducer")
+"""An `AvgNonZeroReducer` is a `ThresholdReducer`; a `MultipleReducers` has one of them for each sub-loss."""
+
+
+class Recorder(nn.Module):
+    """Takes the place of the reducer of a loss while it is called, and keeps the sub-losses."""
+
+    def __init__(self, reducer: Any) -> None:
+        super().__init__()
+        self.reducer = reducer
+        self.sub_losses: dict[str, SubLoss] = {}
+
+    def forward(self, losses: dict[str, dict[str, Any]], embeddings: Tensor, labels: Tensor) -> Tensor:
+        for name, info in losses.items():
+            if isinstance(info["losses"], Tensor) and info["losses"].numel() > 0:  # else it is 0, of no pairs
+                self.sub_losses[name] = _sub_loss(self.reducer, name, info, embeddings, labels)
+        return embeddings.sum() * 0
+
+
+def check(loss: Any) -> None:
+    """Raises TypeError unless `SubLoss` holds of the reducers of a loss, if it has any."""
+    reducer = getattr(loss, "reducer", None)
+    own = [] if reducer is None else [reducer]
+    if reducer is not None and _is(reducer, "MultipleReducers"):
+        own = [*reducer.reducers.values(), reducer.default_reducer]
+    for r in own:
+        if not _is(r, *KNOWN):
+            raise TypeError(f"loss: its reducer must be one of {', '.join(KNOWN)}, got {type(r).__name__}")
+    inner = {id(r) for r in (reducer, *own)}
+    for module in loss.modules() if isinstance(loss, nn.Module) else ():
+        other = getattr(module, "reducer", None)
+        if other is not None and id(other) not in inner and not _is(other, "MeanReducer"):
+            raise TypeError(f"loss: {type(module).__name__} in it has a reducer of its own, {type(other).__name__}")
+
+
+def _is(reducer: Any, *names: str) -> bool:
+    return any(c.__name__ in names for c in type(reducer).__mro__)
+
+
+def _sub_loss(reducer: Any, name: str, info: dict[str, Any], embeddings: Tensor, labels: Tensor) -> SubLoss:
+    if _is(reducer, "MultipleReducers"):
+        reducer = dict(reducer.reducers.items()).get(name, reducer.default_reducer)
+    losses, of_all = info["losses"], info["reduction_type"] == "already_reduced"
+    value = reducer({name: info}, embeddings, labels)
+    if of_all:  # by another reducer, to a mean over the embeddings, or one number for all
+        return SubLoss(value.sum() * len(embeddings), len(embeddings))
+    if _is(reducer, "SumReducer"):
+        return SubLoss(value, None)
+    number: Any = len(losses)
+    if _is(reducer, "ThresholdReducer"):
+        low, high = reducer.low, reducer.high
+        counted = losses.isfinite() if low is None else losses > low
+        number = (counted if high is None else counted & (losses < high)).sum()
+    elif _is(reducer, "DivisorReducer"):
+        number = info["divisor"]
+    return SubLoss(value * number, number)
