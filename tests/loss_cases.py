@@ -3,7 +3,18 @@
 import torch
 import torch.nn.functional as F
 
-from xbn_ext import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet, reference
+from xbn_ext import (
+    DCL,
+    NCA,
+    Circle,
+    Contrastive,
+    LiftedStructure,
+    MultiSimilarity,
+    NTXent,
+    SupCon,
+    Triplet,
+    reference,
+)
 from xbn_ext.losses import LossWithTemperature
 
 LOSSES = {
@@ -14,7 +25,11 @@ LOSSES = {
     "mined": MultiSimilarity(beta=30.0, base=0.3, mining=0.1),
     "circle": Circle(),
     "triplet": Triplet(margin=0.3),
+    "triplet_soft": Triplet(margin=0.3, soft=True),
     "triplet_all": Triplet(margin=0.3, mining="all"),
+    "dcl": DCL(),
+    "nca": NCA(softmax_scale=8.0),
+    "lifted_structure": LiftedStructure(pos_margin=0.5, neg_margin=4.0),
 }
 
 
@@ -50,6 +65,8 @@ def stiffness(loss):
             return 1 / loss.temperature
         case MultiSimilarity():
             return loss.beta
+        case NCA():
+            return loss.softmax_scale
         case Circle():
             return loss.gamma * (2 + abs(loss.m))
         case Triplet(mining="all"):

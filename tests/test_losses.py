@@ -14,7 +14,19 @@ from loss_cases import LOSSES, assert_right, clear_anchors, problem, run, run_wi
 from shapes import PAIRS, name
 from state import NARROW_DTYPES
 
-from xbn_ext import Circle, Contrastive, CrossBatchMemory, MultiSimilarity, NTXent, SupCon, Triplet, reference
+from xbn_ext import (
+    DCL,
+    NCA,
+    Circle,
+    Contrastive,
+    CrossBatchMemory,
+    LiftedStructure,
+    MultiSimilarity,
+    NTXent,
+    SupCon,
+    Triplet,
+    reference,
+)
 from xbn_ext import ops as cpu_ops
 from xbn_ext.losses import KINDS
 from xbn_ext.plain.losses import BY_KIND
@@ -506,8 +518,14 @@ def peer(loss):
             miner = None if loss.mining is None else miners.MultiSimilarityMiner(loss.mining)
         case Circle():
             theirs = losses.CircleLoss(loss.m, loss.gamma)
+        case NCA():
+            theirs = losses.NCALoss(loss.softmax_scale, distance=cosine)
+        case LiftedStructure():
+            theirs = losses.GeneralizedLiftedStructureLoss(loss.neg_margin, loss.pos_margin, distance=cosine)
+        case DCL():
+            pytest.skip("version 3 has it")
         case Triplet():
-            theirs = losses.TripletMarginLoss(loss.margin, distance=cosine)
+            theirs = losses.TripletMarginLoss(loss.margin, smooth_loss=loss.soft, distance=cosine)
             miner = miners.BatchHardMiner(distance=cosine) if loss.mining == "hardest" else None
 
     def function(z, labels, bank, bank_labels):
@@ -538,6 +556,8 @@ def test_the_memory_is_that_of_pytorch_metric_learning(loss):
     """Their CrossBatchMemory in a loop, with the drift correction left out and the batch in the memory first."""
     pml = pytest.importorskip("pytorch_metric_learning.losses")
     _, theirs, miner = peer(loss)
+    if isinstance(loss, NCA):
+        pytest.skip("their memory names the pairs, and by that NCALoss weighs the anchors")
     theirs = pml.CrossBatchMemory(theirs, 16, 100, miner)
     ours = CrossBatchMemory(loss, 16, 100, drift="none", batch_weight=0, enqueue="before", memory_dtype=torch.float64)
     theirs.embedding_memory = theirs.embedding_memory.double()

@@ -12,7 +12,7 @@ from . import _library, ops, reference
 from ._way import loss_way
 from .custom import CustomLoss
 from .in_chunks import InChunks
-from .losses import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet
+from .losses import DCL, NCA, Circle, Contrastive, LiftedStructure, MultiSimilarity, NTXent, SupCon, Triplet
 from .memory import CrossBatchMemory
 from .ops import memory_loss
 
@@ -22,11 +22,14 @@ except PackageNotFoundError:  # built in place, not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "DCL",
+    "NCA",
     "Circle",
     "Contrastive",
     "CrossBatchMemory",
     "CustomLoss",
     "InChunks",
+    "LiftedStructure",
     "MultiSimilarity",
     "NTXent",
     "SupCon",

@@ -164,6 +164,59 @@ class NTXent(LossWithTemperature):
 
 
 @dataclass(frozen=True)
+class DCL(LossWithTemperature):
+    """Decoupled contrastive loss with labels (Yeh et al. 2021, arXiv 2110.06848): NTXent without the positive itself in
+    its sum.
+
+    A positive pair costs `log sum_n e^(s_n / temperature) - s / temperature`, `n` running over the anchor's negatives.
+    Averaged over the positive pairs of anchors that have negatives. It may be below 0.
+
+    Args:
+        temperature: positive. A tensor of shape [] or [1] is learned if it requires a gradient; its value is not
+            checked.
+    """
+
+    name = "dcl"
+    temperature: float | Tensor = 0.1
+
+
+@dataclass(frozen=True)
+class NCA(PairLoss):
+    """Neighbourhood components analysis (Goldberger et al. 2004), as pytorch-metric-learning's NCALoss has it, on
+    similarities.
+
+    An anchor with positives pays `-log(sum_p e^(softmax_scale s_p) / sum_a e^(softmax_scale s_a))`, `a` running over
+    all its pairs. Averaged over those anchors. (Of unit vectors, d² = 2 - 2s: what is a scale of 1 for squared
+    Euclidean distances, pytorch-metric-learning's default, is 2 here.)
+
+    Args:
+        softmax_scale: positive, what similarities are multiplied by.
+    """
+
+    name = "nca"
+    must_be_positive = ("softmax_scale",)
+    softmax_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class LiftedStructure(PairLoss):
+    """Generalised lifted structure loss (Hermans et al. 2017, arXiv 1703.07737, section 2), on similarities.
+
+    An anchor pays `max(log sum_p e^(pos_margin - s_p) + log sum_n e^(s_n - neg_margin), 0)`, where a logarithm of no
+    pairs is 0. Averaged over the anchors: pytorch-metric-learning's GeneralizedLiftedStructureLoss with
+    CosineSimilarity.
+
+    Args:
+        pos_margin: the similarity at which a positive weighs 1.
+        neg_margin: the similarity at which a negative weighs 1.
+    """
+
+    name = "lifted_structure"
+    pos_margin: float = 1.0
+    neg_margin: float = 0.5
+
+
+@dataclass(frozen=True)
 class MultiSimilarity(PairLoss):
     """Multi-similarity loss (Wang et al. 2019, arXiv 1904.06627, eq. 15), averaged over the anchors.
 
@@ -238,23 +291,29 @@ class Triplet(PairLoss):
             `"all"`: an anchor pays `max(s_n - s_p + margin, 0)` for each of its positives with each of its negatives
             (Schroff et al. 2015, arXiv 1503.03832, eqs. 1 to 3, on similarities). Averaged over the triplets that cost
             something: pytorch-metric-learning's TripletMarginLoss with CosineSimilarity and no miner.
+        soft: of the hardest triplets, an anchor pays `log(1 + e^(max_n s_n - min_p s_p + margin))` (Hermans et al.'s
+            soft margin, pytorch-metric-learning's `smooth_loss`). Averaged over the anchors with positives and
+            negatives.
 
     Raises:
-        ValueError: the margin is not finite or the mining is unknown.
+        ValueError: the margin is not finite, the mining is unknown, or all triplets are to be soft.
     """
 
     name = "triplet"
-    words = ("mining",)
+    words = ("mining", "soft")
     margin: float = 0.1
     mining: TripletMining = "hardest"
+    soft: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.one_of("hardest", "all")("mining", self.mining)
+        if checks.flag("soft", self.soft) and self.mining == "all":
+            raise ValueError('soft goes with mining="hardest"')
 
     @property
     def kind(self) -> str:
-        return f"{self.name}_{self.mining}"
+        return f"{self.name}_soft" if self.soft else f"{self.name}_{self.mining}"
 
     @property
     def passes(self) -> tuple[tuple[int, ...], ...]:
@@ -271,7 +330,11 @@ KINDS: dict[str, PairLoss] = {
         MultiSimilarity(),
         Circle(),
         Triplet(),
+        Triplet(soft=True),
         Triplet(mining="all"),
+        DCL(),
+        NCA(),
+        LiftedStructure(),
     )
 }
 """Every kind of loss that the kernels know, with its default parameters."""

@@ -15,6 +15,8 @@
 //   Contrastive        negatives, positives: margin         (both in one slot where the reduction allows it)
 //   SupCon             all: exponent; positives: similarity
 //   NTXent             negatives: exponent                  positives: ntxent
+//   DCL                negatives: exponent; positives: similarity
+//   NCA, LiftedStructure  negatives, positives: exponent
 //   MultiSimilarity    negatives, positives: exponent
 //     with mining      positives: extreme                   negatives: exponent       positives: exponent
 //   Circle             negatives, positives: circle
@@ -32,16 +34,29 @@
 
 namespace xbn {
 
-enum class LossKind { contrastive, supcon, ntxent, multi_similarity, circle, triplet, triplet_all };
+enum class LossKind {
+  contrastive,
+  supcon,
+  ntxent,
+  multi_similarity,
+  circle,
+  triplet,
+  triplet_soft,
+  triplet_all,
+  dcl,
+  nca,
+  lifted_structure,
+};
 
 struct LossSpec {
   LossKind kind;
   bool mean = true;  // contrastive: divide by the number of anchors, not of active pairs
-  //                      contrastive | supcon, ntxent | multi_similarity | circle | triplet
-  double a = 0;        // pos_margin  | temperature    | alpha            | m      | margin
-  double b = 0;        // neg_margin  |                | beta             | gamma  |
-  double c = 0;        //             |                | base             |        |
+  //                      contrastive, lifted_structure | supcon, ntxent, dcl | multi_similarity | circle | triplet
+  double a = 0;        // pos_margin                    | temperature         | alpha            | m      | margin
+  double b = 0;        // neg_margin                    |                     | beta             | gamma  |
+  double c = 0;        //                               |                     | base             |        |
   double mining = -1;  // multi_similarity: epsilon of its mining, negative for none
+  // nca: a is its scale
 };
 
 // A loss as xbn_ext/losses.py names it, and its parameters, in the order a, b, c, mining.
@@ -59,7 +74,11 @@ constexpr NamedLoss kLosses[] = {
     {"multi_similarity", LossKind::multi_similarity, 4, {"alpha", "beta"}},
     {"circle", LossKind::circle, 2, {nullptr, "gamma"}},
     {"triplet_hardest", LossKind::triplet, 1, {}},
+    {"triplet_soft", LossKind::triplet_soft, 1, {}},
     {"triplet_all", LossKind::triplet_all, 1, {}},
+    {"dcl", LossKind::dcl, 1, {"temperature"}},
+    {"nca", LossKind::nca, 1, {"softmax_scale"}},
+    {"lifted_structure", LossKind::lifted_structure, 2, {}},
 };
 
 enum class Pairs { none, negatives, positives, all };
@@ -145,6 +164,8 @@ XBN_FORMULA double log_sum(const RowSums& sums) {
 
 XBN_FORMULA double softplus(double x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
 
+XBN_FORMULA double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
 // The factor of a slot of exponents in the derivative of log(1 + sum of e^x).
 XBN_FORMULA double softplus_factor(const RowSums& sums) {
   return sums.pairs == 0 ? 0.0 : 1.0 / (std::exp(-sums.shift) + sums.value);
@@ -184,6 +205,38 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
       r.factor[0] = first.pairs == 0 ? 0 : second.weight / first.value;
       r.factor[1] = -1 / loss.a;
       return r;
+    case LossKind::dcl:
+      r.count[0] = 0;
+      if (first.pairs == 0 || second.pairs == 0) return r;
+      r.positives = r.count[0] = second.pairs;
+      r.negatives = first.pairs;
+      r.value[0] = second.pairs * log_sum(first) - second.value;
+      r.factor[0] = second.pairs / first.value;
+      r.factor[1] = -1 / loss.a;
+      return r;
+    case LossKind::nca: {
+      r.count[0] = 0;
+      if (second.pairs == 0) return r;
+      r.positives = second.pairs;
+      r.negatives = first.pairs;
+      r.count[0] = 1;
+      if (first.pairs == 0) return r;
+      const double x = log_sum(first) - log_sum(second);
+      r.value[0] = softplus(x);
+      r.factor[0] = sigmoid(x) / first.value;
+      r.factor[1] = -sigmoid(x) / second.value;
+      return r;
+    }
+    case LossKind::lifted_structure: {
+      const double push = first.pairs == 0 ? 0 : log_sum(first), pull = second.pairs == 0 ? 0 : log_sum(second);
+      if (push + pull <= 0) return r;
+      r.positives = second.pairs;
+      r.negatives = first.pairs;
+      r.value[0] = push + pull;
+      r.factor[0] = first.pairs == 0 ? 0 : 1 / first.value;
+      r.factor[1] = second.pairs == 0 ? 0 : 1 / second.value;
+      return r;
+    }
     case LossKind::multi_similarity:
       r.positives = second.pairs;
       r.negatives = first.pairs;
@@ -198,22 +251,23 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
       r.negatives = first.pairs;
       const double x = log_sum(first) + log_sum(second);
       r.value[0] = softplus(x);
-      const double sigmoid = 1 / (1 + std::exp(-x));
-      r.factor[0] = sigmoid / first.value;
-      r.factor[1] = sigmoid / second.value;
+      r.factor[0] = sigmoid(x) / first.value;
+      r.factor[1] = sigmoid(x) / second.value;
       r.count[0] = 1;
       return r;
     }
-    case LossKind::triplet: {
+    case LossKind::triplet:
+    case LossKind::triplet_soft: {
       r.count[0] = 0;
       if (first.pairs == 0 || second.pairs == 0) return r;
       const double cost = first.shift + second.shift + loss.a;
-      if (cost <= 0) return r;
-      r.value[0] = cost;
+      const bool soft = loss.kind == LossKind::triplet_soft;
+      if (cost <= 0 && !soft) return r;
+      r.value[0] = soft ? softplus(cost) : cost;
       r.count[0] = r.positives = r.negatives = 1;
       if (first.value < 0 || second.value < 0) return r;  // an infinite similarity is no row's
-      r.factor[0] = 1;
-      r.factor[1] = -1;
+      r.factor[0] = soft ? sigmoid(cost) : 1;
+      r.factor[1] = -r.factor[0];
       return r;
     }
     case LossKind::triplet_all:
@@ -283,7 +337,9 @@ XBN_FORMULA double scale_of_part(Formula formula, double factor, const RowSums& 
 
 // How many slots have sums, and whether gradients are sums at all: those of extremes are gathered from two rows.
 inline int slots_of(const LossSpec& loss) { return loss.kind == LossKind::contrastive && loss.mean ? 1 : 2; }
-inline bool sums_gradients(const LossSpec& loss) { return loss.kind != LossKind::triplet; }
+inline bool sums_gradients(const LossSpec& loss) {
+  return loss.kind != LossKind::triplet && loss.kind != LossKind::triplet_soft;
+}
 
 // Whether the program runs in rounds.
 inline bool goes_in_rounds(const LossSpec& loss) { return loss.kind == LossKind::triplet_all; }
@@ -305,6 +361,12 @@ inline Program make_program(const LossSpec& loss, bool need_grad = true) {
       return {2,
               {{{{negatives, Formula::exponent, 1 / loss.a}, none}, true},
                {{none, {positives, Formula::ntxent, 1 / loss.a}}, true}}};
+    case LossKind::dcl:
+      return {1, {{{{negatives, Formula::exponent, 1 / loss.a}, {positives, Formula::similarity, 1 / loss.a}}, true}}};
+    case LossKind::nca:
+      return {1, {{{{negatives, Formula::exponent, loss.a}, {positives, Formula::exponent, loss.a}}, true}}};
+    case LossKind::lifted_structure:
+      return {1, {{{{negatives, Formula::exponent, 1, -loss.b}, {positives, Formula::exponent, -1, loss.a}}, true}}};
     case LossKind::multi_similarity: {
       const bool mined = loss.mining >= 0;
       const Slot push = {negatives, Formula::exponent, loss.b, -loss.b * loss.c, mined};
@@ -313,7 +375,8 @@ inline Program make_program(const LossSpec& loss, bool need_grad = true) {
       return {3, {{{none, extreme(positives)}, false}, {{push, none}, true}, {{none, pull}, true}}};
     }
     case LossKind::circle: return {1, {{{circle(negatives), circle(positives)}, true}}};
-    case LossKind::triplet: return {1, {{{extreme(negatives), extreme(positives)}, false}}};
+    case LossKind::triplet:
+    case LossKind::triplet_soft: return {1, {{{extreme(negatives), extreme(positives)}, false}}};
     case LossKind::triplet_all:
       return {need_grad ? 3 : 2,
               {{{none, {positives, Formula::threshold}}, false},

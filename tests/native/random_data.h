@@ -68,7 +68,11 @@ inline xbn::LossSpec random_loss() {
     case LossKind::ntxent: return {known.kind, false, 0.2};
     case LossKind::multi_similarity: return {known.kind, false, 2, 20, 0.3, up_to(1) ? 0.1 : -1.0};
     case LossKind::circle: return {known.kind, false, 0.4, 1};  // anchors are long: more would multiply what is rounded
+    case LossKind::dcl: return {known.kind, false, 0.5};
+    case LossKind::nca: return {known.kind, false, 2};
+    case LossKind::lifted_structure: return {known.kind, false, 0.9, 3};
     case LossKind::triplet:
+    case LossKind::triplet_soft:
     case LossKind::triplet_all: return {known.kind, false, 0.3};
   }
   std::fprintf(stderr, "%s: no parameters to draw\n", known.name);

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..losses import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet
+from ..losses import DCL, NCA, Circle, Contrastive, LiftedStructure, MultiSimilarity, NTXent, SupCon, Triplet
 from ..reference.losses import softplus
-from .pairs import Chunk, Hardest, LogSum, Pairs, Similarities
+from .pairs import Chunk, Hardest, L, LogSum, Pairs, Similarities
 from .triplets import AllTriplets
 
 
@@ -114,6 +114,99 @@ class NTXentPairs(Pairs[NTXent]):
         return push.sub_(torch.where(chunk.positive, gap.sigmoid_(), 0)).mul_(self.scale)
 
 
+class DCLPairs(Pairs[DCL]):
+    def __init__(self, loss: DCL, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(loss, z, anchors)
+        self.lse = LogSum(self.zeros())
+        self.positives, self.negatives, self.sums = self.zeros(), self.zeros(), self.zeros()
+        self.looks = [self.look]
+
+    def look(self, chunk: Chunk) -> None:
+        x = chunk.s / self.loss.temperature
+        self.positives += chunk.positive.sum(1)
+        self.negatives += chunk.negative.sum(1)
+        self.sums += torch.where(chunk.positive, x, 0).sum(1)
+        self.lse.add(x, chunk.negative)
+
+    def finish(self) -> None:
+        both = (self.positives > 0) & (self.negatives > 0)
+        self.count(self.positives * both, self.negatives * both)
+        self.value[0] = torch.where(both, self.positives * self.lse.value - self.sums, 0).sum()
+        self.number[0] = self.counts[0]
+        self.pull = torch.where(both, self.shares()[0] / self.loss.temperature, 0)
+        self.push = self.pull * self.positives
+
+    def weigh(self, chunk: Chunk) -> Tensor:
+        x = chunk.s / self.loss.temperature
+        push = x.sub_(self.narrow(self.lse.value)).exp_().mul_(self.narrow(self.push)).masked_fill_(~chunk.negative, 0)
+        return push.sub_(torch.where(chunk.positive, self.narrow(self.pull), 0))
+
+
+class TwoLogSums(Pairs[L]):
+    """A loss of two log-sum-exps: of an anchor's positives and of its negatives, the exponents linear in s."""
+
+    lines: tuple[tuple[float, float], tuple[float, float]]  # slope and offset of the exponents
+
+    def __init__(self, loss: L, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(loss, z, anchors)
+        self.sums = LogSum(self.zeros()), LogSum(self.zeros())
+        self.positives, self.negatives = self.zeros(), self.zeros()
+        self.looks = [self.look]
+
+    def look(self, chunk: Chunk) -> None:
+        self.positives += chunk.positive.sum(1)
+        self.negatives += chunk.negative.sum(1)
+        for (slope, offset), lse, keep in zip(self.lines, self.sums, (chunk.positive, chunk.negative), strict=True):
+            lse.add(slope * chunk.s + offset, keep)
+
+    def finish(self) -> None:
+        by_sums = self.settle()
+        share = self.shares()[0]
+        self.weights = [slope * by * share for (slope, _), by in zip(self.lines, by_sums, strict=True)]
+
+    def settle(self) -> tuple[Tensor, Tensor]:
+        """Sets value and number. Returns dCost/dlog-sum-exp `[B]` of both."""
+        raise NotImplementedError
+
+    def weigh(self, chunk: Chunk) -> Tensor:
+        parts = []
+        for (slope, offset), lse, weight, keep in zip(
+            self.lines, self.sums, self.weights, (chunk.positive, chunk.negative), strict=True
+        ):
+            x = slope * chunk.s + offset
+            parts.append(x.sub_(self.narrow(lse.value)).exp_().mul_(self.narrow(weight)).masked_fill_(~keep, 0))
+        return parts[0].add_(parts[1])
+
+
+class NCAPairs(TwoLogSums[NCA]):
+    def __init__(self, loss: NCA, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(loss, z, anchors)
+        self.lines = ((loss.softmax_scale, 0.0),) * 2
+
+    def settle(self) -> tuple[Tensor, Tensor]:
+        has_positives, both = self.positives > 0, (self.positives > 0) & (self.negatives > 0)
+        self.count(self.positives, self.negatives * has_positives)
+        pull, push = (lse.value for lse in self.sums)
+        x = torch.where(both, push - pull, -torch.inf)
+        self.value[0], self.number[0] = softplus(x).sum(), has_positives.sum()
+        return -x.sigmoid(), x.sigmoid()
+
+
+class LiftedStructurePairs(TwoLogSums[LiftedStructure]):
+    def __init__(self, loss: LiftedStructure, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(loss, z, anchors)
+        self.lines = (-1.0, loss.pos_margin), (1.0, -loss.neg_margin)
+
+    def settle(self) -> tuple[Tensor, Tensor]:
+        numbers = self.positives, self.negatives
+        pull, push = (torch.where(n > 0, lse.value, 0) for n, lse in zip(numbers, self.sums, strict=True))
+        cost = (pull + push).relu()
+        pays = ~(cost <= 0)
+        self.count(*(n * pays for n in numbers))
+        self.value[0], self.number[0] = cost.sum(), self.number_of_anchors()
+        return pays.double(), pays.double()
+
+
 class MultiSimilarityPairs(Pairs[MultiSimilarity]):
     """With mining it looks twice: for the hardest pairs, and at what they leave."""
 
@@ -212,13 +305,16 @@ class HardestTriplets(Pairs[Triplet]):
         for chunk in similarities.chunks():
             self.look(chunk)
         hardest, both = self.hardest, self.has_positive & self.has_negative
-        cost = torch.where(both, hardest.negative - hardest.positive + self.loss.margin, 0).relu()
-        paying = ~(cost <= 0)
+        violation = torch.where(both, hardest.negative - hardest.positive + self.loss.margin, -torch.inf)
+        cost = softplus(violation.double()) if self.loss.soft else violation.relu()
+        paying = both if self.loss.soft else ~(cost <= 0)
         self.value[0], self.number[0] = cost.double().sum(), paying.sum()
         self.count(paying, paying)
         if need_grad:
             of_rows = paying & (hardest.positive_row >= 0) & (hardest.negative_row >= 0)
             share = self.shares()[0].to(self.dtype).expand(self.B)
+            if self.loss.soft:
+                share = share * violation.sigmoid()
             for row, weight in ((hardest.negative_row, share), (hardest.positive_row, -share)):
                 # No row, and not a weight of 0: 0 times a row that is NaN would be NaN.
                 similarities.add_columns(torch.where(of_rows, row, -1), weight)
@@ -232,6 +328,10 @@ BY_KIND: dict[str, Callable[[Any, Tensor, Tensor | None], Pairs[Any]]] = {
     "multi_similarity": MultiSimilarityPairs,
     "circle": CirclePairs,
     "triplet_hardest": HardestTriplets,
+    "triplet_soft": HardestTriplets,
     "triplet_all": AllTriplets,
+    "dcl": DCLPairs,
+    "nca": NCAPairs,
+    "lifted_structure": LiftedStructurePairs,
 }
 """The kinds of `xbn_ext.losses.KINDS`."""

@@ -13,7 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet, check_loss
+from ..losses import (
+    DCL,
+    NCA,
+    Circle,
+    Contrastive,
+    LiftedStructure,
+    MultiSimilarity,
+    NTXent,
+    PairLoss,
+    SupCon,
+    Triplet,
+    check_loss,
+)
 
 Result = tuple[list[Tensor], list[Tensor], Tensor, Tensor]
 
@@ -84,6 +96,28 @@ def ntxent(loss: NTXent, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Re
     return [cost.sum()], [p.sum()], p, n
 
 
+def dcl(loss: DCL, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
+    x = s / loss.temperature
+    both = (p.any(1) & n.any(1))[:, None]
+    p, n = p & both, n & both
+    cost = torch.where(p, log_sum_exp(x, n)[:, None] - x, 0.0)
+    return [cost.sum()], [p.sum()], p, n
+
+
+def nca(loss: NCA, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
+    x, has_positives = loss.softmax_scale * s, p.any(1)
+    cost = softplus(log_sum_exp(x, n) - torch.where(has_positives, log_sum_exp(x, p), 0.0))
+    return [torch.where(has_positives, cost, 0.0).sum()], [has_positives.sum()], p, n & has_positives[:, None]
+
+
+def lifted_structure(loss: LiftedStructure, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
+    pull = torch.where(p.any(1), log_sum_exp(loss.pos_margin - s, p), 0.0)
+    push = torch.where(n.any(1), log_sum_exp(s - loss.neg_margin, n), 0.0)
+    cost = (push + pull).relu()
+    pays = is_not_zero(cost)[:, None]
+    return [cost.sum()], [anchors], p & pays, n & pays
+
+
 def multi_similarity(loss: MultiSimilarity, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
     if loss.mining is not None:
         p, n = mine(loss.mining, s.detach(), p, n)
@@ -103,10 +137,15 @@ def circle(loss: Circle, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Re
 
 
 def triplet_hardest(loss: Triplet, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
-    hardest_positive, hardest_negative = hardest(s, p, n)
-    both = p.any(1) & n.any(1)
-    cost = torch.where(both, hardest_negative - hardest_positive + loss.margin, 0.0).relu()
+    violation, both = hardest_violation(loss, s, p, n)
+    cost = torch.where(both, violation, 0.0).relu()
     return [cost.sum()], [is_not_zero(cost).sum()], cost, cost  # one pair of each kind
+
+
+def triplet_soft(loss: Triplet, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
+    violation, both = hardest_violation(loss, s, p, n)
+    cost = torch.where(both, softplus(torch.where(both, violation, 0.0)), 0.0)
+    return [cost.sum()], [both.sum()], both, both
 
 
 def triplet_all(loss: Triplet, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
@@ -133,7 +172,11 @@ FORMULAS: dict[str, Callable[[Any, Tensor, Tensor, Tensor, Tensor], Result]] = {
     "multi_similarity": multi_similarity,
     "circle": circle,
     "triplet_hardest": triplet_hardest,
+    "triplet_soft": triplet_soft,
     "triplet_all": triplet_all,
+    "dcl": dcl,
+    "nca": nca,
+    "lifted_structure": lifted_structure,
 }
 """By `loss.kind`."""
 
@@ -148,6 +191,12 @@ def at_least_one(number: Tensor) -> Tensor:
 def hardest(s: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
     """`[B]` the similarity of each anchor's hardest positive and of its hardest negative."""
     return s.masked_fill(~p, torch.inf).min(1).values, s.masked_fill(~n, -torch.inf).max(1).values
+
+
+def hardest_violation(loss: Triplet, s: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """`[B]` by how much each anchor's hardest triplet falls short of the margin, and whether it has one."""
+    hardest_positive, hardest_negative = hardest(s, p, n)
+    return hardest_negative - hardest_positive + loss.margin, p.any(1) & n.any(1)
 
 
 def mine(epsilon: float, s: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:

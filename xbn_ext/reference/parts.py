@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
+from ..losses import DCL, NCA, Circle, Contrastive, LiftedStructure, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
 from ..options import LossOptions
 from .losses import evaluate, is_not_zero, softplus
 from .ops import pairs_in_batch, similarities
@@ -195,6 +195,15 @@ def program(loss: PairLoss) -> list[dict[int, Slot]]:
                 {0: Slot("negatives", "exponents", exponent(a))},
                 {1: Slot("positives", "values", cross_entropy(a))},
             ]
+        case DCL():
+            a = 1 / loss.temperature
+            return [{0: Slot("negatives", "exponents", exponent(a)), 1: Slot("positives", "values", times(a))}]
+        case NCA():
+            of_both = exponent(loss.softmax_scale)
+            return [{0: Slot("negatives", "exponents", of_both), 1: Slot("positives", "exponents", of_both)}]
+        case LiftedStructure():
+            of_negatives, of_positives = exponent(1, -loss.neg_margin), exponent(-1, loss.pos_margin)
+            return [{0: Slot("negatives", "exponents", of_negatives), 1: Slot("positives", "exponents", of_positives)}]
         case MultiSimilarity():
             mined = loss.mining is not None
             push = Slot("negatives", "exponents", exponent(loss.beta, -loss.beta * loss.base, mined))
@@ -250,7 +259,7 @@ def paced(loss: Circle) -> Formula:
 
 
 def log_sum(sums: Tensor) -> Tensor:
-    return torch.where(sums[:, 2] == 0, -torch.inf, sums[:, 0].log() + sums[:, 3])
+    return torch.where(sums[..., 2] == 0, -torch.inf, sums[..., 0].log() + sums[..., 3])
 
 
 def given_for(loss: PairLoss, number: int, sums: Tensor) -> Tensor:
@@ -286,6 +295,26 @@ def finish(loss: PairLoss, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
         case NTXent():
             value[0], count[0] = second[:, 0], positives
             factor[0], factor[1] = torch.where(negatives == 0, 0, second[:, 1] / first[:, 0]), -1 / loss.temperature
+        case DCL():
+            both = (positives > 0) & (negatives > 0)
+            positives, negatives = positives * both, negatives * both
+            value[0] = torch.where(both, positives * log_sum(first) - second[:, 0], 0)
+            count[0] = positives
+            factor[0] = torch.where(both, positives / first[:, 0], 0)
+            factor[1] = torch.where(both, -1 / loss.temperature, 0)
+        case NCA():
+            has, both = positives > 0, (positives > 0) & (negatives > 0)
+            negatives = negatives * has
+            x = torch.where(both, log_sum(first) - log_sum(second), -torch.inf)
+            value[0], count[0] = softplus(x), has
+            factor[0] = torch.where(both, x.sigmoid() / first[:, 0], 0)
+            factor[1] = torch.where(both, -x.sigmoid() / second[:, 0], 0)
+        case LiftedStructure():
+            x = torch.where(sums[..., 2] > 0, log_sum(sums), 0).sum(0)
+            pays = ~(x <= 0)
+            value[0], count[0] = torch.where(pays, x, 0), 1
+            factor[:] = torch.where(pays & (sums[..., 2] > 0), 1 / sums[..., 0], 0)
+            positives, negatives = positives * pays, negatives * pays
         case MultiSimilarity():
             count[0] = 1
             value[0] = softplus(log_sum(first)) / loss.beta + softplus(log_sum(second)) / loss.alpha
@@ -299,9 +328,10 @@ def finish(loss: PairLoss, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
             positives, negatives = positives * both, negatives * both
         case Triplet():
             cost = first[:, 3] + second[:, 3] + loss.margin
-            pays = (positives > 0) & (negatives > 0) & ~(cost <= 0)
-            value[0], count[0] = torch.where(pays, cost, 0), pays
+            pays = (positives > 0) & (negatives > 0) & (loss.soft | ~(cost <= 0))
+            value[0], count[0] = torch.where(pays, softplus(cost) if loss.soft else cost, 0), pays
             of_rows = pays & (first[:, 0] >= 0) & (second[:, 0] >= 0)  # an infinite similarity is no row's
-            factor[0], factor[1] = of_rows, -of_rows.double()
+            factor[0] = torch.where(of_rows, cost.sigmoid() if loss.soft else 1.0, 0)
+            factor[1] = -factor[0]
             positives = negatives = pays.double()
     return value, count, factor, positives, negatives

@@ -36,8 +36,9 @@ int power_of_two_up_to(int64_t n, int most) {
 template <LossKind kKind>
 __device__ __forceinline__ Formula formula_of(const Filled& filled, int slot) {
   if (kKind == LossKind::contrastive) return Formula::margin;
-  if (kKind == LossKind::triplet) return Formula::extreme;
+  if (kKind == LossKind::triplet || kKind == LossKind::triplet_soft) return Formula::extreme;
   if (kKind == LossKind::circle) return Formula::circle;
+  if (kKind == LossKind::nca || kKind == LossKind::lifted_structure) return Formula::exponent;
   return filled.formula[slot];
 }
 
