@@ -46,7 +46,8 @@ def _about(text: str, *, group: str = "", run_only: bool = False, **argument: An
 
 def _of_loss(parameter: str, text: str, **argument: Any) -> Any:
     """The field of a parameter that some losses have: None if not given."""
-    return field(default=None, metadata=_about(losses.about(parameter, text), **{"type": float} | argument))
+    of_number = {} if "action" in argument else {"type": float}
+    return field(default=None, metadata=_about(losses.about(parameter, text), **of_number | argument))
 
 
 def folder_path(text: str) -> Path:
@@ -111,7 +112,10 @@ class Config:
     )
     temperature: float | None = _of_loss("temperature", "what similarities are divided by")
     alpha: float | None = _of_loss("alpha", "how sharply pairs of one class are weighted by how far apart they are")
-    beta: float | None = _of_loss("beta", "how sharply pairs of two classes are weighted by how close they are")
+    beta: float | None = _of_loss(
+        "beta", "how sharply pairs of two classes are weighted by how close they are; margin: the boundary of classes"
+    )
+    bias: float | None = _of_loss("bias", "what similarities, divided by the temperature, are shifted by")
     base: float | None = _of_loss("base", "the cosine similarity at which a pair weighs 1")
     mining: float | str | None = _of_loss(
         "mining",
@@ -121,7 +125,13 @@ class Config:
     )
     m: float | None = _of_loss("m", "relaxation of the margin")
     gamma: float | None = _of_loss("gamma", "scale of similarities")
-    margin: float | None = _of_loss("margin", "by how much images of one class have to be more similar")
+    softmax_scale: float | None = _of_loss("softmax_scale", "what similarities are multiplied by")
+    margin: float | None = _of_loss(
+        "margin", "by how much images of one class have to be more similar; margin: how far from the boundary"
+    )
+    soft: bool | None = _of_loss(
+        "soft", "every hardest triplet costs something, less and less", action="store_const", const=True
+    )
     update: str = field(
         default="inplace",
         metadata=_about(

@@ -12,7 +12,19 @@ from . import _library, ops, reference
 from ._way import loss_way
 from .custom import CustomLoss
 from .in_chunks import InChunks
-from .losses import DCL, NCA, Circle, Contrastive, LiftedStructure, MultiSimilarity, NTXent, SupCon, Triplet
+from .losses import (
+    DCL,
+    NCA,
+    Circle,
+    Contrastive,
+    LiftedStructure,
+    Margin,
+    MultiSimilarity,
+    NTXent,
+    SigLIP,
+    SupCon,
+    Triplet,
+)
 from .memory import CrossBatchMemory
 from .ops import memory_loss
 
@@ -30,8 +42,10 @@ __all__ = [
     "CustomLoss",
     "InChunks",
     "LiftedStructure",
+    "Margin",
     "MultiSimilarity",
     "NTXent",
+    "SigLIP",
     "SupCon",
     "Triplet",
     "build_info",

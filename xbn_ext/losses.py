@@ -127,6 +127,64 @@ class Contrastive(PairLoss):
 
 
 @dataclass(frozen=True)
+class Margin(PairLoss):
+    """Margin loss (Wu et al. 2017, arXiv 1706.07567, eq. 4, on similarities): `Contrastive` around a boundary.
+
+    An anchor pays `max(beta + margin - s, 0)` for a positive and `max(s - beta + margin, 0)` for a negative. Averaged
+    over all pairs that cost something. (pytorch-metric-learning's MarginLoss averages over triplets: a pair counts as
+    often as it is in one.)
+
+    Args:
+        margin: how far from the boundary a pair must be to cost nothing.
+        beta: the boundary between positives and negatives.
+    """
+
+    name = "margin"
+    margin: float = 0.1
+    beta: float = 0.5
+
+    @property
+    def pos_margin(self) -> float:
+        """Positives more similar than this cost nothing."""
+        return self.beta + self.margin
+
+    @property
+    def neg_margin(self) -> float:
+        """Negatives less similar than this cost nothing."""
+        return self.beta - self.margin
+
+    @property
+    def parameters(self) -> list[float]:
+        return [self.pos_margin, self.neg_margin]
+
+    @property
+    def passes(self) -> tuple[tuple[int, ...], ...]:
+        return ((0,),)
+
+    def with_parameters(self, parameters: Sequence[float]) -> Margin:
+        pos_margin, neg_margin = parameters
+        return Margin((pos_margin - neg_margin) / 2, (pos_margin + neg_margin) / 2)
+
+
+@dataclass(frozen=True)
+class SigLIP(LossWithTemperature):
+    """Sigmoid loss (Zhai et al. 2023, arXiv 2303.15343, eq. 1) with labels.
+
+    With `x = s / temperature + bias`, an anchor pays `log(1 + e^-x)` for a positive and `log(1 + e^x)` for a negative.
+    Averaged over the anchors. The paper begins at these values and learns both.
+
+    Args:
+        temperature: positive. A tensor of shape [] or [1] is learned if it requires a gradient; its value is not
+            checked.
+        bias: what similarities are shifted by, below 0 as nearly all pairs are negatives.
+    """
+
+    name = "siglip"
+    temperature: float | Tensor = 0.1
+    bias: float = -10.0
+
+
+@dataclass(frozen=True)
 class SupCon(LossWithTemperature):
     """Supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362, eq. 2).
 
@@ -335,6 +393,8 @@ KINDS: dict[str, PairLoss] = {
         DCL(),
         NCA(),
         LiftedStructure(),
+        Margin(),
+        SigLIP(),
     )
 }
 """Every kind of loss that the kernels know, with its default parameters."""

@@ -12,7 +12,8 @@
 // weight itself needs a sum (NTXent's positives, mined pairs), a further pass is `given` that number for each anchor.
 //
 //   loss               pass 1                               pass 2                    pass 3
-//   Contrastive        negatives, positives: margin         (both in one slot where the reduction allows it)
+//   Contrastive, Margin  negatives, positives: margin       (both in one slot where the average allows it)
+//   SigLIP             negatives, positives: sigmoid
 //   SupCon             all: exponent; positives: similarity
 //   NTXent             negatives: exponent                  positives: ntxent
 //   DCL                negatives: exponent; positives: similarity
@@ -46,17 +47,22 @@ enum class LossKind {
   dcl,
   nca,
   lifted_structure,
+  siglip,
 };
+
+// What a contrastive loss is divided by: the number of anchors, of the pairs that pay, or of the positives and of the
+// negatives that do, apart.
+enum class Average { anchors, pairs, groups };
 
 struct LossSpec {
   LossKind kind;
-  bool mean = true;  // contrastive: divide by the number of anchors, not of active pairs
-  //                      contrastive, lifted_structure | supcon, ntxent, dcl | multi_similarity | circle | triplet
-  double a = 0;        // pos_margin                    | temperature         | alpha            | m      | margin
-  double b = 0;        // neg_margin                    |                     | beta             | gamma  |
-  double c = 0;        //                               |                     | base             |        |
+  Average average = Average::anchors;
+  //                      contrastive, lifted_structure | supcon, ntxent, dcl, siglip | multi_similarity | circle
+  double a = 0;        // pos_margin                    | temperature                 | alpha            | m
+  double b = 0;        // neg_margin                    | siglip: bias                | beta             | gamma
+  double c = 0;        //                               |                             | base             |
   double mining = -1;  // multi_similarity: epsilon of its mining, negative for none
-  // nca: a is its scale
+  // triplet: a is the margin; nca: the scale
 };
 
 // A loss as xbn_ext/losses.py names it, and its parameters, in the order a, b, c, mining.
@@ -69,6 +75,7 @@ struct NamedLoss {
 constexpr NamedLoss kLosses[] = {
     {"contrastive", LossKind::contrastive, 2, {}},
     {"contrastive_mean", LossKind::contrastive, 2, {}},
+    {"margin", LossKind::contrastive, 2, {}},
     {"supcon", LossKind::supcon, 1, {"temperature"}},
     {"ntxent", LossKind::ntxent, 1, {"temperature"}},
     {"multi_similarity", LossKind::multi_similarity, 4, {"alpha", "beta"}},
@@ -79,10 +86,11 @@ constexpr NamedLoss kLosses[] = {
     {"dcl", LossKind::dcl, 1, {"temperature"}},
     {"nca", LossKind::nca, 1, {"softmax_scale"}},
     {"lifted_structure", LossKind::lifted_structure, 2, {}},
+    {"siglip", LossKind::siglip, 2, {"temperature"}},
 };
 
 enum class Pairs { none, negatives, positives, all };
-enum class Formula { margin, similarity, ntxent, exponent, circle, extreme, threshold, rank, weigh };
+enum class Formula { margin, similarity, ntxent, exponent, circle, sigmoid, extreme, threshold, rank, weigh };
 
 struct Slot {
   Pairs pairs;
@@ -153,10 +161,8 @@ struct RowResult {
   double positives = 0, negatives = 0;  // that have a weight
 };
 
-// Contrastive averages positives and negatives separately; the other losses have one group.
-XBN_FORMULA int group_of(const LossSpec& loss, int slot) {
-  return loss.kind == LossKind::contrastive && !loss.mean ? slot : 0;
-}
+// A loss that averages positives and negatives apart has two groups, the others one.
+XBN_FORMULA int group_of(const LossSpec& loss, int slot) { return loss.average == Average::groups ? slot : 0; }
 
 XBN_FORMULA double log_sum(const RowSums& sums) {
   return sums.pairs == 0 ? -INFINITY : std::log(sums.value) + sums.shift;
@@ -176,15 +182,23 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
   RowResult r;
   r.count[0] = 1;
   switch (loss.kind) {
-    case LossKind::contrastive:
+    case LossKind::contrastive: {
+      const bool apart = loss.average == Average::groups;
       for (int slot = 0; slot < kSlots; ++slot) {
         r.value[slot] = sums[slot].value;
-        r.count[slot] = !loss.mean ? sums[slot].pairs : slot == 0 ? 1 : 0;
         r.factor[slot] = 1;
+        if (loss.average != Average::anchors) r.count[slot] = sums[slot].pairs;
       }
       // In one slot, weights are 1 for negatives and -1 for positives.
-      r.positives = loss.mean ? (first.pairs - first.weight) / 2 : second.pairs;
-      r.negatives = loss.mean ? (first.pairs + first.weight) / 2 : first.pairs;
+      r.positives = apart ? second.pairs : (first.pairs - first.weight) / 2;
+      r.negatives = apart ? first.pairs : (first.pairs + first.weight) / 2;
+      return r;
+    }
+    case LossKind::siglip:
+      r.value[0] = first.value + second.value;
+      r.factor[0] = r.factor[1] = 1 / loss.a;
+      r.positives = -second.weight;  // a weight is within [0, 1]
+      r.negatives = first.weight;
       return r;
     case LossKind::supcon:
       r.positives = second.pairs;
@@ -336,7 +350,9 @@ XBN_FORMULA double scale_of_part(Formula formula, double factor, const RowSums& 
 }
 
 // How many slots have sums, and whether gradients are sums at all: those of extremes are gathered from two rows.
-inline int slots_of(const LossSpec& loss) { return loss.kind == LossKind::contrastive && loss.mean ? 1 : 2; }
+inline int slots_of(const LossSpec& loss) {
+  return loss.kind == LossKind::contrastive && loss.average != Average::groups ? 1 : 2;
+}
 inline bool sums_gradients(const LossSpec& loss) {
   return loss.kind != LossKind::triplet && loss.kind != LossKind::triplet_soft;
 }
@@ -353,7 +369,7 @@ inline Program make_program(const LossSpec& loss, bool need_grad = true) {
   const Slot none = {};
   switch (loss.kind) {
     case LossKind::contrastive:
-      if (loss.mean) return {1, {{{margin(all), none}, true}}};
+      if (loss.average != Average::groups) return {1, {{{margin(all), none}, true}}};
       return {1, {{{margin(negatives), margin(positives)}, true}}};
     case LossKind::supcon:
       return {1, {{{{all, Formula::exponent, 1 / loss.a}, {positives, Formula::similarity, 1 / loss.a}}, true}}};
@@ -361,6 +377,10 @@ inline Program make_program(const LossSpec& loss, bool need_grad = true) {
       return {2,
               {{{{negatives, Formula::exponent, 1 / loss.a}, none}, true},
                {{none, {positives, Formula::ntxent, 1 / loss.a}}, true}}};
+    case LossKind::siglip:
+      return {1,
+              {{{{negatives, Formula::sigmoid, 1 / loss.a, loss.b}, {positives, Formula::sigmoid, 1 / loss.a, loss.b}},
+                true}}};
     case LossKind::dcl:
       return {1, {{{{negatives, Formula::exponent, 1 / loss.a}, {positives, Formula::similarity, 1 / loss.a}}, true}}};
     case LossKind::nca:

@@ -86,6 +86,29 @@ XBN_FORMULA V exp_of_negative(V x) {
   }
 }
 
+// log(1 + e) for e within [0, 1] to about a unit in the last place: 2 artanh(f) with f = e / (2 + e) <= 1/3.
+template <typename V>
+XBN_FORMULA V log1p_of_fraction(V e) {
+  using T = typename LaneOf<V>::type;
+  constexpr int kTerms = sizeof(T) == 4 ? 8 : 17;
+  const V f = e / (T(2) + e), q = f * f;
+  V sum = V();
+  for (int k = kTerms - 1; k >= 0; --k) sum = sum * q + T(2) / T(2 * k + 1);
+  return sum * f;
+}
+
+// log(1 + e^x), and its derivative.
+template <typename V>
+struct Softplus {
+  V value, derivative;
+};
+template <typename V>
+XBN_FORMULA Softplus<V> softplus_of(V x) {
+  using T = typename LaneOf<V>::type;
+  const V zero = V(), one = zero + T(1), e = exp_of_negative(x > zero ? -x : x);
+  return {(x > zero ? x : x <= zero ? zero : x) + log1p_of_fraction(e), (x > zero ? one : e) / (one + e)};
+}
+
 // Whether x takes the place of the extreme so far; a NaN does, and stays.
 template <typename V>
 XBN_FORMULA Truth<V> exceeds(V x, V so_far) {
@@ -113,7 +136,6 @@ template <typename T>
 struct MarginFormula {  // a: of positives, b: of negatives
   static constexpr bool kExponential = false;
   static constexpr bool kSumsWeights = true;
-  static constexpr bool kOneByOne = false;
   T a, b;
   template <typename V>
   XBN_FORMULA Score<V> operator()(V s, Truth<V> positive, V) const {
@@ -127,7 +149,6 @@ template <typename T>
 struct SimilarityFormula {  // the value rounds as the exponent a s does, so that an only pair cancels its own sum
   static constexpr bool kExponential = false;
   static constexpr bool kSumsWeights = false;
-  static constexpr bool kOneByOne = false;
   T a;
   template <typename V>
   XBN_FORMULA Score<V> operator()(V s, Truth<V>, V) const {
@@ -139,11 +160,24 @@ template <typename T>
 struct NTXentFormula {  // given: the log of the sum of e^(a s) over the negatives
   static constexpr bool kExponential = false;
   static constexpr bool kSumsWeights = true;
-  static constexpr bool kOneByOne = true;  // there is no logarithm of a vector
   T a;
-  XBN_FORMULA Score<T> operator()(T s, bool, T given) const {
-    const T x = given - a * s, e = std::exp(-std::fabs(x));
-    return {(x > T(0) ? x : x <= T(0) ? T(0) : x) + std::log1p(e), (x > T(0) ? T(1) : e) / (T(1) + e), true};
+  template <typename V>
+  XBN_FORMULA Score<V> operator()(V s, Truth<V>, V given) const {
+    const Softplus<V> cost = softplus_of(given - a * s);
+    return {cost.value, cost.derivative, V() == V()};
+  }
+};
+
+template <typename T>
+struct SigmoidFormula {  // x = a s + b; a positive costs log(1 + e^-x), a negative log(1 + e^x)
+  static constexpr bool kExponential = false;
+  static constexpr bool kSumsWeights = true;
+  T a, b;
+  template <typename V>
+  XBN_FORMULA Score<V> operator()(V s, Truth<V> positive, V) const {
+    const V x = a * s + b;
+    const Softplus<V> cost = softplus_of(positive ? -x : x);
+    return {cost.value, positive ? -cost.derivative : cost.derivative, V() == V()};
   }
 };
 
@@ -182,6 +216,7 @@ XBN_KERNEL_FORMULA void with_formula(const Slot& slot, const F& f) {
     case Formula::ntxent: return f(NTXentFormula<T>{a});
     case Formula::exponent: return f(ExponentFormula<T>{a, b, slot.mined});
     case Formula::circle: return f(CircleFormula<T>{a, b});
+    case Formula::sigmoid: return f(SigmoidFormula<T>{a, b});
     case Formula::extreme:
     case Formula::threshold:
     case Formula::rank:

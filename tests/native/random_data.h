@@ -60,20 +60,26 @@ inline void require(bool ok, const char* what, int64_t B, int64_t M, int64_t D) 
 
 // One of all losses. Exponents stay moderate, so that a sum is more than one pair and rounding.
 inline xbn::LossSpec random_loss() {
+  using xbn::Average;
   using xbn::LossKind;
+  constexpr Average one = Average::anchors;
   const xbn::NamedLoss& known = xbn::kLosses[up_to(std::size(xbn::kLosses) - 1)];
   switch (known.kind) {
-    case LossKind::contrastive: return {known.kind, std::strcmp(known.name, "contrastive_mean") == 0, 0.9, 0.1};
-    case LossKind::supcon: return {known.kind, false, 0.5};
-    case LossKind::ntxent: return {known.kind, false, 0.2};
-    case LossKind::multi_similarity: return {known.kind, false, 2, 20, 0.3, up_to(1) ? 0.1 : -1.0};
-    case LossKind::circle: return {known.kind, false, 0.4, 1};  // anchors are long: more would multiply what is rounded
-    case LossKind::dcl: return {known.kind, false, 0.5};
-    case LossKind::nca: return {known.kind, false, 2};
-    case LossKind::lifted_structure: return {known.kind, false, 0.9, 3};
+    case LossKind::contrastive: {
+      constexpr Average averages[] = {Average::anchors, Average::pairs, Average::groups};
+      return {known.kind, averages[up_to(2)], 0.9, 0.1};
+    }
+    case LossKind::siglip: return {known.kind, one, 0.5, -1};
+    case LossKind::supcon: return {known.kind, one, 0.5};
+    case LossKind::ntxent: return {known.kind, one, 0.2};
+    case LossKind::multi_similarity: return {known.kind, one, 2, 20, 0.3, up_to(1) ? 0.1 : -1.0};
+    case LossKind::circle: return {known.kind, one, 0.4, 1};  // anchors are long: more would multiply what is rounded
+    case LossKind::dcl: return {known.kind, one, 0.5};
+    case LossKind::nca: return {known.kind, one, 2};
+    case LossKind::lifted_structure: return {known.kind, one, 0.9, 3};
     case LossKind::triplet:
     case LossKind::triplet_soft:
-    case LossKind::triplet_all: return {known.kind, false, 0.3};
+    case LossKind::triplet_all: return {known.kind, one, 0.3};
   }
   std::fprintf(stderr, "%s: no parameters to draw\n", known.name);
   std::abort();

@@ -9,19 +9,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..losses import DCL, NCA, Circle, Contrastive, LiftedStructure, MultiSimilarity, NTXent, SupCon, Triplet
+from ..losses import (
+    DCL,
+    NCA,
+    Circle,
+    Contrastive,
+    LiftedStructure,
+    Margin,
+    MultiSimilarity,
+    NTXent,
+    SigLIP,
+    SupCon,
+    Triplet,
+)
 from ..reference.losses import softplus
 from .pairs import Chunk, Hardest, L, LogSum, Pairs, Similarities
 from .triplets import AllTriplets
 
 
-class ContrastivePairs(Pairs[Contrastive]):
+class ContrastivePairs(Pairs[Contrastive | Margin]):
     """With "mean" what sums are divided by is known before; else a look counts the pairs that pay."""
 
-    def __init__(self, loss: Contrastive, z: Tensor, anchors: Tensor | None) -> None:
+    def __init__(self, loss: Contrastive | Margin, z: Tensor, anchors: Tensor | None) -> None:
         super().__init__(loss, z, anchors)
-        self.per_anchor = loss.reduction == "mean"
-        self.groups = [0, 0 if self.per_anchor else 1]  # of negatives, of positives
+        reduction = "pairs" if isinstance(loss, Margin) else loss.reduction
+        self.per_anchor = reduction == "mean"
+        self.groups = [0, 1 if reduction == "avg_nonzero" else 0]  # of negatives, of positives
         if not self.per_anchor:
             self.looks = [self.look]
 
@@ -40,6 +53,8 @@ class ContrastivePairs(Pairs[Contrastive]):
     def finish(self) -> None:
         if self.per_anchor:
             self.number[0] = self.number_of_anchors()
+        elif self.groups == [0, 0]:
+            self.number[0] = self.counts.sum()
         else:
             self.number = self.counts.flip(0)
 
@@ -50,6 +65,24 @@ class ContrastivePairs(Pairs[Contrastive]):
         shares = self.shares().to(self.dtype)
         push, pull = (shares[group] for group in self.groups)
         return torch.where(negative, push, 0) - torch.where(positive, pull, 0)
+
+
+class SigLIPPairs(Pairs[SigLIP]):
+    """What sums are divided by is known before."""
+
+    def finish(self) -> None:
+        self.number[0] = self.number_of_anchors()
+
+    def weigh(self, chunk: Chunk) -> Tensor:
+        x = chunk.s / self.loss.temperature + self.loss.bias
+        x = torch.where(chunk.positive, -x, x)
+        some = chunk.positive | chunk.negative
+        self.value[0] += torch.where(some, softplus(x), 0).sum()
+        weight = torch.where(some, x.sigmoid_(), 0)
+        pull = torch.where(chunk.positive, weight, 0)
+        of_positives = pull.sum(dtype=torch.float64)
+        self.counts += torch.stack([of_positives, weight.sum(dtype=torch.float64) - of_positives])
+        return weight.sub_(pull, alpha=2).mul_((self.shares()[0] / self.loss.temperature).to(self.dtype))
 
 
 class SupConPairs(Pairs[SupCon]):
@@ -323,6 +356,8 @@ class HardestTriplets(Pairs[Triplet]):
 BY_KIND: dict[str, Callable[[Any, Tensor, Tensor | None], Pairs[Any]]] = {
     "contrastive": ContrastivePairs,
     "contrastive_mean": ContrastivePairs,
+    "margin": ContrastivePairs,
+    "siglip": SigLIPPairs,
     "supcon": SupConPairs,
     "ntxent": NTXentPairs,
     "multi_similarity": MultiSimilarityPairs,

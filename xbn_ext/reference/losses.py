@@ -19,9 +19,11 @@ from ..losses import (
     Circle,
     Contrastive,
     LiftedStructure,
+    Margin,
     MultiSimilarity,
     NTXent,
     PairLoss,
+    SigLIP,
     SupCon,
     Triplet,
     check_loss,
@@ -40,7 +42,7 @@ def pair_loss_and_pairs(
 ) -> tuple[Tensor, Tensor]:
     """`pair_loss`, and `pairs [2]` float64: how many positives and negatives of an anchor have a weight, on average."""
     cost, count, p, n = evaluate(loss, s, positive, pair, anchors)
-    return average(cost, count), torch.stack([is_not_zero(p).sum(), is_not_zero(n).sum()]).double() / at_least_one(
+    return average(cost, count), torch.stack([p.sum(dtype=torch.float64), n.sum(dtype=torch.float64)]) / at_least_one(
         number_of_anchors(s, anchors)
     )
 
@@ -70,15 +72,23 @@ def number_of_anchors(s: Tensor, anchors: Tensor | None) -> Tensor:
 #
 # Each takes the positives `p [B, n]`, the negatives `n [B, n]` and the number of anchors. It returns what pairs cost
 # and what that is divided by, if not by 0: a number of each or, where negatives and positives are averaged apart, two.
-# And which positives and which negatives have a weight: as bools, or by what they cost.
+# And which positives and which negatives have a weight: as bools, or each its weight.
 
 
-def contrastive(loss: Contrastive, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
+def contrastive(loss: Contrastive | Margin, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
     pull = torch.where(p, loss.pos_margin - s, 0.0).relu()
     push = torch.where(n, s - loss.neg_margin, 0.0).relu()
-    if loss.reduction == "mean":
-        return [pull.sum() + push.sum()], [anchors], pull, push
-    return [push.sum(), pull.sum()], [is_not_zero(push).sum(), is_not_zero(pull).sum()], pull, push
+    p, n = is_not_zero(pull), is_not_zero(push)
+    if isinstance(loss, Contrastive) and loss.reduction == "avg_nonzero":
+        return [push.sum(), pull.sum()], [n.sum(), p.sum()], p, n
+    return [pull.sum() + push.sum()], [p.sum() + n.sum() if isinstance(loss, Margin) else anchors], p, n
+
+
+def siglip(loss: SigLIP, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
+    x = s / loss.temperature + loss.bias
+    cost = torch.where(p, softplus(-x), 0.0) + torch.where(n, softplus(x), 0.0)
+    weight = x.detach().sigmoid()
+    return [cost.sum()], [anchors], torch.where(p, 1 - weight, 0.0), torch.where(n, weight, 0.0)
 
 
 def supcon(loss: SupCon, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
@@ -139,7 +149,8 @@ def circle(loss: Circle, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Re
 def triplet_hardest(loss: Triplet, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
     violation, both = hardest_violation(loss, s, p, n)
     cost = torch.where(both, violation, 0.0).relu()
-    return [cost.sum()], [is_not_zero(cost).sum()], cost, cost  # one pair of each kind
+    pays = is_not_zero(cost)
+    return [cost.sum()], [pays.sum()], pays, pays  # one pair of each kind
 
 
 def triplet_soft(loss: Triplet, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
@@ -167,6 +178,8 @@ def triplet_all(loss: Triplet, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor)
 FORMULAS: dict[str, Callable[[Any, Tensor, Tensor, Tensor, Tensor], Result]] = {
     "contrastive": contrastive,
     "contrastive_mean": contrastive,
+    "margin": contrastive,
+    "siglip": siglip,
     "supcon": supcon,
     "ntxent": ntxent,
     "multi_similarity": multi_similarity,

@@ -23,9 +23,22 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..losses import DCL, NCA, Circle, Contrastive, LiftedStructure, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
+from ..losses import (
+    DCL,
+    NCA,
+    Circle,
+    Contrastive,
+    LiftedStructure,
+    Margin,
+    MultiSimilarity,
+    NTXent,
+    PairLoss,
+    SigLIP,
+    SupCon,
+    Triplet,
+)
 from ..options import LossOptions
-from .losses import evaluate, is_not_zero, softplus
+from .losses import evaluate, softplus
 from .ops import pairs_in_batch, similarities
 
 Formula = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -172,7 +185,7 @@ def batch_sums(
     totals[: len(costs)] = torch.stack(costs).detach()
     totals[2 : 2 + len(counts)] = torch.stack(counts)
     totals[4] = len(dots) if anchors is None else anchors.sum()
-    totals[5], totals[6] = is_not_zero(p).sum(), is_not_zero(n).sum()
+    totals[5], totals[6] = p.sum(), n.sum()
     return totals, grad if need_grad else grad[:0]
 
 
@@ -182,10 +195,12 @@ def batch_sums(
 def program(loss: PairLoss) -> list[dict[int, Slot]]:
     """The passes of a loss, and the slots that each fills."""
     match loss:
-        case Contrastive(reduction="mean"):
+        case Contrastive(reduction="mean") | Margin():
             return [{0: Slot("all", "values", margin(loss))}]
         case Contrastive():
             return [{0: Slot("negatives", "values", margin(loss)), 1: Slot("positives", "values", margin(loss))}]
+        case SigLIP():
+            return [{k: Slot(pairs, "values", sigmoid(loss)) for k, pairs in enumerate(("negatives", "positives"))}]
         case SupCon():
             a = 1 / loss.temperature
             return [{0: Slot("all", "exponents", exponent(a)), 1: Slot("positives", "values", times(a))}]
@@ -222,7 +237,7 @@ def always(s: Tensor) -> Tensor:
     return torch.ones_like(s, dtype=torch.bool)
 
 
-def margin(loss: Contrastive) -> Formula:
+def margin(loss: Contrastive | Margin) -> Formula:
     def formula(s: Tensor, positive: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         cost = torch.where(positive, loss.pos_margin - s, s - loss.neg_margin)
         return cost, torch.where(positive, -1.0, 1.0).to(s.dtype), ~(cost <= 0)
@@ -237,6 +252,15 @@ def times(a: Any) -> Formula:
 def cross_entropy(a: Any) -> Formula:
     """Of a positive with all negatives, whose log-sum-exp the anchor is given."""
     return lambda s, positive, given: (softplus(given - a * s), (given - a * s).sigmoid(), always(s))
+
+
+def sigmoid(loss: SigLIP) -> Formula:
+    def formula(s: Tensor, positive: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = s / loss.temperature + loss.bias
+        x = torch.where(positive, -x, x)
+        return softplus(x), torch.where(positive, -x.sigmoid(), x.sigmoid()), always(s)
+
+    return formula
 
 
 def exponent(a: Any, b: float = 0.0, mined: bool = False) -> Formula:
@@ -279,12 +303,15 @@ def finish(loss: PairLoss, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
     value, count, factor = (torch.zeros_like(sums[..., 0]) for _ in range(3))
     negatives, positives = first[:, 2], second[:, 2]
     match loss:
-        case Contrastive():
-            value[:], factor[:] = sums[..., 0], 1
-            count[:] = sums[..., 2]
-            if loss.reduction == "mean":  # weights are 1 for negatives and -1 for positives
-                count[0], count[1] = 1, 0
-                negatives, positives = (first[:, 2] + first[:, 1]) / 2, (first[:, 2] - first[:, 1]) / 2
+        case Contrastive(reduction="avg_nonzero"):
+            value[:], factor[:], count[:] = sums[..., 0], 1, sums[..., 2]
+        case Contrastive() | Margin():  # weights are 1 for negatives and -1 for positives
+            value[0], factor[0] = first[:, 0], 1
+            negatives, positives = (first[:, 2] + first[:, 1]) / 2, (first[:, 2] - first[:, 1]) / 2
+            count[0] = first[:, 2] if isinstance(loss, Margin) else 1
+        case SigLIP():
+            value[0], count[0], factor[:] = first[:, 0] + second[:, 0], 1, 1 / loss.temperature
+            negatives, positives = first[:, 1], -second[:, 1]
         case SupCon():
             has = positives > 0
             negatives = first[:, 2] - positives

@@ -190,7 +190,8 @@ struct PairScorer {
       case Formula::rank: return rank(*triplets, block, above.of(place));
       case Formula::weigh: return weigh(*triplets, block);
       case Formula::similarity:
-      case Formula::circle: return;
+      case Formula::circle:
+      case Formula::sigmoid: return;
     }
   }
 };

@@ -81,7 +81,7 @@ struct Scorer {
       const Lanes<T> given_lanes = load_lanes(given + first);
       each_row(first, [&](int64_t j, const auto& mask) {
         const int64_t at = j * kBlock + first;
-        const auto score = score_lanes(formula, load_lanes(s + at), mask, given_lanes);
+        const auto score = formula(load_lanes(s + at), mask.positive, given_lanes);
         const Lanes<T> w = mask.on ? score.weight : zero;
         value += mask.on ? score.value : zero;
         if (Formula::kSumsWeights) weights += w;
@@ -94,20 +94,6 @@ struct Scorer {
         sums[first + i].pairs += static_cast<double>(pairs[i]);
       }
     }
-  }
-
-  template <typename Formula, typename V, bool mixed>
-  static Score<V> score_lanes(const Formula& formula, V x, const Mask<T, mixed>& mask, V given_lanes) {
-    if constexpr (!Formula::kOneByOne) return formula(x, mask.positive, given_lanes);
-    Score<V> scores = {};
-    for (int i = 0; i < L; ++i) {
-      if (mask.on[i] == 0) continue;
-      const Score<T> score = formula(x[i], mask.positive[i] != 0, given_lanes[i]);
-      scores.value[i] = score.value;
-      scores.weight[i] = score.weight;
-      scores.counts[i] = score.counts ? -1 : 0;
-    }
-    return scores;
   }
 
   // Scales former sums, and a gradient that goes with them, to the largest exponent of these rows. grad may be null.

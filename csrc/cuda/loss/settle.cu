@@ -38,6 +38,7 @@ __device__ __forceinline__ Formula formula_of(const Filled& filled, int slot) {
   if (kKind == LossKind::contrastive) return Formula::margin;
   if (kKind == LossKind::triplet || kKind == LossKind::triplet_soft) return Formula::extreme;
   if (kKind == LossKind::circle) return Formula::circle;
+  if (kKind == LossKind::siglip) return Formula::sigmoid;
   if (kKind == LossKind::nca || kKind == LossKind::lifted_structure) return Formula::exponent;
   return filled.formula[slot];
 }
