@@ -117,8 +117,8 @@ def assert_same_step(alone, together, batch):
     assert_same_bits(of_ranks, value.detach().expand_as(of_ranks))
     assert_close(value, expected)
     assert_close(own.grad, dist.get_world_size() * x.grad[batch.own])
-    if alone.temperature is not None:
-        assert_close(together.temperature.grad, alone.temperature.grad)
+    for name, learned in alone.named_parameters(recurse=False):
+        assert_close(getattr(together, name).grad, learned.grad)
     assert_same_state(alone, together)
 
 

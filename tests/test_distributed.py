@@ -36,7 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.ranks import collectives as number_of_collectives
 from benchmarks.ranks import received
-from xbn_ext import Contrastive, CrossBatchMemory, SupCon, collectives, shared_batch_loss
+from xbn_ext import Contrastive, CrossBatchMemory, Margin, SigLIP, SupCon, collectives, shared_batch_loss
 from xbn_ext.distributed import Batch
 
 STEPS = 4
@@ -123,6 +123,18 @@ def a_learned_temperature_gets_the_whole_gradient(rank):
         value.backward()
         assert_close(together.temperature.grad, alone.temperature.grad)
         assert_close(own.grad, dist.get_world_size() * x.grad[batch.own])
+
+
+def a_learned_offset_gets_the_whole_gradient(rank):
+    def own(value):
+        return nn.Parameter(torch.tensor(value))
+
+    same_steps(SigLIP(own(0.2), own(-2.0)), {"sizes": "uneven", "mask": True})
+    same_steps(SigLIP(0.2, own(-2.0)), {"sizes": "one empty"})
+    same_steps(Margin(0.3, own(0.4)), {"sizes": "uneven"}, drift="none")
+    divide(memory=False, batch=False)
+    same_steps(SigLIP(own(0.2), own(-2.0)), {"sizes": "uneven"})
+    divide(memory=True, batch=True)
 
 
 def a_loss_of_ones_own_is_that_of_one_process(rank):
@@ -547,6 +559,7 @@ CHECKS = [
     the_memory_or_the_batch_alone_may_be_divided,
     every_way_to_keep_a_memory_is_that_of_one_process,
     a_learned_temperature_gets_the_whole_gradient,
+    a_learned_offset_gets_the_whole_gradient,
     a_fixed_number_of_rows_is_as_good,
     a_loss_of_ones_own_is_that_of_one_process,
     embeddings_of_16_bits_travel_as_they_are,

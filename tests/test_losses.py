@@ -30,7 +30,7 @@ from xbn_ext import (
     reference,
 )
 from xbn_ext import ops as cpu_ops
-from xbn_ext.losses import KINDS
+from xbn_ext.losses import KINDS, at
 from xbn_ext.plain.losses import BY_KIND
 from xbn_ext.reference.losses import FORMULAS
 
@@ -423,6 +423,75 @@ def test_a_parameter_that_replaces_the_temperature_is_the_one_that_counts(loss):
     called.load_state_dict(state | {"temperature": called.temperature.detach()})
     value = torch.func.functional_call(called, {"temperature": torch.tensor(0.2)}, (x, labels))
     assert torch.equal(value, expected)
+
+
+# --- A bias or a boundary that is learned -----------------------------------------------------------------
+
+
+def learned(kind, dtype, device, shape=()):
+    """A loss, and what it learns."""
+    own = [torch.full(shape, x, dtype=dtype, device=device).requires_grad_() for x in (0.3, -1.5, 0.45)]
+    loss = SigLIP(*own[:2]) if kind == "siglip" else Margin(0.3, own[2])
+    return loss, own[:2] if kind == "siglip" else own[2:]
+
+
+@pytest.mark.parametrize("kind", ["siglip", "margin"])
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_gradient_of_an_offset(kind, renormalize, width, ops, device, dtype):
+    z, labels, bank, bank_labels = problem(70, 500, width, dtype, device)
+    anchors, options = torch.rand(70, device=device) < 0.8, {"renormalize": renormalize}
+
+    def run(module, z, bank, shape):
+        loss, own = learned(kind, z.dtype, device, shape)
+        z = z.clone().requires_grad_()
+        value = module.memory_loss(z, labels, bank, bank_labels, loss, anchors=anchors, **options)
+        value = value + 2 * module.batch_loss(z, labels, loss, anchors=anchors, **options)
+        return [value.detach(), *(g.reshape(-1) for g in torch.autograd.grad(value, (z, *own)))]
+
+    truth = run(reference, z.double(), bank.double(), ())
+    for shape in ((), (1,)):
+        for result, true in zip(run(ops, z, bank, shape), truth, strict=True):
+            tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+            largest = float(true.abs().max())
+            torch.testing.assert_close(result.double(), true, rtol=tolerance, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize("kind", ["siglip", "margin"])
+def test_a_memory_learns_an_offset(kind):
+    loss, own = learned(kind, torch.float64, "cpu")
+    names = [name for name in type(loss).may_be_learned]
+    parameters = {name: torch.nn.Parameter(t.detach().clone()) for name, t in zip(names, own, strict=True)}
+    memory = CrossBatchMemory(at(loss, **parameters), 12, 50, memory_dtype=torch.float64)
+    truth = reference.Memory.empty(50, 12)
+    assert [name for name, _ in memory.named_parameters()] == names
+    optimizers = [torch.optim.SGD(parameters, lr=0.01) for parameters in (memory.parameters(), own)]
+    for _ in range(4):
+        x, labels = torch.randn(16, 12, dtype=torch.float64), torch.randint(6, (16,))
+        expected = reference.step(truth, x, labels, loss)
+        value = memory(x, labels)
+        for optimizer, v in zip(optimizers, (value, expected), strict=True):
+            optimizer.zero_grad()
+            v.backward()
+            optimizer.step()
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(list(memory.parameters()), own, check_dtype=False)
+    memory.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(memory(x, labels), CrossBatchMemory.__call__(copy.deepcopy(memory), x, labels))
+    memory.reset_parameters()
+    assert float(getattr(memory, names[-1]).detach()) == pytest.approx(-1.5 if kind == "siglip" else 0.45)
+
+
+def test_one_op_has_no_gradient_for_an_offset():
+    loss, _ = learned("margin", torch.float32, "cpu")
+    memory = CrossBatchMemory(Margin(), 8, 50)
+    with pytest.raises(TypeError, match="step_: this op has no gradient for a beta that is learned"):
+        cpu_ops.step_(memory, torch.randn(4, 8), torch.arange(4), loss)
+    with torch.no_grad():
+        cpu_ops.step_(memory, torch.randn(4, 8), torch.arange(4), loss)
+
+
+# --- What cannot be learned -------------------------------------------------------------------------------
 
 
 def test_a_learned_temperature_that_is_no_parameter():

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 import xbn_ext
 from xbn_ext import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet, ops, reference
 from xbn_ext.checks import MEMORY_DTYPE_NAMES
-from xbn_ext.losses import PairLoss
+from xbn_ext.losses import LOSSES, PairLoss
 
 # The compiled ops and those in plain PyTorch ask the same of their arguments.
 every_library = pytest.mark.parametrize("library", ["xbn_ext", plain_ops.NAMESPACE])
@@ -371,13 +371,11 @@ def test_bad_loss(loss, change):
         loss(**change)
 
 
-@pytest.mark.parametrize("loss", [Contrastive, MultiSimilarity, Circle, Triplet])
-def test_only_a_temperature_can_be_learned(loss):
-    for field in dataclasses.fields(loss):
-        if field.name in ("reduction", "mining") and loss is not MultiSimilarity:
-            continue
-        with pytest.raises(ValueError, match=f"{field.name} must be a number, got a tensor: only a temperature can be"):
-            loss(**{field.name: torch.nn.Parameter(torch.tensor(0.5))})
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_what_cannot_be_learned(loss):
+    for name in {*loss().numbers()} - {*loss.may_be_learned}:
+        with pytest.raises(ValueError, match=f"{name} must be a number, got a tensor: only a temperature, a bias or a"):
+            loss(**{name: torch.nn.Parameter(torch.tensor(0.5))})
 
 
 def test_the_wrapper_takes_float32_maps():

@@ -110,7 +110,7 @@ def what_cannot_be_cut_is_refused(rank):
         (S, S - 1, SupCon(), f"^shards={S} would leave a rank without any of the {S - 1} slots of memory_size$"),
         (1 if rank == 0 else S, M, SupCon(), rf"^shards must be the same on every rank, got 1 on rank 0 and {S}"),
         (0, M, SupCon(), "^shards must be"),
-        (S, M, Exponents(), "^loss: a CustomLoss needs shards=1"),
+        (S, M, Exponents(), "^loss: Exponents needs shards=1"),
     ):
         with pytest.raises(ValueError, match=message):
             ranks.shared(loss, size, shards=shards)
@@ -245,6 +245,7 @@ CHECKS = [
     copies.every_loss_is_that_of_one_process,
     copies.every_way_to_keep_a_memory_is_that_of_one_process,
     copies.a_learned_temperature_gets_the_whole_gradient,
+    copies.a_learned_offset_gets_the_whole_gradient,
     copies.a_fixed_number_of_rows_is_as_good,
     copies.embeddings_of_16_bits_travel_as_they_are,
     copies.rows_that_are_not_finite_stay_out_of_every_copy,

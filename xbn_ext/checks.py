@@ -44,7 +44,9 @@ def whole_from(least: int) -> Callable[[str, Any], int]:
 def finite(name: str, value: Any) -> float:
     """`value` as a float, if it is a real number and not a bool."""
     if isinstance(value, Tensor):
-        raise ValueError(f"{name} must be a number, got a tensor: only a temperature can be learned")
+        raise ValueError(
+            f"{name} must be a number, got a tensor: only a temperature, a bias or a boundary can be learned"
+        )
     try:
         number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
     except OverflowError:  # an int or a fraction that no float holds

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import ops
 from ._autograd import without_autocast
-from .custom import OwnLoss
+from .custom import AnyLoss
 from .distributed import Batch
 from .filter import Filter
 from .options import LossOptions
@@ -72,8 +72,8 @@ def _track(memory: Any, z: Tensor, mask: Tensor | None, filter: Filter | None, e
     ops.track_(*target, z, mask, memory.sums, memory.count, *noises, eps, memory.drift_stats)
 
 
-def losses_of_own(memory: Any, batch: Batch, loss: OwnLoss, **options: Any) -> Losses:
-    """Those of a `OwnLoss`; `options` are those of `ops.losses_of`."""
+def losses_by_ops(memory: Any, batch: Batch, loss: AnyLoss, **options: Any) -> Losses:
+    """By an op for the memory and one for the batch; `options` are those of `ops.losses_of`."""
 
     def losses(z: Tensor, slots: Tensor | None, pairs: Tensor | None) -> Tensor:
         def against(z: Tensor, given: LossOptions) -> Tensor:

@@ -26,8 +26,8 @@ TripletMining = Literal["hardest", "all"]
 class PairLoss:
     """A loss that `CrossBatchMemory` and `memory_loss` take: one of the classes below.
 
-    Its parameters are numbers. A temperature may be a tensor and be learned; margins, scales and the like may not: a
-    learned margin would shrink until the loss vanished.
+    Its parameters are numbers. A temperature, `SigLIP`'s bias and `Margin`'s boundary may be tensors of shape [] or [1]
+    and be learned; margins, scales and the like may not: a learned margin would shrink until the loss vanished.
 
     Raises:
         ValueError: a parameter is not finite or out of its range, naming it.
@@ -39,12 +39,21 @@ class PairLoss:
     """Its parameters that are words; the others are numbers."""
     must_be_positive: ClassVar[tuple[str, ...]] = ()
     """Its parameters that are."""
+    may_be_learned: ClassVar[tuple[str, ...]] = ()
+    """Its parameters that may be tensors, whose values are not checked."""
+    offset: ClassVar[str] = ""
+    """The one among them that similarities are shifted by, if there is one. Its value is read on the host."""
 
     def __post_init__(self) -> None:
         for name in self.numbers():
             self._check_number(name, getattr(self, name))
 
     def _check_number(self, name: str, value: Any) -> None:
+        if name in self.may_be_learned and isinstance(value, Tensor):
+            if value.numel() != 1 or value.dim() > 1 or not value.is_floating_point():
+                got = f"{value.dtype} {list(value.shape)}"
+                raise ValueError(f"{name} must be a number or a floating-point tensor [] or [1], got {got}")
+            return
         checks.finite(name, value)
         if name in self.must_be_positive:
             checks.positive(name, value)
@@ -61,7 +70,11 @@ class PairLoss:
     @property
     def parameters(self) -> list[float]:
         """The numbers the kernels take, in their order."""
-        return [float(getattr(self, name)) for name in self.numbers()]
+        return [number(getattr(self, name)) for name in self.numbers()]
+
+    def slope(self, positives: Tensor, negatives: Tensor) -> Tensor:
+        """dLoss/doffset, by how many positives and negatives of an anchor have a weight, or what these add up to."""
+        raise NotImplementedError
 
     @property
     def passes(self) -> tuple[tuple[int, ...], ...]:
@@ -79,14 +92,8 @@ class LossWithTemperature(PairLoss):
     """A loss of `s / temperature`. A temperature may be a tensor of shape [] or [1], whose value is not checked."""
 
     must_be_positive = ("temperature",)
+    may_be_learned: ClassVar[tuple[str, ...]] = ("temperature",)
     temperature: float | Tensor
-
-    def _check_number(self, name: str, value: Any) -> None:
-        if name != "temperature" or not isinstance(value, Tensor):
-            super()._check_number(name, value)
-        elif value.numel() != 1 or value.dim() > 1 or not value.is_floating_point():
-            got = f"{value.dtype} {list(value.shape)}"
-            raise ValueError(f"temperature must be a number or a floating-point tensor [] or [1], got {got}")
 
 
 @dataclass(frozen=True)
@@ -136,26 +143,34 @@ class Margin(PairLoss):
 
     Args:
         margin: how far from the boundary a pair must be to cost nothing.
-        beta: the boundary between positives and negatives.
+        beta: the boundary between positives and negatives. A tensor of shape [] or [1] is learned if it requires a
+            gradient: then the host waits for its value in each step, and a compiled graph ends there.
     """
 
     name = "margin"
+    may_be_learned = ("beta",)
+    offset = "beta"
     margin: float = 0.1
-    beta: float = 0.5
+    beta: float | Tensor = 0.5
 
     @property
-    def pos_margin(self) -> float:
+    def pos_margin(self) -> float | Tensor:
         """Positives more similar than this cost nothing."""
         return self.beta + self.margin
 
     @property
-    def neg_margin(self) -> float:
+    def neg_margin(self) -> float | Tensor:
         """Negatives less similar than this cost nothing."""
         return self.beta - self.margin
 
     @property
     def parameters(self) -> list[float]:
-        return [self.pos_margin, self.neg_margin]
+        beta = number(self.beta)
+        return [beta + self.margin, beta - self.margin]
+
+    def slope(self, positives: Tensor, negatives: Tensor) -> Tensor:
+        some = positives + negatives
+        return (positives - negatives) / some.where(some > 0, 1)
 
     @property
     def passes(self) -> tuple[tuple[int, ...], ...]:
@@ -176,12 +191,19 @@ class SigLIP(LossWithTemperature):
     Args:
         temperature: positive. A tensor of shape [] or [1] is learned if it requires a gradient; its value is not
             checked.
-        bias: what similarities are shifted by, below 0 as nearly all pairs are negatives.
+        bias: what similarities are shifted by, below 0 as nearly all pairs are negatives. A tensor of shape [] or [1]
+            is learned if it requires a gradient: then the host waits for its value in each step, and a compiled graph
+            ends there.
     """
 
     name = "siglip"
+    may_be_learned = ("temperature", "bias")
+    offset = "bias"
     temperature: float | Tensor = 0.1
-    bias: float = -10.0
+    bias: float | Tensor = -10.0
+
+    def slope(self, positives: Tensor, negatives: Tensor) -> Tensor:
+        return negatives - positives
 
 
 @dataclass(frozen=True)
@@ -419,23 +441,35 @@ def check_loss(op: str, loss: Any) -> None:
         )
 
 
-def at_temperature(loss: PairLoss, temperature: float | Tensor) -> PairLoss:
-    """A loss that has a temperature, at another one."""
-    assert isinstance(loss, LossWithTemperature)
+LEARNABLE = tuple(dict.fromkeys(name for loss in LOSSES.values() for name in loss.may_be_learned))
+"""The parameters that may be learned, of all losses."""
+
+
+def number(value: float | Tensor) -> float:
+    """Of a tensor, its one number, for which the host waits."""
+    return float(value.detach()) if isinstance(value, Tensor) else float(value)
+
+
+def at(loss: PairLoss, **values: float | Tensor) -> PairLoss:
+    """A loss with other values of some parameters."""
     others = {field.name: getattr(loss, field.name) for field in dataclasses.fields(loss) if field.init}
-    return type(loss)(**others | {"temperature": temperature})
+    return type(loss)(**others | values)
 
 
-def default_temperature(loss: PairLoss) -> float:
-    """That of a loss which has one."""
-    default = KINDS[loss.kind]
-    assert isinstance(default, LossWithTemperature)
-    return float(default.temperature)
+def default_of(loss: PairLoss, name: str) -> float:
+    """The default of a parameter."""
+    return float(getattr(KINDS[loss.kind], name))
+
+
+def learned_offset(loss: PairLoss) -> Tensor | None:
+    """The tensor that similarities are shifted by, if it requires a gradient."""
+    offset = getattr(loss, loss.offset) if loss.offset else None
+    return offset if isinstance(offset, Tensor) and offset.requires_grad else None
 
 
 def fold_temperature(loss: PairLoss, z: Tensor) -> tuple[PairLoss, Tensor]:
     """The same loss with a number for its temperature: a tensor divides the embeddings `z [B, D]` instead, since
     `s / t = (z / t) · r`. So it gets its gradient, and the host does not wait for its value."""
     if isinstance(loss, LossWithTemperature) and isinstance(loss.temperature, Tensor):
-        return at_temperature(loss, 1.0), z / loss.temperature.to(z.dtype)
+        return at(loss, temperature=1.0), z / loss.temperature.to(z.dtype)
     return loss, z

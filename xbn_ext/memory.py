@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +17,7 @@ from .distributed import Batch, Ranks
 from .dtypes import compute_dtype, is_narrow
 from .filling import fill
 from .filter import Drift, make_filter
-from .losses import PairLoss, at_temperature, check_loss, default_temperature
+from .losses import LEARNABLE, PairLoss, at, check_loss, default_of, learned_offset
 from .ops.custom import try_out
 from .shards import Shards
 from .state import MemoryState, number_in
@@ -100,6 +99,8 @@ class CrossBatchMemory(MemoryState):
     """
 
     temperature: nn.Parameter | None
+    bias: nn.Parameter | None
+    beta: nn.Parameter | None
 
     def __init__(
         self,
@@ -147,33 +148,35 @@ class CrossBatchMemory(MemoryState):
         checks.rounding(self.update, memory_dtype, drift)
         self.enqueue = enqueue
         self.filter = make_filter(drift, process_noise, measurement_noise, ema_momentum)
-        temperature = None if isinstance(loss, OwnLoss) else getattr(loss, "temperature", None)
-        learned = temperature if isinstance(temperature, nn.Parameter) else None
-        if isinstance(temperature, Tensor) and temperature.requires_grad and learned is None:
-            raise ValueError("loss: its temperature must be an nn.Parameter to be learned")
-        self.register_parameter("temperature", learned)
         self._loss: PairLoss | None = None
-        self._first_temperature = math.nan
-        if not isinstance(loss, OwnLoss):
-            self._loss = loss
-            if learned is not None:  # the module alone holds it
-                self._loss = at_temperature(loss, 1.0)
-                self._first_temperature = number_in(learned, default_temperature(loss))
+        self._first_values: dict[str, float] = {}  # values of what is learned
+        for name in LEARNABLE:
+            value = None if isinstance(loss, OwnLoss) else getattr(loss, name, None)
+            learned = value if isinstance(value, nn.Parameter) else None
+            if isinstance(value, Tensor) and value.requires_grad and learned is None:
+                raise ValueError(f"loss: its {name} must be an nn.Parameter to be learned")
+            self.register_parameter(name, learned)
+            if learned is not None and not isinstance(loss, OwnLoss):
+                self._first_values[name] = number_in(learned, default_of(loss, name))
+        if not isinstance(loss, OwnLoss):  # the module alone holds what is learned
+            self._loss = at(loss, **{name: default_of(loss, name) for name in self._first_values})
         self.embedding_size = embedding_size
         self._drift = drift
         shards = checks.shards(shards, process_group)
         batch_size = checks.rows_of_a_part(batch_size, process_group)
         self._ranks: Ranks | None = None
         if process_group is not None:
-            if isinstance(temperature, Tensor) and not isinstance(loss, OwnLoss):
-                loss = at_temperature(loss, number_in(temperature, default_temperature(loss)))
+            if not isinstance(loss, OwnLoss):
+                tensors = {name: t for name in loss.may_be_learned if isinstance(t := getattr(loss, name), Tensor)}
+                loss = at(loss, **{name: number_in(t, default_of(loss, name)) for name, t in tensors.items()})
             once: dict[str, Any] = {
                 "loss": loss,
                 "embedding_size": embedding_size,
                 "memory_size": memory_size,
                 "drift": drift,
             }
-            once |= {"filter": self.filter, "memory_dtype": memory_dtype, "temperature is learned": learned is not None}
+            once |= {"filter": self.filter, "memory_dtype": memory_dtype}
+            once |= {f"{name} is learned": name in self._first_values for name in LEARNABLE}
             self._ranks = Ranks(process_group, shards, batch_size, once | self._options())
         of_ranks = Shards() if self._ranks is None else self._ranks.shards
         if of_ranks.size > 1 and isinstance(loss, OwnLoss):
@@ -199,11 +202,11 @@ class CrossBatchMemory(MemoryState):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Also what sets one. Whether a temperature is learned is chosen with the loss: without the parameter its loss
-        would be at a temperature of 1."""
+        would be at another one."""
         own = self._parameters
-        if name == "temperature" and name in own and (param is None) != (own[name] is None):
+        if name in LEARNABLE and name in own and (param is None) != (own[name] is None):
             was, would_be = ("learned", "None") if param is None else ("not learned", "a parameter")
-            raise AttributeError(f"temperature is {was} and cannot become {would_be}: make another CrossBatchMemory")
+            raise AttributeError(f"{name} is {was} and cannot become {would_be}: make another CrossBatchMemory")
         super().register_parameter(name, param)
 
     @property
@@ -233,12 +236,16 @@ class CrossBatchMemory(MemoryState):
 
     @property
     def loss(self) -> AnyLoss:
-        """The pair loss. A learned temperature in it is this module's parameter, also where that has been replaced:
-        by `load_state_dict(assign=True)`, `to_empty`, `torch.func.functional_call`."""
+        """The pair loss. What is learned in it is this module's parameter, also where that has been replaced: by
+        `load_state_dict(assign=True)`, `to_empty`, `torch.func.functional_call`."""
         if self._loss is None:
             assert self._own_loss is not None
             return self._own_loss
-        return self._loss if self.temperature is None else at_temperature(self._loss, self.temperature)
+        return at(self._loss, **self._learned()) if self._first_values else self._loss
+
+    def _learned(self) -> dict[str, Tensor]:
+        """The parameters of the loss that are this module's."""
+        return {name: getattr(self, name) for name in self._first_values}
 
     def forward(
         self,
@@ -274,10 +281,10 @@ class CrossBatchMemory(MemoryState):
         def check() -> Batch:
             checks.some_weight(self.batch_weight, self.memory_weight)  # set since, one after the other
             batch = self._check(embeddings, labels, indices_tuple, enqueue_mask, ids)
-            of_loss = [self.temperature] if self._own_loss is None else self._own_loss.parameters()
+            of_loss = self._learned().values() if self._own_loss is None else self._own_loss.parameters()
             learns = any(t is not None and t.requires_grad for t in (embeddings, *of_loss)) and torch.is_grad_enabled()
             if self.training or learns:
-                check_step(self.step, *batch[:4], self.temperature)
+                check_step(self.step, *batch[:4], *self._learned().values())
             elif self._ranks is not None:
                 check_not_transformed("where it has a process_group", *batch[:4])
             return batch._replace(learns=learns)
@@ -295,9 +302,11 @@ class CrossBatchMemory(MemoryState):
             of_step |= {"filter": self.filter, "update": self.update, "enqueue": self.enqueue}
         loss, batch = self.loss, batch._replace(embeddings=x)
         if isinstance(loss, OwnLoss):
-            losses = composed.losses_of_own(self, batch, loss, **of_loss)
+            losses = composed.losses_by_ops(self, batch, loss, **of_loss)
         elif ranks is not None and shared_step.is_worth_it(ranks, batch, self.bank, loss, self.batch_weight):
             losses = shared_step.losses_of(ranks, self, batch, loss, **of_loss)
+        elif learned_offset(loss) is not None:
+            losses = composed.losses_by_ops(self, batch, loss, **of_loss)
         else:
             in_one = ops.step_ if self.training else ops.loss_of
             return in_one(self, x, y, loss, enqueue_mask=mask, ids=sample, **of_loss, **of_step)
@@ -336,14 +345,14 @@ class CrossBatchMemory(MemoryState):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """`reset_queue()`, and gives a learned temperature its first value again. Launchers call it after `to_empty()`.
+        """`reset_queue()`, and gives what is learned its first value again. Launchers call it after `to_empty()`.
         If the module was made on the meta device, where it had no value, it gets the default of the loss."""
-        temperature: Tensor | None = self.temperature
-        if temperature is not None and is_parametrized(self, "temperature"):
-            # What is read is computed; an assignment reaches what is stored.
-            setattr(self, "temperature", torch.full_like(temperature, self._first_temperature))  # noqa: B010
-        elif temperature is not None:
-            temperature.fill_(self._first_temperature)
+        for name, first in self._first_values.items():
+            value = getattr(self, name)
+            if is_parametrized(self, name):  # what is read is computed; an assignment reaches what is stored
+                setattr(self, name, torch.full_like(value, first))
+            else:
+                value.fill_(first)
         self.reset_queue()  # last: a parametrization without a right_inverse has raised
 
     @torch.no_grad()
@@ -380,9 +389,9 @@ class CrossBatchMemory(MemoryState):
         if self._own_loss is not None:
             checks.on_device(device, **dict(self._own_loss.named_parameters()))
             try_out(self._own_loss, embeddings.new_empty((0, D), dtype=compute_dtype(embeddings.dtype)))
-        elif self._loss is not None and self.temperature is not None:
-            at_temperature(self._loss, self.temperature)  # raises where another shape has taken its place
-            checks.on_device(device, temperature=self.temperature)
+        elif self._loss is not None and self._first_values:
+            at(self._loss, **self._learned())  # raises where another shape has taken its place
+            checks.on_device(device, **self._learned())
         else:
             fixed = getattr(self._loss, "temperature", None)
             if isinstance(fixed, Tensor) and not (fixed.is_cpu and fixed.dim() == 0):  # that one divides anywhere

@@ -10,7 +10,7 @@ from . import ops
 from ._autograd import with_gradient
 from .distributed import Batch, Ranks
 from .losses import Contrastive, PairLoss, fold_temperature
-from .ops.loss import not_finite_as_nan
+from .ops.loss import not_finite_as_nan, with_offset
 
 # It takes two more exchanges and more calls of ops. On a CPU that is worth so many multiply-adds of a rank: a core does
 # them in 6 ms. On a GPU it is an estimate: of 1,024 rows of 512 dimensions the whole loss took an H200 0.13 ms.
@@ -47,7 +47,7 @@ def batch_loss(
     if not renormalize:
         z = not_finite_as_nan(z)
     rows = ops.normalize(z, eps) if renormalize else z
-    loss, ranking = fold_temperature(loss, z[own])
+    given, (loss, ranking) = loss, fold_temperature(loss, z[own])
     sides = torch.cat((z[own], rows[own]))
     rows, ranking = rows.detach(), ranking.detach()
 
@@ -58,8 +58,9 @@ def batch_loss(
     totals = ranks.total(totals)
     average = 1 / totals[2:4].clamp(min=1)
     value = (average * totals[:2]).sum().to(z.dtype)
+    pairs = totals[5:] / totals[4].clamp(min=1)
     if not batch.learns:
-        return value
+        return with_offset(value, given, pairs)
     of_negatives, of_positives = average.to(z.dtype)
     if isinstance(loss, Contrastive) and loss.reduction != "mean":
         grad = grad * torch.where(labels[own, None] == labels, of_positives, of_negatives)
@@ -68,9 +69,10 @@ def batch_loss(
     by_ranking = grad @ rows
     by_rows = ranks.total_of_own(grad.T @ ranking, batch.sizes)
     if not isinstance(temperature, Tensor):
-        return with_gradient(value, sides, torch.cat((by_ranking, by_rows)))
+        return with_offset(with_gradient(value, sides, torch.cat((by_ranking, by_rows))), given, pairs)
     # What ranks is z / temperature.
     whole = with_gradient(value, sides, torch.cat((by_ranking / temperature.detach().to(z.dtype), by_rows)))
+    whole = with_offset(whole, given, pairs)
     if learned is None:
         return whole
     by_temperature = -ranks.total((by_ranking.double() * ranking.double()).sum()) / temperature.detach().double()

@@ -17,6 +17,7 @@ from ._autograd import needs_grad, with_gradient
 from .composed import Losses
 from .distributed import Batch, Ranks
 from .losses import Contrastive, PairLoss, Triplet, fold_temperature
+from .ops.loss import with_offset
 from .options import LossOptions
 from .shards import Shards
 from .shared_triplets import triplet_sums
@@ -109,7 +110,7 @@ def memory_loss(
     line, own = ranks.line(batch), ranks.own(batch)
     sizes, labels = batch.sizes[shards.members], batch.labels[line]
     temperature = getattr(loss, "temperature", None)
-    loss, ranking = fold_temperature(loss, z[line])
+    given, (loss, ranking) = loss, fold_temperature(loss, z[line])
     z, own = z[own], slice(own.start - line.start, own.stop - line.start)  # of the line's anchors
     need_grad = batch.learns if shards.size > 1 or learned is not None else needs_grad(ranking)
     if isinstance(loss, Triplet) and not loss.passes:
@@ -125,16 +126,16 @@ def memory_loss(
     pairs = in_all[1:] / in_all[0].clamp(min=1)
     result = (average * value).sum().to(z.dtype)
     if not need_grad:
-        return result, pairs
+        return with_offset(result, given, pairs), pairs
     in_two_groups = isinstance(loss, Contrastive) and loss.reduction != "mean"
     factor = (factor * (average if in_two_groups else average[:1])[:, None]).to(z.dtype)[..., None]
     grad = shards.to_owners(torch.where(factor == 0, 0, factor * grads).sum(0), sizes).sum(0)
     ranking = ranking[own]
     grad = torch.where(ranking.isfinite().all(1, keepdim=True), grad, torch.nan)
     if not isinstance(temperature, Tensor):
-        return with_gradient(result, z, grad), pairs
+        return with_offset(with_gradient(result, z, grad), given, pairs), pairs
     # What ranks is z / temperature.
-    value = with_gradient(result, z, grad / temperature.detach().to(z.dtype))
+    value = with_offset(with_gradient(result, z, grad / temperature.detach().to(z.dtype)), given, pairs)
     if learned is None:
         return value, pairs
     by_temperature = -ranks.total((grad.double() * ranking.double()).sum()) / temperature.detach().double()

@@ -11,11 +11,12 @@ from typing_extensions import Unpack
 
 from .._autograd import needs_grad, with_gradient, without_autocast, writes
 from ..custom import AnyLoss, OwnLoss
-from ..losses import PairLoss, check_loss, fold_temperature
+from ..losses import PairLoss, check_loss, fold_temperature, learned_offset
 from ..options import LOSS_DEFAULTS, PAIR_DEFAULTS, LossOptions, PairOptions, complete
 from . import custom
 from ._namespace import call, fake
 from .batch import normalize
+from .parts import batch_sums
 
 
 def memory_loss(
@@ -72,12 +73,21 @@ def _ranked(
 ) -> tuple[Tensor, Tensor]:
     """Loss and pairs by an op that takes `arguments`, in the order of its schema, and what is put into them here."""
     check_loss(op, loss)
-    loss, z = fold_temperature(loss, z)
+    given, (loss, z) = loss, fold_temperature(loss, z)
     need_grad = needs_grad(z)
     arguments.update(z=z.detach(), loss=loss.kind, parameters=loss.parameters, need_grad=need_grad)
     writes(*written)
     value, grad_z, pairs = call(op, arguments)
-    return (with_gradient(value, z, grad_z) if need_grad else value), pairs
+    return with_offset(with_gradient(value, z, grad_z) if need_grad else value, given, pairs), pairs
+
+
+def with_offset(value: Tensor, loss: PairLoss, pairs: Tensor) -> Tensor:
+    """`value`, which depends also on what the loss shifts similarities by, if that is learned; `pairs [2]` are its."""
+    offset = learned_offset(loss)
+    if offset is None or not torch.is_grad_enabled():
+        return value
+    slope = loss.slope(*pairs.detach().unbind()).to(offset.dtype).reshape(offset.shape)
+    return value + with_gradient(torch.zeros_like(value), offset, slope)
 
 
 @fake("memory_loss")
@@ -166,6 +176,8 @@ def batch_loss(
             z = not_finite_as_nan(z)
         if isinstance(loss, OwnLoss):
             return custom.batch_loss(z, labels, loss, ids, anchors, renormalize, eps)
+        if learned_offset(loss) is not None and torch.is_grad_enabled():
+            return _in_sums(z, labels, loss, ids, anchors, renormalize, eps)
         loss, sides = sides_of(loss, z, renormalize, eps)
         options = {"labels": labels, "ids": ids, "anchors": anchors, "eps": eps}
         if sides is None:
@@ -187,6 +199,23 @@ def _from_products(
     `(G + Gᵀ) z`."""
     arguments = {"dots": dots, "loss": loss.kind, "parameters": loss.parameters, "renormalize": renormalize}
     return call("batch_loss", {**arguments, **options, "need_grad": need_grad})  # type: ignore[no-any-return]
+
+
+def _in_sums(
+    z: Tensor, labels: Tensor, loss: PairLoss, ids: Tensor | None, anchors: Tensor | None, renormalize: bool, eps: float
+) -> Tensor:
+    """The loss of a batch whose offset is learned, by the op that says how many pairs there were."""
+    folded, scaled = fold_temperature(loss, z)
+    sides = torch.cat((scaled, normalize(z, eps) if renormalize else z))
+    ranking, rows = sides.detach().tensor_split(2)
+    need_grad, dots = needs_grad(sides), ranking @ rows.T
+    totals, by_dots = batch_sums(dots, labels, folded, ids=ids, anchors=anchors, need_grad=need_grad)
+    average = 1 / totals[2].clamp(min=1)
+    value = (average * totals[0]).to(z.dtype)
+    if need_grad:
+        by_dots = by_dots * average.to(z.dtype)
+        value = with_gradient(value, sides, torch.cat((by_dots @ rows, by_dots.T @ ranking)))
+    return with_offset(value, loss, totals[5:] / totals[4].clamp(min=1))
 
 
 def not_finite_as_nan(z: Tensor) -> Tensor:

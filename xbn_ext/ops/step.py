@@ -13,7 +13,7 @@ from .. import checks
 from .._autograd import needs_grad, with_gradient, without_autocast, writes
 from ..custom import AnyLoss
 from ..filter import Filter
-from ..losses import PairLoss, check_loss
+from ..losses import PairLoss, check_loss, learned_offset
 from ..options import LossOptions
 from ._namespace import arguments_of, call, fake
 from .batch import normalize
@@ -72,6 +72,8 @@ def step_(
         ValueError: no such `update` or `enqueue`.
     """
     check_loss("step_", loss)
+    if learned_offset(loss) is not None and torch.is_grad_enabled():
+        raise TypeError(f"step_: this op has no gradient for a {loss.offset} that is learned; CrossBatchMemory has one")
     state = {name: getattr(memory, name) for name in STATE} | {name: getattr(memory, name, None) for name in MEASURED}
     with without_autocast(embeddings.device.type):
         x, normalizes = embeddings if normalize_embeddings else not_finite_as_nan(embeddings), normalize_embeddings
