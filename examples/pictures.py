@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import xbn_ext
 from train import config, convnet, evaluate, model
 from train.data import Dataset, Part, emoji
 from train.data import load as load_data
-from train.sampler import ClassBalancedSampler
 
 CLASSES = 400
 SIZE = 32
@@ -74,9 +74,9 @@ def embedder() -> nn.Module:
 
 def batches(labels: Tensor, steps: range, batch_size: int = 32, per_class: int = 4) -> Iterator[Tensor]:
     """For each step which pictures make up its batch, [batch_size]: four drawings of each of eight emoji."""
-    sampler = ClassBalancedSampler(labels.numpy(), batch_size, per_class, seed=0)
+    sampler = xbn_ext.ClassBalancedSampler(labels, batch_size, per_class)
     for step in steps:
-        yield torch.from_numpy(sampler(step))
+        yield torch.tensor(sampler.batch(step))
 
 
 def distorted(pictures: Tensor) -> Tensor:

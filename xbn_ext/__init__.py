@@ -15,6 +15,7 @@ from .in_chunks import InChunks
 from .losses import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet
 from .memory import CrossBatchMemory
 from .ops import memory_loss
+from .sampler import ClassBalancedSampler
 
 try:
     __version__ = version("xbn_ext")
@@ -23,6 +24,7 @@ except PackageNotFoundError:  # built in place, not installed
 
 __all__ = [
     "Circle",
+    "ClassBalancedSampler",
     "Contrastive",
     "CrossBatchMemory",
     "CustomLoss",
