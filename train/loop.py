@@ -343,8 +343,9 @@ class Trainer:
         data = self.data
         try:
             return evaluate.evaluate(
-                embeddings, data.test.labels, queries=data.queries, gallery=data.gallery, recalls=data.recalls
-            )
+                embeddings.to(self.device), data.test.labels, queries=data.queries, gallery=data.gallery,
+                recalls=data.recalls,
+            )  # fmt: skip
         except ValueError as error:
             advice = "lower --lr or --backbone-lr, or choose another --precision"
             raise TrainingError(f"no scores after {self.step} steps: {error}; {advice}") from error

@@ -11,6 +11,7 @@ import torch
 from . import _library, ops, reference
 from ._way import loss_way
 from .custom import CustomLoss
+from .evaluation import evaluate
 from .in_chunks import InChunks
 from .losses import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet
 from .memory import CrossBatchMemory
@@ -34,6 +35,7 @@ __all__ = [
     "SupCon",
     "Triplet",
     "build_info",
+    "evaluate",
     "loss_way",
     "memory_loss",
     "ops",

@@ -101,22 +101,30 @@ def embeddings(value: Any, columns: int) -> None:
         raise ValueError(f"embeddings must be [B, embedding_size={columns}], got {list(value.shape)}")
 
 
-def integers(name: str, value: Any, B: int) -> None:
-    """A dense integer tensor `[B]`."""
+def rows(name: str, value: Any) -> None:
+    """A dense floating-point tensor of two dimensions, the second of them not 0."""
+    if not is_dense(value) or not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind(value)}")
+    if value.dim() != 2 or value.shape[1] == 0:
+        raise ValueError(f"{name} must be rows of one number or more, got a tensor of shape {list(value.shape)}")
+
+
+def integers(name: str, value: Any, B: int, letter: str = "B") -> None:
+    """A dense integer tensor `[B]`; `letter` is what B is called."""
     no_integer = not is_dense(value) or value.is_floating_point() or value.is_complex() or value.is_quantized
     if no_integer or value.dtype == torch.bool:
         raise TypeError(f"{name} must be an integer tensor, got {kind(value)}")
     if value.shape != (B,):
-        raise ValueError(f"{name} must be [B={B}], got {list(value.shape)}")
+        raise ValueError(f"{name} must be [{letter}={B}], got {list(value.shape)}")
 
 
-def sample_ids(value: Any, B: int) -> None:
+def sample_ids(value: Any, B: int, name: str = "ids", letter: str = "B") -> None:
     """Integers `[B]` that int64 holds: a uint64 one of 2^63 or more would be negative there, which is no id."""
-    integers("ids", value, B)
+    integers(name, value, B, letter)
     if value.dtype == torch.uint64:
         raise TypeError(
-            "ids must be of a dtype that int64 holds, got torch.uint64: pass ids.to(torch.int64), and clear the top "
-            "bit first if they are hashes, since a negative id is no id"
+            f"{name} must be of a dtype that int64 holds, got torch.uint64: pass {name}.to(torch.int64), and clear the "
+            "top bit first if they are hashes, since a negative id is no id"
         )
 
 
