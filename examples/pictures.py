@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import xbn_ext
-from train import config, convnet, evaluate, model
+from train import config, convnet, model
 from train.data import Dataset, Part, emoji
 from train.data import load as load_data
 
@@ -105,7 +105,7 @@ def embed(network: nn.Module, pictures: Tensor) -> Tensor:
 def recall(network: nn.Module, part: Part) -> float:
     """How often the nearest other picture shows the same emoji (Recall@1), in per cent."""
     pictures, labels = tensors(part)
-    return evaluate.evaluate(embed(network, pictures), labels.numpy())["recall@1"]
+    return 100 * xbn_ext.evaluate(embed(network, pictures), labels)["precision_at_1"]
 
 
 def write(part: Part, folder: Path) -> None:

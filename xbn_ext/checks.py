@@ -162,6 +162,29 @@ def batch(
     on_device(device, embeddings=embeddings_, labels=labels, enqueue_mask=enqueue_mask, ids=ids)
 
 
+def search(embeddings: Any, labels: Any, gallery: Any, gallery_labels: Any, ids: Any, gallery_ids: Any) -> None:
+    """What `evaluate` is called with: queries, and a gallery or None."""
+    rows("embeddings", embeddings)
+    integers("labels", labels, len(embeddings), "Q")
+    if ids is not None:
+        sample_ids(ids, len(embeddings), "ids", "Q")
+    if gallery is None:
+        for name, value in (("gallery_labels", gallery_labels), ("gallery_ids", gallery_ids)):
+            if value is not None:
+                raise ValueError(f"{name} must be None without a gallery")
+        return
+    rows("gallery", gallery)
+    if gallery.shape[1] != embeddings.shape[1]:
+        raise ValueError(f"gallery must be [G, D={embeddings.shape[1]}] as embeddings, got {list(gallery.shape)}")
+    if gallery.device != embeddings.device:
+        raise ValueError(f"gallery is on {gallery.device}, embeddings on {embeddings.device}: move one of them")
+    integers("gallery_labels", gallery_labels, len(gallery), "G")
+    if (ids is None) != (gallery_ids is None):
+        raise ValueError("ids and gallery_ids go together: pass both, or none of them")
+    if gallery_ids is not None:
+        sample_ids(gallery_ids, len(gallery), "gallery_ids", "G")
+
+
 def two_or_three(batch: Any) -> None:
     """What `fill_from` is given of a batch."""
     if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,11 +67,12 @@ def evaluate(
 
     Each is a mean over the queries with R > 0; a query of whose class there is nothing to be found has no score, and
     is in the gallery of the others. A row of another class that is exactly as similar as one of the query's class comes
-    before it, so embeddings that are all the same score lowest, not by the order of the rows. Copies of a row, too, are
-    rows to be found, unless they have its id. Values are those of pytorch-metric-learning's `AccuracyCalculator`.
+    before it: no score depends on the order of the rows, and embeddings that are all the same score lowest. Copies of a
+    row, too, are to be found, unless they have its id. Of rows of length 1 the values are those of
+    pytorch-metric-learning's `AccuracyCalculator`.
 
-    The Q×G similarities are never stored: there are a normalised copy of the gallery, and what one chunk of queries
-    takes. Products are float32, or float64 if the embeddings are; autocast does not round them.
+    The Q×G similarities are never stored: there are a normalised copy of what is given, and what one chunk of queries
+    takes. Products are float32, or float64 if the embeddings are. Autocast does not round them, TF32 does.
 
     Examples:
         >>> evaluate(embeddings, labels)["mean_average_precision_at_r"]
@@ -87,8 +88,8 @@ def evaluate(
             query's search, as if it were not there: the query itself, where it is in the gallery, or another view of
             its image. A negative id means that the row has none.
         gallery_ids: those of the gallery, integers `[G]`.
-        chunk_bytes: what a chunk of queries may take. One query at least is taken, with some 12·G bytes and 32 for
-            each of R places. None: 64 MB on a CPU, 512 MB elsewhere.
+        chunk_bytes: what a chunk of queries may take. One query, which is the least, takes 12·G bytes (24·G in
+            float64) and 48 for each row of its class. None: 64 MB on a CPU, 512 MB elsewhere.
 
     Returns:
         Each score by its name, from 0 to 1.
@@ -97,7 +98,7 @@ def evaluate(
         TypeError: an argument is no tensor of its kind.
         ValueError: shapes, devices or numbers do not fit; a row is NaN or Inf; or no query has a row of its class.
     """
-    _check(embeddings, labels, gallery, gallery_labels, ids, gallery_ids)
+    checks.search(embeddings, labels, gallery, gallery_labels, ids, gallery_ids)
     try:
         ks = [checks.whole("ks", k, 1) for k in ks]
     except TypeError:
@@ -157,13 +158,13 @@ def _ranked(
 ) -> tuple[Tensor, Tensor]:
     """Which of the most similar rows are right, bool, best first, as many as `of_class` has places; and how many wrong
     ones come before the first right one, of which there must be one. Overwrites the similarity `[q, G]`."""
-    keys = _in_order(similarity).mul_(2).add_(1)
+    keys = _in_order(similarity).mul_(2).add_(1)  # odd: wrong
     rows, there = of_class
     keys.scatter_(
         1, rows, keys.gather(1, rows).sub_(there.to(keys.dtype))
-    )  # even is right, and behind a wrong one as similar
+    )  # even: right, so a wrong one as similar is first
     left_out, meant = of_sample
-    least = torch.iinfo(keys.dtype).min + 1  # as a wrong one, behind all others
+    least = torch.iinfo(keys.dtype).min + 1  # behind all others, as a wrong one
     keys.scatter_(1, left_out, keys.gather(1, left_out).masked_fill_(meant, least))
     nearest = keys.gather(1, rows).masked_fill_(~there, least).amax(1, keepdim=True)
     right = keys.topk(rows.shape[1]).values.bitwise_and_(1) == 0
@@ -211,25 +212,3 @@ def _unit_rows(name: str, rows: Tensor, dtype: torch.dtype) -> Tensor:
     if len(bad):
         raise ValueError(f"{name} must be finite: row {int(bad[0, 0])} has NaN or Inf")
     return unit
-
-
-def _check(embeddings: Any, labels: Any, gallery: Any, gallery_labels: Any, ids: Any, gallery_ids: Any) -> None:
-    checks.rows("embeddings", embeddings)
-    checks.integers("labels", labels, len(embeddings), "Q")
-    if ids is not None:
-        checks.sample_ids(ids, len(embeddings), "ids", "Q")
-    if gallery is None:
-        for name, value in (("gallery_labels", gallery_labels), ("gallery_ids", gallery_ids)):
-            if value is not None:
-                raise ValueError(f"{name} must be None without a gallery")
-        return
-    checks.rows("gallery", gallery)
-    if gallery.shape[1] != embeddings.shape[1]:
-        raise ValueError(f"gallery must be [G, D={embeddings.shape[1]}] as embeddings, got {list(gallery.shape)}")
-    if gallery.device != embeddings.device:
-        raise ValueError(f"gallery is on {gallery.device}, embeddings on {embeddings.device}: move one of them")
-    checks.integers("gallery_labels", gallery_labels, len(gallery), "G")
-    if (ids is None) != (gallery_ids is None):
-        raise ValueError("ids and gallery_ids go together: pass both, or none of them")
-    if gallery_ids is not None:
-        checks.sample_ids(gallery_ids, len(gallery), "gallery_ids", "G")
