@@ -79,7 +79,7 @@ def evaluate(
         >>> evaluate(queries, query_labels, gallery, gallery_labels, ks=(1, 10, 20, 30, 40, 50))
 
     Args:
-        embeddings: the queries, `[Q, D]`, of any floating-point dtype, length and device.
+        embeddings: the queries, `[Q, D]`, of any floating-point dtype and length, on any device that has float64.
         labels: their classes, integers `[Q]`.
         gallery: the rows to be found, `[G, D]`, on the same device. None: all rows but the query itself.
         gallery_labels: their classes, integers `[G]`.

@@ -122,7 +122,8 @@ class ClassBalancedSampler:
         return {"seed": self.seed, "step": self.step}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Goes on where another sampler of the same labels and sizes was. Raises as the constructor does."""
+        """Goes on where another sampler of the same labels and sizes was. Raises KeyError if a number is missing,
+        ValueError if it is no step or no seed."""
         seed, step = (checks.whole(name, state[name], 0) for name in ("seed", "step"))
         self.seed, self.step = seed, step
 
