@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from train import config, convnet, evaluate, model
+import xbn_ext
+from train import config, convnet, model
 from train.data import Dataset, Part, emoji
 from train.data import load as load_data
-from train.sampler import ClassBalancedSampler
 
 CLASSES = 400
 SIZE = 32
@@ -74,9 +74,9 @@ def embedder() -> nn.Module:
 
 def batches(labels: Tensor, steps: range, batch_size: int = 32, per_class: int = 4) -> Iterator[Tensor]:
     """For each step which pictures make up its batch, [batch_size]: four drawings of each of eight emoji."""
-    sampler = ClassBalancedSampler(labels.numpy(), batch_size, per_class, seed=0)
+    sampler = xbn_ext.ClassBalancedSampler(labels, batch_size, per_class)
     for step in steps:
-        yield torch.from_numpy(sampler(step))
+        yield torch.tensor(sampler.batch(step))
 
 
 def distorted(pictures: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def embed(network: nn.Module, pictures: Tensor) -> Tensor:
 def recall(network: nn.Module, part: Part) -> float:
     """How often the nearest other picture shows the same emoji (Recall@1), in per cent."""
     pictures, labels = tensors(part)
-    return evaluate.evaluate(embed(network, pictures), labels.numpy())["recall@1"]
+    return 100 * xbn_ext.evaluate(embed(network, pictures), labels)["precision_at_1"]
 
 
 def write(part: Part, folder: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import xbn_ext
 
-from . import names, scores
+from . import names
 
 LANGUAGES = ("de", "es", "fr", "it")
 
@@ -42,8 +42,8 @@ def translation(model: SentenceTransformer, called: dict[str, dict[str, str]], e
     """How often the English name nearest to a foreign one is its translation (Recall@1), in per cent."""
     texts = [called[language][key] for language in ("en", *LANGUAGES) for key in emoji]
     embeddings = model.encode(texts, convert_to_tensor=True, show_progress_bar=False)
-    english, foreign = embeddings[: len(emoji)], embeddings[len(emoji) :]
-    return scores.recall(foreign, english, torch.arange(len(emoji)).repeat(len(LANGUAGES)))
+    n, which = len(emoji), torch.arange(len(emoji)).repeat(1 + len(LANGUAGES))  # English first
+    return 100 * xbn_ext.evaluate(embeddings[n:], which[n:], embeddings[:n], which[:n])["precision_at_1"]
 
 
 def main(seed: int = 0) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Which images make up a step, and what they look like to the network."""
+"""What the images of a step look like to the network."""
 
 from __future__ import annotations
 
@@ -8,56 +8,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from train.augment import EvaluationBatches, TrainingBatches, evaluation_view, to_tensor, training_view
 from train.data import Part, Pixels
-from train.sampler import ClassBalancedSampler
 from train.vision import transforms
+from xbn_ext import ClassBalancedSampler
 
 LABELS = np.repeat(np.arange(12), [2, 3, 4, 5, 6, 7, 8, 4, 4, 4, 4, 4]).astype(np.int64)
-
-
-@settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**32), step=st.integers(0, 10**6), classes=st.integers(2, 12), per_class=st.integers(2, 6))
-def test_a_batch_has_p_classes_with_k_images_each(seed: int, step: int, classes: int, per_class: int) -> None:
-    batch = ClassBalancedSampler(LABELS, classes * per_class, per_class, seed)(step)
-    drawn, counts = np.unique(LABELS[batch], return_counts=True)
-    assert len(drawn) == classes and (counts == per_class).all()
-    for label in drawn:
-        images, times = np.unique(batch[LABELS[batch] == label], return_counts=True)
-        size = np.bincount(LABELS)[label]
-        assert len(images) == min(size, per_class), "an image comes twice only where there are too few"
-        assert times.max() == -(-per_class // size), "and then as seldom as possible"
-
-
-def test_batches_depend_on_seed_and_step_alone() -> None:
-    one, other = (ClassBalancedSampler(LABELS, 16, 4, seed=3) for _ in range(2))
-    for step in (5, 0, 5, 2):
-        one(step)
-    assert all(np.array_equal(one(step), other(step)) for step in range(5))
-    assert not np.array_equal(one(0), one(1))
-    assert not np.array_equal(one(0), ClassBalancedSampler(LABELS, 16, 4, seed=4)(0))
-
-
-def test_every_class_is_drawn_about_as_often() -> None:
-    sampler = ClassBalancedSampler(LABELS, 8, 2, seed=0)
-    drawn = np.bincount(np.concatenate([LABELS[sampler(step)] for step in range(600)]), minlength=12)
-    assert drawn.sum() == 600 * 8
-    assert drawn.min() > 0.8 * 400 and drawn.max() < 1.2 * 400
-
-
-@pytest.mark.parametrize("batch_size", [52, 64])
-def test_more_classes_than_there_are(batch_size: int) -> None:
-    with pytest.raises(
-        ValueError,
-        match=rf"--batch-size {batch_size} with --samples-per-class 4 needs 1[36] .* are 12: choose .* 48 or less",
-    ):
-        ClassBalancedSampler(LABELS, batch_size, 4, seed=0)
-
-
-# ---- views ----------------------------------------------------------------------------------------------------------
 
 
 def part(size: tuple[int, int] = (40, 30)) -> Part:
@@ -67,7 +24,7 @@ def part(size: tuple[int, int] = (40, 30)) -> Part:
 
 
 def batches(seed: int = 0, own: slice = slice(None)) -> TrainingBatches:
-    sampler = ClassBalancedSampler(LABELS, 16, 4, seed)
+    sampler = ClassBalancedSampler(LABELS, 16, 4, seed=seed)
     return TrainingBatches(part(), sampler, training_view(24, mirror=True), seed, own)
 
 
@@ -86,7 +43,7 @@ def test_a_training_batch_is_a_pure_function_of_seed_and_step() -> None:
 
 def test_each_image_of_a_batch_gets_a_view_of_its_own() -> None:
     same = Part([part().images[0]] * len(LABELS), LABELS, tuple(map(str, range(12))), ("",) * len(LABELS))
-    images, _ = TrainingBatches(same, ClassBalancedSampler(LABELS, 16, 4, 0), training_view(24, mirror=True), 0)[0]
+    images, _ = TrainingBatches(same, ClassBalancedSampler(LABELS, 16, 4), training_view(24, mirror=True), 0)[0]
     assert len({image.numpy().tobytes() for image in images}) == 16
 
 
@@ -99,7 +56,7 @@ def test_parts_of_a_batch_are_the_parts_of_the_whole_and_read_nothing_else(cuts:
         own.part = replace(own.part, images=Noted(own.part.images, read))
         images, own_labels = own[3]
         assert torch.equal(images, whole[first:last]) and torch.equal(own_labels, labels[first:last])
-        assert read == own.sampler(3)[first:last].tolist()
+        assert read == own.sampler.batch(3)[first:last]
 
 
 class Noted(list):

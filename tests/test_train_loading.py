@@ -17,7 +17,7 @@ from train.augment import EvaluationBatches, TrainingBatches
 from train.data import DataError, Part, Pixels, svg
 from train.features import as_they_are
 from train.loading import plain_errors
-from train.sampler import ClassBalancedSampler
+from xbn_ext import ClassBalancedSampler
 
 
 class Broken(Dataset[torch.Tensor]):
@@ -81,7 +81,7 @@ def test_a_first_signal_to_all_processes_is_left_to_the_run(kind: str, number: i
         part = Part(Signalled(count, number), np.zeros(count, np.int64), ("a",), ("",) * count)
         if kind == "evaluation":
             return next(EvaluationBatches(part, as_they_are).batches(workers=1))
-        batches = TrainingBatches(part, ClassBalancedSampler(part.labels, count, count, seed=0), as_they_are, seed=0)
+        batches = TrainingBatches(part, ClassBalancedSampler(part.labels, count, count), as_they_are, seed=0)
         return next(iter(batches.loader(0, 1, workers=1, pin=False)))
 
     assert first(1) is not None

@@ -896,7 +896,7 @@ def test_embeddings_that_are_not_finite_have_no_scores(shapes: str, tmp_path: Pa
     trainer = loop.Trainer(config, run.model.build(config)[0], run._load(config), torch.device("cpu"))
     with torch.no_grad():
         trainer.model.head.bias[0] = math.inf
-    with pytest.raises(loop.TrainingError, match=r"after 0 steps: the network gives embeddings that are not fin.*--lr"):
+    with pytest.raises(loop.TrainingError, match=r"after 0 steps: embeddings must be finite.*--lr"):
         trainer.scores(trainer.test_embeddings())
 
 

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from xbn_ext import ClassBalancedSampler
+
 from . import loading
 from .data import Part, Pixels
-from .sampler import ClassBalancedSampler, Stream, torch_seeds
+from .streams import Stream, torch_seeds
 from .vision import transforms as T
 
 WHITE = 255
@@ -86,11 +88,11 @@ class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
         self.part, self.sampler, self.view, self.seed, self.own = part, sampler, view, seed, own
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        batch = self.sampler(step)
+        batch = self.sampler.batch(step)
         seeds = torch_seeds(self.seed, Stream.AUGMENTATION, step, len(batch))[self.own]
         where = batch[self.own]
         with torch.random.fork_rng(devices=[]):
-            images = torch.stack([self._view(i, seed) for i, seed in zip(where.tolist(), seeds, strict=True)])
+            images = torch.stack([self._view(i, seed) for i, seed in zip(where, seeds, strict=True)])
         return images, torch.from_numpy(self.part.labels[where])
 
     def _view(self, image: int, seed: int) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import xbn_ext
+
 from . import search
 from .augment import EvaluationBatches
 from .loading import plain_errors
@@ -20,8 +22,6 @@ from .ranks import ALONE, Ranks
 from .search import Positions, Search
 
 RECALLS = (1, 10, 100)
-LIST_NUMBERS = 1 << 21
-"""Neighbours that are looked at at a time: a chunk has fewer queries where their lists are long."""
 Scores = dict[str, float]
 """Percentages: ``recall@K`` for each K, and ``map@r``."""
 
@@ -79,8 +79,8 @@ def neighbours(
     """
     index = Search(embeddings, queries, gallery)
     where = index.queries if where is None else where
-    chunk = _queries_at_a_time(min(count, index.reach))
-    return np.concatenate([index(where[i : i + chunk], count) for i in range(0, len(where), chunk)])
+    chunks = (where[first : first + search.CHUNK] for first in range(0, len(where), search.CHUNK))
+    return np.concatenate([index(chunk, count) for chunk in chunks])
 
 
 def answers(labels: NDArray[np.int64], queries: Positions | None = None, gallery: Positions | None = None) -> Positions:
@@ -102,15 +102,11 @@ def evaluate(
 ) -> Scores:
     """Scores of embeddings.
 
-    Recall@K: the part of queries with a right one among the first K, or among all where the gallery has fewer. MAP@R
-    (Musgrave et al., arXiv 2003.08505): with R the number of right ones there are, the mean of precision@i over those
-    i <= R that are right, wrong ones counting 0. Queries with R = 0 are left out of both.
-
-    Memory holds the gallery once more, and the neighbours of a chunk of queries, as far as that chunk's largest R.
+    ``recall@K`` and ``map@r`` are those of ``xbn_ext.evaluate``, in per cent.
 
     Args:
         embeddings: [N, D], floating point.
-        labels: [N], 0 or more.
+        labels: [N].
         queries: positions [Q] of the rows that query; None together with ``gallery``.
         gallery: positions [G] of the rows to be found, none of them a query; None: every row queries all the others.
         recalls: each K.
@@ -118,40 +114,11 @@ def evaluate(
     Raises:
         ValueError: an embedding is not finite, or no query has a right one to be found.
     """
-    index = Search(embeddings, queries, gallery)
-    wanted = answers(labels, queries, gallery)
-    asked = np.flatnonzero(wanted)
-    if not len(asked):
-        raise ValueError("no query has an image of its class to be found")
-    asked = asked[np.argsort(-wanted[asked], kind="stable")]  # lists of one length together
-    first = np.empty(len(asked), np.int64)
-    average = np.empty(len(asked))
-    start = 0
-    while start < len(asked):
-        count = min(max(*recalls, int(wanted[asked[start]])), index.reach)
-        chunk = slice(start, start + _queries_at_a_time(count))
-        where = index.queries[asked[chunk]]
-        right = labels[index(where, count)] == labels[where][:, None]
-        first[chunk], average[chunk] = first_right(right), average_precision(right, wanted[asked[chunk]])
-        start = chunk.stop
-    scores = {f"recall@{k}": 100 * float((first < min(k, index.reach)).mean()) for k in recalls}
-    return scores | {"map@r": 100 * float(average.mean())}
-
-
-def first_right(right: NDArray[np.bool_]) -> Positions:
-    """Of each list [n, count], where the first right one is, from 0; far beyond the list if all are wrong."""
-    found: Positions = np.where(right.any(1), right.argmax(1), np.iinfo(np.int64).max)
-    return found
-
-
-def average_precision(right: NDArray[np.bool_], wanted: Positions) -> NDArray[np.float64]:
-    """Of each list [n, count] its part in MAP@R: ``wanted`` [n] is R, 1 .. count."""
-    right = right[:, : int(wanted.max())]
-    rank = np.arange(1, right.shape[1] + 1)
-    precision = np.cumsum(right, axis=1) / rank
-    average: NDArray[np.float64] = (precision * right * (rank <= wanted[:, None])).sum(1) / wanted
-    return average
-
-
-def _queries_at_a_time(count: int) -> int:
-    return max(1, min(search.CHUNK, LIST_NUMBERS // max(1, count)))
+    classes = torch.from_numpy(labels)
+    if queries is None or gallery is None:
+        found = xbn_ext.evaluate(embeddings, classes, ks=recalls)
+    else:
+        rows, others = torch.from_numpy(queries), torch.from_numpy(gallery)
+        found = xbn_ext.evaluate(embeddings[rows], classes[rows], embeddings[others], classes[others], ks=recalls)
+    recall = {f"recall@{k}": 100 * found[f"recall_at_{k}"] for k in recalls}
+    return recall | {"map@r": 100 * found["mean_average_precision_at_r"]}

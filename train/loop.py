@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -15,7 +18,7 @@ import xbn_ext
 
 from . import checkpoint, evaluate, features, terminal
 from .augment import EvaluationBatches, TrainingBatches, evaluation_view, training_view
-from .config import Config
+from .config import Config, ConfigError
 from .data import Dataset
 from .drift import MANY_PROBES, PROBES, DriftMeter, Staleness
 from .evaluate import Network, Scores
@@ -23,7 +26,7 @@ from .events import Events, NoEvents
 from .loading import plain_errors
 from .model import Embedder
 from .ranks import ALONE, Ranks
-from .sampler import ClassBalancedSampler, Stream, torch_seeds
+from .streams import Stream, torch_seeds
 
 DRIFT_MEASUREMENTS = 24
 """About so many over a whole run; each costs a few forward passes."""
@@ -68,6 +71,15 @@ def memory_bytes(config: Config) -> int:
     return config.memory_size * (4 * config.embedding_dim + 3 * 8)
 
 
+def make_sampler(config: Config, labels: NDArray[np.int64]) -> xbn_ext.ClassBalancedSampler:
+    """Which images make up each step, the same in all processes; raises ConfigError if there are too few classes."""
+    try:
+        return xbn_ext.ClassBalancedSampler(labels, config.batch_size, config.samples_per_class, seed=config.seed)
+    except ValueError as error:
+        options = r"\b(batch_size|samples_per_class|seed)\b"  # as the command line has them
+        raise ConfigError(re.sub(options, lambda name: f"--{name[0].replace('_', '-')}", str(error))) from error
+
+
 def make_optimizer(config: Config, model: Embedder) -> torch.optim.Optimizer:
     """Adam, its weight decay as --optimizer says; each group's ``peak`` is its highest learning rate."""
     groups = [
@@ -109,7 +121,7 @@ class Trainer:
         self.config, self.data, self.device, self.ranks = config, data, device, ranks
         frozen = config.features == "frozen"
         self.evaluation_view = evaluation_view(config.image_size, config.augment)
-        sampler = ClassBalancedSampler(data.train.labels, config.batch_size, config.samples_per_class, config.seed)
+        sampler = make_sampler(config, data.train.labels)
         view = training_view(config.image_size, data.mirror, config.augment)
         if frozen:
             inputs = inputs or features.of(data, model, self.evaluation_view, device, config.workers, ranks)
@@ -331,8 +343,9 @@ class Trainer:
         data = self.data
         try:
             return evaluate.evaluate(
-                embeddings, data.test.labels, queries=data.queries, gallery=data.gallery, recalls=data.recalls
-            )
+                embeddings.to(self.device), data.test.labels, queries=data.queries, gallery=data.gallery,
+                recalls=data.recalls,
+            )  # fmt: skip
         except ValueError as error:
             advice = "lower --lr or --backbone-lr, or choose another --precision"
             raise TrainingError(f"no scores after {self.step} steps: {error}; {advice}") from error

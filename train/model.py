@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import checkpoint, convnet, efficientnet_lite
 from .config import Config, ConfigError
 from .cores import bytes_of_memory
-from .sampler import Stream, torch_seed
+from .streams import Stream, torch_seed
 from .vision import models
 
 EFFICIENTNET_LITE0, CONVNET = "efficientnet-lite0", "convnet"

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+
+from xbn_ext.sampler import dealt
 
 from .config import ConfigError
 from .data import DataError
@@ -48,9 +49,7 @@ class Ranks:
 
     def parts(self, count: int) -> list[slice]:
         """How so many things, one after the other, are dealt out: as even as possible, the first have one more."""
-        each, more = divmod(count, self.size)
-        starts = [rank * each + min(rank, more) for rank in range(self.size + 1)]
-        return [slice(first, last) for first, last in pairwise(starts)]
+        return dealt(count, self.size)
 
     def part(self, count: int) -> slice:
         """This process's of ``parts``."""

@@ -12,8 +12,6 @@ Positions = NDArray[np.int64]
 """[N], rows of the embeddings."""
 CHUNK = 4096
 """Rows that are normalised, added or searched at a time."""
-GPU_LONGEST = 2048
-"""The longest list that faiss gives on a GPU; longer ones come from the CPU."""
 
 
 class Search:
@@ -45,7 +43,6 @@ class Search:
         faiss.omp_set_num_threads(torch.get_num_threads())
         for first in range(0, len(self.gallery), CHUNK):
             self._flat.add(self._rows(self.gallery[first : first + CHUNK]))
-        self._on_gpus = faiss.index_cpu_to_all_gpus(self._flat) if faiss.get_num_gpus() > 0 else None
 
     def _rows(self, where: Positions) -> NDArray[np.float32]:
         rows = self.embeddings[torch.from_numpy(where)].float()
@@ -61,8 +58,7 @@ class Search:
         stays.
         """
         wanted = min(count, self.reach) + self.leave_one_out
-        index = self._flat if self._on_gpus is None or wanted > GPU_LONGEST else self._on_gpus
-        _, found = index.search(self._rows(where), wanted)
+        _, found = self._flat.search(self._rows(where), wanted)
         nearest: NDArray[np.int64] = self.gallery[found]
         if self.leave_one_out:
             other = nearest != where[:, None]

@@ -11,6 +11,7 @@ import torch
 from . import _library, ops, reference
 from ._way import loss_way
 from .custom import CustomLoss
+from .evaluation import evaluate
 from .in_chunks import InChunks
 from .losses import (
     DCL,
@@ -27,6 +28,7 @@ from .losses import (
 )
 from .memory import CrossBatchMemory
 from .ops import memory_loss
+from .sampler import ClassBalancedSampler
 
 try:
     __version__ = version("xbn_ext")
@@ -37,6 +39,7 @@ __all__ = [
     "DCL",
     "NCA",
     "Circle",
+    "ClassBalancedSampler",
     "Contrastive",
     "CrossBatchMemory",
     "CustomLoss",
@@ -49,6 +52,7 @@ __all__ = [
     "SupCon",
     "Triplet",
     "build_info",
+    "evaluate",
     "loss_way",
     "memory_loss",
     "ops",

@@ -103,22 +103,30 @@ def embeddings(value: Any, columns: int) -> None:
         raise ValueError(f"embeddings must be [B, embedding_size={columns}], got {list(value.shape)}")
 
 
-def integers(name: str, value: Any, B: int) -> None:
-    """A dense integer tensor `[B]`."""
+def rows(name: str, value: Any) -> None:
+    """A dense floating-point tensor of two dimensions, the second of them not 0."""
+    if not is_dense(value) or not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind(value)}")
+    if value.dim() != 2 or value.shape[1] == 0:
+        raise ValueError(f"{name} must be rows of one number or more, got a tensor of shape {list(value.shape)}")
+
+
+def integers(name: str, value: Any, B: int, letter: str = "B") -> None:
+    """A dense integer tensor `[B]`; `letter` is what B is called."""
     no_integer = not is_dense(value) or value.is_floating_point() or value.is_complex() or value.is_quantized
     if no_integer or value.dtype == torch.bool:
         raise TypeError(f"{name} must be an integer tensor, got {kind(value)}")
     if value.shape != (B,):
-        raise ValueError(f"{name} must be [B={B}], got {list(value.shape)}")
+        raise ValueError(f"{name} must be [{letter}={B}], got {list(value.shape)}")
 
 
-def sample_ids(value: Any, B: int) -> None:
+def sample_ids(value: Any, B: int, name: str = "ids", letter: str = "B") -> None:
     """Integers `[B]` that int64 holds: a uint64 one of 2^63 or more would be negative there, which is no id."""
-    integers("ids", value, B)
+    integers(name, value, B, letter)
     if value.dtype == torch.uint64:
         raise TypeError(
-            "ids must be of a dtype that int64 holds, got torch.uint64: pass ids.to(torch.int64), and clear the top "
-            "bit first if they are hashes, since a negative id is no id"
+            f"{name} must be of a dtype that int64 holds, got torch.uint64: pass {name}.to(torch.int64), and clear the "
+            "top bit first if they are hashes, since a negative id is no id"
         )
 
 
@@ -154,6 +162,29 @@ def batch(
     if ids is not None:
         sample_ids(ids, B)
     on_device(device, embeddings=embeddings_, labels=labels, enqueue_mask=enqueue_mask, ids=ids)
+
+
+def search(embeddings: Any, labels: Any, gallery: Any, gallery_labels: Any, ids: Any, gallery_ids: Any) -> None:
+    """What `evaluate` is called with: queries, and a gallery or None."""
+    rows("embeddings", embeddings)
+    integers("labels", labels, len(embeddings), "Q")
+    if ids is not None:
+        sample_ids(ids, len(embeddings), "ids", "Q")
+    if gallery is None:
+        for name, value in (("gallery_labels", gallery_labels), ("gallery_ids", gallery_ids)):
+            if value is not None:
+                raise ValueError(f"{name} must be None without a gallery")
+        return
+    rows("gallery", gallery)
+    if gallery.shape[1] != embeddings.shape[1]:
+        raise ValueError(f"gallery must be [G, D={embeddings.shape[1]}] as embeddings, got {list(gallery.shape)}")
+    if gallery.device != embeddings.device:
+        raise ValueError(f"gallery is on {gallery.device}, embeddings on {embeddings.device}: move one of them")
+    integers("gallery_labels", gallery_labels, len(gallery), "G")
+    if (ids is None) != (gallery_ids is None):
+        raise ValueError("ids and gallery_ids go together: pass both, or none of them")
+    if gallery_ids is not None:
+        sample_ids(gallery_ids, len(gallery), "gallery_ids", "G")
 
 
 def two_or_three(batch: Any) -> None:

@@ -1,0 +1,214 @@
+"""How good are embeddings? Each row queries a gallery, a chunk of queries at a time; `scores.py` has the formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import checks, scores
+from ._autograd import without_autocast
+
+CHUNK_BYTES_ON_CPU, CHUNK_BYTES_ELSEWHERE = 1 << 26, 1 << 29
+NUMBERS_OF_A_PAIR = 3
+"""How many numbers, of the dtype of the similarity, a pair of a chunk takes: the similarity, and what orders it."""
+BYTES_OF_A_PLACE = 48
+"""What a place of a query's list takes: the rows of its class, and the list while it is scored."""
+SOME_ROWS = 4096
+"""That are normalised at a time."""
+
+
+class _Alike(NamedTuple):
+    """Of each query the rows of the gallery that have its number, be it of a class or of a sample."""
+
+    order: Tensor
+    """The rows of the gallery by their numbers, `[G]`; each query's are consecutive."""
+    first: Tensor
+    """Where those of a query begin, `[Q]`."""
+    many: Tensor
+    """How many it has, `[Q]`."""
+
+    @classmethod
+    def of(cls, queries: Tensor, gallery: Tensor) -> _Alike:
+        """Of integers `[Q]` and `[G]`."""
+        ascending, order = gallery.sort()
+        first = torch.searchsorted(ascending, queries)
+        return cls(order, first, torch.searchsorted(ascending, queries, right=True) - first)
+
+    def rows(self, some: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """Of some queries `[q]`: positions in the gallery `[q, most]`, all different, and which of them are meant."""
+        place = torch.arange(most, device=some.device)
+        where = (self.first[some, None] + place).remainder_(max(len(self.order), 1))
+        return self.order[where], place < self.many[some, None]
+
+
+@torch.no_grad()
+def evaluate(
+    embeddings: Tensor,
+    labels: Tensor,
+    gallery: Tensor | None = None,
+    gallery_labels: Tensor | None = None,
+    *,
+    ks: Sequence[int] = (1, 10, 100, 1000),
+    ids: Tensor | None = None,
+    gallery_ids: Tensor | None = None,
+    chunk_bytes: int | None = None,
+) -> dict[str, float]:
+    """Scores of embeddings in a search by cosine similarity: every row queries all the others, or those of a gallery.
+
+    - `recall_at_k`, for each of `ks`: the part of the queries with a row of their class among the k most similar, or
+      among all, where there are fewer.
+    - `precision_at_1`: the part of the queries whose most similar row is of their class.
+    - `r_precision`, `mean_average_precision_at_r`: with R the number of rows of the query's class, how many of the R
+      most similar rows are of that class, divided by R; and the sum of precision@i over those of these R places i whose
+      row is of that class, divided by R ([Musgrave et al.](https://arxiv.org/abs/2003.08505)).
+
+    Each is a mean over the queries with R > 0; a query of whose class there is nothing to be found has no score, and
+    is in the gallery of the others. A row of another class that is exactly as similar as one of the query's class comes
+    before it: no score depends on the order of the rows, and embeddings that are all the same score lowest. Copies of a
+    row, too, are to be found, unless they have its id. Of rows of length 1 the values are those of
+    pytorch-metric-learning's `AccuracyCalculator`.
+
+    The Q×G similarities are never stored: there are a normalised copy of what is given, and what one chunk of queries
+    takes. Products are float32, or float64 if the embeddings are. Autocast does not round them, TF32 does.
+
+    Examples:
+        >>> evaluate(embeddings, labels)["mean_average_precision_at_r"]
+        >>> evaluate(queries, query_labels, gallery, gallery_labels, ks=(1, 10, 20, 30, 40, 50))
+
+    Args:
+        embeddings: the queries, `[Q, D]`, of any floating-point dtype and length, on any device that has float64.
+        labels: their classes, integers `[Q]`.
+        gallery: the rows to be found, `[G, D]`, on the same device. None: all rows but the query itself.
+        gallery_labels: their classes, integers `[G]`.
+        ks: each k of Recall@k.
+        ids: which sample each query is, integers `[Q]`. A row of the gallery with the same id is left out of the
+            query's search, as if it were not there: the query itself, where it is in the gallery, or another view of
+            its image. A negative id means that the row has none.
+        gallery_ids: those of the gallery, integers `[G]`.
+        chunk_bytes: what a chunk of queries may take. One query, which is the least, takes 12·G bytes (24·G in
+            float64) and 48 for each row of its class. None: 64 MB on a CPU, 512 MB elsewhere.
+
+    Returns:
+        Each score by its name, from 0 to 1.
+
+    Raises:
+        TypeError: an argument is no tensor of its kind.
+        ValueError: shapes, devices or numbers do not fit; a row is NaN or Inf; or no query has a row of its class.
+    """
+    checks.search(embeddings, labels, gallery, gallery_labels, ids, gallery_ids)
+    try:
+        ks = [checks.whole("ks", k, 1) for k in ks]
+    except TypeError:
+        raise TypeError(f"ks must be a sequence of integers, got {checks.kind(ks)}") from None
+    device = embeddings.device
+    if chunk_bytes is None:
+        chunk_bytes = CHUNK_BYTES_ON_CPU if device.type == "cpu" else CHUNK_BYTES_ELSEWHERE
+    chunk_bytes = checks.whole("chunk_bytes", chunk_bytes, 1)
+
+    wide = any(rows is not None and rows.dtype == torch.float64 for rows in (embeddings, gallery))
+    dtype = torch.float64 if wide else torch.float32
+    queries = found = _unit_rows("embeddings", embeddings, dtype)
+    if gallery is not None:
+        found = _unit_rows("gallery", gallery, dtype)
+    numbers = _numbered(device, labels, gallery_labels)
+    samples = _numbered(device, *_samples(ids, gallery_ids, len(queries), None if gallery is None else len(gallery)))
+    both = (
+        of_class * (len(queries) + len(found)) + of_sample for of_class, of_sample in zip(numbers, samples, strict=True)
+    )
+    same_class, same_sample = _Alike.of(*numbers), _Alike.of(*samples)
+    wanted = same_class.many - _Alike.of(*both).many
+    with without_autocast(device.type):
+        chunks = list(_chunks(queries, found, same_class, same_sample, wanted, chunk_bytes))
+    if not chunks:
+        raise ValueError("labels: no query has a row of its class to be found")
+    ahead, precision, average = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return {
+        **{f"recall_at_{k}": scores.recall(ahead, k) for k in ks},
+        "precision_at_1": scores.recall(ahead, 1),
+        "r_precision": float(precision.mean()),
+        "mean_average_precision_at_r": float(average.mean()),
+    }
+
+
+def _chunks(
+    queries: Tensor, gallery: Tensor, same_class: _Alike, same_sample: _Alike, wanted: Tensor, chunk_bytes: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """Of some queries after the other: how many wrong rows come before the first right one, R-precision, and the part
+    in MAP@R."""
+    asked = wanted.nonzero()[:, 0]
+    asked = asked[same_class.many[asked].argsort(descending=True, stable=True)]  # lists of one length together
+    lengths = same_class.many[asked].tolist()
+    of_a_sample = int(same_sample.many.max()) if lengths else 0
+    pairs = NUMBERS_OF_A_PAIR * gallery.element_size() * len(gallery)
+    start = 0
+    while start < len(lengths):
+        bytes_of_a_query = pairs + BYTES_OF_A_PLACE * (lengths[start] + of_a_sample)
+        some = asked[start : start + max(1, chunk_bytes // bytes_of_a_query)]
+        similarity = queries[some] @ gallery.T
+        right, ahead = _ranked(similarity, same_class.rows(some, lengths[start]), same_sample.rows(some, of_a_sample))
+        yield ahead, scores.r_precision(right, wanted[some]), scores.average_precision(right, wanted[some])
+        start += len(some)
+
+
+def _ranked(
+    similarity: Tensor, of_class: tuple[Tensor, Tensor], of_sample: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Which of the most similar rows are right, bool, best first, as many as `of_class` has places; and how many wrong
+    ones come before the first right one, of which there must be one. Overwrites the similarity `[q, G]`."""
+    keys = _in_order(similarity).mul_(2).add_(1)  # odd: wrong
+    rows, there = of_class
+    keys.scatter_(
+        1, rows, keys.gather(1, rows).sub_(there.to(keys.dtype))
+    )  # even: right, so a wrong one as similar is first
+    left_out, meant = of_sample
+    least = torch.iinfo(keys.dtype).min + 1  # behind all others, as a wrong one
+    keys.scatter_(1, left_out, keys.gather(1, left_out).masked_fill_(meant, least))
+    nearest = keys.gather(1, rows).masked_fill_(~there, least).amax(1, keepdim=True)
+    right = keys.topk(rows.shape[1]).values.bitwise_and_(1) == 0
+    return right, (keys > nearest).sum(1)
+
+
+def _in_order(similarity: Tensor) -> Tensor:
+    """Overwrites numbers with integers of the same size in the same order, equal where the numbers are. Those of
+    cosines, which are below 2, can be doubled."""
+    bits = similarity.view(torch.int64 if similarity.dtype == torch.float64 else torch.int32)
+    limits = torch.iinfo(bits.dtype)
+    negative = bits >> limits.bits - 1  # -1 or 0
+    return bits.bitwise_and_(limits.max).bitwise_xor_(negative).sub_(negative)  # a sign and a size become a number
+
+
+def _samples(ids: Tensor | None, gallery_ids: Tensor | None, Q: int, G: int | None) -> tuple[Tensor, Tensor | None]:
+    """Which sample each query and each row of the gallery is; G is None where the queries are the gallery."""
+    if G is None:
+        own = -1 - torch.arange(Q)
+        return (own if ids is None else torch.where(ids < 0, own.to(ids.device), ids.long())), None
+    if ids is None or gallery_ids is None:
+        return torch.full((Q,), -1), torch.full((G,), -2)
+    return ids.long().clamp(min=-1), torch.where(gallery_ids < 0, -2, gallery_ids.long())
+
+
+def _numbered(device: torch.device, of_queries: Tensor, of_gallery: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same numbers, counted from 0; those of the queries twice, where they are the gallery."""
+    both = of_queries.to(device, torch.int64)
+    if of_gallery is not None:
+        both = torch.cat([both, of_gallery.to(device, torch.int64)])
+    numbers = torch.unique(both, return_inverse=True)[1]
+    Q = len(of_queries)
+    return numbers[:Q], numbers[:Q] if of_gallery is None else numbers[Q:]
+
+
+def _unit_rows(name: str, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of length 1, however long or short they are, in a copy. Raises ValueError for one that is not finite."""
+    unit = torch.empty(rows.shape, dtype=dtype, device=rows.device)
+    largest = unit.new_empty(len(rows), 1)
+    for some, some_unit, size in zip(*(t.split(SOME_ROWS) for t in (rows, unit, largest)), strict=True):
+        torch.amax(some.to(dtype).abs(), 1, keepdim=True, out=size)
+        some_unit.copy_(some).div_(size.clamp(min=torch.finfo(dtype).tiny))  # so that no square overflows
+        some_unit.div_(some_unit.norm(dim=1, keepdim=True).clamp(min=torch.finfo(dtype).tiny))
+    bad = (~largest.isfinite()).nonzero()
+    if len(bad):
+        raise ValueError(f"{name} must be finite: row {int(bad[0, 0])} has NaN or Inf")
+    return unit
