@@ -20,7 +20,7 @@ MODULE = ["csrc/extension.cpp", "csrc/cpu/cpu.cpp", "csrc/loss_way.cpp"]
 defined = {}
 
 
-def build(name, sources, **options):
+def build(name, sources):
     """Loads a library of kernels as `torch.ops.<name>`, built if need be."""
     if name not in defined:
         defined[name] = _library.define(name)
@@ -46,13 +46,7 @@ def build(name, sources, **options):
             extra_include_paths=[str(ROOT / "tests" / "emu" / "include")],
             build_directory=str(folder),
             with_cuda=False,
-            **options,
         )
-
-
-def build_without_nvcc():
-    """What a build without nvcc registers for CUDA tensors, as `torch.ops.xbn_missing` for CPU tensors."""
-    build("xbn_missing", ["csrc/cuda/missing.cpp"], is_python_module=False)
 
 
 KERNELS = sorted(str(kernel.relative_to(ROOT)) for kernel in (ROOT / "csrc" / "cuda").rglob("*.cu"))

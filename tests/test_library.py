@@ -36,7 +36,8 @@ TRAIN_IN_PLAIN = (
 import sys
 native = torch.load(sys.argv[1])
 torch.save((train(range(6)), train(range(6, 12), native)), sys.argv[1])
-print(xbn_ext.build_info()["native"], xbn_ext.build_info()["cuda"], xbn_ext.build_info()["cpu_isa"])
+info = xbn_ext.build_info()
+print(info["native"], info["cuda"], info["cpu_isa"], info["paths"]["cpu"].name, xbn_ext.path_of("hpu").name)
 """
 )
 IMPORT = """
@@ -86,7 +87,7 @@ def test_a_run_goes_on_with_the_library_and_without(tmp_path):
     end, second = here["train"](range(6, 12), middle)
     torch.save(middle, file)
     [built], said = python(TRAIN_IN_PLAIN, file, XBN_NATIVE="0")
-    assert built == "False [] none"
+    assert built == "False [] none plain plain"
     assert said.count("xbn_ext runs without its compiled library") == 1 and said.startswith(
         "<string>:3: RuntimeWarning"
     )

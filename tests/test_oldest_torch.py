@@ -23,8 +23,23 @@ GLUE = [
     *("extension.cpp", "cpu/backend.cpp", "cuda/backend.cpp", "cuda/torch_cuda.cpp", "cuda/missing.cpp"),
     *("cuda/loss/memory_loss.cpp", "loss_way.cpp"),
 ]
-# A library of these needs no kernel; under a name of its own it registers what a build without nvcc has for CUDA.
+# A library of these and of a device that computes nothing needs no kernel. It registers all ops, under its own name.
 LIBRARY = ["extension.cpp", "cuda/missing.cpp", "loss_way.cpp", "cpu/cpu.cpp"]
+NO_DEVICE = """
+#include "glue/ops.h"
+
+struct NoDevice {
+  NoDevice(const char*, const xbn::Tensor&) {}
+  void check_counter(const char*, const xbn::Tensor&, int64_t) const {}
+  template <typename Ranking>
+  void check_way(const Ranking&, const xbn::LossSpec&) const {}
+  template <typename Kernel>
+  void run(const Kernel&) const {}
+  void multiply(const xbn::Tensor&, const xbn::Tensor&, const xbn::Tensor&) const {}
+};
+
+XBN_TORCH_LIBRARY_IMPL(XBN_LIBRARY, XBN_CUDA_KEY, m) { XBN_REGISTER_OPS(m, NoDevice); }
+"""
 NAMES = """
 import sys, torch
 library = torch.library.Library("xbn_oldest", "DEF")
@@ -66,18 +81,21 @@ def headers():
 
 
 def test_glue(headers, tmp_path):
-    include = [f"-I{headers}", f"-I{sysconfig.get_paths()['include']}"]
+    include = [f"-I{headers}", f"-I{sysconfig.get_paths()['include']}", f"-I{ROOT / 'csrc'}"]
 
     def compile(source):
         target = tmp_path / f"{source.replace('/', '_')}.o"
-        options = ["-DXBN_LIBRARY=xbn_oldest", "-DXBN_CUDA_KEY=CUDA", "-c", ROOT / "csrc" / source, "-o", target]
+        options = ["-DXBN_LIBRARY=xbn_oldest", "-DXBN_CUDA_KEY=CUDA", "-c", folders[source] / source, "-o", target]
         assert "warning" not in run(COMPILER, *FLAGS, *include, *options)
         return target
 
-    objects = {source: compile(source) for source in dict.fromkeys([*GLUE, *LIBRARY])}
+    (tmp_path / "no_device.cpp").write_text(NO_DEVICE)
+    folders = dict.fromkeys([*GLUE, *LIBRARY], ROOT / "csrc") | {"no_device.cpp": tmp_path}
+    objects = {source: compile(source) for source in folders}
+    parts = [objects[source] for source in [*LIBRARY, "no_device.cpp"]]
     library = tmp_path / "xbn_oldest.so"
     torch_libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10"]
-    run(COMPILER, "-shared", *(objects[source] for source in LIBRARY), *torch_libraries, "-o", library)
+    run(COMPILER, "-shared", *parts, *torch_libraries, "-o", library)
     registered = run(sys.executable, "-c", NAMES, library, *SCHEMAS).splitlines()[-1]
     defined = {schema.partition("(")[0] for schema in SCHEMAS}
     assert set(registered.split()) == {f"xbn_oldest::{op}" for op in defined - {"_peak_fma"}}

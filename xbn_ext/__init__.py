@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from . import _library, ops, reference
+from . import _devices, _library, ops, reference
+from ._devices import path_of
 from ._way import loss_way
 from .custom import CustomLoss
 from .evaluation import evaluate
@@ -56,6 +57,7 @@ __all__ = [
     "loss_way",
     "memory_loss",
     "ops",
+    "path_of",
     "reference",
 ]
 
@@ -71,14 +73,17 @@ def build_info() -> dict[str, Any]:
     """What was built and what it runs on.
 
     `version`, `torch`; `native`: True with the compiled library, False with plain PyTorch in its place
-    (`XBN_NATIVE=0`, or there is no library); `cuda`: the GPU architectures that this build has kernels for, as in
-    `["80", "90a", "80-ptx"]` (`-ptx`: also for any later one), empty if it was built without a CUDA compiler; `cpu_isa`
-    ("none" without the library) and `threads` in use.
+    (`XBN_NATIVE=0`, or there is no library); `paths`: what `path_of` says of the CPU and of each GPU or other
+    accelerator, by names such as "cuda:0" (of NVIDIA's "unknown" before CUDA is initialised, which this does not do);
+    `cuda`: the GPU architectures that this build has kernels for, as in `["80", "90a", "80-ptx"]` (`-ptx`: also for any
+    later one), empty if it was built without a CUDA compiler; `cpu_isa` ("none" without the library) and `threads` in
+    use.
     """
     return {
         "version": __version__,
         "torch": torch.__version__,
         "native": _library.native,
+        "paths": _devices.paths(),
         "cuda": [name for name in torch.ops.xbn_ext.cuda_architectures().split(";") if name],
         "cpu_isa": torch.ops.xbn_ext.cpu_isa(),
         "threads": torch.get_num_threads(),

@@ -33,9 +33,19 @@ def differentiable_once(grad: Tensor, *others: Tensor) -> Tensor:
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Turns autocast off for a type of device. Meta has none; torch.amp.is_autocast_available would say so, but dynamo
-    traces that from torch 2.12 on only."""
-    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
+    """Turns autocast off for a type of device, if that has it."""
+    known = device_type in ("cpu", "cuda")
+    return torch.autocast(device_type, enabled=False) if known or _has_autocast(device_type) else nullcontext()
+
+
+@torch.compiler.assume_constant_result
+def _has_autocast(device_type: str) -> bool:
+    """Meta and some backends have none. torch.amp.is_autocast_available says yes of any backend that is not torch's."""
+    try:
+        torch.autocast(device_type, enabled=False)
+    except (AssertionError, RuntimeError):
+        return False
+    return True
 
 
 def check_step(step: Tensor, *given: Tensor | None) -> None:

@@ -12,7 +12,7 @@ from .options import WAYS, Way
 
 
 class loss_way:
-    """Forces how `memory_loss` runs. It has no effect without the compiled library. On a GPU:
+    """Forces how `memory_loss` runs. It has no effect where `path_of` says "plain". On a GPU:
 
     - `"tensor"`: one fused sweep over the bank, with products on tensor cores as precise as float32 (from three TF32
       products each); takes float32 embeddings and bank with D <= 1024, all losses except `Triplet(mining="all")`,

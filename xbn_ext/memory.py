@@ -90,7 +90,8 @@ class CrossBatchMemory(MemoryState):
     their batch is NaN, as PyTorch's losses are, and so is their gradient: a gradient scaler skips the step.
 
     All state is tensors in `state_dict()`; `head`, `count` and the filter live on the device and nothing waits for
-    them.
+    them. Moved to a device without float64, such as MPS, the module stays on the CPU with its parameters, and is called
+    with tensors of that device all the same.
 
     Raises:
         ValueError, TypeError: naming the argument, here, when set or when called, before anything is written.
@@ -309,9 +310,9 @@ class CrossBatchMemory(MemoryState):
             losses = composed.losses_by_ops(self, batch, loss, **of_loss)
         else:
             in_one = ops.step_ if self.training else ops.loss_of
-            return in_one(self, x, y, loss, enqueue_mask=mask, ids=sample, **of_loss, **of_step)
+            return self._given_back(in_one(self, x, y, loss, enqueue_mask=mask, ids=sample, **of_loss, **of_step))
         in_parts = composed.step_ if self.training else composed.loss_of
-        return in_parts(self, batch, losses, eps=self.eps, **of_step)
+        return self._given_back(in_parts(self, batch, losses, eps=self.eps, **of_step))
 
     @torch.no_grad()
     def stats(self) -> dict[str, Tensor]:
@@ -383,9 +384,12 @@ class CrossBatchMemory(MemoryState):
         fill(self, given, self.filter is not None, self.normalize_embeddings, self.eps)
 
     def _check(self, embeddings: Any, labels: Any, indices_tuple: Any, enqueue_mask: Any, ids: Any = None) -> Batch:
-        """Raises on bad input, naming the argument; labels and ids become int64."""
-        device, D = self.bank.device, self.embedding_size
-        checks.batch(embeddings, labels, indices_tuple, enqueue_mask, ids, D, device)
+        """Raises on bad input, naming the argument; labels and ids become int64, and all is where the memory is."""
+        device, D, called_on = self.bank.device, self.embedding_size, self._stands_for
+        checks.batch(embeddings, labels, indices_tuple, enqueue_mask, ids, D, called_on or device)
+        if called_on is not None:
+            embeddings, labels = embeddings.to(device), labels.to(device)
+            enqueue_mask, ids = (None if t is None else t.to(device) for t in (enqueue_mask, ids))
         if self._own_loss is not None:
             checks.on_device(device, **dict(self._own_loss.named_parameters()))
             try_out(self._own_loss, embeddings.new_empty((0, D), dtype=compute_dtype(embeddings.dtype)))

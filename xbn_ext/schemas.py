@@ -23,7 +23,7 @@
 
 A bank row u stands for scale * u + shift. Statistics are float64, counters int64 scalars, all on the device of the
 bank. `ops/` documents the arguments, `reference/` says what they compute. The kernels register for these in
-`csrc/glue/`, the functions without the compiled library in `plain/`.
+`csrc/glue/`; `plain/` has the functions for devices without kernels and, without the compiled library, for all.
 """
 
 SCHEMAS = (

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._devices import has_float64
 from .collectives import is_own
 from .dtypes import compute_dtype
 from .shards import Shards
@@ -26,7 +27,11 @@ IN_BLOCKS = ("bank", "bank_labels", "bank_ids", "bank_steps")
 
 class MemoryState(StatefulModule):
     """The state of a `CrossBatchMemory`, and how it is read: M rows of D dimensions and what is known of them, as
-    `FRESH` at first."""
+    `FRESH` at first.
+
+    A device without float64 cannot hold it: a module that is moved there stays on the CPU, with its parameters, and is
+    called with tensors of that device.
+    """
 
     bank: Tensor  # [M, D] ring; a row u stands for scale * u + shift
     bank_labels: Tensor  # [M] int64
@@ -48,8 +53,29 @@ class MemoryState(StatefulModule):
     memory_size: int  # M
     _shards = Shards()
     _first = 0  # of the own block's slots
+    _stands_for: torch.device | None = None  # the device without float64 that it has been moved to
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MemoryState:
+        where = fn(torch.empty(0, device=self.bank.device)).device
+        if has_float64(where):
+            self._stands_for = None
+            super()._apply(fn, recurse)
+        else:
+            self._stands_for = where
+            super()._apply(lambda t: torch.empty_like(t, device="cpu") if t.is_meta else t.cpu(), recurse)
+        return self
+
+    def _given_back(self, value: Tensor) -> Tensor:
+        """A result where the caller wants it."""
+        return value if self._stands_for is None else value.to(self._stands_for)
 
     def _register_memory(self, M: int, D: int, memory_dtype: torch.dtype, shards: Shards) -> None:
+        where = torch.empty(0).device  # in a `with torch.device(…)` block it is that one
+        if not has_float64(where):
+            self._stands_for = where
+            with torch.device("cpu"):
+                self._register_memory(M, D, memory_dtype, shards)
+            return
         f64, i64 = torch.float64, torch.int64
         self.memory_size = M
         self._shards = shards

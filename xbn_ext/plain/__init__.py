@@ -1,4 +1,5 @@
-"""Every op in plain PyTorch, with the arguments of its schema: `torch.ops.xbn_ext` without the compiled library.
+"""Every op in plain PyTorch, with the arguments of its schema: `torch.ops.xbn_ext` without the compiled library, and on
+devices that it has no kernels for.
 
 They compute what `xbn_ext.reference` says, on any device that has float64, in bounded memory: the bank is taken in
 chunks, and neither the B x M similarities nor a second bank is stored. Statistics are float64.

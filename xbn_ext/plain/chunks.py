@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._autograd import without_autocast
+from .._devices import has_float64
 
 # Elements of a chunk of similarities or rows: on a CPU for its caches, elsewhere so that a call is worth its launch.
 CHUNK_ON_CPU, CHUNK_ELSEWHERE = 1 << 20, 1 << 23
@@ -21,12 +22,17 @@ R = TypeVar("R")
 
 def exact(op: Callable[P, R]) -> Callable[P, R]:
     """Autocast, which does not touch what a kernel computes, would round the products of a plain op; autograd would
-    refuse to write a state that requires a gradient, in the middle of the op."""
+    refuse to write a state that requires a gradient, in the middle of the op. A device without float64 has no ops."""
 
     @functools.wraps(op)
     def without(*args: P.args, **options: P.kwargs) -> R:
-        devices = [t.device.type for t in (*args, *options.values()) if isinstance(t, Tensor)]
-        with torch.no_grad(), without_autocast(devices[0] if devices else "cpu"):
+        device = next((t.device for t in (*args, *options.values()) if isinstance(t, Tensor)), torch.device("cpu"))
+        if not has_float64(device):
+            raise RuntimeError(
+                f"{op.__name__}: {device} has no float64, which statistics are of: move the tensors to the CPU. A "
+                "CrossBatchMemory does that by itself"
+            )
+        with torch.no_grad(), without_autocast(device.type):
             return op(*args, **options)
 
     return without
