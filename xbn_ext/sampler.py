@@ -30,7 +30,7 @@ class ClassBalancedSampler:
     positives. Classes are drawn evenly, whatever their size.
 
     An image appears twice in a batch only where its class has fewer than K images, and then as seldom as possible. A
-    batch is a function of the seed and the step: `batch(step)` gives any of them. One iteration goes through
+    batch is a function of the seed and the step: `batch(step)` gives any of them. One iteration has
     `num_batches` steps, the next one goes on from there.
 
     Examples:
