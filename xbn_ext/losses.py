@@ -1,7 +1,7 @@
 """Pair losses over cosine similarities: what the pairs of an anchor cost. The formulas are in `reference/losses.py`
 (PyTorch) and `csrc/math/losses.h` (kernels). Parameters and values are those of pytorch-metric-learning with
-`CosineSimilarity`; so are the defaults, except for the margins of `Contrastive` and `Triplet`, whose defaults there are
-meant for Euclidean distances.
+`CosineSimilarity`, where it has the loss; so are the defaults, except for margins, whose defaults there are meant for
+Euclidean distances.
 
 An anchor's *positives* are the other rows of its class, its *negatives* all rows of other classes; `s` is the
 similarity of a pair.
