@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import xbn_ext
-from xbn_ext import CrossBatchMemory, InChunks, ops
+from xbn_ext import CrossBatchMemory, InChunks, SmoothAP, ops
 
 pml = pytest.importorskip("pytorch_metric_learning")
 from pytorch_metric_learning import distances, losses, miners, reducers, regularizers  # noqa: E402
@@ -222,6 +222,41 @@ def test_a_loss_without_a_reducer_is_a_mean_over_anchors():
     assert loss.scale.grad != 0
 
 
+def smooth_ap(s, positive, temperature):
+    """Of similarities [B, n], pair by pair."""
+    costs = []
+    for i in range(len(s)):
+        ratios = []
+        for p in positive[i].nonzero()[:, 0].tolist():
+            ranks = [1.0, 1.0]
+            for j in range(s.shape[1]):
+                if j != p and s[i, j].isfinite():
+                    ahead = torch.sigmoid((s[i, j] - s[i, p]) / temperature)
+                    ranks = [ranks[0] + ahead * positive[i, j], ranks[1] + ahead]
+            ratios.append(ranks[0] / ranks[1])
+        if ratios:
+            costs.append(1 - torch.stack(ratios).mean())
+    return torch.stack(costs).mean()
+
+
+def test_smooth_average_precision():
+    loss = SmoothAP(temperature=0.3)
+    (z, labels), (bank, of_bank) = rows(B), rows(M)
+    labels[0] = 7  # whose class nobody has
+    z, again = z.requires_grad_(), z.detach().clone().requires_grad_()
+    value = ops.memory_loss(z, labels, bank, of_bank, loss)
+    unit = F.normalize(again)
+    compare(loss, value, z, smooth_ap(unit @ bank.T, labels[:, None] == of_bank, 0.3), again)
+    s = (unit @ unit.T).masked_fill(torch.eye(B, dtype=torch.bool), torch.inf)
+    same = (labels[:, None] == labels) & ~torch.eye(B, dtype=torch.bool)
+    compare(loss, ops.batch_loss(z, labels, loss), z, smooth_ap(s, same, 0.3), again)
+    memory = CrossBatchMemory(SmoothAP(), D, 50)
+    for _ in range(2):
+        memory(torch.randn(20, D, requires_grad=True), torch.randint(5, (20,))).backward()
+    with pytest.raises(ValueError, match="temperature must be"):
+        SmoothAP(0)
+
+
 def test_no_rows_no_pairs():
     loss, (z, labels) = InChunks(losses.ContrastiveLoss()), rows(B)
     z.requires_grad_()
@@ -257,7 +292,7 @@ def test_what_is_wrong_is_named():
     "loss, error",
     [
         (losses.FastAPLoss(), "ref_emb is not supported"),
-        (lambda *args: torch.zeros(3), "without a reducer it must return a scalar, got"),
+        (lambda *args: torch.zeros(3), "without a reducer it must return a scalar, or a sum and a number, got"),
     ],
 )
 def test_a_loss_that_raises_leaves_the_memory_as_it_was(loss, error):

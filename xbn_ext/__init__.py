@@ -30,6 +30,7 @@ from .losses import (
 from .memory import CrossBatchMemory
 from .ops import memory_loss
 from .sampler import ClassBalancedSampler
+from .smooth_ap import SmoothAP
 
 try:
     __version__ = version("xbn_ext")
@@ -50,6 +51,7 @@ __all__ = [
     "MultiSimilarity",
     "NTXent",
     "SigLIP",
+    "SmoothAP",
     "SupCon",
     "Triplet",
     "build_info",

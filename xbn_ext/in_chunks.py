@@ -32,7 +32,8 @@ class InChunks(OwnLoss):
     Args:
         loss: called with `(embeddings [b, D], labels [b], indices_tuple, ref_emb [n, D], ref_labels [n])`, and for the
             batch against itself with the first three alone. What an anchor pays must not depend on the others. Without
-            a `reducer` it must return the mean over the anchors.
+            a `reducer` it must return the mean over the anchors; or a tuple: a sum, and the number that the sum over
+            all chunks is divided by.
         miner: makes the `indices_tuple`, as in pytorch-metric-learning's `CrossBatchMemory`: called with `(embeddings,
             labels, ref_emb, ref_labels)`. What it picks for an anchor must not depend on the others. None: all pairs.
         anchors: how many a chunk has.

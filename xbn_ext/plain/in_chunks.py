@@ -174,9 +174,11 @@ def _called(
         value = loss.loss(embeddings, labels, picked, *references)
     if recorder is not None:
         return recorder.sub_losses
+    if isinstance(value, tuple) and len(value) == 2:
+        return {"loss": SubLoss(*value)}
     if not isinstance(value, Tensor) or value.numel() != 1:
         got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"loss: without a reducer it must return a scalar, got {got}")
+        raise TypeError(f"loss: without a reducer it must return a scalar, or a sum and a number, got {got}")
     return {"loss": SubLoss(value.sum() * len(embeddings), len(embeddings))}
 
 
