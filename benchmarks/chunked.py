@@ -13,9 +13,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from xbn_ext.losses import PairLoss, Triplet
+from xbn_ext.losses import DCL, NCA, LiftedStructure, PairLoss, SigLIP, Triplet
 
-from .chunked_losses import Chunk, pairs_of
+from . import chunked_losses
+from .chunked_exponents import ExponentPairs, SigLIPPairs
+from .chunked_losses import Chunk
 
 
 def can_be_chunked(loss: PairLoss) -> bool:
@@ -34,10 +36,19 @@ def chunked_loss(
             norm = torch.linalg.vector_norm(r, dim=1).clamp_(min=eps)
             yield Chunk((z @ r.T).div_(norm), labels[:, None] == u_labels, r, norm)
 
-    pairs = pairs_of(loss, z)
+    pairs = _pairs_of(loss, z)
     for look in pairs.looks:
         for chunk in chunks():
             look(chunk)
     pairs.finish()
     grad = pairs.gradient(chunks(), z)
     return pairs.value, grad
+
+
+def _pairs_of(loss: PairLoss, z: Tensor) -> chunked_losses.Pairs:
+    match loss:
+        case SigLIP():
+            return SigLIPPairs(loss, z)
+        case DCL() | NCA() | LiftedStructure():
+            return ExponentPairs(loss, z)
+    return chunked_losses.pairs_of(loss, z)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xbn_ext.losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
+from xbn_ext.losses import Circle, Contrastive, Margin, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
 
 from .dense import log_sum_exp_of, softplus
 
@@ -29,7 +29,7 @@ def pairs_of(loss: PairLoss, z: Tensor) -> Pairs:
     match loss:
         case Contrastive(reduction="mean"):
             return ContrastivePairs(loss, z)
-        case Contrastive():
+        case Contrastive() | Margin():
             return ContrastiveAveragePairs(loss, z)
         case SupCon():
             return SupConPairs(loss, z)
@@ -102,7 +102,7 @@ class ContrastivePairs(Pairs):
 
 
 class ContrastiveAveragePairs(Pairs):
-    def __init__(self, loss: Contrastive, z: Tensor) -> None:
+    def __init__(self, loss: Contrastive | Margin, z: Tensor) -> None:
         super().__init__(z)
         self.loss = loss
         self.sums, self.counts = z.new_zeros(2), z.new_zeros(2)  # of positives, of negatives
@@ -118,6 +118,8 @@ class ContrastiveAveragePairs(Pairs):
         self.counts += torch.stack([counts[0], counts[1] - counts[0]])
 
     def finish(self) -> None:
+        if isinstance(self.loss, Margin):
+            self.counts[:] = self.counts.sum()
         self.counts.clamp_(min=1)
         self.value = (self.sums / self.counts).sum()
 
@@ -283,7 +285,7 @@ class TripletPairs(Pairs):
 
     def __init__(self, loss: Triplet, z: Tensor) -> None:
         super().__init__(z)
-        self.margin = loss.margin
+        self.margin, self.soft = loss.margin, loss.soft
         self.positive, self.negative = -self.lse, self.lse.clone()
         self.positive_rows, self.negative_rows = torch.zeros_like(z), torch.zeros_like(z)
         self.looks = [self.look]
@@ -300,10 +302,11 @@ class TripletPairs(Pairs):
         return chunk.rows[index] / chunk.norm[index, None]
 
     def finish(self) -> None:
-        cost = (self.negative - self.positive + self.margin).relu_()
-        anchors = self.number(cost)
+        violation = self.negative - self.positive + self.margin  # without positives: minus infinity
+        cost = softplus(violation) if self.soft else violation.relu()
+        anchors = self.number(self.positive < torch.inf if self.soft else cost)
         self.value = cost.sum() / anchors
-        self.share = cost.sign_().div_(anchors)[:, None]
+        self.share = (violation.sigmoid() if self.soft else cost.sign()).div_(anchors)[:, None]
 
     def gradient(self, chunks: Iterator[Chunk], z: Tensor) -> Tensor:
         return (self.negative_rows - self.positive_rows) * self.share

@@ -10,7 +10,20 @@ from typing import Any
 
 from torch import Tensor
 
-from xbn_ext.losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
+from xbn_ext.losses import (
+    DCL,
+    NCA,
+    Circle,
+    Contrastive,
+    LiftedStructure,
+    Margin,
+    MultiSimilarity,
+    NTXent,
+    PairLoss,
+    SigLIP,
+    SupCon,
+    Triplet,
+)
 from xbn_ext.ops import memory_loss
 
 BankLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of z, labels, bank, bank_labels
@@ -20,12 +33,12 @@ OURS, THEIRS = "xbn_ext", "pytorch-metric-learning"
 
 @dataclass(frozen=True)
 class Comparison:
-    """`loss` and the name of its class in pytorch-metric-learning, which takes the `shared` parameters; its `miner`.
-    Contrastive with "mean" is its sum over all pairs, divided by the number of anchors."""
+    """`loss` and the name of its class in pytorch-metric-learning, if it has one, which takes the `shared` parameters;
+    its `miner`. Contrastive with "mean" is its sum over all pairs, divided by the number of anchors."""
 
     loss: PairLoss
-    name: str
-    shared: tuple[str, ...]
+    name: str | None = None
+    shared: tuple[str, ...] = ()
     miner: str | None = None
 
     def make(self, implementation: str) -> BankLoss:
@@ -52,6 +65,9 @@ class Comparison:
         parameters = {name: getattr(self.loss, name) for name in self.shared}
         if self.sums:
             parameters["reducer"] = reducers.SumReducer()
+        if isinstance(self.loss, Triplet):
+            parameters["smooth_loss"] = self.loss.soft
+        assert self.name is not None
         loss = getattr(losses, self.name)(distance=cosine, **parameters)
         epsilon = {"epsilon": self.loss.mining} if isinstance(self.loss, MultiSimilarity) else {}
         return loss, getattr(miners, self.miner)(distance=cosine, **epsilon) if self.miner else None
@@ -79,6 +95,12 @@ COMPARISONS = {
     "circle": Comparison(Circle(), "CircleLoss", ("m", "gamma")),
     "triplet": Comparison(Triplet(), "TripletMarginLoss", ("margin",), "BatchHardMiner"),
     "triplet_all": Comparison(Triplet(mining="all"), "TripletMarginLoss", ("margin",)),
+    "triplet_soft": Comparison(Triplet(soft=True), "TripletMarginLoss", ("margin",), "BatchHardMiner"),
+    "margin": Comparison(Margin()),
+    "siglip": Comparison(SigLIP()),
+    "dcl": Comparison(DCL()),
+    "nca": Comparison(NCA(softmax_scale=8.0), "NCALoss", ("softmax_scale",)),
+    "lifted_structure": Comparison(LiftedStructure(), "GeneralizedLiftedStructureLoss", ("pos_margin", "neg_margin")),
 }
 
 

@@ -10,14 +10,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xbn_ext.losses import Circle, Contrastive, MultiSimilarity, NTXent, PairLoss, SupCon, Triplet
+from xbn_ext.losses import (
+    DCL,
+    NCA,
+    Circle,
+    Contrastive,
+    LiftedStructure,
+    Margin,
+    MultiSimilarity,
+    NTXent,
+    PairLoss,
+    SigLIP,
+    SupCon,
+    Triplet,
+)
 
 
 def dense_loss(loss: PairLoss, s: Tensor, positive: Tensor) -> Tensor:
     """`loss` of the similarities `s [B, M]`, all of them pairs, differentiable in s."""
     match loss:
-        case Contrastive():
+        case Contrastive() | Margin():
             return contrastive(loss, s, positive)
+        case SigLIP():
+            return siglip(loss, s, positive)
+        case DCL():
+            return dcl(loss, s, positive)
+        case NCA():
+            return nca(loss, s, positive)
+        case LiftedStructure():
+            return lifted_structure(loss, s, positive)
         case SupCon():
             return supcon(loss, s, positive)
         case NTXent():
@@ -35,15 +56,46 @@ def dense_loss(loss: PairLoss, s: Tensor, positive: Tensor) -> Tensor:
     raise TypeError(f"unknown loss {type(loss).__name__}")
 
 
-def contrastive(loss: Contrastive, s: Tensor, positive: Tensor) -> Tensor:
+def contrastive(loss: Contrastive | Margin, s: Tensor, positive: Tensor) -> Tensor:
     s = s.sub_(loss.neg_margin)
     cost = torch.where(positive, (loss.pos_margin - loss.neg_margin) - s, s).relu_()
+    if isinstance(loss, Margin):
+        return cost.sum() / cost.count_nonzero().clamp(min=1)
     if loss.reduction == "mean":
         return cost.sum() / len(s)
     of_positives = torch.where(positive, cost, 0)
     positives, pairs = of_positives.count_nonzero(), cost.count_nonzero()
     pull, total = of_positives.sum(), cost.sum()
     return pull / positives.clamp(min=1) + (total - pull) / (pairs - positives).clamp(min=1)
+
+
+def siglip(loss: SigLIP, s: Tensor, positive: Tensor) -> Tensor:
+    x = s.div_(loss.temperature).add_(loss.bias)
+    anchor, row = positive.nonzero(as_tuple=True)
+    return (softplus(x).sum() - x[anchor, row].sum()) / len(s)  # log(1 + e^-x) is log(1 + e^x) - x
+
+
+def dcl(loss: DCL, s: Tensor, positive: Tensor) -> Tensor:
+    x = s.div_(loss.temperature)
+    anchor, row = positive.nonzero(as_tuple=True)
+    negatives = x.masked_fill(positive, -torch.inf).logsumexp(1)
+    return (negatives[anchor] - x[anchor, row]).sum() / max(len(anchor), 1)
+
+
+def nca(loss: NCA, s: Tensor, positive: Tensor) -> Tensor:
+    x = s.mul_(loss.softmax_scale)
+    anchor, row = positive.nonzero(as_tuple=True)
+    pull = log_sum_exp_of(x[anchor, row], anchor, len(s))
+    some = pull > -torch.inf
+    cost = x.logsumexp(1) - torch.where(some, pull, 0)
+    return torch.where(some, cost, 0).sum() / some.count_nonzero().clamp(min=1)
+
+
+def lifted_structure(loss: LiftedStructure, s: Tensor, positive: Tensor) -> Tensor:
+    anchor, row = positive.nonzero(as_tuple=True)
+    pull = log_sum_exp_of(loss.pos_margin - s[anchor, row], anchor, len(s))
+    push = (s - loss.neg_margin).masked_fill_(positive, -torch.inf).logsumexp(1)
+    return (push + torch.where(pull > -torch.inf, pull, 0)).relu().sum() / len(s)
 
 
 def supcon(loss: SupCon, s: Tensor, positive: Tensor) -> Tensor:
@@ -93,7 +145,10 @@ def circle(loss: Circle, s: Tensor, positive: Tensor) -> Tensor:
 
 def triplet(loss: Triplet, s: Tensor, positive: Tensor) -> Tensor:
     hardest_positive, hardest_negative = hardest(s, positive)
-    cost = (hardest_negative - hardest_positive + loss.margin).relu()  # without positives: minus infinity, so 0
+    violation = hardest_negative - hardest_positive + loss.margin  # without positives: minus infinity
+    if loss.soft:
+        return softplus(violation).sum() / positive.any(1).count_nonzero().clamp(min=1)
+    cost = violation.relu()
     return cost.sum() / cost.count_nonzero().clamp(min=1)
 
 

@@ -126,8 +126,11 @@ def why_not(name: str, problem: Problem) -> str | None:
         return "has no screen to leave out"
     if name == CUSTOM and not (ranks and custom(problem.pair_loss)):
         return "has no such loss"
-    if name in (THEIRS, IN_CHUNKS) and ranks and not theirs_installed():
-        return "is not installed"
+    if name in (THEIRS, IN_CHUNKS) and ranks:
+        if COMPARISONS[problem.loss].name is None:
+            return "has no such loss"
+        if not theirs_installed():
+            return "is not installed"
     if name == IN_CHUNKS and not (ranks and in_chunks(problem.loss)):
         return "has no such loss"
     if name == DEFERRED and problem.kernel != "step":

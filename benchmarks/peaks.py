@@ -45,11 +45,12 @@ def run(args: Namespace) -> list[Row]:
         for problem in problems:
             limit = min(LIMIT_MB, 0.9 * available_megabytes())
             ours = peak(loss, OURS, problem, args.threads, limit)
-            theirs = peak(loss, THEIRS, problem, args.threads, limit) if installed else None
+            has = COMPARISONS[loss].name is not None
+            theirs = peak(loss, THEIRS, problem, args.threads, limit) if installed and has else None
             off = relative_difference(ours, theirs)
-            shown = text(theirs, limit) if installed else "not installed"
+            shown = "none" if not has else text(theirs, limit) if installed else "not installed"
             print(f"{text(ours, limit):>10}{shown:>25}{'-' if off is None else f'{off:.1e}':>13}", end="", flush=True)
-            for implementation, measured in ((OURS, ours), (THEIRS, theirs))[: 1 + installed]:
+            for implementation, measured in ((OURS, ours), (THEIRS, theirs))[: 1 + (installed and has)]:
                 row: Row = {"implementation": implementation, "kernel": "memory", "loss": loss, **asdict(problem)}
                 row |= {"device": "cpu", "dtype": "float32", "limit_mb": limit, **facts(args.threads)}
                 # None: more than limit_mb
