@@ -102,6 +102,7 @@ def every_way_to_keep_a_memory_is_that_of_one_process(rank):
     same_steps(SupCon(), {"sizes": "uneven"}, warmup_steps=2, batch_weight=0.5, memory_weight=0.3)
     same_steps(SupCon(), {"sizes": "uneven"}, normalize_embeddings=False, renormalize=False)
     same_steps(SupCon(), {"sizes": "uneven"}, enqueue="before")  # without ids
+    same_steps(SupCon(), {"sizes": "uneven"}, no_class=2)
     same_steps(Contrastive(), {"sizes": "one empty"}, memory_dtype=torch.float16)
     same_steps(Contrastive(), {"sizes": "over the memory"})
     same_steps(Contrastive(), {"ids": True, "mask": True}, size=ranks.SHARDS)

@@ -41,6 +41,19 @@ def whole_from(least: int) -> Callable[[str, Any], int]:
     return lambda name, value: whole(name, value, least)
 
 
+def none_or_label(name: str, value: Any) -> int | None:
+    """None, or an integer that int64 holds."""
+    if value is None:
+        return None
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name} must be None or an integer that int64 holds, got {value!r}")
+    return number
+
+
 def finite(name: str, value: Any) -> float:
     """`value` as a float, if it is a real number and not a bool."""
     if isinstance(value, Tensor):

@@ -12,11 +12,15 @@ from .dtypes import is_narrow
 from .reference import bank_moments
 from .state import MemoryState, flat
 from .stored import Stored
+from .unlabelled import FILLED, apart
 
 SOME_ROWS = 4096  # that are computed in float64 at a time
 
 
-def fill(memory: MemoryState, batches: Iterator[Batch], follows: bool, normalizes: bool, eps: float) -> None:
+def fill(
+    memory: MemoryState, batches: Iterator[Batch], follows: bool, normalizes: bool, eps: float,
+    no_class: int | None = None,
+) -> None:  # fmt: skip
     """Replaces what is stored with the batches. If they raise, the memory stays as it was: a copy is filled first. That
     of a 16-bit memory which follows a drift is float32: rows are standardised by the moments of all, since by those of
     the first batch a later row might overflow, and stay out.
@@ -24,6 +28,7 @@ def fill(memory: MemoryState, batches: Iterator[Batch], follows: bool, normalize
     Args:
         follows: whether there is a filter: the moments of what was stored become its target, taken as exact.
         normalizes: whether embeddings are L2-normalised first, with `eps`.
+        no_class: the label of rows of no class.
     """
     filled = object.__new__(MemoryState)  # whatever the memory's own class is, or has been wrapped in
     filled.__dict__.update(memory.__dict__)
@@ -34,8 +39,11 @@ def fill(memory: MemoryState, batches: Iterator[Batch], follows: bool, normalize
         filled.bank = torch.empty_like(filled.bank, dtype=torch.float32)
     filled.reset_queue()
     filled.step.copy_(memory.step)
+    rows = 0
     for batch in batches:
         embeddings = batch.embeddings
+        batch = batch._replace(labels=apart(batch.labels, no_class, FILLED + rows))
+        rows += len(embeddings)
         z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
         if normalizes:
             z = ops.normalize(z, eps)

@@ -21,6 +21,7 @@ from .losses import LEARNABLE, PairLoss, at, check_loss, default_of, learned_off
 from .ops.custom import try_out
 from .shards import Shards
 from .state import MemoryState, number_in
+from .unlabelled import OF_A_STEP, apart
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -31,6 +32,7 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "update": checks.one_of("inplace", "deferred"), "enqueue": checks.one_of("after", "before"),
     "normalize_embeddings": checks.flag, "renormalize": checks.flag, "batch_weight": checks.finite,
     "memory_weight": checks.finite, "warmup_steps": checks.whole_from(0), "eps": checks.finite_positive,
+    "no_class": checks.none_or_label,
 }  # fmt: skip
 # What is chosen when the memory is made.
 CHOSEN_ONCE = ("loss", "embedding_size", "memory_size", "drift", "filter", "process_group", "shards", "batch_size")
@@ -71,6 +73,8 @@ class CrossBatchMemory(MemoryState):
         memory_weight: weight of the loss of the batch against the memory; 0 skips it.
         warmup_steps: number of steps in which the memory fills up but is not in the loss.
         enqueue: store the batch `"after"` the loss or `"before"` it; even then no row is paired with itself.
+        no_class: the label of rows that are of no class, such as distractors: each is a negative of all other rows,
+            also of those with this label. None: every label is a class.
         memory_dtype: dtype of the stored rows: float32, float64, float16 or bfloat16. Batches never change it. Where
             drift is followed, the 16-bit ones store standardised values, so float16 keeps three more bits than
             bfloat16 and does not overflow, except after [jumps](limits.md).
@@ -120,6 +124,7 @@ class CrossBatchMemory(MemoryState):
         memory_weight: float = 1.0,
         warmup_steps: int = 0,
         enqueue: Literal["after", "before"] = "after",
+        no_class: int | None = None,
         memory_dtype: torch.dtype = torch.float32,
         eps: float = 1e-6,
         process_group: ProcessGroup | DeviceMesh | None = None,
@@ -148,6 +153,7 @@ class CrossBatchMemory(MemoryState):
         self.update = update if update is not None else "deferred" if is_narrow(memory_dtype) else "inplace"
         checks.rounding(self.update, memory_dtype, drift)
         self.enqueue = enqueue
+        self.no_class = no_class
         self.filter = make_filter(drift, process_noise, measurement_noise, ema_momentum)
         self._loss: PairLoss | None = None
         self._first_values: dict[str, float] = {}  # values of what is learned
@@ -292,6 +298,8 @@ class CrossBatchMemory(MemoryState):
 
         ranks = self._ranks
         batch = check() if ranks is None else ranks.gather(check, self.step, self.training, self._options)
+        if self.no_class is not None:
+            batch = batch._replace(labels=apart(batch.labels, self.no_class, self.step * OF_A_STEP))
         x, y, mask, sample, *_ = batch
         x = x if x.dtype == torch.float64 else x.float()
         of_loss: Any = {
@@ -381,7 +389,7 @@ class CrossBatchMemory(MemoryState):
         if self._ranks is not None:
             nothing = Batch(self.target_mean.expand(0, -1), self.bank_labels[:0])
             given = self._ranks.rounds(given, nothing, self.step)
-        fill(self, given, self.filter is not None, self.normalize_embeddings, self.eps)
+        fill(self, given, self.filter is not None, self.normalize_embeddings, self.eps, self.no_class)
 
     def _check(self, embeddings: Any, labels: Any, indices_tuple: Any, enqueue_mask: Any, ids: Any = None) -> Batch:
         """Raises on bad input, naming the argument; labels and ids become int64, and all is where the memory is."""

@@ -14,6 +14,7 @@ from .collectives import is_own
 from .dtypes import compute_dtype
 from .shards import Shards
 from .stateful import StatefulModule
+from .unlabelled import as_given
 
 # Of a new memory. A subclass may have more.
 FRESH = {
@@ -52,6 +53,7 @@ class MemoryState(StatefulModule):
 
     memory_size: int  # M
     _shards = Shards()
+    no_class: int | None = None
     _first = 0  # of the own block's slots
     _stands_for: torch.device | None = None  # the device without float64 that it has been moved to
 
@@ -137,7 +139,7 @@ class MemoryState(StatefulModule):
     @property
     def label_memory(self) -> Tensor:
         """`[count]` labels of `embedding_memory` (a copy)."""
-        return self.bank_labels[: int(self._stored(self.count))].clone()
+        return as_given(self.bank_labels[: int(self._stored(self.count))].clone(), self.no_class)
 
     @property
     def id_memory(self) -> Tensor:
