@@ -1,6 +1,7 @@
 """Losses of pytorch-metric-learning by a few anchors at a time: value and gradients are those of one call."""
 
 import copy
+import itertools
 from pathlib import Path
 
 import pytest
@@ -74,10 +75,18 @@ def compare(loss, value, z, expected, again):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("miner", MINERS.values(), ids=MINERS)
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+FEW = ("contrastive", "triplet", "margin", "nca", "multi similarity")  # with each miner; the others in `make test-all`
+
+
+@pytest.mark.parametrize(
+    "case, miner",
+    [
+        pytest.param(case, miner, marks=[] if miner == "no miner" or case in FEW else pytest.mark.long)
+        for case, miner in itertools.product(CASES, MINERS)
+    ],
+)
 def test_against_references(case, miner):
-    loss, miner = case().double(), miner()
+    loss, miner = CASES[case]().double(), MINERS[miner]()
     if miner is not None and isinstance(loss, losses.NCALoss):
         with pytest.raises(ValueError, match="miner: NCALoss weighs an anchor by how often others are picked"):
             InChunks(loss, miner)

@@ -91,7 +91,15 @@ def test_all_widths(D, ops, device, dtype):
 
 
 @pytest.mark.parametrize(
-    "B, M, D", [(1, 20011, 4), (1, 6145, 600), (65, 6243, 8), (65, 20011, 7), (300, 6145, 5), (70, 6243, 600)]
+    "B, M, D",
+    [
+        (1, 6145, 600),
+        (65, 6243, 8),
+        *(
+            pytest.param(*shape, marks=pytest.mark.long)
+            for shape in [(1, 20011, 4), (65, 20011, 7), (300, 6145, 5), (70, 6243, 600)]
+        ),
+    ],
 )
 def test_a_split_of_many_tiles(B, M, D, ops, device, dtype):
     """Splits hold one tile each at the sizes above; here several, the last one down to a few rows or a single one."""

@@ -401,8 +401,8 @@ def test_fake_states():
 @pytest.mark.parametrize(
     ("drift", "rows"),
     [
-        ("none", B),
         ("axbn", 1),
+        pytest.param("none", B, marks=pytest.mark.long),
         pytest.param("none", 1, marks=pytest.mark.long),
         pytest.param("axbn", B, marks=pytest.mark.long),
     ],

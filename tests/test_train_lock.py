@@ -38,7 +38,9 @@ def taken(tmp_path: Path) -> Iterator[Path]:
         process.kill()
 
 
-@pytest.mark.parametrize("option", ["", "--resume", "--overwrite"])
+@pytest.mark.parametrize(
+    "option", ["--resume", *(pytest.param(o, marks=pytest.mark.long) for o in ("", "--overwrite"))]
+)
 def test_a_second_run_leaves_the_first_alone(
     option: str, taken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
