@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .comparisons import OURS, THEIRS
+from .comparisons import COMPARISONS, OURS, THEIRS
 from .implementations import ALL_PAIRS, NAMES
 from .problem import Problem
 
@@ -46,6 +46,9 @@ PRESETS: dict[str, list[Options]] = {
         {"kernel": "loss"},
         {"kernel": "loss", "batch": 256},
         {"kernel": "transform"},
+    ],
+    "losses": [
+        {"kernel": "loss", "loss": loss, "repeats": 7, "only": [OURS, "chunked", "eager-tuned"]} for loss in COMPARISONS
     ],
     "sweep": [
         {
