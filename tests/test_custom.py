@@ -257,3 +257,23 @@ def test_what_is_wrong_is_named():
         OwnContrastive()(x, labels)
     with pytest.raises(TypeError, match="step_: loss must be an xbn_ext loss"):
         ops.step_(xbn_ext.reference.Memory.empty(9, D, torch.float32), x, labels, OwnContrastive())
+
+
+def test_what_has_no_derivative_raises():
+    """A second one by what the first was not by, a forward-mode one by a parameter; the memory is left alone."""
+    memory = CrossBatchMemory(Margins(), D, M)
+    x, labels = torch.randn(B, D, requires_grad=True), torch.arange(B) % 3
+    memory(x, labels)
+    learned = memory.loss.margins
+    for first, second in ((x, learned), (learned, x)):
+        (grad,) = torch.autograd.grad(memory(x, labels), first, create_graph=True)
+        with pytest.raises(RuntimeError, match="can be differentiated only once"):
+            torch.autograd.grad(grad.sum(), second, allow_unused=True)
+    before = {name: tensor.clone() for name, tensor in memory.named_state()}
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(learned.detach(), torch.ones_like(learned))
+        for training in (True, False):
+            memory.train(training)
+            with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+                torch.func.functional_call(memory, {"loss.margins": dual}, (x.detach(), labels))
+    torch.testing.assert_close(dict(memory.named_state()), before, rtol=0, atol=0, equal_nan=True)

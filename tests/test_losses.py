@@ -491,6 +491,52 @@ def test_one_op_has_no_gradient_for_an_offset():
         cpu_ops.step_(memory, torch.randn(4, 8), torch.arange(4), loss)
 
 
+@pytest.mark.parametrize("kind", ["siglip", "margin"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_an_offset_that_is_not_finite_leaves_the_memory_alone(kind, number):
+    loss, _ = learned(kind, torch.float32, "cpu")
+    name = loss.offset
+    for value in (torch.nn.Parameter(torch.tensor(0.1)), torch.tensor(0.1)):
+        memory = CrossBatchMemory(
+            at(loss, temperature=0.1, bias=value) if kind == "siglip" else at(loss, beta=value), 8
+        )
+        batch = torch.randn(6, 8), torch.arange(6) % 2
+        memory(*batch)
+        before = {name: tensor.clone() for name, tensor in memory.named_state()}
+        value.data.fill_(number)
+        with pytest.raises(ValueError, match=f"{name} must be a finite number, got {number}"):
+            memory(*batch)
+        torch.testing.assert_close(dict(memory.named_state()), before, rtol=0, atol=0, equal_nan=True)
+    memory = CrossBatchMemory(at(memory.loss, **{name: torch.empty((), device="meta")}), 8)
+    with pytest.raises(ValueError, match=f"{name} is on the meta device, which holds no values"):
+        memory(*batch)
+
+
+@pytest.mark.parametrize("first", ["x", "temperature", "bias"])
+@pytest.mark.parametrize("second", ["x", "temperature", "bias"])
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_no_second_derivative_is_left_out(first, second, weights):
+    """Not even one by what the first was not by."""
+    loss = SigLIP(torch.nn.Parameter(torch.tensor(0.2)), torch.nn.Parameter(torch.tensor(-1.0)))
+    memory = CrossBatchMemory(loss, 8, 20, batch_weight=weights[0], memory_weight=weights[1])
+    x, labels = torch.randn(6, 8, requires_grad=True), torch.arange(6) % 2
+    memory(x, labels)
+    by = {"x": x, **dict(memory.named_parameters())}
+    (grad,) = torch.autograd.grad(memory(x, labels), by[first], create_graph=True)
+    with pytest.raises(RuntimeError, match="can be differentiated only once"):
+        torch.autograd.grad(grad.sum(), by[second], allow_unused=True)
+
+
+def test_an_offset_has_no_forward_mode_derivative():
+    z, labels, bank, bank_labels = problem(4, 10, 3)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(torch.tensor(-1.0), torch.tensor(1.0))
+        for function, given in ((cpu_ops.memory_loss, (bank, bank_labels)), (cpu_ops.batch_loss, ())):
+            for loss in (SigLIP(0.1, dual), Margin(0.1, dual)):
+                with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+                    function(z, labels, *given, loss)
+
+
 # --- What cannot be learned -------------------------------------------------------------------------------
 
 

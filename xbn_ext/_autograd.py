@@ -82,9 +82,9 @@ def _check_not_in_backward(step: Tensor) -> None:
         )
 
 
-def with_gradient(value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
-    """`value`, which depends on z by a gradient that is known."""
-    return _WithGradient.apply(value, z, grad_z)  # type: ignore[no-any-return]
+def with_gradient(value: Tensor, z: Tensor, grad_z: Tensor, *others: Tensor) -> Tensor:
+    """`value`, which depends on z by a gradient that is known, and that depends on the others too."""
+    return _WithGradient.apply(value, z, grad_z, *others)  # type: ignore[no-any-return]
 
 
 class _WithGradient(torch.autograd.Function):
@@ -92,14 +92,14 @@ class _WithGradient(torch.autograd.Function):
     # that writes its arguments.
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, z: Tensor, grad_z: Tensor) -> Tensor:
-        ctx.save_for_backward(z, grad_z)
+    def forward(ctx: Any, value: Tensor, z: Tensor, grad_z: Tensor, *others: Tensor) -> Tensor:
+        ctx.save_for_backward(z, grad_z, *others)
         return value.detach()  # of a view, as of the argument itself, autograd would refuse `loss /= 4`
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor | None, ...]:
-        z, grad_z = ctx.saved_tensors
-        return None, differentiable_once(grad_value * grad_z, z), None
+        z, grad_z, *others = ctx.saved_tensors
+        return None, differentiable_once(grad_value * grad_z, z, *others), None, *(None for _ in others)
 
 
 _library = torch.library.Library("xbn_ext", "FRAGMENT")

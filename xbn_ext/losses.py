@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from . import checks
+from ._autograd import needs_grad
 
 Reduction = Literal["mean", "avg_nonzero"]
 TripletMining = Literal["hardest", "all"]
@@ -40,9 +41,10 @@ class PairLoss:
     must_be_positive: ClassVar[tuple[str, ...]] = ()
     """Its parameters that are."""
     may_be_learned: ClassVar[tuple[str, ...]] = ()
-    """Its parameters that may be tensors, whose values are not checked."""
+    """Its parameters that may be tensors, whose values are not checked here."""
     offset: ClassVar[str] = ""
-    """The one among them that similarities are shifted by, if there is one. Its value is read on the host."""
+    """The one among them that similarities are shifted by, if there is one. Its value is read on the host in each step,
+    and must be finite."""
 
     def __post_init__(self) -> None:
         for name in self.numbers():
@@ -446,8 +448,12 @@ LEARNABLE = tuple(dict.fromkeys(name for loss in LOSSES.values() for name in los
 
 
 def number(value: float | Tensor) -> float:
-    """Of a tensor, its one number, for which the host waits."""
-    return float(value.detach()) if isinstance(value, Tensor) else float(value)
+    """Of a tensor, its one number, for which the host waits. Raises RuntimeError if it has a forward-mode derivative,
+    which would be lost."""
+    if not isinstance(value, Tensor):
+        return float(value)
+    needs_grad(value)
+    return float(value.detach())
 
 
 def at(loss: PairLoss, **values: float | Tensor) -> PairLoss:
@@ -465,6 +471,22 @@ def learned_offset(loss: PairLoss) -> Tensor | None:
     """The tensor that similarities are shifted by, if it requires a gradient."""
     offset = getattr(loss, loss.offset) if loss.offset else None
     return offset if isinstance(offset, Tensor) and offset.requires_grad else None
+
+
+def learned_of(loss: PairLoss) -> list[Tensor]:
+    """What the value of a loss depends on besides embeddings, and is learned."""
+    values = (getattr(loss, name) for name in loss.may_be_learned)
+    return [t for t in values if isinstance(t, Tensor) and t.requires_grad]
+
+
+def check_offset(loss: PairLoss) -> None:
+    """Raises ValueError if a tensor that similarities are shifted by is not finite, or has no value."""
+    offset = getattr(loss, loss.offset) if loss.offset else None
+    if not isinstance(offset, Tensor):
+        return
+    if offset.is_meta:
+        raise ValueError(f"{loss.offset} is on the meta device, which holds no values")
+    checks.finite(loss.offset, number(offset))
 
 
 def fold_temperature(loss: PairLoss, z: Tensor) -> tuple[PairLoss, Tensor]:

@@ -17,7 +17,7 @@ from .distributed import Batch, Ranks
 from .dtypes import compute_dtype, is_narrow
 from .filling import fill
 from .filter import Drift, make_filter
-from .losses import LEARNABLE, PairLoss, at, check_loss, default_of, learned_offset
+from .losses import LEARNABLE, PairLoss, at, check_loss, check_offset, default_of, learned_offset
 from .ops.custom import try_out
 from .shards import Shards
 from .state import MemoryState, number_in
@@ -288,10 +288,10 @@ class CrossBatchMemory(MemoryState):
         def check() -> Batch:
             checks.some_weight(self.batch_weight, self.memory_weight)  # set since, one after the other
             batch = self._check(embeddings, labels, indices_tuple, enqueue_mask, ids)
-            of_loss = self._learned().values() if self._own_loss is None else self._own_loss.parameters()
+            of_loss = [*(self._learned().values() if self._own_loss is None else self._own_loss.parameters())]
             learns = any(t is not None and t.requires_grad for t in (embeddings, *of_loss)) and torch.is_grad_enabled()
             if self.training or learns:
-                check_step(self.step, *batch[:4], *self._learned().values())
+                check_step(self.step, *batch[:4], *of_loss)
             elif self._ranks is not None:
                 check_not_transformed("where it has a process_group", *batch[:4])
             return batch._replace(learns=learns)
@@ -402,12 +402,15 @@ class CrossBatchMemory(MemoryState):
             checks.on_device(device, **dict(self._own_loss.named_parameters()))
             try_out(self._own_loss, embeddings.new_empty((0, D), dtype=compute_dtype(embeddings.dtype)))
         elif self._loss is not None and self._first_values:
-            at(self._loss, **self._learned())  # raises where another shape has taken its place
+            loss = at(self._loss, **self._learned())  # raises where another shape has taken its place
             checks.on_device(device, **self._learned())
+            check_offset(loss)
         else:
             fixed = getattr(self._loss, "temperature", None)
             if isinstance(fixed, Tensor) and not (fixed.is_cpu and fixed.dim() == 0):  # that one divides anywhere
                 checks.on_device(device, temperature=fixed)
+            if self._loss is not None:
+                check_offset(self._loss)
         return Batch(embeddings, labels.to(torch.int64), enqueue_mask, None if ids is None else ids.to(torch.int64))
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 from . import ops
 from ._autograd import with_gradient
 from .distributed import Batch, Ranks
-from .losses import Contrastive, PairLoss, fold_temperature
+from .losses import Contrastive, PairLoss, fold_temperature, learned_of
 from .ops.loss import not_finite_as_nan, with_offset
 
 # It takes two more exchanges and more calls of ops. On a CPU that is worth so many multiply-adds of a rank: a core does
@@ -69,11 +69,13 @@ def batch_loss(
     by_ranking = grad @ rows
     by_rows = ranks.total_of_own(grad.T @ ranking, batch.sizes)
     if not isinstance(temperature, Tensor):
-        return with_offset(with_gradient(value, sides, torch.cat((by_ranking, by_rows))), given, pairs)
+        whole = with_gradient(value, sides, torch.cat((by_ranking, by_rows)), *learned_of(given))
+        return with_offset(whole, given, pairs, sides)
     # What ranks is z / temperature.
-    whole = with_gradient(value, sides, torch.cat((by_ranking / temperature.detach().to(z.dtype), by_rows)))
-    whole = with_offset(whole, given, pairs)
+    by_sides = torch.cat((by_ranking / temperature.detach().to(z.dtype), by_rows))
+    whole = with_offset(with_gradient(value, sides, by_sides, *learned_of(given)), given, pairs, sides)
     if learned is None:
         return whole
     by_temperature = -ranks.total((by_ranking.double() * ranking.double()).sum()) / temperature.detach().double()
-    return whole + with_gradient(torch.zeros_like(value), temperature, by_temperature.to(temperature.dtype))
+    others = sides, *learned_of(given)
+    return whole + with_gradient(torch.zeros_like(value), temperature, by_temperature.to(temperature.dtype), *others)

@@ -16,7 +16,7 @@ from . import ops, shared_batch_loss
 from ._autograd import needs_grad, with_gradient
 from .composed import Losses
 from .distributed import Batch, Ranks
-from .losses import Contrastive, PairLoss, Triplet, fold_temperature
+from .losses import Contrastive, PairLoss, Triplet, fold_temperature, learned_of
 from .ops.loss import with_offset
 from .options import LossOptions
 from .shards import Shards
@@ -133,13 +133,16 @@ def memory_loss(
     ranking = ranking[own]
     grad = torch.where(ranking.isfinite().all(1, keepdim=True), grad, torch.nan)
     if not isinstance(temperature, Tensor):
-        return with_offset(with_gradient(result, z, grad), given, pairs), pairs
+        return with_offset(with_gradient(result, z, grad, *learned_of(given)), given, pairs, z), pairs
     # What ranks is z / temperature.
-    value = with_offset(with_gradient(result, z, grad / temperature.detach().to(z.dtype)), given, pairs)
+    value = with_gradient(result, z, grad / temperature.detach().to(z.dtype), *learned_of(given))
+    value = with_offset(value, given, pairs, z)
     if learned is None:
         return value, pairs
     by_temperature = -ranks.total((grad.double() * ranking.double()).sum()) / temperature.detach().double()
-    return value + with_gradient(torch.zeros_like(result), temperature, by_temperature.to(temperature.dtype)), pairs
+    others = z, *learned_of(given)
+    by_temperature = by_temperature.to(temperature.dtype)
+    return value + with_gradient(torch.zeros_like(result), temperature, by_temperature, *others), pairs
 
 
 def _pass_by_pass(

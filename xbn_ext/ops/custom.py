@@ -85,16 +85,16 @@ def _custom(loss: OwnLoss) -> CustomLoss:
 
 
 def _needs_grad(loss: OwnLoss, z: Tensor) -> bool:
-    learns = torch.is_grad_enabled() and any(p.requires_grad for p in loss.parameters())
-    return needs_grad(z) or learns
+    learns = [needs_grad(t) for t in (z, *loss.parameters())]  # all are looked at: one with a tangent raises
+    return any(learns)
 
 
 def _with_gradients(result: custom.Result, loss: OwnLoss, z: Tensor, grad: Tensor | None) -> Tensor:
     value = result.value.to(z.dtype)
     if grad is None:
         return value
-    whole = with_gradient(value, z, grad) if z.requires_grad else value
     learning = [p for p in loss.parameters() if p.requires_grad]
+    whole = with_gradient(value, z, grad, *learning) if z.requires_grad else value
     for parameter, its in zip(learning, result.of_parameters, strict=True):
-        whole = whole + with_gradient(torch.zeros_like(value), parameter, its)
+        whole = whole + with_gradient(torch.zeros_like(value), parameter, its, z, *learning)
     return whole

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from .._autograd import needs_grad, with_gradient, without_autocast, writes
 from ..custom import AnyLoss, OwnLoss
-from ..losses import PairLoss, check_loss, fold_temperature, learned_offset
+from ..losses import PairLoss, check_loss, fold_temperature, learned_of, learned_offset
 from ..options import LOSS_DEFAULTS, PAIR_DEFAULTS, LossOptions, PairOptions, complete
 from . import custom
 from ._namespace import call, fake
@@ -78,16 +78,19 @@ def _ranked(
     arguments.update(z=z.detach(), loss=loss.kind, parameters=loss.parameters, need_grad=need_grad)
     writes(*written)
     value, grad_z, pairs = call(op, arguments)
-    return with_offset(with_gradient(value, z, grad_z) if need_grad else value, given, pairs), pairs
+    if need_grad:
+        value = with_gradient(value, z, grad_z, *learned_of(given))
+    return with_offset(value, given, pairs, z), pairs
 
 
-def with_offset(value: Tensor, loss: PairLoss, pairs: Tensor) -> Tensor:
-    """`value`, which depends also on what the loss shifts similarities by, if that is learned; `pairs [2]` are its."""
+def with_offset(value: Tensor, loss: PairLoss, pairs: Tensor, *others: Tensor) -> Tensor:
+    """`value`, which depends also on what the loss shifts similarities by, if that is learned; `pairs [2]` are its.
+    That derivative depends on the others."""
     offset = learned_offset(loss)
     if offset is None or not torch.is_grad_enabled():
         return value
     slope = loss.slope(*pairs.detach().unbind()).to(offset.dtype).reshape(offset.shape)
-    return value + with_gradient(torch.zeros_like(value), offset, slope)
+    return value + with_gradient(torch.zeros_like(value), offset, slope, *others, *learned_of(loss))
 
 
 @fake("memory_loss")
@@ -214,8 +217,8 @@ def _in_sums(
     value = (average * totals[0]).to(z.dtype)
     if need_grad:
         by_dots = by_dots * average.to(z.dtype)
-        value = with_gradient(value, sides, torch.cat((by_dots @ rows, by_dots.T @ ranking)))
-    return with_offset(value, loss, totals[5:] / totals[4].clamp(min=1))
+        value = with_gradient(value, sides, torch.cat((by_dots @ rows, by_dots.T @ ranking)), *learned_of(loss))
+    return with_offset(value, loss, totals[5:] / totals[4].clamp(min=1), sides)
 
 
 def not_finite_as_nan(z: Tensor) -> Tensor:
