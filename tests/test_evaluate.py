@@ -122,6 +122,29 @@ def test_collapsed_embeddings_score_nothing(device):
         assert set(evaluate(x, labels, ks=(1, 10)).values()) == {0}
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [7, 129, 333, 1001])
+def test_copies_are_equally_similar_wherever_they_are(rows, kind, device):
+    """A product of matrices may round its last columns differently."""
+    labels = torch.arange(rows, device=device) % 2
+    for dim in (7, 33, 128):
+        x = torch.randn(1, dim, dtype=kind, device=device)
+        for chunk_bytes in (None, 1, 100_000):
+            scores = evaluate(x.expand(rows, -1), labels, ks=(1,), chunk_bytes=chunk_bytes)
+            assert set(scores.values()) == {0}
+        scores = evaluate(torch.cat([x, -x]).repeat(rows, 1)[:rows], labels, ks=(1,))
+        assert scores["r_precision"] == 1, "of two points each is of a class"
+
+
+def test_which_rows_are_copies():
+    x = torch.tensor([[1.0, 0], [0, 1], [1, -0.0], [2, 0], [0, 1], [1, 0]])
+    distinct, copy_of = evaluation._distinct(x)
+    assert copy_of.tolist() == [0, 1, 0, 2, 1, 0] and torch.equal(distinct, x[[0, 1, 3]])
+    for rows in (x[:2], x[:1], x[:0]):
+        assert evaluation._distinct(rows) == (rows, None)
+
+
 def test_copies_are_found_unless_they_have_the_same_id():
     x = torch.eye(4).repeat(2, 1)  # each row once more
     labels = torch.tensor([0, 0, 1, 1] * 2)

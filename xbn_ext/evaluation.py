@@ -13,7 +13,8 @@ from ._autograd import without_autocast
 
 CHUNK_BYTES_ON_CPU, CHUNK_BYTES_ELSEWHERE = 1 << 26, 1 << 29
 NUMBERS_OF_A_PAIR = 3
-"""How many numbers, of the dtype of the similarity, a pair of a chunk takes: the similarity, and what orders it."""
+"""How many numbers, of the dtype of the similarity, a pair of a chunk takes: the similarity, with and without copies of
+a row, and what orders it."""
 BYTES_OF_A_PLACE = 48
 """What a place of a query's list takes: the rows of its class, and the list while it is scored."""
 SOME_ROWS = 4096
@@ -138,6 +139,7 @@ def _chunks(
 ) -> Iterator[tuple[Tensor, ...]]:
     """Of some queries after the other: how many wrong rows come before the first right one, R-precision, and the part
     in MAP@R."""
+    distinct, copy_of = _distinct(gallery)
     asked = wanted.nonzero()[:, 0]
     asked = asked[same_class.many[asked].argsort(descending=True, stable=True)]  # lists of one length together
     lengths = same_class.many[asked].tolist()
@@ -147,7 +149,9 @@ def _chunks(
     while start < len(lengths):
         bytes_of_a_query = pairs + BYTES_OF_A_PLACE * (lengths[start] + of_a_sample)
         some = asked[start : start + max(1, chunk_bytes // bytes_of_a_query)]
-        similarity = queries[some] @ gallery.T
+        similarity = queries[some] @ distinct.T
+        if copy_of is not None:
+            similarity = similarity[:, copy_of]
         right, ahead = _ranked(similarity, same_class.rows(some, lengths[start]), same_sample.rows(some, of_a_sample))
         yield ahead, scores.r_precision(right, wanted[some]), scores.average_precision(right, wanted[some])
         start += len(some)
@@ -178,6 +182,27 @@ def _in_order(similarity: Tensor) -> Tensor:
     limits = torch.iinfo(bits.dtype)
     negative = bits >> limits.bits - 1  # -1 or 0
     return bits.bitwise_and_(limits.max).bitwise_xor_(negative).sub_(negative)  # a sign and a size become a number
+
+
+def _distinct(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Rows without copies of each other, and which of them each is; None: there are no copies. In a product of matrices
+    two columns that are the same may be rounded differently, by where they are."""
+    G = len(rows)
+    draw = torch.Generator().manual_seed(0)
+    weights = torch.randint(-(2**62), 2**62, rows.shape[1:], generator=draw).to(rows.device)
+    kind = torch.int64 if rows.dtype == torch.float64 else torch.int32
+    hashes = [(some + 0.0).view(kind).long().mul_(weights).sum(1) for some in rows.split(SOME_ROWS)]  # of -0 as of 0
+    if not hashes:
+        return rows, None
+    kinds, of_rows = torch.cat(hashes).unique(return_inverse=True)
+    if len(kinds) == G:
+        return rows, None
+    numbers = torch.arange(G, device=rows.device)
+    first = numbers.new_full(kinds.shape, G).scatter_reduce_(0, of_rows, numbers, "amin")[of_rows]
+    parts = zip(rows.split(SOME_ROWS), first.split(SOME_ROWS), strict=True)
+    same = torch.cat([(some == rows[its]).all(1) for some, its in parts])
+    chosen, copy_of = torch.where(same, first, numbers).unique(return_inverse=True)
+    return rows[chosen], copy_of
 
 
 def _samples(ids: Tensor | None, gallery_ids: Tensor | None, Q: int, G: int | None) -> tuple[Tensor, Tensor | None]:
