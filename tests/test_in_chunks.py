@@ -229,6 +229,11 @@ def test_a_loss_without_a_reducer_is_a_mean_over_anchors():
     assert [name for name, _ in memory.named_parameters()] == ["loss.loss.scale"]
     memory(z.detach().float(), labels).backward()
     assert loss.scale.grad != 0
+    inner = losses.MultiSimilarityLoss()  # a mean over anchors, too
+    reducer = inner.reducer
+    value = ops.memory_loss(z, labels, bank, of_bank, InChunks(Around(inner), anchors=4), renormalize=False)
+    compare(inner, value, z, inner(again, labels, None, bank, of_bank), again)
+    assert inner.reducer is reducer
 
 
 def smooth_ap(s, positive, temperature):
@@ -276,6 +281,31 @@ def test_no_rows_no_pairs():
     assert CrossBatchMemory(loss, D, 50)(z[:1].float(), labels[:1]) == 0
 
 
+class OfThree(reducers.MeanReducer):
+    def triplet_reduction(self, losses, *_):
+        return losses.topk(3).values.mean()
+
+
+class Around(nn.Module):
+    def __init__(self, loss):
+        super().__init__()
+        self.inner = loss
+
+    def forward(self, *args):
+        return self.inner(*args)
+
+
+class Doubled(losses.SupConLoss):
+    def forward(self, *args):
+        return 2 * super().forward(*args)
+
+
+class Twice(losses.SupConLoss):
+    def forward(self, *args):
+        super().forward(*args)
+        return super().forward(*args)
+
+
 def test_what_is_wrong_is_named():
     for loss in [kind() for name in xbn_ext.in_chunks.BY_BATCH if (kind := getattr(losses, name, None))]:
         with pytest.raises(ValueError, match=f"by {type(loss).__name__} what an anchor pays depends on the others"):
@@ -287,6 +317,17 @@ def test_what_is_wrong_is_named():
         InChunks(losses.ContrastiveLoss(reducer=reducers.PerAnchorReducer()))
     with pytest.raises(TypeError, match="ContrastiveLoss in it has a reducer of its own, MultipleReducers"):
         InChunks(losses.MultipleLosses([losses.ContrastiveLoss()]))
+    for inner in (reducers.SumReducer(), reducers.AvgNonZeroReducer()):
+        regularizer = regularizers.LpRegularizer(reducer=inner)
+        with pytest.raises(TypeError, match=f"LpRegularizer in it has a reducer of its own, {type(inner).__name__}"):
+            InChunks(losses.ContrastiveLoss(embedding_regularizer=regularizer))
+    with pytest.raises(TypeError, match=r"its reducer must be one of MeanReducer, .*, got OfThree"):
+        InChunks(losses.TripletMarginLoss(reducer=OfThree()))
+    for miner in (miners.HDCMiner(), miners.UniformHistogramMiner()):
+        with pytest.raises(ValueError, match=f"what {type(miner).__name__} picks for an anchor depends on the others"):
+            InChunks(losses.ContrastiveLoss(), miner)
+    with pytest.raises(ValueError, match="TripletMarginLoss with swap takes no references"):
+        InChunks(losses.TripletMarginLoss(swap=True))
     with pytest.raises(TypeError, match="miner must be None or a miner"):
         InChunks(losses.ContrastiveLoss(), miners.BatchHardMiner)
     with pytest.raises(ValueError, match="anchors must be an integer >= 1, got 0"):
@@ -302,6 +343,9 @@ def test_what_is_wrong_is_named():
     [
         (losses.FastAPLoss(), "ref_emb is not supported"),
         (lambda *args: torch.zeros(3), "without a reducer it must return a scalar, or a sum and a number, got"),
+        (Around(losses.NTXentLoss()), "NTXentLoss in it averages over pairs or triplets"),
+        (Doubled(), "it must call its reducer once, and return what that returns"),
+        (Twice(), "it must call its reducer once, and return what that returns"),
     ],
 )
 def test_a_loss_that_raises_leaves_the_memory_as_it_was(loss, error):

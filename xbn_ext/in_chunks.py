@@ -16,6 +16,9 @@ BY_BATCH = (
 )  # fmt: skip
 """Losses of pytorch-metric-learning that are not a sum of what each anchor pays, or not with references."""
 
+MINERS_BY_BATCH = ("HDCMiner", "UniformHistogramMiner")
+"""Miners that choose among the pairs of all anchors."""
+
 
 class InChunks(OwnLoss):
     """A loss of pytorch-metric-learning that takes reference embeddings, for `CrossBatchMemory` and `memory_loss`: a
@@ -40,7 +43,8 @@ class InChunks(OwnLoss):
 
     Raises:
         TypeError: the loss or the miner cannot be called; or a reducer of the loss is none of `xbn_ext.reducers.KNOWN`.
-        ValueError: `anchors` is below 1; or what an anchor pays by this loss is known to depend on the others.
+        ValueError: `anchors` is below 1; or what an anchor pays by this loss, or what the miner picks for it, is known
+            to depend on the others.
     """
 
     def __init__(
@@ -55,6 +59,13 @@ class InChunks(OwnLoss):
             raise ValueError(f"loss: by {type(loss).__name__} what an anchor pays depends on the others")
         if miner is not None and type(loss).__name__ == "NCALoss":
             raise ValueError("miner: NCALoss weighs an anchor by how often others are picked: it takes no miner")
+        if type(miner).__name__ in MINERS_BY_BATCH:
+            raise ValueError(f"miner: what {type(miner).__name__} picks for an anchor depends on the others")
+        if type(loss).__name__ == "TripletMarginLoss" and getattr(loss, "swap", False):
+            raise ValueError(
+                "loss: TripletMarginLoss with swap takes no references: it looks for their distances "
+                "among those of the batch"
+            )
         reducers.check(loss)
         self.anchors = checks.whole("anchors", anchors, 1)
         self.loss, self.miner = loss, miner

@@ -18,8 +18,10 @@ class SubLoss(NamedTuple):
     number: Tensor | float | None
 
 
-KNOWN = ("MeanReducer", "SumReducer", "ThresholdReducer", "DivisorReducer", "ClassWeightedReducer")
-"""An `AvgNonZeroReducer` is a `ThresholdReducer`; a `MultipleReducers` has one of them for each sub-loss."""
+KNOWN = (
+    "MeanReducer", "SumReducer", "AvgNonZeroReducer", "ThresholdReducer", "DivisorReducer", "ClassWeightedReducer",
+)  # fmt: skip
+"""A `MultipleReducers` has one of them for each sub-loss. A subclass of one may do anything, and is not known."""
 
 
 class Recorder(nn.Module):
@@ -29,12 +31,35 @@ class Recorder(nn.Module):
         super().__init__()
         self.reducer = reducer
         self.sub_losses: dict[str, SubLoss] = {}
+        self.returned: list[Tensor] = []
 
     def forward(self, losses: dict[str, dict[str, Any]], embeddings: Tensor, labels: Tensor) -> Tensor:
         for name, info in losses.items():
             if isinstance(info["losses"], Tensor) and info["losses"].numel() > 0:  # else it is 0, of no pairs
                 self.sub_losses[name] = _sub_loss(self.reducer, name, info, embeddings, labels)
-        return embeddings.sum() * 0
+        self.returned.append(embeddings.sum() * 0)
+        return self.returned[-1]
+
+    def result(self, value: Any) -> dict[str, SubLoss]:
+        """The sub-losses, if they are all that the loss has made `value` of. Raises TypeError if not."""
+        if [value is of_reducer for of_reducer in self.returned] != [True]:
+            raise TypeError("loss: it must call its reducer once, and return what that returns")
+        return self.sub_losses
+
+
+class OverElements(nn.Module):
+    """Takes the place of a reducer inside of a loss: raises TypeError where that averages over something else than
+    embeddings."""
+
+    def __init__(self, reducer: Any, of: str) -> None:
+        super().__init__()
+        self.reducer, self.of = reducer, of
+
+    def forward(self, losses: dict[str, dict[str, Any]], embeddings: Tensor, labels: Tensor) -> Tensor:
+        for info in losses.values():
+            if info["reduction_type"] not in ("element", "already_reduced"):
+                raise TypeError(f"loss: {self.of} in it averages over pairs or triplets: give it to InChunks itself")
+        return self.reducer(losses, embeddings, labels)  # type: ignore[no-any-return]
 
 
 def check(loss: Any) -> None:
@@ -47,14 +72,19 @@ def check(loss: Any) -> None:
         if not _is(r, *KNOWN):
             raise TypeError(f"loss: its reducer must be one of {', '.join(KNOWN)}, got {type(r).__name__}")
     inner = {id(r) for r in (reducer, *own)}
-    for module in loss.modules() if isinstance(loss, nn.Module) else ():
-        other = getattr(module, "reducer", None)
-        if other is not None and id(other) not in inner and not _is(other, "MeanReducer"):
+    for module, other in inside(loss):
+        if id(other) not in inner and not _is(other, "MeanReducer"):
             raise TypeError(f"loss: {type(module).__name__} in it has a reducer of its own, {type(other).__name__}")
 
 
+def inside(loss: Any) -> list[tuple[nn.Module, Any]]:
+    """Modules in a loss that have reducers of their own, and these."""
+    modules = loss.modules() if isinstance(loss, nn.Module) else ()
+    return [(m, m.reducer) for m in modules if m is not loss and getattr(m, "reducer", None) is not None]
+
+
 def _is(reducer: Any, *names: str) -> bool:
-    return any(c.__name__ in names for c in type(reducer).__mro__)
+    return type(reducer).__name__ in names
 
 
 def _sub_loss(reducer: Any, name: str, info: dict[str, Any], embeddings: Tensor, labels: Tensor) -> SubLoss:
@@ -67,7 +97,7 @@ def _sub_loss(reducer: Any, name: str, info: dict[str, Any], embeddings: Tensor,
     if _is(reducer, "SumReducer"):
         return SubLoss(value, None)
     number: Any = len(losses)
-    if _is(reducer, "ThresholdReducer"):
+    if _is(reducer, "AvgNonZeroReducer", "ThresholdReducer"):
         low, high = reducer.low, reducer.high
         counted = losses.isfinite() if low is None else losses > low
         number = (counted if high is None else counted & (losses < high)).sum()

@@ -4,14 +4,14 @@ each call, and the parts are added up."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..in_chunks import InChunks
-from ..reducers import Recorder, SubLoss
+from ..reducers import OverElements, Recorder, SubLoss, inside
 from .chunks import is_finite
 from .custom import Result
 from .loss_of_memory import BankSimilarities
@@ -173,7 +173,7 @@ def _called(
     with _recorded(loss.loss) as recorder:
         value = loss.loss(embeddings, labels, picked, *references)
     if recorder is not None:
-        return recorder.sub_losses
+        return recorder.result(value)
     if isinstance(value, tuple) and len(value) == 2:
         return {"loss": SubLoss(*value)}
     if not isinstance(value, Tensor) or value.numel() != 1:
@@ -185,12 +185,16 @@ def _called(
 @contextmanager
 def _recorded(loss: Any) -> Iterator[Recorder | None]:
     reducer: nn.Module | None = getattr(loss, "reducer", None)
-    if reducer is None:
-        yield None
-        return
-    recorder = Recorder(reducer)
-    loss.reducer = recorder
-    try:
+    recorder = None if reducer is None else Recorder(reducer)
+    with ExitStack() as stack:
+        for module, other in inside(loss):
+            _replace(stack, module, other, OverElements(other, type(module).__name__))
+        if recorder is not None:
+            _replace(stack, loss, reducer, recorder)
         yield recorder
-    finally:
-        loss.reducer = reducer
+
+
+def _replace(stack: ExitStack, module: Any, reducer: Any, other: nn.Module) -> None:
+    """Its reducer, until the stack is left."""
+    stack.callback(setattr, module, "reducer", reducer)
+    module.reducer = other
