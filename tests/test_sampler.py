@@ -1,5 +1,7 @@
 """Which images make up a batch."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -108,6 +110,16 @@ def test_things_are_dealt_out_evenly(count, among):
     assert sizes == sorted(sizes, reverse=True) and sizes[0] - sizes[-1] <= 1
 
 
+def test_arrays_of_all_layouts():
+    expected = ClassBalancedSampler(LABELS.tolist(), 8, 4).batch(3)
+    read_only = np.array(LABELS)
+    read_only.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for labels in (read_only, LABELS.astype(">i2"), np.array(LABELS[::-1])[::-1], LABELS.astype(np.uint64)):
+            assert ClassBalancedSampler(labels, 8, 4).batch(3) == expected
+
+
 @pytest.mark.parametrize("batch_size", [52, 64])
 def test_more_classes_than_there_are(batch_size):
     with pytest.raises(
@@ -123,7 +135,9 @@ def test_more_classes_than_there_are(batch_size):
         ({"labels": LABELS + 0.5}, TypeError, "labels must be an integer tensor, got torch.float64"),
         ({"labels": LABELS > 3}, TypeError, "labels must be an integer tensor, got torch.bool"),
         ({"labels": ["cat", "dog"]}, TypeError, "labels must be integers"),
-        ({"labels": LABELS[:, None]}, ValueError, r"labels must be \[B=55\], got \[55, 1\]"),
+        ({"labels": LABELS[:, None]}, ValueError, r"labels must be \[N=55\], got \[55, 1\]"),
+        ({"labels": []}, ValueError, "labels are empty"),
+        ({"labels": torch.zeros(9, dtype=torch.int64, device="meta")}, ValueError, "labels are on the meta device"),
         ({"labels": LABELS[:0]}, ValueError, "labels are empty"),
         ({"batch_size": 15}, ValueError, "batch_size 15 with samples_per_class 4 needs 3.75"),
         ({"batch_size": 16.0}, ValueError, "batch_size must be an integer >= 1"),

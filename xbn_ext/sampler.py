@@ -132,13 +132,17 @@ def _members(labels: Tensor | NDArray[Any] | Sequence[int]) -> list[NDArray[np.i
     """Of each class its images, ascending, in the order of the labels."""
     import numpy as np  # here, since `import xbn_ext` does without it
 
+    if isinstance(labels, np.ndarray):  # of any byte order and strides, and perhaps not to be written
+        labels = np.array(labels, labels.dtype.newbyteorder("="))
     try:
         given = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:  # words, lists of several lengths
         raise TypeError(f"labels must be integers: {error}") from None
-    checks.integers("labels", given, given.numel())
     if not given.numel():
         raise ValueError("labels are empty")
+    checks.integers("labels", given, given.numel(), "N")
+    if given.is_meta:
+        raise ValueError("labels are on the meta device, which holds no values")
     of_images = given.detach().cpu().numpy()
     order = np.argsort(of_images, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(of_images[order])) + 1)
