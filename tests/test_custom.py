@@ -259,6 +259,22 @@ def test_what_is_wrong_is_named():
         ops.step_(xbn_ext.reference.Memory.empty(9, D, torch.float32), x, labels, OwnContrastive())
 
 
+@pytest.mark.parametrize("kind", [*KINDS, averaged(Hardest, "pairs")], ids=lambda kind: kind.__name__)
+def test_anchors_without_positives_or_without_negatives(kind):
+    """Also all of a batch."""
+    loss = kind()
+    z, bank = F.normalize(torch.randn(B, D, dtype=torch.float64)), torch.randn(20, D, dtype=torch.float64)
+    everyone = torch.ones(B, dtype=torch.bool)
+    for labels, of_bank in ((torch.zeros(B), torch.ones(20)), (torch.ones(B), torch.ones(20))):
+        its, theirs = (z.clone().requires_grad_() for _ in range(2))
+        value = ops.memory_loss(its, labels.long(), bank, of_bank.long(), loss)
+        same = labels[:, None] == of_bank
+        expected = at_once(loss, theirs @ F.normalize(bank).T, same, ~same, everyone)
+        torch.testing.assert_close(value, expected)
+        grads = (torch.autograd.grad(v, t)[0] for v, t in ((value, its), (expected, theirs)))
+        torch.testing.assert_close(*grads)
+
+
 def test_what_has_no_derivative_raises():
     """A second one by what the first was not by, a forward-mode one by a parameter; the memory is left alone."""
     memory = CrossBatchMemory(Margins(), D, M)

@@ -43,7 +43,8 @@ class CustomLoss(OwnLoss):
 
     Attributes:
         reduction: how the terms of an anchor are reduced: `"sum"` (the default), `"mean"`, `"logsumexp"` or `"max"`; or
-            two of them, for positives and negatives. Of no terms a sum and a mean are 0, the others -inf.
+            two of them, for positives and negatives. Of no terms a sum and a mean are 0, the others -inf. An anchor
+            without any pair pays nothing.
         average: what the costs of the anchors are divided by, at least 1: the number of `"anchors"` (the default), of
             all their `"pairs"`, or of the `"active pairs"`, whose term is not 0.
         needs_both: True: an anchor without positives or without negatives pays nothing, and is not counted.

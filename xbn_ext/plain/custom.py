@@ -52,6 +52,8 @@ class _Side:
         return terms
 
     def look(self, terms: Tensor, others: Tensor) -> None:
+        if terms.shape[1] == 0:  # of nothing there is no largest
+            return
         self.number += others.shape[1] - others.sum(1)
         of_pairs = torch.where(others, 0.0, terms)
         self.active += of_pairs.count_nonzero(1)
