@@ -294,6 +294,7 @@ def build(monkeypatch):
         monkeypatch.setattr(torch.ops.xbn_ext, "cuda_architectures", lambda: architectures)
         monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: True)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
         monkeypatch.setattr(torch.version, "hip", None)
 
@@ -305,6 +306,7 @@ def test_the_path_of_a_gpu(build, monkeypatch):
     assert xbn_ext.path_of("cuda:0") == ("kernels", "the library has kernels for cuda:0")
     name, why = xbn_ext.path_of("cuda:1")
     assert name == "plain" and "kernels for 80;90a;80-ptx and none for cuda:1 (compute capability 6.1)" in why
+    assert xbn_ext.path_of("cuda:2") == ("unknown", "torch finds no such GPU here")
     monkeypatch.setattr(torch.version, "hip", "6.4")
     _devices.obstacle.cache_clear()
     assert xbn_ext.path_of("cuda:0") == ("plain", "xbn_ext has no kernels for AMD GPUs")

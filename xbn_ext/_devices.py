@@ -35,8 +35,10 @@ def path_of(where: Tensor | torch.device | str) -> Path:
         raise ValueError(f"where must be a tensor or a device, got {where!r}") from error
     if device.type == "meta":
         return Path("unknown", "on meta there are shapes only, and nothing is computed")
-    if device.type in ("cuda", "xpu") and not torch.get_device_module(device.type).is_available():
-        return Path("unknown", "torch finds no such GPU here")
+    if device.type in ("cuda", "xpu"):
+        module = torch.get_device_module(device.type)
+        if not module.is_available() or (device.index or 0) >= module.device_count():
+            return Path("unknown", "torch finds no such GPU here")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     if not has_float64(device):
