@@ -271,6 +271,26 @@ def test_smooth_average_precision():
         SmoothAP(0)
 
 
+class Counting(Own):
+    """Keeps how many anchors it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.tensor(0))
+
+    def forward(self, embeddings, *args):
+        self.seen += len(embeddings)
+        return super().forward(embeddings, *args)
+
+
+def test_what_a_loss_keeps_is_of_the_batch():
+    loss = Counting()
+    memory = CrossBatchMemory(InChunks(loss), D, 50, batch_weight=0)
+    for _ in range(3):
+        memory(torch.randn(B, D), torch.arange(B))
+    assert loss.seen == 2 * B, "the first time there were no rows"
+
+
 def test_no_rows_no_pairs():
     loss, (z, labels) = InChunks(losses.ContrastiveLoss()), rows(B)
     z.requires_grad_()
