@@ -137,6 +137,16 @@ def test_copies_are_equally_similar_wherever_they_are(rows, kind, device):
         assert scores["r_precision"] == 1, "of two points each is of a class"
 
 
+def test_torch_has_another_default_device():
+    embeddings, labels = ragged(0, 60, 10)
+    x, y, ids = torch.from_numpy(embeddings), torch.from_numpy(labels), torch.arange(60) // 2
+    x[::7] = x[0]
+    for more in ({}, {"ids": ids}, {"gallery": x, "gallery_labels": y}):
+        expected = evaluate(x, y, **more)
+        with torch.device("meta"):
+            assert evaluate(x, y, **more) == expected
+
+
 def test_which_rows_are_copies():
     x = torch.tensor([[1.0, 0], [0, 1], [1, -0.0], [2, 0], [0, 1], [1, 0]])
     distinct, copy_of = evaluation._distinct(x)

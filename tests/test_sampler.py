@@ -120,6 +120,13 @@ def test_arrays_of_all_layouts():
             assert ClassBalancedSampler(labels, 8, 4).batch(3) == expected
 
 
+def test_torch_has_another_default_device():
+    expected = ClassBalancedSampler(LABELS, 8, 4).batch(3)
+    with torch.device("meta"):
+        assert ClassBalancedSampler(LABELS, 8, 4).batch(3) == expected
+        assert ClassBalancedSampler(LABELS.tolist(), 8, 4).batch(3) == expected
+
+
 @pytest.mark.parametrize("batch_size", [52, 64])
 def test_more_classes_than_there_are(batch_size):
     with pytest.raises(

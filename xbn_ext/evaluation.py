@@ -115,7 +115,7 @@ def evaluate(
     if gallery is not None:
         found = _unit_rows("gallery", gallery, dtype)
     numbers = _numbered(device, labels, gallery_labels)
-    samples = _numbered(device, *_samples(ids, gallery_ids, len(queries), None if gallery is None else len(gallery)))
+    samples = _numbered(device, *_samples(device, ids, gallery_ids, len(queries), gallery))
     both = (
         of_class * (len(queries) + len(found)) + of_sample for of_class, of_sample in zip(numbers, samples, strict=True)
     )
@@ -188,8 +188,8 @@ def _distinct(rows: Tensor) -> tuple[Tensor, Tensor | None]:
     """Rows without copies of each other, and which of them each is; None: there are no copies. In a product of matrices
     two columns that are the same may be rounded differently, by where they are."""
     G = len(rows)
-    draw = torch.Generator().manual_seed(0)
-    weights = torch.randint(-(2**62), 2**62, rows.shape[1:], generator=draw).to(rows.device)
+    draw = torch.Generator("cpu").manual_seed(0)
+    weights = torch.randint(-(2**62), 2**62, rows.shape[1:], generator=draw, device="cpu").to(rows.device)
     kind = torch.int64 if rows.dtype == torch.float64 else torch.int32
     hashes = [(some + 0.0).view(kind).long().mul_(weights).sum(1) for some in rows.split(SOME_ROWS)]  # of -0 as of 0
     if not hashes:
@@ -205,13 +205,15 @@ def _distinct(rows: Tensor) -> tuple[Tensor, Tensor | None]:
     return rows[chosen], copy_of
 
 
-def _samples(ids: Tensor | None, gallery_ids: Tensor | None, Q: int, G: int | None) -> tuple[Tensor, Tensor | None]:
-    """Which sample each query and each row of the gallery is; G is None where the queries are the gallery."""
-    if G is None:
-        own = -1 - torch.arange(Q)
-        return (own if ids is None else torch.where(ids < 0, own.to(ids.device), ids.long())), None
+def _samples(
+    device: torch.device, ids: Tensor | None, gallery_ids: Tensor | None, Q: int, gallery: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Which sample each of Q queries and each row of the gallery is, which is None where the queries are it."""
+    if gallery is None:
+        own = -1 - torch.arange(Q, device=device if ids is None else ids.device)
+        return (own if ids is None else torch.where(ids < 0, own, ids.long())), None
     if ids is None or gallery_ids is None:
-        return torch.full((Q,), -1), torch.full((G,), -2)
+        return torch.full((Q,), -1, device=device), torch.full((len(gallery),), -2, device=device)
     return ids.long().clamp(min=-1), torch.where(gallery_ids < 0, -2, gallery_ids.long())
 
 

@@ -135,7 +135,7 @@ def _members(labels: Tensor | NDArray[Any] | Sequence[int]) -> list[NDArray[np.i
     if isinstance(labels, np.ndarray):  # of any byte order and strides, and perhaps not to be written
         labels = np.array(labels, labels.dtype.newbyteorder("="))
     try:
-        given = torch.as_tensor(labels)
+        given = labels if isinstance(labels, Tensor) else torch.as_tensor(labels, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:  # words, lists of several lengths
         raise TypeError(f"labels must be integers: {error}") from None
     if not given.numel():
