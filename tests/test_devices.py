@@ -145,7 +145,7 @@ class Hinge(CustomLoss):
 
     def __init__(self):
         super().__init__()
-        self.margin = torch.nn.Parameter(torch.tensor(0.2))
+        self.margin = torch.nn.Parameter(torch.full((), 0.2))
 
     def positive(self, s):
         return 1 - s
@@ -233,6 +233,16 @@ def test_a_learned_temperature_stays_with_the_memory(mps):
     z = torch.randn(B, D).to(mps.device).requires_grad_()
     criterion(z, torch.arange(B).to(mps.device) % 2).backward()
     assert z.grad.device == mps.device and criterion.temperature.grad.device.type == "cpu"
+
+
+def test_what_is_learned_and_made_there_comes_to_the_memory(mps):
+    with torch.device("mps"):
+        criterion = CrossBatchMemory(NTXent(torch.nn.Parameter(torch.full((), 0.2))), D, M)
+        own = CrossBatchMemory(Hinge(), D, M)
+    x, labels = torch.randn(B, D).to(mps.device), torch.arange(B).to(mps.device) % 2
+    for memory in (criterion, own):
+        memory(x, labels).backward()
+        assert [p.grad.device.type for p in memory.parameters()] == ["cpu"]
 
 
 def test_ways_to_a_memory_without_float64(mps):

@@ -191,6 +191,8 @@ class CrossBatchMemory(MemoryState):
                 f"loss: {type(loss).__name__} needs shards=1: its sums cannot be added up over parts of a memory"
             )
         self._register_memory(memory_size, embedding_size, memory_dtype, of_ranks)
+        if self._stands_for is not None:  # what is learned may have been made there, too
+            self.to(self._stands_for)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Options may be set at any time. A bad one raises here: a step would find it with the memory half moved, or
