@@ -25,12 +25,12 @@ inline LossSpec parse_loss(const char* op, const std::string& name, const std::v
   const auto parameter = [&](size_t k, double otherwise) { return k < parameters.size() ? parameters[k] : otherwise; };
   LossSpec loss;
   loss.kind = known->kind;
-  loss.average = name == "contrastive" ? Average::groups : name == "margin" ? Average::pairs : Average::anchors;
+  loss.average = known->average;
   loss.a = parameter(0, 0);
   loss.b = parameter(1, 0);
   loss.c = parameter(2, 0);
   loss.mining = parameter(3, -1);
-  return loss;
+  return of_distance(loss, known->distance);
 }
 
 }  // namespace xbn

@@ -13,6 +13,7 @@
 //
 //   loss               pass 1                               pass 2                    pass 3
 //   Contrastive, Margin  negatives, positives: margin       (both in one slot where the average allows it)
+//     with Euclidean distances  negatives, positives: distance
 //   SigLIP             negatives, positives: sigmoid
 //   SupCon             all: exponent; positives: similarity
 //   NTXent             negatives: exponent                  positives: ntxent
@@ -23,6 +24,9 @@
 //   Circle             negatives, positives: circle
 //   Triplet, hardest   negatives, positives: extreme
 //   Triplet, all       positives: threshold                negatives: rank           positives: weigh
+//
+// Distances are those of rows of unit length, d^2 = 2 - 2 s, so all are functions of s. Squared ones are linear: twice a
+// loss of similarities with other margins. What an extreme is the largest or smallest d of, it is of s, too.
 //
 // The thresholds of an anchor are the similarities of its positives: see ranks.h. Since they are held in a fixed
 // amount of memory, that program runs in rounds, each for some positives of every anchor.
@@ -54,6 +58,9 @@ enum class LossKind {
 // negatives that do, apart.
 enum class Average { anchors, pairs, groups };
 
+// What contrastive and triplet losses compare: similarities or, of rows of unit length, distances.
+enum class Distance { cosine, euclidean, squared_euclidean };
+
 struct LossSpec {
   LossKind kind;
   Average average = Average::anchors;
@@ -63,7 +70,20 @@ struct LossSpec {
   double c = 0;        //                               |                             | base             |
   double mining = -1;  // multi_similarity: epsilon of its mining, negative for none
   // triplet: a is the margin; nca: the scale
+  bool euclidean = false;  // contrastive, triplet: the margins are of d = sqrt(2 - 2 s)
+  double scale = 1;        // contrastive, triplet: of costs
 };
+
+// A loss whose margins are of a distance, from one with the same numbers.
+inline LossSpec of_distance(LossSpec loss, Distance distance) {
+  loss.euclidean = distance == Distance::euclidean;
+  if (distance != Distance::squared_euclidean) return loss;
+  loss.scale = 2;
+  const bool of_pairs = loss.kind == LossKind::contrastive;
+  loss.a = of_pairs ? 1 - loss.a / 2 : loss.a / 2;
+  loss.b = of_pairs ? 1 - loss.b / 2 : loss.b;
+  return loss;
+}
 
 // A loss as xbn_ext/losses.py names it, and its parameters, in the order a, b, c, mining.
 struct NamedLoss {
@@ -71,11 +91,13 @@ struct NamedLoss {
   LossKind kind;
   int parameters;
   const char* divides[2];  // the names of a and b if they must be positive, and have a reciprocal in float32
+  Average average = Average::anchors;
+  Distance distance = Distance::cosine;
 };
 constexpr NamedLoss kLosses[] = {
-    {"contrastive", LossKind::contrastive, 2, {}},
+    {"contrastive", LossKind::contrastive, 2, {}, Average::groups},
     {"contrastive_mean", LossKind::contrastive, 2, {}},
-    {"margin", LossKind::contrastive, 2, {}},
+    {"margin", LossKind::contrastive, 2, {}, Average::pairs},
     {"supcon", LossKind::supcon, 1, {"temperature"}},
     {"ntxent", LossKind::ntxent, 1, {"temperature"}},
     {"multi_similarity", LossKind::multi_similarity, 4, {"alpha", "beta"}},
@@ -87,10 +109,19 @@ constexpr NamedLoss kLosses[] = {
     {"nca", LossKind::nca, 1, {"softmax_scale"}},
     {"lifted_structure", LossKind::lifted_structure, 2, {}},
     {"siglip", LossKind::siglip, 2, {"temperature"}},
+    {"contrastive_euclidean", LossKind::contrastive, 2, {}, Average::groups, Distance::euclidean},
+    {"contrastive_squared_euclidean", LossKind::contrastive, 2, {}, Average::groups, Distance::squared_euclidean},
+    {"contrastive_mean_euclidean", LossKind::contrastive, 2, {}, Average::anchors, Distance::euclidean},
+    {"contrastive_mean_squared_euclidean", LossKind::contrastive, 2, {}, Average::anchors, Distance::squared_euclidean},
+    {"triplet_hardest_euclidean", LossKind::triplet, 1, {}, Average::anchors, Distance::euclidean},
+    {"triplet_hardest_squared_euclidean", LossKind::triplet, 1, {}, Average::anchors, Distance::squared_euclidean},
+    {"triplet_soft_euclidean", LossKind::triplet_soft, 1, {}, Average::anchors, Distance::euclidean},
+    {"triplet_soft_squared_euclidean", LossKind::triplet_soft, 1, {}, Average::anchors, Distance::squared_euclidean},
+    {"triplet_all_squared_euclidean", LossKind::triplet_all, 1, {}, Average::anchors, Distance::squared_euclidean},
 };
 
 enum class Pairs { none, negatives, positives, all };
-enum class Formula { margin, similarity, ntxent, exponent, circle, sigmoid, extreme, threshold, rank, weigh };
+enum class Formula { margin, distance, similarity, ntxent, exponent, circle, sigmoid, extreme, threshold, rank, weigh };
 
 struct Slot {
   Pairs pairs;
@@ -161,6 +192,11 @@ struct RowResult {
   double positives = 0, negatives = 0;  // that have a weight
 };
 
+// How many slots have sums. Of similarities one is enough: their weights are 1 or -1, and tell how many are negatives.
+XBN_FORMULA int slots_of(const LossSpec& loss) {
+  return loss.kind == LossKind::contrastive && loss.average != Average::groups && !loss.euclidean ? 1 : 2;
+}
+
 // A loss that averages positives and negatives apart has two groups, the others one.
 XBN_FORMULA int group_of(const LossSpec& loss, int slot) { return loss.average == Average::groups ? slot : 0; }
 
@@ -177,17 +213,29 @@ XBN_FORMULA double softplus_factor(const RowSums& sums) {
   return sums.pairs == 0 ? 0.0 : 1.0 / (std::exp(-sums.shift) + sums.value);
 }
 
+// What a loss compares, larger for more similar rows: s, or -d of a Euclidean distance d; and its derivative by s, 0
+// where there is none.
+struct Nearness {
+  double value, slope;
+};
+XBN_FORMULA Nearness nearness(const LossSpec& loss, double s) {
+  if (!loss.euclidean) return {s, 1};
+  const double square = 2 - 2 * s, d = square <= 0 ? 0.0 : std::sqrt(square);
+  return {-d, d <= 0 ? 0 : 1 / d};
+}
+
 XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]) {
   const RowSums &first = sums[0], &second = sums[1];  // of negatives or all; of positives
   RowResult r;
   r.count[0] = 1;
   switch (loss.kind) {
     case LossKind::contrastive: {
-      const bool apart = loss.average == Average::groups;
+      const bool counts = loss.average != Average::anchors, apart = slots_of(loss) == 2;
+      if (counts) r.count[0] = 0;
       for (int slot = 0; slot < kSlots; ++slot) {
-        r.value[slot] = sums[slot].value;
-        r.factor[slot] = 1;
-        if (loss.average != Average::anchors) r.count[slot] = sums[slot].pairs;
+        r.value[group_of(loss, slot)] += loss.scale * sums[slot].value;
+        r.factor[slot] = loss.scale;
+        if (counts) r.count[group_of(loss, slot)] += sums[slot].pairs;
       }
       // In one slot, weights are 1 for negatives and -1 for positives.
       r.positives = apart ? second.pairs : (first.pairs - first.weight) / 2;
@@ -274,21 +322,23 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
     case LossKind::triplet_soft: {
       r.count[0] = 0;
       if (first.pairs == 0 || second.pairs == 0) return r;
-      const double cost = first.shift + second.shift + loss.a;
+      const Nearness negative = nearness(loss, first.shift), positive = nearness(loss, -second.shift);
+      const double cost = loss.scale * (negative.value - positive.value + loss.a);
       const bool soft = loss.kind == LossKind::triplet_soft;
       if (cost <= 0 && !soft) return r;
       r.value[0] = soft ? softplus(cost) : cost;
       r.count[0] = r.positives = r.negatives = 1;
       if (first.value < 0 || second.value < 0) return r;  // an infinite similarity is no row's
-      r.factor[0] = soft ? sigmoid(cost) : 1;
-      r.factor[1] = -r.factor[0];
+      const double weight = loss.scale * (soft ? sigmoid(cost) : 1);
+      r.factor[0] = weight * negative.slope;
+      r.factor[1] = -weight * positive.slope;
       return r;
     }
     case LossKind::triplet_all:
-      r.value[0] = first.value;
+      r.value[0] = loss.scale * first.value;
       r.count[0] = first.pairs;
-      r.factor[0] = 1;
-      r.factor[1] = -1;
+      r.factor[0] = loss.scale;
+      r.factor[1] = -loss.scale;
       r.positives = second.weight;
       r.negatives = first.weight;
       return r;
@@ -349,10 +399,7 @@ XBN_FORMULA double scale_of_part(Formula formula, double factor, const RowSums& 
   return is_exponential(formula) ? factor * rescale(part.shift, sum.shift) : factor;
 }
 
-// How many slots have sums, and whether gradients are sums at all: those of extremes are gathered from two rows.
-inline int slots_of(const LossSpec& loss) {
-  return loss.kind == LossKind::contrastive && loss.average != Average::groups ? 1 : 2;
-}
+// Whether gradients are sums at all: those of extremes are gathered from two rows.
 inline bool sums_gradients(const LossSpec& loss) {
   return loss.kind != LossKind::triplet && loss.kind != LossKind::triplet_soft;
 }
@@ -362,14 +409,16 @@ inline bool goes_in_rounds(const LossSpec& loss) { return loss.kind == LossKind:
 
 // Without a gradient, the passes that add nothing to the value are left out.
 inline Program make_program(const LossSpec& loss, bool need_grad = true) {
-  const auto margin = [&](Pairs pairs) { return Slot{pairs, Formula::margin, loss.a, loss.b}; };
+  const auto margin = [&](Pairs pairs) {
+    return Slot{pairs, loss.euclidean ? Formula::distance : Formula::margin, loss.a, loss.b};
+  };
   const auto circle = [&](Pairs pairs) { return Slot{pairs, Formula::circle, loss.a, loss.b}; };
   const auto extreme = [&](Pairs pairs) { return Slot{pairs, Formula::extreme}; };
   constexpr Pairs negatives = Pairs::negatives, positives = Pairs::positives, all = Pairs::all;
   const Slot none = {};
   switch (loss.kind) {
     case LossKind::contrastive:
-      if (loss.average != Average::groups) return {1, {{{margin(all), none}, true}}};
+      if (slots_of(loss) == 1) return {1, {{{margin(all), none}, true}}};
       return {1, {{{margin(negatives), margin(positives)}, true}}};
     case LossKind::supcon:
       return {1, {{{{all, Formula::exponent, 1 / loss.a}, {positives, Formula::similarity, 1 / loss.a}}, true}}};
@@ -404,6 +453,14 @@ inline Program make_program(const LossSpec& loss, bool need_grad = true) {
                {{none, {positives, Formula::weigh}}, true}}};
   }
   return {};
+}
+
+// The similarity up to which a negative costs nothing, whatever float32 rounds on the way from it to the cost.
+inline double limit_of_negatives(const Slot& slot) {
+  if (slot.formula != Formula::distance) return slot.b;
+  if (slot.b <= 0) return 1e30;  // none costs anything
+  const double limit = 1 - slot.b * slot.b / 2 * (1 + 1e-6);
+  return limit - 1e-7 * (1 + std::fabs(limit));
 }
 
 // What the slots hold when the first passes of a program are done.

@@ -145,6 +145,31 @@ struct MarginFormula {  // a: of positives, b: of negatives
   }
 };
 
+template <typename V>
+XBN_FORMULA V square_root(V x) {
+  if constexpr (std::is_floating_point_v<V>) {
+    return std::sqrt(x);
+  } else {
+    for (size_t k = 0; k < sizeof(V) / sizeof(x[0]); ++k) x[k] = std::sqrt(x[k]);
+    return x;
+  }
+}
+
+template <typename T>
+struct DistanceFormula {  // of d = sqrt(2 - 2 s), 0 for s > 1; a: of positives, b: of negatives; no weight where d is 0
+  static constexpr bool kExponential = false;
+  static constexpr bool kSumsWeights = false;
+  T a, b;
+  template <typename V>
+  XBN_FORMULA Score<V> operator()(V s, Truth<V> positive, V) const {
+    const V zero = V(), one = zero + T(1), square = T(2) - T(2) * s;
+    const V d = square_root(square <= zero ? zero : square), cost = positive ? d - a : b - d;
+    const V slope = d <= zero ? zero : one / d;
+    const Truth<V> inactive = cost <= zero;
+    return {inactive ? zero : cost, inactive ? zero : positive ? -slope : slope, inactive == Truth<V>()};
+  }
+};
+
 template <typename T>
 struct SimilarityFormula {  // the value rounds as the exponent a s does, so that an only pair cancels its own sum
   static constexpr bool kExponential = false;
@@ -212,6 +237,7 @@ XBN_KERNEL_FORMULA void with_formula(const Slot& slot, const F& f) {
   const T a = static_cast<T>(slot.a), b = static_cast<T>(slot.b);
   switch (slot.formula) {
     case Formula::margin: return f(MarginFormula<T>{a, b});
+    case Formula::distance: return f(DistanceFormula<T>{a, b});
     case Formula::similarity: return f(SimilarityFormula<T>{a});
     case Formula::ntxent: return f(NTXentFormula<T>{a});
     case Formula::exponent: return f(ExponentFormula<T>{a, b, slot.mined});

@@ -409,7 +409,7 @@ class MemoryRound {
           });
       // Of the pairs the screen may leave as many as it may, then none and all: the sweep runs, then the exact pairs.
       for (const double most : {cuda::kFew, 0.0, 1.0})
-        if (loss.kind == LossKind::contrastive && n_.D % 4 == 0)
+        if (cuda::takes_screen(loss) && n_.D % 4 == 0)
           check("screen", [&](const auto& p) {
             launch([&](const cuda::Gpu& gpu) { return cuda::screened(p, loss, most, gpu); });
           });

@@ -67,7 +67,8 @@ inline xbn::LossSpec random_loss() {
   switch (known.kind) {
     case LossKind::contrastive: {
       constexpr Average averages[] = {Average::anchors, Average::pairs, Average::groups};
-      return {known.kind, averages[up_to(2)], 0.9, 0.1};
+      const bool similar = known.distance == xbn::Distance::cosine;
+      return of_distance({known.kind, averages[up_to(2)], similar ? 0.9 : 0.5, similar ? 0.1 : 1.2}, known.distance);
     }
     case LossKind::siglip: return {known.kind, one, 0.5, -1};
     case LossKind::supcon: return {known.kind, one, 0.5};
@@ -79,7 +80,7 @@ inline xbn::LossSpec random_loss() {
     case LossKind::lifted_structure: return {known.kind, one, 0.9, 3};
     case LossKind::triplet:
     case LossKind::triplet_soft:
-    case LossKind::triplet_all: return {known.kind, one, 0.3};
+    case LossKind::triplet_all: return of_distance({known.kind, one, 0.3}, known.distance);
   }
   std::fprintf(stderr, "%s: no parameters to draw\n", known.name);
   std::abort();

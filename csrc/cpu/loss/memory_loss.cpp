@@ -56,7 +56,8 @@ class Passes {
       groups_.push_back(std::make_unique<Accumulation<T>>(plan, group, gradients, rewritten));
     if constexpr (std::is_same_v<T, float>)
       if (const ByteProducts* products = Screen::products_for(cpu, loss, p.D, p.renormalize))
-        screen_.emplace(*products, loss.b, cpu.screening == Screening::always, plan.blocks);
+        screen_.emplace(*products, limit_of_negatives(make_program(loss).pass[0].slot[0]),
+                        cpu.screening == Screening::always, plan.blocks);
     cpu.parallel(plan.blocks, p.B * p.D, [&](int64_t block) {
       XBN_CALL_ISA(cpu.isa, pack_anchors(p, sweep, block));
       if constexpr (std::is_same_v<T, float>)

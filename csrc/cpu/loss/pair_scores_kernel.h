@@ -182,6 +182,7 @@ struct PairScorer {
     const float a = static_cast<float>(pass.slot[slot].a), b = static_cast<float>(pass.slot[slot].b);
     switch (pass.slot[slot].formula) {
       case Formula::margin: return add_scores(MarginFormula<float>{a, b});
+      case Formula::distance: return add_scores(DistanceFormula<float>{a, b});
       case Formula::ntxent: return add_scores(NTXentFormula<float>{a});
       case Formula::exponent: return add_exponents(slot);
       case Formula::extreme: return add_extremes();

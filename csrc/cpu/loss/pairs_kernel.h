@@ -188,7 +188,8 @@ class PairScreen<T, true> {
              const Triplets<float, kAnchorBlock>* triplets, int64_t block, int64_t rows) {
     const Slot& slot = pass_.slot[0];
     switch (slot.formula) {
-      case Formula::margin: return limit_all(anchors, rows);
+      case Formula::margin:
+      case Formula::distance: return limit_all(anchors, rows);
       case Formula::extreme: return limit_each(anchors, rows, [&](int64_t i) { return sums[i].shift; });
       case Formula::exponent: return limit_each(anchors, rows, [&](int64_t i) { return double{given[i]}; });
       default: break;

@@ -97,8 +97,8 @@ class CodedAnchors {
 inline bool may_be_screened(const Pass& pass) {
   const Slot& slot = pass.slot[0];
   if (slot.pairs == Pairs::none) return true;
-  const bool has_limit =
-      slot.formula == Formula::margin || slot.formula == Formula::extreme || slot.formula == Formula::rank;
+  const bool has_limit = slot.formula == Formula::margin || slot.formula == Formula::distance ||
+                         slot.formula == Formula::extreme || slot.formula == Formula::rank;
   return has_limit || (slot.formula == Formula::exponent && slot.mined);
 }
 

@@ -220,7 +220,9 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     }
     const BlockSums<kBlockThreads, 4> all({value, triplets, active_negatives, active_positives});
     const RowSums sums[kSlots] = {{all[0], all[2], all[1], 0}, {0, all[3], 0, 0}};
-    if (threadIdx.x == 0) w.result[block.i] = finish(LossSpec{LossKind::triplet_all}, sums);
+    LossSpec of_all = loss;
+    of_all.kind = LossKind::triplet_all;  // known when this is compiled
+    if (threadIdx.x == 0) w.result[block.i] = finish(of_all, sums);
   }
   finish_batch(p, w);
 }

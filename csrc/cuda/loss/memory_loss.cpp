@@ -22,18 +22,19 @@ template <typename T, typename S>
 LossWay way_of(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Gpu& gpu) {
   const LossWay wanted = loss_way();
   if (wanted == LossWay::composite) return wanted;
-  const bool has_tensor_cores = gpu.capability >= 80, is_contrastive = loss.kind == LossKind::contrastive;
+  const bool has_tensor_cores = gpu.capability >= 80, can_screen = takes_screen(loss);
   const bool can_sweep = kSinglePrecision<T, S> && p.D <= kSweepMaxDim && !goes_in_rounds(loss);
   if (wanted == LossWay::automatic) {
     const bool multiplies = can_sweep && has_tensor_cores && p.D % 4 == 0;
-    if (multiplies && is_contrastive && p.B <= kMostScreened / (p.M > 0 ? p.M : 1)) return LossWay::screen;
+    if (multiplies && can_screen && p.B <= kMostScreened / (p.M > 0 ? p.M : 1)) return LossWay::screen;
     if (!can_sweep || p.B >= kCompositeFrom) return LossWay::composite;
     return multiplies ? LossWay::tensor : LossWay::simt;
   }
   const char* name = name_of(wanted);
   const bool screens = wanted == LossWay::screen || wanted == LossWay::pairs;
   check(!goes_in_rounds(loss), gpu.op, ": way '", name, "' does not have triplet_all");
-  check(!screens || is_contrastive, gpu.op, ": way '", name, "' has contrastive losses only");
+  check(!screens || can_screen, gpu.op, ": way '", name,
+        "' has contrastive losses only, of cosine or squared Euclidean distance");
   check(can_sweep, gpu.op, ": way '", name, "' takes float32 embeddings and bank of at most ", kSweepMaxDim,
         " dimensions");
   check(wanted == LossWay::simt || has_tensor_cores, gpu.op, ": way '", name,

@@ -66,7 +66,7 @@ int screened(const MemoryLossParams<float, float>& p, const LossSpec& loss, doub
   const Pass& pass = program.pass[0];
   PartialLoss<float> of_pass = partial;
   of_pass.given = nullptr;
-  int error = launch_screen(p, static_cast<float>(loss.b), screen_bound(p.D), w.screen, gpu);
+  int error = launch_screen(p, static_cast<float>(pass.slot[0].b), screen_bound(p.D), w.screen, gpu);
   if (error == cudaSuccess) error = launch_pairs(p, pass, w.screen, most, of_pass, gpu);
   if (error == cudaSuccess) error = launch_sweep_pass(p, pass, of_pass, w.grid, true, gpu);
   if (error == cudaSuccess) error = launch_settle(p, loss, program, 0, partial, gpu);

@@ -19,6 +19,9 @@ int sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, bool te
 // Compute capability >= 8.0.
 constexpr double kFew = 0.05;
 
+// Contrastive losses of similarities, whose weights are 1 and -1.
+inline bool takes_screen(const LossSpec& loss) { return make_program(loss).pass[0].slot[0].formula == Formula::margin; }
+
 int screened(const MemoryLossParams<float, float>& p, const LossSpec& loss, double most, const Gpu& gpu);
 
 // composite (composite.cu): two library products for each chunk of the bank. Any dtypes, dimension and loss.
