@@ -18,6 +18,7 @@ from xbn_ext import (
     reference,
 )
 from xbn_ext.losses import LossWithTemperature
+from xbn_ext.reference.losses import nearness
 
 LOSSES = {
     "contrastive": Contrastive(0.9, 0.2, "avg_nonzero"),
@@ -34,7 +35,21 @@ LOSSES = {
     "margin": Margin(margin=0.3, beta=0.55),
     "siglip": SigLIP(bias=-5.0),
     "lifted_structure": LiftedStructure(pos_margin=0.5, neg_margin=4.0),
+    "contrastive_euclidean": Contrastive(0.9, 1.3, "avg_nonzero", distance="euclidean"),
+    "contrastive_mean_euclidean": Contrastive(neg_margin=1.3, distance="euclidean"),
+    "contrastive_squared": Contrastive(0.2, 1.5, "avg_nonzero", distance="squared_euclidean"),
+    "triplet_euclidean": Triplet(margin=0.2, distance="euclidean"),
+    "triplet_soft_euclidean": Triplet(margin=0.2, soft=True, distance="euclidean"),
+    "triplet_soft_squared": Triplet(margin=0.3, soft=True, distance="squared_euclidean"),
+    "triplet_all_squared": Triplet(margin=0.3, mining="all", distance="squared_euclidean"),
 }
+NOT_UNDER_TEST = {"contrastive_mean", "contrastive_mean_squared_euclidean", "triplet_hardest_squared_euclidean"}
+"""Kinds that differ from the others in how they are called; some tests have them besides."""
+
+
+def is_of_distance(loss):
+    """Whether rows have to be of unit length."""
+    return getattr(loss, "distance", "cosine") != "cosine"
 
 
 def problem(B, M, D, dtype=torch.float64, device="cpu", classes=20):
@@ -73,6 +88,8 @@ def stiffness(loss):
             return loss.softmax_scale
         case Circle():
             return loss.gamma * (2 + abs(loss.m))
+        case Contrastive(distance="euclidean") | Triplet(distance="euclidean"):
+            return 8.0  # where d > 0.35, 1 / d and its derivative less
         case Triplet(mining="all"):
             return 4.0  # a triplet has two weights, and an anchor with many more than its share of them
     return 1.0
@@ -90,10 +107,15 @@ def clear_anchors(loss, z, labels, bank, bank_labels, *, renormalize=True, exclu
     p, n = pair & (labels[:, None] == bank_labels), pair & (labels[:, None] != bank_labels)
     if s.shape[1] == 0:
         return torch.ones_like(labels, dtype=torch.bool)
+    at_one = torch.zeros_like(labels, dtype=torch.bool)
+    if getattr(loss, "distance", None) == "euclidean":  # 1 / d
+        at_one = (pair & (s > 1 - 100 * near)).any(1)
+    s = nearness(loss, s)
     match loss:
         case Contrastive() | Margin():
-            close = (p & ((s - loss.pos_margin).abs() < near)) | (n & ((s - loss.neg_margin).abs() < near))
-            return ~close.any(1)
+            pos_limit, neg_limit = loss.limits
+            close = (p & ((s - pos_limit).abs() < near)) | (n & ((s - neg_limit).abs() < near))
+            return ~(close.any(1) | at_one)
         case MultiSimilarity() if loss.mining is not None:
             hardest_positive = s.masked_fill(~p, torch.inf).amin(1, keepdim=True)
             hardest_negative = s.masked_fill(~n, -torch.inf).amax(1, keepdim=True)
@@ -117,7 +139,7 @@ def clear_anchors(loss, z, labels, bank, bank_labels, *, renormalize=True, exclu
                     first, second = x.topk(2, dim=1).values.unbind(1)
                     tied |= (first - second < near) & second.isfinite()
             cost = hardest[0].amax(1) + hardest[1].amax(1) + loss.margin
-            return ~(tied | (cost.abs() < near))
+            return ~(tied | (cost.abs() < near) | at_one)
     return torch.ones_like(labels, dtype=torch.bool)
 
 

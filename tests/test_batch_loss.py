@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import only
-from loss_cases import LOSSES, assert_close, clear_anchors, problem, run
+from loss_cases import LOSSES, assert_close, clear_anchors, is_of_distance, problem, run
 from shapes import SIZES
 from torch import nn
 
@@ -48,7 +48,7 @@ def test_a_large_batch(loss, ops, device, dtype):
 @pytest.mark.parametrize("with_ids", [True, False], ids=["ids", "no-ids"])
 def test_options(loss, renormalize, chosen, with_ids, ops, device, dtype):
     z, labels, _, _ = problem(70, 1, 33, dtype, device)
-    options = {"renormalize": renormalize}
+    options = {"renormalize": renormalize or is_of_distance(loss)}
     if renormalize:
         z = z * (0.1 + torch.rand(70, 1, dtype=dtype, device=device))
     if chosen:
@@ -91,7 +91,7 @@ def test_not_finite(bad, loss, ops, device, dtype):
     assert value.isnan() and grad.isnan().all()
 
 
-@every_loss
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES.values() if not is_of_distance(loss)], ids=lambda x: x.kind)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_an_infinite_row_that_is_no_anchor(sign, loss, ops, device, dtype):
     """Not normalised, its products are Inf, and a pair of Inf could cost nothing."""

@@ -63,7 +63,7 @@ def test_the_reference_in_parts(loss):
 def test_a_large_batch(loss, ops, device):
     """Several tiles of rows; and many thresholds."""
     z, labels, _, _ = problem(700, 1, 8, torch.float64, device, classes=3)
-    expected, grad = run(ops.batch_loss, z, labels, loss, renormalize=False)
+    expected, grad = run(reference.batch_loss, z, labels, loss, renormalize=False)
     value, by_dots, _ = loss_of_parts(ops, z @ z.T, labels, loss, 2)
     torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close((by_dots + by_dots.T) @ z, grad, rtol=1e-10, atol=1e-10)

@@ -303,8 +303,9 @@ def test_the_second_device():
 )
 def test_graph_capture(way, options):
     """A captured step replays to the same numbers: no sync, no address or count that was fixed at capture."""
-    kind = getattr(options.get("loss"), "kind", "contrastive")
-    if (way != "composite" and kind == "triplet_all") or (way in ("screen", "pairs") and "contrastive" not in kind):
+    loss = options.get("loss", Contrastive())
+    screens = isinstance(loss, Contrastive) and loss.distance != "euclidean"
+    if (way != "composite" and loss.formula == "triplet_all") or (way in ("screen", "pairs") and not screens):
         pytest.skip("does not go this way")
     data = list(batches(20, "cuda"))
     with xbn_ext.loss_way(way):

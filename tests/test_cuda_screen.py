@@ -258,5 +258,6 @@ def test_other_losses_are_refused():
     from xbn_ext import SupCon
 
     torch.ops.xbn_emu.set_loss_way("screen")
-    with pytest.raises(RuntimeError, match="way 'screen' has contrastive losses only"):
-        ops.memory_loss(*with_candidates(0), SupCon())
+    for loss in (SupCon(), Contrastive(distance="euclidean")):
+        with pytest.raises(RuntimeError, match="way 'screen' has contrastive losses only, of cosine or squared"):
+            ops.memory_loss(*with_candidates(0), loss)

@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from conftest import only
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_cases import LOSSES, assert_right, clear_anchors, problem, run, run_with_pairs
+from loss_cases import (
+    LOSSES,
+    NOT_UNDER_TEST,
+    assert_right,
+    clear_anchors,
+    is_of_distance,
+    problem,
+    run,
+    run_with_pairs,
+)
 from shapes import PAIRS, name
 from state import NARROW_DTYPES
 
@@ -30,8 +39,8 @@ from xbn_ext import (
     reference,
 )
 from xbn_ext import ops as cpu_ops
-from xbn_ext.losses import KINDS, at
-from xbn_ext.plain.losses import BY_KIND
+from xbn_ext.losses import DISTANCES, KINDS, at
+from xbn_ext.plain.losses import BY_FORMULA
 from xbn_ext.reference.losses import FORMULAS
 
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -39,9 +48,10 @@ every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
 def test_every_kind_of_loss_is_everywhere():
     """In the reference, in plain PyTorch, among the losses under test and in the kernels."""
-    assert set(KINDS) == set(FORMULAS) == set(BY_KIND) == {loss.kind for loss in LOSSES.values()} | {"contrastive_mean"}
+    assert set(KINDS) == {loss.kind for loss in LOSSES.values()} | NOT_UNDER_TEST
+    assert {loss.formula for loss in KINDS.values()} == set(FORMULAS) == set(BY_FORMULA)
     for loss in KINDS.values():
-        cpu_ops.memory_loss(*problem(4, 10, 3), loss)
+        assert_right(cpu_ops, *problem(20, 100, 9), loss)
 
 
 @every_loss
@@ -58,7 +68,7 @@ def test_ragged_shapes(loss, shape, ops, device, dtype):
 def test_options(loss, renormalize, pending, chosen, excluding, width, ops, device, dtype):
     B, M, D = 70, 500, width
     z, labels, bank, bank_labels = problem(B, M, D, dtype, device)
-    options = {"renormalize": renormalize}
+    options = {"renormalize": renormalize or is_of_distance(loss)}
     if not renormalize:
         bank /= bank.norm(dim=1, keepdim=True) * (1 + torch.rand(M, 1, dtype=dtype, device=device))
     if pending:
@@ -134,6 +144,12 @@ def test_exponents_beyond_float32(loss, ops, device, dtype):
 @every_loss
 def test_embeddings_that_are_not_normalised(loss, ops, device, dtype):
     z, labels, bank, bank_labels = problem(70, 500, 8, dtype, device)
+    if is_of_distance(loss):
+        with pytest.raises(
+            ValueError, match=r'renormalize must be True with distance=".*", which is that of rows of u'
+        ):
+            ops.memory_loss(z, labels, bank, bank_labels, loss, renormalize=False)
+        return
     assert_right(ops, z * 30, labels, bank * 3, bank_labels, loss, renormalize=False)
 
 
@@ -182,6 +198,77 @@ def test_triplets_of_infinite_similarities_touch_no_row(loss, ops, device, dtype
     value, grad = run(ops.memory_loss, z, labels, bank, bank_labels, loss, renormalize=False)
     assert not value.isfinite() or value == 0
     assert not grad.any()
+
+
+# --- Distances --------------------------------------------------------------------------------------------
+
+
+def test_margins_that_are_not_given_are_those_of_the_distance():
+    assert Contrastive() == Contrastive(1.0, 0.5) != Contrastive(distance="euclidean")
+    assert Contrastive(distance="euclidean") == Contrastive(0.0, 1.0, distance="euclidean")
+    assert Triplet(0.1) == Triplet() and Triplet(distance="squared_euclidean").margin == 0.05
+    assert Contrastive(neg_margin=0.3, distance="squared_euclidean").pos_margin == 0
+    shown = "Contrastive(pos_margin=0.0, neg_margin=1.0, reduction='mean', distance='euclidean')"
+    assert repr(Contrastive(distance="euclidean")) == shown
+    for loss in (Contrastive(distance="euclidean"), Triplet(soft=True, distance="squared_euclidean")):
+        assert pickle.loads(pickle.dumps(loss)) == copy.deepcopy(loss) == loss
+
+
+def test_distances_that_there_are_not():
+    for loss in (Contrastive, Triplet):
+        with pytest.raises(ValueError, match="distance must be 'cosine', 'euclidean' or 'squared_euclidean'"):
+            loss(distance="dot")
+    with pytest.raises(ValueError, match=r"distance .* of all triplets it is .* or take InChunks"):
+        Triplet(mining="all", distance="euclidean")
+
+
+@pytest.mark.parametrize("option", ["normalize_embeddings", "renormalize"])
+def test_distances_are_of_rows_of_unit_length(option):
+    message = f'{option} must be True with distance="euclidean"'
+    loss, (x, labels) = Triplet(distance="euclidean"), (torch.randn(4, 8), torch.arange(4))
+    with pytest.raises(ValueError, match=message):
+        CrossBatchMemory(loss, 8, 20, **{option: False})
+    memory = CrossBatchMemory(loss, 8, 20)
+    with pytest.raises(ValueError, match=message):
+        setattr(memory, option, False)
+    assert getattr(memory, option) is True
+    with pytest.raises(ValueError, match=message):
+        cpu_ops.step_(memory, x, labels, loss, **{option: False})
+    if option == "renormalize":
+        with pytest.raises(ValueError, match=message):
+            cpu_ops.batch_loss(x, labels, loss, renormalize=False)
+        with pytest.raises(ValueError, match=message):
+            cpu_ops.memory_sums(x, labels, x, labels, loss, renormalize=False)
+
+
+@pytest.mark.parametrize("loss", [Contrastive(0.0, 1.5), Triplet(0.5), Triplet(0.5, soft=True)], ids=lambda x: x.kind)
+def test_rows_at_no_distance_have_no_weight(loss, ops, device, dtype):
+    """As with torch.cdist, whose derivative is 0 there."""
+    loss = at(loss, distance="euclidean")
+    z = torch.eye(2, 4, dtype=dtype, device=device)
+    bank = torch.cat([z[:1], -z[:1], z[1:]])
+    labels, bank_labels = torch.tensor([0, 7], device=device), torch.tensor([0, 0, 1], device=device)
+    value, grad = run(ops.memory_loss, z, labels, bank, bank_labels, loss)
+    truth, true_grad = run(reference.memory_loss, z.double(), labels, bank.double(), bank_labels, loss)
+    torch.testing.assert_close([value.double(), grad.double()], [truth, true_grad], rtol=1e-6, atol=1e-7)
+    assert value > 0 and grad.isfinite().all()
+    # A negative at no distance.
+    value, grad = run(ops.memory_loss, z[:1], labels[1:], bank[:1], bank_labels[:1], Contrastive(distance="euclidean"))
+    assert value == 1 and not grad.any()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        Contrastive(0.2, 1.5, distance="squared_euclidean"),
+        Triplet(0.3, distance="squared_euclidean"),
+        Contrastive(neg_margin=-1.0, distance="euclidean"),
+        Contrastive(neg_margin=3.0, distance="euclidean"),
+    ],
+    ids=["mean", "hardest", "no negative pays", "all negatives pay"],
+)
+def test_other_distances(loss, width, ops, device, dtype):
+    assert_right(ops, *problem(70, 500, width, dtype, device), loss)
 
 
 # --- All triplets -----------------------------------------------------------------------------------------
@@ -342,6 +429,14 @@ parameters = st.one_of(
     ),
     st.builds(Circle, st.floats(0, 0.6), st.floats(1, 128)),
     st.builds(Triplet, st.floats(0, 1), st.sampled_from(["hardest", "all"])),
+    st.builds(Triplet, st.floats(0, 1), soft=st.booleans(), distance=st.sampled_from(DISTANCES)),
+    st.builds(
+        Contrastive,
+        st.floats(0, 1),
+        st.floats(0.5, 1.8),
+        st.sampled_from(["mean", "avg_nonzero"]),
+        distance=st.sampled_from(DISTANCES),
+    ),
     st.builds(Contrastive, st.floats(0.3, 1), st.floats(-0.3, 0.7), st.sampled_from(["mean", "avg_nonzero"])),
 )
 
@@ -622,10 +717,13 @@ def peer(loss):
     from pytorch_metric_learning import distances, miners
 
     cosine = distances.CosineSimilarity()
-    miner = None
+    by_name = {"euclidean": distances.LpDistance(), "squared_euclidean": distances.LpDistance(power=2)}
+    distance, miner = by_name.get(getattr(loss, "distance", None), cosine), None
     match loss:
+        case Contrastive(reduction="mean"):
+            pytest.skip("theirs averages over pairs")
         case Contrastive():
-            theirs = losses.ContrastiveLoss(loss.pos_margin, loss.neg_margin, distance=cosine)
+            theirs = losses.ContrastiveLoss(loss.pos_margin, loss.neg_margin, distance=distance)
         case SupCon():
             theirs = losses.SupConLoss(loss.temperature)
         case NTXent():
@@ -646,8 +744,8 @@ def peer(loss):
         case SigLIP():
             pytest.skip("not there")
         case Triplet():
-            theirs = losses.TripletMarginLoss(loss.margin, smooth_loss=loss.soft, distance=cosine)
-            miner = miners.BatchHardMiner(distance=cosine) if loss.mining == "hardest" else None
+            theirs = losses.TripletMarginLoss(loss.margin, smooth_loss=loss.soft, distance=distance)
+            miner = miners.BatchHardMiner(distance=distance) if loss.mining == "hardest" else None
 
     def function(z, labels, bank, bank_labels):
         mined = None if miner is None else miner(z, labels, bank, bank_labels)
@@ -687,6 +785,56 @@ def test_the_memory_is_that_of_pytorch_metric_learning(loss):
         labels = torch.randint(12, (30,))
         x = F.normalize(centres[labels] + torch.randn(30, 16), dim=1)
         torch.testing.assert_close(ours(x, labels), theirs(x, labels), rtol=1e-5, atol=0)
+
+
+def of_pytorch_metric_learning(name):
+    """By default: loss and miner; and ours, with what it takes besides."""
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    from pytorch_metric_learning import distances, miners
+
+    dot = distances.DotProductSimilarity(normalize_embeddings=False)
+    raw = {"normalize_embeddings": False, "renormalize": False}
+    squared, hardest = distances.LpDistance(power=2), miners.BatchHardMiner()
+    return {
+        "contrastive": (losses.ContrastiveLoss(), None, Contrastive(reduction="avg_nonzero", distance="euclidean"), {}),
+        "hardest": (losses.TripletMarginLoss(), hardest, Triplet(distance="euclidean"), {}),
+        "soft": (losses.TripletMarginLoss(smooth_loss=True), hardest, Triplet(soft=True, distance="euclidean"), {}),
+        "all": (
+            losses.TripletMarginLoss(distance=squared),
+            None,
+            Triplet(mining="all", distance="squared_euclidean"),
+            {},
+        ),
+        "squared": (
+            losses.ContrastiveLoss(distance=squared),
+            None,
+            Contrastive(reduction="avg_nonzero", distance="squared_euclidean"),
+            {},
+        ),
+        "dot product": (losses.ContrastiveLoss(9, 2, distance=dot), None, Contrastive(9, 2, "avg_nonzero"), raw),
+        "dot product, all triplets": (losses.TripletMarginLoss(distance=dot), None, Triplet(0.05, mining="all"), raw),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name", ["contrastive", "hardest", "soft", "all", "squared", "dot product", "dot product, all triplets"]
+)
+def test_distances_and_their_margins_are_those_of_pytorch_metric_learning(name):
+    pml = pytest.importorskip("pytorch_metric_learning.losses")
+    their_loss, miner, loss, options = of_pytorch_metric_learning(name)
+    theirs = pml.CrossBatchMemory(their_loss, 16, 100, miner)
+    theirs.embedding_memory = theirs.embedding_memory.double()
+    ours = CrossBatchMemory(
+        loss, 16, 100, drift="none", batch_weight=0, enqueue="before", memory_dtype=torch.float64, **options
+    )
+    centres = torch.randn(12, 16, dtype=torch.float64)
+    for _ in range(8):
+        labels = torch.randint(12, (30,))
+        x = (centres[labels] + torch.randn(30, 16)).requires_grad_()
+        values = ours(x, labels), theirs(x, labels)
+        torch.testing.assert_close(*values, rtol=1e-7, atol=0)
+        torch.testing.assert_close(*(torch.autograd.grad(value, x)[0] for value in values), rtol=1e-6, atol=1e-9)
+        assert values[0] > 0
 
 
 # --- The whole step ---------------------------------------------------------------------------------------

@@ -7,11 +7,15 @@ import torch
 from loss_cases import LOSSES, problem, run_with_pairs
 from parts import loss_of_parts
 
-from xbn_ext import Contrastive, reference
+from xbn_ext import Contrastive, Triplet, reference
 from xbn_ext.dtypes import MEMORY_DTYPES
 from xbn_ext.reference.parts import program
 
-IN_PARTS = {name: loss for name, loss in LOSSES.items() if loss.passes} | {"mean": Contrastive(0.9, 0.2)}
+IN_PARTS = {name: loss for name, loss in LOSSES.items() if loss.passes} | {
+    "mean": Contrastive(0.9, 0.2),
+    "mean_squared": Contrastive(0.2, 1.5, distance="squared_euclidean"),
+    "triplet_squared": Triplet(0.3, distance="squared_euclidean"),
+}
 
 
 def cut(n, bank, bank_labels, bank_ids):

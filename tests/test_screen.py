@@ -12,10 +12,15 @@ MARGIN = 0.5
 MEAN, AVERAGE = Contrastive(neg_margin=MARGIN), Contrastive(neg_margin=MARGIN, reduction="avg_nonzero")
 HARDEST = Triplet(margin=0.3)
 MINED, ALL = MultiSimilarity(beta=20.0, mining=0.1), Triplet(margin=0.1, mining="all")
+EUCLIDEAN = Contrastive(distance="euclidean"), Triplet(distance="euclidean")  # a negative margin of 1: s of 0.5
+SQUARED = Triplet(margin=0.2, mining="all", distance="squared_euclidean")
 LOSSES = pytest.mark.parametrize(
     "loss",
-    [MEAN, AVERAGE, HARDEST, MINED, ALL, NTXent(0.1)],
-    ids=["mean", "avg_nonzero", "triplet", "mined", "triplet_all", "ntxent"],
+    [MEAN, AVERAGE, HARDEST, MINED, ALL, NTXent(0.1), *EUCLIDEAN, SQUARED],
+    ids=[
+        *("mean", "avg_nonzero", "triplet", "mined", "triplet_all", "ntxent"),
+        *("mean_euclidean", "triplet_euclidean", "triplet_all_squared"),
+    ],
 )
 # Every pair by a product; those alone that the screen finds, however many; the latter only while they are few.
 WAYS = ("simt", "pairs", "auto")
@@ -123,8 +128,9 @@ def test_threads(loss):
         assert all(map(torch.equal, results[0], result))
 
 
+@pytest.mark.parametrize("loss", [MEAN, EUCLIDEAN[0]], ids=["mean", "mean_euclidean"])
 @pytest.mark.parametrize("off", [0, 1e-7, 1e-5, 1e-3, 1e-2, 1e-1])
-def test_similarities_at_the_margin(off):
+def test_similarities_at_the_margin(off, loss):
     """One in every thirty rows is there; the others are far below."""
     D, rows, step = 128, 6 * 1000, 30
     z = random_rows(1, D).repeat(64, 1)
@@ -132,7 +138,7 @@ def test_similarities_at_the_margin(off):
     bank = normalize(bank - bank @ z[0][:, None] * z[0], dim=1)
     at = MARGIN + off * torch.randn(rows // step, 1)
     bank[::step] = at * z[0] + (1 - at**2).clamp(min=0).sqrt() * bank[::step]
-    _, pairs, _ = assert_same_bits(z, torch.zeros(64).long(), bank, torch.ones(rows).long(), MEAN)
+    _, pairs, _ = assert_same_bits(z, torch.zeros(64).long(), bank, torch.ones(rows).long(), loss)
     assert pairs[1] > rows / step / 4  # half of these count, or so
 
 
@@ -252,7 +258,8 @@ def test_options(stored, renormalize, loss):
         "shift": 0.05 * torch.randn(160).double(),
     }
     labels = torch.randint(300, (64,)), torch.randint(300, (2000,))
-    assert_same_bits(z, labels[0], bank, labels[1], loss, renormalize=renormalize, **options)
+    options["renormalize"] = renormalize or loss in (*EUCLIDEAN, SQUARED)
+    assert_same_bits(z, labels[0], bank, labels[1], loss, **options)
 
 
 @LOSSES

@@ -91,12 +91,12 @@ def finite_positive(name: str, value: Any) -> float:
     return number
 
 
-def one_of(first: str, second: str) -> Callable[[str, Any], str]:
-    """A check for one of two words."""
+def one_of(*words: str) -> Callable[[str, Any], str]:
+    """A check for one of these."""
 
     def check(name: str, value: Any) -> str:
-        if not isinstance(value, str) or value not in (first, second):
-            raise ValueError(f"{name} must be {first!r} or {second!r}, got {value!r}")
+        if not isinstance(value, str) or value not in words:
+            raise ValueError(f"{name} must be {listed([repr(word) for word in words])}, got {value!r}")
         return value
 
     return check

@@ -1,7 +1,7 @@
 """Pair losses over cosine similarities: what the pairs of an anchor cost. The formulas are in `reference/losses.py`
 (PyTorch) and `csrc/math/losses.h` (kernels). Parameters and values are those of pytorch-metric-learning with
-`CosineSimilarity`, where it has the loss; so are the defaults, except for margins, whose defaults there are meant for
-Euclidean distances.
+`CosineSimilarity`, where it has the loss; so are the defaults, except for the margins of `Contrastive` and `Triplet`,
+whose defaults there are meant for Euclidean distances. These two have them with `distance="euclidean"`.
 
 An anchor's *positives* are the other rows of its class, its *negatives* all rows of other classes; `s` is the
 similarity of a pair.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast, get_args
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from ._autograd import needs_grad
 
 Reduction = Literal["mean", "avg_nonzero"]
 TripletMining = Literal["hardest", "all"]
+Distance = Literal["cosine", "euclidean", "squared_euclidean"]
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,14 @@ class PairLoss:
         return [field.name for field in dataclasses.fields(self) if field.name not in self.words]
 
     @property
+    def formula(self) -> str:
+        """The kind, whatever the distance."""
+        return self.name
+
+    @property
     def kind(self) -> str:
         """The name by which the kernels know the loss: it and what its words say."""
-        return self.name
+        return self.formula
 
     @property
     def parameters(self) -> list[float]:
@@ -98,41 +104,80 @@ class LossWithTemperature(PairLoss):
     temperature: float | Tensor
 
 
-@dataclass(frozen=True)
-class Contrastive(PairLoss):
-    """Contrastive loss on similarities (Hadsell et al. 2006, in the cosine form of XBM, arXiv 1912.06798, eq. 2).
+class LossOfDistances(PairLoss):
+    """A loss whose margins may be of distances, between rows that are taken to be of unit length: `d² = 2 - 2s`. A
+    margin that is not given is resolved when the loss is made: it is the default for its distance."""
 
-    An anchor pays `max(pos_margin - s, 0)` for a positive and `max(s - neg_margin, 0)` for a negative.
+    default_margins: ClassVar[dict[str, tuple[float, float]]]
+    """Of each margin, for similarities and for distances."""
+    distance: Distance
+
+    def __post_init__(self) -> None:
+        checks.one_of(*get_args(Distance))("distance", self.distance)
+        for name, of_both in self.default_margins.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, of_both[self.distance != "cosine"])
+        super().__post_init__()
+
+    @property
+    def kind(self) -> str:
+        return self.formula if self.distance == "cosine" else f"{self.formula}_{self.distance}"
+
+
+BY_DISTANCE = cast(float, None)
+"""A margin that is not given."""
+
+
+@dataclass(frozen=True)
+class Contrastive(LossOfDistances):
+    """Contrastive loss (Hadsell et al. 2006), by default on similarities (in the cosine form of XBM, arXiv 1912.06798,
+    eq. 2).
+
+    An anchor pays `max(pos_margin - s, 0)` for a positive and `max(s - neg_margin, 0)` for a negative. With a distance
+    it pays `max(d - pos_margin, 0)` and `max(neg_margin - d, 0)`.
 
     Args:
-        pos_margin: positives more similar than this cost nothing.
-        neg_margin: negatives less similar than this cost nothing.
+        pos_margin: positives more similar than this cost nothing; with a distance, those closer than this. 1 by
+            default; 0 with a distance.
+        neg_margin: negatives less similar than this cost nothing; with a distance, those farther than this. 0.5 by
+            default; 1 with a distance.
         reduction: `"mean"` divides the sum over all pairs by the number of anchors (XBM's gradient; its code
             reports `s` instead of `s - neg_margin` for an active negative, a constant per pair).
             `"avg_nonzero"` averages positives and negatives separately, each over the pairs that cost something
-            (pytorch-metric-learning's ContrastiveLoss with CosineSimilarity and AvgNonZeroReducer).
+            (pytorch-metric-learning's ContrastiveLoss with its default reducer).
+        distance: `"cosine"`, similarities; `"euclidean"`, the distance d of rows of unit length, with the default
+            margins of pytorch-metric-learning's ContrastiveLoss, whose default distance it is; or
+            `"squared_euclidean"`, d² instead of d (`LpDistance(power=2)`). Where d is 0, its derivative is, too.
 
     Raises:
-        ValueError: a margin is not finite or the reduction is unknown.
+        ValueError: a margin is not finite, or the reduction or the distance is unknown.
     """
 
     name = "contrastive"
-    words = ("reduction",)
-    pos_margin: float = 1.0
-    neg_margin: float = 0.5
+    words = ("reduction", "distance")
+    default_margins: ClassVar[dict[str, tuple[float, float]]] = {"pos_margin": (1.0, 0.0), "neg_margin": (0.5, 1.0)}
+    pos_margin: float = BY_DISTANCE
+    neg_margin: float = BY_DISTANCE
     reduction: Reduction = "mean"
+    distance: Distance = "cosine"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.one_of("mean", "avg_nonzero")("reduction", self.reduction)
 
     @property
-    def kind(self) -> str:
+    def formula(self) -> str:
         return f"{self.name}_mean" if self.reduction == "mean" else self.name
 
     @property
     def passes(self) -> tuple[tuple[int, ...], ...]:
-        return ((0,),) if self.reduction == "mean" else ((0, 1),)
+        return ((0,),) if self.reduction == "mean" and self.distance != "euclidean" else ((0, 1),)
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """How near (`reference.losses.nearness`) positives cost nothing from, and negatives up to."""
+        sign = 1 if self.distance == "cosine" else -1
+        return sign * self.pos_margin, sign * self.neg_margin
 
 
 @dataclass(frozen=True)
@@ -164,6 +209,11 @@ class Margin(PairLoss):
     def neg_margin(self) -> float | Tensor:
         """Negatives less similar than this cost nothing."""
         return self.beta - self.margin
+
+    @property
+    def limits(self) -> tuple[float | Tensor, float | Tensor]:
+        """As those of `Contrastive`."""
+        return self.pos_margin, self.neg_margin
 
     @property
     def parameters(self) -> list[float]:
@@ -361,11 +411,12 @@ class Circle(PairLoss):
 
 
 @dataclass(frozen=True)
-class Triplet(PairLoss):
-    """Triplet margin loss on similarities, of the hardest triplet of each anchor or of all triplets.
+class Triplet(LossOfDistances):
+    """Triplet margin loss, by default on similarities, of the hardest triplet of each anchor or of all triplets.
 
     Args:
-        margin: by how much a positive has to be more similar.
+        margin: by how much a positive has to be more similar or, with a distance, closer. 0.1 by default; 0.05 with a
+            distance.
         mining: `"hardest"`: an anchor with positives and negatives pays `max(max_n s_n - min_p s_p + margin, 0)`
             (Hermans et al. 2017, arXiv 1703.07737, eq. 5). Averaged over the anchors that pay something:
             pytorch-metric-learning's TripletMarginLoss with CosineSimilarity and its BatchHardMiner. Of equally hard
@@ -376,25 +427,37 @@ class Triplet(PairLoss):
         soft: of the hardest triplets, an anchor pays `log(1 + e^(max_n s_n - min_p s_p + margin))` (Hermans et al.'s
             soft margin, pytorch-metric-learning's `smooth_loss`). Averaged over the anchors with positives and
             negatives.
+        distance: `"cosine"`, similarities; or, instead of `s_n - s_p`, `"euclidean"`, the difference `d_p - d_n` of
+            distances between rows of unit length, with the default margin of pytorch-metric-learning's
+            TripletMarginLoss, whose default distance it is; or `"squared_euclidean"`, `d_p² - d_n²`
+            (`LpDistance(power=2)`). Where d is 0, its derivative is, too.
 
     Raises:
-        ValueError: the margin is not finite, the mining is unknown, or all triplets are to be soft.
+        ValueError: the margin is not finite, the mining or the distance is unknown, or all triplets are to be soft or
+            Euclidean (of all triplets the distance may be squared; `InChunks` has the others).
     """
 
     name = "triplet"
-    words = ("mining", "soft")
-    margin: float = 0.1
+    words = ("mining", "soft", "distance")
+    default_margins: ClassVar[dict[str, tuple[float, float]]] = {"margin": (0.1, 0.05)}
+    margin: float = BY_DISTANCE
     mining: TripletMining = "hardest"
     soft: bool = False
+    distance: Distance = "cosine"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.one_of("hardest", "all")("mining", self.mining)
         if checks.flag("soft", self.soft) and self.mining == "all":
             raise ValueError('soft goes with mining="hardest"')
+        if self.mining == "all" and self.distance == "euclidean":
+            raise ValueError(
+                'distance "euclidean" goes with mining="hardest": of all triplets it is "cosine" or '
+                '"squared_euclidean", or take InChunks(TripletMarginLoss())'
+            )
 
     @property
-    def kind(self) -> str:
+    def formula(self) -> str:
         return f"{self.name}_soft" if self.soft else f"{self.name}_{self.mining}"
 
     @property
@@ -402,6 +465,8 @@ class Triplet(PairLoss):
         return ((0, 1),) if self.mining == "hardest" else ()
 
 
+DISTANCES: tuple[Distance, ...] = ("euclidean", "squared_euclidean")
+REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 KINDS: dict[str, PairLoss] = {
     loss.kind: loss
     for loss in (
@@ -419,6 +484,9 @@ KINDS: dict[str, PairLoss] = {
         LiftedStructure(),
         Margin(),
         SigLIP(),
+        *(Contrastive(reduction=how, distance=d) for d in DISTANCES for how in REDUCTIONS),
+        *(Triplet(soft=soft, distance=d) for d in DISTANCES for soft in (False, True)),
+        Triplet(mining="all", distance="squared_euclidean"),
     )
 }
 """Every kind of loss that the kernels know, with its default parameters."""
@@ -441,6 +509,17 @@ def check_loss(op: str, loss: Any) -> None:
             f"{op}: loss must be one that the kernels know: {type(loss).__name__} is of the kind {loss.kind!r} and has "
             f"the numbers {', '.join(loss.numbers())}"
         )
+
+
+def check_unit_rows(loss: Any, **options: bool) -> None:
+    """Raises ValueError for an option that leaves rows as long as they are, if the loss is of distances between rows of
+    unit length."""
+    if isinstance(loss, LossOfDistances) and loss.distance != "cosine":
+        for name, makes_unit in options.items():
+            if not makes_unit:
+                raise ValueError(
+                    f'{name} must be True with distance="{loss.distance}", which is that of rows of unit length'
+                )
 
 
 LEARNABLE = tuple(dict.fromkeys(name for loss in LOSSES.values() for name in loss.may_be_learned))

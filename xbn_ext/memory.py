@@ -17,7 +17,9 @@ from .distributed import Batch, Ranks
 from .dtypes import compute_dtype, is_narrow
 from .filling import fill
 from .filter import Drift, make_filter
-from .losses import LEARNABLE, PairLoss, at, check_loss, check_offset, default_of, learned_offset
+from .losses import (
+    LEARNABLE, PairLoss, at, check_loss, check_offset, check_unit_rows, default_of, learned_offset,
+)  # fmt: skip
 from .ops.custom import try_out
 from .shards import Shards
 from .state import MemoryState, number_in
@@ -67,7 +69,7 @@ class CrossBatchMemory(MemoryState):
             and applies it while reading: the same numbers, and a pass over the memory only once in many steps, when
             the map has grown so far that rounding would show. None: in place; deferred for a 16-bit memory, which
             would not survive being rounded at every step.
-        normalize_embeddings: L2-normalise the embeddings first.
+        normalize_embeddings: L2-normalise the embeddings first. A loss of distances needs this and the next.
         renormalize: L2-normalise memory rows as they are read (the stored rows keep their exact moments).
         batch_weight: weight of the loss of the batch against itself; 0 skips it.
         memory_weight: weight of the loss of the batch against the memory; 0 skips it.
@@ -149,6 +151,7 @@ class CrossBatchMemory(MemoryState):
         self.memory_weight = memory_weight
         self.eps = eps
         checks.some_weight(self.batch_weight, self.memory_weight)
+        check_unit_rows(loss, normalize_embeddings=self.normalize_embeddings, renormalize=self.renormalize)
         checks.memory_dtype(memory_dtype)
         self.update = update if update is not None else "deferred" if is_narrow(memory_dtype) else "inplace"
         checks.rounding(self.update, memory_dtype, drift)
@@ -204,6 +207,8 @@ class CrossBatchMemory(MemoryState):
             value = check(name, value)
         if name == "update" and "bank" in self.__dict__:
             checks.rounding(value, self.bank.dtype, self.drift)
+        if name in ("normalize_embeddings", "renormalize"):
+            check_unit_rows(self.__dict__.get("_loss"), **{name: value})
         super().__setattr__(name, value)
 
     def _options(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from .._autograd import needs_grad, with_gradient, without_autocast, writes
 from ..custom import AnyLoss, OwnLoss
-from ..losses import PairLoss, check_loss, fold_temperature, learned_of, learned_offset
+from ..losses import PairLoss, check_loss, check_unit_rows, fold_temperature, learned_of, learned_offset
 from ..options import LOSS_DEFAULTS, PAIR_DEFAULTS, LossOptions, PairOptions, complete
 from . import custom
 from ._namespace import call, fake
@@ -28,7 +28,7 @@ def memory_loss(
     a GPU the composite way stores a chunk of them, about 24 MB, the screen a bit for each pair: `xbn_ext.loss_way`.)
 
     Args:
-        z: `[B, D]` embeddings, usually of unit length.
+        z: `[B, D]` embeddings, usually of unit length. A loss of distances takes them to be.
         labels: `[B]` int64.
         bank: `[M, D]` contiguous; carries no gradient.
         bank_labels: `[M]` int64.
@@ -42,6 +42,7 @@ def memory_loss(
     Raises:
         RuntimeError: an argument is not as above; or a second derivative or a forward-mode one is asked for.
         TypeError: there is no such option, or no such loss.
+        ValueError: renormalize is False and the loss of distances.
     """
     return _memory_loss("memory_loss", z, labels, bank, bank_labels, loss, options)[0]
 
@@ -73,6 +74,7 @@ def _ranked(
 ) -> tuple[Tensor, Tensor]:
     """Loss and pairs by an op that takes `arguments`, in the order of its schema, and what is put into them here."""
     check_loss(op, loss)
+    check_unit_rows(loss, renormalize=arguments["renormalize"])
     given, (loss, z) = loss, fold_temperature(loss, z)
     need_grad = needs_grad(z)
     arguments.update(z=z.detach(), loss=loss.kind, parameters=loss.parameters, need_grad=need_grad)
@@ -152,7 +154,7 @@ def batch_loss(
     Holds the B×B similarities and their gradient while it runs.
 
     Args:
-        z: `[B, D]` embeddings.
+        z: `[B, D]` embeddings. A loss of distances takes them to be of unit length.
         labels: `[B]` int64.
         loss: which loss, with its parameters (`xbn_ext.losses`).
         ids: `[B]` int64 sample ids: rows with the same id (>= 0) are not paired.
@@ -166,10 +168,12 @@ def batch_loss(
 
     Raises:
         RuntimeError: an argument is not as above; or a second derivative or a forward-mode one is asked for.
+        ValueError: renormalize is False and the loss of distances.
     """
 
     if not isinstance(loss, OwnLoss):
         check_loss("batch_loss", loss)
+        check_unit_rows(loss, renormalize=renormalize)
     if z.dim() != 2 or z.dtype not in (torch.float32, torch.float64):  # the op would speak of its products
         raise RuntimeError(f"batch_loss: z must be [B, D], float32 or float64, got {z.dtype} {list(z.shape)}")
     if isinstance(labels, Tensor) and labels.shape != z.shape[:1]:

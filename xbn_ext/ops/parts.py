@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..losses import PairLoss, check_loss
+from ..losses import PairLoss, check_loss, check_unit_rows
 from ..options import LOSS_DEFAULTS, LossOptions, complete
 from ._namespace import call, fake
 
@@ -47,9 +47,11 @@ def memory_sums(
     Raises:
         RuntimeError: an argument is not as above, naming it.
         TypeError: there is no such option, or no such loss.
+        ValueError: renormalize is False and the loss of distances.
     """
     check_loss("memory_sums", loss)
     arguments = complete("memory_sums", options, LOSS_DEFAULTS)
+    check_unit_rows(loss, renormalize=arguments["renormalize"])
     for name in ("scale", "shift"):
         if isinstance(arguments[name], Tensor):
             arguments[name] = arguments[name].double()

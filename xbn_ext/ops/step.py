@@ -13,7 +13,7 @@ from .. import checks
 from .._autograd import needs_grad, with_gradient, without_autocast, writes
 from ..custom import AnyLoss
 from ..filter import Filter
-from ..losses import PairLoss, check_loss, learned_offset
+from ..losses import PairLoss, check_loss, check_unit_rows, learned_offset
 from ..options import LossOptions
 from ._namespace import arguments_of, call, fake
 from .batch import normalize
@@ -69,9 +69,10 @@ def step_(
     Raises:
         RuntimeError: an argument is not as above, naming it; or a second derivative or a forward-mode one is asked for.
         TypeError: no such loss.
-        ValueError: no such `update` or `enqueue`.
+        ValueError: no such `update` or `enqueue`; or rows are not to be normalised and the loss is of distances.
     """
     check_loss("step_", loss)
+    check_unit_rows(loss, normalize_embeddings=normalize_embeddings, renormalize=renormalize)
     if learned_offset(loss) is not None and torch.is_grad_enabled():
         raise TypeError(f"step_: this op has no gradient for a {loss.offset} that is learned; CrossBatchMemory has one")
     state = {name: getattr(memory, name) for name in STATE} | {name: getattr(memory, name, None) for name in MEASURED}

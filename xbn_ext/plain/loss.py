@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..losses import KINDS, PairLoss
 from .contract import check
-from .losses import BY_KIND
+from .losses import BY_FORMULA
 from .pairs import Pairs, Similarities
 
 
@@ -31,7 +31,7 @@ def parse_loss(op: str, kind: str, parameters: Sequence[float]) -> PairLoss:
 
 def loss_of(similarities: Similarities, loss: PairLoss, need_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, its gradient `[B, n]` (`[0, n]` unless `need_grad`) and pairs `[2]` per anchor."""
-    pairs = BY_KIND[loss.kind](loss, similarities.grad, similarities.anchors)
+    pairs = BY_FORMULA[loss.formula](loss, similarities.grad, similarities.anchors)
     grad = _gradient(pairs, similarities, need_grad)
     value = (pairs.value / pairs.number.clamp(min=1)).sum()
     return value.to(grad.dtype), grad, pairs.counts / pairs.number_of_anchors().clamp(min=1)
@@ -39,7 +39,7 @@ def loss_of(similarities: Similarities, loss: PairLoss, need_grad: bool) -> tupl
 
 def totals_of(similarities: Similarities, loss: PairLoss, need_grad: bool) -> tuple[Tensor, Tensor]:
     """What the loss is made of, `[7]` as `settle_sums` has it, and the gradient up to the averages."""
-    pairs = BY_KIND[loss.kind](loss, similarities.grad, similarities.anchors)
+    pairs = BY_FORMULA[loss.formula](loss, similarities.grad, similarities.anchors)
     pairs.averages = False
     grad = _gradient(pairs, similarities, need_grad)
     return torch.cat([pairs.value, pairs.number, pairs.number_of_anchors()[None], pairs.counts]), grad

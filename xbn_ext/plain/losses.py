@@ -22,7 +22,7 @@ from ..losses import (
     SupCon,
     Triplet,
 )
-from ..reference.losses import softplus
+from ..reference.losses import is_not_zero, nearness, nearness_slope, softplus
 from .pairs import Chunk, Hardest, L, LogSum, Pairs, Similarities
 from .triplets import AllTriplets
 
@@ -38,17 +38,17 @@ class ContrastivePairs(Pairs[Contrastive | Margin]):
         if not self.per_anchor:
             self.looks = [self.look]
 
-    def paying(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        positive = chunk.positive & ~(chunk.s >= self.loss.pos_margin)
-        return positive, chunk.negative & ~(chunk.s <= self.loss.neg_margin)
+    def costs(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Of positives, and of negatives."""
+        near, (pos_limit, neg_limit) = nearness(self.loss, chunk.s), self.loss.limits
+        pull = torch.where(chunk.positive, pos_limit - near, 0).relu_()
+        return pull, torch.where(chunk.negative, near - neg_limit, 0).relu_()
 
     def look(self, chunk: Chunk) -> None:
-        positive, negative = self.paying(chunk)
-        pull = torch.where(positive, self.loss.pos_margin - chunk.s, 0).sum()
-        push = torch.where(negative, chunk.s - self.loss.neg_margin, 0).sum()
+        pull, push = self.costs(chunk)
         for group, cost in zip(self.groups, (push, pull), strict=True):
-            self.value[group] += cost
-        self.count(positive, negative)
+            self.value[group] += cost.sum()
+        self.count(is_not_zero(pull), is_not_zero(push))
 
     def finish(self) -> None:
         if self.per_anchor:
@@ -61,9 +61,9 @@ class ContrastivePairs(Pairs[Contrastive | Margin]):
     def weigh(self, chunk: Chunk) -> Tensor:
         if self.per_anchor:
             self.look(chunk)
-        positive, negative = self.paying(chunk)
-        shares = self.shares().to(self.dtype)
-        push, pull = (shares[group] for group in self.groups)
+        positive, negative = map(is_not_zero, self.costs(chunk))
+        shares, by_s = self.shares().to(self.dtype), nearness_slope(self.loss, chunk.s)
+        push, pull = (shares[group] * by_s for group in self.groups)
         return torch.where(negative, push, 0) - torch.where(positive, pull, 0)
 
 
@@ -338,7 +338,8 @@ class HardestTriplets(Pairs[Triplet]):
         for chunk in similarities.chunks():
             self.look(chunk)
         hardest, both = self.hardest, self.has_positive & self.has_negative
-        violation = torch.where(both, hardest.negative - hardest.positive + self.loss.margin, -torch.inf)
+        near_positive, near_negative = (nearness(self.loss, s) for s in (hardest.positive, hardest.negative))
+        violation = torch.where(both, near_negative - near_positive + self.loss.margin, -torch.inf)
         cost = softplus(violation.double()) if self.loss.soft else violation.relu()
         paying = both if self.loss.soft else ~(cost <= 0)
         self.value[0], self.number[0] = cost.double().sum(), paying.sum()
@@ -348,12 +349,15 @@ class HardestTriplets(Pairs[Triplet]):
             share = self.shares()[0].to(self.dtype).expand(self.B)
             if self.loss.soft:
                 share = share * violation.sigmoid()
-            for row, weight in ((hardest.negative_row, share), (hardest.positive_row, -share)):
+            for row, s, weight in (
+                (hardest.negative_row, hardest.negative, share),
+                (hardest.positive_row, hardest.positive, -share),
+            ):
                 # No row, and not a weight of 0: 0 times a row that is NaN would be NaN.
-                similarities.add_columns(torch.where(of_rows, row, -1), weight)
+                similarities.add_columns(torch.where(of_rows, row, -1), weight * nearness_slope(self.loss, s))
 
 
-BY_KIND: dict[str, Callable[[Any, Tensor, Tensor | None], Pairs[Any]]] = {
+BY_FORMULA: dict[str, Callable[[Any, Tensor, Tensor | None], Pairs[Any]]] = {
     "contrastive": ContrastivePairs,
     "contrastive_mean": ContrastivePairs,
     "margin": ContrastivePairs,
@@ -369,4 +373,4 @@ BY_KIND: dict[str, Callable[[Any, Tensor, Tensor | None], Pairs[Any]]] = {
     "nca": NCAPairs,
     "lifted_structure": LiftedStructurePairs,
 }
-"""The kinds of `xbn_ext.losses.KINDS`."""
+"""By `loss.formula`."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..losses import Triplet
+from ..reference.losses import nearness, nearness_slope
 from .pairs import Chunk, Pairs, Similarities
 
 HELD = 1 << 20  # thresholds of all anchors together
@@ -59,7 +60,7 @@ class AllTriplets(Pairs[Triplet]):
         above = torch.zeros_like(thresholds, dtype=torch.float64)  # how many negatives are above each
         negatives = self.zeros()
         for chunk in similarities.chunks():
-            x = chunk.s + self.loss.margin
+            x = nearness(self.loss, chunk.s) + self.loss.margin
             raised = torch.where(x.isnan(), torch.inf, x)  # a NaN x is above every threshold
             below = torch.searchsorted(sorted_thresholds, raised).masked_fill_(~chunk.negative, 0)
             self.value[0] += torch.where(below > 0, below * x.double(), 0).sum()
@@ -68,7 +69,7 @@ class AllTriplets(Pairs[Triplet]):
             raised = raised.masked_fill_(~chunk.negative, -torch.inf).sort(1).values
             above += x.shape[1] - torch.searchsorted(raised, sorted_thresholds, right=True)
             if need_grad:
-                similarities.add(chunk, below.to(self.dtype))
+                similarities.add(chunk, below.to(self.dtype) * nearness_slope(self.loss, chunk.s))
         above = self.total(above)
         if self.settles:
             lost = torch.where(not_a_number.any(1) & (above[:, 0] > 0), torch.nan, 0)
@@ -77,9 +78,11 @@ class AllTriplets(Pairs[Triplet]):
         self.negatives = torch.maximum(self.negatives, negatives)  # the round of the lowest threshold has all of them
         if need_grad:
             for chunk, _, inside in self.positives_of(similarities, first, held):
-                s = torch.where(chunk.s.isnan(), -torch.inf, chunk.s)
-                place = torch.searchsorted(sorted_thresholds, s).clamp_(max=thresholds.shape[1] - 1)
-                similarities.add(chunk, torch.where(inside, -above.gather(1, place), 0).to(self.dtype))
+                near = nearness(self.loss, chunk.s)
+                near = torch.where(near.isnan(), -torch.inf, near)
+                place = torch.searchsorted(sorted_thresholds, near).clamp_(max=thresholds.shape[1] - 1)
+                weight = torch.where(inside, -above.gather(1, place), 0).to(self.dtype)
+                similarities.add(chunk, weight * nearness_slope(self.loss, chunk.s))
 
     def positives_of(self, similarities: Similarities, first: int, held: int) -> Iterator[tuple[Chunk, Tensor, Tensor]]:
         """Each chunk, the place `[B, n]` of its pairs among the round's positives, and whether they are of these."""
@@ -90,8 +93,9 @@ class AllTriplets(Pairs[Triplet]):
             yield chunk, place, chunk.positive & (place >= 0) & (place < held)
 
     def collect(self, similarities: Similarities, first: int, held: int) -> Tensor:
-        """`[B, held]` similarities of the round's positives in the order of the bank, then inf."""
+        """`[B, held]` how near the round's positives are in the order of the bank, then inf."""
         thresholds = self.value.new_full((self.B, held + 1), torch.inf, dtype=self.dtype)
         for chunk, place, inside in self.positives_of(similarities, first, held):
-            thresholds.scatter_(1, torch.where(inside, place, held), chunk.s)  # the last column takes all others
+            near = nearness(self.loss, chunk.s)
+            thresholds.scatter_(1, torch.where(inside, place, held), near)  # the last column takes all others
         return thresholds[:, :held]

@@ -19,6 +19,7 @@ from ..losses import (
     Circle,
     Contrastive,
     LiftedStructure,
+    LossOfDistances,
     Margin,
     MultiSimilarity,
     NTXent,
@@ -56,7 +57,7 @@ def evaluate(loss: PairLoss, s: Tensor, positive: Tensor, pair: Tensor, anchors:
     p, n = pair & positive, pair & ~positive
     if s.shape[1] == 0:
         return [s.sum()], [s.new_zeros(())], p, n
-    return FORMULAS[loss.kind](loss, s, p, n, number_of_anchors(s, anchors))
+    return FORMULAS[loss.formula](loss, s, p, n, number_of_anchors(s, anchors))
 
 
 def average(costs: list[Tensor], counts: list[Tensor]) -> Tensor:
@@ -76,8 +77,9 @@ def number_of_anchors(s: Tensor, anchors: Tensor | None) -> Tensor:
 
 
 def contrastive(loss: Contrastive | Margin, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
-    pull = torch.where(p, loss.pos_margin - s, 0.0).relu()
-    push = torch.where(n, s - loss.neg_margin, 0.0).relu()
+    near, (pos_limit, neg_limit) = nearness(loss, s), loss.limits
+    pull = torch.where(p, pos_limit - near, 0.0).relu()
+    push = torch.where(n, near - neg_limit, 0.0).relu()
     p, n = is_not_zero(pull), is_not_zero(push)
     if isinstance(loss, Contrastive) and loss.reduction == "avg_nonzero":
         return [push.sum(), pull.sum()], [n.sum(), p.sum()], p, n
@@ -163,6 +165,7 @@ def triplet_all(loss: Triplet, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor)
     """Without the triplets themselves: a negative with k positives below `x = s_n + margin` is in k triplets that cost
     something, a positive in as many as there are x above it; together those cost the sum of k x less that of the
     positives so often. Both counts are constants of the derivative, which is what it is wherever they could change."""
+    s = nearness(loss, s)
     x, k = s + loss.margin, s.detach()
     # What the counts look at: a NaN positive is below every x, a NaN x above every positive.
     thresholds = torch.where(k.isnan(), -torch.inf, k)
@@ -191,7 +194,7 @@ FORMULAS: dict[str, Callable[[Any, Tensor, Tensor, Tensor, Tensor], Result]] = {
     "nca": nca,
     "lifted_structure": lifted_structure,
 }
-"""By `loss.kind`."""
+"""By `loss.formula`."""
 
 
 # --- Helpers ----------------------------------------------------------------------------------------------
@@ -209,13 +212,39 @@ def hardest(s: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
 def hardest_violation(loss: Triplet, s: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
     """`[B]` by how much each anchor's hardest triplet falls short of the margin, and whether it has one."""
     hardest_positive, hardest_negative = hardest(s, p, n)
-    return hardest_negative - hardest_positive + loss.margin, p.any(1) & n.any(1)
+    both = p.any(1) & n.any(1)
+    near_positive, near_negative = (
+        nearness(loss, torch.where(both, s, 0.0)) for s in (hardest_positive, hardest_negative)
+    )
+    return near_negative - near_positive + loss.margin, both
 
 
 def mine(epsilon: float, s: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
     """Of the pairs `p, n [B, n]` those that are within epsilon of the anchor's hardest pair of the other kind."""
     hardest_positive, hardest_negative = hardest(s, p, n)
     return p & ~(s - epsilon >= hardest_negative[:, None]), n & ~(s + epsilon <= hardest_positive[:, None])
+
+
+def nearness(loss: PairLoss, s: Tensor) -> Tensor:
+    """What the loss compares, larger for more similar rows: `s`, or the negative of its distance between rows of unit
+    length, `d² = 2 - 2s`. Where d is 0, its derivative is, too, as that of `torch.cdist`."""
+    distance = loss.distance if isinstance(loss, LossOfDistances) else "cosine"
+    if distance == "cosine":
+        return s
+    if distance == "squared_euclidean":
+        return 2 * s - 2
+    square = 2 - 2 * s
+    is_zero = square <= 0
+    return -torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, square).sqrt())
+
+
+def nearness_slope(loss: PairLoss, s: Tensor) -> Tensor | float:
+    """The derivative of `nearness`."""
+    distance = loss.distance if isinstance(loss, LossOfDistances) else "cosine"
+    if distance != "euclidean":
+        return 1.0 if distance == "cosine" else 2.0
+    d = -nearness(loss, s)
+    return torch.where(d <= 0, 0.0, 1 / d)
 
 
 def is_not_zero(costs: Tensor) -> Tensor:

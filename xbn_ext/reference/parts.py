@@ -38,7 +38,7 @@ from ..losses import (
     Triplet,
 )
 from ..options import LossOptions
-from .losses import evaluate, softplus
+from .losses import evaluate, nearness, nearness_slope, softplus
 from .ops import pairs_in_batch, similarities
 
 Formula = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -195,7 +195,7 @@ def batch_sums(
 def program(loss: PairLoss) -> list[dict[int, Slot]]:
     """The passes of a loss, and the slots that each fills."""
     match loss:
-        case Contrastive(reduction="mean") | Margin():
+        case Contrastive() | Margin() if loss.passes == ((0,),):
             return [{0: Slot("all", "values", margin(loss))}]
         case Contrastive():
             return [{0: Slot("negatives", "values", margin(loss)), 1: Slot("positives", "values", margin(loss))}]
@@ -239,8 +239,9 @@ def always(s: Tensor) -> Tensor:
 
 def margin(loss: Contrastive | Margin) -> Formula:
     def formula(s: Tensor, positive: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        cost = torch.where(positive, loss.pos_margin - s, s - loss.neg_margin)
-        return cost, torch.where(positive, -1.0, 1.0).to(s.dtype), ~(cost <= 0)
+        near, (pos_limit, neg_limit) = nearness(loss, s), loss.limits
+        cost = torch.where(positive, pos_limit - near, near - neg_limit)
+        return cost, torch.where(positive, -1.0, 1.0).to(s.dtype) * nearness_slope(loss, s), ~(cost <= 0)
 
     return formula
 
@@ -305,10 +306,15 @@ def finish(loss: PairLoss, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
     match loss:
         case Contrastive(reduction="avg_nonzero"):
             value[:], factor[:], count[:] = sums[..., 0], 1, sums[..., 2]
-        case Contrastive() | Margin():  # weights are 1 for negatives and -1 for positives
+        case Contrastive() | Margin() if loss.passes == (
+            (0,),
+        ):  # all negatives have one weight, positives its negative
             value[0], factor[0] = first[:, 0], 1
-            negatives, positives = (first[:, 2] + first[:, 1]) / 2, (first[:, 2] - first[:, 1]) / 2
+            more = first[:, 1] / nearness_slope(loss, first[:, 1])
+            negatives, positives = (first[:, 2] + more) / 2, (first[:, 2] - more) / 2
             count[0] = first[:, 2] if isinstance(loss, Margin) else 1
+        case Contrastive():
+            value[0], factor[:], count[0] = first[:, 0] + second[:, 0], 1, 1
         case SigLIP():
             value[0], count[0], factor[:] = first[:, 0] + second[:, 0], 1, 1 / loss.temperature
             negatives, positives = first[:, 1], -second[:, 1]
@@ -354,11 +360,12 @@ def finish(loss: PairLoss, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
             factor[:] = torch.where(both, x.sigmoid() / sums[..., 0], 0)
             positives, negatives = positives * both, negatives * both
         case Triplet():
-            cost = first[:, 3] + second[:, 3] + loss.margin
+            cost = nearness(loss, first[:, 3]) - nearness(loss, -second[:, 3]) + loss.margin
             pays = (positives > 0) & (negatives > 0) & (loss.soft | ~(cost <= 0))
             value[0], count[0] = torch.where(pays, softplus(cost) if loss.soft else cost, 0), pays
             of_rows = pays & (first[:, 0] >= 0) & (second[:, 0] >= 0)  # an infinite similarity is no row's
-            factor[0] = torch.where(of_rows, cost.sigmoid() if loss.soft else 1.0, 0)
-            factor[1] = -factor[0]
+            weight = cost.sigmoid() if loss.soft else torch.ones_like(cost)
+            factor[0] = torch.where(of_rows, weight * nearness_slope(loss, first[:, 3]), 0)
+            factor[1] = torch.where(of_rows, -weight * nearness_slope(loss, -second[:, 3]), 0)
             positives = negatives = pays.double()
     return value, count, factor, positives, negatives

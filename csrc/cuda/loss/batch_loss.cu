@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   }
   __syncthreads();
   const bool weighs = has_weights(p, block);
-  const T margin = static_cast<T>(loss.a);
+  const T margin = static_cast<T>(loss.a), scale = static_cast<T>(loss.scale);
   if (block.ranks()) {
     double value = 0, triplets = 0, active_negatives = 0, active_positives = 0;
     each_pair(block, Pairs::negatives, [&](int, int64_t j, T s, bool, bool on) {
@@ -208,7 +208,8 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
         value += static_cast<double>(x) - static_cast<double>(threshold);
       }
       triplets += rank, active_negatives += rank > 0;
-      if (weighs && !has_pair(block, j, Pairs::positives)) p.grad_dots[block.i * p.B + j] = static_cast<T>(rank);
+      if (weighs && !has_pair(block, j, Pairs::positives))
+        p.grad_dots[block.i * p.B + j] = scale * static_cast<T>(rank);
     });
     for (int r = threadIdx.x; (weighs || p.totals != nullptr) && r < listed; r += kBlockThreads) {
       const T threshold = block.similarity(0, positives[r]);
@@ -216,7 +217,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
       for (int64_t j = 0; j < p.B; ++j)
         above += has_pair(block, j, Pairs::negatives) && is_below(threshold, block.similarity(0, j) + margin);
       active_positives += above > 0;
-      if (weighs) p.grad_dots[block.i * p.B + positives[r]] = static_cast<T>(-above);
+      if (weighs) p.grad_dots[block.i * p.B + positives[r]] = scale * static_cast<T>(-above);
     }
     const BlockSums<kBlockThreads, 4> all({value, triplets, active_negatives, active_positives});
     const RowSums sums[kSlots] = {{all[0], all[2], all[1], 0}, {0, all[3], 0, 0}};
