@@ -153,6 +153,9 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
         ("--loss multi_similarity --mining -1", "--mining must be .* >= 0, got -1.0"),
         ("--loss multi_similarity --mining hardest", "--mining hardest: must be a number with --loss multi_similarity"),
         ("--loss triplet --mining 0.1", "--mining must be 'hardest' or 'all', got 0.1"),
+        ("--loss triplet --mining all --distance euclidean", '--distance "euclidean" goes with mining="hardest"'),
+        ("--loss supcon --distance euclidean", "--distance euclidean: --loss supcon has no such parameter"),
+        ("--distance euclidean --neg-margin 3", "--neg-margin 3.0: must be a distance of unit vectors, 0 to 2"),
         ("--loss circle --gamma x", "argument --gamma: invalid float value"),
         ("--recipe sop", "--recipe sop needs --data sop:PATH, PATH being your copy of the data set"),
         ("--recipe cars", "argument --recipe: invalid choice: 'cars'"),
@@ -186,6 +189,13 @@ def test_a_setting_that_is_not_allowed_is_named(
         ("--loss triplet", xbn_ext.Triplet()),
         ("--loss triplet --margin 0 --mining hardest", xbn_ext.Triplet(0.0)),
         ("--loss triplet --mining all", xbn_ext.Triplet(mining="all")),
+        ("--distance euclidean", xbn_ext.Contrastive(0.0, 1.0, "avg_nonzero", "euclidean")),
+        (
+            "--recipe emoji --distance squared_euclidean --neg-margin 3",
+            xbn_ext.Contrastive(0.0, 3.0, "avg_nonzero", "squared_euclidean"),
+        ),
+        ("--recipe emoji --distance cosine", xbn_ext.Contrastive(1.0, 0.5, "avg_nonzero")),
+        ("--loss triplet --distance euclidean --soft", xbn_ext.Triplet(0.05, soft=True, distance="euclidean")),
     ],
 )
 def test_the_loss_is_the_one_asked_for_and_settings_hold_its_parameters_alone(arguments: str, loss: Any) -> None:

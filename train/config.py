@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from xbn_ext.losses import LOSSES, PairLoss
+from xbn_ext.losses import DISTANCES, LOSSES, PairLoss
 
 from . import losses, recipes
 from .cores import cores
@@ -24,6 +24,11 @@ METHODS = {  # name: (drift model of the memory, what it is)
 }
 
 
+MARGINS = {  # of a contrastive loss, by its distance
+    "cosine": (-1, 1, "a cosine similarity, -1 to 1"),
+    "euclidean": (0, 2, "a distance of unit vectors, 0 to 2"),
+    "squared_euclidean": (0, 4, "a squared distance of unit vectors, 0 to 4"),
+}
 WORKERS_OF_A_CORE = 16
 DESCRIPTION = "Train an image embedding against a cross-batch memory and say how good it became."
 
@@ -102,8 +107,18 @@ class Config:
     batch_weight: float = field(default=1.0, metadata=_about("weight of the loss within the batch"))
     warmup_steps: int = field(default=0, metadata=_about("steps before the memory takes part in the loss"))
     loss: str = field(default="contrastive", metadata=_about("what pairs of images cost", choices=tuple(LOSSES)))
-    pos_margin: float | None = _of_loss("pos_margin", "pairs of one class are pulled up to this cosine similarity")
-    neg_margin: float | None = _of_loss("neg_margin", "pairs of two classes are pushed down to this cosine similarity")
+    distance: str | None = _of_loss(
+        "distance",
+        "what margins are of; a Euclidean one has other default margins, those of pytorch-metric-learning",
+        type=str,
+        choices=("cosine", *DISTANCES),
+    )
+    pos_margin: float | None = _of_loss(
+        "pos_margin", "pairs of one class are pulled up to this cosine similarity, or to this distance"
+    )
+    neg_margin: float | None = _of_loss(
+        "neg_margin", "pairs of two classes are pushed down to this cosine similarity, or away to this distance"
+    )
     reduction: str | None = _of_loss(
         "reduction",
         "mean: pairs summed per image, averaged over images; avg_nonzero: averaged over pairs not yet right",
@@ -127,7 +142,8 @@ class Config:
     gamma: float | None = _of_loss("gamma", "scale of similarities")
     softmax_scale: float | None = _of_loss("softmax_scale", "what similarities are multiplied by")
     margin: float | None = _of_loss(
-        "margin", "by how much images of one class have to be more similar; margin: how far from the boundary"
+        "margin",
+        "by how much images of one class have to be more similar, or closer; margin: how far from the boundary",
     )
     soft: bool | None = _of_loss(
         "soft", "every hardest triplet costs something, less and less", action="store_const", const=True
@@ -273,8 +289,9 @@ class Config:
         self._check("ema_momentum", lambda v: 0 < v <= 1, "more than 0 and at most 1")
         self._check("freeze", lambda v: 0 <= v <= 1, "between 0 and 1")
         self._check("samples_per_class", lambda v: v >= 2, "2 or more, or no image has a match in its batch")
+        least, most, words = MARGINS.get(self.distance or "cosine", MARGINS["cosine"])
         for name in ("pos_margin", "neg_margin"):
-            self._check(name, lambda v: v is None or -1 <= v <= 1, "a cosine similarity, -1 to 1")
+            self._check(name, lambda v: v is None or least <= v <= most, words)
         try:
             self.pair_loss()
         except ValueError as error:
@@ -370,7 +387,8 @@ def _with_recipe(parser: argparse.ArgumentParser, arguments: Sequence[str] | Non
     recipe = recipes.load(given.recipe)
     parser.set_defaults(**recipe)
     given = parser.parse_args(arguments)
-    if given.loss != recipe["loss"]:  # its parameters are not those of the recipe's loss
+    of_recipe = recipe["loss"], recipe["distance"]
+    if (given.loss, given.distance) != of_recipe:  # its parameters are not those of the recipe's loss
         parser.set_defaults(**dict.fromkeys(losses.PARAMETERS))
         given = parser.parse_args(arguments)
     if given.data == f"{given.recipe}:{recipes.PLACE}":

@@ -13,8 +13,9 @@ RECIPE = {"contrastive": {"reduction": "avg_nonzero"}}
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """A loss's parameters, and what each is if not given."""
-    return {f.name: f.default for f in fields(LOSSES[name])} | RECIPE.get(name, {})
+    """A loss's parameters, and what each is if not given; with a distance, margins are others."""
+    loss = LOSSES[name]()
+    return {f.name: getattr(loss, f.name) for f in fields(loss)} | RECIPE.get(name, {})
 
 
 PARAMETERS = tuple(dict.fromkeys(parameter for name in LOSSES for parameter in defaults(name)))
@@ -37,7 +38,7 @@ def make(name: str, given: Mapping[str, Any]) -> PairLoss:
         if isinstance(value, str) and not isinstance(own[parameter], str):
             raise ValueError(f"{flag(parameter)} {value}: must be a number with --loss {name}")
     try:
-        return LOSSES[name](**own | values)
+        return LOSSES[name](**RECIPE.get(name, {}) | values)
     except ValueError as error:  # "temperature must be positive, got 0.0"
         parameter, _, wrong = str(error).partition(" ")
         raise ValueError(f"{flag(parameter)} {wrong}") from None

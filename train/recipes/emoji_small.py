@@ -15,6 +15,7 @@ SETTINGS: dict[str, Any] = {
     "batch_weight": 1.0,
     "warmup_steps": 0,
     "loss": "contrastive",
+    "distance": "cosine",
     "pos_margin": 1.0,
     "neg_margin": 0.5,
     "reduction": "avg_nonzero",

@@ -16,6 +16,7 @@ SETTINGS: dict[str, Any] = {
     "batch_weight": 1.0,  # XBM
     "warmup_steps": 1000,  # XBM, whose memory is empty then; here it fills meanwhile
     "loss": "contrastive",  # XBM
+    "distance": "cosine",
     "pos_margin": 1.0,  # XBM
     "neg_margin": 0.5,  # XBM; there a negative costs its similarity, which has the same gradient
     "reduction": "mean",  # XBM
