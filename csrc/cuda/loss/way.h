@@ -20,7 +20,7 @@ int sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, bool te
 constexpr double kFew = 0.05;
 
 // Contrastive losses of similarities, whose weights are 1 and -1.
-inline bool takes_screen(const LossSpec& loss) { return make_program(loss).pass[0].slot[0].formula == Formula::margin; }
+inline bool takes_screen(const LossSpec& loss) { return loss.kind == LossKind::contrastive && !loss.euclidean; }
 
 int screened(const MemoryLossParams<float, float>& p, const LossSpec& loss, double most, const Gpu& gpu);
 
