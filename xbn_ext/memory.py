@@ -18,7 +18,14 @@ from .dtypes import compute_dtype, is_narrow
 from .filling import fill
 from .filter import Drift, make_filter
 from .losses import (
-    LEARNABLE, PairLoss, at, check_loss, check_offset, check_unit_rows, default_of, learned_offset,
+    LEARNABLE,
+    PairLoss,
+    at,
+    check_loss,
+    check_offset,
+    check_unit_rows,
+    default_of,
+    learned_offset,
 )  # fmt: skip
 from .ops.custom import try_out
 from .shards import Shards
