@@ -19,10 +19,9 @@ from torch import Tensor
 
 from xbn_ext import ops, plain, reference
 from xbn_ext._way import loss_way
-from xbn_ext.custom import AnyLoss
 from xbn_ext.dtypes import is_narrow
 from xbn_ext.filter import make_filter
-from xbn_ext.losses import Contrastive
+from xbn_ext.losses import AnyLoss, Contrastive
 from xbn_ext.memory import CrossBatchMemory
 from xbn_ext.options import Way
 

@@ -156,7 +156,7 @@ def test_every_loss_is_in_the_list():
     named = {name for name in dir(losses) if isinstance(getattr(losses, name), type)}
     of_one = {name for name in named if issubclass(getattr(losses, name), losses.BaseMetricLossFunction)}
     tried = {type(case()).__name__ for case in CASES.values()}
-    assert of_one - NOT_WITH_REFERENCES - set(xbn_ext.in_chunks.BY_BATCH) == tried
+    assert of_one - NOT_WITH_REFERENCES - set(xbn_ext.losses.in_chunks.BY_BATCH) == tried
     page = (Path(__file__).parents[1] / "docs/losses.md").read_text()
     bases = {"BaseMetricLossFunction", "GenericPairLoss"}
     assert [name for name in sorted(of_one - bases) if f"`{name}`" not in page] == []
@@ -327,7 +327,7 @@ class Twice(losses.SupConLoss):
 
 
 def test_what_is_wrong_is_named():
-    for loss in [kind() for name in xbn_ext.in_chunks.BY_BATCH if (kind := getattr(losses, name, None))]:
+    for loss in [kind() for name in xbn_ext.losses.in_chunks.BY_BATCH if (kind := getattr(losses, name, None))]:
         with pytest.raises(ValueError, match=f"by {type(loss).__name__} what an anchor pays depends on the others"):
             InChunks(loss)
     for loss in (xbn_ext.Contrastive(), losses.ContrastiveLoss, InChunks(Own()), None):

@@ -39,7 +39,8 @@ from xbn_ext import (
     reference,
 )
 from xbn_ext import ops as cpu_ops
-from xbn_ext.losses import DISTANCES, KINDS, at
+from xbn_ext.losses import DISTANCES, KINDS
+from xbn_ext.losses.learned import at
 from xbn_ext.plain.losses import BY_FORMULA
 from xbn_ext.reference.losses import FORMULAS
 

@@ -11,26 +11,26 @@ import torch
 from . import _devices, _library, ops, reference
 from ._devices import path_of
 from ._way import loss_way
-from .custom import CustomLoss
 from .evaluation import evaluate
-from .in_chunks import InChunks
 from .losses import (
     DCL,
     NCA,
     Circle,
     Contrastive,
+    CustomLoss,
+    InChunks,
     LiftedStructure,
     Margin,
     MultiSimilarity,
     NTXent,
     SigLIP,
+    SmoothAP,
     SupCon,
     Triplet,
 )
 from .memory import CrossBatchMemory
 from .ops import memory_loss
 from .sampler import ClassBalancedSampler
-from .smooth_ap import SmoothAP
 
 try:
     __version__ = version("xbn_ext")

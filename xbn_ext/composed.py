@@ -10,9 +10,9 @@ from torch import Tensor
 
 from . import ops
 from ._autograd import without_autocast
-from .custom import AnyLoss
 from .distributed import Batch
 from .filter import Filter
+from .losses import AnyLoss
 from .options import LossOptions
 from .state import flat
 from .stored import Stored

@@ -12,21 +12,12 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from . import checks, composed, ops, shared_step
 from ._autograd import check_not_transformed, check_step
-from .custom import AnyLoss, OwnLoss
 from .distributed import Batch, Ranks
 from .dtypes import compute_dtype, is_narrow
 from .filling import fill
 from .filter import Drift, make_filter
-from .losses import (
-    LEARNABLE,
-    PairLoss,
-    at,
-    check_loss,
-    check_offset,
-    check_unit_rows,
-    default_of,
-    learned_offset,
-)  # fmt: skip
+from .losses import AnyLoss, OwnLoss, PairLoss, check_loss, check_unit_rows
+from .losses.learned import LEARNABLE, at, check_offset, default_of, learned_offset
 from .ops.custom import try_out
 from .shards import Shards
 from .state import MemoryState, number_in
@@ -38,11 +29,16 @@ if TYPE_CHECKING:
 
 # What may be set at any time, and its check.
 OPTIONS: dict[str, Callable[[str, Any], Any]] = {
-    "update": checks.one_of("inplace", "deferred"), "enqueue": checks.one_of("after", "before"),
-    "normalize_embeddings": checks.flag, "renormalize": checks.flag, "batch_weight": checks.finite,
-    "memory_weight": checks.finite, "warmup_steps": checks.whole_from(0), "eps": checks.finite_positive,
+    "update": checks.one_of("inplace", "deferred"),
+    "enqueue": checks.one_of("after", "before"),
+    "normalize_embeddings": checks.flag,
+    "renormalize": checks.flag,
+    "batch_weight": checks.finite,
+    "memory_weight": checks.finite,
+    "warmup_steps": checks.whole_from(0),
+    "eps": checks.finite_positive,
     "no_class": checks.none_or_label,
-}  # fmt: skip
+}
 # What is chosen when the memory is made.
 CHOSEN_ONCE = ("loss", "embedding_size", "memory_size", "drift", "filter", "process_group", "shards", "batch_size")
 
@@ -317,9 +313,12 @@ class CrossBatchMemory(MemoryState):
         x, y, mask, sample, *_ = batch
         x = x if x.dtype == torch.float64 else x.float()
         of_loss: Any = {
-            "renormalize": self.renormalize, "batch_weight": self.batch_weight, "memory_weight": self.memory_weight,
-            "warmup_steps": self.warmup_steps, "eps": self.eps,
-        }  # fmt: skip
+            "renormalize": self.renormalize,
+            "batch_weight": self.batch_weight,
+            "memory_weight": self.memory_weight,
+            "warmup_steps": self.warmup_steps,
+            "eps": self.eps,
+        }
         of_step: Any = {"normalize_embeddings": self.normalize_embeddings}
         if self.training:
             of_step |= {"filter": self.filter, "update": self.update, "enqueue": self.enqueue}

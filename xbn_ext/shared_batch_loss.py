@@ -9,7 +9,8 @@ from torch import Tensor
 from . import ops
 from ._autograd import with_gradient
 from .distributed import Batch, Ranks
-from .losses import Contrastive, PairLoss, fold_temperature, learned_of
+from .losses import Contrastive, PairLoss
+from .losses.learned import fold_temperature, learned_of
 from .ops.loss import not_finite_as_nan, with_offset
 
 # It takes two more exchanges and more calls of ops. On a CPU that is worth so many multiply-adds of a rank: a core does

@@ -16,7 +16,8 @@ from . import ops, shared_batch_loss
 from ._autograd import needs_grad, with_gradient
 from .composed import Losses
 from .distributed import Batch, Ranks
-from .losses import Contrastive, PairLoss, Triplet, fold_temperature, learned_of
+from .losses import Contrastive, PairLoss, Triplet
+from .losses.learned import fold_temperature, learned_of
 from .ops.loss import with_offset
 from .options import LossOptions
 from .shards import Shards

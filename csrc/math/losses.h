@@ -85,7 +85,7 @@ inline LossSpec of_distance(LossSpec loss, Distance distance) {
   return loss;
 }
 
-// A loss as xbn_ext/losses.py names it, and its parameters, in the order a, b, c, mining.
+// A loss as xbn_ext/losses/ names it, and its parameters, in the order a, b, c, mining.
 struct NamedLoss {
   const char* name;
   LossKind kind;

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from .._autograd import needs_grad, with_gradient, without_autocast
-from ..custom import CustomLoss, OwnLoss
-from ..in_chunks import InChunks
+from ..losses import CustomLoss, InChunks, OwnLoss
 from ..plain import custom, in_chunks
 from ..plain.contract import Contract
 from ..plain.loss_of_batch import NormalizedSimilarities, OwnSimilarities, check_batch

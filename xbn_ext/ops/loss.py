@@ -10,8 +10,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .._autograd import needs_grad, with_gradient, without_autocast, writes
-from ..custom import AnyLoss, OwnLoss
-from ..losses import PairLoss, check_loss, check_unit_rows, fold_temperature, learned_of, learned_offset
+from ..losses import AnyLoss, OwnLoss, PairLoss, check_loss, check_unit_rows
+from ..losses.learned import fold_temperature, learned_of, learned_offset
 from ..options import LOSS_DEFAULTS, PAIR_DEFAULTS, LossOptions, PairOptions, complete
 from . import custom
 from ._namespace import call, fake

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .. import checks
 from .._autograd import needs_grad, with_gradient, without_autocast, writes
-from ..custom import AnyLoss
 from ..filter import Filter
-from ..losses import PairLoss, check_loss, check_unit_rows, learned_offset
+from ..losses import AnyLoss, PairLoss, check_loss, check_unit_rows
+from ..losses.learned import learned_offset
 from ..options import LossOptions
 from ._namespace import arguments_of, call, fake
 from .batch import normalize

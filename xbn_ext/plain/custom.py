@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..custom import CustomLoss, Reduction
+from ..losses.custom import CustomLoss, Reduction
 from . import chunks
 from .pairs import Chunk, Similarities
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..in_chunks import InChunks
-from ..reducers import OverElements, Recorder, SubLoss, inside
+from ..losses import InChunks
+from ..losses.reducers import OverElements, Recorder, SubLoss, inside
 from .chunks import is_finite
 from .custom import Result
 from .loss_of_memory import BankSimilarities

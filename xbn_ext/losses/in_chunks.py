@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from . import checks, reducers
+from .. import checks
+from . import reducers
 from .custom import OwnLoss
 
 BY_BATCH = (
@@ -42,7 +43,8 @@ class InChunks(OwnLoss):
         anchors: how many a chunk has.
 
     Raises:
-        TypeError: the loss or the miner cannot be called; or a reducer of the loss is none of `xbn_ext.reducers.KNOWN`.
+        TypeError: the loss or the miner cannot be called; or a reducer of the loss is not one of
+            `xbn_ext.losses.reducers.KNOWN`.
         ValueError: `anchors` is below 1; or what an anchor pays by this loss, or what the miner picks for it, is known
             to depend on the others.
     """

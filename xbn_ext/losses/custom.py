@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
-from . import checks
-from .losses import PairLoss
+from .. import checks
+from .pair_loss import PairLoss
 
 Reduction = Literal["sum", "mean", "logsumexp", "max"]
 Average = Literal["anchors", "pairs", "active pairs"]

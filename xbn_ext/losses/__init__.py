@@ -1,0 +1,33 @@
+"""Pair losses over cosine similarities: what the pairs of an anchor cost. The formulas are in `reference/losses.py`
+(PyTorch) and `csrc/math/losses.h` (kernels). Parameters and values are those of pytorch-metric-learning with
+`CosineSimilarity`, where it has the loss; so are the defaults, except for the margins of `Contrastive` and `Triplet`,
+whose defaults there are meant for Euclidean distances. These two have them with `distance="euclidean"`.
+
+An anchor's *positives* are the other rows of its class, its *negatives* all rows of other classes; `s` is the
+similarity of a pair.
+"""
+
+from . import exponents, margins
+from .custom import AnyLoss, CustomLoss, OwnLoss
+from .exponents import *  # noqa: F403
+from .in_chunks import InChunks
+from .kinds import KINDS, LOSSES, check_loss, check_unit_rows
+from .margins import *  # noqa: F403
+from .pair_loss import LossWithTemperature, PairLoss
+from .smooth_ap import SmoothAP
+
+__all__ = [
+    "KINDS",
+    "LOSSES",
+    "AnyLoss",
+    "CustomLoss",
+    "InChunks",
+    "LossWithTemperature",
+    "OwnLoss",
+    "PairLoss",
+    "SmoothAP",
+    "check_loss",
+    "check_unit_rows",
+]
+__all__ += exponents.__all__
+__all__ += margins.__all__

@@ -1,0 +1,55 @@
+"""What may be learned: a temperature, and what similarities are shifted by."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+
+from .. import checks
+from .kinds import KINDS, LOSSES
+from .pair_loss import LossWithTemperature, PairLoss, number
+
+LEARNABLE = tuple(dict.fromkeys(name for loss in LOSSES.values() for name in loss.may_be_learned))
+"""The parameters that may be learned, of all losses."""
+
+
+def at(loss: PairLoss, **values: float | Tensor) -> PairLoss:
+    """A loss with other values of some parameters."""
+    others = {field.name: getattr(loss, field.name) for field in dataclasses.fields(loss) if field.init}
+    return type(loss)(**others | values)
+
+
+def default_of(loss: PairLoss, name: str) -> float:
+    """The default of a parameter."""
+    return float(getattr(KINDS[loss.kind], name))
+
+
+def learned_offset(loss: PairLoss) -> Tensor | None:
+    """The tensor that similarities are shifted by, if it requires a gradient."""
+    offset = getattr(loss, loss.offset) if loss.offset else None
+    return offset if isinstance(offset, Tensor) and offset.requires_grad else None
+
+
+def learned_of(loss: PairLoss) -> list[Tensor]:
+    """What the value of a loss depends on besides embeddings, and is learned."""
+    values = (getattr(loss, name) for name in loss.may_be_learned)
+    return [t for t in values if isinstance(t, Tensor) and t.requires_grad]
+
+
+def check_offset(loss: PairLoss) -> None:
+    """Raises ValueError if a tensor that similarities are shifted by is not finite, or has no value."""
+    offset = getattr(loss, loss.offset) if loss.offset else None
+    if not isinstance(offset, Tensor):
+        return
+    if offset.is_meta:
+        raise ValueError(f"{loss.offset} is on the meta device, which holds no values")
+    checks.finite(loss.offset, number(offset))
+
+
+def fold_temperature(loss: PairLoss, z: Tensor) -> tuple[PairLoss, Tensor]:
+    """The same loss with a number for its temperature: a tensor divides the embeddings `z [B, D]` instead, since
+    `s / t = (z / t) · r`. So it gets its gradient, and the host does not wait for its value."""
+    if isinstance(loss, LossWithTemperature) and isinstance(loss.temperature, Tensor):
+        return at(loss, temperature=1.0), z / loss.temperature.to(z.dtype)
+    return loss, z
