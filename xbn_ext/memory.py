@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from . import checks, composed, ops, shared_step
 from ._autograd import check_not_transformed, check_step
@@ -16,12 +15,12 @@ from .distributed import Batch, Ranks
 from .dtypes import compute_dtype, is_narrow
 from .filling import fill
 from .filter import Drift, make_filter
-from .losses import AnyLoss, OwnLoss, PairLoss, check_loss, check_unit_rows
-from .losses.learned import LEARNABLE, at, check_offset, default_of, learned_offset
-from .ops.custom import try_out
+from .losses import AnyLoss, OwnLoss, check_unit_rows
+from .losses.learned import learned_offset
 from .shards import Shards
-from .state import MemoryState, number_in
+from .state import MemoryState
 from .unlabelled import OF_A_STEP, apart
+from .with_loss import WithLoss
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -43,7 +42,7 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {
 CHOSEN_ONCE = ("loss", "embedding_size", "memory_size", "drift", "filter", "process_group", "shards", "batch_size")
 
 
-class CrossBatchMemory(MemoryState):
+class CrossBatchMemory(WithLoss, MemoryState):
     """Ranks each batch against itself and against a memory of past batches.
 
     The call is that of pytorch-metric-learning's `CrossBatchMemory`, `loss = criterion(embeddings, labels)`. In
@@ -141,10 +140,7 @@ class CrossBatchMemory(MemoryState):
         if bank_dtype is not None:
             warnings.warn("bank_dtype is called memory_dtype", DeprecationWarning, stacklevel=2)
             memory_dtype = bank_dtype
-        if isinstance(loss, OwnLoss):
-            self._modules["loss"] = loss  # as which its parameters are found; the attribute is the property below
-        else:
-            check_loss("CrossBatchMemory", loss)
+        self._hold(loss)
         embedding_size = checks.whole("embedding_size", embedding_size, 1)
         memory_size = checks.whole("memory_size", memory_size, 1)
         self.warmup_steps = warmup_steps
@@ -161,36 +157,22 @@ class CrossBatchMemory(MemoryState):
         self.enqueue = enqueue
         self.no_class = no_class
         self.filter = make_filter(drift, process_noise, measurement_noise, ema_momentum)
-        self._loss: PairLoss | None = None
-        self._first_values: dict[str, float] = {}  # values of what is learned
-        for name in LEARNABLE:
-            value = None if isinstance(loss, OwnLoss) else getattr(loss, name, None)
-            learned = value if isinstance(value, nn.Parameter) else None
-            if isinstance(value, Tensor) and value.requires_grad and learned is None:
-                raise ValueError(f"loss: its {name} must be an nn.Parameter to be learned")
-            self.register_parameter(name, learned)
-            if learned is not None and not isinstance(loss, OwnLoss):
-                self._first_values[name] = number_in(learned, default_of(loss, name))
-        if not isinstance(loss, OwnLoss):  # the module alone holds what is learned
-            self._loss = at(loss, **{name: default_of(loss, name) for name in self._first_values})
         self.embedding_size = embedding_size
         self._drift = drift
         shards = checks.shards(shards, process_group)
         batch_size = checks.rows_of_a_part(batch_size, process_group)
         self._ranks: Ranks | None = None
         if process_group is not None:
-            if not isinstance(loss, OwnLoss):
-                tensors = {name: t for name in loss.may_be_learned if isinstance(t := getattr(loss, name), Tensor)}
-                loss = at(loss, **{name: number_in(t, default_of(loss, name)) for name, t in tensors.items()})
-            once: dict[str, Any] = {
-                "loss": loss,
+            once = {
+                "loss": self._in_numbers(),
                 "embedding_size": embedding_size,
                 "memory_size": memory_size,
                 "drift": drift,
+                "filter": self.filter,
+                "memory_dtype": memory_dtype,
             }
-            once |= {"filter": self.filter, "memory_dtype": memory_dtype}
-            once |= {f"{name} is learned": name in self._first_values for name in LEARNABLE}
-            self._ranks = Ranks(process_group, shards, batch_size, once | self._options())
+            once |= self._is_learned() | self._options()
+            self._ranks = Ranks(process_group, shards, batch_size, once)
         of_ranks = Shards() if self._ranks is None else self._ranks.shards
         if of_ranks.size > 1 and isinstance(loss, OwnLoss):
             raise ValueError(
@@ -217,15 +199,6 @@ class CrossBatchMemory(MemoryState):
     def _options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in OPTIONS}
 
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Also what sets one. Whether a temperature is learned is chosen with the loss: without the parameter its loss
-        would be at another one."""
-        own = self._parameters
-        if name in LEARNABLE and name in own and (param is None) != (own[name] is None):
-            was, would_be = ("learned", "None") if param is None else ("not learned", "a parameter")
-            raise AttributeError(f"{name} is {was} and cannot become {would_be}: make another CrossBatchMemory")
-        super().register_parameter(name, param)
-
     @property
     def drift(self) -> Drift:
         """How stored embeddings follow the network; chosen once."""
@@ -245,24 +218,6 @@ class CrossBatchMemory(MemoryState):
     def batch_size(self) -> int | None:
         """Rows of each process's part of a batch, or None; chosen once."""
         return None if self._ranks is None else self._ranks.batch_size
-
-    @property
-    def _own_loss(self) -> OwnLoss | None:
-        loss = self._modules.get("loss")
-        return loss if isinstance(loss, OwnLoss) else None
-
-    @property
-    def loss(self) -> AnyLoss:
-        """The pair loss. What is learned in it is this module's parameter, also where that has been replaced: by
-        `load_state_dict(assign=True)`, `to_empty`, `torch.func.functional_call`."""
-        if self._loss is None:
-            assert self._own_loss is not None
-            return self._own_loss
-        return at(self._loss, **self._learned()) if self._first_values else self._loss
-
-    def _learned(self) -> dict[str, Tensor]:
-        """The parameters of the loss that are this module's."""
-        return {name: getattr(self, name) for name in self._first_values}
 
     def forward(
         self,
@@ -298,7 +253,7 @@ class CrossBatchMemory(MemoryState):
         def check() -> Batch:
             checks.some_weight(self.batch_weight, self.memory_weight)  # set since, one after the other
             batch = self._check(embeddings, labels, indices_tuple, enqueue_mask, ids)
-            of_loss = [*(self._learned().values() if self._own_loss is None else self._own_loss.parameters())]
+            of_loss = self._parameters_of_loss()
             learns = any(t is not None and t.requires_grad for t in (embeddings, *of_loss)) and torch.is_grad_enabled()
             if self.training or learns:
                 check_step(self.step, *batch[:4], *of_loss)
@@ -369,12 +324,7 @@ class CrossBatchMemory(MemoryState):
     def reset_parameters(self) -> None:
         """`reset_queue()`, and gives what is learned its first value again. Launchers call it after `to_empty()`.
         If the module was made on the meta device, where it had no value, it gets the default of the loss."""
-        for name, first in self._first_values.items():
-            value = getattr(self, name)
-            if is_parametrized(self, name):  # what is read is computed; an assignment reaches what is stored
-                setattr(self, name, torch.full_like(value, first))
-            else:
-                value.fill_(first)
+        self._begin_to_learn()
         self.reset_queue()  # last: a parametrization without a right_inverse has raised
 
     @torch.no_grad()
@@ -411,27 +361,15 @@ class CrossBatchMemory(MemoryState):
         if called_on is not None:
             embeddings, labels = embeddings.to(device), labels.to(device)
             enqueue_mask, ids = (None if t is None else t.to(device) for t in (enqueue_mask, ids))
-        if self._own_loss is not None:
-            checks.on_device(device, **dict(self._own_loss.named_parameters()))
-            try_out(self._own_loss, embeddings.new_empty((0, D), dtype=compute_dtype(embeddings.dtype)))
-        elif self._loss is not None and self._first_values:
-            loss = at(self._loss, **self._learned())  # raises where another shape has taken its place
-            checks.on_device(device, **self._learned())
-            check_offset(loss)
-        else:
-            fixed = getattr(self._loss, "temperature", None)
-            if isinstance(fixed, Tensor) and not (fixed.is_cpu and fixed.dim() == 0):  # that one divides anywhere
-                checks.on_device(device, temperature=fixed)
-            if self._loss is not None:
-                check_offset(self._loss)
+        self._check_loss(device, compute_dtype(embeddings.dtype), D)
         return Batch(embeddings, labels.to(torch.int64), enqueue_mask, None if ids is None else ids.to(torch.int64))
 
     def extra_repr(self) -> str:
         """What `print(criterion)` shows."""
         ranks = "" if self._ranks is None else f", rank {self._ranks.rank} of {self._ranks.size}"
         ranks += "" if self.shards == 1 else f", shards={self.shards}"
-        loss = self.loss if self._own_loss is None else type(self._own_loss).__name__
         return (
-            f"{loss}, embedding_size={self.embedding_size}, memory_size={self.memory_size}, drift={self.drift!r}, "
-            f"update={self.update!r}, enqueue={self.enqueue!r}, memory_dtype={self.bank.dtype}{ranks}"
+            f"{self._name_of_loss()}, embedding_size={self.embedding_size}, memory_size={self.memory_size}, "
+            f"drift={self.drift!r}, update={self.update!r}, enqueue={self.enqueue!r}, "
+            f"memory_dtype={self.bank.dtype}{ranks}"
         )

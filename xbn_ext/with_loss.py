@@ -1,0 +1,111 @@
+"""`WithLoss`: a module that has a loss, of which some numbers may be the module's parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from . import checks
+from .losses import AnyLoss, OwnLoss, PairLoss, check_loss
+from .losses.learned import LEARNABLE, at, check_offset, default_of
+from .ops.custom import try_out
+from .state import number_in
+
+
+class WithLoss(nn.Module):
+    """A module with a loss. What the loss learns is the module's: a loss with parameters of its own is a module in it,
+    and of a `PairLoss` a parameter keeps its name."""
+
+    _loss: PairLoss | None = None  # numbers stand in it for what is learned; None: it is an `OwnLoss`
+    _first_values: dict[str, float]  # of what is learned
+
+    def _hold(self, loss: AnyLoss) -> None:
+        """Raises TypeError if it is no loss, ValueError if what it has to learn is not a parameter."""
+        self._first_values = {}
+        if isinstance(loss, OwnLoss):
+            self._modules["loss"] = loss  # as which its parameters are found; the attribute is the property below
+            for name in LEARNABLE:
+                self.register_parameter(name, None)
+            return
+        check_loss(type(self).__name__, loss)
+        for name in LEARNABLE:
+            value = getattr(loss, name, None)
+            learned = value if isinstance(value, nn.Parameter) else None
+            if isinstance(value, Tensor) and value.requires_grad and learned is None:
+                raise ValueError(f"loss: its {name} must be an nn.Parameter to be learned")
+            self.register_parameter(name, learned)
+            if learned is not None:
+                self._first_values[name] = number_in(learned, default_of(loss, name))
+        self._loss = at(loss, **{name: default_of(loss, name) for name in self._first_values})
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Also what sets one. Whether a number of the loss is learned is chosen with the loss: without the parameter
+        its loss would be at another one."""
+        own = self._parameters
+        if name in LEARNABLE and name in own and (param is None) != (own[name] is None):
+            was, would_be = ("learned", "None") if param is None else ("not learned", "a parameter")
+            raise AttributeError(f"{name} is {was} and cannot become {would_be}: make another {type(self).__name__}")
+        super().register_parameter(name, param)
+
+    @property
+    def _own_loss(self) -> OwnLoss | None:
+        loss = self._modules.get("loss")
+        return loss if isinstance(loss, OwnLoss) else None
+
+    @property
+    def loss(self) -> AnyLoss:
+        """The pair loss. What is learned in it is this module's parameter, also where that has been replaced: by
+        `load_state_dict(assign=True)`, `to_empty`, `torch.func.functional_call`."""
+        if self._loss is None:
+            assert self._own_loss is not None
+            return self._own_loss
+        return at(self._loss, **self._learned()) if self._first_values else self._loss
+
+    def _learned(self) -> dict[str, Tensor]:
+        """The parameters of a `PairLoss`, which are this module's."""
+        return {name: getattr(self, name) for name in self._first_values}
+
+    def _parameters_of_loss(self) -> list[Tensor]:
+        return [*(self._learned().values() if self._own_loss is None else self._own_loss.parameters())]
+
+    def _in_numbers(self) -> AnyLoss:
+        """The loss with numbers for what is learned, and for any tensor."""
+        loss = self.loss
+        if isinstance(loss, OwnLoss):
+            return loss
+        tensors = {name: t for name in loss.may_be_learned if isinstance(t := getattr(loss, name), Tensor)}
+        return at(loss, **{name: number_in(t, default_of(loss, name)) for name, t in tensors.items()})
+
+    def _check_loss(self, device: torch.device, dtype: torch.dtype, D: int) -> None:
+        """Raises unless the loss can be computed of such embeddings."""
+        if self._own_loss is not None:
+            checks.on_device(device, **dict(self._own_loss.named_parameters()))
+            try_out(self._own_loss, torch.empty((0, D), dtype=dtype, device=device))
+        elif self._loss is not None and self._first_values:
+            loss = at(self._loss, **self._learned())  # raises where another shape has taken its place
+            checks.on_device(device, **self._learned())
+            check_offset(loss)
+        elif self._loss is not None:
+            fixed = getattr(self._loss, "temperature", None)
+            if isinstance(fixed, Tensor) and not (fixed.is_cpu and fixed.dim() == 0):  # that one divides anywhere
+                checks.on_device(device, temperature=fixed)
+            check_offset(self._loss)
+
+    def _begin_to_learn(self) -> None:
+        """Gives what is learned its first value."""
+        for name, first in self._first_values.items():
+            value = getattr(self, name)
+            if is_parametrized(self, name):  # what is read is computed; an assignment reaches what is stored
+                setattr(self, name, torch.full_like(value, first))
+            else:
+                value.fill_(first)
+
+    def _name_of_loss(self) -> str:
+        return repr(self.loss) if self._own_loss is None else type(self._own_loss).__name__
+
+    def _is_learned(self) -> dict[str, Any]:
+        """Of what may be learned, whether it is."""
+        return {f"{name} is learned": name in self._first_values for name in LEARNABLE}
