@@ -1,5 +1,6 @@
 """The losses under test, problems for them, and how close a result must be."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -43,6 +44,23 @@ LOSSES = {
     "triplet_soft_squared": Triplet(margin=0.3, soft=True, distance="squared_euclidean"),
     "triplet_all_squared": Triplet(margin=0.3, mining="all", distance="squared_euclidean"),
 }
+KIN = {
+    "triplet_soft", "nca", "margin", "contrastive_mean_euclidean", "contrastive_squared", "triplet_euclidean",
+    "triplet_soft_squared", "triplet_all_squared",
+}  # fmt: skip
+"""Losses that a way computes like one of the others. `make test` has them where what they compute is tested."""
+
+
+def each_of(losses, long=KIN):
+    return pytest.mark.parametrize(
+        "loss",
+        [pytest.param(loss, id=name, marks=[pytest.mark.long] * (name in long)) for name, loss in losses.items()],
+    )
+
+
+every_loss = each_of(LOSSES, long=())
+each_kind_of_loss = each_of(LOSSES)
+
 NOT_UNDER_TEST = {"contrastive_mean", "contrastive_mean_squared_euclidean", "triplet_hardest_squared_euclidean"}
 """Kinds that differ from the others in how they are called; some tests have them besides."""
 

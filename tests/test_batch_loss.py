@@ -4,14 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import only
-from loss_cases import LOSSES, assert_close, clear_anchors, is_of_distance, problem, run
+from loss_cases import LOSSES, assert_close, clear_anchors, each_kind_of_loss, every_loss, is_of_distance, problem, run
 from shapes import SIZES
 from torch import nn
 
 from xbn_ext import Contrastive, NTXent, SupCon, reference
 from xbn_ext import ops as cpu_ops
-
-every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
 
 def assert_right(ops, z, labels, loss, **options):
@@ -36,7 +34,7 @@ def test_ragged_shapes(B, D, loss, ops, device, dtype):
     assert_right(ops, z, labels, loss)
 
 
-@every_loss
+@each_kind_of_loss
 def test_a_large_batch(loss, ops, device, dtype):
     z, labels, _, _ = problem(1000, 1, 20, dtype, device)
     assert_right(ops, z, labels, loss)
@@ -58,14 +56,14 @@ def test_options(loss, renormalize, chosen, with_ids, ops, device, dtype):
     assert_right(ops, z, labels, loss, **options)
 
 
-@every_loss
+@each_kind_of_loss
 @pytest.mark.parametrize("labels", [torch.zeros(9), torch.arange(9), torch.arange(9) % 8 - 2**40], ids=["1", "9", "8"])
 def test_without_positives_or_negatives(labels, loss, ops, device):
     z = F.normalize(torch.randn(9, 5, dtype=torch.float64, device=device), dim=1)
     assert_right(ops, z, labels.long().to(device), loss)
 
 
-@every_loss
+@each_kind_of_loss
 def test_an_empty_batch(loss, ops, device, dtype):
     """Its products with itself have no column either."""
     z = torch.zeros(0, 5, dtype=dtype, device=device)
@@ -73,7 +71,7 @@ def test_an_empty_batch(loss, ops, device, dtype):
     assert value == 0 and grad.shape == (0, 5)
 
 
-@every_loss
+@each_kind_of_loss
 def test_rows_of_no_length(loss, ops, device, dtype):
     """A row shorter than eps is not blown up, and gets the gradient of a division by eps."""
     z, labels, _, _ = problem(20, 1, 6, dtype, device, classes=3)
@@ -81,7 +79,7 @@ def test_rows_of_no_length(loss, ops, device, dtype):
     assert_right(ops, z, labels, loss, eps=1e-3)
 
 
-@every_loss
+@each_kind_of_loss
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_not_finite(bad, loss, ops, device, dtype):
     """As memory_loss has it: a row that is not finite makes the loss NaN, and so the gradient of all that it meets."""
@@ -129,7 +127,7 @@ def test_without_a_gradient(ops, device, dtype):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@every_loss
+@each_kind_of_loss
 def test_same_bits_on_any_number_of_threads(loss, threads):
     z, labels, _, _ = problem(130, 1, 7, torch.float32)
     dots = z @ z.T
@@ -144,7 +142,7 @@ def test_same_bits_on_any_number_of_threads(loss, threads):
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
-@every_loss
+@each_kind_of_loss
 def test_every_instruction_set(loss, isa, dtype, monkeypatch):
     monkeypatch.setenv("XBN_CPU_ISA", isa)
     z, labels, _, _ = problem(130, 1, 20, dtype)

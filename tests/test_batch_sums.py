@@ -4,12 +4,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from loss_cases import LOSSES, problem, run
+from loss_cases import LOSSES, each_of, problem, run
 
 from xbn_ext import Contrastive, reference
 
 ALL = LOSSES | {"mean": Contrastive(0.9, 0.2)}
-every_loss = pytest.mark.parametrize("loss", ALL.values(), ids=ALL)
+every_loss, each_kind_of_loss = each_of(ALL, long=()), each_of(ALL)
 
 
 def loss_of_parts(module, dots, labels, loss, n, ids=None, anchors=None):
@@ -59,7 +59,7 @@ def test_the_reference_in_parts(loss):
             torch.testing.assert_close((by_dots + by_dots.T) @ z, grad, rtol=1e-10, atol=1e-12)
 
 
-@every_loss
+@each_kind_of_loss
 def test_a_large_batch(loss, ops, device):
     """Several tiles of rows; and many thresholds."""
     z, labels, _, _ = problem(700, 1, 8, torch.float64, device, classes=3)
@@ -69,7 +69,7 @@ def test_a_large_batch(loss, ops, device):
     torch.testing.assert_close((by_dots + by_dots.T) @ z, grad, rtol=1e-10, atol=1e-10)
 
 
-@every_loss
+@each_kind_of_loss
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_an_anchor_that_is_not_finite(bad, loss, ops, device, dtype):
     z, labels, _, _ = problem(20, 1, 6, dtype, device, classes=2)
@@ -83,7 +83,7 @@ def test_an_anchor_that_is_not_finite(bad, loss, ops, device, dtype):
     assert value.isfinite() and grad[7].isnan().all() and grad[anchors].isfinite().all()
 
 
-@every_loss
+@each_kind_of_loss
 def test_a_row_that_is_not_finite(loss, ops, device, dtype):
     """As batch_loss has it."""
     z, labels, _, _ = problem(20, 1, 6, dtype, device, classes=2)
@@ -92,7 +92,7 @@ def test_a_row_that_is_not_finite(loss, ops, device, dtype):
     assert value.isnan() and ((by_dots + by_dots.T) @ z).isnan().all()
 
 
-@every_loss
+@each_kind_of_loss
 def test_an_empty_part_and_an_empty_batch(loss, ops, device, dtype):
     labels = torch.arange(5, device=device) % 2
     for B in (5, 0):
@@ -101,7 +101,7 @@ def test_an_empty_part_and_an_empty_batch(loss, ops, device, dtype):
         assert totals.shape == (7,) and totals.dtype == torch.float64 and not totals.any() and grad.shape == (0, B)
 
 
-@every_loss
+@each_kind_of_loss
 def test_without_a_gradient(loss, ops, device, dtype):
     z, labels, _, _ = problem(33, 1, 7, dtype, device, classes=3)
     dots = (z @ z.T)[5:21]

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from elsewhere import Elsewhere, There
-from loss_cases import LOSSES
+from loss_cases import each_kind_of_loss
 from op_calls import ARGUMENTS, OPS, WRITING, B, D, M, written_by
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -126,8 +126,8 @@ def train(criterion, device, steps=4):
     return held([*results, *criterion.state_dict().values()])
 
 
-@pytest.mark.parametrize("update", ["inplace", "deferred"])
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@each_kind_of_loss
+@pytest.mark.parametrize("update", ["inplace", pytest.param("deferred", marks=pytest.mark.long)])
 def test_a_memory_trains_there(loss, update, xpu):
     def make():
         return CrossBatchMemory(loss, 8, 40, update=update, memory_dtype=torch.float64)

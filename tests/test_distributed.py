@@ -61,13 +61,16 @@ def same_steps(loss, batch, steps=STEPS, batch_size=None, size=M, **options):
 # What a process group of any size is tested on, one function after the other; each is a rank's.
 
 
-def few(cases):
-    """All for two ranks with copies; every third for shards, and for more ranks, which take turns on few cores."""
-    return list(cases)[:: 1 if dist.get_world_size() == 2 and ranks.SHARDS == 1 else 3]
+def few(*lists):
+    """A third of what has one of each list. Two, three and four ranks have another third each; so have shards."""
+    turn = (dist.get_world_size() + ranks.SHARDS) % 3
+    for places in itertools.product(*(range(len(some)) for some in lists)):
+        if sum(places) % 3 == turn:
+            yield tuple(some[i] for some, i in zip(lists, places, strict=True))
 
 
 def every_loss_is_that_of_one_process(rank):
-    for loss, batch in few(itertools.product(LOSSES.values(), BATCHES)):
+    for loss, batch in few([*LOSSES.values()], BATCHES):
         same_steps(loss, batch)
     same_steps(LOSSES["mined"], {"sizes": "uneven", "dtype": torch.float64})
 
@@ -75,7 +78,7 @@ def every_loss_is_that_of_one_process(rank):
 def all_may_rank_all(rank):
     """Where that is faster; then the loss has the bits of one process, too."""
     divide(memory=False, batch=False)
-    for loss, batch in few(itertools.product(LOSSES.values(), BATCHES[:3])):
+    for loss, batch in few([*LOSSES.values()], BATCHES[:3]):
         alone, together = alone_and_together(loss)
         for step in range(STEPS):
             batch_of_step = Divided(step, **batch)
@@ -88,7 +91,7 @@ def the_memory_or_the_batch_alone_may_be_divided(rank):
     """All triplets of a memory always are ranked by all."""
     for memory in (True, False):
         divide(memory=memory, batch=not memory)
-        for loss, batch in few(itertools.product(LOSSES.values(), BATCHES[:3])):
+        for loss, batch in few([*LOSSES.values()], BATCHES[:3]):
             same_steps(loss, batch, steps=3)
         same_steps(SupCon(nn.Parameter(torch.tensor(0.2))), {"sizes": "uneven", "ids": True, "mask": True})
         same_steps(SupCon(), {"sizes": "uneven"}, batch_weight=0.0, enqueue="before")
@@ -97,7 +100,7 @@ def the_memory_or_the_batch_alone_may_be_divided(rank):
 
 
 def every_way_to_keep_a_memory_is_that_of_one_process(rank):
-    for options in few(MODES):
+    for (options,) in few(MODES):
         same_steps(SupCon(), {"sizes": "uneven", "ids": True}, **options)
     same_steps(SupCon(), {"sizes": "uneven"}, warmup_steps=2, batch_weight=0.5, memory_weight=0.3)
     same_steps(SupCon(), {"sizes": "uneven"}, normalize_embeddings=False, renormalize=False)
@@ -311,7 +314,7 @@ class Network(nn.Module):
 
 
 def averaged_gradients_are_those_of_one_process(rank):
-    for sizes, loss in few(itertools.product(("one empty", "uneven", "even"), (LOSSES["contrastive"], SupCon()))):
+    for sizes, loss in few(("one empty", "uneven", "even"), (LOSSES["contrastive"], SupCon())):
         alone, together = alone_and_together(loss)
         networks = [Network(), DistributedDataParallel(Network())]
         _assert_same_training(networks, lambda n, x, y, c: c(n(x), y), (alone, together), sizes)
@@ -591,7 +594,7 @@ CHECKS = [
 @pytest.mark.parametrize("W", [2, pytest.param(3, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.long)])
 def test_ranks(W, tmp_path):
     on_disk = partial(a_checkpoint_of_all_is_that_of_one, tmp_path / "checkpoint")
-    launch(W, tmp_path / "store", *CHECKS, on_disk, *([a_compiled_step_is_the_step] if W == 2 else []))
+    launch(W, tmp_path / "store", *CHECKS, on_disk, *([a_compiled_step_is_the_step] if W == 3 else []))
 
 
 def _dies(rank):

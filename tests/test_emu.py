@@ -1,6 +1,8 @@
 """The stand-in for CUDA that runs kernels on the CPU: sound kernels compute what they should, wrong ones are caught."""
 
+import fcntl
 import functools
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -37,11 +39,16 @@ def compile_to(output, *options):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("emu")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which all workers share
 
     @functools.cache
     def build(variant):
-        return compile_to(folder / variant, *VARIANTS[variant])
+        built = folder / f"selftest-{variant}"
+        with open(f"{built}.lock", "w") as building:
+            fcntl.flock(building, fcntl.LOCK_EX)
+            return built if built.exists() else compile_to(built, *VARIANTS[variant])
 
     def run(variant, *arguments, program=None):
         command = [str(program or build(variant)), *map(str, arguments)]

@@ -124,7 +124,7 @@ def test_collapsed_embeddings_score_nothing(device):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
-@pytest.mark.parametrize("rows", [7, 129, 333, 1001])
+@pytest.mark.parametrize("rows", [7, 129, 333, pytest.param(1001, marks=pytest.mark.long)])
 def test_copies_are_equally_similar_wherever_they_are(rows, kind, device):
     """A product of matrices may round its last columns differently."""
     labels = torch.arange(rows, device=device) % 2

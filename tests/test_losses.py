@@ -15,6 +15,9 @@ from loss_cases import (
     NOT_UNDER_TEST,
     assert_right,
     clear_anchors,
+    each_kind_of_loss,
+    each_of,
+    every_loss,
     is_of_distance,
     problem,
     run,
@@ -43,8 +46,6 @@ from xbn_ext.losses import DISTANCES, KINDS
 from xbn_ext.losses.learned import at
 from xbn_ext.plain.losses import BY_FORMULA
 from xbn_ext.reference.losses import FORMULAS
-
-every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
 
 def test_every_kind_of_loss_is_everywhere():
@@ -86,7 +87,7 @@ def test_options(loss, renormalize, pending, chosen, excluding, width, ops, devi
 
 
 @only(way="composite")  # test_memory_loss has the others, which refuse
-@every_loss
+@each_kind_of_loss
 @pytest.mark.parametrize("memory_dtype", NARROW_DTYPES, ids=str)
 def test_16_bit_banks(memory_dtype, loss, ops, device, dtype):
     z, labels, bank, bank_labels = problem(65, 257, 63, dtype, device)
@@ -95,7 +96,7 @@ def test_16_bit_banks(memory_dtype, loss, ops, device, dtype):
     assert_right(ops, z, labels, bank.to(memory_dtype), bank_labels, loss)
 
 
-@every_loss
+@each_kind_of_loss
 @pytest.mark.parametrize("count", [0, 1, 64, 130, 499])
 def test_rows_beyond_the_count_do_not_exist(loss, count, width, ops, device, dtype):
     z, labels, bank, bank_labels = problem(70, 500, width, dtype, device)
@@ -106,7 +107,7 @@ def test_rows_beyond_the_count_do_not_exist(loss, count, width, ops, device, dty
         torch.testing.assert_close(a, b, rtol=1e-4 if dtype == torch.float32 else 1e-11, atol=1e-6)
 
 
-@every_loss
+@each_kind_of_loss
 @pytest.mark.parametrize("case", ["one class", "no positives", "lone pairs", "duplicates", "zero vectors", "far apart"])
 def test_edge_cases(case, loss, ops, device, dtype):
     z, labels, bank, bank_labels = problem(70, 500, 48, dtype, device)
@@ -142,7 +143,7 @@ def test_exponents_beyond_float32(loss, ops, device, dtype):
         assert_right(ops, z, labels, bank[order], bank_labels[order], loss)
 
 
-@every_loss
+@each_kind_of_loss
 def test_embeddings_that_are_not_normalised(loss, ops, device, dtype):
     z, labels, bank, bank_labels = problem(70, 500, 8, dtype, device)
     if is_of_distance(loss):
@@ -154,14 +155,14 @@ def test_embeddings_that_are_not_normalised(loss, ops, device, dtype):
     assert_right(ops, z * 30, labels, bank * 3, bank_labels, loss, renormalize=False)
 
 
-@every_loss
+@each_kind_of_loss
 def test_empty_batch_and_empty_bank(loss, ops, device, dtype):
     for B, M in ((0, 10), (10, 0), (0, 0)):
         value, grad = run(ops.memory_loss, *problem(B, M, 5, dtype, device), loss)
         assert value == 0 and grad.shape == (B, 5) and not grad.any()
 
 
-@every_loss
+@each_kind_of_loss
 def test_a_row_that_is_not_finite(loss, ops, device, dtype):
     z, labels, bank, bank_labels = problem(70, 500, 48, dtype, device)
     clean, grad_of_clean = run(ops.memory_loss, z, labels, bank, bank_labels, loss)
@@ -391,7 +392,7 @@ def test_gradcheck(loss, ops, device, dtype):
     )
 
 
-@every_loss
+@each_kind_of_loss
 def test_without_grad_the_value_is_the_same(loss, ops, device, dtype):
     z, *rest = problem(70, 500, 48, dtype, device)
     value, _ = run(ops.memory_loss, z, *rest, loss)
@@ -675,7 +676,7 @@ def test_a_temperature_of_one_element_is_a_number(loss):
 # --- What training code relies on ---------------------------------------------------------------------------
 
 
-@every_loss
+@each_kind_of_loss
 def test_deterministic_algorithms_and_accumulated_gradients(loss, ops, device, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which torch asks for
     torch.use_deterministic_algorithms(True)
@@ -693,7 +694,7 @@ def test_deterministic_algorithms_and_accumulated_gradients(loss, ops, device, m
         torch.use_deterministic_algorithms(False)
 
 
-@every_loss
+@each_kind_of_loss
 @pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
 def test_16_bit_embeddings_and_autocast(loss, low):
     """Computed in float32 on the embeddings as they are; the gradient comes back in their dtype."""
@@ -771,7 +772,7 @@ def test_is_what_pytorch_metric_learning_computes(loss, classes, dtype):
     assert (grad_of_ours - grad_of_theirs).abs().max() <= 1e-5 * grad_of_theirs.abs().max()
 
 
-@every_loss
+@each_kind_of_loss
 def test_the_memory_is_that_of_pytorch_metric_learning(loss):
     """Their CrossBatchMemory in a loop, with the drift correction left out and the batch in the memory first."""
     pml = pytest.importorskip("pytorch_metric_learning.losses")
@@ -862,7 +863,7 @@ def test_step_is_the_reference_step(loss, update, enqueue, ops, device, dtype):
         torch.testing.assert_close(y.grad.cpu(), expected_grad, rtol=1e-8, atol=1e-10)
 
 
-@every_loss
+@each_of(LOSSES, long=LOSSES.keys() - {"contrastive", "mined", "triplet_all"})
 def test_compiles_without_a_break_and_trains_to_the_same_numbers(loss):
     def train(compiled):
         torch.manual_seed(0)
@@ -886,7 +887,7 @@ def test_compiles_without_a_break_and_trains_to_the_same_numbers(loss):
     torch.testing.assert_close(train(True), train(False), rtol=1e-5, atol=1e-6)
 
 
-@every_loss
+@each_kind_of_loss
 def test_opcheck(loss):
     z, labels, bank, bank_labels = problem(5, 11, 7, torch.float32)
     args = (labels, bank, bank_labels, *[None] * 6, loss.kind, loss.parameters, True, 1e-6, True)

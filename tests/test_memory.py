@@ -391,8 +391,8 @@ def test_labels_of_any_integer_type(integer, device):
 
 
 @only(compiled=True)  # the emulated ops have no fake kernels
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("enqueue", ["after", "before"])
+@pytest.mark.parametrize("backend", ["inductor", pytest.param("aot_eager", marks=pytest.mark.long)])
+@pytest.mark.parametrize("enqueue", ["after", pytest.param("before", marks=pytest.mark.long)])
 def test_fullgraph_compile(enqueue, backend, device):
     if backend == "inductor" and not shutil.which("g++"):
         pytest.skip("no compiler")

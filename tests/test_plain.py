@@ -7,15 +7,13 @@ import plain_ops
 import pytest
 import state
 import torch
-from loss_cases import LOSSES, problem
+from loss_cases import LOSSES, each_kind_of_loss, problem
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from xbn_ext import Contrastive, CrossBatchMemory, ops, plain, reference
 from xbn_ext.plain import chunks, triplets
 from xbn_ext.schemas import NAMES
-
-every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
 
 @pytest.fixture
@@ -80,7 +78,7 @@ def small_chunks(monkeypatch):
     return 4096
 
 
-@every_loss
+@each_kind_of_loss
 @pytest.mark.parametrize(
     "update, memory_dtype",
     [("inplace", torch.float32), ("deferred", torch.float32), ("deferred", torch.float16)],
@@ -136,7 +134,7 @@ def test_a_look_at_a_value_is_seen():
             look(torch.arange(3))
 
 
-@every_loss
+@each_kind_of_loss
 @pytest.mark.parametrize("update", ["inplace", "deferred"])
 @pytest.mark.parametrize("enqueue", ["after", "before"])
 def test_a_step_that_looks_at_no_counter_waits_for_nothing_and_computes_the_same(

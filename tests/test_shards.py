@@ -274,7 +274,7 @@ def test_shards(W, S, tmp_path):
         partial(a_checkpoint_is_resumed_on_any_grid, tmp_path / "checkpoint"),
         partial(a_checkpoint_may_be_written_while_training_goes_on, tmp_path),
     ]
-    compiled = [copies.a_compiled_step_is_the_step] if W == 2 else []
+    compiled = [copies.a_compiled_step_is_the_step] if W == 3 else []
     ranks.launch(W, tmp_path / "store", *CHECKS, *on_disk, *compiled, shards=S)
 
 

@@ -178,6 +178,7 @@ def test_a_run_is_that_of_one_process(name: str, size: int, shapes: str, tmp_pat
     ], "probes are of whole batches"
 
 
+@pytest.mark.long
 def test_scores_are_those_of_one_process_by_bits(shapes: str, tmp_path: Path, processes: Processes) -> None:
     ((_, found), _, _) = values(processes(3, train, arguments(shapes, tmp_path)))
     config = Config(**checkpoint.load(tmp_path / "checkpoint.pt")["config"])
@@ -230,7 +231,10 @@ def stop_after(steps: int, rank: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(run, "stop_signals", signals)
 
 
-@pytest.mark.parametrize(("first", "then", "stop"), [(2, 1, 7), (1, 2, 4), (3, 2, 5)])  # 5: an evaluation is due
+@pytest.mark.parametrize(
+    ("first", "then", "stop"),
+    [(2, 1, 7), *(pytest.param(*run, marks=pytest.mark.long) for run in ((1, 2, 4), (3, 2, 5)))],  # 5: an evaluation
+)
 def test_a_run_goes_on_in_another_number_of_processes(
     first: int, then: int, stop: int, shapes: str, tmp_path: Path, processes: Processes
 ) -> None:

@@ -282,9 +282,8 @@ def test_a_terminal_that_lacks_characters_ends_no_run(shapes: str, tmp_path: Pat
     assert b"folder B\\xe4ume, train: " in done.stdout
 
 
-@pytest.mark.parametrize(
-    "closed", ["stdout", *(pytest.param(end, marks=pytest.mark.long) for end in ("stderr", "reader"))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("closed", ["stdout", "stderr", "reader"])
 def test_a_closed_output_ends_no_run(closed: str, shapes: str, tmp_path: Path) -> None:
     arguments = command(
         "--data", shapes, "--out", tmp_path / "out", "--steps", 4, "--eval-every", 1, "--backbone", "convnet",

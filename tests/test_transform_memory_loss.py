@@ -4,7 +4,7 @@ import pytest
 import state
 import torch
 import torch.nn.functional as F
-from loss_cases import LOSSES, assert_close, clear_anchors
+from loss_cases import assert_close, clear_anchors, each_kind_of_loss, every_loss
 
 from xbn_ext import Contrastive, reference
 from xbn_ext import ops as cpu_ops
@@ -47,7 +47,7 @@ def assert_same(ops, m, z, labels, loss, **options):
     torch.testing.assert_close(m.sums, other.sums, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@each_kind_of_loss
 @pytest.mark.parametrize("B, M, D", SHAPES)
 def test_ragged_shapes(B, M, D, loss, ops, device, dtype):
     m = state.to(state.filled(M, D, max(M - 5, 1), dtype, pending=True), device)
@@ -134,7 +134,7 @@ def test_forward_mode_raises_before_anything_is_written():
     state.assert_same_state(m, before)
 
 
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@every_loss
 def test_it_is_in_step_with_the_reference(loss):
     """The twin has the same signature."""
     m = state.filled(200, 12, 150, torch.float64, pending=True)
