@@ -2,7 +2,7 @@
 // compiler's. So they are written without branches. Comparisons are written so that a NaN similarity counts: it reaches
 // the loss, as it does in PyTorch.
 //
-// No include guard, and it includes nothing: losses.h includes it in namespace xbn, and memory_loss_kernel.h and
+// No include guard, and it includes nothing: program.h includes it in namespace xbn, and memory_loss_kernel.h and
 // batch_loss_kernel.h once more for each instruction set, since a function of vectors is no good unless it is compiled
 // for theirs.
 

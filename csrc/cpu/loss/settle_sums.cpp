@@ -3,7 +3,7 @@
 //
 //   in     parts [n, slots, B] sums, anchors [B] or null
 //   out    given [B], scale [n, slots, B], totals [7]
-//   math   losses.h: add, given_for, finish, scale_of_part
+//   math   sums.h: add, scale_of_part; losses.h: given_for, finish
 //   split  none; parts and anchors are added in their order
 #include <algorithm>
 

@@ -4,7 +4,7 @@
 //   in     memory_sums: as memory_loss, the number of the pass and given [B];  settle_sums: parts [n, slots, B]
 //   out    sums [slots, B], grad_z [slots, B, D];  given [B], scale [n, slots, B], totals [7]
 //   math   as composite.cu: sums and gradients of one pass, those of an extreme being its row, divided by max(|r|, eps)
-//          if renormalize;  losses.h: sum_of_parts, given_for, finish, scale_of_part
+//          if renormalize;  losses.h: given_for, finish; sums.h: sum_of_parts, scale_of_part
 //   grid   after those of composite.cu, sums_kernel: a warp to a slot of an anchor.  settle_sums_kernel: a thread to an
 //          anchor;  totals_kernel: one block
 //   keeps  the workspace of composite.cu;  results [B]

@@ -3,10 +3,10 @@
 //
 //   in     sums [splits, slots, B], grad [splits, slots, B, D], state [B]; the device knows how many splits are filled
 //   out    given [B]; or loss [1], grad_z [B, D], pairs [2]
-//   math   losses.h: add, given_for, finish;  loss = sum over groups of average * sum of the anchors' values, average
-//          being 1 / sum of their counts;  grad_z_i = sum_slot average factor_i sum_split e^(shift_split - shift) grad.
-//          Losses of extremes gather the two rows instead. 0 for a row that is no anchor, NaN for one that is not
-//          finite, so that a gradient scaler, which looks at gradients only, sees it
+//   math   sums.h: add; losses.h: given_for, finish;  loss = sum over groups of average * sum of the anchors' values,
+//          average being 1 / sum of their counts;  grad_z_i = sum_slot average factor_i
+//          sum_split e^(shift_split - shift) grad.  Losses of extremes gather the two rows instead. 0 for a row that is
+//          no anchor, NaN for one that is not finite, so that a gradient scaler, which looks at gradients only, sees it
 //   grid   settle_kernel: up to a warp to an anchor; the block that finishes last adds up the anchors. gradient_kernel:
 //          a block to an anchor and 64 or more columns, up to 16 threads to the splits of one, each with four loads on
 //          their way; gather_kernel: a warp to an anchor
