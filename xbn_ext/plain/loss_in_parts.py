@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..losses import PairLoss
 from ..reference import parts as reference
+from ..reference import programs
 from .chunks import exact
 from .contract import Contract, check
 from .loss import parse_loss
@@ -37,7 +38,7 @@ def memory_sums(
     if count is not None:
         c.value("count", count, len(bank))
 
-    slots = reference.program(pair_loss)[number]
+    slots = programs.program(pair_loss)[number]
     sums, grads = z.new_zeros(2, B, 4, dtype=torch.float64), z.new_zeros(2, B, D)
     for k, slot in slots.items():
         sums[k] = reference.no_sums(slot, z)

@@ -14,10 +14,12 @@ from its abstract; the cross-batch memory is that of "Cross-Batch Memory for Emb
 1912.06798).
 """
 
-from . import ops
+from . import loss, ops
+from .loss import *  # noqa: F403  what it says that it has
 from .one_step import Memory, step, step_
 from .ops import *  # noqa: F403  what it says that it has
 from .parts import batch_sums, memory_sums, settle_sums
 
 __all__ = ["Memory", "batch_sums", "memory_sums", "settle_sums", "step", "step_"]
+__all__ += loss.__all__
 __all__ += ops.__all__

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..filter import Drift, Filter, make_filter
 from ..losses import PairLoss
-from .ops import batch_loss, enqueue_, memory_loss, normalize, standardize_, track_, transform_
+from .loss import batch_loss, memory_loss
+from .ops import enqueue_, normalize, standardize_, track_, transform_
 
 
 @dataclass

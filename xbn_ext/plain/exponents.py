@@ -1,0 +1,275 @@
+"""Losses of exponents of similarities, a chunk of the bank at a time, with dLoss/ds in closed form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..losses import DCL, NCA, Circle, LiftedStructure, MultiSimilarity, NTXent, SigLIP, SupCon
+from ..reference.losses import softplus
+from .pairs import Chunk, Hardest, L, LogSum, Pairs
+
+
+class SigLIPPairs(Pairs[SigLIP]):
+    """What sums are divided by is known before."""
+
+    def finish(self) -> None:
+        self.number[0] = self.number_of_anchors()
+
+    def weigh(self, chunk: Chunk) -> Tensor:
+        x = chunk.s / self.loss.temperature + self.loss.bias
+        x = torch.where(chunk.positive, -x, x)
+        some = chunk.positive | chunk.negative
+        self.value[0] += torch.where(some, softplus(x), 0).sum()
+        weight = torch.where(some, x.sigmoid_(), 0)
+        pull = torch.where(chunk.positive, weight, 0)
+        of_positives = pull.sum(dtype=torch.float64)
+        self.counts += torch.stack([of_positives, weight.sum(dtype=torch.float64) - of_positives])
+        return weight.sub_(pull, alpha=2).mul_((self.shares()[0] / self.loss.temperature).to(self.dtype))
+
+
+class SupConPairs(Pairs[SupCon]):
+    def __init__(self, loss: SupCon, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(loss, z, anchors)
+        self.lse = LogSum(self.zeros())
+        self.positives, self.negatives, self.sums = self.zeros(), self.zeros(), self.zeros()
+        self.looks = [self.look]
+
+    def look(self, chunk: Chunk) -> None:
+        x = chunk.s / self.loss.temperature
+        self.positives += chunk.positive.sum(1)
+        self.negatives += chunk.negative.sum(1)
+        self.sums += torch.where(chunk.positive, x, 0).sum(1)
+        self.lse.add(x, chunk.positive | chunk.negative)
+
+    def finish(self) -> None:
+        self.count(self.positives, self.negatives)
+        some = self.positives > 0
+        paying = some & (self.positives + self.negatives > 1)  # an only pair costs nothing
+        of_each = self.positives.clamp(min=1)
+        self.value[0] = torch.where(some, self.lse.value - self.sums / of_each, 0).sum()
+        self.number[0] = paying.sum()
+        self.share = torch.where(some, self.shares()[0] / self.loss.temperature, 0)
+        self.pull = self.share / of_each
+
+    def weigh(self, chunk: Chunk) -> Tensor:
+        x = chunk.s / self.loss.temperature
+        softmax = x.sub_(self.narrow(self.lse.value)).exp_().mul_(self.narrow(self.share))
+        weight = softmax.masked_fill_(~(chunk.positive | chunk.negative), 0)
+        return weight.sub_(torch.where(chunk.positive, self.narrow(self.pull), 0))
+
+
+class NTXentPairs(Pairs[NTXent]):
+    """What a positive costs needs the sum over the negatives, and what a negative weighs what all positives cost."""
+
+    def __init__(self, loss: NTXent, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(loss, z, anchors)
+        self.lse = LogSum(self.zeros())
+        self.share, self.cost = self.zeros(), self.zeros()
+        self.looks = [self.look_at_negatives, self.look_at_positives]
+
+    def look_at_negatives(self, chunk: Chunk) -> None:
+        self.count(chunk.positive, chunk.negative)
+        self.lse.add(chunk.s / self.loss.temperature, chunk.negative)
+
+    def gap(self, chunk: Chunk) -> Tensor:
+        return self.narrow(self.lse.value) - chunk.s / self.loss.temperature
+
+    def look_at_positives(self, chunk: Chunk) -> None:
+        gap = self.gap(chunk)
+        self.cost += torch.where(chunk.positive, softplus(gap), 0).sum(1)
+        self.share += torch.where(chunk.positive, gap.sigmoid(), 0).sum(1)
+
+    def finish(self) -> None:
+        self.value[0], self.number[0] = self.cost.sum(), self.counts[0]
+        self.scale = (self.shares()[0] / self.loss.temperature).to(self.dtype)
+
+    def weigh(self, chunk: Chunk) -> Tensor:
+        gap = self.gap(chunk)
+        push = torch.where(chunk.negative, gap.neg().exp_().mul_(self.narrow(self.share)), 0)
+        return push.sub_(torch.where(chunk.positive, gap.sigmoid_(), 0)).mul_(self.scale)
+
+
+class DCLPairs(Pairs[DCL]):
+    def __init__(self, loss: DCL, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(loss, z, anchors)
+        self.lse = LogSum(self.zeros())
+        self.positives, self.negatives, self.sums = self.zeros(), self.zeros(), self.zeros()
+        self.looks = [self.look]
+
+    def look(self, chunk: Chunk) -> None:
+        x = chunk.s / self.loss.temperature
+        self.positives += chunk.positive.sum(1)
+        self.negatives += chunk.negative.sum(1)
+        self.sums += torch.where(chunk.positive, x, 0).sum(1)
+        self.lse.add(x, chunk.negative)
+
+    def finish(self) -> None:
+        both = (self.positives > 0) & (self.negatives > 0)
+        self.count(self.positives * both, self.negatives * both)
+        self.value[0] = torch.where(both, self.positives * self.lse.value - self.sums, 0).sum()
+        self.number[0] = self.counts[0]
+        self.pull = torch.where(both, self.shares()[0] / self.loss.temperature, 0)
+        self.push = self.pull * self.positives
+
+    def weigh(self, chunk: Chunk) -> Tensor:
+        x = chunk.s / self.loss.temperature
+        push = x.sub_(self.narrow(self.lse.value)).exp_().mul_(self.narrow(self.push)).masked_fill_(~chunk.negative, 0)
+        return push.sub_(torch.where(chunk.positive, self.narrow(self.pull), 0))
+
+
+class TwoLogSums(Pairs[L]):
+    """A loss of two log-sum-exps: of an anchor's positives and of its negatives, the exponents linear in s."""
+
+    lines: tuple[tuple[float, float], tuple[float, float]]  # slope and offset of the exponents
+
+    def __init__(self, loss: L, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(loss, z, anchors)
+        self.sums = LogSum(self.zeros()), LogSum(self.zeros())
+        self.positives, self.negatives = self.zeros(), self.zeros()
+        self.looks = [self.look]
+
+    def look(self, chunk: Chunk) -> None:
+        self.positives += chunk.positive.sum(1)
+        self.negatives += chunk.negative.sum(1)
+        for (slope, offset), lse, keep in zip(self.lines, self.sums, (chunk.positive, chunk.negative), strict=True):
+            lse.add(slope * chunk.s + offset, keep)
+
+    def finish(self) -> None:
+        by_sums = self.settle()
+        share = self.shares()[0]
+        self.weights = [slope * by * share for (slope, _), by in zip(self.lines, by_sums, strict=True)]
+
+    def settle(self) -> tuple[Tensor, Tensor]:
+        """Sets value and number. Returns dCost/dlog-sum-exp `[B]` of both."""
+        raise NotImplementedError
+
+    def weigh(self, chunk: Chunk) -> Tensor:
+        parts = []
+        for (slope, offset), lse, weight, keep in zip(
+            self.lines, self.sums, self.weights, (chunk.positive, chunk.negative), strict=True
+        ):
+            x = slope * chunk.s + offset
+            parts.append(x.sub_(self.narrow(lse.value)).exp_().mul_(self.narrow(weight)).masked_fill_(~keep, 0))
+        return parts[0].add_(parts[1])
+
+
+class NCAPairs(TwoLogSums[NCA]):
+    def __init__(self, loss: NCA, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(loss, z, anchors)
+        self.lines = ((loss.softmax_scale, 0.0),) * 2
+
+    def settle(self) -> tuple[Tensor, Tensor]:
+        has_positives, both = self.positives > 0, (self.positives > 0) & (self.negatives > 0)
+        self.count(self.positives, self.negatives * has_positives)
+        pull, push = (lse.value for lse in self.sums)
+        x = torch.where(both, push - pull, -torch.inf)
+        self.value[0], self.number[0] = softplus(x).sum(), has_positives.sum()
+        return -x.sigmoid(), x.sigmoid()
+
+
+class LiftedStructurePairs(TwoLogSums[LiftedStructure]):
+    def __init__(self, loss: LiftedStructure, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(loss, z, anchors)
+        self.lines = (-1.0, loss.pos_margin), (1.0, -loss.neg_margin)
+
+    def settle(self) -> tuple[Tensor, Tensor]:
+        numbers = self.positives, self.negatives
+        pull, push = (torch.where(n > 0, lse.value, 0) for n, lse in zip(numbers, self.sums, strict=True))
+        cost = (pull + push).relu()
+        pays = ~(cost <= 0)
+        self.count(*(n * pays for n in numbers))
+        self.value[0], self.number[0] = cost.sum(), self.number_of_anchors()
+        return pays.double(), pays.double()
+
+
+class MultiSimilarityPairs(Pairs[MultiSimilarity]):
+    """With mining it looks twice: for the hardest pairs, and at what they leave."""
+
+    def __init__(self, loss: MultiSimilarity, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(loss, z, anchors)
+        self.pulls, self.pushes = LogSum(self.zeros()), LogSum(self.zeros())
+        self.hardest = Hardest(z)
+        self.looks = [self.look] if loss.mining is None else [self.hardest.look, self.look]
+
+    def kept(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        epsilon = self.loss.mining
+        if epsilon is None:
+            return chunk.positive, chunk.negative
+        easy_positive = chunk.s - epsilon >= self.hardest.negative[:, None]
+        easy_negative = chunk.s + epsilon <= self.hardest.positive[:, None]
+        return chunk.positive & ~easy_positive, chunk.negative & ~easy_negative
+
+    def exponents(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        loss = self.loss
+        return -loss.alpha * (s - loss.base), loss.beta * (s - loss.base)
+
+    def look(self, chunk: Chunk) -> None:
+        kept = self.kept(chunk)
+        self.count(*kept)
+        for lse, x, keep in zip((self.pulls, self.pushes), self.exponents(chunk.s), kept, strict=True):
+            lse.add(x, keep)
+
+    def finish(self) -> None:
+        self.pull, self.push = softplus(self.pulls.value), softplus(self.pushes.value)
+        self.value[0] = (self.pull / self.loss.alpha + self.push / self.loss.beta).sum()
+        self.number[0] = self.number_of_anchors()
+
+    def weigh(self, chunk: Chunk) -> Tensor:
+        positive, negative = self.kept(chunk)
+        pull, push = self.exponents(chunk.s)
+        pull.sub_(self.narrow(self.pull)).exp_().masked_fill_(~positive, 0)
+        push.sub_(self.narrow(self.push)).exp_().masked_fill_(~negative, 0)
+        return push.sub_(pull).mul_(self.shares()[0].to(self.dtype))
+
+
+class CirclePairs(Pairs[Circle]):
+    def __init__(self, loss: Circle, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(loss, z, anchors)
+        self.pulls, self.pushes = LogSum(self.zeros()), LogSum(self.zeros())
+        self.positives, self.negatives = self.zeros(), self.zeros()
+        self.looks = [self.look]
+
+    def pull(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Pace, exponent."""
+        pace = (1 + self.loss.m - s).relu_().mul_(self.loss.gamma)
+        return pace, -pace * (s - (1 - self.loss.m))
+
+    def push(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        pace = (s + self.loss.m).relu_().mul_(self.loss.gamma)
+        return pace, pace * (s - self.loss.m)
+
+    def look(self, chunk: Chunk) -> None:
+        self.positives += chunk.positive.sum(1)
+        self.negatives += chunk.negative.sum(1)
+        self.pulls.add(self.pull(chunk.s)[1], chunk.positive)
+        self.pushes.add(self.push(chunk.s)[1], chunk.negative)
+
+    def finish(self) -> None:
+        both = (self.positives > 0) & (self.negatives > 0)
+        self.count(self.positives * both, self.negatives * both)
+        x = torch.where(both, self.pulls.value + self.pushes.value, -torch.inf)
+        self.value[0], self.number[0] = softplus(x).sum(), both.sum()
+        self.share = x.sigmoid() * self.shares()[0]
+
+    def weigh(self, chunk: Chunk) -> Tensor:
+        weights = []
+        for lse, (pace, x), keep in (
+            (self.pushes, self.push(chunk.s), chunk.negative),
+            (self.pulls, self.pull(chunk.s), chunk.positive),
+        ):
+            weights.append(x.sub_(self.narrow(lse.value)).exp_().mul_(pace).masked_fill_(~keep, 0))
+        push, pull = weights
+        return push.sub_(pull).mul_(self.narrow(self.share))
+
+
+BY_FORMULA = {
+    "siglip": SigLIPPairs,
+    "supcon": SupConPairs,
+    "ntxent": NTXentPairs,
+    "dcl": DCLPairs,
+    "nca": NCAPairs,
+    "lifted_structure": LiftedStructurePairs,
+    "multi_similarity": MultiSimilarityPairs,
+    "circle": CirclePairs,
+}
