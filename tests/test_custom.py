@@ -204,6 +204,29 @@ def test_a_memory_trains_as_with_the_native_loss(own, native, options, dtype):
                 torch.testing.assert_close(t, expected, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
+def test_a_compiled_step_computes_it_outside_of_its_graphs():
+    def train(compiled):
+        torch.manual_seed(0)
+        network, criterion = nn.Linear(10, D), CrossBatchMemory(Margins(), D, 50)
+        step = lambda x, labels: criterion(network(x), labels)  # noqa: E731
+        if compiled:
+            step = torch.compile(step, backend="aot_eager")
+        values = []
+        for _ in range(3):
+            value = step(torch.randn(B, 10), torch.randint(4, (B,)))
+            value.backward()
+            values += [value.detach(), *(p.grad.clone() for p in [*network.parameters(), *criterion.parameters()])]
+        return values
+
+    torch._dynamo.reset()
+    torch.testing.assert_close(train(True), train(False))
+    whole = torch.compile(CrossBatchMemory(Margins(), D, 50), fullgraph=True, backend="aot_eager")
+    with pytest.raises(
+        RuntimeError, match="a loss of your own is computed outside of graphs: compile without fullgraph"
+    ):
+        whole(torch.randn(B, D), torch.arange(B))
+
+
 def test_what_learns_is_a_parameter_of_the_memory():
     memory = CrossBatchMemory(Margins(), D, 50)
     assert [name for name, _ in memory.named_parameters()] == ["loss.margins"] and "loss.margins" in memory.state_dict()

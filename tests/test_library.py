@@ -66,6 +66,13 @@ print(attempt("1"))
 (folder / "_C.abi3.so").unlink()
 print(attempt(""))
 """
+STEP = """
+import sys, torch, xbn_ext
+criterion = xbn_ext.CrossBatchMemory(xbn_ext.SupCon(), 8, 64)
+for _ in range(2):
+    criterion(torch.randn(6, 8, requires_grad=True), torch.arange(6) % 2).backward()
+print([name for name in ("torch._dynamo", "torch._inductor", "sympy", "torchvision", "scipy") if name in sys.modules])
+"""
 
 
 def python(code, *arguments, path=ROOT, **environ):
@@ -147,3 +154,9 @@ def test_all_that_is_built_on_the_ops_works_without_the_library(module):
         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"XBN_NATIVE": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+def test_a_step_imports_no_compiler():
+    """Torch's takes as long to import as all else."""
+    said, _ = python(STEP)
+    assert said == ["[]"]

@@ -38,7 +38,6 @@ def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     return torch.autocast(device_type, enabled=False) if known or _has_autocast(device_type) else nullcontext()
 
 
-@torch.compiler.assume_constant_result
 def _has_autocast(device_type: str) -> bool:
     """Meta and some backends have none. torch.amp.is_autocast_available says yes of any backend that is not torch's."""
     try:
@@ -46,6 +45,11 @@ def _has_autocast(device_type: str) -> bool:
     except (AssertionError, RuntimeError):
         return False
     return True
+
+
+# A compiled graph takes the answer for a constant. torch.compiler.assume_constant_result says so in these words, but
+# imports torch's compiler, which takes as long as all of torch.
+_has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check_step(step: Tensor, *given: Tensor | None) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -20,8 +21,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def outside_of_graphs(function: F) -> F:
     """A compiled graph ends here: the host reads how many rows there are, and calls the user's functions."""
-    disabled: F = torch.compiler.disable(function)
-    return disabled
+
+    @wraps(function)
+    def outside(*args: Any, **options: Any) -> Any:
+        if torch.compiler.is_compiling():  # only then, since disable() imports torch's compiler
+            torch._dynamo.graph_break("a loss of your own is computed outside of graphs: compile without fullgraph")
+            return torch.compiler.disable(function)(*args, **options)
+        return function(*args, **options)
+
+    return cast(F, outside)
 
 
 @outside_of_graphs
@@ -69,6 +77,7 @@ def batch_loss(
     return _with_gradients(result, loss, z, grad)
 
 
+@outside_of_graphs
 def try_out(loss: OwnLoss, z: Tensor) -> None:
     """Raises what the loss raises of embeddings of the dtype, device and width of z, or of what it returns for them."""
     if isinstance(loss, InChunks):
