@@ -177,6 +177,17 @@ def test_a_row_that_is_not_finite(loss, ops, device, dtype):
     assert value.isfinite() and grad[3].isnan().all() and grad[others].isfinite().all()
 
 
+@every_loss
+@pytest.mark.parametrize("their_label", [0, 30], ids=["only positives", "only negatives"])
+def test_a_row_that_is_not_finite_in_one_class_or_none(their_label, loss, ops, device, dtype):
+    z, labels, bank, bank_labels = problem(20, 130, 16, dtype, device)
+    labels.fill_(0), bank_labels.fill_(their_label)
+    z[3, 2] = torch.nan
+    result = run(ops.memory_loss, z, labels, bank, bank_labels, loss)
+    assert result[0].isnan() == reference.memory_loss(z, labels, bank, bank_labels, loss).isnan()
+    assert result[1][3].isnan().all() and result[1][4:].isfinite().all()
+
+
 def test_anchors_that_pay_next_to_nothing_count(ops, device, dtype):
     """SupCon averages over anchors with several pairs, however little float32 sees them pay."""
     centres = torch.eye(10, 16, dtype=torch.float64)

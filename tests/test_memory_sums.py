@@ -91,6 +91,17 @@ def test_an_empty_batch_an_empty_part_and_no_gradient(ops, device, dtype):
         assert not nothing[..., 2].any() and not no_grads.any()
 
 
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_an_anchor_of_one_class_that_is_not_finite(name, ops, device, dtype):
+    z, labels, bank, bank_labels = problem(6, 30, 5, dtype, device, classes=1)
+    z[2, 1] = torch.nan
+    value = reference.memory_loss(z, labels, bank, bank_labels, IN_PARTS[name])
+    for of_parts in (ops, reference):
+        parts = cut(3, bank, bank_labels, torch.arange(30, device=device))
+        found, *_ = loss_of_parts(of_parts, z, labels, parts, IN_PARTS[name], exclude=torch.full_like(labels, -1))
+        assert found.isnan() == value.isnan()
+
+
 def test_an_anchor_that_is_not_finite(ops, device, dtype):
     z, labels, bank, bank_labels = problem(6, 30, 5, dtype, device, classes=3)
     z[2, 1] = torch.nan

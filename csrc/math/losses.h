@@ -209,10 +209,9 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
       r.positives = second.pairs;
       r.negatives = first.pairs;
       r.count[0] = 1;
-      if (first.pairs == 0) return r;
-      const double x = log_sum(first) - log_sum(second);
+      const double x = log_sum(first) - log_sum(second);  // without negatives -inf, or a NaN that the positives have
       r.value[0] = softplus(x);
-      r.factor[0] = sigmoid(x) / first.value;
+      r.factor[0] = first.pairs == 0 ? 0 : sigmoid(x) / first.value;
       r.factor[1] = -sigmoid(x) / second.value;
       return r;
     }

@@ -160,10 +160,10 @@ class NCAPairs(TwoLogSums[NCA]):
         self.lines = ((loss.softmax_scale, 0.0),) * 2
 
     def settle(self) -> tuple[Tensor, Tensor]:
-        has_positives, both = self.positives > 0, (self.positives > 0) & (self.negatives > 0)
+        has_positives = self.positives > 0
         self.count(self.positives, self.negatives * has_positives)
         pull, push = (lse.value for lse in self.sums)
-        x = torch.where(both, push - pull, -torch.inf)
+        x = torch.where(has_positives, push - pull, -torch.inf)  # without negatives -inf, or the NaN of a positive
         self.value[0], self.number[0] = softplus(x).sum(), has_positives.sum()
         return -x.sigmoid(), x.sigmoid()
 

@@ -182,10 +182,10 @@ def finish(loss: PairLoss, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
         case NCA():
             has, both = positives > 0, (positives > 0) & (negatives > 0)
             negatives = negatives * has
-            x = torch.where(both, log_sum(first) - log_sum(second), -torch.inf)
+            x = torch.where(has, log_sum(first) - log_sum(second), -torch.inf)
             value[0], count[0] = softplus(x), has
             factor[0] = torch.where(both, x.sigmoid() / first[:, 0], 0)
-            factor[1] = torch.where(both, -x.sigmoid() / second[:, 0], 0)
+            factor[1] = torch.where(has, -x.sigmoid() / second[:, 0], 0)
         case LiftedStructure():
             x = torch.where(sums[..., 2] > 0, log_sum(sums), 0).sum(0)
             pays = ~(x <= 0)
