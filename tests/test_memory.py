@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from conftest import only
 
 import xbn_ext
-from xbn_ext import Contrastive, CrossBatchMemory, SupCon, reference
+from xbn_ext import Contrastive, CrossBatchMemory, SigLIP, SupCon, reference
 from xbn_ext.dtypes import MEMORY_DTYPES
 from xbn_ext.losses import PairLoss
 
@@ -596,9 +596,11 @@ def test_a_temperature_of_another_dtype(its_dtype):
 
 
 @pytest.mark.parametrize("learned", [True, False], ids=["learned", "fixed"])
-def test_a_temperature_on_another_device_is_named(learned):
+@pytest.mark.parametrize("bias", [None, -1.0, torch.nn.Parameter(torch.tensor(-1.0))], ids=["", "bias", "learned bias"])
+def test_a_temperature_on_another_device_is_named(bias, learned):
     temperature = torch.tensor(0.1, device="meta")
-    criterion = CrossBatchMemory(SupCon(torch.nn.Parameter(temperature) if learned else temperature), D, M)
+    temperature = torch.nn.Parameter(temperature) if learned else temperature
+    criterion = CrossBatchMemory(SupCon(temperature) if bias is None else SigLIP(temperature, bias), D, M)
     with pytest.raises(ValueError, match="temperature is on meta, the memory on cpu"):
         criterion(X, Y)
     assert criterion.variance.isinf() and criterion.count == 0

@@ -84,15 +84,15 @@ class WithLoss(nn.Module):
         if self._own_loss is not None:
             checks.on_device(device, **dict(self._own_loss.named_parameters()))
             try_out(self._own_loss, torch.empty((0, D), dtype=dtype, device=device))
-        elif self._loss is not None and self._first_values:
-            loss = at(self._loss, **self._learned())  # raises where another shape has taken its place
-            checks.on_device(device, **self._learned())
-            check_offset(loss)
         elif self._loss is not None:
             fixed = getattr(self._loss, "temperature", None)
             if isinstance(fixed, Tensor) and not (fixed.is_cpu and fixed.dim() == 0):  # that one divides anywhere
                 checks.on_device(device, temperature=fixed)
-            check_offset(self._loss)
+            loss = self._loss
+            if self._first_values:
+                loss = at(loss, **self._learned())  # raises where another shape has taken its place
+                checks.on_device(device, **self._learned())
+            check_offset(loss)
 
     def _begin_to_learn(self) -> None:
         """Gives what is learned its first value."""
