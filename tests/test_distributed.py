@@ -36,7 +36,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.ranks import collectives as number_of_collectives
 from benchmarks.ranks import received
-from xbn_ext import Contrastive, CrossBatchMemory, Margin, SigLIP, SupCon, collectives, shared_batch_loss
+from xbn_ext import (
+    Contrastive,
+    CrossBatchMemory,
+    Margin,
+    SigLIP,
+    SupCon,
+    Triplet,
+    collectives,
+    shared_batch_loss,
+    shared_step,
+)
 from xbn_ext.distributed import Batch
 
 STEPS = 4
@@ -628,6 +638,18 @@ def test_from_how_many_rows_on_a_batch_is_divided(device, W, rows):
         batch = Batch(torch.empty(N, 512, device=device), torch.empty(N, device=device))
         assert shared_batch_loss.is_worth_it(SimpleNamespace(size=W), batch) == divides
     assert not shared_batch_loss.is_worth_it(SimpleNamespace(size=1), batch)
+
+
+@pytest.mark.parametrize(("W", "of_screened"), [(2, False), (8, False), (64, True)])
+def test_more_ranks_on_a_gpu_for_losses_that_take_its_screen(W, of_screened):
+    """Those of `takes_screen` in `csrc/cuda/loss/way.h`."""
+    ranks = SimpleNamespace(size=W, shards=SimpleNamespace(size=1))
+    bank = SimpleNamespace(device=torch.device("cuda"))
+    squared = Contrastive(distance="squared_euclidean")
+    for loss in (Contrastive(), Contrastive(reduction="avg_nonzero"), squared, Margin()):
+        assert shared_step._divides_memory(ranks, None, bank, loss) == of_screened
+    for loss in (Contrastive(distance="euclidean"), SupCon(), Triplet()):
+        assert shared_step._divides_memory(ranks, None, bank, loss) == (W > 2)
 
 
 def test_a_batch_size_is_of_a_group():

@@ -16,7 +16,7 @@ from . import ops, shared_batch_loss
 from ._autograd import needs_grad, with_gradient
 from .composed import Losses
 from .distributed import Batch, Ranks
-from .losses import Contrastive, PairLoss, Triplet
+from .losses import Contrastive, Margin, PairLoss, Triplet
 from .losses.learned import fold_temperature, learned_of
 from .ops.loss import with_offset
 from .options import LossOptions
@@ -46,7 +46,12 @@ def _divides_memory(ranks: Ranks, batch: Batch, bank: Tensor, loss: PairLoss) ->
         return False
     if bank.device.type == "cpu":
         return len(batch.labels) * (ranks.size - 1) // ranks.size * bank.numel() >= LEAST_SAVED
-    return ranks.size >= (RANKS_ON_A_GPU_WITH_SCREEN if isinstance(loss, Contrastive) else RANKS_ON_A_GPU)
+    return ranks.size >= (RANKS_ON_A_GPU_WITH_SCREEN if _takes_screen(loss) else RANKS_ON_A_GPU)
+
+
+def _takes_screen(loss: PairLoss) -> bool:
+    """As `csrc/cuda/loss/way.h` has it."""
+    return isinstance(loss, Margin) or (isinstance(loss, Contrastive) and loss.distance != "euclidean")
 
 
 def losses_of(ranks: Ranks, memory: Any, batch: Batch, loss: PairLoss, **options: Any) -> Losses:
