@@ -25,7 +25,7 @@ from op_calls import (
 from torch.utils._pytree import tree_leaves
 
 import xbn_ext
-from xbn_ext import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet, ops, reference
+from xbn_ext import Circle, Contrastive, MultiSimilarity, NTXent, SigLIP, SupCon, Triplet, ops, reference
 from xbn_ext.checks import MEMORY_DTYPE_NAMES
 from xbn_ext.losses import LOSSES, PairLoss
 
@@ -432,7 +432,12 @@ def test_a_copy_of_what_is_written_may_be_given(library):
     assert call(library, "enqueue_", a).shape == (0,)
 
 
-@pytest.mark.parametrize("loss", [Contrastive(), SupCon(torch.tensor(0.1))], ids=["number", "tensor"])
+@pytest.mark.parametrize("renormalize", [True, False])
+@pytest.mark.parametrize(
+    "loss",
+    [Contrastive(), SupCon(torch.tensor(0.1)), SigLIP(bias=torch.nn.Parameter(torch.tensor(-1.0)))],
+    ids=["number", "tensor", "offset"],
+)
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -444,13 +449,17 @@ def test_a_copy_of_what_is_written_may_be_given(library):
         ({"labels": torch.zeros(B)}, "labels must be int64"),
         ({"labels": None}, "labels must be a tensor, got None"),
         ({"ids": torch.arange(B + 1)}, r"ids must be \[B\]"),
+        ({"anchors": torch.ones(B)}, "anchors must be bool"),
+        ({"anchors": torch.ones(B + 1, dtype=torch.bool)}, r"anchors must be \[B\]"),
+        ({"eps": 0.0}, "eps must be positive"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_batch_loss_names_its_own_arguments(change, message, loss):
+def test_batch_loss_names_its_own_arguments(change, message, loss, renormalize):
     """The error names them, and not the products that the op takes."""
     with pytest.raises(RuntimeError, match=f"^batch_loss: {message}"):
-        ops.batch_loss(**{"z": torch.randn(B, D), "labels": torch.arange(B), "loss": loss} | change)
+        given = {"z": torch.randn(B, D), "labels": torch.arange(B), "loss": loss, "renormalize": renormalize}
+        ops.batch_loss(**given | change)
 
 
 @pytest.mark.parametrize("name", ["scale", "shift", "count", "anchors"])

@@ -13,6 +13,8 @@ from .._autograd import needs_grad, with_gradient, without_autocast, writes
 from ..losses import AnyLoss, OwnLoss, PairLoss, check_loss, check_unit_rows
 from ..losses.learned import fold_temperature, learned_of, learned_offset
 from ..options import LOSS_DEFAULTS, PAIR_DEFAULTS, LossOptions, PairOptions, complete
+from ..plain.contract import Contract
+from ..plain.loss_of_batch import check_batch
 from . import custom
 from ._namespace import call, fake
 from .batch import normalize
@@ -178,6 +180,7 @@ def batch_loss(
         raise RuntimeError(f"batch_loss: z must be [B, D], float32 or float64, got {z.dtype} {list(z.shape)}")
     if isinstance(labels, Tensor) and labels.shape != z.shape[:1]:
         raise RuntimeError(f"batch_loss: labels must be [B] ({len(z)}), got {list(labels.shape)}")
+    Contract("batch_loss", z).eps(eps)  # not every way below looks at it, or as this op
     with without_autocast(z.device.type):
         if not renormalize:
             z = not_finite_as_nan(z)
@@ -216,6 +219,7 @@ def _in_sums(
     sides = torch.cat((scaled, normalize(z, eps) if renormalize else z))
     ranking, rows = sides.detach().tensor_split(2)
     need_grad, dots = needs_grad(sides), ranking @ rows.T
+    check_batch(Contract("batch_loss", dots), dots, labels, ids, anchors, None)  # batch_sums would speak of itself
     totals, by_dots = batch_sums(dots, labels, folded, ids=ids, anchors=anchors, need_grad=need_grad)
     average = 1 / totals[2].clamp(min=1)
     value = (average * totals[0]).to(z.dtype)
