@@ -78,7 +78,8 @@ class CrossBatchMemory(WithLoss, MemoryState):
         warmup_steps: number of steps in which the memory fills up but is not in the loss.
         enqueue: store the batch `"after"` the loss or `"before"` it; even then no row is paired with itself.
         no_class: the label of rows that are of no class, such as distractors: each is a negative of all other rows,
-            also of those with this label. None: every label is a class.
+            also of those with this label. Those of classes must then not be below -2^62, where each of these rows gets
+            a label of its own. None: every label is a class.
         memory_dtype: dtype of the stored rows: float32, float64, float16 or bfloat16. Batches never change it. Where
             drift is followed, the 16-bit ones store standardised values, so float16 keeps three more bits than
             bfloat16 and does not overflow, except after [jumps](limits.md).
@@ -232,7 +233,7 @@ class CrossBatchMemory(WithLoss, MemoryState):
 
         Args:
             embeddings: `[B, D]`, any floating dtype (16-bit ones are computed in float32), on the module's device.
-            labels: `[B]` integers, any values.
+            labels: `[B]` integers, any values; with `no_class`, from -2^62 on.
             indices_tuple: must be None; it is here for the argument order of pytorch-metric-learning.
             enqueue_mask: `[B]` bool. Rows marked True enter the memory and are not anchors; the others are
                 anchors and stay out (pytorch-metric-learning's meaning). None: every row is an anchor and is stored.

@@ -78,7 +78,7 @@ class SigLIP(LossWithTemperature):
         temperature: positive. A tensor of shape [] or [1] is learned if it requires a gradient; its value is not
             checked.
         bias: what similarities are shifted by, below 0 as nearly all pairs are negatives. A tensor of shape [] or [1]
-            is learned if it requires a gradient: then the host waits for its value in each step, and a compiled graph
+            is learned if it requires a gradient. The host waits for a tensor's value in each step, and a compiled graph
             ends there.
     """
 

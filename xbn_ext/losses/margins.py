@@ -106,7 +106,7 @@ class Margin(PairLoss):
     Args:
         margin: how far from the boundary a pair must be to cost nothing.
         beta: the boundary between positives and negatives. A tensor of shape [] or [1] is learned if it requires a
-            gradient: then the host waits for its value in each step, and a compiled graph ends there.
+            gradient. The host waits for a tensor's value in each step, and a compiled graph ends there.
     """
 
     name = "margin"
