@@ -22,10 +22,9 @@ class SigLIPPairs(Pairs[SigLIP]):
         some = chunk.positive | chunk.negative
         self.value[0] += torch.where(some, softplus(x), 0).sum()
         weight = torch.where(some, x.sigmoid_(), 0)
-        pull = torch.where(chunk.positive, weight, 0)
-        of_positives = pull.sum(dtype=torch.float64)
-        self.counts += torch.stack([of_positives, weight.sum(dtype=torch.float64) - of_positives])
-        return weight.sub_(pull, alpha=2).mul_((self.shares()[0] / self.loss.temperature).to(self.dtype))
+        pull, push = torch.where(chunk.positive, weight, 0), weight.masked_fill_(chunk.positive, 0)
+        self.counts += torch.stack([pull.sum(dtype=torch.float64), push.sum(dtype=torch.float64)])
+        return push.sub_(pull).mul_((self.shares()[0] / self.loss.temperature).to(self.dtype))
 
 
 class SupConPairs(Pairs[SupCon]):
