@@ -316,3 +316,42 @@ def test_what_has_no_derivative_raises():
             with pytest.raises(RuntimeError, match="no forward-mode derivative"):
                 torch.func.functional_call(memory, {"loss.margins": dual}, (x.detach(), labels))
     torch.testing.assert_close(dict(memory.named_state()), before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_an_anchor_function_that_was_set_is_differentiated():
+    z, labels = F.normalize(torch.randn(B, D, dtype=torch.float64)), torch.arange(B) % 3
+    loss, same = OwnContrastive(), labels[:, None] == labels
+    loss.anchor = lambda positives, negatives: (positives + negatives) ** 2
+    its, theirs = (z.clone().requires_grad_() for _ in range(2))
+    ops.memory_loss(its, labels, z, labels, loss).backward()
+    at_once(loss, theirs @ z.T, same, ~same, torch.ones(B, dtype=torch.bool)).backward()
+    torch.testing.assert_close(its.grad, theirs.grad)
+
+
+class SetLater(OwnContrastive):
+    def __init__(self, **attributes):
+        super().__init__()
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+
+@pytest.mark.parametrize(
+    "attributes, error, message",
+    [
+        ({"reduction": "median"}, ValueError, "reduction must be 'sum', .* got 'median'"),
+        ({"reduction": ("sum", "mean", "max")}, ValueError, "reduction must be a word or two of them, .* got"),
+        ({"reduction": None}, ValueError, "reduction must be a word or two of them, .* got None"),
+        ({"average": "rows"}, ValueError, "average must be 'anchors', 'pairs' or 'active pairs', got 'rows'"),
+        ({"needs_both": "no"}, ValueError, "needs_both must be True or False, got 'no'"),
+        ({"negative": lambda s: s.sub_(0.2).relu()}, RuntimeError, "leaf Variable .* in-place operation"),
+    ],
+)
+def test_what_was_set_later_raises_before_the_memory_moves(attributes, error, message):
+    loss, x, labels = SetLater(**attributes), torch.randn(6, D, requires_grad=True), torch.arange(6) % 2
+    memory = CrossBatchMemory(loss, D, 50)
+    before = copy.deepcopy(memory.state_dict())
+    with pytest.raises(error, match=message):
+        memory(x, labels)
+    assert all(torch.equal(t, before[name]) for name, t in memory.state_dict().items())
+    with pytest.raises(error, match=message):
+        ops.batch_loss(x, labels, loss)

@@ -51,7 +51,8 @@ class CustomLoss(OwnLoss):
 
     Raises:
         TypeError: a function of a subclass returns something else than as many numbers as it was given.
-        ValueError: an attribute is not one of these words. Raised when the loss is made.
+        ValueError: an attribute is not one of these words. Raised when the loss is made; and, before anything is
+            written, by the step after it was set.
     """
 
     reduction: ClassVar[Reduction | tuple[Reduction, Reduction]] = "sum"
@@ -60,6 +61,10 @@ class CustomLoss(OwnLoss):
 
     def __init__(self) -> None:
         super().__init__()
+        self.check()
+
+    def check(self) -> None:
+        """Raises ValueError for an attribute that is not one of its words."""
         for word in self.reductions:
             _known("reduction", word, get_args(Reduction))
         _known("average", self.average, get_args(Average))
@@ -68,8 +73,10 @@ class CustomLoss(OwnLoss):
     @property
     def reductions(self) -> tuple[Reduction, Reduction]:
         """Those of positives and negatives."""
-        of_positives, of_negatives = (self.reduction,) * 2 if isinstance(self.reduction, str) else self.reduction
-        return of_positives, of_negatives
+        both = (self.reduction,) * 2 if isinstance(self.reduction, str) else self.reduction
+        if not isinstance(both, tuple | list) or len(both) != 2:
+            raise ValueError(f"reduction must be a word or two of them, for positives and negatives, got {both!r}")
+        return both[0], both[1]
 
     def positive(self, s: Tensor) -> Tensor:
         """The terms of positive pairs, by their similarities `[B, n]`, each of its own similarity alone."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._autograd import without_autocast
 from ..losses.custom import CustomLoss, Reduction
 from . import chunks
 from .pairs import Chunk, Similarities
@@ -116,6 +117,7 @@ class _Gradient:
 
 def loss_of(loss: CustomLoss, similarities: Similarities, dtype: torch.dtype, need_grad: bool) -> Result:
     """`similarities` are of `dtype`, as what `loss` is given is. Without `need_grad` there is one pass."""
+    loss.check()
     like = similarities.grad.new_zeros(len(similarities.grad), dtype=torch.float64)
     sides, anchors = _sides(loss, like), similarities.anchors
     gradient = _Gradient(loss, similarities)
@@ -149,18 +151,20 @@ def loss_of(loss: CustomLoss, similarities: Similarities, dtype: torch.dtype, ne
 
 
 def try_out(loss: CustomLoss, z: Tensor) -> None:
-    """Raises what the loss raises of similarities of the dtype and device of z, or of what it returns for them."""
-    with torch.no_grad():
-        s = z.new_full((2, 3), 0.5)
+    """Raises what the loss raises of similarities of the dtype and device of z, which require a gradient where grad is
+    enabled, or of what it returns for them."""
+    loss.check()
+    with without_autocast(z.device.type):
+        s = z.new_full((2, 3), 0.5, requires_grad=torch.is_grad_enabled())
         sides = _sides(loss, s.new_zeros(2, dtype=torch.float64))
         for side in sides:
-            side.look(side.terms(s), torch.zeros_like(s, dtype=torch.bool))
+            side.look(side.terms(s).detach(), torch.zeros_like(s, dtype=torch.bool))
         _costs(loss, sides, [side.reduced().to(s.dtype) for side in sides], None)
 
 
 def _is_a_sum_over_pairs(loss: CustomLoss) -> bool:
     """Then the weight of a pair is known without the others, up to what all are divided by."""
-    plain = type(loss).anchor is CustomLoss.anchor and not loss.needs_both
+    plain = getattr(loss.anchor, "__func__", None) is CustomLoss.anchor and not loss.needs_both
     return plain and loss.reductions == ("sum", "sum")
 
 
