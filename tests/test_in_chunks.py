@@ -236,6 +236,12 @@ def test_a_loss_without_a_reducer_is_a_mean_over_anchors():
     assert inner.reducer is reducer
 
 
+def test_a_sum_and_a_number_of_one_element_each_are_scalars():
+    (z, labels), (bank, of_bank) = rows(B), rows(M)
+    loss = InChunks(lambda e, *_: (e.sum()[None], torch.ones(1)), anchors=4)
+    assert ops.memory_loss(z, labels, bank, of_bank, loss).shape == ()
+
+
 def smooth_ap(s, positive, temperature):
     """Of similarities [B, n], pair by pair."""
     costs = []
@@ -320,6 +326,11 @@ class Doubled(losses.SupConLoss):
         return 2 * super().forward(*args)
 
 
+class OverItsWeight(Own):
+    def forward(self, embeddings, *args):
+        return super().forward(embeddings, *args) * self.scale, self.scale
+
+
 class Twice(losses.SupConLoss):
     def forward(self, *args):
         super().forward(*args)
@@ -346,8 +357,18 @@ def test_what_is_wrong_is_named():
     for miner in (miners.HDCMiner(), miners.UniformHistogramMiner()):
         with pytest.raises(ValueError, match=f"what {type(miner).__name__} picks for an anchor depends on the others"):
             InChunks(losses.ContrastiveLoss(), miner)
-    with pytest.raises(ValueError, match="TripletMarginLoss with swap takes no references"):
-        InChunks(losses.TripletMarginLoss(swap=True))
+    for regularizer in (regularizers.CenterInvariantRegularizer(), regularizers.RegularFaceRegularizer()):
+        for loss in (losses.NCALoss, losses.MarginLoss):
+            with pytest.raises(ValueError, match=f"by {type(regularizer).__name__} what an anchor pays depends on the"):
+                InChunks(loss(embedding_regularizer=regularizer))
+    for loss in (losses.TripletMarginLoss(swap=True), Around(losses.TripletMarginLoss(swap=True))):
+        with pytest.raises(ValueError, match="TripletMarginLoss with swap takes no references"):
+            InChunks(loss)
+    for loss in (losses.IntraPairVarianceLoss(), losses.VICRegLoss()):
+        with pytest.raises(ValueError, match=f"by {type(loss).__name__} what an anchor pays depends on the others"):
+            InChunks(Around(loss))
+    with pytest.raises(ValueError, match="miner: NCALoss weighs an anchor by how often"):
+        InChunks(Around(losses.NCALoss()), miners.PairMarginMiner())
     with pytest.raises(TypeError, match="miner must be None or a miner"):
         InChunks(losses.ContrastiveLoss(), miners.BatchHardMiner)
     with pytest.raises(ValueError, match="anchors must be an integer >= 1, got 0"):
@@ -364,6 +385,16 @@ def test_what_is_wrong_is_named():
         (losses.FastAPLoss(), "ref_emb is not supported"),
         (lambda *args: torch.zeros(3), "without a reducer it must return a scalar, or a sum and a number, got"),
         (Around(losses.NTXentLoss()), "NTXentLoss in it averages over pairs or triplets"),
+        (lambda e, *_: (e.sum(1), 1), r"a scalar, or a sum and a number, got \[4\] and int"),
+        (lambda e, *_: (float(e.sum()), 1), "a scalar, or a sum and a number, got float and int"),
+        (lambda e, *_: (e.sum(), e.sum(1)), r"a scalar, or a sum and a number, got \[\] and \[4\]"),
+        (lambda e, *_: (e.sum(), "4"), r"a scalar, or a sum and a number, got \[\] and str"),
+        (OverItsWeight(), "the number that its sum is divided by must not require a gradient"),
+        (
+            losses.MultiSimilarityLoss(reducer=reducers.ClassWeightedReducer(torch.rand(5))),
+            r"weights of all: .* \[4, 1\]",
+        ),
+        (losses.CircleLoss(reducer=reducers.ClassWeightedReducer(torch.rand(5))), r"weights of all: .* \[4, 1\]"),
         (Doubled(), "it must call its reducer once, and return what that returns"),
         (Twice(), "it must call its reducer once, and return what that returns"),
     ],

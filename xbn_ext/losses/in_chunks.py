@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import checks
 from . import reducers
@@ -16,6 +16,9 @@ BY_BATCH = (
     "VICRegLoss",
 )  # fmt: skip
 """Losses of pytorch-metric-learning that are not a sum of what each anchor pays, or not with references."""
+
+REGULARIZERS_BY_BATCH = ("CenterInvariantRegularizer", "RegularFaceRegularizer", "SparseCentersRegularizer")
+"""Regularizers that compare what they are given with each other: here embeddings."""
 
 MINERS_BY_BATCH = ("HDCMiner", "UniformHistogramMiner")
 """Miners that choose among the pairs of all anchors."""
@@ -37,7 +40,7 @@ class InChunks(OwnLoss):
         loss: called with `(embeddings [b, D], labels [b], indices_tuple, ref_emb [n, D], ref_labels [n])`, and for the
             batch against itself with the first three alone. What an anchor pays must not depend on the others. Without
             a `reducer` it must return the mean over the anchors; or a tuple: a sum, and the number that the sum over
-            all chunks is divided by.
+            all chunks is divided by, which is a constant.
         miner: makes the `indices_tuple`, as in pytorch-metric-learning's `CrossBatchMemory`: called with `(embeddings,
             labels, ref_emb, ref_labels)`. What it picks for an anchor must not depend on the others. None: all pairs.
         anchors: how many a chunk has.
@@ -57,20 +60,29 @@ class InChunks(OwnLoss):
             raise TypeError(f"loss must be a loss of pytorch-metric-learning, or called like one, got {loss!r}")
         if miner is not None and (not callable(miner) or isinstance(miner, type)):
             raise TypeError(f"miner must be None or a miner of pytorch-metric-learning, got {miner!r}")
-        if type(loss).__name__ in BY_BATCH:
-            raise ValueError(f"loss: by {type(loss).__name__} what an anchor pays depends on the others")
-        if miner is not None and type(loss).__name__ == "NCALoss":
-            raise ValueError("miner: NCALoss weighs an anchor by how often others are picked: it takes no miner")
         if type(miner).__name__ in MINERS_BY_BATCH:
             raise ValueError(f"miner: what {type(miner).__name__} picks for an anchor depends on the others")
-        if type(loss).__name__ == "TripletMarginLoss" and getattr(loss, "swap", False):
-            raise ValueError(
-                "loss: TripletMarginLoss with swap takes no references: it looks for their distances "
-                "among those of the batch"
-            )
+        for part in loss.modules() if isinstance(loss, nn.Module) else [loss]:
+            _check_part(part, miner)
         reducers.check(loss)
         self.anchors = checks.whole("anchors", anchors, 1)
         self.loss, self.miner = loss, miner
 
     def extra_repr(self) -> str:
         return f"anchors={self.anchors}"
+
+
+def _check_part(part: Any, miner: Any) -> None:
+    """Of a loss, or a module in it: raises ValueError where what an anchor pays depends on the others."""
+    name = type(part).__name__
+    regularizer = type(getattr(part, "embedding_regularizer", None)).__name__
+    if name in BY_BATCH or regularizer in REGULARIZERS_BY_BATCH:
+        by = name if name in BY_BATCH else regularizer
+        raise ValueError(f"loss: by {by} what an anchor pays depends on the others")
+    if miner is not None and name == "NCALoss":
+        raise ValueError("miner: NCALoss weighs an anchor by how often others are picked: it takes no miner")
+    if name == "TripletMarginLoss" and getattr(part, "swap", False):
+        raise ValueError(
+            "loss: TripletMarginLoss with swap takes no references: it looks for their distances "
+            "among those of the batch"
+        )

@@ -25,7 +25,8 @@ KNOWN = (
 
 
 class Recorder(nn.Module):
-    """Takes the place of the reducer of a loss while it is called, and keeps the sub-losses."""
+    """Takes the place of the reducer of a loss while it is called, and keeps the sub-losses. Raises TypeError where
+    these cannot be added up."""
 
     def __init__(self, reducer: Any) -> None:
         super().__init__()
@@ -91,6 +92,11 @@ def _sub_loss(reducer: Any, name: str, info: dict[str, Any], embeddings: Tensor,
     if _is(reducer, "MultipleReducers"):
         reducer = dict(reducer.reducers.items()).get(name, reducer.default_reducer)
     losses, of_all = info["losses"], info["reduction_type"] == "already_reduced"
+    if _is(reducer, "ClassWeightedReducer") and losses.dim() > 1 and not of_all:
+        raise TypeError(
+            "loss: ClassWeightedReducer would multiply what an anchor pays by the weights of all: this loss has its "
+            f"costs as {list(losses.shape)}"
+        )
     value = reducer({name: info}, embeddings, labels)
     if of_all:  # by another reducer, to a mean over the embeddings, or one number for all
         return SubLoss(value.sum() * len(embeddings), len(embeddings))

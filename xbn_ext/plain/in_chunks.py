@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -179,12 +180,23 @@ def _called(
         value = loss.loss(embeddings, labels, picked, *references)
     if recorder is not None:
         return recorder.result(value)
-    if isinstance(value, tuple) and len(value) == 2:
-        return {"loss": SubLoss(*value)}
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    whole, number = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
+    if not _is_scalar(whole) or not (number is None or _is_scalar(number) or isinstance(number, Real)):
+        got = " and ".join(map(_kind, value)) if isinstance(value, tuple) else _kind(value)
         raise TypeError(f"loss: without a reducer it must return a scalar, or a sum and a number, got {got}")
+    if isinstance(number, Tensor) and number.requires_grad:
+        raise TypeError("loss: the number that its sum is divided by must not require a gradient: detach() it")
+    if whole is not value:
+        return {"loss": SubLoss(whole.sum(), number.sum() if isinstance(number, Tensor) else number)}
     return {"loss": SubLoss(value.sum() * len(embeddings), len(embeddings))}
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1
+
+
+def _kind(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 @contextmanager
