@@ -120,6 +120,27 @@ def test_arrays_of_all_layouts():
             assert ClassBalancedSampler(labels, 8, 4).batch(3) == expected
 
 
+class Column:
+    """As a Series of pandas: a position in brackets is looked up in its index."""
+
+    def __init__(self, index):
+        self.of_index = dict(zip(index, LABELS, strict=True))
+
+    def __len__(self):
+        return len(self.of_index)
+
+    def __getitem__(self, at):
+        return self.of_index[at]
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(list(self.of_index.values()), dtype)
+
+
+@pytest.mark.parametrize("index", [range(len(LABELS))[::-1], range(100, 100 + len(LABELS))])
+def test_a_column_is_read_by_its_rows(index):
+    assert ClassBalancedSampler(Column(index), 8, 4).batch(3) == ClassBalancedSampler(LABELS, 8, 4).batch(3)
+
+
 def test_torch_has_another_default_device():
     expected = ClassBalancedSampler(LABELS, 8, 4).batch(3)
     with torch.device("meta"):

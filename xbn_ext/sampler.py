@@ -38,7 +38,8 @@ class ClassBalancedSampler:
         >>> for images, labels in DataLoader(dataset, batch_sampler=sampler): ...
 
     Args:
-        labels: the class of each image of the data set, integers `[N]`: a tensor, an array or a list.
+        labels: the class of each image of the data set, integers `[N]`: a tensor, a list, an array, or what can be made
+            one, such as a column of a table; in the order of its rows.
         batch_size: P·K, the whole batch of all ranks. A multiple of K; there must be P classes.
         samples_per_class: K, which others call m.
         seed: of the batches, 0 or more.
@@ -132,8 +133,9 @@ def _members(labels: Tensor | NDArray[Any] | Sequence[int]) -> list[NDArray[np.i
     """Of each class its images, ascending, in the order of the labels."""
     import numpy as np  # here, since `import xbn_ext` does without it
 
-    if isinstance(labels, np.ndarray):  # of any byte order and strides, and perhaps not to be written
-        labels = np.array(labels, labels.dtype.newbyteorder("="))
+    if not isinstance(labels, Tensor) and hasattr(labels, "__array__"):  # torch would read a table by its index
+        labels = np.asarray(labels)
+        labels = np.array(labels, labels.dtype.newbyteorder("="))  # of any strides, and perhaps not to be written
     try:
         given = labels if isinstance(labels, Tensor) else torch.as_tensor(labels, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:  # words, lists of several lengths
