@@ -179,6 +179,10 @@ def batch(
 
 def search(embeddings: Any, labels: Any, gallery: Any, gallery_labels: Any, ids: Any, gallery_ids: Any) -> None:
     """What `evaluate` is called with: queries, and a gallery or None."""
+    given = {"embeddings": embeddings, "labels": labels, "gallery": gallery, "gallery_labels": gallery_labels}
+    for name, value in (given | {"ids": ids, "gallery_ids": gallery_ids}).items():
+        if isinstance(value, Tensor) and value.is_meta:
+            raise ValueError(f"{name} is on the meta device, which holds no values")
     rows("embeddings", embeddings)
     integers("labels", labels, len(embeddings), "Q")
     if ids is not None:
