@@ -130,7 +130,7 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
         ("--lr -1", "--lr -1.0: must be more than 0"),
         ("--lr 1e300", r"--lr 1e\+300: must be within \[-1e15, 1e15\]"),
         ("--workers 100000", "--workers 100000: must be between 0 and [0-9]+, 16 for each core"),
-        ("--batch-size 62", r"--batch-size 62: must be 2 or more times --samples-per-class \(4\)"),
+        ("--batch-size 62", r"--batch-size 62: must be a multiple of --samples-per-class \(4\), twice it or more"),
         ("--batch-size 4", "--batch-size 4: must be"),
         ("--samples-per-class 1", "--samples-per-class 1: must be 2 or more"),
         ("--memory-size 32", r"--memory-size 32: must be --batch-size \(64\) or more"),

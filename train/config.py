@@ -297,7 +297,11 @@ class Config:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         k = self.samples_per_class
-        self._check("batch_size", lambda v: v % k == 0 and v >= 2 * k, f"2 or more times --samples-per-class ({k})")
+        self._check(
+            "batch_size",
+            lambda v: v % k == 0 and v >= 2 * k,
+            f"a multiple of --samples-per-class ({k}), twice it or more",
+        )
         if self.method != "batch":
             self._check("memory_size", lambda v: v >= self.batch_size, f"--batch-size ({self.batch_size}) or more")
         if self.batch_weight == 0 and (self.method == "batch" or self.memory_weight == 0):
