@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import xbn_ext
-from xbn_ext import Contrastive, CrossBatchMemory, CustomLoss, MultiSimilarity, ops
+from xbn_ext import Contrastive, CrossBatchMemory, CustomLoss, InChunks, MultiSimilarity, ops
 from xbn_ext.plain import chunks
 
 B, M, D = 12, 150, 7
@@ -355,3 +355,43 @@ def test_what_was_set_later_raises_before_the_memory_moves(attributes, error, me
     assert all(torch.equal(t, before[name]) for name, t in memory.state_dict().items())
     with pytest.raises(error, match=message):
         ops.batch_loss(x, labels, loss)
+
+
+class Scaled(CustomLoss):
+    """Of many pairs the derivatives are large before they are averaged."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(-1.0))
+
+    def positive(self, s):
+        return F.softplus(-self.scale * s - self.bias)
+
+    def negative(self, s):
+        return F.softplus(self.scale * s + self.bias)
+
+
+class InAll(nn.Module):
+    """The same for `InChunks`."""
+
+    def __init__(self):
+        super().__init__()
+        self.terms = Scaled()
+
+    def forward(self, embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None):
+        s = embeddings @ ref_emb.T
+        costs = torch.where(labels[:, None] == ref_labels, self.terms.positive(s), self.terms.negative(s))
+        return costs.sum(), len(embeddings)
+
+
+@pytest.mark.parametrize("bits", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("make", [Scaled, lambda: InChunks(InAll())], ids=["CustomLoss", "InChunks"])
+def test_parameters_of_16_bits_have_the_gradient_of_wide_ones(make, bits, few_at_a_time):
+    z, bank = F.normalize(torch.randn(600, D)), F.normalize(torch.randn(900, D))
+    labels, of_bank = torch.arange(600) % 9, torch.arange(900) % 9
+    narrow, wide = make().to(bits), make()
+    for loss in (narrow, wide):
+        ops.memory_loss(z, labels, bank, of_bank, loss).backward()
+    for its, expected in zip(narrow.parameters(), wide.parameters(), strict=True):
+        assert its.grad.dtype == bits
+        torch.testing.assert_close(its.grad.float(), expected.grad, rtol=8 * torch.finfo(bits).eps, atol=0)

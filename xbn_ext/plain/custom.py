@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._autograd import without_autocast
+from ..dtypes import compute_dtype
 from ..losses.custom import CustomLoss, Reduction
 from . import chunks
 from .pairs import Chunk, Similarities
@@ -21,7 +22,7 @@ class Result(NamedTuple):
 
     value: Tensor  # []
     grad: Tensor | None  # what the similarities have as the gradient; None: not asked for
-    of_parameters: list[Tensor]  # derivatives by those of the loss that learn
+    of_parameters: list[Tensor]  # derivatives by those of the loss that learn, float32 or wider
     pairs: Tensor  # [2] float64, active positives and negatives of an anchor
 
 
@@ -89,7 +90,7 @@ class _Gradient:
 
     def __init__(self, loss: CustomLoss, similarities: Similarities) -> None:
         self.parameters = [p for p in loss.parameters() if p.requires_grad]
-        self.of_parameters = [torch.zeros_like(p) for p in self.parameters]
+        self.of_parameters = [torch.zeros_like(p, dtype=compute_dtype(p.dtype)) for p in self.parameters]
         self.similarities = similarities
 
     def add(self, chunk: Chunk, sides: tuple[_Side, _Side], of_reduced: list[Tensor], looks: bool) -> None:
@@ -121,7 +122,7 @@ def loss_of(loss: CustomLoss, similarities: Similarities, dtype: torch.dtype, ne
     like = similarities.grad.new_zeros(len(similarities.grad), dtype=torch.float64)
     sides, anchors = _sides(loss, like), similarities.anchors
     gradient = _Gradient(loss, similarities)
-    in_one = need_grad and _is_a_sum_over_pairs(loss)
+    in_one = need_grad and _is_a_sum_over_pairs(loss) and all(p.dtype != torch.float16 for p in gradient.parameters)
     ones = torch.ones_like(like, dtype=dtype)
     with torch.no_grad():
         for chunk in similarities.chunks():
@@ -143,7 +144,7 @@ def loss_of(loss: CustomLoss, similarities: Similarities, dtype: torch.dtype, ne
             value, similarities.gradient(), [its / number.to(its.dtype) for its in gradient.of_parameters], pairs
         )
     of_reduced = _derivatives(value, [*reduced, *gradient.parameters])
-    gradient.of_parameters = of_reduced[2:]
+    gradient.of_parameters = [its.to(compute_dtype(its.dtype)) for its in of_reduced[2:]]
     with torch.no_grad():
         for chunk in similarities.chunks():
             gradient.add(chunk, sides, of_reduced[:2], looks=False)
@@ -163,7 +164,8 @@ def try_out(loss: CustomLoss, z: Tensor) -> None:
 
 
 def _is_a_sum_over_pairs(loss: CustomLoss) -> bool:
-    """Then the weight of a pair is known without the others, up to what all are divided by."""
+    """Then the weight of a pair is known without the others, up to what all are divided by. Until that is known, a
+    derivative by a parameter may be too large for float16."""
     plain = getattr(loss.anchor, "__func__", None) is CustomLoss.anchor and not loss.needs_both
     return plain and loss.reductions == ("sum", "sum")
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..dtypes import compute_dtype
 from ..losses import InChunks
 from ..losses.reducers import OverElements, Recorder, SubLoss, inside
 from .chunks import is_finite
@@ -44,14 +45,17 @@ class _Total:
         for i, (name, part) in enumerate(parts.items()):
             more = i + 1 < len(parts)  # that come of the same graph
             sums = [part.sum.detach().double() * share]
-            sums += [grad * share for grad in _gradients(part.sum, self.by, more)]
+            sums += [grad * share for grad in _gradients(part, self.by, more)]
             before = self.sums.get(name)
             self.sums[name] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
             self.numbers[name] = None if part.number is None else part.number * share + (self.numbers.get(name) or 0.0)
 
     def averages(self, like: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The loss (float64), and its gradients."""
-        whole = [like.new_zeros((), dtype=torch.float64), *(torch.zeros_like(t) for t in self.by)]
+        whole = [
+            like.new_zeros((), dtype=torch.float64),
+            *(torch.zeros_like(t, dtype=compute_dtype(t.dtype)) for t in self.by),
+        ]
         for name, sums in self.sums.items():
             number = self.numbers[name]
             divisor = torch.as_tensor(1.0 if number is None else number, dtype=torch.float64, device=like.device)
@@ -60,11 +64,18 @@ class _Total:
         return whole[0], whole[1:]
 
 
-def _gradients(value: Tensor, by: list[Tensor], retain_graph: bool) -> list[Tensor]:
-    if not by or not value.requires_grad:
-        return [torch.zeros_like(t) for t in by]
-    found = torch.autograd.grad(value, by, retain_graph=retain_graph, allow_unused=True, materialize_grads=True)
-    return list(found)
+def _gradients(part: SubLoss, by: list[Tensor], retain_graph: bool) -> list[Tensor]:
+    """Of the sum, float32 or wider. One that is float16 on its way is of the mean, since that of a sum overflows."""
+    wide = [compute_dtype(t.dtype) for t in by]
+    if not by or not part.sum.requires_grad:
+        return [torch.zeros_like(t, dtype=dtype) for t, dtype in zip(by, wide, strict=True)]
+    narrow = part.number is not None and any(t.dtype == torch.float16 for t in by)
+    size = max(float(part.number or 0), 1.0) if narrow else 1.0
+    whole = torch.full_like(part.sum, 1 / size)
+    found = torch.autograd.grad(
+        part.sum, by, whole, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
+    )
+    return [grad.to(dtype) * size for grad, dtype in zip(found, wide, strict=True)]
 
 
 def over_bank(loss: InChunks, similarities: BankSimilarities, need_grad: bool) -> Result:
