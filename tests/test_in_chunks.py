@@ -331,6 +331,20 @@ class OverItsWeight(Own):
         return super().forward(embeddings, *args) * self.scale, self.scale
 
 
+class Writing(Own):
+    """Its references: the memory's rows, and its labels."""
+
+    def __init__(self, which):
+        super().__init__()
+        self.which = which
+
+    def forward(self, embeddings, labels, indices_tuple=None, *references):
+        value = super().forward(embeddings, labels, indices_tuple, *references)
+        for t in references[self.which : self.which + 1]:
+            t.mul_(2)
+        return value
+
+
 class Twice(losses.SupConLoss):
     def forward(self, *args):
         super().forward(*args)
@@ -395,6 +409,8 @@ def test_what_is_wrong_is_named():
             r"weights of all: .* \[4, 1\]",
         ),
         (losses.CircleLoss(reducer=reducers.ClassWeightedReducer(torch.rand(5))), r"weights of all: .* \[4, 1\]"),
+        (Writing(0), "it, or its miner, writes ref_emb or ref_labels in place"),
+        (Writing(1), "it, or its miner, writes ref_emb or ref_labels in place"),
         (Doubled(), "it must call its reducer once, and return what that returns"),
         (Twice(), "it must call its reducer once, and return what that returns"),
     ],

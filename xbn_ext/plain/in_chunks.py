@@ -117,16 +117,19 @@ def over_batch(
 
 
 def try_out(loss: InChunks, z: Tensor) -> None:
-    """Raises what the loss or its miner raises of embeddings of the dtype, device and width of z. What they keep in
-    buffers stays as it is."""
-    some = torch.linspace(-1, 1, 6 * z.shape[1], dtype=z.dtype, device=z.device).view(6, -1).cos()
+    """Raises what the loss or its miner raises of embeddings of the dtype, device and width of z, and TypeError if they
+    write the references: these are the memory, and the next chunk's. What they keep in buffers stays as it is."""
+    rows = torch.linspace(-1, 1, 6 * z.shape[1], dtype=z.dtype, device=z.device).view(6, -1).cos()
     labels = torch.arange(6, device=z.device) % 2
     buffers = [(b, b._version, b.clone()) for b in loss.buffers() if not b.is_inference()]
+    given = [] if rows.is_inference() else [(t, t._version) for t in (rows, labels)]
     with torch.no_grad():
-        _called(loss, some[:4], labels[:4], some, labels)
+        _called(loss, rows[:4].clone(), labels[:4].clone(), rows, labels)
         for buffer, version, value in buffers:
             if buffer._version != version:
                 buffer.copy_(value)
+    if any(t._version != version for t, version in given):
+        raise TypeError("loss: it, or its miner, writes ref_emb or ref_labels in place: let it copy them")
 
 
 def _against_rows(loss: InChunks, similarities: BankSimilarities, ranking: Tensor) -> Iterator[_Chunk]:
