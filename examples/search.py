@@ -33,7 +33,7 @@ class Searcher:
         self.view = augment.evaluation_view(settings.image_size, settings.augment)  # as the run was tested
         found = (path for path in folder.rglob("*") if path.suffix.lower() in formats.SUFFIXES)
         shown = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-        self.paths = sorted(path for path in shown if not path.is_dir())
+        self.paths = sorted(path for path in shown if path.is_file() or not path.exists())  # no folder, no pipe
         if not self.paths:
             raise ValueError(f"{folder}: no pictures in it")
         embeddings = torch.cat([self.embed(self.paths[i : i + 256]) for i in range(0, len(self.paths), 256)])

@@ -3,6 +3,7 @@
 With any of three seeds the gain was twice what is asked for.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -140,6 +141,7 @@ def test_search_says_what_is_missing(run, folder, tmp_path):
     (tmp_path / "folder.png").mkdir()
     only = tmp_path / "folder.png" / "only.png"
     Image.new("RGB", (40, 30)).save(only)
+    os.mkfifo(tmp_path / "pipe.png")  # to open it would wait for a writer
     searcher = search.Searcher(run, tmp_path)
     assert searcher.paths == [only]
     with pytest.raises(ValueError, match=re.escape(f"{only}: there is no other picture")):
