@@ -421,3 +421,26 @@ def test_a_loss_that_raises_leaves_the_memory_as_it_was(loss, error):
     with pytest.raises((ValueError, TypeError), match=error):
         memory(torch.randn(6, D), torch.arange(6) % 2)
     assert all(torch.equal(t, before[name]) for name, t in memory.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "name, value, error",
+    [
+        ("anchors", 0, "anchors must be an integer >= 1, got 0"),
+        ("loss", losses.VICRegLoss(), "by VICRegLoss what an anchor pays depends on the others"),
+        ("miner", miners.HDCMiner(), "what HDCMiner picks for an anchor depends on the others"),
+    ],
+)
+def test_what_is_set_later_raises_before_the_memory_moves(name, value, error):
+    loss = InChunks(losses.ContrastiveLoss(), miners.PairMarginMiner())
+    memory, batch = CrossBatchMemory(loss, D, 50), (torch.randn(6, D), torch.arange(6) % 2)
+    memory(*batch)
+    before = copy.deepcopy(dict(memory.named_state()))
+    setattr(loss, name, value)
+    with pytest.raises(ValueError, match=error):
+        memory(*batch)
+    torch.testing.assert_close(dict(memory.named_state()), before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_it_says_what_it_is():
+    assert "anchors=8" in repr(SmoothAP(0.05)) and "temperature=0.05" in repr(SmoothAP(0.05))

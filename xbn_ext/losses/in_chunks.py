@@ -45,6 +45,9 @@ class InChunks(OwnLoss):
             labels, ref_emb, ref_labels)`. What it picks for an anchor must not depend on the others. None: all pairs.
         anchors: how many a chunk has.
 
+    Attributes:
+        loss, miner, anchors: may be set later; the next step looks at them.
+
     Raises:
         TypeError: the loss or the miner cannot be called; or a reducer of the loss is not one of
             `xbn_ext.losses.reducers.KNOWN`.
@@ -56,6 +59,12 @@ class InChunks(OwnLoss):
         self, loss: Callable[..., Tensor], miner: Callable[..., Any] | None = None, *, anchors: int = 8
     ) -> None:
         super().__init__()
+        self.loss, self.miner, self.anchors = loss, miner, anchors
+        self.check()
+
+    def check(self) -> None:
+        """Raises TypeError or ValueError for a loss, a miner or a number of anchors that it does not take."""
+        loss, miner = self.loss, self.miner
         if not callable(loss) or isinstance(loss, OwnLoss | type):
             raise TypeError(f"loss must be a loss of pytorch-metric-learning, or called like one, got {loss!r}")
         if miner is not None and (not callable(miner) or isinstance(miner, type)):
@@ -65,8 +74,7 @@ class InChunks(OwnLoss):
         for part in loss.modules() if isinstance(loss, nn.Module) else [loss]:
             _check_part(part, miner)
         reducers.check(loss)
-        self.anchors = checks.whole("anchors", anchors, 1)
-        self.loss, self.miner = loss, miner
+        self.anchors = checks.whole("anchors", self.anchors, 1)
 
     def extra_repr(self) -> str:
         return f"anchors={self.anchors}"

@@ -54,6 +54,9 @@ class _AveragePrecision(nn.Module):
         costs = [self._cost(*of_anchor) for of_anchor in zip(s, others, right, strict=True) if of_anchor[2].any()]
         return sum(costs, s.sum() * 0), torch.as_tensor(len(costs))
 
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature:g}"
+
     def _cost(self, s: Tensor, others: Tensor, right: Tensor) -> Tensor:
         positives = s[right][:, None]
         ahead = ((s[None] - positives) / self.temperature).sigmoid()

@@ -119,6 +119,7 @@ def over_batch(
 def try_out(loss: InChunks, z: Tensor) -> None:
     """Raises what the loss or its miner raises of embeddings of the dtype, device and width of z, and TypeError if they
     write the references: these are the memory, and the next chunk's. What they keep in buffers stays as it is."""
+    loss.check()
     rows = torch.linspace(-1, 1, 6 * z.shape[1], dtype=z.dtype, device=z.device).view(6, -1).cos()
     labels = torch.arange(6, device=z.device) % 2
     buffers = [(b, b._version, b.clone()) for b in loss.buffers() if not b.is_inference()]
