@@ -59,6 +59,7 @@ def each_of(losses, long=KIN):
 
 
 every_loss = each_of(LOSSES, long=())
+few_losses = each_of(LOSSES, long=LOSSES.keys() - {"contrastive", "mined", "triplet_all"})
 each_kind_of_loss = each_of(LOSSES)
 
 NOT_UNDER_TEST = {"contrastive_mean", "contrastive_mean_squared_euclidean", "triplet_hardest_squared_euclidean"}

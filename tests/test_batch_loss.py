@@ -4,7 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import only
-from loss_cases import LOSSES, assert_close, clear_anchors, each_kind_of_loss, every_loss, is_of_distance, problem, run
+from loss_cases import (
+    LOSSES,
+    assert_close,
+    clear_anchors,
+    each_kind_of_loss,
+    every_loss,
+    few_losses,
+    is_of_distance,
+    problem,
+    run,
+)
 from shapes import SIZES
 from torch import nn
 
@@ -34,7 +44,7 @@ def test_ragged_shapes(B, D, loss, ops, device, dtype):
     assert_right(ops, z, labels, loss)
 
 
-@each_kind_of_loss
+@few_losses
 def test_a_large_batch(loss, ops, device, dtype):
     z, labels, _, _ = problem(1000, 1, 20, dtype, device)
     assert_right(ops, z, labels, loss)

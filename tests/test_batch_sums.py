@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from loss_cases import LOSSES, each_of, problem, run
+from loss_cases import LOSSES, each_of, few_losses, problem, run
 
 from xbn_ext import Contrastive, reference
 
@@ -59,7 +59,7 @@ def test_the_reference_in_parts(loss):
             torch.testing.assert_close((by_dots + by_dots.T) @ z, grad, rtol=1e-10, atol=1e-12)
 
 
-@each_kind_of_loss
+@few_losses
 def test_a_large_batch(loss, ops, device):
     """Several tiles of rows; and many thresholds."""
     z, labels, _, _ = problem(700, 1, 8, torch.float64, device, classes=3)

@@ -16,8 +16,8 @@ from loss_cases import (
     assert_right,
     clear_anchors,
     each_kind_of_loss,
-    each_of,
     every_loss,
+    few_losses,
     is_of_distance,
     problem,
     run,
@@ -875,7 +875,7 @@ def test_step_is_the_reference_step(loss, update, enqueue, ops, device, dtype):
         torch.testing.assert_close(y.grad.cpu(), expected_grad, rtol=1e-8, atol=1e-10)
 
 
-@each_of(LOSSES, long=LOSSES.keys() - {"contrastive", "mined", "triplet_all"})
+@few_losses
 def test_compiles_without_a_break_and_trains_to_the_same_numbers(loss):
     def train(compiled):
         torch.manual_seed(0)

@@ -690,7 +690,7 @@ def test_a_16_bit_memory_is_filled_whatever_the_first_batch(memory_dtype, device
     assert mean.abs().max() < 0.01 and (std - 1).abs().max() < 0.01
 
 
-@pytest.mark.parametrize("drift", ["xbn", "axbn", "ema"])
+@pytest.mark.parametrize("drift", ["axbn", *(pytest.param(drift, marks=pytest.mark.long) for drift in ("xbn", "ema"))])
 @pytest.mark.parametrize("memory_dtype", state.NARROW_DTYPES, ids=str)
 def test_a_16_bit_memory_stores_a_dimension_that_lives_again(memory_dtype, drift, device):
     """As a unit of a ReLU that was 0 for long: the rows in which it is not are stored like the others."""

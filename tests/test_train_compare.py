@@ -95,6 +95,7 @@ def test_a_corrected_interval_is_bonferronis() -> None:
         statistics.corrected(statistics.estimate([1.0]), 2)
 
 
+@pytest.mark.long
 def test_seldom_is_one_of_many_differences_of_nothing_called_significant() -> None:
     rng = np.random.default_rng(0)
     studies = [[report.judgement(statistics.estimate(rng.normal(0, 1, 5).tolist()), 12) for _ in range(12)]

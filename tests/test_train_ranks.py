@@ -459,6 +459,7 @@ def test_the_others_do_not_wait_for_one_that_has_ended(
 # ---- torchrun -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_torchrun_that_is_asked_to_stop_leaves_a_checkpoint(shapes: str, tmp_path: Path) -> None:
     words = arguments(shapes, tmp_path, "--steps", 100_000, "--eval-every", 0)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "train", *words]
