@@ -62,6 +62,8 @@ every_loss = each_of(LOSSES, long=())
 few_losses = each_of(LOSSES, long=LOSSES.keys() - {"contrastive", "mined", "triplet_all"})
 each_kind_of_loss = each_of(LOSSES)
 
+NEAR = 1e-5
+
 NOT_UNDER_TEST = {"contrastive_mean", "contrastive_mean_squared_euclidean", "triplet_hardest_squared_euclidean"}
 """Kinds that differ from the others in how they are called; some tests have them besides."""
 
@@ -108,16 +110,24 @@ def stiffness(loss):
         case Circle():
             return loss.gamma * (2 + abs(loss.m))
         case Contrastive(distance="euclidean") | Triplet(distance="euclidean"):
-            return 8.0  # where d > 0.35, 1 / d and its derivative less
+            return 8.0  # 1 / d², where d > 0.35
         case Triplet(mining="all"):
             return 4.0  # a triplet has two weights, and an anchor with many more than its share of them
     return 1.0
 
 
+def crowding(loss, s):
+    """By how much more than `stiffness` says errors are magnified, where rows are close: the weight 1 / d of a pair has
+    a relative error of 1 / d² times that of its similarity."""
+    if getattr(loss, "distance", None) != "euclidean" or not s.numel():
+        return 1.0
+    return max(1.0, 1 / (stiffness(loss) * float((2 - 2 * s).min().clamp(min=200 * NEAR))))
+
+
 def clear_anchors(loss, z, labels, bank, bank_labels, *, renormalize=True, exclude=None, bank_ids=None, **_):
     """`[B]` bool: anchors whose loss does not hang on rounding. Where a pair counts or not, or which is the hardest,
-    is decided by a comparison; where that is closer than 1e-5, float32 may decide otherwise than float64."""
-    near = 1e-5
+    is decided by a comparison; where that is closer than NEAR, float32 may decide otherwise than float64."""
+    near = NEAR
     s = reference.similarity(z.double(), bank.double(), renormalize)
     pair = torch.ones_like(s, dtype=torch.bool)
     if exclude is not None:
@@ -190,4 +200,5 @@ def assert_right(ops, z, labels, bank, bank_labels, loss, **options):
     torch.testing.assert_close(pairs, true_pairs, rtol=rounding, atol=rounding)
     s = reference.similarity(z.double(), rows, options.get("renormalize", True))
     largest = float(s.abs().max()) if s.numel() else 0.0
+    largest = max(largest, 1.0) * crowding(loss, s[options["anchors"]])
     assert_close(result, truth, run(reference.memory_loss, z, *args, **options), loss, largest)
