@@ -267,7 +267,11 @@ def test_what_is_wrong_is_named():
         ({"positive": lambda self, s: s.sum()}, r"must return torch.float32 \[2, 3\], got torch.float32 \[\]"),
         ({"negative": lambda self, s: s.double()}, r"must return torch.float32 \[2, 3\], got torch.float64 \[2, 3\]"),
         ({"negative": lambda self, s: None}, "got NoneType"),
-        ({"anchor": lambda self, p, n: p.sum()}, r"anchor\(positives, negatives\) must return \[2\], got \[\]"),
+        ({"anchor": lambda self, p, n: p.sum()}, r"anchor\(positives, negatives\) must return .* \[2\], got .* \[\]"),
+        (
+            {"anchor": lambda self, p, n: (p > n).long()},
+            r"must return floating-point numbers \[2\], got torch.int64 \[2\]",
+        ),
     ):
         memory = CrossBatchMemory(kind(**attributes)(), D, 50)
         before = copy.deepcopy(memory.state_dict())

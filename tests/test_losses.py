@@ -476,6 +476,19 @@ def test_any_parameters_labels_and_skews(loss, shape, classes, skew, dtype, seed
 # --- A temperature that is learned ------------------------------------------------------------------------
 
 
+def test_what_a_memory_begins_with_is_in_its_range():
+    own = torch.nn.Parameter
+    for loss, why in [
+        (lambda: SupCon(own(torch.tensor(0.0))), "temperature must be positive"),
+        (lambda: NTXent(torch.tensor(-0.1)), "temperature must be positive"),
+        (lambda: SigLIP(bias=own(torch.tensor(torch.nan))), "bias must be a finite number"),
+        (lambda: Margin(beta=torch.tensor(torch.inf)), "beta must be a finite number"),
+    ]:
+        with pytest.raises(ValueError, match=why):
+            CrossBatchMemory(loss(), 8, 16)
+    CrossBatchMemory(SupCon(own(torch.empty((), device="meta"))), 8, 16)
+
+
 @pytest.mark.parametrize("loss", [SupCon, NTXent])
 def test_gradient_of_the_temperature(loss, width, ops, device, dtype):
     z, labels, bank, bank_labels = problem(70, 500, width, dtype, device)

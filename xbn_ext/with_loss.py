@@ -39,6 +39,7 @@ class WithLoss(nn.Module):
             self.register_parameter(name, learned)
             if learned is not None:
                 self._first_values[name] = number_in(learned, default_of(loss, name))
+        _in_numbers(loss)  # a tensor's value is looked at once, here
         self._loss = at(loss, **{name: default_of(loss, name) for name in self._first_values})
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
@@ -72,12 +73,7 @@ class WithLoss(nn.Module):
         return [*(self._learned().values() if self._own_loss is None else self._own_loss.parameters())]
 
     def _in_numbers(self) -> AnyLoss:
-        """The loss with numbers for what is learned, and for any tensor."""
-        loss = self.loss
-        if isinstance(loss, OwnLoss):
-            return loss
-        tensors = {name: t for name in loss.may_be_learned if isinstance(t := getattr(loss, name), Tensor)}
-        return at(loss, **{name: number_in(t, default_of(loss, name)) for name, t in tensors.items()})
+        return self.loss if isinstance(self.loss, OwnLoss) else _in_numbers(self.loss)
 
     def _check_loss(self, device: torch.device, dtype: torch.dtype, D: int) -> None:
         """Raises unless the loss can be computed of such embeddings."""
@@ -109,3 +105,9 @@ class WithLoss(nn.Module):
     def _is_learned(self) -> dict[str, Any]:
         """Of what may be learned, whether it is."""
         return {f"{name} is learned": name in self._first_values for name in LEARNABLE}
+
+
+def _in_numbers(loss: PairLoss) -> PairLoss:
+    """The loss with numbers for its tensors. Raises ValueError for one that is out of its range."""
+    tensors = {name: t for name in loss.may_be_learned if isinstance(t := getattr(loss, name), Tensor)}
+    return at(loss, **{name: number_in(t, default_of(loss, name)) for name, t in tensors.items()})

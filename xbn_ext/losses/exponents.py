@@ -21,8 +21,8 @@ class SupCon(LossWithTemperature):
     all its pairs. Averaged over the anchors that pay something: those with positives and more than one pair.
 
     Args:
-        temperature: positive. A tensor of shape [] or [1] is learned if it requires a gradient; its value is not
-            checked.
+        temperature: positive. A tensor of shape [] or [1] is learned if it requires a gradient; its value is
+            checked only when a memory is made.
     """
 
     name = "supcon"
@@ -38,8 +38,8 @@ class NTXent(LossWithTemperature):
     Averaged over all positive pairs. (pytorch-metric-learning adds 1e-7 inside its logarithm; this does not.)
 
     Args:
-        temperature: positive. A tensor of shape [] or [1] is learned if it requires a gradient; its value is not
-            checked.
+        temperature: positive. A tensor of shape [] or [1] is learned if it requires a gradient; its value is
+            checked only when a memory is made.
     """
 
     name = "ntxent"
@@ -59,8 +59,8 @@ class DCL(LossWithTemperature):
     Averaged over the positive pairs of anchors that have negatives. It may be below 0.
 
     Args:
-        temperature: positive. A tensor of shape [] or [1] is learned if it requires a gradient; its value is not
-            checked.
+        temperature: positive. A tensor of shape [] or [1] is learned if it requires a gradient; its value is
+            checked only when a memory is made.
     """
 
     name = "dcl"
@@ -75,8 +75,8 @@ class SigLIP(LossWithTemperature):
     Averaged over the anchors. The paper begins at these values and learns both.
 
     Args:
-        temperature: positive. A tensor of shape [] or [1] is learned if it requires a gradient; its value is not
-            checked.
+        temperature: positive. A tensor of shape [] or [1] is learned if it requires a gradient; its value is
+            checked only when a memory is made.
         bias: what similarities are shifted by, below 0 as nearly all pairs are negatives. A tensor of shape [] or [1]
             is learned if it requires a gradient. The host waits for a tensor's value in each step, and a compiled graph
             ends there.

@@ -86,7 +86,8 @@ class PairLoss:
 
 @dataclass(frozen=True)
 class LossWithTemperature(PairLoss):
-    """A loss of `s / temperature`. A temperature may be a tensor of shape [] or [1], whose value is not checked."""
+    """A loss of `s / temperature`. A temperature may be a tensor of shape [] or [1], whose value only a
+    memory checks, when it is made."""
 
     must_be_positive = ("temperature",)
     may_be_learned: ClassVar[tuple[str, ...]] = ("temperature",)

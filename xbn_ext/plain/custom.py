@@ -198,9 +198,10 @@ def _costs(
     has_positives, has_negatives = (side.number > 0 for side in sides)
     pays = has_positives & has_negatives if loss.needs_both else has_positives | has_negatives
     costs = loss.anchor(*(torch.where(pays, number, 0.0) for number in reduced))
-    if not isinstance(costs, Tensor) or costs.shape != pays.shape:
-        got = list(costs.shape) if isinstance(costs, Tensor) else type(costs).__name__
-        raise TypeError(f"loss: anchor(positives, negatives) must return {list(pays.shape)}, got {got}")
+    if not isinstance(costs, Tensor) or costs.shape != pays.shape or not costs.is_floating_point():
+        got = f"{costs.dtype} {list(costs.shape)}" if isinstance(costs, Tensor) else type(costs).__name__
+        wanted = f"floating-point numbers {list(pays.shape)}"
+        raise TypeError(f"loss: anchor(positives, negatives) must return {wanted}, got {got}")
     if loss.average == "anchors":
         number = pays.sum() if loss.needs_both else _ranking(anchors, sides[0].number)
     else:
