@@ -61,22 +61,61 @@ class Hardest(Margins):
         return (positives + negatives + self.margins[0].to(positives.dtype)).relu()
 
 
+class WithoutFalseNegatives(Margins):
+    """A negative that is nearer than the farthest positive by 0.5 costs nothing."""
+
+    first = "positives"
+    reduction = ("max", "sum")
+
+    def negative(self, s, farthest):
+        return torch.where(s > self.margins[0].to(s.dtype) - farthest + 0.5, 0.0, super().negative(s))
+
+
+class EachPositive(Margins):
+    """Each positive against all negatives, whose number has a derivative only by way of the positives."""
+
+    first = "negatives"
+    reduction = ("sum", "logsumexp")
+    average = "pairs"
+
+    def positive(self, s, negatives):
+        return F.softplus(negatives - 5 * s * self.margins[0].to(s.dtype))
+
+    def negative(self, s):
+        return 5 * s + self.margins[1].to(s.dtype)
+
+    def anchor(self, positives, negatives):
+        return positives
+
+
+class BothAndEach(EachPositive):
+    needs_both = True
+    reduction = ("mean", "logsumexp")
+
+    def anchor(self, positives, negatives):
+        return positives + F.softplus(negatives) * self.margins.sum().to(positives.dtype)
+
+
 def averaged(loss, by):
     return type(f"{loss.__name__}By{by.replace(' ', '')}", (loss,), {"average": by})
 
 
-KINDS = [Margins, Exponents, Mixed, Hardest, averaged(Margins, "pairs"), averaged(Mixed, "active pairs")]
+KINDS = [
+    Margins, Exponents, Mixed, Hardest, averaged(Margins, "pairs"), averaged(Mixed, "active pairs"),
+    WithoutFalseNegatives, EachPositive, BothAndEach,
+]  # fmt: skip
 
 
 def at_once(loss, s, positive, negative, anchors):
     """The loss from all similarities `[B, M]`, by torch alone."""
-    reduced, number, active = [], [], []
-    for term, which, reduction in zip(
-        (loss.positive, loss.negative), (positive, negative), loss.reductions, strict=True
-    ):
-        terms = term(s)
+    reduced, number, active = [None, None], [None, None], [None, None]
+    sides = [(loss.positive, positive), (loss.negative, negative)]
+    for k in [1, 0] if loss.first == "negatives" else [0, 1]:
+        (term, which), reduction = sides[k], loss.reductions[k]
+        other = reduced[1 - k]
+        terms = term(s) if loss.first is None or other is None else term(s, other[:, None])
         n = which.sum(1)
-        number.append(n), active.append((which & (terms != 0)).sum(1))
+        number[k], active[k] = n, (which & (terms != 0)).sum(1)
         some = n > 0
         filled = torch.where(which, terms, -torch.inf)
         filled = torch.where(some[:, None], filled, 0.0)
@@ -89,7 +128,7 @@ def at_once(loss, s, positive, negative, anchors):
                 value = torch.where(some, filled.logsumexp(1), -torch.inf)
             case "max":
                 value = torch.where(some, filled.max(1).values, -torch.inf)
-        reduced.append(value)
+        reduced[k] = value
     pays = (number[0] > 0) & (number[1] > 0) if loss.needs_both else number[0] + number[1] > 0
     costs = torch.where(pays, loss.anchor(*reduced), 0.0)
     count = {
@@ -131,7 +170,7 @@ def test_against_a_memory(kind, renormalize, few_at_a_time):
     torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(z.grad, again.grad, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(loss.margins.grad, theirs.margins.grad, rtol=1e-9, atol=1e-12)
-    assert (pairs > 0).all()
+    assert (pairs > 0).all() or (kind is WithoutFalseNegatives and not renormalize)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -347,6 +386,7 @@ class SetLater(OwnContrastive):
         ({"reduction": None}, ValueError, "reduction must be a word or two of them, .* got None"),
         ({"average": "rows"}, ValueError, "average must be 'anchors', 'pairs' or 'active pairs', got 'rows'"),
         ({"needs_both": "no"}, ValueError, "needs_both must be True or False, got 'no'"),
+        ({"first": "both"}, ValueError, "first must be 'positives' or 'negatives', got 'both'"),
         ({"negative": lambda s: s.sub_(0.2).relu()}, RuntimeError, "leaf Variable .* in-place operation"),
     ],
 )

@@ -12,6 +12,7 @@ from .pair_loss import PairLoss
 
 Reduction = Literal["sum", "mean", "logsumexp", "max"]
 Average = Literal["anchors", "pairs", "active pairs"]
+First = Literal["positives", "negatives"]
 
 
 class OwnLoss(nn.Module):
@@ -48,6 +49,9 @@ class CustomLoss(OwnLoss):
         average: what the costs of the anchors are divided by, at least 1: the number of `"anchors"` (the default), of
             all their `"pairs"`, or of the `"active pairs"`, whose term is not 0.
         needs_both: True: an anchor without positives or without negatives pays nothing, and is not counted.
+        first: None, or the pairs whose terms are reduced first. Those of the others may then depend on that number:
+            with `"positives"` it is `negative(s, positives)`, with `"negatives"` `positive(s, negatives)`, the second
+            argument being `[B, 1]`. The gradient goes through it unless you detach it. This takes twice the sweeps.
 
     Raises:
         TypeError: a function of a subclass returns something else than as many numbers as it was given.
@@ -58,6 +62,7 @@ class CustomLoss(OwnLoss):
     reduction: ClassVar[Reduction | tuple[Reduction, Reduction]] = "sum"
     average: ClassVar[Average] = "anchors"
     needs_both: ClassVar[bool] = False
+    first: ClassVar[First | None] = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,6 +74,8 @@ class CustomLoss(OwnLoss):
             _known("reduction", word, get_args(Reduction))
         _known("average", self.average, get_args(Average))
         checks.flag("needs_both", self.needs_both)
+        if self.first is not None:
+            _known("first", self.first, get_args(First))
 
     @property
     def reductions(self) -> tuple[Reduction, Reduction]:
@@ -78,12 +85,13 @@ class CustomLoss(OwnLoss):
             raise ValueError(f"reduction must be a word or two of them, for positives and negatives, got {both!r}")
         return both[0], both[1]
 
-    def positive(self, s: Tensor) -> Tensor:
-        """The terms of positive pairs, by their similarities `[B, n]`, each of its own similarity alone."""
+    def positive(self, s: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # which a type checker takes for: or more
+        """The terms of positive pairs, by their similarities `[B, n]`, each of its own similarity alone; and with
+        `first = "negatives"` of the anchor's number."""
         raise NotImplementedError("a CustomLoss must have positive(s)")
 
-    def negative(self, s: Tensor) -> Tensor:
-        """The terms of negative pairs."""
+    def negative(self, s: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The terms of negative pairs, likewise."""
         raise NotImplementedError("a CustomLoss must have negative(s)")
 
     def anchor(self, positives: Tensor, negatives: Tensor) -> Tensor:

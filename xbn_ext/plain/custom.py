@@ -1,10 +1,11 @@
 """A loss of the user's own, a chunk of the memory at a time. One pass reduces the terms of all pairs to two numbers for
 each anchor; autograd has the derivative of the loss by these; a second pass multiplies it by those of the terms. Where
-the loss is a sum over pairs, one pass does both."""
+the loss is a sum over pairs, one pass does both. Where the terms of one side depend on the number of the other, each
+side has passes of its own: forwards it comes second, and backwards first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,15 +39,26 @@ class _Part(NamedTuple):
 class _Side:
     """The positives of all anchors, or the negatives: their terms, reduced to `value [B]` (float64)."""
 
-    def __init__(self, term: Callable[[Tensor], Tensor], reduction: Reduction, like: Tensor) -> None:
-        self.term, self.reduction = term, reduction
+    given: tuple[Tensor, ...] = ()  # [B, 1] the number of the side that is reduced first, if this is the other
+
+    def __init__(self, term: Callable[..., Tensor], reduction: Reduction, like: Tensor, *, positive: bool) -> None:
+        self.term, self.reduction, self.positive = term, reduction, positive
         self.number, self.active = torch.zeros_like(like), torch.zeros_like(like)
         starts_at = -torch.inf if reduction in ("logsumexp", "max") else 0.0
         self.value = torch.full_like(like, starts_at)
         self.taken = torch.zeros_like(like, dtype=torch.bool)  # anchors whose largest term has been found again
 
+    def part(self, chunk: Chunk) -> _Part:
+        """Its pairs. Positives are few: where the host may look, only the columns that have some."""
+        s, which, columns = chunk.s, chunk.positive if self.positive else chunk.negative, None
+        if self.positive and chunks.reads(s.device):
+            columns = which.any(0).nonzero()[:, 0]
+            s, which = s[:, columns], which[:, columns]
+        others = ~which
+        return _Part(torch.where(others, 0.0, s), which, others, columns)
+
     def terms(self, s: Tensor) -> Tensor:
-        terms = self.term(s)
+        terms = self.term(s, *self.given)
         if not isinstance(terms, Tensor) or terms.shape != s.shape or terms.dtype != s.dtype:
             got = f"{terms.dtype} {list(terms.shape)}" if isinstance(terms, Tensor) else type(terms).__name__
             name = getattr(self.term, "__name__", "term")
@@ -91,46 +103,56 @@ class _Gradient:
     def __init__(self, loss: CustomLoss, similarities: Similarities) -> None:
         self.parameters = [p for p in loss.parameters() if p.requires_grad]
         self.of_parameters = [torch.zeros_like(p, dtype=compute_dtype(p.dtype)) for p in self.parameters]
+        self.of_given: Tensor | float = 0.0  # [B] by the number of the side that was reduced first
         self.similarities = similarities
 
-    def add(self, chunk: Chunk, sides: tuple[_Side, _Side], of_reduced: list[Tensor], looks: bool) -> None:
-        """`looks`: the terms have not been reduced yet, and are."""
+    def add(self, chunk: Chunk, sides: Sequence[_Side], of_reduced: Sequence[Tensor], looks: bool = False) -> None:
+        """Of some sides, by the derivatives by their numbers. `looks`: the terms have not been reduced yet, and are."""
         weight = None
-        for side, part, its in zip(sides[::-1], _parts(chunk), of_reduced[::-1], strict=True):
+        for side, its in zip(sides, of_reduced, strict=True):
+            part = side.part(chunk)
             with torch.enable_grad():
                 s = part.s.requires_grad_()
                 terms = side.terms(s)
             known = terms.detach()
             if looks:
                 side.look(known, part.others)
-            by_s, *by_parameters = _derivatives(terms, [s, *self.parameters], side.weights(known, part.which, its))
+            by = [s, *side.given, *self.parameters]
+            by_s, *by_others = _derivatives(terms, by, side.weights(known, part.which, its))
             by_s = torch.where(part.others, 0.0, by_s)
-            if weight is None:
-                weight = by_s
-            elif part.columns is None:
-                weight += by_s
-            else:
+            if part.columns is not None:
+                weight = torch.zeros_like(chunk.s) if weight is None else weight
                 weight.index_add_(1, part.columns, by_s)
+            else:
+                weight = by_s if weight is None else weight.add_(by_s)
+            for of_anchors in by_others[: len(side.given)]:
+                self.of_given = self.of_given + of_anchors[:, 0]
+            by_parameters = by_others[len(side.given) :]
             self.of_parameters = [a + b for a, b in zip(self.of_parameters, by_parameters, strict=True)]
         assert weight is not None
         self.similarities.add(chunk, weight)
 
 
 def loss_of(loss: CustomLoss, similarities: Similarities, dtype: torch.dtype, need_grad: bool) -> Result:
-    """`similarities` are of `dtype`, as what `loss` is given is. Without `need_grad` there is one pass."""
+    """`similarities` are of `dtype`, as what `loss` is given is. Without `need_grad` nothing is looked at twice."""
     loss.check()
     like = similarities.grad.new_zeros(len(similarities.grad), dtype=torch.float64)
     sides, anchors = _sides(loss, like), similarities.anchors
+    rounds = _rounds(loss, sides)
     gradient = _Gradient(loss, similarities)
     in_one = need_grad and _is_a_sum_over_pairs(loss) and all(p.dtype != torch.float16 for p in gradient.parameters)
     ones = torch.ones_like(like, dtype=dtype)
     with torch.no_grad():
-        for chunk in similarities.chunks():
-            if in_one:
-                gradient.add(chunk, sides, [ones, ones], looks=True)
-            else:
-                for side, part in zip(sides[::-1], _parts(chunk), strict=True):
-                    side.look(side.terms(part.s), part.others)
+        for some in rounds:
+            for chunk in similarities.chunks():
+                if in_one:
+                    gradient.add(chunk, some, [ones] * len(some), looks=True)
+                else:
+                    for side in some:
+                        part = side.part(chunk)
+                        side.look(side.terms(part.s), part.others)
+            if some != rounds[-1]:
+                _give(loss, some[0], rounds[-1][0], dtype, need_grad)
     pairs = torch.stack([side.active.sum() for side in sides]) / _ranking(anchors, like).clamp(min=1)
     with torch.set_grad_enabled(need_grad and not in_one):
         reduced = [side.reduced().to(dtype).requires_grad_(need_grad and not in_one) for side in sides]
@@ -144,10 +166,13 @@ def loss_of(loss: CustomLoss, similarities: Similarities, dtype: torch.dtype, ne
             value, similarities.gradient(), [its / number.to(its.dtype) for its in gradient.of_parameters], pairs
         )
     of_reduced = _derivatives(value, [*reduced, *gradient.parameters])
+    of = dict(zip(sides, of_reduced[:2], strict=True))
     gradient.of_parameters = [its.to(compute_dtype(its.dtype)) for its in of_reduced[2:]]
     with torch.no_grad():
-        for chunk in similarities.chunks():
-            gradient.add(chunk, sides, of_reduced[:2], looks=False)
+        for some in rounds[::-1]:
+            of_some = [of[side] + gradient.of_given for side in some]
+            for chunk in similarities.chunks():
+                gradient.add(chunk, some, of_some)
     return Result(value.detach(), similarities.gradient(), gradient.of_parameters, pairs)
 
 
@@ -158,8 +183,12 @@ def try_out(loss: CustomLoss, z: Tensor) -> None:
     with without_autocast(z.device.type):
         s = z.new_full((2, 3), 0.5, requires_grad=torch.is_grad_enabled())
         sides = _sides(loss, s.new_zeros(2, dtype=torch.float64))
-        for side in sides:
-            side.look(side.terms(s).detach(), torch.zeros_like(s, dtype=torch.bool))
+        rounds = _rounds(loss, sides)
+        for some in rounds:
+            for side in some[::-1]:
+                side.look(side.terms(s).detach(), torch.zeros_like(s, dtype=torch.bool))
+            if some != rounds[-1]:
+                _give(loss, some[0], rounds[-1][0], s.dtype, s.requires_grad)
         _costs(loss, sides, [side.reduced().to(s.dtype) for side in sides], None)
 
 
@@ -167,24 +196,30 @@ def _is_a_sum_over_pairs(loss: CustomLoss) -> bool:
     """Then the weight of a pair is known without the others, up to what all are divided by. Until that is known, a
     derivative by a parameter may be too large for float16."""
     plain = getattr(loss.anchor, "__func__", None) is CustomLoss.anchor and not loss.needs_both
-    return plain and loss.reductions == ("sum", "sum")
+    return plain and loss.first is None and loss.reductions == ("sum", "sum")
 
 
 def _sides(loss: CustomLoss, like: Tensor) -> tuple[_Side, _Side]:
     of_positives, of_negatives = loss.reductions
-    return _Side(loss.positive, of_positives, like), _Side(loss.negative, of_negatives, like)
+    return (
+        _Side(loss.positive, of_positives, like, positive=True),
+        _Side(loss.negative, of_negatives, like, positive=False),
+    )
 
 
-def _parts(chunk: Chunk) -> Iterator[_Part]:
-    """The negatives, then the positives. These are few: where the host may look, only the columns that have some."""
-    others = ~chunk.negative
-    yield _Part(torch.where(others, 0.0, chunk.s), chunk.negative, others, None)
-    s, which, columns = chunk.s, chunk.positive, None
-    if chunks.reads(s.device):
-        columns = which.any(0).nonzero()[:, 0]
-        s, which = s[:, columns], which[:, columns]
-    others = ~which
-    yield _Part(torch.where(others, 0.0, s), which, others, columns)
+def _rounds(loss: CustomLoss, sides: tuple[_Side, _Side]) -> list[tuple[_Side, ...]]:
+    """Which sides are reduced together."""
+    positives, negatives = sides
+    if loss.first is None:
+        return [(negatives, positives)]
+    return [(positives,), (negatives,)] if loss.first == "positives" else [(negatives,), (positives,)]
+
+
+def _give(loss: CustomLoss, side: _Side, other: _Side, dtype: torch.dtype, need_grad: bool) -> None:
+    """Gives the other side the number of this one. An anchor that pays nothing since it has no such pairs is given 0:
+    times a term's derivative by an infinite number, its weight of 0 might not be 0."""
+    value = torch.where(side.number > 0, side.reduced(), 0.0) if loss.needs_both else side.reduced()
+    other.given = (value.to(dtype)[:, None].detach().requires_grad_(need_grad),)
 
 
 def _ranking(anchors: Tensor | None, like: Tensor) -> Tensor:
