@@ -66,6 +66,7 @@ class WithoutFalseNegatives(Margins):
 
     first = "positives"
     reduction = ("max", "sum")
+    needs_both = True
 
     def negative(self, s, farthest):
         return torch.where(s > self.margins[0].to(s.dtype) - farthest + 0.5, 0.0, super().negative(s))
