@@ -27,7 +27,8 @@ from torch import Tensor, nn
 import xbn_ext
 from train import checkpoint, events, fonts, loop, losses, pictures, recipes, report, run
 from train.augment import evaluation_view
-from train.config import METHODS, Config, ConfigError, parse
+from train.command import parse
+from train.config import METHODS, Config, ConfigError
 from train.cores import cores
 from train.data import Dataset, Part
 

@@ -48,6 +48,7 @@ def about(parameter: str, text: str) -> str:
     """A parameter's help: the losses that have it, what it means, and its defaults."""
     found = {name: defaults(name)[parameter] for name in LOSSES if parameter in defaults(name)}
     standard = [str(value) for value in found.values() if value is not None]
+    standard = standard[:1] if len({*standard}) == 1 else standard
     return f"{', '.join(found)}: {text} (default: {', '.join(standard)})"
 
 
