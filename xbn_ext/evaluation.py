@@ -161,7 +161,7 @@ def _ranked(
     similarity: Tensor, of_class: tuple[Tensor, Tensor], of_sample: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Which of the most similar rows are right, bool, best first, as many as `of_class` has places; and how many wrong
-    ones come before the first right one, of which there must be one. Overwrites the similarity `[q, G]`."""
+    ones come before the first right one; there must be one. Overwrites the similarity `[q, G]`."""
     keys = _in_order(similarity).mul_(2).add_(1)  # odd: wrong
     rows, there = of_class
     keys.scatter_(

@@ -1,4 +1,4 @@
-"""`WithLoss`: a module that has a loss, of which some numbers may be the module's parameters."""
+"""`WithLoss`: a module that has a loss. Some of the loss's numbers may be the module's parameters."""
 
 from __future__ import annotations
 
