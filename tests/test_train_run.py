@@ -27,8 +27,7 @@ from torch import Tensor, nn
 import xbn_ext
 from train import checkpoint, events, fonts, loop, losses, pictures, recipes, report, run
 from train.augment import evaluation_view
-from train.command import parse
-from train.config import METHODS, Config, ConfigError
+from train.config import METHODS, Config, ConfigError, parse
 from train.cores import cores
 from train.data import Dataset, Part
 

@@ -15,8 +15,7 @@ import xbn_ext
 
 from . import checkpoint, data, lock, loop, losses, model, report, terminal
 from .checkpoint import Found
-from .command import parse
-from .config import Config, ConfigError
+from .config import Config, ConfigError, parse
 from .cores import bytes_of_memory
 from .data.fingerprint import differences
 from .ranks import ALONE, FAILED, STOPPED, Elsewhere, Ranks, join

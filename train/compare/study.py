@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import checkpoint, command, config, lock, loop, ranks, run, terminal
+from .. import checkpoint, config, lock, loop, ranks, run, terminal
 from ..config import METHODS, ConfigError, folder_path
 from ..cores import cores
 from ..data import DataError
@@ -110,7 +110,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     given, others = parser.parse_known_args(arguments)
     for name in OWN.intersection(word.partition("=")[0] for word in others):
         parser.error(f"argument {name}: a study has its own; delete its --out to start again")
-    base = command.parse(["--recipe", RECIPE, *others], allow_abbrev=False)  # nor those of OWN, shortened
+    base = config.parse(["--recipe", RECIPE, *others], allow_abbrev=False)  # nor those of OWN, shortened
     memory_sizes = tuple(sorted({*given.memory_sizes, base.memory_size}))  # learning rates are chosen at the base's
     plan = Plan(
         base, given.methods, given.seeds, given.map_seeds, given.lrs, memory_sizes, given.batch_sizes, given.warmups,
