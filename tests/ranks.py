@@ -7,7 +7,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from xbn_ext import CrossBatchMemory, collectives, shared_batch_loss, shared_step
+from xbn_ext import DCL, CrossBatchMemory, LiftedStructure, collectives, shared_batch_loss, shared_step
 from xbn_ext.state import IN_BLOCKS
 
 D, M = 8, 37
@@ -115,19 +115,20 @@ def assert_same_step(alone, together, batch):
     expected.backward(), value.backward()
     of_ranks = collectives.gather(value, dist.get_world_size(), dist.group.WORLD.group_name)
     assert_same_bits(of_ranks, value.detach().expand_as(of_ranks))
-    assert_close(value, expected)
+    cancels = isinstance(alone.loss, DCL | LiftedStructure)  # what an anchor pays is a difference of larger numbers
+    assert_close(value, expected, least=1.0 if cancels else 0.0)
     assert_close(own.grad, dist.get_world_size() * x.grad[batch.own])
     for name, learned in alone.named_parameters(recurse=False):
         assert_close(getattr(together, name).grad, learned.grad)
     assert_same_state(alone, together)
 
 
-def assert_close(found, expected):
+def assert_close(found, expected, least=0.0):
     """Equal up to the rounding of sums, which are added rank by rank; and that of what is stored, where the sums of
     stored rows are, too. On a GPU also of products, which parts of a memory have by another kernel than the whole."""
     units = 1000 if DEVICE.type == "cuda" else 8 if SHARDS == 1 else 64
     eps = units * torch.finfo(expected.dtype).eps
-    largest = expected.detach().nan_to_num().abs().max().item() if expected.numel() else 0
+    largest = max(expected.detach().nan_to_num().abs().max().item() if expected.numel() else 0.0, least)
     torch.testing.assert_close(found, expected, rtol=eps, atol=eps * largest, equal_nan=True)
 
 

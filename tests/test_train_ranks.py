@@ -152,9 +152,10 @@ each other, as random features are, so that Adam makes much of rounding."""
 )
 def test_a_run_is_that_of_one_process(name: str, size: int, shapes: str, tmp_path: Path, processes: Processes) -> None:
     """Three processes have 3, 3 and 2 images of a batch, and 2, 1 and 1 chunks of the test images."""
-    status, expected = train(arguments(shapes, tmp_path / "one", *CASES[name]))
+    slow = (*CASES[name], "--lr", 2e-4)  # Adam moves a weight whose gradient is rounding as far as any other
+    status, expected = train(arguments(shapes, tmp_path / "one", *slow))
     assert status == 0
-    answers = processes(size, train, arguments(shapes, tmp_path / "many", *CASES[name]))
+    answers = processes(size, train, arguments(shapes, tmp_path / "many", *slow))
     for status, found in values(answers):
         assert status == 0
         if name in ROUGH:
