@@ -262,7 +262,7 @@ def smooth_ap(s, positive, temperature):
 def test_smooth_average_precision():
     loss = SmoothAP(temperature=0.3)
     (z, labels), (bank, of_bank) = rows(B), rows(M)
-    labels[0] = 7  # whose class nobody has
+    labels[0] = 7  # no other row is of this class
     z, again = z.requires_grad_(), z.detach().clone().requires_grad_()
     value = ops.memory_loss(z, labels, bank, of_bank, loss)
     unit = F.normalize(again)

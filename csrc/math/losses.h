@@ -140,8 +140,8 @@ XBN_FORMULA double softplus_factor(const RowSums& sums) {
   return sums.pairs == 0 ? 0.0 : 1.0 / (std::exp(-sums.shift) + sums.value);
 }
 
-// What a loss compares, larger for more similar rows: s, or -d of a Euclidean distance d; and its derivative by s, 0
-// where there is none.
+// What a loss compares, larger for more similar rows: s, or -d of a Euclidean distance d; and its derivative by s. At
+// d = 0, where -d has no derivative, it is 0.
 struct Nearness {
   double value, slope;
 };
