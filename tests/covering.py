@@ -1,4 +1,4 @@
-"""A few of many rows of a table, such that any two values that meet in one of all rows meet in one of these, too."""
+"""Some of many rows of a table, in which any two (or three) values meet that meet in one of all rows."""
 
 import heapq
 from collections.abc import Hashable, Mapping, Sequence
@@ -7,15 +7,15 @@ from itertools import combinations
 Row = Mapping[str, Hashable]  # {column: value}
 
 
-def pairs(row: Row) -> set[Hashable]:
-    """What a row is there for: every two of its values, or the only one."""
-    return set(combinations(sorted(row.items(), key=lambda item: item[0]), 2 if len(row) > 1 else 1))
+def met(row: Row, together: int = 2) -> set[Hashable]:
+    """What a row is there for: any so many of its values, or all if it has fewer."""
+    return set(combinations(sorted(row.items(), key=lambda item: item[0]), min(together, len(row))))
 
 
-def covering(rows: Sequence[Row]) -> set[int]:
-    """Indices of some rows, that contain all pairs of all rows. Greedy: always the row with the most new ones, and of
-    those the first, so the order of rows is that of preference."""
-    missing = [pairs(row) for row in rows]
+def covering(rows: Sequence[Row], together: int = 2) -> set[int]:
+    """Indices of some rows, in which all is met that is met in any. Greedy: always the row with most that is new. Of
+    those it is the first, so the order of rows is that of preference."""
+    missing = [met(row, together) for row in rows]
     new = [(-len(row), i) for i, row in enumerate(missing)]
     heapq.heapify(new)
     seen: set[Hashable] = set()

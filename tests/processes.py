@@ -1,9 +1,13 @@
-"""Processes that play the ranks of a run, as torchrun would start them. They stay: starting one takes seconds."""
+"""Processes that play the ranks of a run, as torchrun would start them.
+
+They are forked from one that has imported what they need, which takes seconds, and has computed nothing.
+"""
 
 from __future__ import annotations
 
 import io
 import multiprocessing
+import multiprocessing.context
 import os
 import pickle
 import socket
@@ -13,8 +17,23 @@ from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+import torch
+
 PATIENCE = 60
 """Seconds after which a process that has not answered hangs."""
+
+IMPORTED = ["torch.distributed.fsdp", "torch.distributed.checkpoint", "torch._dynamo", "pytest", "xbn_ext", "train.run"]
+
+
+def context() -> multiprocessing.context.ForkServerContext:
+    multiprocessing.set_forkserver_preload(IMPORTED)
+    return multiprocessing.get_context("forkserver")
+
+
+def start(size: int, function: Callable[..., None], *arguments: Any) -> None:
+    """Call the function of a module with 0 .. ``size`` - 1, each in a process, and raise what the first to fail did."""
+    context()
+    torch.multiprocessing.start_processes(function, arguments, nprocs=size, start_method="forkserver")
 
 
 class Answer(NamedTuple):
@@ -29,10 +48,11 @@ class Answer(NamedTuple):
 
 
 class Processes:
-    """So many, from ``with`` to its end. In the place of one that has ended another is started."""
+    """So many, from ``with`` to its end; each carries out one thing after the other. In the place of one that has ended
+    another is started."""
 
     def __init__(self, size: int) -> None:
-        self.context = multiprocessing.get_context("spawn")
+        self.context = context()
         self.pipes: list[Any] = [None] * size
         self.processes: list[Any] = [None] * size
         for rank in range(size):
@@ -79,8 +99,6 @@ class Processes:
 
 
 def _serve(pipe: Connection) -> None:
-    import torch
-
     torch.set_num_threads(1)
     while True:
         try:

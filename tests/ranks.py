@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from processes import start
 
 from xbn_ext import DCL, CrossBatchMemory, LiftedStructure, collectives, shared_batch_loss, shared_step
 from xbn_ext.state import IN_BLOCKS
@@ -18,7 +19,7 @@ DEVICE = torch.device("cpu")  # of all of them; gloo takes tensors of a GPU that
 
 def launch(W, store, *checks, shards=1, device="cpu"):
     """Runs functions of a rank in W processes, one after the other. Raises what the first to fail has raised."""
-    torch.multiprocessing.spawn(_rank, (W, store, checks, shards, device), nprocs=W)
+    start(W, _rank, W, store, checks, shards, device)
 
 
 def _rank(rank, W, store, checks, shards=1, device="cpu"):

@@ -1,17 +1,16 @@
-"""Which tests run: of each `make test` takes few sets of parameters, `make test-all` (pytest's `--all`) all.
+"""Which tests run: of a test's sets of parameters `make test` takes so many that any two values meet that ever do (of a
+test marked singly, that each value occurs), and `make test-all` (pytest's `--all`) so many that any three meet.
 
-Of a test's sets of parameters enough are taken for any two values to meet that ever do. The others are marked long.
+What only the latter takes is marked long.
 """
 
-import re
 import zlib
 from itertools import groupby
 
 import pytest
 from covering import covering
 
-MANY_SETS = 40  # of parameters of one test
-SELECTED = pytest.StashKey()  # [(test, its columns, is it marked long by hand, was it drawn)]
+SELECTED = pytest.StashKey()  # [(test, how many meet, its columns, is it marked long by hand, was it drawn)]
 
 
 def is_long(item):
@@ -27,16 +26,13 @@ def parameters(item):
 
 
 def columns(item):
-    """{parameter: value, as text}. Sizes in a shape are parameters of their own; the implementation and the dtype are
-    one, so that each loss meets each dtype on each of them."""
+    """{parameter: value, as text}. Sizes in a shape are parameters of their own."""
     found = {}
     for name, value in parameters(item).items():
         if name == "shape":
             found |= {f"size {place}": str(size) for place, size in enumerate(value)}
-        elif name == "dtype" and "implementation" in parameters(item):
-            found["implementation"] = f"{parameters(item)['implementation']} {value}"
         else:
-            found.setdefault(name, repr(value))
+            found[name] = repr(value)
     return found
 
 
@@ -50,48 +46,31 @@ def goes_this_way(item):
     return by_fours or path not in ("tensor", "screen", "pairs")
 
 
-def few(items):
-    """A set of the items in which every pair of parameter values that occurs in any of a test's items still occurs.
-    Among equally good sets of parameters, those come first that are first in an order decided by their names."""
+def together(item):
+    """How many values of its test `make test` lets meet."""
+    return 1 if item.get_closest_marker("singly") else 2
+
+
+def drawn(items, together):
+    """A set of the items in which any so many parameter values meet that meet in any of a test's items; `together` says
+    of an item how many. Of equally good sets of parameters, the first is taken in an order decided by their names."""
     shuffled = sorted(items, key=lambda item: (test_of(item), zlib.crc32(item.nodeid.encode())))
     chosen = set()
     for _, group in groupby(shuffled, key=test_of):
         sets = list(group)
-        chosen.update(sets[i] for i in covering([columns(item) for item in sets]))
+        chosen.update(sets[i] for i in covering([columns(item) for item in sets], together(sets[0])))
     return chosen
-
-
-def many(items):
-    """The items, as a set. Where a test has many sets of parameters, each is executed on the CPU by one of the ways and
-    dtypes only, drawn by its name: the fuzz of test_sanitizers takes all ways, a GPU all of both. Plain PyTorch,
-    which has no tiles and no ways, takes few of many sets."""
-    ways = {}  # by test and set of parameters
-    plain = {}  # by test
-    for item in items:
-        name, path = parameters(item).get("implementation", ("", ""))
-        if name == "emu" and path != "auto":
-            one_set = re.sub(rf"{name}-{path}(-f..)?", "", item.nodeid)
-            ways.setdefault(test_of(item), {}).setdefault(one_set, []).append(item)
-        if name == "plain":
-            plain.setdefault(test_of(item), []).append(item)
-    left_out = set()
-    for sets in ways.values():
-        for one_set, its_items in sets.items() if len(sets) > MANY_SETS else ():
-            left_out.update(its_items)
-            left_out.remove(its_items[zlib.crc32(one_set.encode()) % len(its_items)])
-    for its_items in plain.values():
-        if len(its_items) > MANY_SETS:
-            left_out.update(its_items)
-    return {item for item in items if item not in left_out}
 
 
 def select(config, items):
     """The items that are ever run; those among them that only `make test-all` runs get the mark for it."""
     possible = [item for item in items if goes_this_way(item)]
-    drawn = few([item for item in possible if not is_long(item)])
-    kept = drawn | many(possible)
-    config.stash[SELECTED] = [(test_of(item), columns(item), is_long(item), item in drawn) for item in possible]
-    for item in kept - drawn:
+    quick = drawn([item for item in possible if not is_long(item)], together)
+    kept = quick | drawn(possible, lambda _: 3)
+    config.stash[SELECTED] = [
+        (test_of(item), together(item), columns(item), is_long(item), item in quick) for item in possible
+    ]
+    for item in kept - quick:
         if not is_long(item):
             item.add_marker(pytest.mark.long)
     return [item for item in possible if item in kept]

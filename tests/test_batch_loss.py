@@ -73,6 +73,7 @@ def test_without_positives_or_negatives(labels, loss, ops, device):
     assert_right(ops, z, labels.long().to(device), loss)
 
 
+@pytest.mark.singly
 @each_kind_of_loss
 def test_an_empty_batch(loss, ops, device, dtype):
     """Its products with itself have no column either."""
@@ -151,6 +152,7 @@ def test_same_bits_on_any_number_of_threads(loss, threads):
     assert all(map(torch.equal, once, again))
 
 
+@pytest.mark.singly
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
 @each_kind_of_loss
 def test_every_instruction_set(loss, isa, dtype, monkeypatch):

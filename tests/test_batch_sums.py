@@ -92,6 +92,7 @@ def test_a_row_that_is_not_finite(loss, ops, device, dtype):
     assert value.isnan() and ((by_dots + by_dots.T) @ z).isnan().all()
 
 
+@pytest.mark.singly
 @each_kind_of_loss
 def test_an_empty_part_and_an_empty_batch(loss, ops, device, dtype):
     labels = torch.arange(5, device=device) % 2
@@ -101,6 +102,7 @@ def test_an_empty_part_and_an_empty_batch(loss, ops, device, dtype):
         assert totals.shape == (7,) and totals.dtype == torch.float64 and not totals.any() and grad.shape == (0, B)
 
 
+@pytest.mark.singly
 @each_kind_of_loss
 def test_without_a_gradient(loss, ops, device, dtype):
     z, labels, _, _ = problem(33, 1, 7, dtype, device, classes=3)

@@ -51,6 +51,7 @@ def in_this_process(monkeypatch):
 # --- The command --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_command(tmp_path, capsys):
     """As it is, with its own processes and peaks."""
     file = tmp_path / "rows.json"
@@ -114,6 +115,7 @@ def test_plot_of_several_sizes(in_this_process, tmp_path):
     assert file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n") and file.stat().st_size > 10_000
 
 
+@pytest.mark.long
 def test_what_does_not_fit_has_a_row_without_numbers(in_this_process, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(compare, "peak_extra_megabytes", lambda name, *args: None if name == "eager" else 1.0)
     rows = main([*TINY, "--repeats", "1", "--only", OURS, "eager"])
@@ -233,6 +235,7 @@ def test_without_the_compiled_library_it_measures_what_there_is(monkeypatch, cap
     assert "without the compiled library" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_more_threads(in_this_process, tmp_path, capsys):
     """This library with each number; the others with the largest."""
     file = tmp_path / "rows.json"
@@ -455,6 +458,7 @@ def test_loss_of_all_triplets_has_no_chunks():
         chunked_loss(loss, z, labels, bank, bank_labels)
 
 
+@pytest.mark.singly
 @pytest.mark.parametrize("drift", ["none", "xbn", "axbn", "ema"])
 def test_steps_stay_together(drift):
     """Not only the first one, which every row's error is of."""
@@ -590,11 +594,13 @@ def test_a_step_needs_less_than_16_megabytes_besides_the_bank(update):
     assert peak_extra_megabytes(update, Problem(batch=64, memory=65536, dim=128), threads=2) < 16
 
 
+@pytest.mark.long
 def test_the_memory_measurement_sees_a_similarity_matrix():
     """The test of the test: eager PyTorch holds at least the 16.8 MB of its similarities and a bank's copy."""
     assert peak_extra_megabytes("eager", Problem(batch=64, memory=65536, dim=128), threads=2) > 16.8 + 33.6
 
 
+@pytest.mark.long
 def test_memory_command(in_this_process, tmp_path, capsys):
     pytest.importorskip("pytorch_metric_learning")
     file = tmp_path / "rows.json"
@@ -622,6 +628,7 @@ def test_memory_command_without_the_other_library(in_this_process, monkeypatch, 
     assert capsys.readouterr().out.count("not installed") >= 2 * len(theirs)
 
 
+@pytest.mark.long
 def test_a_loss_that_does_not_fit_is_shown_as_such():
     pytest.importorskip("pytorch_metric_learning")
     problem = BankProblem(64, 2048, 16, classes=28)  # every one of 4,700 positives with all 126,000 negatives: 10 GB
@@ -653,6 +660,7 @@ def allocate(megabytes):
     return extra_megabytes(lambda: torch.ones(megabytes * 250_000).sum())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("megabytes", [10, 100])
 def test_the_memory_measurement_sees_an_allocation(megabytes):
     assert megabytes <= in_fresh_process(allocate, megabytes) < megabytes + 3

@@ -64,7 +64,7 @@ def everything(module, way, set_way):
 def test_the_order_of_threads_and_blocks_changes_no_bit(way, executor):
     run = functools.partial(everything, ops, way, torch.ops.xbn_emu.set_loss_way)
     expected = run()
-    for seed in (1, 2, 3):
+    for seed in (1, 2):
         executor.set_seed(seed)
         for got, want in zip(run(), expected, strict=True):
             assert torch.equal(got, want)

@@ -14,10 +14,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
 from loss_cases import LOSSES
+from processes import context
 from ranks import (
     D,
     Divided,
     M,
+    _rank,
     alone_and_together,
     assert_close,
     assert_same_bits,
@@ -620,15 +622,12 @@ def _dies(rank):
 
 
 def test_a_rank_that_dies_is_an_error_on_the_others(tmp_path):
-    from ranks import _rank
-
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_rank, args=(r, 2, tmp_path / "store", [_dies])) for r in range(2)]
-    for process in processes:
+    both = [context().Process(target=_rank, args=(r, 2, tmp_path / "store", [_dies])) for r in range(2)]
+    for process in both:
         process.start()
-    for process in processes:
+    for process in both:
         process.join(120)
-    assert [process.exitcode for process in processes] == [0, 9]
+    assert [process.exitcode for process in both] == [0, 9]
 
 
 @pytest.mark.parametrize("device, W, rows", [("cpu", 2, 1024), ("cpu", 8, 569), ("meta", 2, 2897), ("meta", 8, 1607)])

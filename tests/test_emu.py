@@ -65,6 +65,7 @@ def line_of(kernel, text):
     return next(i for i, line in enumerate(lines) if i >= start and text in line) + 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
     "variant, identities",
@@ -92,6 +93,7 @@ def test_two_translation_units(run, tmp_path):
         assert ran.returncode == 0 and "many_blocks done" in ran.stdout, ran.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("identities, seed", [(ALL_LANES, 0), *long((ALL_LANES, 1), (2, 1))])
 @pytest.mark.parametrize(
     "case, function",

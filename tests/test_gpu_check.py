@@ -22,6 +22,7 @@ def test_every_way_of_the_loss_is_checked_and_measured():
     assert set(report.FIRST) == set(WAYS)
 
 
+@pytest.mark.long
 def test_dry_run(tmp_path, monkeypatch, capsys):
     """The whole script, with a CPU in place of the GPU."""
     monkeypatch.setitem(roofline.BUFFER_BYTES, "cpu", 1 << 20)
@@ -142,6 +143,7 @@ def in_children(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.long
 def test_a_crash_costs_one_case(in_children):
     section = in_children("if number == 1: os._exit(9)")
     assert [row["ok"] for row in section.rows] == [True, False, True, True] and section.is_wrong
@@ -160,6 +162,7 @@ def test_a_worker_can_ask_for_a_fresh_process(in_children):
     assert section.status == "ok" and section.rows[0]["pid"] != section.rows[1]["pid"]
 
 
+@pytest.mark.long
 def test_a_hang_is_ended_with_its_children():
     begin = time.time()
     with pytest.raises(Exception, match="timed out") as ended:

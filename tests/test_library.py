@@ -111,6 +111,7 @@ def assert_same(tensors, others):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.long
 def test_a_library_that_is_missing_or_does_not_load(tmp_path):
     package = tmp_path / "xbn_ext"
     shutil.copytree(ROOT / "xbn_ext", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
@@ -132,6 +133,7 @@ def test_a_library_that_is_missing_or_does_not_load(tmp_path):
     assert "install a wheel for this platform, or build one" in missing
 
 
+@pytest.mark.long
 def test_a_checkout_that_hides_an_installed_library_says_so(tmp_path):
     """A new user installs from a checkout and starts Python right there."""
     checkout, installed = tmp_path / "checkout" / "xbn_ext", tmp_path / "installed" / "xbn_ext"

@@ -143,6 +143,7 @@ def test_exponents_beyond_float32(loss, ops, device, dtype):
         assert_right(ops, z, labels, bank[order], bank_labels[order], loss)
 
 
+@pytest.mark.singly
 @each_kind_of_loss
 def test_embeddings_that_are_not_normalised(loss, ops, device, dtype):
     z, labels, bank, bank_labels = problem(70, 500, 8, dtype, device)
@@ -155,6 +156,7 @@ def test_embeddings_that_are_not_normalised(loss, ops, device, dtype):
     assert_right(ops, z * 30, labels, bank * 3, bank_labels, loss, renormalize=False)
 
 
+@pytest.mark.singly
 @each_kind_of_loss
 def test_empty_batch_and_empty_bank(loss, ops, device, dtype):
     for B, M in ((0, 10), (10, 0), (0, 0)):
@@ -162,6 +164,7 @@ def test_empty_batch_and_empty_bank(loss, ops, device, dtype):
         assert value == 0 and grad.shape == (B, 5) and not grad.any()
 
 
+@pytest.mark.singly
 @each_kind_of_loss
 def test_a_row_that_is_not_finite(loss, ops, device, dtype):
     z, labels, bank, bank_labels = problem(70, 500, 48, dtype, device)
@@ -297,6 +300,7 @@ def assert_same_as_reference(ops, z, labels, bank, bank_labels, loss, **options)
         torch.testing.assert_close(value.double(), true, rtol=rtol, atol=rtol * float(true.abs().max()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss", [Triplet(0.2, mining="all")], ids=["triplet_all"])
 def test_more_positives_than_are_held_at_a_time(loss, ops, implementation, device, dtype):
     """Of 2100 and 1900 rows of a class, or 8200 and 800, in up to three rounds."""
@@ -404,6 +408,7 @@ def test_gradcheck(loss, ops, device, dtype):
     )
 
 
+@pytest.mark.singly
 @each_kind_of_loss
 def test_without_grad_the_value_is_the_same(loss, ops, device, dtype):
     z, *rest = problem(70, 500, 48, dtype, device)
@@ -424,6 +429,7 @@ def test_same_bits_on_any_number_of_threads(loss):
         assert torch.equal(value, results[0][0]) and torch.equal(grad, results[0][1])
 
 
+@pytest.mark.singly
 @every_loss
 @pytest.mark.parametrize("isa", ["avx2", "baseline"])
 def test_every_instruction_set(isa, loss, dtype, monkeypatch):
@@ -701,6 +707,7 @@ def test_a_temperature_of_one_element_is_a_number(loss):
 # --- What training code relies on ---------------------------------------------------------------------------
 
 
+@pytest.mark.singly
 @each_kind_of_loss
 def test_deterministic_algorithms_and_accumulated_gradients(loss, ops, device, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which torch asks for
@@ -867,6 +874,7 @@ def test_distances_and_their_margins_are_those_of_pytorch_metric_learning(name):
 # --- The whole step ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.singly
 @only(dtype="f64")  # over many steps no other agrees pair by pair
 @every_loss
 @pytest.mark.parametrize("update", ["inplace", "deferred"])

@@ -78,6 +78,7 @@ def small_chunks(monkeypatch):
     return 4096
 
 
+@pytest.mark.singly
 @each_kind_of_loss
 @pytest.mark.parametrize(
     "update, memory_dtype",
@@ -134,6 +135,7 @@ def test_a_look_at_a_value_is_seen():
             look(torch.arange(3))
 
 
+@pytest.mark.singly
 @each_kind_of_loss
 @pytest.mark.parametrize("update", ["inplace", "deferred"])
 @pytest.mark.parametrize("enqueue", ["after", "before"])

@@ -6,31 +6,30 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from covering import covering, pairs
+from covering import covering, met
 from selection import SELECTED, dealt
 from shapes import PAIRS, ROWS, SHAPES, SIZES
 
 
-def met(rows):
-    return set().union(*map(pairs, rows))
+def all_met(rows, together=2):
+    return {values for row in rows for values in met(row, together)}
 
 
-def chosen_of(rows):
-    return [rows[i] for i in covering(rows)]
-
-
-def test_any_two_values_meet_in_few_rows():
+@pytest.mark.parametrize(("together", "least", "most"), [(2, 9, 20), (3, 27, 70)])
+def test_any_values_meet_in_few_rows(together, least, most):
     rows = [dict(zip("abcdefg", values, strict=True)) for values in product("123", repeat=7)]
-    chosen = chosen_of(rows)
-    assert met(chosen) == met(rows) and 9 <= len(chosen) <= 20  # of 2187
+    chosen = [rows[i] for i in covering(rows, together)]
+    assert all_met(chosen, together) == all_met(rows, together) and least <= len(chosen) <= most  # of 2187
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_two_values_that_never_meet_are_not_missed(seed):
+@pytest.mark.parametrize("together", [2, 3])
+@pytest.mark.parametrize("seed", range(10))
+def test_values_that_never_meet_are_not_missed(seed, together):
     draw = random.Random(seed)
-    rows = [{column: draw.randrange(4) for column in "abcd"} for _ in range(60)]
-    chosen = chosen_of(rows)
-    assert met(chosen) == met(rows) and len(chosen) < len({tuple(row.values()) for row in rows})
+    rows = [{column: draw.randrange(4) for column in "abcd"} for _ in range(200)]
+    chosen = [rows[i] for i in covering(rows, together)]
+    assert all_met(chosen, together) == all_met(rows, together)
+    assert len(chosen) < len({tuple(row.values()) for row in rows})
 
 
 def test_of_one_column_every_value_and_of_none_the_row():
@@ -48,14 +47,14 @@ def test_any_two_sizes_meet_in_any_two_places(shapes):
 def test_what_make_test_runs_leaves_no_two_values_apart(request):
     """Of all tests collected with this one. A few sets of parameters are marked long by hand."""
     quick, every = {}, {}
-    for test, columns, marked, drawn in request.config.stash[SELECTED]:
+    for test, together, columns, marked, drawn in request.config.stash[SELECTED]:
         if not marked:
-            every.setdefault(test, []).append(columns)
+            every.setdefault((test, together), []).append(columns)
             if drawn:
-                quick.setdefault(test, []).append(columns)
-    assert any(test.endswith("two_values_that_never_meet_are_not_missed") for test in every)
-    for test, sets in every.items():
-        assert met(quick.get(test, [])) == met(sets), test
+                quick.setdefault((test, together), []).append(columns)
+    assert any(test.endswith("test_values_that_never_meet_are_not_missed") for test, _ in every)
+    for (test, together), sets in every.items():
+        assert all_met(quick.get((test, together), []), together) == all_met(sets, together), test
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])

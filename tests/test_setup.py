@@ -78,6 +78,7 @@ def test_whether_to_build_is_asked_for_clearly(run, XBN_NATIVE, says):
     assert status == 1 and says in lines[-1]
 
 
+@pytest.mark.long
 def test_without_kernels(tmp_path):
     """Where there is neither a compiler nor torch: a wheel for any system. It computes."""
     (tmp_path / "bin").mkdir()
@@ -130,6 +131,7 @@ def test_old_torch(run, version):
     assert status == 1 and lines == [f'building xbn_ext needs torch >= 2.10, not {version}: pip install "torch>=2.10"']
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "release, has_runtime, says",
     [
@@ -212,6 +214,7 @@ def test_runtime_folders(setup, top, folder):
     assert bool(debian) == ("nvidia-cuda-toolkit" in top)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("free_threaded", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_stable_abi(free_threaded, tmp_path):
     """Not where Python has none; setuptools refuses it there."""

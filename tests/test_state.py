@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.utils.parametrize
+from processes import context, start
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -84,8 +85,8 @@ def _rank(rank, store, queue):
 @pytest.mark.long
 def test_every_rank_of_distributed_data_parallel_keeps_its_memory(tmp_path):
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    torch.multiprocessing.spawn(_rank, (str(tmp_path / "store"), queue), nprocs=2)
+    queue = context().SimpleQueue()
+    start(2, _rank, str(tmp_path / "store"), queue)
     (_, labels, weight), (_, other_labels, other_weight) = sorted(queue.get() for _ in range(2))
     assert weight == other_weight
     assert labels == [0, 1, 2] * 6 and other_labels == [100, 101, 102] * 6

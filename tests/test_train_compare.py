@@ -246,6 +246,7 @@ def whole(emoji_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.long
 def test_a_study_leaves_a_report_with_its_pictures(whole: Path) -> None:
     text, page = (whole / "report.md").read_text(), (whole / "report.html").read_text()
     assert "python -m train.compare --data emoji --max-classes 40" in text
@@ -271,6 +272,7 @@ def test_a_study_leaves_a_report_with_its_pictures(whole: Path) -> None:
         assert f"| {method} |" in text and str(statistics.estimate(values)) in text
 
 
+@pytest.mark.long
 def test_a_finished_study_is_only_written_again(
     whole: Path, emoji_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +282,7 @@ def test_a_finished_study_is_only_written_again(
     assert (whole / "report.md").read_text() == before
 
 
+@pytest.mark.long
 def test_a_folder_with_other_settings_is_left_alone(
     whole: Path, emoji_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -288,6 +291,7 @@ def test_a_folder_with_other_settings_is_left_alone(
     assert "--weight-decay 0.0001 there, 0.5 now" in error and "or delete it" in error
 
 
+@pytest.mark.long
 def test_a_damaged_result_and_too_few_classes_are_told_in_a_line(
     emoji_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -302,6 +306,7 @@ def test_a_damaged_result_and_too_few_classes_are_told_in_a_line(
     assert not any((tmp_path / "other").iterdir()), "nothing is left"
 
 
+@pytest.mark.long
 def test_a_run_of_a_study_that_is_stopped_goes_on_to_the_same_numbers(
     whole: Path, emoji_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

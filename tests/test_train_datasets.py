@@ -419,11 +419,10 @@ def test_a_miniature_trains_and_is_tested_by_its_protocol(
         return ends[-1][0]
 
     monkeypatch.setattr(loop.Trainer, "run", remember)
+    network = {"sop": "efficientnet-lite0"}.get(kind, "convnet")
     small = "--image-size 32 --batch-size 8 --samples-per-class 2 --memory-size 16 --embedding-dim 8 --warmup-steps 1"
-    network = (
-        "--backbone efficientnet-lite0 --batchnorm auto --lr 1e-3 --steps 4 --eval-every 2 --threads 1 --workers 0"
-    )
-    arguments = ["--recipe", kind, "--data", f"{kind}:{folder}", *small.split(), *network.split()]
+    steps = f"--backbone {network} --batchnorm auto --lr 1e-3 --steps 4 --eval-every 2 --threads 1 --workers 0"
+    arguments = ["--recipe", kind, "--data", f"{kind}:{folder}", *small.split(), *steps.split()]
     assert run.main([*arguments, "--out", str(tmp_path / "out")]) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     ((embeddings, data),) = ends

@@ -571,6 +571,7 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+@pytest.mark.singly
 @pytest.mark.parametrize(("method", "update"), [("axbn", "inplace"), ("axbn", "deferred"), ("xbm", "inplace")])
 @pytest.mark.parametrize("stop", [1, 4, 6])  # 4: an evaluation is due
 def test_a_continued_run_ends_where_an_uninterrupted_one_does(
@@ -590,6 +591,7 @@ def test_a_continued_run_ends_where_an_uninterrupted_one_does(
         assert same(straight[name], continued[name])
 
 
+@pytest.mark.singly
 @pytest.mark.parametrize("changes", [{"freeze": 0.0}, {"freeze": 0.5}, {"features": "frozen"}])
 @pytest.mark.parametrize("pretrained", [(False, True), (True, False), (True, True)])
 def test_a_continued_run_keeps_the_weights_that_it_began_with(
@@ -949,6 +951,7 @@ def test_ctrl_c_outside_of_training_ends_in_a_line(
     assert capsys.readouterr().err == f"stopped{goes_on if begun else ''}\n"
 
 
+@pytest.mark.long
 def test_a_killed_run_continues_from_its_last_checkpoint_to_the_same_numbers(
     shapes: str, tmp_path: Path, no_pictures: None
 ) -> None:
