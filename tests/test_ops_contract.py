@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import math
 import random
 import warnings
@@ -253,6 +254,33 @@ def test_a_tensor_that_is_missing_is_named(op, name, library):
     arguments[name] = None
     with pytest.raises(RuntimeError, match=f"^{op}: {name} must be a tensor, got None"):
         call(library, op, arguments)
+
+
+FUNCTIONS = {
+    (name, argument.name)
+    for name in OPS
+    if hasattr(ops, name) and name != "step_"  # which takes a memory
+    for argument in inspect.signature(getattr(ops, name)).parameters.values()
+    if argument.annotation == "Tensor" and argument.default is argument.empty
+}
+
+
+@pytest.mark.parametrize("op, name", sorted(FUNCTIONS))
+@pytest.mark.parametrize("others", [True, False])
+def test_a_function_names_what_is_no_tensor(op, name, others):
+    """Also one that looks at it before it calls the op; and where there is no tensor at all."""
+    good = ARGUMENTS[op]() | {"loss": Contrastive(), "z": torch.randn(B, D)}
+    if op == "batch_loss":
+        good["labels"] = torch.arange(B)
+    parameters = inspect.signature(getattr(ops, op)).parameters
+    arguments = {word: good[word] for word, p in parameters.items() if p.default is p.empty and word in good}
+    named = rf"{op}: {name} must be a tensor, got|{op}\(\) Expected a value of type 'Tensor' for argument '{name}'"
+    for no_tensor in (None, [1.0]):
+        arguments[name] = no_tensor
+        if not others:
+            arguments |= {word: no_tensor for word, value in arguments.items() if isinstance(value, torch.Tensor)}
+        with pytest.raises(RuntimeError, match=named if others else "tensor|Tensor"):
+            getattr(ops, op)(**arguments)
 
 
 @every_library

@@ -12,9 +12,10 @@ from torch.autograd import forward_ad
 
 
 def writes(*tensors: Tensor | None) -> None:
-    """Tells autograd that an op is about to write these, so that a backward which has saved one of them raises."""
+    """Tells autograd that an op is about to write these, so that a backward which has saved one of them raises. What is
+    no tensor, the op leaves out or refuses."""
     if not torch.compiler.is_compiling():  # there the op becomes a copy_, which tells it
-        torch.autograd.graph.increment_version([t for t in tensors if t is not None])
+        torch.autograd.graph.increment_version([t for t in tensors if isinstance(t, Tensor)])
 
 
 def needs_grad(z: Tensor) -> bool:

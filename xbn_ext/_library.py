@@ -142,7 +142,8 @@ def _in_plain(name: str) -> Callable[..., Any]:
 
 
 def _device_of(args: Sequence[Any]) -> torch.device:
-    return next(t.device for t in args if isinstance(t, Tensor))
+    """That of the first tensor. Without one a CPU's kernel says so."""
+    return next((t.device for t in args if isinstance(t, Tensor)), torch.device("cpu"))
 
 
 def _is_there() -> bool:

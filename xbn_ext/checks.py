@@ -108,6 +108,13 @@ def some_weight(batch_weight: float, memory_weight: float) -> None:
         raise ValueError("batch_weight and memory_weight are both 0: there is nothing to learn from")
 
 
+def tensors(op: str, **values: Any) -> None:
+    """As the kernels say it of None: for functions that look at a tensor before they call an op."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise RuntimeError(f"{op}: {name} must be a tensor, got {value if value is None else kind(value)}")
+
+
 def embeddings(value: Any, columns: int) -> None:
     """A dense floating-point tensor `[B, columns]`."""
     if not is_dense(value) or not value.is_floating_point():

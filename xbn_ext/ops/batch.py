@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import checks
 from .._autograd import differentiable_once, needs_grad
 from . import _namespace
 from ._namespace import fake
@@ -21,6 +22,7 @@ def normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
     Raises:
         RuntimeError: x is not `[B, D]`, float32 or float64; or a second derivative or a forward-mode one is asked for.
     """
+    checks.tensors("normalize", x=x)
     z, norm = _namespace.called.normalize(x.detach(), eps)
     return _Normalized.apply(z, x, norm, eps) if needs_grad(x) else z  # type: ignore[no-any-return]
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from .. import checks
 from .._autograd import needs_grad, with_gradient, without_autocast, writes
 from ..losses import AnyLoss, OwnLoss, PairLoss, check_loss, check_unit_rows
 from ..losses.learned import fold_temperature, learned_of, learned_offset
 from ..options import LOSS_DEFAULTS, PAIR_DEFAULTS, LossOptions, PairOptions, complete
 from ..plain.contract import Contract
+from ..plain.loss import parse_loss
 from ..plain.loss_of_batch import check_batch
 from . import custom
 from ._namespace import call, fake
@@ -62,6 +64,7 @@ def _memory_loss(
     function: str, z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: AnyLoss, options: LossOptions
 ) -> tuple[Tensor, Tensor]:
     arguments = complete(function, options, LOSS_DEFAULTS)
+    checks.tensors("memory_loss", z=z, labels=labels, bank=bank, bank_labels=bank_labels)
     for name in ("scale", "shift"):
         if isinstance(arguments[name], Tensor):  # what is neither this nor None, torch refuses by name
             arguments[name] = arguments[name].double()
@@ -129,6 +132,7 @@ def transform_memory_loss_(
     The other arguments are those of the two ops. `z` must not share memory with `bank`.
     """
     arguments = complete("transform_memory_loss_", options, PAIR_DEFAULTS)
+    checks.tensors("transform_memory_loss_", z=z)
     arguments.update(bank=bank, sums=sums, scale=scale, shift=shift, count=count, ranked=ranked)
     arguments.update(labels=labels, bank_labels=bank_labels)
     return _ranked("transform_memory_loss_", z, loss, arguments, written=(bank, sums, scale, shift))
@@ -173,12 +177,13 @@ def batch_loss(
         ValueError: renormalize is False and the loss of distances.
     """
 
+    checks.tensors("batch_loss", z=z, labels=labels)
     if not isinstance(loss, OwnLoss):
         check_loss("batch_loss", loss)
         check_unit_rows(loss, renormalize=renormalize)
     if z.dim() != 2 or z.dtype not in (torch.float32, torch.float64):  # the op would speak of its products
         raise RuntimeError(f"batch_loss: z must be [B, D], float32 or float64, got {z.dtype} {list(z.shape)}")
-    if isinstance(labels, Tensor) and labels.shape != z.shape[:1]:
+    if labels.shape != z.shape[:1]:
         raise RuntimeError(f"batch_loss: labels must be [B] ({len(z)}), got {list(labels.shape)}")
     Contract("batch_loss", z).eps(eps)  # not every way below looks at it, or as this op
     with without_autocast(z.device.type):
@@ -219,7 +224,9 @@ def _in_sums(
     sides = torch.cat((scaled, normalize(z, eps) if renormalize else z))
     ranking, rows = sides.detach().tensor_split(2)
     need_grad, dots = needs_grad(sides), ranking @ rows.T
-    check_batch(Contract("batch_loss", dots), dots, labels, ids, anchors, None)  # batch_sums would speak of itself
+    # batch_sums would speak of itself.
+    check_batch(Contract("batch_loss", dots), dots, labels, ids, anchors, None)
+    parse_loss("batch_loss", folded.kind, folded.parameters)
     totals, by_dots = batch_sums(dots, labels, folded, ids=ids, anchors=anchors, need_grad=need_grad)
     average = 1 / totals[2].clamp(min=1)
     value = (average * totals[0]).to(z.dtype)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from .. import checks
 from ..losses import PairLoss, check_loss, check_unit_rows
 from ..options import LOSS_DEFAULTS, LossOptions, complete
 from ._namespace import call, fake
@@ -49,6 +50,7 @@ def memory_sums(
         TypeError: there is no such option, or no such loss.
         ValueError: renormalize is False and the loss of distances.
     """
+    checks.tensors("memory_sums", z=z, bank=bank)
     check_loss("memory_sums", loss)
     arguments = complete("memory_sums", options, LOSS_DEFAULTS)
     check_unit_rows(loss, renormalize=arguments["renormalize"])
@@ -131,6 +133,7 @@ def batch_sums(
         RuntimeError: an argument is not as above, naming it.
         TypeError: no such loss.
     """
+    checks.tensors("batch_sums", dots=dots)
     check_loss("batch_sums", loss)
     arguments: dict[str, Any] = {
         "dots": dots.detach(),

@@ -71,6 +71,7 @@ def step_(
         TypeError: no such loss.
         ValueError: no such `update` or `enqueue`; or rows are not to be normalised and the loss is of distances.
     """
+    checks.tensors("step_", embeddings=embeddings)
     check_loss("step_", loss)
     check_unit_rows(loss, normalize_embeddings=normalize_embeddings, renormalize=renormalize)
     if learned_offset(loss) is not None and torch.is_grad_enabled():
