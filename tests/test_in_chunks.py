@@ -297,6 +297,15 @@ def test_what_a_loss_keeps_is_of_the_batch():
     assert loss.seen == 2 * B, "the first time there were no rows"
 
 
+def test_trying_a_loss_out_draws_no_random_number():
+    def drawn(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None):
+        return (embeddings * torch.rand(())).sum(), len(embeddings)
+
+    before = torch.get_rng_state()
+    CrossBatchMemory(InChunks(drawn), D, M, memory_weight=0.0, batch_weight=1.0)(torch.randn(0, D), torch.arange(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_no_rows_no_pairs():
     loss, (z, labels) = InChunks(losses.ContrastiveLoss()), rows(B)
     z.requires_grad_()

@@ -79,11 +79,13 @@ def batch_loss(
 
 @outside_of_graphs
 def try_out(loss: OwnLoss, z: Tensor) -> None:
-    """Raises what the loss raises of embeddings of the dtype, device and width of z, or of what it returns for them."""
-    if isinstance(loss, InChunks):
-        in_chunks.try_out(loss, z)
-    else:
-        custom.try_out(_custom(loss), z)
+    """Raises what the loss raises of embeddings of the dtype, device and width of z, or of what it returns for them.
+    torch's random numbers go on as if it had not been called."""
+    with torch.random.fork_rng([z.device] if z.device.type == "cuda" else []):
+        if isinstance(loss, InChunks):
+            in_chunks.try_out(loss, z)
+        else:
+            custom.try_out(_custom(loss), z)
 
 
 def _custom(loss: OwnLoss) -> CustomLoss:
