@@ -1,7 +1,8 @@
 """How good are embeddings? Test images query others; their classes decide which neighbours are right.
 
-Either every image queries all the others (leave-one-out), or some images query a gallery of others. A query of whose
-class there is nothing to be found has no score: it is left out of the means, and stays in the gallery of the others.
+Either every image queries all the others, or some images query those of a gallery, of which a query never finds itself.
+A query of whose class there is nothing to be found has no score: it is left out of the means, and stays in the gallery
+of the others.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def answers(labels: NDArray[np.int64], queries: Positions | None = None, gallery
         counts: Positions = np.bincount(labels)[labels] - 1
         return counts
     found: Positions = np.bincount(labels[gallery], minlength=int(labels.max()) + 1)[labels[queries]]
-    return found
+    return found - np.isin(queries, gallery)
 
 
 def evaluate(
@@ -108,7 +109,7 @@ def evaluate(
         embeddings: [N, D], floating point.
         labels: [N].
         queries: positions [Q] of the rows that query; None together with ``gallery``.
-        gallery: positions [G] of the rows to be found, none of them a query; None: every row queries all the others.
+        gallery: positions [G] of the rows to be found, a query never by itself; None: every row queries all the others.
         recalls: each K.
 
     Raises:
@@ -119,6 +120,7 @@ def evaluate(
         found = xbn_ext.evaluate(embeddings, classes, ks=recalls)
     else:
         rows, others = torch.from_numpy(queries), torch.from_numpy(gallery)
-        found = xbn_ext.evaluate(embeddings[rows], classes[rows], embeddings[others], classes[others], ks=recalls)
+        asked, searched = (embeddings[rows], classes[rows]), (embeddings[others], classes[others])
+        found = xbn_ext.evaluate(*asked, *searched, ks=recalls, ids=rows, gallery_ids=others)
     recall = {f"recall@{k}": 100 * found[f"recall_at_{k}"] for k in recalls}
     return recall | {"map@r": 100 * found["mean_average_precision_at_r"]}

@@ -148,7 +148,9 @@ def neighbours(path: Path, data: Dataset, queries: NDArray[np.int64], found: NDA
         figure = Figure(figsize=(3.1 + 0.92 * (columns + 1), 1.35 + 0.92 * len(queries) + 0.16 * len(credit)))
         width, height = figure.get_size_inches()
         figure.text(0.2 / width, 1 - 0.3 / height, "Nearest test images", fontsize=14, fontweight="bold", va="center")
-        right = f"of {len(queries)} test images chosen at random; their classes were not trained on"
+        trained_on = not set(data.train.classes).isdisjoint(part.classes)
+        right = f"of {len(queries)} test images chosen at random"
+        right += "" if trained_on else "; their classes were not trained on"
         figure.text(0.2 / width, 1 - 0.58 / height, right, va="center", color="#444444")
         for row, query in enumerate(queries.tolist()):
             bottom = height - 1.95 - 0.92 * row

@@ -26,19 +26,17 @@ class Search:
             gallery: positions of the rows to be found; None: every row queries all the others.
 
         Raises:
-            ValueError: a row of the gallery is not finite (one of a query: when it is asked for), or is a query, too.
+            ValueError: a row of the gallery is not finite (one of a query: when it is asked for).
         """
         if (queries is None) != (gallery is None):
             raise ValueError("queries and gallery go together")
         self.embeddings = embeddings
         every = np.arange(len(embeddings), dtype=np.int64)
-        self.leave_one_out = queries is None
         self.queries: Positions = every if queries is None else queries
         self.gallery: Positions = every if gallery is None else gallery
-        if not self.leave_one_out and np.isin(self.queries, self.gallery).any():
-            raise ValueError("a row cannot be both query and gallery")
-        self.reach = max(0, len(self.gallery) - self.leave_one_out)
-        """The longest list there is: all of the gallery, less the query itself."""
+        self.leaves_one_out = bool(np.isin(self.queries, self.gallery).any())
+        self.reach = max(0, len(self.gallery) - self.leaves_one_out)
+        """How long a list is at most: all of the gallery, less the query itself where one is in it."""
         self._flat: faiss.Index = faiss.IndexFlatIP(embeddings.shape[1])
         faiss.omp_set_num_threads(torch.get_num_threads())
         for first in range(0, len(self.gallery), CHUNK):
@@ -54,14 +52,14 @@ class Search:
     def __call__(self, where: Positions, count: int) -> NDArray[np.int64]:
         """The gallery rows most similar to the queries ``where`` [n], best first: positions [n, min(count, reach)].
 
-        Leaving one out, a query is left out by its number, not by its similarity: a copy of it under another number
-        stays.
+        A query that is in the gallery is left out by its number, not by its similarity: a copy of it under another
+        number stays.
         """
-        wanted = min(count, self.reach) + self.leave_one_out
+        wanted = min(count, self.reach) + self.leaves_one_out
         _, found = self._flat.search(self._rows(where), wanted)
         nearest: NDArray[np.int64] = self.gallery[found]
-        if self.leave_one_out:
+        if self.leaves_one_out:
             other = nearest != where[:, None]
-            other[other.all(1), -1] = False  # copies of the row have pushed it off the list: drop the last instead
+            other[other.all(1), -1] = False  # it is not on the list: drop the last instead
             nearest = nearest[other].reshape(len(where), wanted - 1)
         return nearest

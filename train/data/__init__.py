@@ -41,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Two parts that share no class, the test classes are never seen in training; and how a test is done."""
+    """Two parts and how a test is done. They share no class, except where a user's own table says so."""
 
     name: str
     train: Part
@@ -53,7 +53,7 @@ class Dataset:
     queries: NDArray[np.int64] | None = None
     """[Q], positions of the test images that query ``gallery``; None: every test image queries all the others."""
     gallery: NDArray[np.int64] | None = None
-    """[G], positions of the test images to be found, none of them a query; None together with ``queries``."""
+    """[G], positions of the test images to be found, a query never by itself; None together with ``queries``."""
     recalls: tuple[int, ...] = (1, 10, 100)
     """Each K of Recall@K that is reported, ascending from 1."""
 
@@ -79,7 +79,7 @@ class Dataset:
         return ", ".join(counts)
 
 
-KINDS = ("folder", "sop", "inshop", "deepfashion2")
+KINDS = ("folder", "csv", "sop", "inshop", "deepfashion2")
 """Those that are somewhere on this machine: ``KIND:PATH``."""
 
 
@@ -92,13 +92,13 @@ def check_spec(spec: str) -> None:
     try:
         spec.encode()
     except UnicodeEncodeError:  # no picture could show its name, nor a report
-        raise DataError(f"--data {spec!r}: is not UTF-8: rename the folder") from None
+        raise DataError(f"--data {spec!r}: is not UTF-8: rename it") from None
     if path:
         place(spec)
 
 
 def place(spec: str) -> Path:
-    """The folder that ``KIND:PATH`` names.
+    """The folder or file that ``KIND:PATH`` names.
 
     Raises:
         DataError: PATH begins with the home folder of a user whose home is not known.
@@ -114,8 +114,8 @@ def load(spec: str, *, cache_dir: Path | None = None, max_classes: int | None = 
     """Load the data set that ``spec`` names.
 
     Args:
-        spec: ``"emoji"``; ``"folder:PATH"`` with one sub-folder per class; or ``"sop:PATH"``, ``"inshop:PATH"``,
-            ``"deepfashion2:PATH"``, a copy of that benchmark.
+        spec: ``"emoji"``; ``"folder:PATH"`` with one sub-folder per class; ``"csv:FILE"``, a table of images; or
+            ``"sop:PATH"``, ``"inshop:PATH"``, ``"deepfashion2:PATH"``, a copy of that benchmark.
         cache_dir: folder for downloaded data and indices; None means ``$XBN_CACHE``, else ``~/.cache/xbn_ext``.
         max_classes: use only this many classes, train and test together, always the same ones.
 
@@ -140,6 +140,10 @@ def _load(spec: str, cache_dir: Path | None, max_classes: int | None) -> Dataset
         from . import folder
 
         return folder.load(path, max_classes=max_classes)
+    if kind == "csv":
+        from . import table
+
+        return table.load(path, max_classes=max_classes)
     if kind == "sop":
         from . import sop
 
