@@ -231,3 +231,49 @@ def test_odd_names(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.rename(root / "c2", os.fsencode(root) + b"/c\xff")
     with pytest.raises(DataError, match=r"'c\\udcff' is not UTF-8: rename this sub-folder"):
         load(f"folder:{root}")
+
+
+# ---- an own split ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tested_on", [["test"], ["validation"], ["val"], ["val", "test"]])
+def test_two_folders_are_a_split(tested_on: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for side, classes in (("train", "ab"), *((name, "bcd") for name in tested_on)):
+        for name in classes:
+            for i in range(2):
+                paint(tmp_path / side / name / "deeper" / f"{i}.png", 10 * len(side) + i)
+    paint(tmp_path / "train" / "once" / "0.png", 0)
+    paint(tmp_path / ".hidden" / "x" / "0.png", 0)
+    data = load(f"folder:{tmp_path}")
+    assert data.train.classes == ("a", "b") and data.test.classes == ("b", "c", "d") and data.queries is None
+    assert data.test.sources[:2] == ("b/deeper/0.png", "b/deeper/1.png")
+    assert (data.test.images[1] == 10 * len(tested_on[-1]) + 1).all(), "test comes before val"
+    said = capsys.readouterr().err
+    assert "1 classes with fewer than 2 images left out: 'once'" in said
+    assert "1 classes are both trained on and tested on: 'b'" in said
+    assert ("val left out, test is tested on" in said) == (len(tested_on) == 2)
+    assert (
+        load(f"folder:{tmp_path}", max_classes=4)
+        .summary()
+        .startswith("train: 4 images of 2 classes, test: 4 images of 2")
+    )
+
+
+def test_a_split_with_nothing_to_train_on_or_to_find_is_named(tmp_path: Path) -> None:
+    for i in range(4):
+        paint(tmp_path / "train" / f"c{i % 2}" / f"{i}.png", i)
+        paint(tmp_path / "test" / f"d{i}" / f"{i}.png", i)
+    with pytest.raises(DataError, match=r"--data folder:.*nothing can be tested: no query has an image of its class"):
+        load(f"folder:{tmp_path}")
+    shutil.rmtree(tmp_path / "train")
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match="0 classes of 2 images or more to train on; two are needed"):
+        load(f"folder:{tmp_path}")
+
+
+def test_train_and_test_may_be_classes_among_others(root: Path) -> None:
+    for name in ("train", "test"):
+        for i in range(2):
+            paint(root / name / f"{i}.png", i)
+    data = load(f"folder:{root}")
+    assert {"train", "test"} <= {*data.train.classes, *data.test.classes}

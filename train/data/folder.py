@@ -1,14 +1,16 @@
-"""A folder of images, one sub-folder per class."""
+"""A folder of images, one sub-folder per class; or two such folders, to train on and to test on."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from . import DataError, Dataset, images, split
-from .tree import Tree
+from . import DataError, Dataset, images, own, split
+from .own import MIN_IMAGES
+from .tree import Tree, hidden
 
-MIN_IMAGES = 2
+TESTED_ON = ("test", "validation", "val")
+"""Beside ``train``, the first of these that is there."""
 
 
 def load(path: Path, *, max_classes: int | None = None) -> Dataset:
@@ -22,9 +24,11 @@ def load(path: Path, *, max_classes: int | None = None) -> Dataset:
     """
     if not path.is_dir():
         raise DataError(f"--data folder:{path}: no such folder")
-    tree = Tree(path)
-    for note in tree.notes():
-        print(note, file=sys.stderr)
+    sides = _divided(path)
+    if sides is not None:
+        train, test = (_images(side) for side in sides)
+        return own.dataset(f"folder:{path}", f"folder {path.name}", train, test, max_classes)
+    tree = _tree(path)
     usable = [name for name, files in tree.classes.items() if len(files) >= MIN_IMAGES]
     if len(usable) < split.MIN_CLASSES:
         raise DataError(
@@ -45,3 +49,28 @@ def load(path: Path, *, max_classes: int | None = None) -> Dataset:
         pick=lambda where: images.Files([files[i][1] for i in where.tolist()]),
         mirror=True,
     )
+
+
+def _tree(path: Path) -> Tree:
+    tree = Tree(path)
+    for note in tree.notes():
+        print(note, file=sys.stderr)
+    return tree
+
+
+def _divided(path: Path) -> tuple[Path, Path] | None:
+    """The folders to train on and to test on, where there are no others; None where each sub-folder is a class."""
+    names = {entry.name for entry in path.iterdir() if entry.is_dir() and not hidden(entry.name)}
+    tested_on = [name for name in TESTED_ON if name in names]
+    if not tested_on or names - set(TESTED_ON) != {"train"}:
+        return None
+    if tested_on[1:]:
+        print(f"{path}: {' and '.join(tested_on[1:])} left out, {tested_on[0]} is tested on", file=sys.stderr)
+    return path / "train", path / tested_on[0]
+
+
+def _images(path: Path) -> list[own.Image]:
+    tree = _tree(path)
+    found = [own.Image(name, file, tree.source(file)) for name, files in sorted(tree.classes.items()) for file in files]
+    images.check_all(image.file for image in found)
+    return found

@@ -97,7 +97,7 @@ class Tree:
         kept = []
         for entry in entries:
             path = folder / entry.name
-            if _hidden(entry.name):
+            if hidden(entry.name):
                 self.left_out[f"hidden {'folders' if _is_folder(entry) else 'files'}"].append(path)
             elif path.suffix.lower() not in SUFFIXES and self._leads_to_nothing(path):
                 self.left_out["links to nothing"].append(path)
@@ -168,9 +168,9 @@ def would_read(root: Path, place: Path) -> bool:
     """
     place, root = place.resolve(), root.resolve()
     if place != root and place.is_relative_to(root):
-        return not any(map(_hidden, place.relative_to(root).parts))
+        return not any(map(hidden, place.relative_to(root).parts))
     return any(
-        place.is_relative_to(linked) and not any(map(_hidden, place.relative_to(linked).parts))
+        place.is_relative_to(linked) and not any(map(hidden, place.relative_to(linked).parts))
         for linked in _linked_classes(root)
     )
 
@@ -179,13 +179,13 @@ def _linked_classes(root: Path) -> list[Path]:
     """The folders that links in ``root`` lead to; none if it cannot be read, which is told when it is."""
     try:
         with os.scandir(root) as entries:
-            links = [entry for entry in entries if entry.is_symlink() and not _hidden(entry.name)]
+            links = [entry for entry in entries if entry.is_symlink() and not hidden(entry.name)]
     except OSError:
         return []
     return [Path(os.path.realpath(entry.path)) for entry in links if _is_folder(entry)]
 
 
-def _hidden(name: str) -> bool:
+def hidden(name: str) -> bool:
     return name.startswith(".") or name in COPIES
 
 
