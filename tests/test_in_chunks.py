@@ -12,6 +12,7 @@ from torch import nn
 
 import xbn_ext
 from xbn_ext import CrossBatchMemory, InChunks, SmoothAP, ops
+from xbn_ext.losses import few_pairs
 
 pml = pytest.importorskip("pytorch_metric_learning")
 from pytorch_metric_learning import distances, losses, miners, reducers, regularizers  # noqa: E402
@@ -99,6 +100,55 @@ def test_against_references(case, miner):
         own = InChunks(loss, miner, anchors=anchors)
         value = ops.memory_loss(z, labels, bank, of_bank, own, renormalize=False)
         compare(loss, value, z, expected, again)
+
+
+PAIR_LOSSES = [name for name, case in CASES.items() if few_pairs.decide(case())]
+PICKY = {
+    "no miner": lambda: None,
+    "multi similarity miner": lambda: miners.MultiSimilarityMiner(0.1),
+    "hard": lambda: miners.TripletMarginMiner(0.2, type_of_triplets="hard"),
+    "semihard": lambda: miners.TripletMarginMiner(0.2, type_of_triplets="semihard"),
+    "some of either": lambda: miners.PairMarginMiner(0.9, 0.9),
+    "positives": lambda: miners.PairMarginMiner(0.1, 0.0),
+    "negatives": lambda: miners.PairMarginMiner(9.0, 1.3),
+}
+
+
+@pytest.mark.singly
+@pytest.mark.parametrize("miner", PICKY.values(), ids=PICKY)
+@pytest.mark.parametrize("case", PAIR_LOSSES)
+@pytest.mark.parametrize("reducer", [None, "MeanReducer", "SumReducer", "AvgNonZeroReducer"])
+def test_a_call_with_few_pairs(miner, case, reducer):
+    """By pytorch-metric-learning some have no loss. What a chunk pays must not depend on that."""
+    loss, one_sided, miner = CASES[case]().double(), miner in (PICKY["positives"], PICKY["negatives"]), miner()
+    if reducer is not None:
+        own = {name: getattr(reducers, reducer)() for name in loss.sub_loss_names()}
+        loss.reducer = reducers.MultipleReducers(own) if len(own) > 1 else next(iter(own.values()))
+    centres = F.normalize(torch.randn(5, D, dtype=torch.float64))
+    pays = False
+    for n in (1, 2, 3, 7, 20, 60):
+        labels, of_bank = torch.randint(5, (B,)), torch.randint(5, (n,))
+        noise = 0.3 * torch.randn(B + n, D, dtype=torch.float64)
+        z, bank = F.normalize(centres[torch.cat((labels, of_bank))] + noise).split((B, n))
+        z, again = z.clone().requires_grad_(), z.clone().requires_grad_()
+        picked = None if miner is None else miner(again.detach(), labels, bank, of_bank)
+        expected = loss(again, labels, picked, bank, of_bank)
+        pays |= bool(expected != 0)
+        for anchors in (1, 3, B):
+            value = ops.memory_loss(z, labels, bank, of_bank, InChunks(loss, miner, anchors=anchors), renormalize=False)
+            compare(loss, value, z, expected, again)
+    assert pays or one_sided
+
+
+def test_one_pair_of_each_kind_costs_nothing():
+    """As in one call, by losses over pairs."""
+    z, bank = torch.eye(1, 4), F.normalize(torch.ones(2, 4) + torch.eye(2, 4).flip(0))
+    labels, of_bank = torch.tensor([0]), torch.tensor([0, 1])
+    for case, pays in (("contrastive", False), ("supcon", False), ("triplet", True)):
+        loss = CASES[case]()
+        value = ops.memory_loss(z, labels, bank, of_bank, InChunks(loss))
+        torch.testing.assert_close(value, torch.as_tensor(loss(z, labels, None, bank, of_bank)))
+        assert bool(value > 0) == pays
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import checks
-from . import reducers
+from . import few_pairs, reducers
 from .custom import OwnLoss
 
 BY_BATCH = (
@@ -73,6 +73,9 @@ class InChunks(OwnLoss):
             raise ValueError(f"miner: what {type(miner).__name__} picks for an anchor depends on the others")
         for part in loss.modules() if isinstance(loss, nn.Module) else [loss]:
             _check_part(part, miner)
+            if miner is not None and part is not loss and few_pairs.decide(part):
+                name = type(part).__name__
+                raise ValueError(f"miner: a {name} in another loss takes none here: give it to InChunks itself")
         reducers.check(loss)
         self.anchors = checks.whole("anchors", self.anchors, 1)
 

@@ -25,19 +25,22 @@ KNOWN = (
 
 
 class Recorder(nn.Module):
-    """Takes the place of the reducer of a loss while it is called, and keeps the sub-losses. Raises TypeError where
-    these cannot be added up."""
+    """Takes the place of the reducer of a loss while it is called, and keeps the sub-losses: of the `first` anchors
+    only, if the others are copies of these. Raises TypeError where they cannot be added up."""
 
-    def __init__(self, reducer: Any) -> None:
+    def __init__(self, reducer: Any, first: int | None = None) -> None:
         super().__init__()
-        self.reducer = reducer
+        self.reducer, self.first = reducer, first
         self.sub_losses: dict[str, SubLoss] = {}
         self.returned: list[Tensor] = []
 
     def forward(self, losses: dict[str, dict[str, Any]], embeddings: Tensor, labels: Tensor) -> Tensor:
+        first = self.first
+        if first is not None:
+            losses = {name: _of_first(info, first) for name, info in losses.items()}
         for name, info in losses.items():
             if isinstance(info["losses"], Tensor) and info["losses"].numel() > 0:  # else it is 0, of no pairs
-                self.sub_losses[name] = _sub_loss(self.reducer, name, info, embeddings, labels)
+                self.sub_losses[name] = _sub_loss(self.reducer, name, info, embeddings[:first], labels[:first])
         self.returned.append(embeddings.sum() * 0)
         return self.returned[-1]
 
@@ -86,6 +89,16 @@ def inside(loss: Any) -> list[tuple[nn.Module, Any]]:
 
 def _is(reducer: Any, *names: str) -> bool:
     return type(reducer).__name__ in names
+
+
+def _of_first(info: dict[str, Any], anchors: int) -> dict[str, Any]:
+    """What so many of the anchors pay."""
+    losses, indices = info["losses"], info["indices"]
+    if not isinstance(losses, Tensor) or info["reduction_type"] == "already_reduced":
+        return info
+    of_pairs = isinstance(indices, tuple | list)
+    its = (indices[0] if of_pairs else indices) < anchors
+    return {**info, "losses": losses[its], "indices": tuple(i[its] for i in indices) if of_pairs else indices[its]}
 
 
 def _sub_loss(reducer: Any, name: str, info: dict[str, Any], embeddings: Tensor, labels: Tensor) -> SubLoss:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..dtypes import compute_dtype
-from ..losses import InChunks
+from ..losses import InChunks, few_pairs
 from ..losses.reducers import OverElements, Recorder, SubLoss, inside
 from .chunks import is_finite
 from .custom import Result
@@ -27,9 +27,10 @@ class _Chunk(NamedTuple):
     labels: Tensor  # [n], of the rows
     of_batch: Tensor | None = None  # [n] int64, which these are; None: all, and all are anchors
 
-    def references(self, z: Tensor) -> Tensor | None:
-        """What the anchors are ranked against, in a batch `z [B, D]`; None: against each other."""
-        return self.rows if self.of_batch is None else z[self.of_batch]
+    def references(self, z: Tensor) -> tuple[Tensor, ...]:
+        """What the anchors are ranked against, in a batch `z [B, D]`, and the labels; nothing: against each other."""
+        rows = self.rows if self.of_batch is None else z[self.of_batch]
+        return () if rows is None else (rows, self.labels)
 
 
 class _Total:
@@ -49,6 +50,10 @@ class _Total:
             before = self.sums.get(name)
             self.sums[name] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
             self.numbers[name] = None if part.number is None else part.number * share + (self.numbers.get(name) or 0.0)
+
+    def keep_only(self, names: tuple[str, ...]) -> None:
+        """Of the sub-losses."""
+        self.sums = {name: sums for name, sums in self.sums.items() if name in names}
 
     def averages(self, like: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The loss (float64), and its gradients."""
@@ -125,7 +130,8 @@ def try_out(loss: InChunks, z: Tensor) -> None:
     buffers = [(b, b._version, b.clone()) for b in loss.buffers() if not b.is_inference()]
     given = [] if rows.is_inference() else [(t, t._version) for t in (rows, labels)]
     with torch.no_grad():
-        _called(loss, rows[:4].clone(), labels[:4].clone(), rows, labels)
+        its = rows[:4].clone(), labels[:4].clone()
+        _called(loss, *its, _picked(loss, *its, rows, labels), rows, labels)
         for buffer, version, value in buffers:
             if buffer._version != version:
                 buffer.copy_(value)
@@ -168,14 +174,13 @@ def _loss_of(loss: InChunks, z: Tensor, labels: Tensor, chunks: Iterator[_Chunk]
     leaf = z.detach().requires_grad_(need_grad)
     parameters = [p for p in loss.parameters() if p.requires_grad]
     total = _Total([leaf, *parameters] if need_grad else [])
+    counts = few_pairs.Counts()
     for chunk in chunks:
-        # Alone, an anchor would cost nothing by some losses, which ask for two: it comes twice, and counts half.
         with torch.set_grad_enabled(need_grad):
-            rows = chunk.references(leaf)
-            twice = len(chunk.anchors) == 1 and rows is not None
-            numbers = chunk.anchors.repeat(2) if twice else chunk.anchors
-            parts = _called(loss, leaf[numbers], labels[numbers], rows, chunk.labels)
-        total.add(parts, 0.5 if twice else 1.0)
+            parts, share = _paid(loss, leaf, labels, chunk, counts)
+        total.add(parts, share)
+    if counts.cost_nothing(loss.loss):
+        total.keep_only(few_pairs.REGULARIZERS)
     value, grads = total.averages(z)
     unknown = z.new_full((2,), torch.nan, dtype=torch.float64)
     if not need_grad:
@@ -183,15 +188,36 @@ def _loss_of(loss: InChunks, z: Tensor, labels: Tensor, chunks: Iterator[_Chunk]
     return Result(value.to(z.dtype), grads[0], grads[1:], unknown)
 
 
+def _paid(
+    loss: InChunks, z: Tensor, labels: Tensor, chunk: _Chunk, counts: few_pairs.Counts
+) -> tuple[dict[str, SubLoss], float]:
+    """What the anchors of a chunk pay, and the share of themselves that they count as."""
+    references = chunk.references(z)
+    by_pairs = bool(references) and few_pairs.decide(loss.loss)
+    # Alone, an anchor would cost nothing by an NCALoss, which asks for two: it comes twice, and counts half.
+    twice = len(chunk.anchors) == 1 and bool(references) and not by_pairs
+    numbers = chunk.anchors.repeat(2) if twice else chunk.anchors
+    picked = _picked(loss, z[numbers], labels[numbers], *references)
+    first = None
+    if by_pairs and counts.are_few(picked, labels[numbers], chunk.labels):
+        first = len(numbers)
+        picked = few_pairs.pairs_of(picked, labels[numbers], chunk.labels).with_others(first)
+        numbers = numbers.repeat(few_pairs.COPIES)
+    return _called(loss, z[numbers], labels[numbers], picked, *references, first=first), 0.5 if twice else 1.0
+
+
+def _picked(loss: InChunks, embeddings: Tensor, labels: Tensor, *references: Tensor) -> Any:
+    """What the miner picks; None: all pairs."""
+    if loss.miner is None:
+        return None
+    return loss.miner(embeddings.detach(), labels, *(t.detach() for t in references))
+
+
 def _called(
-    loss: InChunks, embeddings: Tensor, labels: Tensor, rows: Tensor | None, of_rows: Tensor
+    loss: InChunks, embeddings: Tensor, labels: Tensor, picked: Any, *references: Tensor, first: int | None = None
 ) -> dict[str, SubLoss]:
-    """What the anchors pay."""
-    references = () if rows is None else (rows, of_rows)
-    picked = None
-    if loss.miner is not None:
-        picked = loss.miner(embeddings.detach(), labels, *(t.detach() for t in references))
-    with _recorded(loss.loss) as recorder:
+    """What the anchors pay, or only the `first` of them, where the others are copies."""
+    with _recorded(loss.loss, first) as recorder:
         value = loss.loss(embeddings, labels, picked, *references)
     if recorder is not None:
         return recorder.result(value)
@@ -215,9 +241,9 @@ def _kind(value: Any) -> str:
 
 
 @contextmanager
-def _recorded(loss: Any) -> Iterator[Recorder | None]:
+def _recorded(loss: Any, first: int | None = None) -> Iterator[Recorder | None]:
     reducer: nn.Module | None = getattr(loss, "reducer", None)
-    recorder = None if reducer is None else Recorder(reducer)
+    recorder = None if reducer is None else Recorder(reducer, first)
     with ExitStack() as stack:
         for module, other in inside(loss):
             _replace(stack, module, other, OverElements(other, type(module).__name__))
