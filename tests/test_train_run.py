@@ -142,6 +142,7 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
         ("--max-classes 3", "--max-classes 3: must be 4 or more"),
         ("--ema-momentum 0", "--ema-momentum 0.0: must be more than 0 and at most 1"),
         ("--batch-weight 0 --method batch", "--batch-weight 0 leaves nothing to train on"),
+        ("--batch-weight 0 --warmup-steps 9 --steps 9", "the memory joins in after --warmup-steps 9 of --steps 9"),
         ("--resume --overwrite", "--resume and --overwrite exclude each other"),
         ("--loss ranked", "argument --loss: invalid choice: 'ranked'"),
         ("--temperature 0.2", "--temperature 0.2: --loss contrastive has no such parameter, only --pos-margin, --neg-"),
@@ -486,6 +487,15 @@ def test_the_curves_name_the_loss() -> None:
     assert axes.get_ylabel() == "multi-similarity loss, 0.5 batch + 1 memory"
     pictures._loss(axes, [{"step": 1, "loss": 2.0}], Config(method="batch").settings())
     assert axes.get_ylabel() == "contrastive loss, 1 batch"
+
+
+def test_the_curve_of_a_loss_below_zero_is_in_the_picture() -> None:
+    for values, bottom in (([2.0, 0.5], 0.0), ([-7.0, -8.0], None)):
+        axes = Figure().subplots()
+        points = [{"step": step, "loss": loss} for step, loss in enumerate(values)]
+        pictures._loss(axes, points, Config(loss="dcl").settings())
+        low, high = axes.get_ylim()
+        assert low <= min(values) < max(values) <= high and bottom in (None, low)
 
 
 def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:

@@ -307,6 +307,11 @@ class Config:
             self._check("memory_size", lambda v: v >= self.batch_size, f"--batch-size ({self.batch_size}) or more")
         if self.batch_weight == 0 and (self.method == "batch" or self.memory_weight == 0):
             raise ConfigError("--batch-weight 0 leaves nothing to train on: the memory has no weight either")
+        if self.batch_weight == 0 and self.warmup_steps >= self.steps:
+            raise ConfigError(
+                f"--batch-weight 0 leaves nothing to train on: the memory joins in after --warmup-steps "
+                f"{self.warmup_steps} of --steps {self.steps}"
+            )
         if self.resume and self.overwrite:
             raise ConfigError("--resume and --overwrite exclude each other")
 

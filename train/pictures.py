@@ -65,7 +65,8 @@ def curves(path: Path, metrics: dict[str, Any]) -> None:
 def _loss(axes: Axes, points: list[dict[str, float]], config: dict[str, Any]) -> None:
     axes.set_title("Training loss")
     axes.plot(*_columns(points, "step", "loss"), color=BLUE)
-    axes.set_ylim(bottom=0)
+    if all(point["loss"] >= 0 for point in points):  # else by DCL, which may be below
+        axes.set_ylim(bottom=0)
     terms = [f"{config['batch_weight']:g} batch"]
     if config["method"] != "batch":
         terms.append(f"{config['memory_weight']:g} memory")
