@@ -120,7 +120,7 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
     [
         ("--data SOP", "--data SOP: expected 'emoji' or 'folder:PATH'"),
         ("--data folder:~no-such-user/x", "--data folder:~no-such-user/x: the home folder ~no-such-user is not known"),
-        ("--data sop:x\udcff/y", r"--data 'sop:x\\udcff/y': is not UTF-8: rename the folder"),
+        ("--data sop:x\udcff/y", r"--data 'sop:x\\udcff/y': is not UTF-8: rename it"),
         ("--method xbn2", "argument --method: invalid choice: 'xbn2'"),
         ("--out=", "argument --out: the name of a folder is empty"),
         ("--cache=", "argument --cache: the name of a folder is empty"),
