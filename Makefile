@@ -30,7 +30,8 @@ train: build
 test: build
 	$(PYTEST) $(ARGS)
 
-# The same tests with all sets of parameters, and those that take minutes: under sanitizers, over thousands of steps.
+# The same tests with more sets of parameters, and those that take longer: under sanitizers, over thousands of steps, of
+# the build, whole studies and runs that are killed.
 test-all: build
 	$(PYTEST) --all $(ARGS)
 
