@@ -11,12 +11,11 @@ import argparse
 from pathlib import Path
 
 import faiss
-import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
 
-from train import augment, checkpoint, config, model
-from train.data import formats, images
+from train.data import images
+from train.data.folder import pictures
+from train.trained import Trained
 
 SHOWN = 8
 
@@ -26,32 +25,18 @@ class Searcher:
 
     def __init__(self, run: Path, folder: Path) -> None:
         """Raises ValueError if `run` has no checkpoint, or `folder` no pictures, or one that cannot be read."""
-        state = checkpoint.load(run / checkpoint.CHECKPOINT, "RUN must be the --out of a run of train/")
-        settings = config.Config(**state["config"] | {"weights": "none"})  # the weights come from the checkpoint
-        self.network, _ = model.build(settings)
-        self.network.load_state_dict(state["model"])
-        self.view = augment.evaluation_view(settings.image_size, settings.augment)  # as the run was tested
-        found = (path for path in folder.rglob("*") if path.suffix.lower() in formats.SUFFIXES)
-        shown = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-        self.paths = sorted(path for path in shown if path.is_file() or not path.exists())  # no folder, no pipe
-        if not self.paths:
-            raise ValueError(f"{folder}: no pictures in it")
-        embeddings = torch.cat([self.embed(self.paths[i : i + 256]) for i in range(0, len(self.paths), 256)])
+        self.trained, self.paths = Trained(run), pictures(folder)
+        embeddings = self.trained.embed(images.Files(self.paths))
         self.index = faiss.IndexFlatIP(embeddings.shape[1])  # the inner product of unit vectors is their cosine
         self.index.add(embeddings.numpy())
-
-    @torch.inference_mode()
-    def embed(self, paths: list[Path]) -> Tensor:
-        """Embeddings of unit length, [N, D]."""
-        pictures = torch.stack([self.view(augment.to_tensor(images.decode(path))) for path in paths])
-        return nn.functional.normalize(self.network.eval()(pictures), dim=1)
 
     def nearest(self, query: Path, count: int = SHOWN) -> list[tuple[Path, float]]:
         """The most similar pictures, best first, with their cosine similarity. The query itself is left out.
 
         Raises ValueError if it cannot be read, or if there is no other picture.
         """
-        similarities, found = self.index.search(self.embed([query]).numpy(), min(count + 1, len(self.paths)))
+        embedding = self.trained.embed(images.Files([query])).numpy()
+        similarities, found = self.index.search(embedding, min(count + 1, len(self.paths)))
         pairs = zip([self.paths[i] for i in found[0]], similarities[0].tolist(), strict=True)
         others = [(path, similarity) for path, similarity in pairs if not path.samefile(query)][:count]
         if not others:

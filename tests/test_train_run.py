@@ -430,7 +430,7 @@ def test_the_search_example_sees_a_picture_as_the_run_was_tested(
     run.run(settings(shapes, tmp_path, augment=augment, steps=1))
     searcher = search.Searcher(tmp_path, Path(shapes.removeprefix("folder:")))
     image = torch.arange(48 * 64 * 3, dtype=torch.int64).remainder(251).to(torch.uint8).view(3, 48, 64)
-    assert torch.equal(searcher.view(image), evaluation_view(32, augment)(image))
+    assert torch.equal(searcher.trained.view(image), evaluation_view(32, augment)(image))
 
 
 def test_the_search_example_leaves_hidden_files_alone_and_says_where_it_shows(

@@ -132,7 +132,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         with temporary.open("wb") as file:  # an error of such a file says why; torch's own writer does not
             torch.save(state, file)
 
-    _write_whole(path, path.with_suffix(".tmp"), write)
+    write_whole(path, write, path.with_suffix(".tmp"))
 
 
 def load(path: Path, otherwise: str = OVERWRITE) -> dict[str, Any]:
@@ -168,12 +168,16 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         ConfigError: it cannot be written.
     """
     text = json.dumps(content, indent=1) + "\n"
-    temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")  # several processes may write one file
-    _write_whole(path, temporary, lambda temporary: temporary.write_text(text))
+    write_whole(path, lambda temporary: temporary.write_text(text))
 
 
-def _write_whole(path: Path, temporary: Path, write: Callable[[Path], object]) -> None:
-    """Write under another name, then rename; whatever fails, ``path`` stays as it was and nothing partial is left."""
+def write_whole(path: Path, write: Callable[[Path], object], temporary: Path | None = None) -> None:
+    """Write under another name, then rename; whatever fails, ``path`` stays as it was and nothing partial is left.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    temporary = temporary or path.with_name(f".{path.name}-{os.getpid()}.tmp")  # several processes may write one file
     with writing(path):
         try:
             write(temporary)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from . import DataError, Dataset, images, own, split
+from .formats import SUFFIXES
 from .own import MIN_IMAGES
 from .tree import Tree, hidden
 
@@ -49,6 +50,20 @@ def load(path: Path, *, max_classes: int | None = None) -> Dataset:
         pick=lambda where: images.Files([files[i][1] for i in where.tolist()]),
         mirror=True,
     )
+
+
+def pictures(path: Path) -> list[Path]:
+    """All images below ``path``, whatever their folders, in the order of their names; hidden ones are left out.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    shown = (file for file in found if not any(map(hidden, file.relative_to(path).parts)))
+    files = sorted(file for file in shown if file.is_file() or not file.exists())  # no folder, no pipe
+    if not files:
+        raise DataError(f"{path}: no pictures in it")
+    return files
 
 
 def _tree(path: Path) -> Tree:

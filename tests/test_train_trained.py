@@ -1,0 +1,114 @@
+"""What is done with a run: `python -m train embed` and `export`."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import miniatures
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from train import embed, export, run
+from train.augment import evaluation_view, to_tensor
+from train.checkpoint import CHECKPOINT, load
+from train.data import images
+from train.trained import Trained
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(miniatures.make_shapes(tmp_path_factory.mktemp("shapes")).partition(":")[2])
+
+
+@pytest.fixture(scope="module")
+def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "run"
+    words = (
+        "--data", f"folder:{shapes}", "--out", out, "--backbone", "convnet", "--image-size", 32, "--augment", "photo",
+        "--memory-size", 16, "--batch-size", 8, "--samples-per-class", 2, "--steps", 3, "--threads", 1,
+        "--embedding-dim", 12,
+    )  # fmt: skip
+    assert run.main([str(word) for word in words]) == 0
+    return out
+
+
+def by_hand(path: Path, file: Path) -> torch.Tensor:
+    network = Trained(path).network.eval()
+    view = evaluation_view(32, "photo")
+    with torch.no_grad():
+        row = network(view(to_tensor(images.decode(file)))[None])[0]
+    return row / row.norm()
+
+
+def test_pictures_of_a_folder_are_embedded_as_a_test_sees_them(
+    trained: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(shapes, tmp_path / "pictures"))
+    (folder / ".hidden.png").write_text("no picture")
+    Image.new("RGB", (90, 31), "red").save(folder / "line\nbreak.png")
+    monkeypatch.setattr(sys, "argv", ["train", "embed", str(trained), str(folder), "--out", str(tmp_path / "all")])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_module("train", run_name="__main__", alter_sys=True)
+    assert "33 pictures, 12 numbers each" in capsys.readouterr().out
+    rows, about = np.load(tmp_path / "all.npy"), json.loads((tmp_path / "all.json").read_text())
+    assert rows.shape == (33, 12) and rows.dtype == np.float32 and about["step"] == 3
+    assert about["paths"] == sorted(about["paths"]) and "line\nbreak.png" in about["paths"]
+    for i in (0, 17, 32):
+        expected = by_hand(trained, folder / about["paths"][i])
+        torch.testing.assert_close(torch.from_numpy(rows[i]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda run, folder: shutil.rmtree(folder), "no pictures in it"),
+        (lambda run, folder: (folder / "a.png").write_text("text"), "cannot read image"),
+        (lambda run, folder: (run / CHECKPOINT).unlink(), "RUN must be the --out of a run of train/"),
+        (lambda run, folder: (run / CHECKPOINT).write_text("text"), "RUN must be the --out of a run of train/"),
+        (lambda run, folder: (folder.parent / "out.npy").mkdir(), r"writing .*out.npy failed"),
+    ],
+)
+def test_what_is_missing_is_said_in_a_line_and_nothing_is_written(
+    spoil: Any, said: str, trained: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, its = Path(shutil.copytree(shapes, tmp_path / "p")), Path(shutil.copytree(trained, tmp_path / "run"))
+    spoil(its, folder)
+    before = sorted(tmp_path.rglob("*"))
+    assert embed.main([str(its), str(folder), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("python -m train embed: error: ") and error.count("\n") == 1
+    assert re.search(said, error)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_exported_network_gives_the_same_embeddings(trained: Path, tmp_path: Path) -> None:
+    assert export.main([str(trained), "--out", str(tmp_path / "new" / "folder")]) == 0
+    out = tmp_path / "new" / "folder"
+    program = torch.export.load(out / export.PROGRAM).module()
+    network = Trained(trained)
+    for batch in (1, 2, 7):
+        pixels = torch.randint(256, (batch, 3, 32, 32), dtype=torch.uint8)
+        torch.testing.assert_close(program(pixels), network(pixels), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(program(pixels).norm(dim=1), torch.ones(batch))
+    state = load(trained / CHECKPOINT)["model"]
+    with safe_open(out / export.WEIGHTS, "pt") as weights:
+        assert set(weights.keys()) == set(state)
+        assert all(torch.equal(weights.get_tensor(name), tensor) for name, tensor in state.items())
+        assert json.loads(weights.metadata()["embedding_dim"]) == 12
+    about = json.loads((out / export.ABOUT).read_text())
+    assert (about["image_size"], about["resize"], about["settings"]["loss"]) == (32, 37, "contrastive")
+
+
+def test_of_no_run_nothing_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export.main([str(tmp_path / "none")]) == 2
+    assert "RUN must be the --out of a run of train/" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

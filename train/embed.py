@@ -1,0 +1,59 @@
+"""``python -m train embed RUN FOLDER``: embeddings of all pictures in a folder, by the network of a run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from . import checkpoint, terminal
+from .config import ConfigError
+from .data import DataError, folder, images
+from .trained import Trained
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    terminal.prepare()
+    parser = argparse.ArgumentParser(
+        prog="python -m train embed",
+        description="Embed all pictures in a folder: OUT.npy has embeddings of unit length, and OUT.json their files.",
+    )
+    parser.add_argument("run", type=Path, help="the --out of a run")
+    parser.add_argument("folder", type=Path, help="pictures, also in folders below it; hidden ones are left out")
+    parser.add_argument("--out", type=Path, default=Path("embeddings"), help="where to (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="where the network computes (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare pictures (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    try:
+        count, size = embed(given.run, given.folder, given.out, given.device, given.workers)
+    except (ConfigError, DataError) as error:
+        print(f"{parser.prog}: error: {str(error).removeprefix('--data: ')}", file=sys.stderr)
+        return 2
+    terminal.say(f"{count:,} pictures, {size} numbers each: {given.out}.npy, {given.out}.json")
+    return 0
+
+
+def embed(run: Path, pictures: Path, out: Path, device: str = "cpu", workers: int = 0) -> tuple[int, int]:
+    """Write ``out``.npy, float32 [N, D], and ``out``.json with the N paths below ``pictures``; returns N and D.
+
+    Raises:
+        ConfigError: there is no such run, or it cannot be written.
+        DataError: there are no pictures, or some cannot be read.
+    """
+    trained, files = Trained(run), folder.pictures(pictures)
+    images.check_all(files)
+    embeddings = trained.embed(images.Files(files), device, workers)
+    array, names = (out.with_name(out.name + suffix) for suffix in (".npy", ".json"))
+    checkpoint.write_whole(array, lambda path: _save(path, embeddings))
+    paths = [file.relative_to(pictures).as_posix() for file in files]
+    checkpoint.write_json(names, {"run": str(run), "step": trained.step, "folder": str(pictures), "paths": paths})
+    return len(embeddings), embeddings.shape[1]
+
+
+def _save(path: Path, embeddings: Tensor) -> None:
+    with path.open("wb") as file:  # of a path, numpy would change the name
+        np.save(file, embeddings.numpy())

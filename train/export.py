@@ -1,0 +1,78 @@
+"""``python -m train export RUN``: the network of a run in forms that need no code of ours."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from . import checkpoint, terminal
+from .config import ConfigError
+from .trained import Trained
+
+PROGRAM, WEIGHTS, ABOUT = "network.pt2", "network.safetensors", "network.json"
+INPUT = "uint8 [B, 3, S, S], RGB"
+OUTPUT = "float32 [B, D], of unit length"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    terminal.prepare()
+    parser = argparse.ArgumentParser(
+        prog="python -m train export",
+        description=f"Write the network of a run as {PROGRAM}, which torch.export.load reads, its weights as "
+        f"{WEIGHTS}, and {ABOUT}, which says what it takes and gives.",
+    )
+    parser.add_argument("run", type=Path, help="the --out of a run")
+    parser.add_argument("--out", type=Path, help="where to (default: the folder of the run)")
+    given = parser.parse_args(arguments)
+    try:
+        export(given.run, given.out or given.run)
+    except ConfigError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    terminal.say(f"{given.out or given.run}: {PROGRAM}, {WEIGHTS}, {ABOUT}")
+    return 0
+
+
+def export(run: Path, out: Path) -> None:
+    """Write the three files.
+
+    The program normalises pixels itself and computes in float32. A picture is given to it as a test of the run saw it:
+    its short side scaled to ``resize`` pixels, with antialiasing, and then the middle ``image_size`` of either side.
+
+    Raises:
+        ConfigError: there is no such run, or the folder cannot be written.
+    """
+    trained = Trained(run)
+    settings = trained.settings
+    trained.network.precision = torch.float32
+    example = torch.zeros(2, 3, settings.image_size, settings.image_size, dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    program = torch.export.export(trained, (example,), dynamic_shapes=({0: batch},))
+    with checkpoint.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_whole(out / PROGRAM, lambda path: _save(path, program))
+    weights = {name: tensor.contiguous() for name, tensor in trained.network.state_dict().items()}
+    about = {
+        "input": INPUT,
+        "output": OUTPUT,
+        "image_size": settings.image_size,
+        "resize": round(settings.image_size * 8 / 7) if settings.augment == "photo" else settings.image_size,
+        "embedding_dim": settings.embedding_dim,
+        "run": str(run),
+        "step": trained.step,
+        "settings": settings.settings(),
+    }
+    metadata = {name: json.dumps(value) for name, value in about.items()}
+    checkpoint.write_whole(out / WEIGHTS, lambda path: path.write_bytes(save(weights, metadata)))
+    checkpoint.write_json(out / ABOUT, about)
+
+
+def _save(path: Path, program: torch.export.ExportedProgram) -> None:
+    with path.open("wb") as file:
+        torch.export.save(program, file)
