@@ -187,6 +187,7 @@ def test_the_memory_may_be_filled_before_backward():
         assert torch.equal(a, b)
 
 
+@pytest.mark.singly
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(
     "loss_of",

@@ -331,6 +331,7 @@ def test_rows_have_the_dtype_of_the_problem(stored, computed):
     assert all(t.dtype == computed and t.isfinite().all() for t in problem.target())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "drift, dim",
     [

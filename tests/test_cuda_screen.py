@@ -199,6 +199,7 @@ def with_candidates(share, B=64, M=4000, D=64):
     return z, torch.zeros(B).long(), bank, torch.ones(M).long()
 
 
+@pytest.mark.singly
 @pytest.mark.parametrize("reduction", ["mean", "avg_nonzero"])
 @pytest.mark.parametrize("way", ["screen", "pairs"])
 def test_both_sides_of_the_limit(way, reduction):

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from elsewhere import Elsewhere, There
-from loss_cases import each_kind_of_loss
+from loss_cases import few_losses
 from op_calls import ARGUMENTS, OPS, WRITING, B, D, M, written_by
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -126,7 +126,7 @@ def train(criterion, device, steps=4):
     return held([*results, *criterion.state_dict().values()])
 
 
-@each_kind_of_loss
+@few_losses
 @pytest.mark.parametrize("update", ["inplace", pytest.param("deferred", marks=pytest.mark.long)])
 def test_a_memory_trains_there(loss, update, xpu):
     def make():

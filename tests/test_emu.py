@@ -141,6 +141,7 @@ def test_overrun_of_shared_memory(run):
     assert ran.returncode != 0 and "heap-buffer-overflow" in ran.stdout, ran.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("variant", ["plain", *long(["address"], ["thread"])])
 @pytest.mark.parametrize(

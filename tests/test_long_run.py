@@ -8,6 +8,7 @@ from conftest import only
 
 from xbn_ext import Contrastive, CrossBatchMemory, ops, reference
 
+pytestmark = pytest.mark.long
 B, M, D = 16, 512, 24
 
 
@@ -29,12 +30,8 @@ def distance(rows, true_rows):
     return float((a - b).norm(dim=1).max())
 
 
-def steps(few, many):
-    return pytest.mark.parametrize("steps", [few, pytest.param(many, marks=pytest.mark.long)])
-
-
 @only(compiled=True)
-@steps(400, 3000)
+@pytest.mark.parametrize("steps", [3000])
 @pytest.mark.parametrize("drift", ["xbn", "axbn"])
 def test_float32_follows_float64(drift, steps, device):
     loss = Contrastive(neg_margin=0.4)
@@ -73,7 +70,7 @@ def test_float32_follows_float64(drift, steps, device):
 
 
 @only(compiled=True)
-@steps(1500, 12_000)
+@pytest.mark.parametrize("steps", [12_000])
 @pytest.mark.parametrize("drift", ["axbn", "ema"])
 def test_a_small_deferred_memory_outlives_its_map(drift, steps, device):
     """Rows enter a little wider than the biased std of a small batch, so the map shrinks at every step: without
@@ -119,7 +116,7 @@ def test_a_16_bit_memory_is_rounded_once(memory_dtype, device):
 
 
 @only(compiled=True)
-@steps(1000, 24_414)
+@pytest.mark.parametrize("steps", [24_414])
 def test_sums_of_a_billion_rows(steps, device):
     """What each batch adds to the sums and takes away is rounded to what sums so large can hold: 6e-17 of them. That
     must not add up over as many rows as go into a memory between two recounts."""

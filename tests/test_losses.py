@@ -395,6 +395,7 @@ def test_an_anchor_without_a_triplet_gets_nothing_from_rows_that_are_not_finite(
     assert value == 0 and not grad.any()
 
 
+@pytest.mark.singly
 @only(dtype="f64")
 @every_loss
 def test_gradcheck(loss, ops, device, dtype):

@@ -75,7 +75,7 @@ def test_step_is_the_reference_step(options, reduction, masked, with_ids, device
     loss = Contrastive(pos_margin=0.95, neg_margin=0.3, reduction=reduction)
     criterion = CrossBatchMemory(loss, D, M, memory_dtype=torch.float64, **options).to(device)
     memory = state.to(reference.Memory.empty(M, D), device)
-    for x, labels in batches(12, torch.float64, device=device):
+    for x, labels in batches(8, torch.float64, device=device):
         mask = labels % 2 == 0 if masked else None
         ids = torch.randint(-2, 30, (B,), device=device) if with_ids else None
         ours, truth = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -688,6 +688,7 @@ def test_a_16_bit_memory_is_filled_whatever_the_first_batch(memory_dtype, device
     assert mean.abs().max() < 0.01 and (std - 1).abs().max() < 0.01
 
 
+@pytest.mark.singly
 @pytest.mark.parametrize("drift", ["axbn", *(pytest.param(drift, marks=pytest.mark.long) for drift in ("xbn", "ema"))])
 @pytest.mark.parametrize("memory_dtype", state.NARROW_DTYPES, ids=str)
 def test_a_16_bit_memory_stores_a_dimension_that_lives_again(memory_dtype, drift, device):

@@ -333,7 +333,7 @@ def outcome(library, op, arguments):
 @pytest.mark.parametrize("op", ARGUMENTS)
 def test_both_libraries_refuse_the_same_calls_in_the_same_words(op):
     how = random.Random(op)
-    for _ in range(80):
+    for _ in range(50):
         spoiled = {name: spoil(ARGUMENTS[op]()[name], how) for name in how.sample(list(ARGUMENTS[op]()), 2)}
         if not any(isinstance(v, torch.Tensor) for v in ARGUMENTS[op](**spoiled).values()):
             continue  # torch itself refuses

@@ -113,6 +113,7 @@ def test_a_class_of_its_own():
     assert_same_bits(z, torch.zeros(64).long(), bank, torch.zeros(3000).long(), HARDEST)
 
 
+@pytest.mark.singly
 @LOSSES
 def test_threads(loss):
     z, bank = crowded_rows(130, 128, 0.5), crowded_rows(9000, 128, 0.05)
@@ -262,6 +263,7 @@ def test_options(stored, renormalize, loss):
     assert_same_bits(z, labels[0], bank, labels[1], loss, **options)
 
 
+@pytest.mark.singly
 @LOSSES
 @pytest.mark.parametrize("update", ["inplace", "deferred"])
 def test_steps(update, loss):

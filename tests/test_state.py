@@ -399,6 +399,7 @@ def test_fake_states():
     assert_state(real, before)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("drift", "rows"),
     [

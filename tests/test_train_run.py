@@ -456,7 +456,7 @@ def test_every_loss_trains(
 ) -> None:
     """Steps on one batch bring its loss down, and a whole run writes down which loss it was."""
     reduction = {"reduction": "mean"} if name == "contrastive" else {}  # avg_nonzero leaves out pairs that become right
-    config = settings(shapes, tmp_path, loss=name, method="batch", lr=0.01, backbone_lr=1.0, steps=40, **reduction)
+    config = settings(shapes, tmp_path, loss=name, method="batch", lr=0.01, backbone_lr=1.0, steps=30, **reduction)
     trainer = loop.Trainer(config, run.model.build(config)[0], run._load(config), torch.device("cpu"))
     images, labels = trainer.batches[0]
     values = [trainer.train_step(images, labels) for _ in range(config.steps)]
