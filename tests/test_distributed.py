@@ -380,8 +380,9 @@ def a_gradient_scaler_decides_alike_on_every_rank(rank):
 
 
 def a_compiled_step_is_the_step(rank):
-    for options in ({}, {"update": "deferred"}):
-        alone, together = alone_and_together(SupCon(), 6, **options)
+    learned = nn.Parameter(torch.tensor(0.2))
+    for temperature, options in ((0.1, {}), (0.1, {"update": "deferred"}), (learned, {})):
+        alone, together = alone_and_together(SupCon(temperature), 6, **options)
         torch.compiler.reset()
         compiled = torch.compile(together, fullgraph=True, backend="aot_eager")
         for step in range(3):
@@ -391,6 +392,8 @@ def a_compiled_step_is_the_step(rank):
             expected.backward(), value.backward()
             torch.testing.assert_close(value, expected)
             torch.testing.assert_close(own.grad, dist.get_world_size() * x.grad[batch.own])
+            for name, parameter in alone.named_parameters(recurse=False):
+                torch.testing.assert_close(getattr(together, name).grad, parameter.grad)
         assert_same_state(alone, together, torch.testing.assert_close)
     _, together = alone_and_together(SupCon())
     with pytest.raises(Exception, match="batch_size must be given to compile"):
