@@ -88,14 +88,22 @@ def every_loss_is_that_of_one_process(rank):
 
 
 def all_may_rank_all(rank):
-    """Where that is faster; then the loss has the bits of one process, too."""
+    """Where that is faster; then loss and gradient have the bits of one process, too."""
     divide(memory=False, batch=False)
-    for loss, batch in few([*LOSSES.values()], BATCHES[:3]):
-        alone, together = alone_and_together(loss)
+    W = dist.get_world_size()
+    learned = SupCon(nn.Parameter(torch.tensor(0.2)))
+    for loss, batch in few([*LOSSES.values(), learned], BATCHES[:3]):
+        alone, together = alone_and_together(copy.deepcopy(loss))  # a gradient of its own
         for step in range(STEPS):
-            batch_of_step = Divided(step, **batch)
-            assert_same_step(alone, together, batch_of_step)
-            assert_same_bits(together.pairs, alone.pairs)
+            parts = Divided(step, **batch)
+            (x, labels, options), (own, own_labels, own_options) = parts.whole(), parts.part()
+            expected, value = alone(x, labels, **options), together(own, own_labels, **own_options)
+            expected.backward(), value.backward()
+            assert_same_bits(value, expected)
+            assert_same_bits(own.grad, W * x.grad[parts.own])
+            assert_same_state(alone, together, assert_same_bits)
+            for name, parameter in alone.named_parameters(recurse=False):
+                assert_same_bits(getattr(together, name).grad, parameter.grad)
     divide(memory=True, batch=True)
 
 
