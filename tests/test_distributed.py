@@ -407,6 +407,11 @@ def a_compiled_step_is_the_step(rank):
             for name, parameter in alone.named_parameters(recurse=False):
                 torch.testing.assert_close(getattr(together, name).grad, parameter.grad)
         assert_same_state(alone, together, torch.testing.assert_close)
+    together.memory_weight = 2.0 if rank == 1 else 1.0
+    with pytest.raises(RuntimeError, match=r"are at different calls: .* options differ"):
+        compiled(own, own_labels)
+    alone.memory_weight = together.memory_weight = 2.0  # by now a variable of a graph
+    torch.testing.assert_close(compiled(own, own_labels), alone(x, labels))
     _, together = alone_and_together(SupCon())
     with pytest.raises(Exception, match="batch_size must be given to compile"):
         torch.compile(together, fullgraph=True, backend="aot_eager")(*Divided(0).part()[:2])
@@ -584,7 +589,7 @@ def where_hosts_tell_nothing_what_differs_still_raises(rank):
     x, labels, _ = Divided(0).part()
     odd = int(rank == 1)
 
-    def raises(**options):
+    def raises(x=x, **options):
         with hosts_tell_each_other_nothing(), pytest.raises(RuntimeError, match=r"are at different calls: .* options"):
             together(x, labels, **options)
 
@@ -595,6 +600,7 @@ def where_hosts_tell_nothing_what_differs_still_raises(rank):
     raises()
     together.train()
     raises(ids=labels if odd else None)
+    raises(x.double() if odd else x)
     together.step += odd
     raises()
     together.step -= odd

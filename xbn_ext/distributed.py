@@ -135,14 +135,13 @@ class Ranks:
     ) -> Batch:
         """The batch of all ranks, of which each takes for granted that they are like its own."""
         told = Told.of(batch)
-        call = 4 * training + 2 * told.masked + told.identified
+        call = 16 * told.dtype + 4 * training + 2 * told.masked + told.identified
         if self.shards.size > 1:  # a gradient is of all blocks
             call += 8 * told.learns
         else:  # any rank may ask for one
             told = told._replace(learns=True)
-        if not torch.compiler.is_compiling():  # no compiler traces a hash
-            call += 16 * _hash(options())
-        return self._exchange(batch, [told] * self.size, step, call)
+        number = _in_graph(options(), step) if torch.compiler.is_compiling() else _hash(repr(options()))
+        return self._exchange(batch, [told] * self.size, step, call, number)
 
     def rounds(self, batches: Iterator[Batch], like: Batch, step: Tensor) -> Iterator[Batch]:
         """The batches of all ranks, one of each at a time, until no rank has any left; `like` is a batch of no rows."""
@@ -170,7 +169,7 @@ class Ranks:
         batch, fault = None, None
         try:
             batch = check()
-            own = Told.of(batch)._replace(options=_hash(options), step=int(step) if reads_at_once(step) else -1)
+            own = Told.of(batch)._replace(options=_hash(repr(options)), step=int(step) if reads_at_once(step) else -1)
             own = own._replace(rows=-1) if batch is ended else own
         except Exception as error:  # whatever it is: the others wait
             fault, own = error, Told(rows=0, failed=1)
@@ -208,27 +207,24 @@ class Ranks:
         for name in of_ranks[0]:
             _same(name, {rank: given.get(name) for rank, given in enumerate(of_ranks)})
 
-    def _exchange(self, batch: Batch, told: Sequence[Told], step: Tensor, call: int = 0) -> Batch:
-        """What the ranks have told of is sent, each rank's padded to the longest, and cut again. `call` and `step` must
-        be the same on all of them."""
+    def _exchange(
+        self, batch: Batch, told: Sequence[Told], step: Tensor, call: int = 0, options: int | Tensor = 0
+    ) -> Batch:
+        """What the ranks have told of is sent, each rank's padded to the longest, and cut again. `step`, `call` and
+        `options` must be the same on all of them."""
         sizes = tuple(max(0, of_rank.rows) for of_rank in told)
         rows = max(*sizes, 1)
         with_rows = [of_rank for of_rank in told if of_rank.rows > 0] or told[:1]
-        x = _Gathered.apply(batch.embeddings.to(SENT_AS[with_rows[0].dtype]), self._name, self.rank, sizes)
-
         labels, mask, ids = batch.labels, batch.mask, batch.ids
         ids = torch.full_like(labels, -1) if ids is None else ids
         mask = torch.zeros_like(labels) if mask is None else mask
         of_rows = F.pad(torch.stack([labels, ids, mask]), (0, rows - len(labels)))
-        of_call = torch.stack([step, torch.full_like(step, call), torch.zeros_like(step)])
+        options = options if isinstance(options, Tensor) else torch.full_like(step, options)
+        of_call = torch.stack([step, torch.full_like(step, call), options])
         sent = torch.cat([of_call[:, None], of_rows], 1)
         received = collectives.gather(sent, self.size, self._name)  # [W, 3, 1 + rows]
-        torch._assert_async(
-            (received[:, :, 0] == received[:1, :, 0]).all(),
-            f"{DIFFERENT}: their memories have not taken the same number of steps; or, with a batch_size, their "
-            "options differ, or some train, were given enqueue_mask or ids or, of shards, need a gradient, and others "
-            "not",
-        )
+        _assert_same_call(received[:, :, 0])  # before embeddings are sent: of several dtypes, torch ends the process
+        x = _Gathered.apply(batch.embeddings.to(SENT_AS[with_rows[0].dtype]), self._name, self.rank, sizes)
         labels, all_ids, all_masks = _joined(received[:, :, 1:].transpose(1, 2), sizes).t().contiguous().unbind()
         return Batch(
             x,
@@ -249,6 +245,15 @@ class Ranks:
         return slice(sum(batch.sizes[: members.start]), sum(batch.sizes[: members.stop]))
 
 
+def _assert_same_call(of_ranks: Tensor) -> None:
+    torch._assert_async(
+        (of_ranks == of_ranks[:1]).all(),
+        f"{DIFFERENT}: their memories have not taken the same number of steps; or, with a batch_size, their options "
+        "differ, or the dtype of embeddings, or some train, were given enqueue_mask or ids or, of shards, need a "
+        "gradient, and others not",
+    )
+
+
 def _text(fault: Exception) -> str:
     name = type(fault).__name__
     try:
@@ -262,8 +267,23 @@ def reads_at_once(t: Tensor) -> bool:
     return t.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _hash(options: Mapping[str, Any]) -> int:
-    return zlib.crc32(repr(options).encode())
+def _hash(text: str) -> int:
+    return zlib.crc32(text.encode())
+
+
+_hash._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as in _autograd.py; of texts it is one
+
+
+def _in_graph(options: Mapping[str, Any], like: Tensor) -> Tensor:
+    """`[]` int64, a hash of the options where numbers among them may be variables of a compiled graph."""
+    code = torch.zeros_like(like)
+    for value in options.values():
+        if isinstance(value, float):
+            number = torch.full_like(like, value, dtype=torch.float64).view(torch.int64)
+        else:
+            number = torch.full_like(like, value if isinstance(value, int) else _hash(repr(value)))
+        code = 1_000_003 * code + number
+    return code
 
 
 def _same(name: str, of_ranks: Mapping[int, Any]) -> None:
