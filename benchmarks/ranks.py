@@ -34,7 +34,7 @@ from .problem import DTYPES, Problem
 from .roofline import Work, work_of
 from .table import aligned
 
-HOST = 7 * 8  # bytes that the hosts of two ranks tell each other
+HOST = 8 * 8  # bytes that the hosts of two ranks tell each other; nothing with a batch_size on GPUs
 OF_ROW = 3 * 8  # label, id, mask
 TOTALS = 7 * 8  # the sums over a rank's anchors
 COLLECTIVES = 4  # the hosts' one, of the embeddings, of what goes with them, of the totals

@@ -4,6 +4,7 @@ import copy
 import itertools
 import os
 import time
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
@@ -36,8 +37,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.ranks import HOST, received
 from benchmarks.ranks import collectives as number_of_collectives
-from benchmarks.ranks import received
 from xbn_ext import (
     Contrastive,
     CrossBatchMemory,
@@ -46,6 +47,7 @@ from xbn_ext import (
     SupCon,
     Triplet,
     collectives,
+    distributed,
     shared_batch_loss,
     shared_step,
 )
@@ -88,14 +90,22 @@ def every_loss_is_that_of_one_process(rank):
 
 
 def all_may_rank_all(rank):
-    """Where that is faster; then the loss has the bits of one process, too."""
+    """Where that is faster; then loss and gradient have the bits of one process, too."""
     divide(memory=False, batch=False)
-    for loss, batch in few([*LOSSES.values()], BATCHES[:3]):
-        alone, together = alone_and_together(loss)
+    W = dist.get_world_size()
+    learned = SupCon(nn.Parameter(torch.tensor(0.2)))
+    for loss, batch in few([*LOSSES.values(), learned], BATCHES[:3]):
+        alone, together = alone_and_together(copy.deepcopy(loss))  # a gradient of its own
         for step in range(STEPS):
-            batch_of_step = Divided(step, **batch)
-            assert_same_step(alone, together, batch_of_step)
-            assert_same_bits(together.pairs, alone.pairs)
+            parts = Divided(step, **batch)
+            (x, labels, options), (own, own_labels, own_options) = parts.whole(), parts.part()
+            expected, value = alone(x, labels, **options), together(own, own_labels, **own_options)
+            expected.backward(), value.backward()
+            assert_same_bits(value, expected)
+            assert_same_bits(own.grad, W * x.grad[parts.own])
+            assert_same_state(alone, together, assert_same_bits)
+            for name, parameter in alone.named_parameters(recurse=False):
+                assert_same_bits(getattr(together, name).grad, parameter.grad)
     divide(memory=True, batch=True)
 
 
@@ -163,6 +173,8 @@ def a_loss_of_ones_own_is_that_of_one_process(rank):
 def a_fixed_number_of_rows_is_as_good(rank):
     same_steps(SupCon(), {"ids": True}, batch_size=6)
     same_steps(SupCon(), {"ids": True, "mask": True}, batch_size=6)
+    with hosts_tell_each_other_nothing():
+        same_steps(SupCon(), {"ids": True, "mask": True}, batch_size=6)
 
 
 def embeddings_of_16_bits_travel_as_they_are(rank):
@@ -380,8 +392,9 @@ def a_gradient_scaler_decides_alike_on_every_rank(rank):
 
 
 def a_compiled_step_is_the_step(rank):
-    for options in ({}, {"update": "deferred"}):
-        alone, together = alone_and_together(SupCon(), 6, **options)
+    learned = nn.Parameter(torch.tensor(0.2))
+    for temperature, options in ((0.1, {}), (0.1, {"update": "deferred"}), (learned, {})):
+        alone, together = alone_and_together(SupCon(temperature), 6, **options)
         torch.compiler.reset()
         compiled = torch.compile(together, fullgraph=True, backend="aot_eager")
         for step in range(3):
@@ -391,7 +404,14 @@ def a_compiled_step_is_the_step(rank):
             expected.backward(), value.backward()
             torch.testing.assert_close(value, expected)
             torch.testing.assert_close(own.grad, dist.get_world_size() * x.grad[batch.own])
+            for name, parameter in alone.named_parameters(recurse=False):
+                torch.testing.assert_close(getattr(together, name).grad, parameter.grad)
         assert_same_state(alone, together, torch.testing.assert_close)
+    together.memory_weight = 2.0 if rank == 1 else 1.0
+    with pytest.raises(RuntimeError, match=r"are at different calls: .* options differ"):
+        compiled(own, own_labels)
+    alone.memory_weight = together.memory_weight = 2.0  # by now a variable of a graph
+    torch.testing.assert_close(compiled(own, own_labels), alone(x, labels))
     _, together = alone_and_together(SupCon())
     with pytest.raises(Exception, match="batch_size must be given to compile"):
         torch.compile(together, fullgraph=True, backend="aot_eager")(*Divided(0).part()[:2])
@@ -400,8 +420,14 @@ def a_compiled_step_is_the_step(rank):
 def a_rank_receives_what_the_benchmark_says(rank):
     W, S = dist.get_world_size(), ranks.SHARDS
     gather, exchange = collectives.gather, collectives.exchange
-    for loss in (SupCon(), Contrastive(), LOSSES["mined"]):
-        together, received_bytes = ranks.shared(loss), []
+    for loss, batch_size, told in (
+        (SupCon(), None, True),
+        (Contrastive(), None, True),
+        (LOSSES["mined"], None, True),
+        (SupCon(), 6, True),
+        (SupCon(), 6, False),
+    ):
+        together, received_bytes = ranks.shared(loss, batch_size=batch_size), []
 
         def counted_gather(t, size, name, its=received_bytes):
             its.append((size - 1) * t.nbytes)
@@ -413,10 +439,12 @@ def a_rank_receives_what_the_benchmark_says(rank):
             return exchange(t, sent, received, name)
 
         collectives.gather, collectives.exchange = counted_gather, counted_exchange
-        together(*Divided(0).part()[:2]).backward()
+        with nullcontext() if told else hosts_tell_each_other_nothing():
+            together(*Divided(0).part()[:2]).backward()
         collectives.gather, collectives.exchange = gather, exchange
-        assert sum(received_bytes) == received(W, 6, D, shards=S, loss=loss, divides_batch=True)
-        assert len(received_bytes) == number_of_collectives(S, loss, divides_batch=True)
+        of_hosts = 0 if told else (W - 1) * HOST
+        assert sum(received_bytes) == received(W, 6, D, shards=S, loss=loss, divides_batch=True) - of_hosts
+        assert len(received_bytes) == number_of_collectives(S, loss, divides_batch=True) - (not told)
 
 
 def copies_share_the_group(rank):
@@ -469,6 +497,17 @@ def a_rank_may_be_in_more_groups_than_the_others(rank):
         assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=ranks.SECONDS)
 
 
+@contextmanager
+def hosts_tell_each_other_nothing():
+    """With a `batch_size`, as where tensors are on a GPU."""
+    reads_at_once = distributed.reads_at_once
+    distributed.reads_at_once = lambda t: False
+    try:
+        yield
+    finally:
+        distributed.reads_at_once = reads_at_once
+
+
 class WithoutWaiting(TorchDispatchMode):
     """Raises where a GPU's host would wait: for a value, or until numbers of its own, such as a list that is an index,
     have been copied."""
@@ -480,12 +519,13 @@ class WithoutWaiting(TorchDispatchMode):
 
 
 def with_a_batch_size_no_host_waits(rank):
+    """On a GPU."""
     for name, update in itertools.product(LOSSES, ("inplace", "deferred")):
         if LOSSES[name].passes:
             _, together = alone_and_together(LOSSES[name], 6, update=update)
             for step in range(2):
                 own, labels, options = Divided(step, ids=True, mask=True).part()
-                with WithoutWaiting():
+                with hosts_tell_each_other_nothing(), WithoutWaiting():
                     together(own, labels, **options).backward()
                     together.stats()
 
@@ -524,49 +564,101 @@ def what_differs_is_named_on_every_rank(rank):
         lambda: CrossBatchMemory(SupCon(first), D, M, process_group=group),
     )
     raises("^batch_size must be", lambda: CrossBatchMemory(SupCon(), D, M, process_group=group, batch_size=6 + last))
-    alone, together = alone_and_together(SupCon())
-    batch = Divided(0)
-    x, labels, _ = batch.part()
-    together.memory_weight = 1.0 + last
-    raises(r"^memory_weight must be .* got 1\.0 on rank \d and 2\.0 on rank \d$", lambda: together(x, labels))
-    together.memory_weight = 1.0
-    together.train(not last)
-    raises("^training must be the same", lambda: together(x, labels))
-    together.train()
-    raises("^embeddings' dtype must be", lambda: together(x.double() if last else x, labels))
-    raises("^enqueue_mask must be", lambda: together(x, labels, enqueue_mask=labels > 0 if last else None))
-    assert_same_state(alone, together)
-    assert_same_step(alone, together, batch)  # and nothing is left of it
+    for batch_size in (None, 6):
+        alone, together = alone_and_together(SupCon(), batch_size)
+        batch = Divided(0)
+        x, labels, _ = batch.part()
+        step = partial(together, x, labels)
+        together.memory_weight = 1.0 + last
+        raises(r"^memory_weight must be .* got 1\.0 on rank \d and 2\.0 on rank \d$", step)
+        together.memory_weight = 1.0
+        together.train(not last)  # as one does that has left out its last step
+        raises("^training must be .* got True on rank .* and False on rank", step)
+        together.train()
+        raises("^embeddings' dtype must be", partial(together, x.double() if last else x, labels))
+        raises("^enqueue_mask must be", partial(step, enqueue_mask=labels > 0 if last else None))
+        if batch_size is not None:
+            raises("^ids must be .* got None on .* and ids on", partial(step, ids=labels if last else None))
+        assert_same_state(alone, together)
+        assert_same_step(alone, together, batch)  # and nothing is left of it
 
 
-def a_fault_of_one_rank_is_raised_on_all(rank):
-    alone, together = alone_and_together(SupCon())
+def where_hosts_tell_nothing_what_differs_still_raises(rank):
+    """As on a GPU, when the step runs there."""
+    alone, together = alone_and_together(SupCon(), 6)
     x, labels, _ = Divided(0).part()
-    bad = x[:, :3] if rank == 1 else x
-    its = r"embeddings must be \[B, embedding_size=8\], got \[6, 3\]"
-    of_others = f"^rank 1 takes no step: ValueError: {its}"
-    with pytest.raises(ValueError if rank == 1 else RuntimeError, match=its if rank == 1 else of_others):
-        together(bad, labels)
+    odd = int(rank == 1)
+
+    def raises(x=x, **options):
+        with hosts_tell_each_other_nothing(), pytest.raises(RuntimeError, match=r"are at different calls: .* options"):
+            together(x, labels, **options)
+
+    together.memory_weight = 1.0 + odd
+    raises()
+    together.memory_weight = 1.0
+    together.train(not odd)
+    raises()
+    together.train()
+    raises(ids=labels if odd else None)
+    raises(x.double() if odd else x)
+    together.step += odd
+    raises()
+    together.step -= odd
     assert_same_state(alone, together)
     assert_same_step(alone, together, Divided(0))
 
 
-def ranks_at_different_calls_raise(rank):
+def a_fault_of_one_rank_is_raised_on_all(rank):
+    for batch_size in (None, 6):
+        alone, together = alone_and_together(SupCon(), batch_size)
+        x, labels, _ = Divided(0).part()
+        faults = [
+            (r"ValueError: embeddings must be \[B, embedding_size=8\], got \[6, 3\]", x[:, :3], labels),
+            ("TypeError: embeddings must be", x.detach().long(), labels),
+            ("ValueError: labels must be", x, labels[1:]),
+        ]
+        if batch_size is not None:
+            faults.append(("ValueError: embeddings must have batch_size=6 rows .* got 5", x[1:], labels[1:]))
+        for text, *bad in faults:
+            kind, its = text.split(": ", 1)
+            began = time.monotonic()
+            if rank == 1:
+                with pytest.raises((ValueError, TypeError), match=its) as raised:
+                    together(*bad)
+                assert type(raised.value).__name__ == kind
+            else:
+                with pytest.raises(RuntimeError, match=f"^rank 1 takes no step: {text}"):
+                    together(x, labels)
+            assert time.monotonic() - began < 30
+            assert_same_state(alone, together)
+        assert_same_step(alone, together, Divided(0))
+
+
+def a_call_that_one_rank_leaves_out_is_an_error_on_the_others(rank):
+    """When its group's timeout has passed, since it may be late. Nothing is written."""
+    for batch_size in (None, 6):
+        group = dist.new_group(timeout=timedelta(seconds=3))
+        _, together = alone_and_together(SupCon(), batch_size, process_group=group)
+        x, labels, _ = Divided(0).part()
+        together(x, labels)
+        if rank != 1:
+            its = f"^rank {rank} of .* has called a CrossBatchMemory after 1 steps, and another rank has not"
+            with pytest.raises(RuntimeError, match=its):
+                together(x, labels)
+            assert together.step == 1
+
+
+def ranks_at_different_steps_raise(rank):
     for batch_size in (None, 6):
         _, together = alone_and_together(SupCon(), batch_size)
         x, labels, _ = Divided(0).part()
         together(x, labels)
         together.step += int(rank == 0)
-        with pytest.raises(RuntimeError, match="at different calls"):
-            together(x, labels)
+        its = "are at different calls: the memory of rank 0 has taken 2 steps, that of rank 1 1$"
+        for call in (partial(together, x, labels), partial(together.fill_from, [(x.detach(), labels)])):
+            with pytest.raises(RuntimeError, match=its):
+                call()
         assert together.count == min(M, 6 * dist.get_world_size())
-    together.step -= int(rank == 0)
-    together.train(rank == 0)
-    with pytest.raises(RuntimeError, match="at different calls"):
-        together(x, labels)
-    together.train()
-    with pytest.raises(ValueError, match="embeddings must have batch_size=6 rows on every rank, got 5"):
-        together(x[1:], labels[1:])
 
 
 CHECKS = [
@@ -598,8 +690,10 @@ CHECKS = [
     with_a_batch_size_no_host_waits,
     a_group_may_be_a_mesh_or_a_part_of_the_processes,
     what_differs_is_named_on_every_rank,
+    where_hosts_tell_nothing_what_differs_still_raises,
     a_fault_of_one_rank_is_raised_on_all,
-    ranks_at_different_calls_raise,
+    a_call_that_one_rank_leaves_out_is_an_error_on_the_others,
+    ranks_at_different_steps_raise,
 ]
 
 

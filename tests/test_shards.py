@@ -120,21 +120,29 @@ def what_cannot_be_cut_is_refused(rank):
 
 
 def who_needs_no_gradient_computes_that_of_the_others(rank):
-    for batch_size in (None, 6):
-        alone, together = alone_and_together(SupCon(), batch_size)
-        assert_same_step(alone, together, Divided(0))
-        (x, labels, _), (own, own_labels, _) = Divided(1).whole(), Divided(1).part()
-        alone(x, labels).backward()
-        with torch.set_grad_enabled(rank != 1):
-            if batch_size is not None:
-                with pytest.raises(RuntimeError, match="of shards, need a gradient, and others not"):
-                    together(own, own_labels)
-                return
-            value = together(own, own_labels)
-        if rank != 1:
-            value.backward()
-            assert_close(own.grad, dist.get_world_size() * x.grad[Divided(1).own])
-        assert_same_state(alone, together)
+    alone, together = alone_and_together(SupCon())
+    assert_same_step(alone, together, Divided(0))
+    (x, labels, _), (own, own_labels, _) = Divided(1).whole(), Divided(1).part()
+    alone(x, labels).backward()
+    with torch.set_grad_enabled(rank != 1):
+        value = together(own, own_labels)
+    if rank != 1:
+        value.backward()
+        assert_close(own.grad, dist.get_world_size() * x.grad[Divided(1).own])
+    assert_same_state(alone, together)
+
+
+def with_a_batch_size_all_need_a_gradient_or_none(rank):
+    alone, together = alone_and_together(SupCon(), 6)
+    assert_same_step(alone, together, Divided(0))
+    x, labels, _ = Divided(1).part()
+    with torch.set_grad_enabled(rank != 1):
+        with pytest.raises(ValueError, match=r"^whether a gradient is needed must be .* True on rank 0 and False on"):
+            together(x, labels)
+        others = pytest.raises(RuntimeError, match="of shards, need a gradient, and others not")
+        with copies.hosts_tell_each_other_nothing(), others:
+            together(x, labels)
+    assert_same_state(alone, together)
 
 
 def a_whole_state_can_be_gathered_and_dealt_out(rank):
@@ -239,6 +247,7 @@ CHECKS = [
     a_mesh_of_two_dimensions_is_the_grid,
     what_cannot_be_cut_is_refused,
     who_needs_no_gradient_computes_that_of_the_others,
+    with_a_batch_size_all_need_a_gradient_or_none,
     a_whole_state_can_be_gathered_and_dealt_out,
     a_state_of_another_size_is_refused,
     the_rows_of_another_rank_are_refused,
@@ -261,8 +270,10 @@ CHECKS = [
     copies.a_rank_may_be_in_more_groups_than_the_others,
     copies.with_a_batch_size_no_host_waits,
     copies.what_differs_is_named_on_every_rank,
+    copies.where_hosts_tell_nothing_what_differs_still_raises,
     copies.a_fault_of_one_rank_is_raised_on_all,
-    copies.ranks_at_different_calls_raise,
+    copies.a_call_that_one_rank_leaves_out_is_an_error_on_the_others,
+    copies.ranks_at_different_steps_raise,
 ]
 
 

@@ -88,7 +88,8 @@ def _check_not_in_backward(step: Tensor) -> None:
 
 
 def with_gradient(value: Tensor, z: Tensor, grad_z: Tensor, *others: Tensor) -> Tensor:
-    """`value`, which depends on z by a gradient that is known, and that depends on the others too."""
+    """`value`, which depends on z by a gradient that is known, and that depends on the others too; z may be one."""
+    others = tuple(t for t in others if t is not z)  # torch.compile refuses a function that gets one tensor twice
     return _WithGradient.apply(value, z, grad_z, *others)  # type: ignore[no-any-return]
 
 

@@ -91,8 +91,8 @@ class CrossBatchMemory(WithLoss, MemoryState):
             mesh of two dimensions has replicas of the memory and, in the second, its shards.
         shards: how many ranks hold the memory between them, each a block of `ceil(M / shards)` rows. It divides the
             number of ranks. 1: each has all of it.
-        batch_size: with a process_group, rows of each part; needed under `torch.compile`, and no host waits for
-            another. None: they may differ, and be 0.
+        batch_size: with a process_group, rows of each part; needed under `torch.compile`, and on a GPU no host waits
+            for another. None: they may differ, and be 0.
         bank_dtype: the old name of `memory_dtype`; warns.
 
     Rows with a NaN or an Inf are kept out of the moments and of the memory, without a host sync. The loss of
