@@ -14,7 +14,7 @@ import ranks
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
-from loss_cases import LOSSES
+from loss_cases import KIN, LOSSES
 from processes import context
 from ranks import (
     D,
@@ -58,6 +58,7 @@ BATCHES = [
     {}, {"sizes": "uneven", "ids": True, "mask": True}, {"sizes": "one empty", "ids": True}, {"sizes": "all empty"},
     {"sizes": "uneven", "ids": True, "ids_on": 1},
 ]  # fmt: skip
+KINDS = [loss for name, loss in LOSSES.items() if name not in KIN]
 MODES = [
     {"drift": drift, "update": update, "enqueue": enqueue}
     for drift, update, enqueue in itertools.product(
@@ -75,11 +76,15 @@ def same_steps(loss, batch, steps=STEPS, batch_size=None, size=M, **options):
 # What a process group of any size is tested on, one function after the other; each is a rank's.
 
 
+REPLICATED, SHARDED = [(2, 1), (3, 1), (4, 1)], [(2, 2), (3, 3), (4, 2), (4, 4)]
+
+
 def few(*lists):
-    """A third of what has one of each list. Two, three and four ranks have another third each; so have shards."""
-    turn = (dist.get_world_size() + ranks.SHARDS) % 3
+    """A part of what has one of each list: each grid of ranks without shards has another part, and so has each with."""
+    grid = dist.get_world_size(), ranks.SHARDS
+    grids = REPLICATED if grid in REPLICATED else SHARDED
     for places in itertools.product(*(range(len(some)) for some in lists)):
-        if sum(places) % 3 == turn:
+        if sum(places) % len(grids) == grids.index(grid):
             yield tuple(some[i] for some, i in zip(lists, places, strict=True))
 
 
@@ -94,7 +99,7 @@ def all_may_rank_all(rank):
     divide(memory=False, batch=False)
     W = dist.get_world_size()
     learned = SupCon(nn.Parameter(torch.tensor(0.2)))
-    for loss, batch in few([*LOSSES.values(), learned], BATCHES[:3]):
+    for loss, batch in few([*KINDS, learned], BATCHES[:3]):
         alone, together = alone_and_together(copy.deepcopy(loss))  # a gradient of its own
         for step in range(STEPS):
             parts = Divided(step, **batch)
@@ -113,7 +118,7 @@ def the_memory_or_the_batch_alone_may_be_divided(rank):
     """All triplets of a memory always are ranked by all."""
     for memory in (True, False):
         divide(memory=memory, batch=not memory)
-        for loss, batch in few([*LOSSES.values()], BATCHES[:3]):
+        for loss, batch in few(KINDS, BATCHES[:3]):
             same_steps(loss, batch, steps=3)
         same_steps(SupCon(nn.Parameter(torch.tensor(0.2))), {"sizes": "uneven", "ids": True, "mask": True})
         same_steps(SupCon(), {"sizes": "uneven"}, batch_weight=0.0, enqueue="before")
@@ -697,10 +702,16 @@ CHECKS = [
 ]
 
 
-@pytest.mark.parametrize("W", [2, pytest.param(3, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("W", [pytest.param(W, marks=[pytest.mark.long] * (W > 2)) for W, _ in REPLICATED])
 def test_ranks(W, tmp_path):
     on_disk = partial(a_checkpoint_of_all_is_that_of_one, tmp_path / "checkpoint")
-    launch(W, tmp_path / "store", *CHECKS, on_disk, *([a_compiled_step_is_the_step] if W == 3 else []))
+    launch(W, tmp_path / "store", *CHECKS, on_disk)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shards", [1, 2])
+def test_ranks_that_compile(shards, tmp_path):
+    launch(2, tmp_path / "store", a_compiled_step_is_the_step, shards=shards)
 
 
 def _dies(rank):

@@ -278,15 +278,14 @@ CHECKS = [
 
 
 @pytest.mark.parametrize(
-    "W, S", [(2, 2), *(pytest.param(W, S, marks=pytest.mark.long) for W, S in ((3, 3), (4, 2), (4, 4)))]
+    "W, S", [pytest.param(*grid, marks=[pytest.mark.long] * (grid[0] > 2)) for grid in copies.SHARDED]
 )
 def test_shards(W, S, tmp_path):
     on_disk = [
         partial(a_checkpoint_is_resumed_on_any_grid, tmp_path / "checkpoint"),
         partial(a_checkpoint_may_be_written_while_training_goes_on, tmp_path),
     ]
-    compiled = [copies.a_compiled_step_is_the_step] if W == 3 else []
-    ranks.launch(W, tmp_path / "store", *CHECKS, *on_disk, *compiled, shards=S)
+    ranks.launch(W, tmp_path / "store", *CHECKS, *on_disk, shards=S)
 
 
 def test_one_process_has_all_of_its_memory():
