@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import xbn_ext
-from xbn_ext import Contrastive, CrossBatchMemory, CustomLoss, InChunks, MultiSimilarity, ops
+from xbn_ext import Contrastive, CrossBatchMemory, CustomLoss, InChunks, MultiSimilarity, SmoothAP, ops
 from xbn_ext.plain import chunks
 
 B, M, D = 12, 150, 7
@@ -242,6 +242,15 @@ def test_a_memory_trains_as_with_the_native_loss(own, native, options, dtype):
         ):
             if name != "pairs" or "logsumexp" not in own.reduction:  # all of its pairs have a weight, also tiny ones
                 torch.testing.assert_close(t, expected, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+def test_options_that_are_none_are_named():
+    z, labels = torch.randn(4, D), torch.arange(4)
+    for function, tensors in ((ops.memory_loss, (z, labels, z, labels)), (ops.batch_loss, (z, labels))):
+        with pytest.raises(RuntimeError, match="eps must be a number, got NoneType"):
+            function(*tensors, SmoothAP(), eps=None)
+        with pytest.raises(ValueError, match="renormalize must be True or False, got 'x'"):
+            function(*tensors, SmoothAP(), renormalize="x")
 
 
 def test_a_compiled_step_computes_it_outside_of_its_graphs():

@@ -140,11 +140,26 @@ def test_a_call_with_few_pairs(miner, case, reducer):
     assert pays or one_sided
 
 
+@pytest.mark.parametrize("anchors", [1, 2, 4])
+def test_anchors_without_an_active_triplet_pay_for_their_boundary(anchors):
+    """A MarginLoss divides that by the number of active pairs, which may be those of others alone."""
+    loss = losses.MarginLoss(nu=0.3, learn_beta=True, num_classes=2).double()
+    z = F.normalize(torch.tensor([[1.0, 0, 0], [1, 0.1, 0], [0, 1, 0.9], [0, 1, 0]], dtype=torch.float64))
+    bank = F.normalize(torch.tensor([[1.0, 0.05, 0], [-1, 0.1, 0], [-1, 1, 0]], dtype=torch.float64))
+    labels, of_bank = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1])
+    z, again = z.clone().requires_grad_(), z.clone().requires_grad_()
+    value = ops.memory_loss(z, labels, bank, of_bank, InChunks(loss, anchors=anchors), renormalize=False)
+    compare(loss, value, z, loss(again, labels, None, bank, of_bank), again)
+    far = -bank  # nothing is active, and nothing is divided by 0
+    value = ops.memory_loss(z, labels, far, of_bank * 0 + 5, InChunks(loss, anchors=anchors), renormalize=False)
+    assert value == 0
+
+
 def test_one_pair_of_each_kind_costs_nothing():
     """As in one call, by losses over pairs."""
     z, bank = torch.eye(1, 4), F.normalize(torch.ones(2, 4) + torch.eye(2, 4).flip(0))
     labels, of_bank = torch.tensor([0]), torch.tensor([0, 1])
-    for case, pays in (("contrastive", False), ("supcon", False), ("triplet", True)):
+    for case, pays in (("contrastive", False), ("supcon", False), ("triplet", True), ("angular", True)):
         loss = CASES[case]()
         value = ops.memory_loss(z, labels, bank, of_bank, InChunks(loss))
         torch.testing.assert_close(value, torch.as_tensor(loss(z, labels, None, bank, of_bank)))

@@ -123,6 +123,11 @@ def test_a_resumed_run_continues_bit_for_bit(update, device):
             assert torch.equal(second.state_dict()[name], tensor), name
 
 
+def test_what_is_no_batches_is_named():
+    with pytest.raises(TypeError, match="batches must be iterable, got NoneType"):
+        CrossBatchMemory(Contrastive(), D, M).fill_from(None)
+
+
 def test_all_state_is_in_the_state_dict():
     assert set(CrossBatchMemory(Contrastive(), D, M).state_dict()) == set(STATE)
 

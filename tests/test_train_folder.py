@@ -271,6 +271,17 @@ def test_a_split_with_nothing_to_train_on_or_to_find_is_named(tmp_path: Path) ->
         load(f"folder:{tmp_path}")
 
 
+def test_an_image_on_both_sides_is_named_and_a_run_may_write_beside_them(tmp_path: Path) -> None:
+    for side in ("train", "test"):
+        for i in range(4):
+            paint(tmp_path / side / f"c{i % 2}" / f"{i}.png", i)
+    (tmp_path / "tensorboard").mkdir()
+    assert load(f"folder:{tmp_path}").test.classes == ("c0", "c1")
+    link(tmp_path / "test" / "c0" / "link.png", tmp_path / "train" / "c0" / "0.png")
+    with pytest.raises(DataError, match=r"1 images are in both folders: '.*train/c0/0.png'"):
+        load(f"folder:{tmp_path}")
+
+
 def test_train_and_test_may_be_classes_among_others(root: Path) -> None:
     for name in ("train", "test"):
         for i in range(2):

@@ -120,6 +120,16 @@ def test_boxes(folder: Path) -> None:
     assert len(read(write(folder, twice)).train.labels) == 7, "an image may have several boxes"
 
 
+def test_a_box_may_end_anywhere_and_a_label_is_spelled_either_way(folder: Path) -> None:
+    far = {"x_1": lambda *_: "-1e30", "y_1": lambda *_: 0, "x_2": lambda *_: "9" * 20, "y_2": lambda *_: 4}
+    rows = with_split(**far)
+    for i in (0, 1):
+        rows[i]["label"] = ("\u00e9", "e\u0301")[i]
+    data = read(write(folder, rows))
+    assert data.train.labels.tolist().count(data.train.classes.index("\u00e9")) == 2
+    assert data.train.images[0].shape == (4, 6, 3)
+
+
 def test_what_is_seen_once_is_tested_on_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row for row in with_split() if row["path"] not in ("c3/1.png", "c3/2.png")]
     rows += [{"label": "alone", "path": "c3/1.png", "split": "train"}]
@@ -131,7 +141,8 @@ def test_what_is_seen_once_is_tested_on_only(folder: Path, capsys: pytest.Captur
 def test_classes_on_both_sides_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = listed(split=lambda c, i: "train" if c < 2 or i == 0 else "val")
     rows[-3] |= {"label": "c0"}
-    data = read(write(folder, [*rows, {"label": "c0", "path": "c2/../c2/1.png", "split": "test"}]))
+    Image.new("L", (6, 4)).save(folder / "c0" / "3.png")
+    data = read(write(folder, [*rows, {"label": "c0", "path": "c0/3.png", "split": "test"}]))
     assert data.train.classes == ("c0", "c1") and data.test.classes == ("c0", "c2", "c3")
     assert "1 classes are both trained on and tested on: 'c0'" in capsys.readouterr().err
 
@@ -170,7 +181,9 @@ FULL = with_split(
         (changed(0, y_2="inf"), "must be four numbers, are 0, 0, 6, inf"),
         (changed(0, x_1=6), "x_1 must be below x_2 and y_1 below y_2, the box is 6, 0, 6, 4"),
         (changed(4, x_1=7, x_2=9), r"table.csv:6: the box \[7, 0, 9, 4\] is outside of c1/1.png"),
-        (changed(1, path="c0/0.png"), r"table.csv:3: image c0/0.png \[0, 0, 6, 4\] is in .*table.csv:2 already"),
+        (changed(1, path="c0/0.png"), r"table.csv:3: image .*c0/0.png \[0, 0, 6, 4\] is in .*table.csv:2 already"),
+        (changed(1, path="./c0/../c0/0.png"), r"table.csv:3: image .*c0/0.png \[0, 0, 6, 4\] is in .*table.csv:2 alr"),
+        (changed(1, path="link.png", x_1="", y_1="", x_2="", y_2=""), r"image .*c0/0.png .* is in .*csv:2 already"),
         (changed(1, path="c0/9.png"), "1 of 12 files are missing or empty: '.*c0/9.png'"),
         (changed(1, path="text.png"), "cannot read image .*text.png"),
         (changed(1, path=""), "table.csv:3: no path"),
@@ -182,6 +195,7 @@ FULL = with_split(
 )  # fmt: skip
 def test_what_is_wrong_is_named_with_its_line(change: Callable[[Rows], Rows], said: str, folder: Path) -> None:
     (folder / "text.png").write_text("no image")
+    (folder / "link.png").symlink_to(folder / "c0" / "0.png")
     with pytest.raises(DataError, match=said):
         read(write(folder, change(FULL)))
 

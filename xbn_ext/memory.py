@@ -344,6 +344,8 @@ class CrossBatchMemory(WithLoss, MemoryState):
             raise RuntimeError("fill_from: the memory is on the meta device, which holds no values")
 
         def checked() -> Iterator[Batch]:  # begins, and so fails, in the first round; and ends for good
+            if not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
+                raise TypeError(f"batches must be iterable, got {checks.kind(batches)}")
             for batch in batches:
                 checks.two_or_three(batch)
                 embeddings, labels, *rest = batch

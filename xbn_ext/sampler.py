@@ -85,7 +85,8 @@ class ClassBalancedSampler:
         self._length = max(images // self.batch_size, 1)
         if num_batches is not None:
             self._length = checks.whole("num_batches", num_batches, 1)
-        if not checks.whole("rank", rank, 0) < checks.whole("num_replicas", num_replicas, 1) <= self.batch_size:
+        rank, num_replicas = checks.whole("rank", rank, 0), checks.whole("num_replicas", num_replicas, 1)
+        if not rank < num_replicas <= self.batch_size:
             raise ValueError(
                 f"rank must be below num_replicas, and that at most batch_size ({batch_size}), got rank {rank} of "
                 f"{num_replicas}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from .formats import SUFFIXES
 from .own import MIN_IMAGES
 from .tree import Tree, hidden
 
+EVENTS = "tensorboard"
+"""What a run leaves beside them, if its ``--out`` is the folder."""
 TESTED_ON = ("test", "validation", "val")
 """Beside ``train``, the first of these that is there."""
 
@@ -28,6 +31,9 @@ def load(path: Path, *, max_classes: int | None = None) -> Dataset:
     sides = _divided(path)
     if sides is not None:
         train, test = (_images(side) for side in sides)
+        both = {os.path.realpath(image.file) for image in train} & {os.path.realpath(image.file) for image in test}
+        if both:
+            raise DataError(f"--data folder:{path}: {len(both)} images are in both folders: {images.few(sorted(both))}")
         return own.dataset(f"folder:{path}", f"folder {path.name}", train, test, max_classes)
     tree = _tree(path)
     usable = [name for name, files in tree.classes.items() if len(files) >= MIN_IMAGES]
@@ -75,7 +81,7 @@ def _tree(path: Path) -> Tree:
 
 def _divided(path: Path) -> tuple[Path, Path] | None:
     """The folders to train on and to test on, where there are no others; None where each sub-folder is a class."""
-    names = {entry.name for entry in path.iterdir() if entry.is_dir() and not hidden(entry.name)}
+    names = {entry.name for entry in path.iterdir() if entry.is_dir() and not hidden(entry.name)} - {EVENTS}
     tested_on = [name for name in TESTED_ON if name in names]
     if not tested_on or names - set(TESTED_ON) != {"train"}:
         return None

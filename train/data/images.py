@@ -167,17 +167,19 @@ def check(path: Path) -> tuple[int, int]:
         raise _unreadable(path, error) from error
 
 
-def check_all(paths: Iterable[Path]) -> None:
+def check_all(paths: Iterable[Path]) -> list[tuple[int, int]]:
     """``check`` each; raises DataError that counts those that cannot be read and names a few."""
     wrong: list[tuple[Path, DataError]] = []
+    sizes = []
     for path in paths:
         try:
-            check(path)
+            sizes.append(check(path))
         except DataError as error:
             wrong.append((path, error))
     if wrong:
         others = f"; nor {few([path for path, _ in wrong[1:]])} ({len(wrong)} in all)" if wrong[1:] else ""
         raise DataError(f"{wrong[0][1]}{others}")
+    return sizes
 
 
 def clip(box: Box, size: tuple[int, int]) -> Box | None:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +32,8 @@ SPLITS = {"train": True, "validation": False, "val": False, "test": False}
 WORDS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 """As pandas writes them, too, where some cells of the column are empty."""
 DELIMITERS = ",;\t"
+FAR = 1 << 31
+"""Pixels: no image is as wide."""
 
 
 class Row(NamedTuple):
@@ -82,7 +86,7 @@ def _read(path: Path) -> tuple[Sequence[str], list[Row]]:
     twice = [name for name in KNOWN if columns.count(name) > 1]
     if twice:
         raise DataError(f"--data: {path}:1: two columns {', '.join(twice)}")
-    rows, seen = [], benchmark.Unique("image")
+    rows = []
     try:
         for words in reader:
             if not any(words):
@@ -92,7 +96,6 @@ def _read(path: Path) -> tuple[Sequence[str], list[Row]]:
                 raise DataError(f"--data: {place}: {len(words)} columns, not {len(columns)}")
             cells = dict(zip(columns, map(str.strip, words), strict=True))
             trained_on, image = _image(cells, path.parent, place)
-            seen.add(image.source if image.box == WHOLE else f"{image.source} {list(image.box)}", place)
             rows.append(Row(reader.line_num, trained_on, image))
     except csv.Error as error:
         raise DataError(f"--data: {path}:{reader.line_num}: {error}") from error
@@ -111,7 +114,8 @@ def _image(cells: dict[str, str], folder: Path, place: str) -> tuple[bool, Image
         raise DataError(f"--data: {place}: split {cells['split']!r} is not one of {', '.join(SPLITS)}")
     trained_on = SPLITS[word]
     roles = _roles(cells, trained_on, place)
-    return trained_on, Image(cells["label"], folder / cells["path"], cells["path"], _box(cells, place), *roles)
+    label, source = (unicodedata.normalize("NFC", cells[name]) for name in REQUIRED)
+    return trained_on, Image(label, folder / cells["path"], source, _box(cells, place), *roles)
 
 
 def _roles(cells: dict[str, str], trained_on: bool, place: str) -> tuple[bool, bool]:
@@ -139,22 +143,28 @@ def _box(cells: dict[str, str], place: str) -> images.Box:
         return WHOLE
     try:
         left, top, right, bottom = map(float, words)
-        box = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+        left, top = (max(math.floor(side), -FAR) for side in (left, top))
+        right, bottom = (min(math.ceil(side), FAR) for side in (right, bottom))
     except (ValueError, OverflowError):  # infinite ones cannot be rounded
         raise DataError(f"--data: {place}: {', '.join(SIDES)} must be four numbers, are {', '.join(words)}") from None
-    if not (box[0] < box[2] and box[1] < box[3]):
+    if not (left < right and top < bottom):
         raise DataError(f"--data: {place}: x_1 must be below x_2 and y_1 below y_2, the box is {', '.join(words)}")
-    return box
+    return int(left), int(top), int(right), int(bottom)
 
 
 def _check_files(path: Path, rows: Sequence[Row]) -> None:
-    """Raises DataError for files that are missing, that do not start like images, or that a box is outside of."""
+    """Raises DataError for files that are missing or do not start like images, for boxes outside of them, and for what
+    comes twice, be it under another name."""
     files = list(dict.fromkeys(row.image.file for row in rows))
     absent = images.missing(files)
     if absent:
         how_many = f"{len(absent):,} of {len(files):,} files are missing or empty"
         raise DataError(f"--data csv:{path}: {how_many}: {images.few(absent)}")
-    images.check_all(files)
+    sizes = dict(zip(files, images.check_all(files), strict=True))
+    real = {file: os.path.realpath(file) for file in files}
+    seen = benchmark.Unique("image")
     for number, _, image in rows:
-        if image.box != WHOLE and images.clip(image.box, images.check(image.file)) is None:
+        box = images.clip(image.box, sizes[image.file])
+        if box is None:
             raise DataError(f"--data: {path}:{number}: the box {list(image.box)} is outside of {image.source}")
+        seen.add(f"{real[image.file]} {list(box)}", f"{path}:{number}")

@@ -1,7 +1,7 @@
 """Losses over pairs of pytorch-metric-learning, where a call for some of the anchors has few pairs.
 
 A loss derived from its `GenericPairLoss` costs nothing where a call has at most one positive and one negative pair, and
-some of them also where it has none of one kind. Of a call for some of the anchors that must not decide. So such a call
+some losses also where it has none of one kind. Of a call for some of the anchors that must not decide. So such a call
 gets other pairs too, of copies of its anchors, and what these cost is dropped.
 """
 
@@ -41,7 +41,7 @@ class Pairs(NamedTuple):
 
 def decide(loss: Any) -> bool:
     """Whether it costs nothing where a call has few pairs."""
-    return _is(loss, "GenericPairLoss")
+    return _is(loss, "GenericPairLoss", "AngularLoss")
 
 
 def pairs_of(picked: Any, labels: Tensor, of_rows: Tensor) -> Pairs:
@@ -77,10 +77,10 @@ class Counts:
         """Whether all of them in one call would."""
         if self.calls == 0:
             return False
-        if _is(loss, "SupConLoss") and 0 in (self.positive, self.negative):
+        if _is(loss, "SupConLoss", "AngularLoss") and 0 in (self.positive, self.negative):
             return True
-        return self.positive <= 1 and self.negative <= 1
+        return _is(loss, "GenericPairLoss") and self.positive <= 1 and self.negative <= 1
 
 
-def _is(loss: Any, name: str) -> bool:
-    return any(kind.__name__ == name for kind in type(loss).__mro__)
+def _is(loss: Any, *names: str) -> bool:
+    return any(kind.__name__ in names for kind in type(loss).__mro__)

@@ -28,8 +28,9 @@ class InChunks(OwnLoss):
     """A loss of pytorch-metric-learning that takes reference embeddings, for `CrossBatchMemory` and `memory_loss`: a
     few anchors of the batch at a time, each against all of the memory. The pairs of a chunk are stored, no others.
 
-    Value and gradient are those of one call with the whole batch. Parameters of the loss learn along. The loss itself
-    decides whether embeddings are normalised, as its `distance` does.
+    Value and gradient are those of one call with the whole batch. Parameters of the loss learn along. With
+    `normalize_embeddings=False, renormalize=False` the loss itself decides whether embeddings are normalised, as its
+    `distance` does; else they come to it with unit length.
 
     Examples:
         >>> from pytorch_metric_learning import losses, miners

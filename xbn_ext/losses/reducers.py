@@ -105,6 +105,8 @@ def _sub_loss(reducer: Any, name: str, info: dict[str, Any], embeddings: Tensor,
     if _is(reducer, "MultipleReducers"):
         reducer = dict(reducer.reducers.items()).get(name, reducer.default_reducer)
     losses, of_all = info["losses"], info["reduction_type"] == "already_reduced"
+    if _is(reducer, "DivisorReducer") and not of_all and "divisor" not in info:
+        raise TypeError("loss: it says no divisor, which its DivisorReducer needs")
     if _is(reducer, "ClassWeightedReducer") and losses.dim() > 1 and not of_all:
         raise TypeError(
             "loss: ClassWeightedReducer would multiply what an anchor pays by the weights of all: this loss has its "
@@ -122,4 +124,6 @@ def _sub_loss(reducer: Any, name: str, info: dict[str, Any], embeddings: Tensor,
         number = (counted if high is None else counted & (losses < high)).sum()
     elif _is(reducer, "DivisorReducer"):
         number = info["divisor"]
+        if number == 0:  # the reducer has left the losses out: others may make the divisor more
+            return SubLoss(losses.sum(), number)
     return SubLoss(value * number, number)

@@ -69,6 +69,7 @@ def _memory_loss(
         if isinstance(arguments[name], Tensor):  # what is neither this nor None, torch refuses by name
             arguments[name] = arguments[name].double()
     if isinstance(loss, OwnLoss):
+        checks.flag("renormalize", arguments["renormalize"])
         return custom.memory_loss(z, labels, bank, bank_labels, loss, arguments)
     arguments.update(labels=labels, bank=bank.detach(), bank_labels=bank_labels)
     return _ranked("memory_loss", z, loss, arguments)
@@ -190,6 +191,7 @@ def batch_loss(
         if not renormalize:
             z = not_finite_as_nan(z)
         if isinstance(loss, OwnLoss):
+            checks.flag("renormalize", renormalize)
             return custom.batch_loss(z, labels, loss, ids, anchors, renormalize, eps)
         if learned_offset(loss) is not None and torch.is_grad_enabled():
             return _in_sums(z, labels, loss, ids, anchors, renormalize, eps)

@@ -64,8 +64,8 @@ class _Total:
         for name, sums in self.sums.items():
             number = self.numbers[name]
             divisor = torch.as_tensor(1.0 if number is None else number, dtype=torch.float64, device=like.device)
-            divisor = torch.where(divisor == 0, 1.0, divisor)
-            whole = [a + (b / divisor).to(a.dtype) for a, b in zip(whole, sums, strict=True)]
+            share = torch.where(divisor == 0, 0.0, 1 / divisor)  # of nothing that counts the mean is 0
+            whole = [a + (b * share).to(a.dtype) for a, b in zip(whole, sums, strict=True)]
         return whole[0], whole[1:]
 
 
