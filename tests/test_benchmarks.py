@@ -687,7 +687,7 @@ def test_ranks_are_measured(tmp_path, capsys):
     assert [row["what"] for row in rows] == [*(f"2 processes, {way}" for way in ways), "one process, whole batch"]
     assert all(0 < row["ms_low"] <= row["ms"] <= row["ms_high"] and row["memory"] == 300 for row in rows)
     # 8 rows of 16 floats and 3 integers, and 136; of the other shard 14 doubles a row, and 5 a dimension
-    assert "a rank receives 2,376 bytes a step" in capsys.readouterr().out
+    assert "a rank receives 2,384 bytes a step" in capsys.readouterr().out
 
 
 def test_plan_of_ranks(capsys):

@@ -238,6 +238,25 @@ def a_checkpoint_is_resumed_on_any_grid(folder, rank):
     assert_same_step(in_one, on_same, Divided(4))
 
 
+def a_checkpoint_is_written(folder, rank):
+    alone, together = alone_and_together(SupCon())
+    for step in range(2):
+        assert_same_step(alone, together, Divided(step))
+    checkpoint.save({"criterion": together.state_dict()}, checkpoint_id=folder / "together")
+    if rank == 0:
+        torch.save(alone.state_dict(), folder / "alone")
+
+
+def a_checkpoint_of_other_ranks_is_resumed(folder, rank):
+    alone, together = alone_and_together(SupCon())
+    alone.load_state_dict(torch.load(folder / "alone"))
+    state = {"criterion": together.state_dict()}
+    checkpoint.load(state, checkpoint_id=folder / "together")
+    together.load_state_dict(state["criterion"])
+    for step in range(2, 4):
+        assert_same_step(alone, together, Divided(step))
+
+
 CHECKS = [
     each_has_a_block_of_the_memory,
     statistics_are_of_the_whole_memory,
@@ -286,6 +305,12 @@ def test_shards(W, S, tmp_path):
         partial(a_checkpoint_may_be_written_while_training_goes_on, tmp_path),
     ]
     ranks.launch(W, tmp_path / "store", *CHECKS, *on_disk, shards=S)
+
+
+@pytest.mark.long
+def test_a_checkpoint_goes_on_in_another_number_of_ranks(tmp_path):
+    for W, check in ((2, a_checkpoint_is_written), (3, a_checkpoint_of_other_ranks_is_resumed)):
+        ranks.launch(W, tmp_path / f"store {W}", partial(check, tmp_path), shards=W)
 
 
 def test_one_process_has_all_of_its_memory():

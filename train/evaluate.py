@@ -1,8 +1,7 @@
 """How good are embeddings? Test images query others; their classes decide which neighbours are right.
 
-Either every image queries all the others, or some images query those of a gallery, of which a query never finds itself.
-A query of whose class there is nothing to be found has no score: it is left out of the means, and stays in the gallery
-of the others.
+Either every image queries all the others, or some images query a gallery; a query never finds itself. A query that has
+nothing of its class to find has no score: it is left out of the means, and stays in the gallery of the others.
 """
 
 from __future__ import annotations

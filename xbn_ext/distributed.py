@@ -133,7 +133,7 @@ class Ranks:
     def _gather_untold(
         self, batch: Batch, step: Tensor, training: bool, options: Callable[[], Mapping[str, Any]]
     ) -> Batch:
-        """The batch of all ranks, of which each takes for granted that they are like its own."""
+        """The batch of all ranks. Each takes for granted that those of the others are like its own."""
         told = Told.of(batch)
         call = 16 * told.dtype + 4 * training + 2 * told.masked + told.identified
         if self.shards.size > 1:  # a gradient is of all blocks

@@ -1,4 +1,4 @@
-"""Data whose owner says which images are trained on and which query which: by a table, or by two folders."""
+"""Data with a split of its owner's, by a table or by two folders; and with queries and a gallery, by a table."""
 
 from __future__ import annotations
 
