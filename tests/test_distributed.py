@@ -525,14 +525,14 @@ class WithoutWaiting(TorchDispatchMode):
 
 def with_a_batch_size_no_host_waits(rank):
     """On a GPU."""
-    for name, update in itertools.product(LOSSES, ("inplace", "deferred")):
-        if LOSSES[name].passes:
-            _, together = alone_and_together(LOSSES[name], 6, update=update)
-            for step in range(2):
-                own, labels, options = Divided(step, ids=True, mask=True).part()
-                with hosts_tell_each_other_nothing(), WithoutWaiting():
-                    together(own, labels, **options).backward()
-                    together.stats()
+    losses = [loss for loss in LOSSES.values() if loss.passes]
+    for loss, update in few(losses, ("inplace", "deferred")):
+        _, together = alone_and_together(loss, 6, update=update)
+        for step in range(2):
+            own, labels, options = Divided(step, ids=True, mask=True).part()
+            with hosts_tell_each_other_nothing(), WithoutWaiting():
+                together(own, labels, **options).backward()
+                together.stats()
 
 
 def a_group_may_be_a_mesh_or_a_part_of_the_processes(rank):
@@ -641,7 +641,7 @@ def a_fault_of_one_rank_is_raised_on_all(rank):
 
 def a_call_that_one_rank_leaves_out_is_an_error_on_the_others(rank):
     """When its group's timeout has passed, since it may be late. Nothing is written."""
-    for batch_size in (None, 6):
+    for (batch_size,) in few((None, 6)):
         group = dist.new_group(timeout=timedelta(seconds=3))
         _, together = alone_and_together(SupCon(), batch_size, process_group=group)
         x, labels, _ = Divided(0).part()
