@@ -30,7 +30,10 @@ MARGINS = {  # of a contrastive loss, by its distance
     "squared_euclidean": (0, 4, "a squared distance of unit vectors, 0 to 4"),
 }
 WORKERS_OF_A_CORE = 16
-DESCRIPTION = "Train an image embedding against a cross-batch memory and say how good it became."
+DESCRIPTION = (
+    "Train an image embedding against a cross-batch memory and say how good it became. 'python -m train embed' and "
+    "'python -m train export' use what was trained; --help of each says how."
+)
 
 
 class ConfigError(ValueError):
