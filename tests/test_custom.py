@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import state
 import torch
@@ -249,6 +250,7 @@ def test_options_that_are_none_are_named():
     for function, tensors in ((ops.memory_loss, (z, labels, z, labels)), (ops.batch_loss, (z, labels))):
         with pytest.raises(RuntimeError, match="eps must be a number, got NoneType"):
             function(*tensors, SmoothAP(), eps=None)
+        assert torch.equal(function(*tensors, SmoothAP(), eps=np.float32(1e-6)), function(*tensors, SmoothAP()))
         with pytest.raises(ValueError, match="renormalize must be True or False, got 'x'"):
             function(*tensors, SmoothAP(), renormalize="x")
 

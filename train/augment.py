@@ -53,9 +53,13 @@ def training_view(size: int, mirror: bool, kind: str = "mild") -> View:
 
 def evaluation_view(size: int, kind: str = "mild") -> View:
     """The middle of the image, as large as its short side (photo: as 7/8 of it), scaled to ``size``."""
-    short = round(size * 8 / 7) if kind == "photo" else size
-    view: View = T.Compose([without_ends, T.Resize(short, antialias=True), T.CenterCrop(size)])
+    view: View = T.Compose([without_ends, T.Resize(short_side(size, kind), antialias=True), T.CenterCrop(size)])
     return view
+
+
+def short_side(size: int, kind: str) -> int:
+    """To how many pixels an evaluation scales the short side of an image, and then shows the middle."""
+    return round(size * 8 / 7) if kind == "photo" else size
 
 
 def without_ends(image: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from . import data
 from .config import Config, ConfigError
 from .data import tree
 from .data.fingerprint import Fingerprint, differences
+from .data.folder import EVENTS as EVENTS
 
-METRICS, CHECKPOINT, EVENTS = "metrics.json", "checkpoint.pt", "tensorboard"
+METRICS, CHECKPOINT = "metrics.json", "checkpoint.pt"
 CURVES, NEIGHBOURS = "curves.png", "neighbours.png"
 
 Kinds = dict[str, Any]

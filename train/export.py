@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from . import checkpoint, terminal
+from . import augment, checkpoint, terminal
 from .config import ConfigError
 from .trained import Trained
 
@@ -62,7 +62,7 @@ def export(run: Path, out: Path) -> None:
         "input": INPUT,
         "output": OUTPUT,
         "image_size": settings.image_size,
-        "resize": round(settings.image_size * 8 / 7) if settings.augment == "photo" else settings.image_size,
+        "resize": augment.short_side(settings.image_size, settings.augment),
         "embedding_dim": settings.embedding_dim,
         "run": str(run),
         "step": trained.step,

@@ -41,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Two parts and how a test is done. They share no class, except where a user's own table says so."""
+    """Two parts and how a test is done. They share no class, except where a user's own split has it so."""
 
     name: str
     train: Part

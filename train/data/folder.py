@@ -12,7 +12,7 @@ from .own import MIN_IMAGES
 from .tree import Tree, hidden
 
 EVENTS = "tensorboard"
-"""What a run leaves beside them, if its ``--out`` is the folder."""
+"""The sub-folder that a run makes of its ``--out``, which may be the folder of the data."""
 TESTED_ON = ("test", "validation", "val")
 """Beside ``train``, the first of these that is there."""
 
@@ -62,7 +62,7 @@ def pictures(path: Path) -> list[Path]:
     """All images below ``path``, whatever their folders, in the order of their names; hidden ones are left out.
 
     Raises:
-        DataError: there is none.
+        DataError: there are no images.
     """
     found = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
     shown = (file for file in found if not any(map(hidden, file.relative_to(path).parts)))

@@ -12,7 +12,9 @@ import numpy as np
 
 from . import DataError, Dataset, Part, benchmark, images
 
-WHOLE = (0, 0, 1 << 31, 1 << 31)
+FAR = 1 << 31
+"""Pixels: no image is as wide."""
+WHOLE = (0, 0, FAR, FAR)
 """The box that is clipped to all of any image."""
 MIN_IMAGES = 2
 """Of a class that is trained on: one seen once matches nothing."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import DataError, Dataset, benchmark, images, own, split
-from .own import WHOLE, Image
+from .own import FAR, WHOLE, Image
 
 REQUIRED = ("label", "path")
 ROLES = ("is_query", "is_gallery")
@@ -32,8 +32,6 @@ SPLITS = {"train": True, "validation": False, "val": False, "test": False}
 WORDS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 """As pandas writes them, too, where some cells of the column are empty."""
 DELIMITERS = ",;\t"
-FAR = 1 << 31
-"""Pixels: no image is as wide."""
 
 
 class Row(NamedTuple):

@@ -8,6 +8,7 @@ looked at, and on a CPU the values of counters.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ class Contract:
             check(0 <= got <= last, f"{self.op}: {name} must be within [0, {last}], got {got}")
 
     def eps(self, eps: float) -> None:
-        check(isinstance(eps, int | float), f"{self.op}: eps must be a number, got {type(eps).__name__}")
+        check(isinstance(eps, Real), f"{self.op}: eps must be a number, got {type(eps).__name__}")
         check(1e-30 <= eps <= 1e30, f"{self.op}: eps must be positive, within [1e-30, 1e30], got {eps:g}")
 
 
