@@ -38,7 +38,7 @@ struct NoDevice {
   void multiply(const xbn::Tensor&, const xbn::Tensor&, const xbn::Tensor&) const {}
 };
 
-XBN_TORCH_LIBRARY_IMPL(XBN_LIBRARY, XBN_CUDA_KEY, m) { XBN_REGISTER_OPS(m, NoDevice); }
+XBN_TORCH_LIBRARY_IMPL(XBN_LIBRARY, XBN_CUDA_KEY, m) { xbn::glue::register_ops<NoDevice>(m); }
 """
 NAMES = """
 import sys, torch

@@ -80,5 +80,5 @@ std::tuple<double, double> peak(int64_t threads, int64_t rounds, bool float64) {
 }  // namespace
 }  // namespace xbn
 
-XBN_TORCH_LIBRARY_IMPL(XBN_LIBRARY, CPU, m) { XBN_REGISTER_OPS(m, xbn::CpuDevice); }
+XBN_TORCH_LIBRARY_IMPL(XBN_LIBRARY, CPU, m) { xbn::glue::register_ops<xbn::CpuDevice>(m); }
 XBN_TORCH_LIBRARY_IMPL(XBN_LIBRARY, CompositeExplicitAutograd, m) { m.impl("_peak_fma", TORCH_BOX(&xbn::peak)); }

@@ -83,7 +83,7 @@ std::string architectures() { return cuda::architectures(); }
 }  // namespace
 }  // namespace xbn
 
-XBN_TORCH_LIBRARY_IMPL(XBN_LIBRARY, XBN_CUDA_KEY, m) { XBN_REGISTER_OPS(m, xbn::CudaDevice); }
+XBN_TORCH_LIBRARY_IMPL(XBN_LIBRARY, XBN_CUDA_KEY, m) { xbn::glue::register_ops<xbn::CudaDevice>(m); }
 XBN_TORCH_LIBRARY_IMPL(XBN_LIBRARY, CompositeExplicitAutograd, m) {
   m.impl("cuda_architectures", TORCH_BOX(&xbn::architectures));
 }

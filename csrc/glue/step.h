@@ -1,12 +1,7 @@
 // step_ between torch and its kernels: those of the other ops in turn, and two of its own.
 #pragma once
 
-#include "batch_loss.h"
-#include "enqueue.h"
-#include "memory_loss.h"
-#include "normalize.h"
-#include "standardize.h"
-#include "track.h"
+#include "loss.h"
 
 namespace xbn::glue {
 
@@ -221,6 +216,11 @@ std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids
     run([&](const auto& on) { return step_total(total, on); });
   });
   return {value, grad};
+}
+
+template <typename Device, typename Library>
+void register_step_ops(Library& m) {
+  m.impl("step_", TORCH_BOX(&xbn::glue::step<Device>));
 }
 
 }  // namespace xbn::glue

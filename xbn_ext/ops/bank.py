@@ -1,5 +1,5 @@
-"""The ops that write the memory and what is kept of it, each with a file of its name in `csrc/glue/`: `track_`,
-`transform_`, `standardize_`, `enqueue_`."""
+"""The ops that write the memory and what is kept of it (`csrc/glue/bank.h`): `track_`, `transform_`,
+`standardize_`, `enqueue_`."""
 
 from __future__ import annotations
 

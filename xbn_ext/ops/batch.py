@@ -1,4 +1,4 @@
-"""A batch by itself: `normalize`, `moments` (`csrc/glue/normalize.h`, `moments.h`)."""
+"""A batch by itself: `normalize`, `moments` (`csrc/glue/batch.h`)."""
 
 from __future__ import annotations
 

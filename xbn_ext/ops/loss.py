@@ -1,5 +1,5 @@
-"""The losses: of a batch against a bank, with or without the bank's move first (`csrc/glue/memory_loss.h`), and of a
-batch against itself (`csrc/glue/batch_loss.h`)."""
+"""The losses: of a batch against a bank, with or without the bank's move first, and of a batch
+against itself (`csrc/glue/loss.h`)."""
 
 from __future__ import annotations
 

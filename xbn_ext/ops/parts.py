@@ -1,6 +1,6 @@
-"""A loss in parts. Of a bank (`csrc/glue/memory_sums.h`): each part adds up what it has for each anchor, pass by pass;
-the sums of all parts settle the loss, and what the gradient of each is multiplied by. Of a batch against itself
-(`csrc/glue/batch_loss.h`) in parts of its anchors: each has met all rows, and their totals are only to be added."""
+"""A loss in parts (`csrc/glue/parts.h`). Of a bank: each part adds up what it has for each anchor, pass by pass;
+the sums of all parts settle the loss, and what the gradient of each is multiplied by. Of a batch against itself,
+in parts of its anchors: each has met all rows, and their totals are only to be added."""
 
 from __future__ import annotations
 

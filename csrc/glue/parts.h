@@ -1,8 +1,8 @@
-// memory_sums and settle_sums between torch and their kernels (in loss/ of cpu/: memory_loss.cpp, settle_sums.cpp; of
-// cuda/: memory_sums.cu).
+// The ops of a loss that is put together from parts: of a bank and of a batch (their kernels are in loss/, in cpu/ in
+// memory_loss.cpp, settle_sums.cpp and batch_loss.cpp, in cuda/ in memory_sums.cu and batch_loss.cu).
 #pragma once
 
-#include "memory_loss.h"
+#include "loss.h"
 
 namespace xbn::glue {
 
@@ -71,6 +71,29 @@ std::tuple<Tensor, Tensor, Tensor> settle_sums(const Tensor& parts, const Option
   const Device device("settle_sums", parts);
   device.run([&](const auto& on) { return settle_sums(p, spec, on); });
   return {given, scale, totals};
+}
+
+template <typename Device>
+std::tuple<Tensor, Tensor> batch_sums(const Tensor& dots, const Tensor& labels, const OptionalTensor& ids,
+                                      const OptionalTensor& anchors, const std::string& loss,
+                                      const std::vector<double>& parameters, int64_t first, bool need_grad) {
+  const OwnAnchors r(Contract("batch_sums", dots), dots, {labels, ids, anchors}, false, first, need_grad);
+  const LossSpec spec = parse_loss("batch_sums", loss, parameters);
+  const Tensor totals = torch::stable::new_empty(dots, {7}, ScalarType::Double);
+  const Device device("batch_sums", r.dots);
+  dispatch(dots, [&](auto type) {
+    auto p = r.params(type);
+    p.totals = totals.template mutable_data_ptr<double>();
+    device.run([&](const auto& on) { return batch_sums(p, spec, on); });
+  });
+  return {totals, r.grad_dots};
+}
+
+template <typename Device, typename Library>
+void register_parts_ops(Library& m) {
+  m.impl("memory_sums", TORCH_BOX(&xbn::glue::memory_sums<Device>));
+  m.impl("settle_sums", TORCH_BOX(&xbn::glue::settle_sums<Device>));
+  m.impl("batch_sums", TORCH_BOX(&xbn::glue::batch_sums<Device>));
 }
 
 }  // namespace xbn::glue
