@@ -1,20 +1,42 @@
 """Checks that run in several processes, and the batches that these divide between them."""
 
 import copy
+import itertools
 import os
+from contextlib import contextmanager
 from datetime import timedelta
 
+import pytest
 import torch
 import torch.distributed as dist
 from processes import start
 
-from xbn_ext import DCL, CrossBatchMemory, LiftedStructure, collectives, shared_batch_loss, shared_step
+from xbn_ext import DCL, CrossBatchMemory, LiftedStructure, collectives, distributed, shared_batch_loss, shared_step
 from xbn_ext.state import IN_BLOCKS
 
 D, M = 8, 37
 SECONDS = 180  # after which a rank no longer waits for another
 SHARDS = 1  # of the memories that they share
 DEVICE = torch.device("cpu")  # of all of them; gloo takes tensors of a GPU that several processes use
+
+# Processes, and shards of their memory.
+REPLICATED, SHARDED = [(2, 1), (3, 1), (4, 1)], [(2, 2), (3, 3), (4, 2), (4, 4)]
+
+
+def on_grids(grids):
+    """A test for each, in `make test` of two processes alone."""
+    return pytest.mark.parametrize(
+        "W, S", [pytest.param(*grid, marks=[pytest.mark.long] * (grid[0] > 2)) for grid in grids]
+    )
+
+
+def few(*lists):
+    """A part of what has one of each list: each grid of ranks without shards has another part, and so has each with."""
+    grid = dist.get_world_size(), SHARDS
+    grids = REPLICATED if grid in REPLICATED else SHARDED
+    for places in itertools.product(*(range(len(some)) for some in lists)):
+        if sum(places) % len(grids) == grids.index(grid):
+            yield tuple(some[i] for some, i in zip(lists, places, strict=True))
 
 
 def launch(W, store, *checks, shards=1, device="cpu"):
@@ -42,6 +64,17 @@ def divide(*, memory, batch):
     shared_step.LEAST_SAVED = 0 if memory else 1 << 62
     shared_step.RANKS_ON_A_GPU = shared_step.RANKS_ON_A_GPU_WITH_SCREEN = 0 if memory else 1 << 62
     shared_batch_loss.LEAST_SAVED = shared_batch_loss.LEAST_SAVED_ON_A_GPU = 0 if batch else 1 << 62
+
+
+@contextmanager
+def hosts_tell_each_other_nothing():
+    """With a `batch_size`, as where tensors are on a GPU."""
+    reads_at_once = distributed.reads_at_once
+    distributed.reads_at_once = lambda t: False
+    try:
+        yield
+    finally:
+        distributed.reads_at_once = reads_at_once
 
 
 SIZES = {  # of the parts of a batch, at a step
@@ -106,6 +139,13 @@ def shared(loss, size=M, **options):
     """A memory that all ranks share."""
     of_all = {"process_group": dist.group.WORLD, "shards": SHARDS}
     return CrossBatchMemory(loss, D, size, **of_all | options).to(DEVICE)
+
+
+def same_steps(loss, batch, steps=4, batch_size=None, size=M, **options):
+    """A rank's check of some steps of a memory."""
+    pair = alone_and_together(loss, batch_size, size, **options)
+    for step in range(steps):
+        assert_same_step(*pair, Divided(step, **batch))
 
 
 def assert_same_step(alone, together, batch):

@@ -4,19 +4,21 @@ from functools import partial
 
 import pytest
 import ranks
-import test_distributed as copies
+import test_distributed
+import test_distributed_fill
+import test_distributed_state
 import test_shards
 import torch
 
 CHECKS = [
-    copies.every_loss_is_that_of_one_process,
-    copies.every_way_to_keep_a_memory_is_that_of_one_process,
-    copies.a_learned_temperature_gets_the_whole_gradient,
-    copies.a_fixed_number_of_rows_is_as_good,
-    copies.rows_that_are_not_finite_stay_out_of_every_copy,
-    copies.evaluation_reads_and_writes_nothing,
-    copies.a_filled_memory_has_the_batches_of_all,
-    copies.a_state_goes_from_many_processes_to_one_and_back,
+    test_distributed.every_loss_is_that_of_one_process,
+    test_distributed.every_way_to_keep_a_memory_is_that_of_one_process,
+    test_distributed.a_learned_temperature_gets_the_whole_gradient,
+    test_distributed.a_fixed_number_of_rows_is_as_good,
+    test_distributed.rows_that_are_not_finite_stay_out_of_every_copy,
+    test_distributed.evaluation_reads_and_writes_nothing,
+    test_distributed_fill.a_filled_memory_has_the_batches_of_all,
+    test_distributed_state.a_state_goes_from_many_processes_to_one_and_back,
 ]
 
 

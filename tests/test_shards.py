@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import ranks
-import test_distributed as copies
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
@@ -53,7 +52,7 @@ def every_order_of_the_ring_is_that_of_one_process(rank):
     """Rows that cross from one block into the next, or fill more than a block at once."""
     for size, sizes in itertools.product((ranks.SHARDS, 7, 13, 100), ("even", "uneven")):
         if (ranks.SHARDS - 1) * -(-size // ranks.SHARDS) < size:
-            copies.same_steps(SupCon(), {"sizes": sizes, "ids": True, "mask": True}, steps=6, size=size)
+            ranks.same_steps(SupCon(), {"sizes": sizes, "ids": True, "mask": True}, steps=6, size=size)
 
 
 def all_blocks_are_rewritten_in_the_same_step(rank):
@@ -78,7 +77,7 @@ def all_triplets_may_take_several_rounds(rank):
         for sizes in ("uneven", "all empty"):
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                copies.same_steps(LOSSES["triplet_all"], {"sizes": sizes, "ids": True, "mask": True})
+                ranks.same_steps(LOSSES["triplet_all"], {"sizes": sizes, "ids": True, "mask": True})
     torch.set_warn_always(False)
     triplets.LEAST_HELD, triplets.HELD = least, held
 
@@ -140,7 +139,7 @@ def with_a_batch_size_all_need_a_gradient_or_none(rank):
         with pytest.raises(ValueError, match=r"^whether a gradient is needed must be .* True on rank 0 and False on"):
             together(x, labels)
         others = pytest.raises(RuntimeError, match="of shards, need a gradient, and others not")
-        with copies.hosts_tell_each_other_nothing(), others:
+        with ranks.hosts_tell_each_other_nothing(), others:
             together(x, labels)
     assert_same_state(alone, together)
 
@@ -270,35 +269,10 @@ CHECKS = [
     a_whole_state_can_be_gathered_and_dealt_out,
     a_state_of_another_size_is_refused,
     the_rows_of_another_rank_are_refused,
-    copies.every_loss_is_that_of_one_process,
-    copies.every_way_to_keep_a_memory_is_that_of_one_process,
-    copies.a_learned_temperature_gets_the_whole_gradient,
-    copies.a_learned_offset_gets_the_whole_gradient,
-    copies.a_fixed_number_of_rows_is_as_good,
-    copies.embeddings_of_16_bits_travel_as_they_are,
-    copies.rows_that_are_not_finite_stay_out_of_every_copy,
-    copies.evaluation_reads_and_writes_nothing,
-    copies.a_filled_memory_has_the_batches_of_all,
-    copies.a_fault_while_filling_leaves_every_copy_as_it_was,
-    copies.averaged_gradients_are_those_of_one_process,
-    copies.the_criterion_may_be_inside_of_what_is_wrapped,
-    copies.sharded_parameters_get_the_same_gradients,
-    copies.a_gradient_scaler_decides_alike_on_every_rank,
-    copies.a_rank_receives_what_the_benchmark_says,
-    copies.copies_share_the_group,
-    copies.a_rank_may_be_in_more_groups_than_the_others,
-    copies.with_a_batch_size_no_host_waits,
-    copies.what_differs_is_named_on_every_rank,
-    copies.where_hosts_tell_nothing_what_differs_still_raises,
-    copies.a_fault_of_one_rank_is_raised_on_all,
-    copies.a_call_that_one_rank_leaves_out_is_an_error_on_the_others,
-    copies.ranks_at_different_steps_raise,
 ]
 
 
-@pytest.mark.parametrize(
-    "W, S", [pytest.param(*grid, marks=[pytest.mark.long] * (grid[0] > 2)) for grid in copies.SHARDED]
-)
+@ranks.on_grids(ranks.SHARDED)
 def test_shards(W, S, tmp_path):
     on_disk = [
         partial(a_checkpoint_is_resumed_on_any_grid, tmp_path / "checkpoint"),
