@@ -292,36 +292,6 @@ class CrossBatchMemory(WithLoss, MemoryState):
         return self._given_back(in_parts(self, batch, losses, eps=self.eps, **of_step))
 
     @torch.no_grad()
-    def stats(self) -> dict[str, Tensor]:
-        """How the memory is doing, as scalars on its device: nothing waits for them until they are read.
-
-        * `fill`: share of the memory that is filled.
-        * `age`: steps since the stored rows were stored, on average; 1 is the last step.
-        * `positives`, `negatives`: average number of memory rows per anchor that had a weight in the last training
-          step: rows outside the margin, mined, or in a triplet that cost something.
-        * `gap_before`, `gap_after`: how far the memory's moments were from those of the last batch before and after
-          they were moved, `sqrt(|mean - mean|² + |std - std|²)`. Part of it is the noise of a batch.
-        * `gain`: the share of the last batch's measurement that the filter took over; 0 if nothing was measured.
-
-        Undefined entries are NaN: all of them before the first step, `age` of an empty memory, pairs without a memory
-        loss, gain with `drift="none"`.
-        """
-        stored_steps = self.stored_steps if self.shards > 1 else self.bank_steps.sum()  # 0 where nothing is
-        positives, negatives = self.pairs.unbind()
-        gap_before, gap_after, gain = self.drift_stats.unbind()
-        if self.filter is None:  # the last two are of a map that was not applied
-            gap_after, gain = gap_before, torch.full_like(gain, torch.nan)
-        return {
-            "fill": self.count.double() / self.memory_size,  # not of the default dtype, which may have 16 bits
-            "age": (self.step * self.count - stored_steps).double() / self.count,
-            "positives": positives.clone(),
-            "negatives": negatives.clone(),
-            "gap_before": gap_before.clone(),
-            "gap_after": gap_after.clone(),
-            "gain": gain.clone(),
-        }
-
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """`reset_queue()`, and gives what is learned its first value again. Launchers call it after `to_empty()`.
         If the module was made on the meta device, where it had no value, it gets the default of the loss."""

@@ -1,4 +1,4 @@
-"""`MemoryState`: the tensors that a memory is made of, and how they are read."""
+"""`MemoryState`: the tensors that a memory is made of, how they are read, and what they say of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from ._devices import has_float64
 from .collectives import is_own
 from .dtypes import compute_dtype
+from .filter import Filter
 from .shards import Shards
 from .stateful import StatefulModule
 from .unlabelled import as_given
@@ -52,6 +53,7 @@ class MemoryState(StatefulModule):
     stored_steps: Tensor  # [] likewise, the sum of all bank_steps; only of a memory in blocks
 
     memory_size: int  # M
+    filter: Filter | None  # none: the memory does not follow a drift
     _shards = Shards()
     no_class: int | None = None
     _first = 0  # of the own block's slots
@@ -155,6 +157,36 @@ class MemoryState(StatefulModule):
     def target_moments(self) -> tuple[Tensor, Tensor]:
         """`(mean [D], std [D])` that the memory is kept at (copies); zeros before the first batch."""
         return self.target_mean.clone(), self.target_std.clone()
+
+    @torch.no_grad()
+    def stats(self) -> dict[str, Tensor]:
+        """How the memory is doing, as scalars on its device: nothing waits for them until they are read.
+
+        * `fill`: share of the memory that is filled.
+        * `age`: steps since the stored rows were stored, on average; 1 is the last step.
+        * `positives`, `negatives`: average number of memory rows per anchor that had a weight in the last training
+          step: rows outside the margin, mined, or in a triplet that cost something.
+        * `gap_before`, `gap_after`: how far the memory's moments were from those of the last batch before and after
+          they were moved, `sqrt(|mean - mean|² + |std - std|²)`. Part of it is the noise of a batch.
+        * `gain`: the share of the last batch's measurement that the filter took over; 0 if nothing was measured.
+
+        Undefined entries are NaN: all of them before the first step, `age` of an empty memory, pairs without a memory
+        loss, gain with `drift="none"`.
+        """
+        stored_steps = self.stored_steps if self._shards.size > 1 else self.bank_steps.sum()  # 0 where nothing is
+        positives, negatives = self.pairs.unbind()
+        gap_before, gap_after, gain = self.drift_stats.unbind()
+        if self.filter is None:  # the last two are of a map that was not applied
+            gap_after, gain = gap_before, torch.full_like(gain, torch.nan)
+        return {
+            "fill": self.count.double() / self.memory_size,  # not of the default dtype, which may have 16 bits
+            "age": (self.step * self.count - stored_steps).double() / self.count,
+            "positives": positives.clone(),
+            "negatives": negatives.clone(),
+            "gap_before": gap_before.clone(),
+            "gap_after": gap_after.clone(),
+            "gain": gain.clone(),
+        }
 
     @torch.no_grad()
     def reset_queue(self) -> None:
