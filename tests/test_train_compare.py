@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from train import checkpoint, features, loop, model
+from train import checkpoint, features, loop, making, model
 from train.augment import evaluation_view
 from train.compare import drift, findings, plan, report, statistics, study, work
 from train.compare.plan import TEST, VALIDATION, Plan
@@ -156,7 +156,7 @@ def test_every_method_sees_the_same_batches() -> None:
     runs = small_plan().final({method: {"lr": 1e-3} for method in ("batch", "xbm", "axbn")})
     for seed in range(2):
         first, *others = (
-            [loop.make_sampler(c, labels).batch(step) for step in range(3)]
+            [making.make_sampler(c, labels).batch(step) for step in range(3)]
             for c in (of_method[seed].config for of_method in runs.values())
         )
         assert all(first == other for other in others)

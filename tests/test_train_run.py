@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import xbn_ext
-from train import checkpoint, events, fonts, loop, losses, pictures, recipes, report, run
+from train import checkpoint, events, fonts, loop, losses, making, pictures, recipes, report, run
 from train.augment import evaluation_view
 from train.config import METHODS, Config, ConfigError, parse
 from train.cores import cores
@@ -201,7 +201,7 @@ def test_a_setting_that_is_not_allowed_is_named(
 )
 def test_the_loss_is_the_one_asked_for_and_settings_hold_its_parameters_alone(arguments: str, loss: Any) -> None:
     config = parse(arguments.split())
-    assert config.pair_loss() == loop.make_criterion(config).loss == loss
+    assert config.pair_loss() == making.make_criterion(config).loss == loss
     stored = config.settings()
     assert losses.LOSSES[stored["loss"]] is type(loss)
     assert {name: value for name, value in stored.items() if name in losses.PARAMETERS} == vars(loss)
@@ -365,27 +365,31 @@ def test_more_classes_per_batch_than_there_are(shapes: str, tmp_path: Path, tiny
 
 def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
     config = Config(steps=100, lr_warmup=10)
-    rates = [loop.learning_rate(config, step) for step in range(100)]
+    rates = [making.learning_rate(config, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == rates[10] == 1
     assert rates[10:] == sorted(rates[10:], reverse=True) and 0 < rates[-1] < 1e-3
-    assert loop.learning_rate(Config(steps=1, lr_warmup=0), 0) == 1
+    assert making.learning_rate(Config(steps=1, lr_warmup=0), 0) == 1
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_differ_in_the_criterion_alone(method: str) -> None:
-    criterion = loop.make_criterion(Config(method=method, memory_weight=0.7))
+    criterion = making.make_criterion(Config(method=method, memory_weight=0.7))
     assert criterion.drift == {"batch": "none", "xbm": "none"}.get(method, method)
     assert criterion.memory_weight == (0 if method == "batch" else 0.7)
 
 
 def test_the_bytes_of_the_memory_are_those_of_its_rows() -> None:
     small, large = (Config(memory_size=size, embedding_dim=24) for size in (100, 1100))
-    found = [sum(t.nbytes for t in loop.make_criterion(config).state_dict().values()) for config in (small, large)]
-    assert found[1] - found[0] == loop.memory_bytes(large) - loop.memory_bytes(small) == loop.memory_bytes(small) * 10
+    found = [sum(t.nbytes for t in making.make_criterion(config).state_dict().values()) for config in (small, large)]
+    assert (
+        found[1] - found[0]
+        == making.memory_bytes(large) - making.memory_bytes(small)
+        == making.memory_bytes(small) * 10
+    )
 
 
 def test_the_default_filter_follows_the_network_within_a_step() -> None:
-    criterion = loop.make_criterion(Config(memory_size=64, embedding_dim=8, batch_size=16))
+    criterion = making.make_criterion(Config(memory_size=64, embedding_dim=8, batch_size=16))
     for _ in range(10):
         criterion(torch.randn(16, 8), torch.arange(16) // 2)
     assert float(criterion.stats()["gain"]) > 0.5, "of a jump more than half is made up for in one step"
@@ -546,7 +550,7 @@ def test_the_recipe_of_the_emoji_is_the_defaults() -> None:
 
 def test_learning_rates() -> None:
     def rates(schedule: str, warmup: int = 4) -> list[float]:
-        return [loop.learning_rate(Config(schedule=schedule, steps=24, lr_warmup=warmup), step) for step in range(24)]
+        return [making.learning_rate(Config(schedule=schedule, steps=24, lr_warmup=warmup), step) for step in range(24)]
 
     assert all(rates(schedule)[:4] == [0.25, 0.5, 0.75, 1.0] for schedule in ("cosine", "step", "constant"))
     assert rates("constant")[4:] == [1.0] * 20
@@ -561,7 +565,7 @@ def test_weight_decay_is_beside_adam_or_part_of_the_gradient(shapes: str, tmp_pa
     for name in ("adamw", "adam"):
         config = settings(shapes, tmp_path, optimizer=name, weight_decay=0.5, lr=0.01)
         network = run.model.build(config)[0]
-        optimizer = loop.make_optimizer(config, network)
+        optimizer = making.make_optimizer(config, network)
         before = network.head.weight.detach().clone()
         network.head.weight.grad = torch.zeros_like(before)
         optimizer.step()

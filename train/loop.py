@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-import xbn_ext
-
 from . import checkpoint, evaluate, features, terminal
 from .augment import EvaluationBatches, TrainingBatches, evaluation_view, training_view
-from .config import Config, ConfigError
+from .config import Config
 from .data import Dataset
 from .drift import MANY_PROBES, PROBES, DriftMeter, Staleness
 from .evaluate import Network, Scores
 from .events import Events, NoEvents
 from .loading import plain_errors
+from .making import learning_rate, make_criterion, make_optimizer, make_sampler
 from .model import Embedder
 from .ranks import ALONE, Ranks
 from .streams import Stream, torch_seeds
@@ -32,8 +28,6 @@ DRIFT_MEASUREMENTS = 24
 """About so many over a whole run; each costs a few forward passes."""
 MEAN_LOSS_OVER = 10
 """Steps per point of the loss curve."""
-LR_DROP, LR_DROP_AT = 0.1, 0.7
-"""--schedule step: what learning rates are multiplied by, and after which part of the run."""
 MAX_BAD_STEPS = 10
 """Steps in a row without a finite loss after which training gives up."""
 
@@ -47,57 +41,6 @@ class TrainingError(RuntimeError):
 
 class Interrupted(Exception):
     """The run was asked to stop, and did so after writing a checkpoint."""
-
-
-def make_criterion(config: Config, ranks: Ranks = ALONE) -> xbn_ext.CrossBatchMemory:
-    """The loss and the memory of a run, the same in all its processes."""
-    return xbn_ext.CrossBatchMemory(
-        config.pair_loss(),
-        config.embedding_dim,
-        config.memory_size,
-        drift=config.drift,  # type: ignore[arg-type]
-        process_noise=config.process_noise,
-        ema_momentum=config.ema_momentum,
-        update=config.update,  # type: ignore[arg-type]
-        batch_weight=config.batch_weight,
-        memory_weight=0.0 if config.method == "batch" else config.memory_weight,
-        warmup_steps=config.warmup_steps,
-        process_group=ranks.group,
-    )
-
-
-def memory_bytes(config: Config) -> int:
-    """What the criterion's memory takes: of each row the embedding in float32, its label, its id and its step."""
-    return config.memory_size * (4 * config.embedding_dim + 3 * 8)
-
-
-def make_sampler(config: Config, labels: NDArray[np.int64]) -> xbn_ext.ClassBalancedSampler:
-    """Which images make up each step, the same in all processes; raises ConfigError if there are too few classes."""
-    try:
-        return xbn_ext.ClassBalancedSampler(labels, config.batch_size, config.samples_per_class, seed=config.seed)
-    except ValueError as error:
-        options = r"\b(batch_size|samples_per_class|seed)\b"  # as the command line has them
-        raise ConfigError(re.sub(options, lambda name: f"--{name[0].replace('_', '-')}", str(error))) from error
-
-
-def make_optimizer(config: Config, model: Embedder) -> torch.optim.Optimizer:
-    """Adam, its weight decay as --optimizer says; each group's ``peak`` is its highest learning rate."""
-    groups = [
-        {"params": list(model.head.parameters()), "peak": config.lr},
-        {"params": [p for p in model.backbone.parameters() if p.requires_grad], "peak": config.lr * config.backbone_lr},
-    ]
-    make = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return make([group for group in groups if group["params"]], lr=config.lr, weight_decay=config.weight_decay)
-
-
-def learning_rate(config: Config, step: int) -> float:
-    """The part of the peak rate used at a step: a linear rise, then as --schedule says."""
-    if step < config.lr_warmup:
-        return (step + 1) / config.lr_warmup
-    progress = (step - config.lr_warmup) / max(1, config.steps - config.lr_warmup)
-    if config.schedule != "cosine":
-        return LR_DROP if config.schedule == "step" and progress >= LR_DROP_AT else 1.0
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class Trainer:

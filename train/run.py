@@ -13,7 +13,7 @@ import torch
 
 import xbn_ext
 
-from . import checkpoint, data, lock, loop, losses, model, report, terminal
+from . import checkpoint, data, lock, loop, losses, making, model, report, terminal
 from .checkpoint import Found
 from .config import Config, ConfigError, parse
 from .cores import bytes_of_memory
@@ -178,7 +178,7 @@ def device_of(config: Config, ranks: Ranks = ALONE) -> torch.device:
 
 def require_memory(config: Config, device: torch.device) -> None:
     """Raise ConfigError if the embeddings that --memory-size asks for are more than the device can hold at all."""
-    needed = loop.memory_bytes(config)
+    needed = making.memory_bytes(config)
     there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else bytes_of_memory()
     if needed > there:
         raise ConfigError(
