@@ -12,6 +12,7 @@ from torch import Tensor
 from . import checkpoint, terminal
 from .config import ConfigError
 from .data import DataError, folder, images
+from .program import called
 from .trained import Trained
 
 
@@ -19,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     terminal.prepare()
     parser = argparse.ArgumentParser(
-        prog="python -m train embed",
+        prog=called("embed"),
         description="Embed all pictures in a folder: OUT.npy has embeddings of unit length, and OUT.json their files.",
     )
     parser.add_argument("run", type=Path, help="the --out of a run")

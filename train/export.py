@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 from . import augment, checkpoint, terminal
 from .config import ConfigError
+from .program import called
 from .trained import Trained
 
 PROGRAM, WEIGHTS, ABOUT = "network.pt2", "network.safetensors", "network.json"
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     terminal.prepare()
     parser = argparse.ArgumentParser(
-        prog="python -m train export",
+        prog=called("export"),
         description=f"Write the network of a run as {PROGRAM}, which torch.export.load reads, its weights as "
         f"{WEIGHTS}, and {ABOUT}, which says what it takes and gives.",
     )

@@ -14,7 +14,7 @@ CHUNK = 4096
 """Rows that are normalised, added or searched at a time."""
 
 
-class Search:
+class Index:
     """An exact index of the gallery, asked for the neighbours of queries."""
 
     def __init__(self, embeddings: Tensor, queries: Positions | None = None, gallery: Positions | None = None) -> None:
