@@ -67,6 +67,13 @@ def folder_path(text: str) -> Path:
     return Path(text)
 
 
+def file_path(text: str) -> Path:
+    """A path that was given, of a file or the beginning of its name."""
+    if Path(text).name in ("", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end with the name of a file")
+    return Path(text)
+
+
 @dataclass(frozen=True)
 class Config:
     """The settings of one run; the command line has an argument for each."""

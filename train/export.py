@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -34,8 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         export(given.run, given.out or given.run)
     except ConfigError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+        return terminal.refuse("export", error)
     terminal.say(f"{given.out or given.run}: {PROGRAM}, {WEIGHTS}, {ABOUT}")
     return 0
 

@@ -73,19 +73,26 @@ def show(folder: Path) -> dict[str, Any]:
     """
     metrics = checkpoint.read_metrics(folder)
     with checkpoint.reading(folder / checkpoint.METRICS):
-        rows = {
-            "frozen backbone": metrics["before"],
-            "untrained head": metrics["untrained_head"],
-            f"trained, {metrics['method']}": metrics,
-        }
+        rows = scores(metrics)
         names = list(metrics["before"])
         lines = [f"\n{'test classes, %':24}" + "".join(f"{name:>12}" for name in names)]
-        lines += [f"{row:24}" + "".join(f"{scores[name]:12.1f}" for name in names) for row, scores in rows.items()]
+        lines += [f"{row:24}" + "".join(f"{found[name]:12.1f}" for name in names) for row, found in rows.items()]
         there = metrics["machine"]
         several = f", in each of {there['processes']} processes" if there.get("processes", 1) > 1 else ""
         lines += [f"{metrics['steps']} steps in {metrics['seconds']:.0f} s on {there['device']}{several}"]
     terminal.say(*lines, *(folder / name for name in (checkpoint.CURVES, checkpoint.NEIGHBOURS, checkpoint.METRICS)))
     return metrics
+
+
+def scores(metrics: dict[str, Any]) -> dict[str, evaluate.Scores]:
+    """Those of three networks by what they are, the trained one last; raises KeyError if some are missing."""
+    names = list(metrics["before"])
+    networks = {
+        "frozen backbone": metrics["before"],
+        "untrained head": metrics["untrained_head"],
+        f"trained, {metrics['method']}": metrics,
+    }
+    return {network: {name: float(found[name]) for name in names} for network, found in networks.items()}
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
