@@ -170,9 +170,8 @@ def test_the_installed_program(way: str, tmp_path: Path, emoji_cache: Path) -> N
     there.run(program, "embed", "run", folder, "--out", "all")
     there.run(program, "search", "run", folder, folder / "corners-03" / "red.png", "--embeddings", "all")
     there.run(program, "report", "run")
-    assert (
-        len(Page(tmp_path / "search.html").pictures) == 9 and len(Page(tmp_path / "run" / "report.html").pictures) == 2
-    )
+    pages = [Page(tmp_path / name) for name in ("search.html", "run/report.html")]
+    assert [len(page.pictures) for page in pages] == [9, 2]
     assert "usage: xbn-train compare " in there.run(program, "compare", "--help")
     said = there.run(there.programs / "python", "-m", "xbn_train", "report", "none", status=2)
     assert said.startswith("python -m xbn_train report: error: RUN none: ")
