@@ -180,6 +180,7 @@ def write(out: Path, answers: Sequence[Found], run: Path, step: int, pictures: P
     sections = [
         {
             "name": str(query),
+            "file": query.name,
             "picture": thumbnails(query),
             "found": [
                 {"name": file.relative_to(pictures).as_posix(), "picture": thumbnails(file), "similarity": similarity}
@@ -191,6 +192,6 @@ def write(out: Path, answers: Sequence[Found], run: Path, step: int, pictures: P
     left_out = [f"the first {len(shown):,} of {len(answers):,} queries"] if len(shown) < len(answers) else []
     if any(len(answer.neighbours) > each for answer in answers):
         left_out.append(f"the first {each} pictures found for a query")
-    values = {"run": str(run), "step": step, "folder": str(pictures), "count": count, "queries": len(answers)}
-    html = page.render("search.html", sections=sections, left_out=" and ".join(left_out), **values)
+    values = {"run": str(run), "step": step, "folder": str(pictures if pictures.name else pictures.resolve())}
+    html = page.render("search.html", sections=sections, count=count, left_out=" and ".join(left_out), **values)
     checkpoint.write_whole(out, lambda path: path.write_text(html, encoding="utf-8"))
