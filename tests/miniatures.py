@@ -34,6 +34,19 @@ def make_shapes(path: Path) -> str:
     return f"folder:{path}"
 
 
+def make_run(shapes: Path, out: Path, *words: object) -> Path:
+    """A run of three steps on a folder data set, finished; returns its folder, ``out``."""
+    from train import run
+
+    arguments = (
+        "--data", f"folder:{shapes}", "--out", out, "--backbone", "convnet", "--image-size", 32, "--augment", "photo",
+        "--memory-size", 16, "--batch-size", 8, "--samples-per-class", 2, "--steps", 3, "--threads", 1,
+        "--embedding-dim", 12, *words,
+    )  # fmt: skip
+    assert run.main([str(word) for word in arguments]) == 0
+    return out
+
+
 def drawings(part: Part, classes: int) -> Iterator[tuple[int, list[Pixels]]]:
     """PER_CLASS images of each of the first classes."""
     for label in range(classes):

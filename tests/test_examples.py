@@ -134,7 +134,7 @@ def test_search_shows_what_it_found(run, folder, tmp_path):
 def test_search_says_what_is_missing(run, folder, tmp_path):
     from examples import search
 
-    with pytest.raises(ValueError, match=r"cannot read checkpoint\.pt .*; RUN must be the --out of a run of train/"):
+    with pytest.raises(ValueError, match=r"cannot read checkpoint\.pt .*; RUN must be the --out of a run"):
         search.Searcher(tmp_path, folder)
     with pytest.raises(ValueError, match=re.escape(f"{tmp_path}: no pictures in it")):
         search.Searcher(run, tmp_path)

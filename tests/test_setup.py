@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -96,9 +97,12 @@ def test_without_kernels(tmp_path):
     [wheel] = tmp_path.glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as file:
-        names = {name for name in file.namelist() if name.startswith("xbn_ext/")}
+        names = {name for name in file.namelist() if ".dist-info/" not in name}
         file.extractall(tmp_path / "there")
-    assert names == {str(p.relative_to(ROOT)) for p in ROOT.glob("xbn_ext/**/*.py")} | {"xbn_ext/py.typed"}
+    files = [*ROOT.glob("xbn_ext/**/*.py"), *ROOT.glob("train/**/*.py"), *ROOT.glob("train/pages/*")]
+    assert names == {re.sub("^train/", "xbn_train/", path.relative_to(ROOT).as_posix()) for path in files} | {
+        "xbn_ext/py.typed"
+    }
     code = """
 import torch, xbn_ext
 criterion = xbn_ext.CrossBatchMemory(xbn_ext.Contrastive(), 8, 16)

@@ -249,7 +249,7 @@ def whole(emoji_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.long
 def test_a_study_leaves_a_report_with_its_pictures(whole: Path) -> None:
     text, page = (whole / "report.md").read_text(), (whole / "report.html").read_text()
-    assert "python -m train.compare --data emoji --max-classes 40" in text
+    assert "python -m train compare --data emoji --max-classes 40" in text
     assert f"--out {shlex.quote(str(whole))}" in text, "a shell takes the command as it stands"
     assert "Each method at its own learning rate: **" in text
     judged = [line for line in text.splitlines() if " against " in line and line.startswith("- ")]

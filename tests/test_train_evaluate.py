@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from train import evaluate, search
+from train import evaluate, index
 from train.augment import EvaluationBatches
 from train.data import Part
 from xbn_ext import scores
@@ -70,7 +70,7 @@ def test_neighbours_are_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> N
     for protocol in ({}, {"queries": np.arange(12), "gallery": gallery}):
         whole = evaluate.neighbours(rows, 5, **protocol)
         with monkeypatch.context() as patch:
-            patch.setattr(search, "CHUNK", 5)
+            patch.setattr(index, "CHUNK", 5)
             assert np.array_equal(evaluate.neighbours(rows, 5, **protocol), whole)
 
 

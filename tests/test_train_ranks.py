@@ -428,7 +428,7 @@ def test_a_study_is_not_for_torchrun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, said in (("0", f"python -m train.compare: error: {study.NOT_SHARED}\n"), ("1", "")):
+    for rank, said in (("0", f"python -m train compare: error: {study.NOT_SHARED}\n"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
         assert study.main(["--out", str(tmp_path / "out")]) == 2
         assert capsys.readouterr().err == said

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import xbn_ext
-from train import checkpoint, events, fonts, loop, losses, making, pictures, recipes, report, run
+from train import checkpoint, events, fonts, loop, losses, making, pictures, recipes, results, run
 from train.augment import evaluation_view
 from train.config import METHODS, Config, ConfigError, parse
 from train.cores import cores
@@ -60,7 +60,7 @@ class TinyBackbone(nn.Module):
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes pictures, which take a second each, files of one byte."""
     for picture in ("curves", "neighbours"):
-        monkeypatch.setattr(report.pictures, picture, lambda path, *_: path.write_bytes(b"."))
+        monkeypatch.setattr(results.pictures, picture, lambda path, *_: path.write_bytes(b"."))
 
 
 @pytest.fixture
@@ -861,7 +861,7 @@ def test_a_picture_or_a_log_that_cannot_be_written_is_named(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(
-        *{"curves.png": (report.pictures, "curves"), "tensorboard": (events.SummaryWriter, "__init__")}[name], fail
+        *{"curves.png": (results.pictures, "curves"), "tensorboard": (events.SummaryWriter, "__init__")}[name], fail
     )
     with pytest.raises(ConfigError, match=rf"writing {tmp_path}.* failed \(No space left on device\)"):
         run.run(settings(shapes, tmp_path, steps=1))

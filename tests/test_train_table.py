@@ -16,7 +16,7 @@ from PIL import Image
 
 from train import evaluate, run
 from train.data import DataError, Dataset, load, table
-from train.search import Search
+from train.index import Index
 
 Rows = list[dict[str, Any]]
 
@@ -96,7 +96,7 @@ def test_queries_and_gallery(yes: str, no: str, folder: Path) -> None:
     x = torch.eye(6) + 0.1
     scores = evaluate.evaluate(x, data.test.labels, queries=data.queries, gallery=data.gallery, recalls=(1,))
     assert 0 <= scores["recall@1"] <= 100
-    nearest = Search(x, data.queries, data.gallery)(data.queries, 9)
+    nearest = Index(x, data.queries, data.gallery)(data.queries, 9)
     assert nearest.shape == (4, 3) and not (nearest == data.queries[:, None]).any()
 
 

@@ -1,4 +1,4 @@
-"""What is done with a run: `python -m train embed` and `export`."""
+"""What is done with a run: `python -m train embed`, `search`, `export` and `report`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from train import embed, export, run
+from train import embed, export
 from train.augment import evaluation_view, to_tensor
 from train.checkpoint import CHECKPOINT, load
 from train.data import images
@@ -31,14 +31,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("trained") / "run"
-    words = (
-        "--data", f"folder:{shapes}", "--out", out, "--backbone", "convnet", "--image-size", 32, "--augment", "photo",
-        "--memory-size", 16, "--batch-size", 8, "--samples-per-class", 2, "--steps", 3, "--threads", 1,
-        "--embedding-dim", 12,
-    )  # fmt: skip
-    assert run.main([str(word) for word in words]) == 0
-    return out
+    return miniatures.make_run(shapes, tmp_path_factory.mktemp("trained") / "run")
 
 
 def by_hand(path: Path, file: Path) -> torch.Tensor:
@@ -61,6 +54,7 @@ def test_pictures_of_a_folder_are_embedded_as_a_test_sees_them(
     assert "33 pictures, 12 numbers each" in capsys.readouterr().out
     rows, about = np.load(tmp_path / "all.npy"), json.loads((tmp_path / "all.json").read_text())
     assert rows.shape == (33, 12) and rows.dtype == np.float32 and about["step"] == 3
+    assert about["bytes"] == [(folder / path).stat().st_size for path in about["paths"]]
     assert about["paths"] == sorted(about["paths"]) and "line\nbreak.png" in about["paths"]
     for i in (0, 17, 32):
         expected = by_hand(trained, folder / about["paths"][i])
@@ -72,8 +66,8 @@ def test_pictures_of_a_folder_are_embedded_as_a_test_sees_them(
     [
         (lambda run, folder: shutil.rmtree(folder), "no pictures in it"),
         (lambda run, folder: (folder / "a.png").write_text("text"), "cannot read image"),
-        (lambda run, folder: (run / CHECKPOINT).unlink(), "RUN must be the --out of a run of train/"),
-        (lambda run, folder: (run / CHECKPOINT).write_text("text"), "RUN must be the --out of a run of train/"),
+        (lambda run, folder: (run / CHECKPOINT).unlink(), "RUN must be the --out of a run"),
+        (lambda run, folder: (run / CHECKPOINT).write_text("text"), "RUN must be the --out of a run"),
         (lambda run, folder: (folder.parent / "out.npy").mkdir(), r"writing .*out.npy failed"),
     ],
 )
@@ -110,5 +104,46 @@ def test_an_exported_network_gives_the_same_embeddings(trained: Path, tmp_path: 
 
 def test_of_no_run_nothing_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export.main([str(tmp_path / "none")]) == 2
-    assert "RUN must be the --out of a run of train/" in capsys.readouterr().err
+    assert "RUN must be the --out of a run" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--out", ""], "argument --out: '' does not end with the name of a file"),
+        (["--out", ".."], "argument --out: '..' does not end"),
+        (["--device", "abacus"], "--device abacus: "),
+        (["--device", "cuda:99"], "--device cuda:99: "),
+    ],
+)
+def test_arguments_that_cannot_be_used(
+    arguments: list[str], said: str, trained: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert embed.main([str(trained), str(shapes), *arguments]) == 2
+    except SystemExit as ended:
+        assert ended.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_digest_tells_networks_apart(trained: Path) -> None:
+    first, second = Trained(trained), Trained(trained)
+    assert first.digest() == second.digest()
+    with torch.no_grad():
+        next(second.network.parameters()).mul_(1.001)
+    assert first.digest() != second.digest()
+
+
+@pytest.mark.parametrize("change", [{"config": {"no_setting": 1}}, {"model": {}}])
+def test_a_checkpoint_of_something_else(
+    change: dict[str, Any], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = load(trained / CHECKPOINT)
+    state["config"] |= change.get("config", {})
+    torch.save(state | {name: value for name, value in change.items() if name != "config"}, tmp_path / CHECKPOINT)
+    assert export.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"python -m train export: error: RUN {tmp_path}: cannot read ")

@@ -21,7 +21,7 @@ from .data.fingerprint import Fingerprint, differences
 from .data.folder import EVENTS as EVENTS
 
 METRICS, CHECKPOINT = "metrics.json", "checkpoint.pt"
-CURVES, NEIGHBOURS = "curves.png", "neighbours.png"
+CURVES, NEIGHBOURS, REPORT = "curves.png", "neighbours.png", "report.html"
 
 Kinds = dict[str, Any]
 """What a dictionary must hold: by key a type, several, or the kinds of a dictionary in it."""
@@ -47,7 +47,7 @@ def look(config: Config) -> Found:
     """What there is in ``config.folder``; raises ConfigError if it must not be touched. Writes nothing."""
     folder = config.folder  # asked through os.path: Path.exists raises where a folder may not be entered
     check_place(config, folder)
-    for name in (METRICS, CHECKPOINT, CURVES, NEIGHBOURS, EVENTS):
+    for name in (METRICS, CHECKPOINT, CURVES, NEIGHBOURS, REPORT, EVENTS):
         if os.path.exists(folder / name) and os.path.isdir(folder / name) != (name == EVENTS):
             kind = "a file" if name == EVENTS else "a folder"
             raise ConfigError(f"--out {folder}: {name} in it is {kind}, which no run makes: move it, or choose another")
@@ -115,7 +115,7 @@ def prepare(folder: Path) -> None:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (METRICS, CHECKPOINT, CURVES, NEIGHBOURS):
+        for name in (METRICS, CHECKPOINT, CURVES, NEIGHBOURS, REPORT):
             (folder / name).unlink(missing_ok=True)
         for place in (EVENTS, f"{EVENTS}/drift_*"):  # each curve of a chart of several has a folder
             for events in folder.glob(f"{place}/events.out.tfevents.*"):
@@ -136,9 +136,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_whole(path, write, path.with_suffix(".tmp"))
 
 
-def load(path: Path, otherwise: str = OVERWRITE) -> dict[str, Any]:
+def load(path: Path, otherwise: str = OVERWRITE, argument: str = "--out") -> dict[str, Any]:
     """Read a checkpoint, on the CPU; raises ConfigError as ``reading`` does."""
-    with reading(path, otherwise):
+    with reading(path, otherwise, argument):
         with zipfile.ZipFile(path) as stored:  # torch.load does not look at checksums
             damaged = stored.testzip()
         if damaged is not None:
@@ -152,9 +152,9 @@ def load(path: Path, otherwise: str = OVERWRITE) -> dict[str, Any]:
         return state
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
+def read_metrics(folder: Path, otherwise: str = OVERWRITE, argument: str = "--out") -> dict[str, Any]:
     """The metrics of a finished run; raises ConfigError as ``reading`` does."""
-    return read_json(folder / METRICS, {"config": dict})
+    return read_json(folder / METRICS, {"config": dict}, otherwise, argument)
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
@@ -209,25 +209,26 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_json(path: Path, kinds: Kinds, otherwise: str = OVERWRITE) -> dict[str, Any]:
+def read_json(path: Path, kinds: Kinds, otherwise: str = OVERWRITE, argument: str = "--out") -> dict[str, Any]:
     """The content of a file, in which there must be entries of these kinds; raises ConfigError as ``reading`` does."""
-    with reading(path, otherwise):
+    with reading(path, otherwise, argument):
         content: dict[str, Any] = json.loads(path.read_text())
         _require_kinds(content, kinds)
         return content
 
 
 @contextmanager
-def reading(path: Path, otherwise: str = OVERWRITE) -> Iterator[None]:
+def reading(path: Path, otherwise: str = OVERWRITE, argument: str = "--out") -> Iterator[None]:
     """While open, a file that a run has left is read, and what it holds is taken over.
 
     Raises:
-        ConfigError: that failed, in whatever way; names ``path``, and ``otherwise`` says what to do.
+        ConfigError: that failed, in whatever way; names ``argument``, which gave the folder, and ``path``, and
+            ``otherwise`` says what to do.
     """
     try:
         yield
     except Exception as error:
-        raise ConfigError(f"--out {path.parent}: cannot read {path.name} ({why(error)}); {otherwise}") from error
+        raise ConfigError(f"{argument} {path.parent}: cannot read {path.name} ({why(error)}); {otherwise}") from error
 
 
 def why(error: Exception) -> str:

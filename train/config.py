@@ -14,6 +14,7 @@ from xbn_ext.losses import DISTANCES, LOSSES, PairLoss
 from . import losses, recipes
 from .cores import cores
 from .data import DataError, check_spec
+from .program import called
 
 METHODS = {  # name: (drift model of the memory, what it is)
     "batch": ("none", "no memory, pairs within the batch only"),
@@ -31,8 +32,9 @@ MARGINS = {  # of a contrastive loss, by its distance
 }
 WORKERS_OF_A_CORE = 16
 DESCRIPTION = (
-    "Train an image embedding against a cross-batch memory and say how good it became. 'python -m train embed' and "
-    "'python -m train export' use what was trained; --help of each says how."
+    "Train an image embedding against a cross-batch memory and say how good it became. '{program} COMMAND', with the "
+    "COMMAND embed, search, export or report, uses what was trained; compare trains with each method. --help of each "
+    "says how."
 )
 
 
@@ -62,6 +64,13 @@ def folder_path(text: str) -> Path:
     """A path that was given: an empty one, as of a shell variable that is not set, would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("the name of a folder is empty")
+    return Path(text)
+
+
+def file_path(text: str) -> Path:
+    """A path that was given, of a file or the beginning of its name."""
+    if Path(text).name in ("", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end with the name of a file")
     return Path(text)
 
 
@@ -368,12 +377,15 @@ def parse(arguments: Sequence[str] | None = None, *, allow_abbrev: bool = True) 
         allow_abbrev: arguments may be shortened.
     """
     parser = argparse.ArgumentParser(
-        "python -m train", description=DESCRIPTION, formatter_class=_Formatter, allow_abbrev=allow_abbrev
+        called(),
+        description=DESCRIPTION.format(program=called()),
+        formatter_class=_Formatter,
+        allow_abbrev=allow_abbrev,
     )
     parser.add_argument(
         "--recipe",
         choices=recipes.NAMES,
-        help="settings for a data set, which other arguments override: train/recipes/NAME.py",
+        help="settings for a data set, which other arguments override",
     )
     group: argparse._ActionsContainer = parser
     for f in fields(Config):

@@ -1,40 +1,62 @@
-"""``python -m train embed RUN FOLDER``: embeddings of all pictures in a folder, by the network of a run."""
+"""``embed RUN FOLDER``: embeddings of all pictures in a folder, by the network of a run."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from . import checkpoint, terminal
-from .config import ConfigError
+from .config import ConfigError, file_path
 from .data import DataError, folder, images
+from .program import called
 from .trained import Trained
+
+ABOUT: checkpoint.Kinds = {"run": str, "step": int, "network": str, "folder": str, "paths": list, "bytes": list}
+AGAIN = "write them again with the command embed"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     terminal.prepare()
     parser = argparse.ArgumentParser(
-        prog="python -m train embed",
+        prog=called("embed"),
         description="Embed all pictures in a folder: OUT.npy has embeddings of unit length, and OUT.json their files.",
     )
-    parser.add_argument("run", type=Path, help="the --out of a run")
-    parser.add_argument("folder", type=Path, help="pictures, also in folders below it; hidden ones are left out")
-    parser.add_argument("--out", type=Path, default=Path("embeddings"), help="where to (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="where the network computes (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that prepare pictures (default: %(default)s)")
+    add_arguments(parser)
+    parser.add_argument("--out", type=file_path, default=Path("embeddings"), help="where to (default: %(default)s)")
     given = parser.parse_args(arguments)
     try:
         count, size = embed(given.run, given.folder, given.out, given.device, given.workers)
     except (ConfigError, DataError) as error:
-        print(f"{parser.prog}: error: {str(error).removeprefix('--data: ')}", file=sys.stderr)
-        return 2
+        return terminal.refuse("embed", error)
     terminal.say(f"{count:,} pictures, {size} numbers each: {given.out}.npy, {given.out}.json")
     return 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command needs that embeds a folder."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="the --out of a run")
+    parser.add_argument(
+        "folder", metavar="FOLDER", type=Path, help="pictures, also in folders below it; hidden ones are left out"
+    )
+    parser.add_argument("--device", default="cpu", help="where the network computes (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that prepare pictures (default: %(default)s)"
+    )
+
+
+class Embeddings(NamedTuple):
+    """Pictures and what a network makes of them."""
+
+    files: list[Path]
+    """N, in the order of their names."""
+    rows: Tensor
+    """Of unit length, float32 [N, D]."""
 
 
 def embed(run: Path, pictures: Path, out: Path, device: str = "cpu", workers: int = 0) -> tuple[int, int]:
@@ -44,14 +66,70 @@ def embed(run: Path, pictures: Path, out: Path, device: str = "cpu", workers: in
         ConfigError: there is no such run, or it cannot be written.
         DataError: there are no pictures, or some cannot be read.
     """
-    trained, files = Trained(run), folder.pictures(pictures)
+    trained = Trained(run)
+    files = folder.pictures(pictures)
+    about = {
+        "run": str(run.resolve()),
+        "step": trained.step,
+        "network": trained.digest(),
+        "folder": str(pictures.resolve()),
+        **_listing(files, pictures),
+    }
+    rows = of_pictures(trained, files, device, workers)
+    array, names = _places(out)
+    checkpoint.write_whole(array, lambda path: _save(path, rows))
+    checkpoint.write_json(names, about)
+    return len(rows), rows.shape[1]
+
+
+def of_pictures(trained: Trained, files: list[Path], device: str = "cpu", workers: int = 0) -> Tensor:
+    """Their embeddings of unit length, float32 [N, D]; raises DataError if some cannot be read, before it begins."""
     images.check_all(files)
-    embeddings = trained.embed(images.Files(files), device, workers)
-    array, names = (out.with_name(out.name + suffix) for suffix in (".npy", ".json"))
-    checkpoint.write_whole(array, lambda path: _save(path, embeddings))
+    return trained.embed(images.Files(files), device, workers)
+
+
+def read(name: Path, trained: Trained, run: Path, pictures: Path) -> Embeddings:
+    """What ``embed`` has written as ``name``.npy and ``name``.json.
+
+    Args:
+        name: its ``out``.
+        trained: the network that they have to be of.
+        run: where it is, for messages.
+        pictures: the folder that they have to be of.
+
+    Raises:
+        ConfigError: they cannot be read, or are of another network or folder, or of pictures that have changed since.
+        DataError: there are no pictures.
+    """
+    array, names = _places(name)
+    about = checkpoint.read_json(names, ABOUT, AGAIN, "--embeddings")
+    if about["network"] != trained.digest():
+        wanted, found = f"{run.resolve()} at step {trained.step}", f"{about['run']} at step {about['step']}"
+        other = f"of {found}, not of {wanted}" if found != wanted else f"of {found}, which has been trained again since"
+        raise ConfigError(f"--embeddings {name}: they are {other}; {AGAIN}")
+    if about["folder"] != str(pictures.resolve()):
+        raise ConfigError(f"--embeddings {name}: they are of {about['folder']}, not of {pictures.resolve()}; {AGAIN}")
+    files = folder.pictures(pictures)
+    there = _listing(files, pictures)
+    if any(about[part] != there[part] for part in there):
+        before, after = ({*zip(map(str, i["paths"]), map(str, i["bytes"]), strict=False)} for i in (about, there))
+        changed = images.few(sorted({path for path, _ in before ^ after}))
+        raise ConfigError(f"--embeddings {name}: {pictures} has changed since, in {changed}; {AGAIN}")
+    with checkpoint.reading(array, AGAIN, "--embeddings"):
+        rows = np.load(array, allow_pickle=False)
+        if rows.dtype != np.float32 or rows.shape != (len(files), trained.settings.embedding_dim):
+            raise ValueError(f"an array of {rows.dtype} {list(rows.shape)} for {len(files)} pictures")
+    return Embeddings(files, torch.from_numpy(rows))
+
+
+def _places(out: Path) -> tuple[Path, Path]:
+    return out.with_name(out.name + ".npy"), out.with_name(out.name + ".json")
+
+
+def _listing(files: list[Path], pictures: Path) -> dict[str, list[str] | list[int]]:
+    """Paths below the folder, and sizes: what tells pictures from others."""
     paths = [file.relative_to(pictures).as_posix() for file in files]
-    checkpoint.write_json(names, {"run": str(run), "step": trained.step, "folder": str(pictures), "paths": paths})
-    return len(embeddings), embeddings.shape[1]
+    return {"paths": paths, "bytes": [file.stat().st_size if file.exists() else 0 for file in files]}
 
 
 def _save(path: Path, embeddings: Tensor) -> None:

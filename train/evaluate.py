@@ -15,11 +15,11 @@ from torch import Tensor
 
 import xbn_ext
 
-from . import search
+from . import index
 from .augment import EvaluationBatches
+from .index import Index, Positions
 from .loading import plain_errors
 from .ranks import ALONE, Ranks
-from .search import Positions, Search
 
 RECALLS = (1, 10, 100)
 Scores = dict[str, float]
@@ -77,10 +77,10 @@ def neighbours(
         where: the queries to ask for; None: all.
         queries: as of ``evaluate``, and so is ``gallery``.
     """
-    index = Search(embeddings, queries, gallery)
-    where = index.queries if where is None else where
-    chunks = (where[first : first + search.CHUNK] for first in range(0, len(where), search.CHUNK))
-    return np.concatenate([index(chunk, count) for chunk in chunks])
+    found = Index(embeddings, queries, gallery)
+    where = found.queries if where is None else where
+    chunks = (where[first : first + index.CHUNK] for first in range(0, len(where), index.CHUNK))
+    return np.concatenate([found(chunk, count) for chunk in chunks])
 
 
 def answers(labels: NDArray[np.int64], queries: Positions | None = None, gallery: Positions | None = None) -> Positions:

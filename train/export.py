@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from safetensors.torch import save
 
 from . import augment, checkpoint, terminal
 from .config import ConfigError
+from .program import called
 from .trained import Trained
 
 PROGRAM, WEIGHTS, ABOUT = "network.pt2", "network.safetensors", "network.json"
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     terminal.prepare()
     parser = argparse.ArgumentParser(
-        prog="python -m train export",
+        prog=called("export"),
         description=f"Write the network of a run as {PROGRAM}, which torch.export.load reads, its weights as "
         f"{WEIGHTS}, and {ABOUT}, which says what it takes and gives.",
     )
@@ -33,8 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         export(given.run, given.out or given.run)
     except ConfigError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+        return terminal.refuse("export", error)
     terminal.say(f"{given.out or given.run}: {PROGRAM}, {WEIGHTS}, {ABOUT}")
     return 0
 

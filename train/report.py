@@ -1,104 +1,106 @@
-"""What a finished run leaves behind: metrics.json, two pictures, and a small table on the terminal."""
+"""``report RUN``: a finished run on one page, from its metrics.json and its pictures."""
 
 from __future__ import annotations
 
-import platform
+import argparse
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import faiss
-import numpy as np
-import torch
-from torch import Tensor
+from . import checkpoint, losses, page, results, terminal
+from .config import Config, ConfigError, file_path
+from .program import called
+from .trained import NO_RUN
 
-import xbn_ext
-
-from . import checkpoint, evaluate, pictures, terminal, vision
-from .augment import evaluation_view
-
-if TYPE_CHECKING:
-    from .loop import Trainer
+SCORES = {"map@r": "MAP@R", "recall@": "Recall@"}
+HEADLINE = ("recall@1", "map@r")
+OTHERS = "other"
 
 
-def write(trainer: Trainer, embeddings: Tensor, note: str) -> None:
-    """Write the pictures, then metrics.json.
-
-    Args:
-        trainer: the run, at its end.
-        embeddings: [N, D] of the test images.
-        note: what weights the backbone started from.
-
-    Raises:
-        ConfigError: they cannot be written.
-        DataError: an image cannot be read.
-    """
-    config, data = trainer.config, trainer.data
-    queries = pictures.pick_queries(data)
-    found = evaluate.neighbours(embeddings, pictures.NEIGHBOURS, queries, queries=data.queries, gallery=data.gallery)
-    asked = evaluate.answers(data.test.labels, data.queries, data.gallery)
-    metrics = {
-        "method": config.method,
-        "seed": config.seed,
-        "steps": config.steps,
-        "seconds": round(trainer.seconds, 1),
-        **{name: trainer.history["evaluation"][-1][name] for name in trainer.before["frozen"]},
-        "before": trainer.before["frozen"],
-        "untrained_head": trainer.before["untrained_head"],
-        "history": trainer.history,
-        "config": config.settings(),
-        "backbone": note,
-        "data": {
-            "name": data.name,
-            **{f"{side}_images": len(part.labels) for side, part in (("train", data.train), ("test", data.test))},
-            **{f"{side}_classes": len(part.classes) for side, part in (("train", data.train), ("test", data.test))},
-            "queries": len(asked),
-            "queries_without_answer": int((asked == 0).sum()),
-            "gallery": len(data.test.labels if data.gallery is None else data.gallery),
-            "credit": list(data.credit),
-        },
-        "machine": machine(trainer.device) | {"processes": trainer.ranks.size},
-    }
-    view = evaluation_view(config.image_size, config.augment)
-    with checkpoint.writing(config.folder):
-        pictures.curves(config.folder / checkpoint.CURVES, metrics)
-        pictures.neighbours(config.folder / checkpoint.NEIGHBOURS, data, queries, found, view)
-    checkpoint.write_metrics(config.folder, metrics)
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    terminal.prepare()
+    parser = argparse.ArgumentParser(
+        prog=called("report"),
+        description="Show a finished run on one page of HTML: scores, curves, neighbours, settings, data and machine.",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="the --out of a finished run")
+    parser.add_argument("--out", type=file_path, help=f"the page (default: {checkpoint.REPORT} in RUN)")
+    given = parser.parse_args(arguments)
+    out = given.out or given.run / checkpoint.REPORT
+    try:
+        write(given.run, out)
+    except ConfigError as error:
+        return terminal.refuse("report", error)
+    terminal.say(terminal.printable(str(out)))
+    return 0
 
 
-def show(folder: Path) -> dict[str, Any]:
-    """Print a finished run's scores before and after training, and where its pictures are; return its metrics.
+def write(run: Path, out: Path) -> None:
+    """Write the page.
 
     Raises:
-        ConfigError: its metrics.json does not hold them.
+        ConfigError: there is no such run, or it is not finished; or the page cannot be written.
     """
-    metrics = checkpoint.read_metrics(folder)
-    with checkpoint.reading(folder / checkpoint.METRICS):
-        rows = {
-            "frozen backbone": metrics["before"],
-            "untrained head": metrics["untrained_head"],
-            f"trained, {metrics['method']}": metrics,
-        }
-        names = list(metrics["before"])
-        lines = [f"\n{'test classes, %':24}" + "".join(f"{name:>12}" for name in names)]
-        lines += [f"{row:24}" + "".join(f"{scores[name]:12.1f}" for name in names) for row, scores in rows.items()]
-        there = metrics["machine"]
-        several = f", in each of {there['processes']} processes" if there.get("processes", 1) > 1 else ""
-        lines += [f"{metrics['steps']} steps in {metrics['seconds']:.0f} s on {there['device']}{several}"]
-    terminal.say(*lines, *(folder / name for name in (checkpoint.CURVES, checkpoint.NEIGHBOURS, checkpoint.METRICS)))
-    return metrics
+    require_finished(run)
+    metrics = checkpoint.read_metrics(run, NO_RUN, "RUN")
+    with checkpoint.reading(run / checkpoint.METRICS, NO_RUN, "RUN"):
+        values = _values(metrics)
+    pictures = {name: page.png(run / name) for name in (checkpoint.CURVES, checkpoint.NEIGHBOURS)}
+    html = page.render("report.html", run=str(run), pictures=pictures, **values)
+    checkpoint.write_whole(out, lambda path: path.write_text(html, encoding="utf-8"))
 
 
-def machine(device: torch.device) -> dict[str, str | int]:
-    """What a run is done on, and with which versions."""
-    cuda, threads = device.type == "cuda", torch.get_num_threads()
+def require_finished(run: Path) -> None:
+    """Raise ConfigError if a run has been begun and has no metrics yet."""
+    if checkpoint.begun(run) and not (run / checkpoint.METRICS).exists():
+        state = checkpoint.load(run / checkpoint.CHECKPOINT, NO_RUN, "RUN")
+        raise ConfigError(
+            f"RUN {run}: is not finished, but at step {state['step']} of {state['config']['steps']}; continue it with "
+            "--resume"
+        )
+
+
+def _values(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows; raises KeyError and the like where something is missing."""
+    scores, data, config = results.scores(metrics), metrics["data"], metrics["config"]
+    before, *_, trained = scores.values()
     return {
-        "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {threads} thread{'s' * (threads > 1)}",
-        "platform": platform.platform(),
-        "threads": threads,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": vision.__version__,
-        "faiss": faiss.__version__,
-        "numpy": np.__version__,
-        "xbn_ext": xbn_ext.__version__,
+        "title": f"{metrics['method']}, {config['backbone']} on {data['name']}",
+        "method": str(metrics["method"]),
+        "loss": losses.title(config["loss"]),
+        "note": str(metrics["backbone"]),
+        "seed": int(metrics["seed"]),
+        "steps": int(metrics["steps"]),
+        "seconds": float(metrics["seconds"]),
+        "names": {name: _name(name) for name in trained},
+        "scores": scores,
+        "headline": [(_name(name), before[name], trained[name]) for name in HEADLINE],
+        "worse": [_name(name) for name in HEADLINE if trained[name] < before[name]],
+        "settings": _settings(config),
+        "data_name": str(data["name"]),
+        "data": {
+            name.replace("_", " "): f"{value:,}" for name, value in data.items() if name not in ("name", "credit")
+        },
+        "credit": list(data["credit"]),
+        "machine": dict(metrics["machine"]),
     }
+
+
+def _name(score: str) -> str:
+    for begins, name in SCORES.items():
+        score = score.replace(begins, name)
+    return score
+
+
+def _settings(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By the sections of --help."""
+    sections: dict[str, dict[str, Any]] = {}
+    section, left = OTHERS, dict(config)
+    for field in fields(Config):
+        section = field.metadata["group"] or section
+        if field.name in left:
+            sections.setdefault(section, {})[field.name.replace("_", "-")] = left.pop(field.name)
+    if left:  # of another version
+        sections[OTHERS] = left
+    return sections

@@ -13,11 +13,12 @@ import torch
 
 import xbn_ext
 
-from . import checkpoint, data, lock, loop, losses, making, model, report, terminal
+from . import checkpoint, data, lock, loop, losses, making, model, results, terminal
 from .checkpoint import Found
 from .config import Config, ConfigError, parse
 from .cores import bytes_of_memory
 from .data.fingerprint import differences
+from .program import called
 from .ranks import ALONE, FAILED, STOPPED, Elsewhere, Ranks, join
 
 
@@ -42,7 +43,7 @@ def _main(config: Config, ranks: Ranks) -> int:
     except (ConfigError, data.DataError, loop.TrainingError, Elsewhere) as error:
         if isinstance(error, Elsewhere) and error.status == STOPPED:
             return _stopped(config)
-        print(f"python -m train: error: {error}", file=sys.stderr)
+        print(f"{called()}: error: {error}", file=sys.stderr)
         return FAILED
     return 0
 
@@ -62,7 +63,7 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None, ranks: 
     found = ranks.leader(lambda: checkpoint.look(config))
     if found is Found.FINISHED:
         terminal.say(f"{config.folder} holds this run, finished; --overwrite would repeat it")
-        return ranks.leader(lambda: report.show(config.folder))
+        return ranks.leader(lambda: results.show(config.folder))
     with ranks.together():
         require_parts(config, ranks)
         device = device_of(config, ranks)
@@ -101,8 +102,8 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None, ranks: 
         terminal.say(note, f"{config.method}, {losses.title(config.loss)}, on {on}, results in {config.folder}")
         with stop_signals() as signalled:
             embeddings = trainer.run(asked_to_stop or signalled)
-        ranks.leader(lambda: report.write(trainer, embeddings, note))
-    return ranks.leader(lambda: report.show(config.folder))
+        ranks.leader(lambda: results.write(trainer, embeddings, note))
+    return ranks.leader(lambda: results.show(config.folder))
 
 
 def require_parts(config: Config, ranks: Ranks) -> None:

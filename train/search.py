@@ -1,65 +1,197 @@
-"""Nearest neighbours by cosine similarity, a chunk of queries at a time: no matrix of all similarities ever exists."""
+"""``search RUN FOLDER QUERY...``: the pictures in a folder that are most like others, as a table and as a page."""
 
 from __future__ import annotations
 
-import faiss
+import argparse
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
-Positions = NDArray[np.int64]
-"""[N], rows of the embeddings."""
-CHUNK = 4096
-"""Rows that are normalised, added or searched at a time."""
+from . import checkpoint, embed, evaluate, page, terminal
+from .config import ConfigError, file_path
+from .data import DataError, folder, images
+from .embed import Embeddings
+from .program import called
+from .trained import Trained
+
+COUNT = 8
+PICTURES, OF_QUERY = 1000, 100
+"""Pictures on a page, some 10 KB each, and those of one query."""
 
 
-class Search:
-    """An exact index of the gallery, asked for the neighbours of queries."""
+class Found(NamedTuple):
+    """What is most like a picture."""
 
-    def __init__(self, embeddings: Tensor, queries: Positions | None = None, gallery: Positions | None = None) -> None:
-        """Normalise and index the gallery.
+    query: Path
+    neighbours: list[tuple[Path, float]]
+    """Best first, with their cosine similarity."""
 
-        Args:
-            embeddings: [N, D], floating point, any length.
-            queries: positions of the rows to be asked for; None together with ``gallery``.
-            gallery: positions of the rows to be found; None: every row queries all the others.
 
-        Raises:
-            ValueError: a row of the gallery is not finite (one of a query: when it is asked for).
-        """
-        if (queries is None) != (gallery is None):
-            raise ValueError("queries and gallery go together")
-        self.embeddings = embeddings
-        every = np.arange(len(embeddings), dtype=np.int64)
-        self.queries: Positions = every if queries is None else queries
-        self.gallery: Positions = every if gallery is None else gallery
-        self.leaves_one_out = bool(np.isin(self.queries, self.gallery).any())
-        self.reach = max(0, len(self.gallery) - self.leaves_one_out)
-        """How long a list is at most: all of the gallery, less the query itself where one is in it."""
-        self._flat: faiss.Index = faiss.IndexFlatIP(embeddings.shape[1])
-        faiss.omp_set_num_threads(torch.get_num_threads())
-        for first in range(0, len(self.gallery), CHUNK):
-            self._flat.add(self._rows(self.gallery[first : first + CHUNK]))
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    terminal.prepare()
+    parser = argparse.ArgumentParser(
+        prog=called("search"),
+        description="Find the pictures in a folder that are most like others, by the network of a run: a table, and "
+        "a page that shows them. A query that is in the folder does not find itself.",
+    )
+    embed.add_arguments(parser)
+    parser.add_argument("queries", metavar="QUERY", nargs="+", type=Path, help="a picture, in the folder or not")
+    parser.add_argument(
+        "--count",
+        type=_count,
+        default=COUNT,
+        metavar="N",
+        help="pictures to find for each query (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--embeddings", type=file_path, metavar="NAME", help="those that embed has written of this folder as NAME"
+    )
+    parser.add_argument("--out", type=file_path, default=Path("search.html"), help="the page (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    try:
+        trained = Trained(given.run)
+        _check_queries(given.queries)
+        if given.embeddings is None:
+            files = folder.pictures(given.folder)
+            there = Embeddings(files, embed.of_pictures(trained, files, given.device, given.workers))
+        else:
+            there = embed.read(given.embeddings, trained, given.run, given.folder)
+        answers = search(trained, there, given.queries, given.count, given.device, given.workers)
+        if not answers[0].neighbours:
+            raise DataError(f"FOLDER {given.folder}: has no picture except {given.queries[0]}")
+        write(given.out, answers, given.run, trained.step, given.folder, len(there.files))
+    except (ConfigError, DataError) as error:
+        return terminal.refuse("search", error)
+    terminal.say(*table(answers, given.folder), f"shown in {terminal.printable(str(given.out))}")
+    return 0
 
-    def _rows(self, where: Positions) -> NDArray[np.float32]:
-        rows = self.embeddings[torch.from_numpy(where)].float()
-        if not bool(rows.isfinite().all()):
-            raise ValueError("the network gives embeddings that are not finite")
-        normalised: NDArray[np.float32] = torch.nn.functional.normalize(rows, dim=1).numpy()
-        return normalised
 
-    def __call__(self, where: Positions, count: int) -> NDArray[np.int64]:
-        """The gallery rows most similar to the queries ``where`` [n], best first: positions [n, min(count, reach)].
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number, 1 or more")
+    return int(text)
 
-        A query that is in the gallery is left out by its number, not by its similarity: a copy of it under another
-        number stays.
-        """
-        wanted = min(count, self.reach) + self.leaves_one_out
-        _, found = self._flat.search(self._rows(where), wanted)
-        nearest: NDArray[np.int64] = self.gallery[found]
-        if self.leaves_one_out:
-            other = nearest != where[:, None]
-            other[other.all(1), -1] = False  # it is not on the list: drop the last instead
-            nearest = nearest[other].reshape(len(where), wanted - 1)
-        return nearest
+
+def _check_queries(queries: Sequence[Path]) -> None:
+    try:
+        images.check_all(queries)
+    except DataError as error:
+        raise DataError(f"QUERY: {str(error).removeprefix('--data: ')}") from error
+
+
+def search(
+    trained: Trained,
+    there: Embeddings,
+    queries: Sequence[Path],
+    count: int = COUNT,
+    device: str = "cpu",
+    workers: int = 0,
+) -> list[Found]:
+    """The pictures most like each query; one that is among them does not find itself, nor a link to itself.
+
+    Args:
+        trained: the network.
+        there: the pictures to be found, and their embeddings by this network.
+        queries: pictures, among those or not.
+        count: how many for each query; all there are where there are fewer.
+        device: where the network computes.
+        workers: processes that prepare pictures.
+
+    Raises:
+        ConfigError: the network gives embeddings that are not finite.
+        DataError: a query cannot be read.
+    """
+    files, own = there.files, _own(there.files, queries)
+    rows = torch.cat([there.rows, _embedded(trained, there, queries, own, device, workers)])
+    asked = np.arange(len(files), len(rows), dtype=np.int64)
+    most = count + max(map(len, own))
+    try:
+        found = evaluate.neighbours(rows, most, queries=asked, gallery=np.arange(len(files), dtype=np.int64))
+    except ValueError as error:
+        raise ConfigError(f"RUN: {error}") from error
+    answers = []
+    for query, row, itself, nearest in zip(queries, asked.tolist(), own, found.tolist(), strict=True):
+        others = [i for i in nearest if i not in itself][:count]
+        similarities = F.cosine_similarity(rows[row], rows[others]) if others else torch.empty(0)
+        answers.append(Found(query, list(zip([files[i] for i in others], similarities.tolist(), strict=True))))
+    return answers
+
+
+def _own(files: Sequence[Path], queries: Sequence[Path]) -> list[set[int]]:
+    """Which of the files each query is: none, one, or several that are links to one."""
+    positions = defaultdict(set)
+    for i, file in enumerate(files):
+        positions[os.path.realpath(file)].add(i)
+    return [positions.get(os.path.realpath(query), set()) for query in queries]
+
+
+def _embedded(
+    trained: Trained, there: Embeddings, queries: Sequence[Path], own: list[set[int]], device: str, workers: int
+) -> Tensor:
+    """The queries' embeddings, float32 [Q, D]; those that are among the files have theirs."""
+    rows = torch.empty(len(queries), there.rows.shape[1])
+    outside = [i for i, itself in enumerate(own) if not itself]
+    if outside:
+        rows[outside] = embed.of_pictures(trained, [queries[i] for i in outside], device, workers)
+    for i, itself in enumerate(own):
+        if itself:
+            rows[i] = there.rows[min(itself)]
+    return rows
+
+
+def table(answers: Sequence[Found], pictures: Path) -> list[str]:
+    """A line for each picture that was found; its file is named by its path below ``pictures``."""
+    names = [terminal.printable(str(answer.query)) for answer in answers]
+    width = max(map(len, [*names, "query"]))
+    lines = [f"{'query':{width}}  rank  similarity  file"]
+    for name, answer in zip(names, answers, strict=True):
+        for rank, (file, similarity) in enumerate(answer.neighbours, 1):
+            shown = terminal.printable(file.relative_to(pictures).as_posix())
+            lines.append(f"{name:{width}}  {rank:4}  {similarity:10.3f}  {shown}")
+    return lines
+
+
+def write(out: Path, answers: Sequence[Found], run: Path, step: int, pictures: Path, count: int) -> None:
+    """Write the page.
+
+    Args:
+        out: its file.
+        answers: what was found for each query.
+        run: the network's.
+        step: of it.
+        pictures: the folder.
+        count: how many pictures are in it.
+
+    Raises:
+        ConfigError: it cannot be written.
+        DataError: a picture cannot be read.
+    """
+    each = min(OF_QUERY, max(len(answer.neighbours) for answer in answers))
+    shown = answers[: PICTURES // (each + 1)]
+    thumbnails = page.Thumbnails()
+    sections = [
+        {
+            "name": str(query),
+            "file": query.name,
+            "picture": thumbnails(query),
+            "found": [
+                {"name": file.relative_to(pictures).as_posix(), "picture": thumbnails(file), "similarity": similarity}
+                for file, similarity in neighbours[:each]
+            ],
+        }
+        for query, neighbours in shown
+    ]
+    left_out = [f"the first {len(shown):,} of {len(answers):,} queries"] if len(shown) < len(answers) else []
+    if any(len(answer.neighbours) > each for answer in answers):
+        left_out.append(f"the first {each} pictures found for a query")
+    values = {"run": str(run), "step": step, "folder": str(pictures if pictures.name else pictures.resolve())}
+    html = page.render("search.html", sections=sections, count=count, left_out=" and ".join(left_out), **values)
+    checkpoint.write_whole(out, lambda path: path.write_text(html, encoding="utf-8"))

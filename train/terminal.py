@@ -10,6 +10,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 
 from tqdm import tqdm
 
+from .program import called
+
 
 def prepare() -> None:
     """From now on, characters that standard output's encoding lacks are printed as escapes, as standard error does;
@@ -30,6 +32,19 @@ def say(*lines: object) -> None:
     except OSError:
         with suppress(OSError):  # no file of the system
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def printable(text: str) -> str:
+    """Characters that are not to be seen, such as a line break in the name of a file, become escapes."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def refuse(command: str, error: Exception) -> int:
+    """Say in one line why a command ends; returns its exit status."""
+    print(f"{called(command)}: error: {printable(str(error).removeprefix('--data: '))}", file=sys.stderr)
+    return 2
 
 
 @contextmanager

@@ -1,7 +1,9 @@
-"""What a run has trained: ``python -m train embed`` and ``python -m train export`` make use of it."""
+"""What a run has trained: the commands embed, search and export make use of it."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from . import augment, checkpoint, evaluate, model
-from .config import Config
+from .config import Config, ConfigError
 from .data import Part, Pixels
+
+NO_RUN = "RUN must be the --out of a run"
 
 
 class Trained(nn.Module):
@@ -21,11 +25,15 @@ class Trained(nn.Module):
     def __init__(self, run: Path) -> None:
         """Raises ConfigError if ``run`` has no checkpoint, or one that cannot be read."""
         super().__init__()
-        state = checkpoint.load(run / checkpoint.CHECKPOINT, "RUN must be the --out of a run of train/")
-        self.settings = Config(**state["config"] | {"weights": "none"})  # the weights come from the checkpoint
+        stored = run / checkpoint.CHECKPOINT
+        state = checkpoint.load(stored, NO_RUN, "RUN")
+        with checkpoint.reading(stored, NO_RUN, "RUN"):
+            # The weights come from the checkpoint.
+            self.settings = Config(**state["config"] | {"weights": "none"})
         self.step: int = state["step"]
         self.network, _ = model.build(self.settings)
-        self.network.load_state_dict(state["model"])
+        with checkpoint.reading(stored, NO_RUN, "RUN"):
+            self.network.load_state_dict(state["model"])
         self.view = augment.evaluation_view(self.settings.image_size, self.settings.augment)
         """What a test sees of an image."""
         self.eval().requires_grad_(False)
@@ -34,6 +42,14 @@ class Trained(nn.Module):
         embeddings: Tensor = nn.functional.normalize(self.network(images), dim=1)
         return embeddings
 
+    def digest(self) -> str:
+        """SHA-256 of settings and weights: what tells it from the network of another run, or of another step."""
+        sha = hashlib.sha256(json.dumps(self.settings.settings(), sort_keys=True).encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
+            sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+            sha.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return sha.hexdigest()
+
     def embed(self, images: Sequence[Pixels], device: str | torch.device = "cpu", workers: int = 0) -> Tensor:
         """Embeddings of unit length of images of any size, float32 [N, D] on the CPU.
 
@@ -41,10 +57,17 @@ class Trained(nn.Module):
             images: N, uint8 [height, width, 3].
             device: where the network computes; it is left there.
             workers: processes that prepare images.
+
+        Raises:
+            ConfigError: there is no such device.
+            DataError: an image cannot be read.
         """
         labels = np.zeros(len(images), np.int64)
         part = Part(images, labels, ("",), ("",) * len(images))
-        network: Any = self.to(device)
+        try:
+            network: Any = self.to(device)
+        except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+            raise ConfigError(f"--device {device}: {checkpoint.why(error)}") from error
         [embeddings] = evaluate.embed(
             lambda chunk: [network(chunk)], augment.EvaluationBatches(part, self.view), torch.device(device), workers
         )

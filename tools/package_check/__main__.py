@@ -24,6 +24,11 @@ import shutil
 found = [name for name in ("c++", "g++", "gcc", "cc", "clang", "nvcc", "ninja") if shutil.which(name)]
 assert not found, f"{found} in reach"
 """
+WITHOUT_EXTRA = """
+import subprocess
+done = subprocess.run(["xbn-train", "--help"], capture_output=True, text=True)
+assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith(": pip install 'xbn_ext[train]'"), done.stderr
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,17 +80,23 @@ def check_complete(archive: Path) -> Outcome:
 def check_wheel(wheel: Path, there: Environment) -> Outcome:
     """Installs torch, then the wheel with what it requires, and runs the README's first program without a compiler.
 
+    Then the training program: it says what it lacks, and starts when it has that.
+
     Raises:
         Unavailable: torch cannot be installed.
-        Failed: the wheel cannot be installed, or the program does not run.
+        Failed: the wheel cannot be installed, or a program does not run.
     """
-    there.install(torch())
+    there.install(pinned("torch"))
     there.install(wheel, otherwise=Failed)
     program = there.programs.parent / "readme.py"
     [first, *_] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
     program.write_text(NO_COMPILER + first + "print(loss.item())\n", "utf-8")
     loss = there.run("python", "-I", "-W", "error", program)
-    return Outcome("wheel", f"the README's program runs where there is no compiler, to a loss of {float(loss):.3f}")
+    there.run("python", "-I", "-c", WITHOUT_EXTRA)
+    there.install(f"{wheel}[train]", pinned("torch"), pinned("torchvision"), otherwise=Failed)
+    there.run("xbn-train", "--help")
+    said = f"the README's program runs where there is no compiler, to a loss of {float(loss):.3f}"
+    return Outcome("wheel", f"{said}, and so does xbn-train")
 
 
 def check_archive(archive: Path, there: Environment, folder: Path) -> Outcome:
@@ -108,9 +119,9 @@ def check_archive(archive: Path, there: Environment, folder: Path) -> Outcome:
     return Outcome("source archive", f"builds, and its tests say: {said.splitlines()[-1]}")
 
 
-def torch() -> str:
-    """As requirements.txt names it."""
-    [pin] = re.findall(r"^torch==.*$", (ROOT / "requirements.txt").read_text("utf-8"), re.M)
+def pinned(package: str) -> str:
+    """A package as requirements.txt names it."""
+    [pin] = re.findall(rf"^{package}==.*$", (ROOT / "requirements.txt").read_text("utf-8"), re.M)
     return str(pin)
 
 

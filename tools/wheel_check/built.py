@@ -18,7 +18,7 @@ from .run import Unavailable
 from .wheel import Wheel
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY.md", "csrc", "xbn_ext")
+SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY.md", "csrc", "xbn_ext", "train")
 
 
 def check_build(pair: Pair, wheel: Wheel, folder: Folder, index: Sequence[str]) -> Outcome:

@@ -1,11 +1,8 @@
-"""``python -m train.compare``"""
+"""``python -m train.compare``, which is ``python -m train compare``."""
 
-import os
 import sys
 
 if __name__ == "__main__":  # the guard matters: worker processes import this module again
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from ..program import main
 
-    from .study import main
-
-    sys.exit(main())
+    sys.exit(main(["compare", *sys.argv[1:]]))

@@ -10,8 +10,8 @@ import markdown
 import torch
 
 from .. import checkpoint
-from .. import report as run_report
 from ..config import Config
+from ..results import machine as machine_of
 from . import pictures
 from .drift import AGES, PHASES, staleness
 from .findings import Findings
@@ -30,7 +30,7 @@ td:first-child,th:first-child{text-align:left}img{max-width:100%}code{background
 
 def machine(workshop: Workshop) -> str:
     """What the runs are done on, and how."""
-    found = run_report.machine(torch.device(workshop.device))
+    found = machine_of(torch.device(workshop.device))
     device = "CPU" if workshop.device == "cpu" else found["device"]
     versions = ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "torchvision", "faiss", "xbn_ext"))
     return f"{device}, {workshop.jobs} runs at a time, threads of each: {workshop.threads}; {versions}"

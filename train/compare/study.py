@@ -16,20 +16,21 @@ from .. import checkpoint, config, lock, loop, ranks, run, terminal
 from ..config import METHODS, ConfigError, folder_path
 from ..cores import cores
 from ..data import DataError
+from ..program import called
 from . import report
 from .findings import Findings, score
 from .plan import Plan, Run, unique
 from .work import WorkerLost, Workers, Workshop
 
 DESCRIPTION = """Train with each method under one budget, and say what it does, with error bars. Arguments that are not
-listed here are those of python -m train, and hold for every run. If a study is stopped or killed, the same command
+listed here are those of a run, and hold for every run. If a study is stopped or killed, the same command
 continues it."""
 RECIPE = "emoji-small"
 RUNS = "runs"
 """The folder of the runs, in --out."""
 MOST_SEEDS = 1000
 OWN = {"--method", "--seed", "--resume", "--overwrite"}
-"""Arguments of python -m train that say what a study decides itself."""
+"""Arguments of a run that say what a study decides itself."""
 
 
 NOT_SHARED = (
@@ -44,10 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     terminal.prepare()
     if ranks.expected() > 1:
         if ranks.is_first():
-            print(f"python -m train.compare: error: {NOT_SHARED}", file=sys.stderr)
+            print(f"{called('compare')}: error: {NOT_SHARED}", file=sys.stderr)
         return 2
     out, plan, workshop = parse(arguments)
-    command = shlex.join(["python", "-m", "train.compare", *arguments])
+    command = f"{called('compare')} {shlex.join(arguments)}"
     try:
         with lock.alone(out), run.stop_signals() as asked_to_stop, Workers(workshop, asked_to_stop) as workers:
             started = time.monotonic()
@@ -69,10 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seconds = time.monotonic() - started
             terminal.say(f"{len(findings.results)} runs, {seconds:.0f} s just now; the report is in {out}")
     except (ConfigError, DataError) as error:
-        print(f"python -m train.compare: error: {error}", file=sys.stderr)
+        print(f"{called('compare')}: error: {error}", file=sys.stderr)
         return 2
     except WorkerLost as error:
-        print(f"python -m train.compare: error: {error}", file=sys.stderr)
+        print(f"{called('compare')}: error: {error}", file=sys.stderr)
         return 1
     except (loop.Interrupted, KeyboardInterrupt):
         print("stopped; the same command continues from here", file=sys.stderr)
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     """Where results go, what is compared, and how; exits with a usage message that names the argument at fault."""
-    parser = argparse.ArgumentParser("python -m train.compare", description=DESCRIPTION, allow_abbrev=False)
+    parser = argparse.ArgumentParser(called("compare"), description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--methods", type=_methods, default=tuple(METHODS), metavar="A,B,...",
                         help=f"of {', '.join(METHODS)} (default: all)")  # fmt: skip
     parser.add_argument(
