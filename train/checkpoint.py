@@ -136,9 +136,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_whole(path, write, path.with_suffix(".tmp"))
 
 
-def load(path: Path, otherwise: str = OVERWRITE) -> dict[str, Any]:
+def load(path: Path, otherwise: str = OVERWRITE, argument: str = "--out ") -> dict[str, Any]:
     """Read a checkpoint, on the CPU; raises ConfigError as ``reading`` does."""
-    with reading(path, otherwise):
+    with reading(path, otherwise, argument):
         with zipfile.ZipFile(path) as stored:  # torch.load does not look at checksums
             damaged = stored.testzip()
         if damaged is not None:
@@ -218,16 +218,17 @@ def read_json(path: Path, kinds: Kinds, otherwise: str = OVERWRITE) -> dict[str,
 
 
 @contextmanager
-def reading(path: Path, otherwise: str = OVERWRITE) -> Iterator[None]:
+def reading(path: Path, otherwise: str = OVERWRITE, argument: str = "--out ") -> Iterator[None]:
     """While open, a file that a run has left is read, and what it holds is taken over.
 
     Raises:
-        ConfigError: that failed, in whatever way; names ``path``, and ``otherwise`` says what to do.
+        ConfigError: that failed, in whatever way; names ``path``, and ``otherwise`` says what to do. ``argument`` is
+            what the folder was given by.
     """
     try:
         yield
     except Exception as error:
-        raise ConfigError(f"--out {path.parent}: cannot read {path.name} ({why(error)}); {otherwise}") from error
+        raise ConfigError(f"{argument}{path.parent}: cannot read {path.name} ({why(error)}); {otherwise}") from error
 
 
 def why(error: Exception) -> str:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 
 from . import augment, checkpoint, terminal
-from .config import ConfigError
+from .config import ConfigError, folder_path
 from .trained import Trained
 
 PROGRAM, WEIGHTS, ABOUT = "network.pt2", "network.safetensors", "network.json"
@@ -27,8 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
         description=f"Write the network of a run as {PROGRAM}, which torch.export.load reads, its weights as "
         f"{WEIGHTS}, and {ABOUT}, which says what it takes and gives.",
     )
-    parser.add_argument("run", type=Path, help="the --out of a run")
-    parser.add_argument("--out", type=Path, help="where to (default: the folder of the run)")
+    parser.add_argument("run", type=folder_path, help="the --out of a run")
+    parser.add_argument("--out", type=folder_path, help="where to (default: the folder of the run)")
     given = parser.parse_args(arguments)
     try:
         export(given.run, given.out or given.run)

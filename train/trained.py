@@ -21,11 +21,13 @@ class Trained(nn.Module):
     def __init__(self, run: Path) -> None:
         """Raises ConfigError if ``run`` has no checkpoint, or one that cannot be read."""
         super().__init__()
-        state = checkpoint.load(run / checkpoint.CHECKPOINT, "RUN must be the --out of a run of train/")
-        self.settings = Config(**state["config"] | {"weights": "none"})  # the weights come from the checkpoint
+        path, otherwise = run / checkpoint.CHECKPOINT, "RUN must be the --out of a run of train/"
+        state = checkpoint.load(path, otherwise, "")
         self.step: int = state["step"]
-        self.network, _ = model.build(self.settings)
-        self.network.load_state_dict(state["model"])
+        with checkpoint.reading(path, otherwise, ""):  # of another version, its settings or weights may be others
+            self.settings = Config(**state["config"] | {"weights": "none"})  # the weights come from the checkpoint
+            self.network, _ = model.build(self.settings)
+            self.network.load_state_dict(state["model"])
         self.view = augment.evaluation_view(self.settings.image_size, self.settings.augment)
         """What a test sees of an image."""
         self.eval().requires_grad_(False)
