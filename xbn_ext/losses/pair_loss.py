@@ -46,9 +46,10 @@ class PairLoss:
                 got = f"{value.dtype} {list(value.shape)}"
                 raise ValueError(f"{name} must be a number or a floating-point tensor [] or [1], got {got}")
             return
-        checks.finite(name, value)
         if name in self.must_be_positive:
-            checks.positive(name, value)
+            checks.finite_positive(name, value)
+        else:
+            checks.moderate(name, value)
 
     def numbers(self) -> list[str]:
         """The names of the parameters that are numbers."""
