@@ -6,9 +6,11 @@ import errno
 import json
 import os
 import re
+import resource
 import runpy
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,26 @@ def test_an_argument_of_embed_that_will_not_do_is_named(
     except SystemExit as error:  # argparse's own
         assert error.code == 2
     assert f"error: {said}" in (told := capsys.readouterr().err) or said in told.splitlines()[-1]
+
+
+@pytest.fixture
+def no_room() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("use", [embed, export])
+def test_where_there_is_no_room_nothing_is_left(
+    use: Any, trained: Path, shapes: Path, tmp_path: Path, no_room: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """numpy cut the array short and said nothing; torch's writer ended the process."""
+    words = [str(shapes), "--out", str(tmp_path / "x" / "all")] if use is embed else ["--out", str(tmp_path / "x")]
+    (tmp_path / "x").mkdir()
+    assert use.main([str(trained), *words]) == 2
+    assert "failed (File too large)" in capsys.readouterr().err
+    assert not list((tmp_path / "x").iterdir())
 
 
 @pytest.mark.parametrize("place", [0, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -86,5 +87,6 @@ def _require(device: str) -> None:
 
 
 def _save(path: Path, embeddings: Tensor) -> None:
-    with path.open("wb") as file:  # of a path, numpy would change the name
-        np.save(file, embeddings.numpy())
+    content = io.BytesIO()  # of a file, numpy does not notice that it is full
+    np.save(content, embeddings.numpy())
+    path.write_bytes(content.getbuffer())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from pathlib import Path
@@ -74,5 +75,6 @@ def export(run: Path, out: Path) -> None:
 
 
 def _save(path: Path, program: torch.export.ExportedProgram) -> None:
-    with path.open("wb") as file:
-        torch.export.save(program, file)
+    content = io.BytesIO()  # of a file that is full, torch's writer ends the process
+    torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())
