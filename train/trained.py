@@ -19,14 +19,15 @@ class Trained(nn.Module):
     """The network of a run, uint8 images [B, 3, S, S] to embeddings of unit length, float32 [B, D]."""
 
     def __init__(self, run: Path) -> None:
-        """Raises ConfigError if ``run`` has no checkpoint, or one that cannot be read."""
+        """Raises ConfigError if ``run`` has no checkpoint, one that cannot be read, or a network that is not here."""
         super().__init__()
         path, otherwise = run / checkpoint.CHECKPOINT, "RUN must be the --out of a run of train/"
         state = checkpoint.load(path, otherwise, "")
         self.step: int = state["step"]
-        with checkpoint.reading(path, otherwise, ""):  # of another version, its settings or weights may be others
+        with checkpoint.reading(path, otherwise, ""):  # of another version, it may have other settings
             self.settings = Config(**state["config"] | {"weights": "none"})  # the weights come from the checkpoint
-            self.network, _ = model.build(self.settings)
+        self.network, _ = model.build(self.settings)
+        with checkpoint.reading(path, otherwise, ""):
             self.network.load_state_dict(state["model"])
         self.view = augment.evaluation_view(self.settings.image_size, self.settings.augment)
         """What a test sees of an image."""
