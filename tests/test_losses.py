@@ -519,6 +519,15 @@ def test_a_number_beyond_those_of_similarities_is_refused(loss, name):
         loss(**{name: 1e38})
 
 
+@pytest.mark.parametrize("loss", KINDS.values(), ids=KINDS)
+def test_a_loss_is_found_by_its_parameters(loss):
+    """As an op is told of it, which looks at them itself."""
+    again = loss.with_parameters(loss.parameters)
+    assert type(again) is type(loss) and again.kind == loss.kind
+    assert again.parameters == pytest.approx(loss.parameters, rel=1e-15)
+    loss.with_parameters([1e300 for _ in loss.parameters])
+
+
 @pytest.mark.parametrize("loss", [SupCon, NTXent])
 def test_gradient_of_the_temperature(loss, width, ops, device, dtype):
     z, labels, bank, bank_labels = problem(70, 500, width, dtype, device)

@@ -143,9 +143,9 @@ class Margin(PairLoss):
     def passes(self) -> tuple[tuple[int, ...], ...]:
         return ((0,),)
 
-    def with_parameters(self, parameters: Sequence[float]) -> Margin:
+    def with_parameters(self, parameters: Sequence[float]) -> PairLoss:
         pos_margin, neg_margin = parameters
-        return Margin((pos_margin - neg_margin) / 2, (pos_margin + neg_margin) / 2)
+        return self._with_numbers([(pos_margin - neg_margin) / 2, (pos_margin + neg_margin) / 2])
 
 
 @dataclass(frozen=True)

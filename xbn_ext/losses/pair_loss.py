@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,8 +82,14 @@ class PairLoss:
         return ((0, 1),)
 
     def with_parameters(self, parameters: Sequence[float]) -> PairLoss:
-        """The same kind of loss with other `parameters`."""
-        return dataclasses.replace(self, **dict(zip(self.numbers(), parameters, strict=True)))
+        """The same kind of loss with other `parameters`, unchecked: what ops take of them, they check themselves."""
+        return self._with_numbers(parameters)
+
+    def _with_numbers(self, numbers: Sequence[float | None]) -> PairLoss:
+        other = copy.copy(self)
+        for name, number in zip(self.numbers(), numbers, strict=True):
+            object.__setattr__(other, name, number)
+        return other
 
 
 @dataclass(frozen=True)
