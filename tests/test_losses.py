@@ -490,10 +490,42 @@ def test_what_a_memory_begins_with_is_in_its_range():
         (lambda: NTXent(torch.tensor(-0.1)), "temperature must be positive"),
         (lambda: SigLIP(bias=own(torch.tensor(torch.nan))), "bias must be a finite number"),
         (lambda: Margin(beta=torch.tensor(torch.inf)), "beta must be a finite number"),
+        (lambda: SigLIP(bias=own(torch.tensor(-1e30))), "bias must be within"),
     ]:
         with pytest.raises(ValueError, match=why):
             CrossBatchMemory(loss(), 8, 16)
     CrossBatchMemory(SupCon(own(torch.empty((), device="meta"))), 8, 16)
+
+
+@pytest.mark.parametrize(
+    "loss, name",
+    [
+        (Contrastive, "pos_margin"),
+        (Contrastive, "neg_margin"),
+        (Margin, "margin"),
+        (Margin, "beta"),
+        (SigLIP, "bias"),
+        (MultiSimilarity, "base"),
+        (MultiSimilarity, "mining"),
+        (Circle, "m"),
+        (LiftedStructure, "pos_margin"),
+        (Triplet, "margin"),
+    ],
+)
+def test_a_number_beyond_those_of_similarities_is_refused(loss, name):
+    """The loss was 0, infinite or NaN, and not the same with the kernels and without."""
+    loss(**{name: 1e15})
+    with pytest.raises(ValueError, match=rf"{name} must be within \[-1e15, 1e15\], got 1e\+38"):
+        loss(**{name: 1e38})
+
+
+@pytest.mark.parametrize("loss", KINDS.values(), ids=KINDS)
+def test_a_loss_is_found_by_its_parameters(loss):
+    """As an op is told of it, which looks at them itself."""
+    again = loss.with_parameters(loss.parameters)
+    assert type(again) is type(loss) and again.kind == loss.kind
+    assert again.parameters == pytest.approx(loss.parameters, rel=1e-15)
+    loss.with_parameters([1e300 for _ in loss.parameters])
 
 
 @pytest.mark.parametrize("loss", [SupCon, NTXent])

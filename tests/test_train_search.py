@@ -176,7 +176,7 @@ def refused(capsys: pytest.CaptureFixture[str], said: str) -> None:
     ("spoil", "arguments", "said"),
     [
         (lambda: None, ["none", "pictures", "q.png"], "RUN none: cannot read checkpoint.pt .*; RUN must be the --out"),
-        (lambda: None, ["run", "none", "q.png"], "none: no pictures in it"),
+        (lambda: None, ["run", "none", "q.png"], "cannot read folder none: No such file"),
         (lambda: Path("empty").mkdir(), ["run", "empty", "q.png"], "empty: no pictures in it"),
         (lambda: None, ["run", "pictures", "none.png"], "QUERY: cannot read image none.png: "),
         (lambda: None, ["run", "pictures", "q.png", "pictures"], "QUERY: cannot read image pictures: "),

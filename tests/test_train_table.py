@@ -208,6 +208,9 @@ def test_what_is_wrong_is_named_with_its_line(change: Callable[[Rows], Rows], sa
         ("label,path,label\na,b,c\n", "table.csv:1: two columns label"),
         ("label,path\na,b\nc\n", "table.csv:3: 1 columns, not 2"),
         ('label,path\na,"b\n', "table.csv:2: unexpected end of data"),
+        ('label,"path\na,b\n', "table.csv:1: unexpected end of data"),
+        ('label,"path"s\na,b\n', "table.csv:1: ',' expected after"),
+        ("label,path\na,c0\0/0.png\n", "table.csv:2: a zero byte, which is in no text"),
     ],
 )
 def test_what_is_no_table_is_named(text: str, said: str, folder: Path) -> None:

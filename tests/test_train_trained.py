@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import resource
 import runpy
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,8 @@ from safetensors import safe_open
 from train import embed, export
 from train.augment import evaluation_view, to_tensor
 from train.checkpoint import CHECKPOINT, load
-from train.data import images
+from train.data import DataError, images
+from train.data.folder import pictures
 from train.trained import Trained
 
 
@@ -61,10 +66,23 @@ def test_pictures_of_a_folder_are_embedded_as_a_test_sees_them(
         torch.testing.assert_close(torch.from_numpy(rows[i]), expected, rtol=1e-4, atol=1e-5)
 
 
+def _change(run: Path, part: str, name: str, value: object) -> None:
+    state = load(run / CHECKPOINT)
+    state[part][name] = value
+    torch.save(state, run / CHECKPOINT)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda run, folder: shutil.rmtree(folder), "no pictures in it"),
+        (lambda run, folder: shutil.rmtree(folder), "cannot read folder .*: No such file"),
+        (lambda run, folder: [file.unlink() for file in folder.rglob("*.png")], "no pictures in it"),
+        (
+            lambda run, folder: _change(run, "model", "head.weight", torch.zeros(1)),
+            "cannot read .*: size mismatch .*RUN",
+        ),
+        (lambda run, folder: _change(run, "config", "of_another_version", 1), "cannot read .*of_another_version.*RUN"),
+        (lambda run, folder: _change(run, "config", "image_size", "32"), "cannot read .*RUN"),
         (lambda run, folder: (folder / "a.png").write_text("text"), "cannot read image"),
         (lambda run, folder: (run / CHECKPOINT).unlink(), "RUN must be the --out of a run"),
         (lambda run, folder: (run / CHECKPOINT).write_text("text"), "RUN must be the --out of a run"),
@@ -80,8 +98,81 @@ def test_what_is_missing_is_said_in_a_line_and_nothing_is_written(
     assert embed.main([str(its), str(folder), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("python -m train embed: error: ") and error.count("\n") == 1
-    assert re.search(said, error)
+    assert re.search(said, error) and "--out /" not in error.replace("choose another --out", "")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--device", "nonsense"), "--device nonsense: "),
+        (("--device", "meta"), "--device meta: holds no values"),
+        (("--device", ""), "--device : "),
+        (("--workers", "-1"), "--workers -1: must be between 0 and"),
+        (("--workers", "100000"), "--workers 100000: must be between 0 and"),
+        (("--out", ""), "does not end with the name of a file"),
+        (("--out", "."), "does not end with the name of a file"),
+        (("--out", ".."), "does not end with the name of a file"),
+    ],
+)
+def test_an_argument_of_embed_that_will_not_do_is_named(
+    words: tuple[str, str], said: str, trained: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        assert embed.main([str(trained), str(shapes), *words]) == 2
+    except SystemExit as error:  # argparse's own
+        assert error.code == 2
+    assert f"error: {said}" in (told := capsys.readouterr().err) or said in told.splitlines()[-1]
+
+
+@pytest.fixture
+def no_room() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("use", [embed, export])
+def test_where_there_is_no_room_nothing_is_left(
+    use: Any, trained: Path, shapes: Path, tmp_path: Path, no_room: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """numpy cut the array short and said nothing; torch's writer ended the process."""
+    words = [str(shapes), "--out", str(tmp_path / "x" / "all")] if use is embed else ["--out", str(tmp_path / "x")]
+    (tmp_path / "x").mkdir()
+    assert use.main([str(trained), *words]) == 2
+    assert "failed (File too large)" in capsys.readouterr().err
+    assert not list((tmp_path / "x").iterdir())
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_empty_name_is_not_the_current_folder(
+    place: int, trained: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(trained), str(shapes)]
+    words[place] = ""
+    with pytest.raises(SystemExit, match=r"^2$"):
+        embed.main(words)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        export.main([str(trained), "--out", ""])
+    assert capsys.readouterr().err.count("the name of a folder is empty") == 2
+
+
+def test_what_cannot_be_listed_is_not_passed_over(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(shapes, tmp_path / "p"))
+    closed = sorted(entry for entry in folder.iterdir() if entry.is_dir())[1]
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:  # as for who may not read it; whoever runs this test may read all
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=f"cannot read folder {closed}: Permission denied"):
+        pictures(folder)
 
 
 def test_an_exported_network_gives_the_same_embeddings(trained: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import checkpoint, terminal
-from .config import ConfigError, file_path
+from .config import ConfigError, file_path, folder_path
 from .data import DataError, folder, images
 from .program import called
 from .trained import Trained
@@ -40,9 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command needs that embeds a folder."""
-    parser.add_argument("run", metavar="RUN", type=Path, help="the --out of a run")
+    parser.add_argument("run", metavar="RUN", type=folder_path, help="the --out of a run")
     parser.add_argument(
-        "folder", metavar="FOLDER", type=Path, help="pictures, also in folders below it; hidden ones are left out"
+        "folder",
+        metavar="FOLDER",
+        type=folder_path,
+        help="pictures, also in folders below it; hidden ones and links to folders do not count",
     )
     parser.add_argument("--device", default="cpu", help="where the network computes (default: %(default)s)")
     parser.add_argument(
@@ -77,8 +81,12 @@ def embed(run: Path, pictures: Path, out: Path, device: str = "cpu", workers: in
     }
     rows = of_pictures(trained, files, device, workers)
     array, names = _places(out)
-    checkpoint.write_whole(array, lambda path: _save(path, rows))
-    checkpoint.write_json(names, about)
+
+    def write(path: Path) -> None:  # neither of the two without the other, if there is no room
+        checkpoint.write_json(path, about)
+        checkpoint.write_whole(array, lambda path: _save(path, rows))
+
+    checkpoint.write_whole(names, write)
     return len(rows), rows.shape[1]
 
 
@@ -133,5 +141,6 @@ def _listing(files: list[Path], pictures: Path) -> dict[str, list[str] | list[in
 
 
 def _save(path: Path, embeddings: Tensor) -> None:
-    with path.open("wb") as file:  # of a path, numpy would change the name
-        np.save(file, embeddings.numpy())
+    content = io.BytesIO()  # of a file, numpy does not notice that it is full
+    np.save(content, embeddings.numpy())
+    path.write_bytes(content.getbuffer())

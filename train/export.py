@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save
 
 from . import augment, checkpoint, terminal
-from .config import ConfigError
+from .config import ConfigError, folder_path
 from .program import called
 from .trained import Trained
 
@@ -27,8 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         description=f"Write the network of a run as {PROGRAM}, which torch.export.load reads, its weights as "
         f"{WEIGHTS}, and {ABOUT}, which says what it takes and gives.",
     )
-    parser.add_argument("run", type=Path, help="the --out of a run")
-    parser.add_argument("--out", type=Path, help="where to (default: the folder of the run)")
+    parser.add_argument("run", type=folder_path, help="the --out of a run")
+    parser.add_argument("--out", type=folder_path, help="where to (default: the folder of the run)")
     given = parser.parse_args(arguments)
     try:
         export(given.run, given.out or given.run)
@@ -73,5 +74,6 @@ def export(run: Path, out: Path) -> None:
 
 
 def _save(path: Path, program: torch.export.ExportedProgram) -> None:
-    with path.open("wb") as file:
-        torch.export.save(program, file)
+    content = io.BytesIO()  # of a file that is full, torch's writer ends the process
+    torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,12 @@ class Trained(nn.Module):
     """The network of a run, uint8 images [B, 3, S, S] to embeddings of unit length, float32 [B, D]."""
 
     def __init__(self, run: Path) -> None:
-        """Raises ConfigError if ``run`` has no checkpoint, or one that cannot be read."""
+        """Raises ConfigError if ``run`` has no checkpoint, one that cannot be read, or a network that is not here."""
         super().__init__()
         stored = run / checkpoint.CHECKPOINT
         state = checkpoint.load(stored, NO_RUN, "RUN")
         with checkpoint.reading(stored, NO_RUN, "RUN"):
-            # The weights come from the checkpoint.
-            self.settings = Config(**state["config"] | {"weights": "none"})
+            self.settings = Config(**state["config"] | {"weights": "none"})  # these come from the checkpoint
         self.step: int = state["step"]
         self.network, _ = model.build(self.settings)
         with checkpoint.reading(stored, NO_RUN, "RUN"):
@@ -59,12 +59,15 @@ class Trained(nn.Module):
             workers: processes that prepare images.
 
         Raises:
-            ConfigError: there is no such device.
+            ConfigError: there is no such device, or too many workers.
             DataError: an image cannot be read.
         """
         labels = np.zeros(len(images), np.int64)
         part = Part(images, labels, ("",), ("",) * len(images))
+        replace(self.settings, workers=workers)  # raises if there may not be so many
         try:
+            if torch.empty(0, device=torch.device(device)).is_meta:
+                raise RuntimeError("holds no values")
             network: Any = self.to(device)
         except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
             raise ConfigError(f"--device {device}: {checkpoint.why(error)}") from error

@@ -69,6 +69,14 @@ def finite(name: str, value: Any) -> float:
     return number
 
 
+def moderate(name: str, value: Any) -> float:
+    """`finite`, and within [-1e15, 1e15]: float32 holds its product with another one, and more."""
+    number = finite(name, value)
+    if abs(number) > 1e15:
+        raise ValueError(f"{name} must be within [-1e15, 1e15], got {number}")
+    return number
+
+
 def flag(name: str, value: Any) -> bool:
     """True or False, not what counts as one of them: "false" would be true."""
     if not isinstance(value, bool):

@@ -51,12 +51,17 @@ def text(path: Path) -> str:
     """A text in UTF-8, without the byte order mark that some editors begin it with.
 
     Raises:
-        DataError: names the file that cannot be read.
+        DataError: names the file that cannot be read, or is no text.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        content = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--data: cannot read {path}: {error}") from error
+    before, zero, _ = content.partition("\0")
+    if zero:  # the system takes no such name of a file
+        line = before.count("\n") + 1
+        raise DataError(f"--data: {path}:{line}: a zero byte, which is in no text")
+    return content
 
 
 def lines(path: Path, header: Sequence[str], fields: int) -> Iterator[tuple[int, list[str]]]:

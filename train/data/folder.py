@@ -59,14 +59,22 @@ def load(path: Path, *, max_classes: int | None = None) -> Dataset:
 
 
 def pictures(path: Path) -> list[Path]:
-    """All images below ``path``, whatever their folders, in the order of their names; hidden ones are left out.
+    """All images below ``path``, whatever their folders, in the order of their names; what is hidden is left out, and
+    so are links to folders.
 
     Raises:
-        DataError: there are no images.
+        DataError: there are no images, or a folder cannot be read.
     """
-    found = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-    shown = (file for file in found if not any(map(hidden, file.relative_to(path).parts)))
-    files = sorted(file for file in shown if file.is_file() or not file.exists())  # no folder, no pipe
+
+    def refuse(error: OSError) -> None:  # else it would be passed over
+        raise DataError(f"cannot read folder {error.filename}: {error.strerror}")
+
+    found = []
+    for place, folders, names in os.walk(path, onerror=refuse):
+        folders[:] = [name for name in folders if not hidden(name)]
+        found += [Path(place, name) for name in names if not hidden(name)]
+    suffixed = (file for file in found if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in suffixed if os.path.isfile(file) or not os.path.exists(file))  # no pipe
     if not files:
         raise DataError(f"{path}: no pictures in it")
     return files

@@ -74,7 +74,10 @@ def _read(path: Path) -> tuple[Sequence[str], list[Row]]:
     head = text.partition("\n")[0]
     delimiter = max(DELIMITERS, key=head.count)  # a comma, unless another one is there more often
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    columns = [name.strip() for name in next(reader, [])]
+    try:
+        columns = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        raise DataError(f"--data: {path}:1: {error}") from error
     absent = [name for name in REQUIRED if name not in columns]
     absent += [name for group in (ROLES, SIDES) if set(group) & set(columns) for name in group if name not in columns]
     if "split" not in columns and set(ROLES) & set(columns):

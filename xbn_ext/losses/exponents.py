@@ -166,9 +166,9 @@ class MultiSimilarity(PairLoss):
     def passes(self) -> tuple[tuple[int, ...], ...]:
         return ((0, 1),) if self.mining is None else ((1,), (0,), (1,))
 
-    def with_parameters(self, parameters: Sequence[float]) -> MultiSimilarity:
-        alpha, beta, base, mining = parameters
-        return MultiSimilarity(alpha, beta, base, None if mining < 0 else mining)
+    def with_parameters(self, parameters: Sequence[float]) -> PairLoss:
+        *others, mining = parameters
+        return self._with_numbers([*others, None if mining < 0 else mining])
 
 
 @dataclass(frozen=True)

@@ -38,13 +38,13 @@ def learned_of(loss: PairLoss) -> list[Tensor]:
 
 
 def check_offset(loss: PairLoss) -> None:
-    """Raises ValueError if a tensor that similarities are shifted by is not finite, or has no value."""
+    """Raises ValueError if a tensor that similarities are shifted by is not finite, too large, or has no value."""
     offset = getattr(loss, loss.offset) if loss.offset else None
     if not isinstance(offset, Tensor):
         return
     if offset.is_meta:
         raise ValueError(f"{loss.offset} is on the meta device, which holds no values")
-    checks.finite(loss.offset, number(offset))
+    checks.moderate(loss.offset, number(offset))
 
 
 def fold_temperature(loss: PairLoss, z: Tensor) -> tuple[PairLoss, Tensor]:

@@ -65,7 +65,7 @@ class Contrastive(LossOfDistances):
             `"squared_euclidean"`, d² instead of d (`LpDistance(power=2)`). Where d is 0, its derivative is, too.
 
     Raises:
-        ValueError: a margin is not finite, or the reduction or the distance is unknown.
+        ValueError: a margin is not finite or beyond 1e15, or the reduction or the distance is unknown.
     """
 
     name = "contrastive"
@@ -143,9 +143,9 @@ class Margin(PairLoss):
     def passes(self) -> tuple[tuple[int, ...], ...]:
         return ((0,),)
 
-    def with_parameters(self, parameters: Sequence[float]) -> Margin:
+    def with_parameters(self, parameters: Sequence[float]) -> PairLoss:
         pos_margin, neg_margin = parameters
-        return Margin((pos_margin - neg_margin) / 2, (pos_margin + neg_margin) / 2)
+        return self._with_numbers([(pos_margin - neg_margin) / 2, (pos_margin + neg_margin) / 2])
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ class Triplet(LossOfDistances):
             (`LpDistance(power=2)`). Where d is 0, its derivative is, too.
 
     Raises:
-        ValueError: the margin is not finite, the mining or the distance is unknown, or all triplets are to be soft or
-            Euclidean (of all triplets the distance may be squared; `InChunks` has the others).
+        ValueError: the margin is not finite or beyond 1e15, the mining or the distance is unknown, or all triplets are
+            to be soft or Euclidean (of all triplets the distance may be squared; `InChunks` has the others).
     """
 
     name = "triplet"

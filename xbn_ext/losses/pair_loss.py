@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,9 +47,10 @@ class PairLoss:
                 got = f"{value.dtype} {list(value.shape)}"
                 raise ValueError(f"{name} must be a number or a floating-point tensor [] or [1], got {got}")
             return
-        checks.finite(name, value)
         if name in self.must_be_positive:
-            checks.positive(name, value)
+            checks.finite_positive(name, value)
+        else:
+            checks.moderate(name, value)
 
     def numbers(self) -> list[str]:
         """The names of the parameters that are numbers."""
@@ -80,8 +82,14 @@ class PairLoss:
         return ((0, 1),)
 
     def with_parameters(self, parameters: Sequence[float]) -> PairLoss:
-        """The same kind of loss with other `parameters`."""
-        return dataclasses.replace(self, **dict(zip(self.numbers(), parameters, strict=True)))
+        """The same kind of loss with other `parameters`, unchecked: what ops take of them, they check themselves."""
+        return self._with_numbers(parameters)
+
+    def _with_numbers(self, numbers: Sequence[float | None]) -> PairLoss:
+        other = copy.copy(self)
+        for name, number in zip(self.numbers(), numbers, strict=True):
+            object.__setattr__(other, name, number)
+        return other
 
 
 @dataclass(frozen=True)
