@@ -120,8 +120,9 @@ BAD = [
     ("enqueue_", {"step": None}, "bank_steps and step go together"),
     ("enqueue_", {"step": torch.tensor(1.0)}, "step must be int64"),
     ("enqueue_", {"first": -1}, "first must not be negative, got -1"),
-    ("enqueue_", {"first": 1}, r"ring_size must have room for first \+ M = 12 slots, got 11"),
-    ("enqueue_", {"ring_size": M - 1}, r"ring_size must have room for first \+ M = 11 slots, got 10"),
+    ("enqueue_", {"first": 1}, "ring_size must have room for M = 11 slots from first = 1 on, got 11"),
+    ("enqueue_", {"first": 2**63 - 1}, "ring_size must have room for M = 11 slots from first = 9223372036854775807 on"),
+    ("enqueue_", {"ring_size": M - 1}, "ring_size must have room for M = 11 slots from first = 0 on, got 10"),
     ("enqueue_", {"ring_size": M + 3, "head": torch.tensor(M + 3)}, r"head must be within \[0, 13\]"),
     ("standardize_", {"ring_count": torch.tensor(9)}, "ring_sums and ring_count go together"),
     ("standardize_", {"ring_sums": torch.zeros(2, D), "ring_count": torch.tensor(9)}, "ring_sums must be float64"),
@@ -236,6 +237,20 @@ def test_bad_arguments_are_named_and_nothing_is_written(op, change, message, lib
         call(library, op, arguments)
     for name, value in before.items():
         assert torch.equal(arguments[name], value), f"{name} was written"
+
+
+@pytest.mark.skipif(not xbn_ext.build_info()["native"], reason="no compiled library")
+def test_the_kernels_and_plain_torch_say_the_same_of_a_bad_argument():
+    differ = {}
+    for op, change, _ in BAD:
+        said = []
+        for library in ("xbn_ext", "xbn_plain"):
+            with pytest.raises(RuntimeError) as raised:
+                call(library, op, ARGUMENTS[op](**change))
+            said.append(str(raised.value).splitlines()[0])
+        if said[0] != said[1]:
+            differ[(op, *change)] = said
+    assert not differ
 
 
 REQUIRED = [

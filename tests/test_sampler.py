@@ -163,6 +163,7 @@ def test_more_classes_than_there_are(batch_size):
         ({"labels": LABELS + 0.5}, TypeError, "labels must be an integer tensor, got torch.float64"),
         ({"labels": LABELS > 3}, TypeError, "labels must be an integer tensor, got torch.bool"),
         ({"labels": ["cat", "dog"]}, TypeError, "labels must be integers"),
+        ({"labels": np.ma.masked_equal(LABELS, 3)}, TypeError, "labels must not be masked"),
         ({"labels": LABELS[:, None]}, ValueError, r"labels must be \[N=55\], got \[55, 1\]"),
         ({"labels": []}, ValueError, "labels are empty"),
         ({"labels": torch.zeros(9, dtype=torch.int64, device="meta")}, ValueError, "labels are on the meta device"),

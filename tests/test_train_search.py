@@ -188,7 +188,7 @@ def refused(capsys: pytest.CaptureFixture[str], said: str) -> None:
         (lambda: alone(), ["run", "one", "one/q.png"], "FOLDER one: has no picture except one/q.png"),
         (lambda: None, ["run", "pictures", "q.png", "--device", "abacus"], "--device abacus: "),
         (lambda: None, ["run", "pictures", "q.png", "--out", "none/page.html"], "writing none/page.html failed"),
-        (lambda: infinite(), ["run", "pictures", "q.png"], "RUN: the network gives embeddings that are not finite"),
+        (lambda: infinite(), ["run", "pictures", "q.png"], "RUN: its network gives embeddings that are not finite"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_a_line_and_nothing_is_written(

@@ -66,6 +66,11 @@ def test_pictures_of_a_folder_are_embedded_as_a_test_sees_them(
         torch.testing.assert_close(torch.from_numpy(rows[i]), expected, rtol=1e-4, atol=1e-5)
 
 
+def _head(run: Path) -> torch.Tensor:
+    bias: torch.Tensor = load(run / CHECKPOINT)["model"]["head.bias"]
+    return bias
+
+
 def _change(run: Path, part: str, name: str, value: object) -> None:
     state = load(run / CHECKPOINT)
     state[part][name] = value
@@ -80,6 +85,10 @@ def _change(run: Path, part: str, name: str, value: object) -> None:
         (
             lambda run, folder: _change(run, "model", "head.weight", torch.zeros(1)),
             "cannot read .*: size mismatch .*RUN",
+        ),
+        (
+            lambda run, folder: _change(run, "model", "head.bias", torch.full_like(_head(run), torch.nan)),
+            "RUN: its network gives embeddings that are not finite",
         ),
         (lambda run, folder: _change(run, "config", "of_another_version", 1), "cannot read .*of_another_version.*RUN"),
         (lambda run, folder: _change(run, "config", "image_size", "32"), "cannot read .*RUN"),

@@ -113,10 +113,7 @@ def search(
     rows = torch.cat([there.rows, _embedded(trained, there, queries, own, device, workers)])
     asked = np.arange(len(files), len(rows), dtype=np.int64)
     most = count + max(map(len, own))
-    try:
-        found = evaluate.neighbours(rows, most, queries=asked, gallery=np.arange(len(files), dtype=np.int64))
-    except ValueError as error:
-        raise ConfigError(f"RUN: {error}") from error
+    found = evaluate.neighbours(rows, most, queries=asked, gallery=np.arange(len(files), dtype=np.int64))
     answers = []
     for query, row, itself, nearest in zip(queries, asked.tolist(), own, found.tolist(), strict=True):
         others = [i for i in nearest if i not in itself][:count]

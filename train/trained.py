@@ -59,7 +59,7 @@ class Trained(nn.Module):
             workers: processes that prepare images.
 
         Raises:
-            ConfigError: there is no such device, or too many workers.
+            ConfigError: there is no such device, or too many workers; or embeddings are not finite.
             DataError: an image cannot be read.
         """
         labels = np.zeros(len(images), np.int64)
@@ -74,4 +74,6 @@ class Trained(nn.Module):
         [embeddings] = evaluate.embed(
             lambda chunk: [network(chunk)], augment.EvaluationBatches(part, self.view), torch.device(device), workers
         )
+        if not embeddings.isfinite().all():
+            raise ConfigError("RUN: its network gives embeddings that are not finite")
         return embeddings

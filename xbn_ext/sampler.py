@@ -134,6 +134,8 @@ def _members(labels: Tensor | NDArray[Any] | Sequence[int]) -> list[NDArray[np.i
     """Of each class its images, ascending, in the order of the labels."""
     import numpy as np  # here, since `import xbn_ext` does without it
 
+    if isinstance(labels, np.ma.MaskedArray):
+        raise TypeError("labels must not be masked: give those that there are")
     if not isinstance(labels, Tensor) and hasattr(labels, "__array__"):  # torch would read a table by its index
         labels = np.asarray(labels)
         labels = np.array(labels, labels.dtype.newbyteorder("="))  # of any strides, and perhaps not to be written

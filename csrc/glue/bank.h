@@ -176,8 +176,8 @@ struct Storing {
     const int64_t M = r.bank.size(0), D = r.bank.size(1);
     c.require(M > 0 || r.ring_size, "bank must have at least one row");
     c.require(r.first >= 0, "first must not be negative, got ", r.first);
-    c.require(r.size() > 0 && r.first + M <= r.size(), "ring_size must have room for first + M = ", r.first + M,
-              " slots, got ", r.size());
+    c.require(r.size() > 0 && M <= r.size() && r.first <= r.size() - M, "ring_size must have room for M = ", M,
+              " slots from first = ", r.first, " on, got ", r.size());
     c.labels("bank_labels", r.bank_labels, "[M]", M);
     c.contiguous("bank_labels", r.bank_labels);
     c.statistic("sums", r.sums, "[2, D]", {2, D});

@@ -13,6 +13,25 @@
 
 namespace xbn {
 
+// As Python writes it; of a dtype that nobody would pass, torch's own name.
+inline std::string name_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Bool: return "torch.bool";
+    case ScalarType::Byte: return "torch.uint8";
+    case ScalarType::Char: return "torch.int8";
+    case ScalarType::Short: return "torch.int16";
+    case ScalarType::Int: return "torch.int32";
+    case ScalarType::Long: return "torch.int64";
+    case ScalarType::Half: return "torch.float16";
+    case ScalarType::BFloat16: return "torch.bfloat16";
+    case ScalarType::Float: return "torch.float32";
+    case ScalarType::Double: return "torch.float64";
+    case ScalarType::ComplexFloat: return "torch.complex64";
+    case ScalarType::ComplexDouble: return "torch.complex128";
+    default: return torch::headeronly::toString(dtype);
+  }
+}
+
 inline std::string shape_of(const Tensor& t) {
   std::ostringstream s;
   s << '[';
@@ -49,10 +68,10 @@ class Contract {
     given(name, t);
     const ScalarType dtype = t.scalar_type();
     check(dtype == ScalarType::Float || dtype == ScalarType::Double, op_, ": ", name,
-          " must be float32 or float64, got ", dtype);
+          " must be float32 or float64, got ", name_of(dtype));
   }
   void dtype(const char* name, const Tensor& t, ScalarType expected, const char* word) const {
-    check(t.scalar_type() == expected, op_, ": ", name, " must be ", word, ", got ", t.scalar_type());
+    check(t.scalar_type() == expected, op_, ": ", name, " must be ", word, ", got ", name_of(t.scalar_type()));
   }
   void contiguous(const char* name, const Tensor& t) const {
     check(t.is_contiguous(), op_, ": ", name, " must be contiguous");
@@ -70,7 +89,8 @@ class Contract {
     const bool is_one = false XBN_FOR_EACH_BANK(XBN_IS);
 #undef XBN_IS
 #define XBN_NAME(S, its_name, word) #word,
-    if (!is_one) check(false, op_, ": ", name, " must be ", one_of({XBN_FOR_EACH_BANK(XBN_NAME)}), ", got ", dtype);
+    if (!is_one)
+      check(false, op_, ": ", name, " must be ", one_of({XBN_FOR_EACH_BANK(XBN_NAME)}), ", got ", name_of(dtype));
 #undef XBN_NAME
     columns(name, t, "[M, D]", {-1, D});
     contiguous(name, t);

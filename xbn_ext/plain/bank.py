@@ -253,7 +253,7 @@ def check_enqueue(
     check(first >= 0, f"{c.op}: first must not be negative, got {first}")
     room = M if ring_size is None else ring_size
     ok = room > 0 and first + M <= room
-    check(ok, f"{c.op}: ring_size must have room for first + M = {first + M} slots, got {room}")
+    check(ok, f"{c.op}: ring_size must have room for M = {M} slots from first = {first} on, got {room}")
     c.labels("bank_labels", bank_labels, "[M]", M)
     c.contiguous("bank_labels", bank_labels)
     c.statistic("sums", sums, "[2, D]", (2, D))
