@@ -8,15 +8,17 @@ bank is of any of `xbn_ext.dtypes.MEMORY_DTYPES`, whatever their dtype; statisti
 Bad shapes, dtypes and devices raise RuntimeError naming the op and the argument before anything is written.
 """
 
+from . import bank, batch, loss, parts, step
 from ._namespace import over
-from .bank import enqueue_, standardize_, track_, transform_
-from .batch import moments, normalize
-from .loss import batch_loss, memory_loss, memory_loss_and_pairs, transform_memory_loss_
-from .parts import batch_sums, memory_sums, settle_sums
-from .step import loss_of, losses_of, step_
+from .bank import *  # noqa: F403  what each family says that it has
+from .batch import *  # noqa: F403
+from .loss import *  # noqa: F403
+from .parts import *  # noqa: F403
+from .step import *  # noqa: F403
 
-__all__ = [
-    "batch_loss", "batch_sums", "enqueue_", "loss_of", "losses_of", "memory_loss", "memory_loss_and_pairs",
-    "memory_sums", "moments", "normalize", "over", "settle_sums", "standardize_", "step_", "track_", "transform_",
-    "transform_memory_loss_",
-]  # fmt: skip
+__all__ = ["over"]
+__all__ += bank.__all__
+__all__ += batch.__all__
+__all__ += loss.__all__
+__all__ += parts.__all__
+__all__ += step.__all__

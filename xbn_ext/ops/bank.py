@@ -11,6 +11,8 @@ from .._autograd import writes
 from . import _namespace
 from ._namespace import fake
 
+__all__ = ["enqueue_", "standardize_", "track_", "transform_"]
+
 
 def track_(
     target_mean: Tensor,

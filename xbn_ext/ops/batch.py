@@ -12,6 +12,8 @@ from .._autograd import differentiable_once, needs_grad
 from . import _namespace
 from ._namespace import fake
 
+__all__ = ["moments", "normalize"]
+
 
 def normalize(x: Tensor, eps: float = 1e-6) -> Tensor:
     """The rows of `x [B, D]` divided by `max(|row|, eps)`, as `torch.nn.functional.normalize` does, by one kernel; its

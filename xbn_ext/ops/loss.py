@@ -22,6 +22,8 @@ from ._namespace import call, fake
 from .batch import normalize
 from .parts import batch_sums
 
+__all__ = ["batch_loss", "memory_loss", "memory_loss_and_pairs", "transform_memory_loss_"]
+
 
 def memory_loss(
     z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: AnyLoss, **options: Unpack[LossOptions]

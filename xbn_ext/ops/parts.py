@@ -15,6 +15,8 @@ from ..losses import PairLoss, check_loss, check_unit_rows
 from ..options import LOSS_DEFAULTS, LossOptions, complete
 from ._namespace import call, fake
 
+__all__ = ["batch_sums", "memory_sums", "settle_sums"]
+
 
 def memory_sums(
     z: Tensor,

@@ -19,6 +19,8 @@ from ._namespace import arguments_of, call, fake
 from .batch import normalize
 from .loss import batch_loss, memory_loss, not_finite_as_nan, sides_of
 
+__all__ = ["loss_of", "losses_of", "step_"]
+
 # The tensors of a memory, as `xbn_ext.CrossBatchMemory` and `xbn_ext.reference.Memory` name them. All are written.
 STATE = (
     "bank", "bank_labels", "bank_ids", "bank_steps", "sums", "head", "count", "scale", "shift", "target_mean",

@@ -98,8 +98,9 @@ def step_(
         ranked = torch.where(step < warmup_steps, 0, count)
         of_bank = None if ids is None else bank_ids
         memory_value, grad_memory, counted = memory_loss(
-            ranking, labels, bank, bank_labels, ranked, scale, shift, of_bank, exclude, anchors, loss, parameters,
-            renormalize, eps, need_grad,
+            ranking, labels, bank, bank_labels, count=ranked, scale=scale, shift=shift, bank_ids=of_bank,
+            exclude=exclude, anchors=anchors, loss=loss, parameters=parameters, renormalize=renormalize, eps=eps,
+            need_grad=need_grad,
         )  # fmt: skip
         value = value + memory_weight * memory_value
         if need_grad:

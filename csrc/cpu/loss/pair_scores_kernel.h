@@ -179,20 +179,17 @@ struct PairScorer {
   // triplets may be null, if no formula is of triplets.
   void add(Triplets<float, kAnchorBlock>* triplets, CountsAbove<float, kAnchorBlock>& above, int64_t block) const {
     const int slot = pass.slot[0].pairs == Pairs::none ? 1 : 0;
-    const float a = static_cast<float>(pass.slot[slot].a), b = static_cast<float>(pass.slot[slot].b);
     switch (pass.slot[slot].formula) {
-      case Formula::margin: return add_scores(MarginFormula<float>{a, b});
-      case Formula::distance: return add_scores(DistanceFormula<float>{a, b});
-      case Formula::ntxent: return add_scores(NTXentFormula<float>{a});
       case Formula::exponent: return add_exponents(slot);
       case Formula::extreme: return add_extremes();
       case Formula::threshold:
         return list.each([&](const Pair& pair, float s) { triplets->collect(block * kAnchorBlock + pair.anchor, s); });
       case Formula::rank: return rank(*triplets, block, above.of(place));
       case Formula::weigh: return weigh(*triplets, block);
-      case Formula::similarity:
-      case Formula::circle:
-      case Formula::sigmoid: return;
+      default:
+        return (with_formula<float>)(pass.slot[slot], [&](const auto& formula) {
+          if constexpr (!std::remove_reference_t<decltype(formula)>::kExponential) add_scores(formula);
+        });
     }
   }
 };
