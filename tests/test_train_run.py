@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 import xbn_ext
 from train import checkpoint, events, fonts, loop, losses, making, pictures, recipes, results, run
+from train.arguments import parse
 from train.augment import evaluation_view
-from train.config import METHODS, Config, ConfigError, parse
+from train.config import METHODS, Config, ConfigError
 from train.cores import cores
 from train.data import Dataset, Part
 

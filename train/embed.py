@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from . import checkpoint, terminal
-from .config import ConfigError, file_path
+from .about import file_path
+from .config import ConfigError
 from .data import DataError, folder, images
 from .program import called
 from .trained import Trained

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint, losses, page, results, terminal
-from .config import Config, ConfigError, file_path
+from .about import file_path
+from .config import Config, ConfigError
 from .program import called
 from .trained import NO_RUN
 

@@ -14,8 +14,9 @@ import torch
 import xbn_ext
 
 from . import checkpoint, data, lock, loop, losses, making, model, results, terminal
+from .arguments import parse
 from .checkpoint import Found
-from .config import Config, ConfigError, parse
+from .config import Config, ConfigError
 from .cores import bytes_of_memory
 from .data.fingerprint import differences
 from .program import called

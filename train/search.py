@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import checkpoint, embed, evaluate, page, terminal
-from .config import ConfigError, file_path
+from .about import file_path
+from .config import ConfigError
 from .data import DataError, folder, images
 from .embed import Embeddings
 from .program import called

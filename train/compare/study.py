@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import arguments as of_run
 from .. import checkpoint, config, lock, loop, ranks, run, terminal
-from ..config import METHODS, ConfigError, folder_path
+from ..about import folder_path
+from ..config import METHODS, ConfigError
 from ..cores import cores
 from ..data import DataError
 from ..program import called
@@ -111,7 +113,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     given, others = parser.parse_known_args(arguments)
     for name in OWN.intersection(word.partition("=")[0] for word in others):
         parser.error(f"argument {name}: a study has its own; delete its --out to start again")
-    base = config.parse(["--recipe", RECIPE, *others], allow_abbrev=False)  # nor those of OWN, shortened
+    base = of_run.parse(["--recipe", RECIPE, *others], allow_abbrev=False)  # nor those of OWN, shortened
     memory_sizes = tuple(sorted({*given.memory_sizes, base.memory_size}))  # learning rates are chosen at the base's
     plan = Plan(
         base, given.methods, given.seeds, given.map_seeds, given.lrs, memory_sizes, given.batch_sizes, given.warmups,
