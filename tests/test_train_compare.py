@@ -431,7 +431,10 @@ def test_a_damaged_result_is_named(content: str, why: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("classes", "why"),
-    [(6, "3 training classes; four are needed"), (16, "with --samples-per-class 2 needs 40 training classes")],
+    [
+        (6, "3 training classes, 2 of them held out for validation: two or more have"),
+        (16, "with --samples-per-class 2 needs 40 training classes"),
+    ],
 )
 def test_a_run_that_cannot_be_begun_leaves_nothing(here: None, classes: int, why: str, tmp_path: Path) -> None:
     base = replace(small_plan().base, data=coloured(tmp_path / "images", classes), image_size=16)
