@@ -13,7 +13,7 @@ from xbn_ext.losses import DISTANCES, LOSSES, PairLoss
 from . import losses
 from .about import about, folder_path, of_loss
 from .cores import cores
-from .data import DataError, check_spec
+from .data import DataError, check_spec, split
 
 METHODS = {  # name: (drift model of the memory, what it is)
     "batch": ("none", "no memory, pairs within the batch only"),
@@ -22,8 +22,6 @@ METHODS = {  # name: (drift model of the memory, what it is)
     "axbn": ("axbn", "memory moved to Kalman-filtered moments"),
     "ema": ("ema", "memory moved to exponentially averaged moments"),
 }
-
-
 MARGINS = {  # of a contrastive loss, by its distance
     "cosine": (-1, 1, "a cosine similarity, -1 to 1"),
     "euclidean": (0, 2, "a distance of unit vectors, 0 to 2"),
@@ -51,6 +49,33 @@ class Config:
     )
     max_classes: int | None = field(
         default=None, metadata=about("use only this many classes, always the same ones", type=int, metavar="N")
+    )
+    test_share: float | None = field(
+        default=None,
+        metadata=about(
+            "part of the classes that is tested on, if the data have no split of their own; 0: all are trained on, and "
+            "there are no scores (default: 0.5)",
+            type=float,
+            metavar="X",
+        ),
+    )
+    test_of: str = field(
+        default="classes",
+        metadata=about(
+            "classes: those of --test-share are not trained on; images: it is a part of the images of each class",
+            choices=(split.CLASSES, split.IMAGES),
+        ),
+    )
+    validation_share: float = field(
+        default=0.0,
+        metadata=about(
+            "part of the training classes that is held out and scored every --eval-every steps; the weights that score "
+            "best there are kept, and tested"
+        ),
+    )
+    best: str = field(
+        default="map@r",
+        metadata=about("score on those classes by which weights are best", choices=("map@r", "recall@1")),
     )
     image_size: int = field(default=64, metadata=about("images are fed to the network at this width and height"))
     augment: str = field(
@@ -248,15 +273,16 @@ class Config:
                 _require(abs(value) <= 1e15, f.name, value, "within [-1e15, 1e15]")  # float32 holds a product of two
         for name in ("image_size", "memory_size", "embedding_dim", "steps", "batch_size", "lr", "process_noise"):
             self._check(name, lambda v: v > 0, "more than 0")
-        for name in ("memory_weight", "batch_weight", "warmup_steps", "backbone_lr", "lr_warmup", "weight_decay"):
-            self._check(name, lambda v: v >= 0, "0 or more")
-        for name in ("seed", "hidden", "eval_every"):
+        for name in ("memory_weight", "batch_weight", "warmup_steps", "backbone_lr", "lr_warmup", "weight_decay",
+                     "seed", "hidden", "eval_every"):  # fmt: skip
             self._check(name, lambda v: v >= 0, "0 or more")
         self._check("warmup_steps", lambda v: v < 2**63, "below 2^63")
         self._check("threads", lambda v: 0 <= v <= 4096, "between 0 and 4096")  # OpenMP crashes on many more
         most = WORKERS_OF_A_CORE * cores()  # each is a process of some 200 MB
         self._check("workers", lambda v: 0 <= v <= most, f"between 0 and {most}, {WORKERS_OF_A_CORE} for each core")
         self._check("max_classes", lambda v: v is None or v >= 4, "4 or more")
+        for name in ("test_share", "validation_share"):
+            self._check(name, lambda v: v is None or 0 <= v < 1, "0 or more and less than 1")
         self._check("ema_momentum", lambda v: 0 < v <= 1, "more than 0 and at most 1")
         self._check("freeze", lambda v: 0 <= v <= 1, "between 0 and 1")
         self._check("samples_per_class", lambda v: v >= 2, "2 or more, or no image has a match in its batch")
@@ -302,6 +328,11 @@ class Config:
         """Where results go."""
         data = self.data.partition(":")[2] or self.data
         return self.out or Path("runs") / f"{Path(data).name}-{self.method}-{self.seed}"
+
+    @property
+    def test(self) -> split.Test:
+        """What to test on, where data have no split of their own."""
+        return split.Test(self.test_share, self.test_of)
 
     def settings(self) -> dict[str, Any]:
         """What decides a run's result: every field but those that may change when it is continued.

@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=file_path, default=Path("search.html"), help="the page (default: %(default)s)")
     given = parser.parse_args(arguments)
     try:
-        trained = Trained(given.run)
+        trained = Trained(given.run, given.weights_of)
         _check_queries(given.queries)
         if given.embeddings is None:
             files = folder.pictures(given.folder)

@@ -114,6 +114,10 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     for name in OWN.intersection(word.partition("=")[0] for word in others):
         parser.error(f"argument {name}: a study has its own; delete its --out to start again")
     base = of_run.parse(["--recipe", RECIPE, *others], allow_abbrev=False)  # nor those of OWN, shortened
+    if base.validation_share:
+        parser.error("argument --validation-share: a study holds out training classes of its own; leave it out")
+    if base.test_share == 0:
+        parser.error("argument --test-share: 0 leaves nothing to compare methods on; choose more")
     memory_sizes = tuple(sorted({*given.memory_sizes, base.memory_size}))  # learning rates are chosen at the base's
     plan = Plan(
         base, given.methods, given.seeds, given.map_seeds, given.lrs, memory_sizes, given.batch_sizes, given.warmups,
