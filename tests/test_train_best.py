@@ -245,7 +245,7 @@ def test_a_run_of_an_earlier_version_goes_on_and_is_shown(shapes: str, tmp_path:
     state = checkpoint.load(tmp_path / "checkpoint.pt")
     state["config"] = {name: value for name, value in state["config"].items() if name not in NEW}
     checkpoint.save(tmp_path / "checkpoint.pt", state)
-    assert Trained(tmp_path).step == 3
+    assert Trained(tmp_path).step == 3 and not set(NEW) & Trained(tmp_path).stored.keys(), "nor does its digest change"
     for name, value, now in (("test_share", 0.4, "None there, 0.4 now"), ("validation_share", 0.5, "0.0 there, 0.5")):
         with pytest.raises(ConfigError, match=rf"--{name.replace('_', '-')} {now}"):
             run.run(replace(config, resume=True, **{name: value}))

@@ -64,8 +64,9 @@ class Trained(nn.Module):
         stored, kinds = _stored(run, weights_of)
         state = checkpoint.load(stored, NO_RUN, "RUN", kinds)
         with checkpoint.reading(stored, NO_RUN, "RUN"):
-            # The weights come from the checkpoint.
-            self.settings = Config(**state["config"] | {"weights": "none"})
+            self.stored = state["config"] | {"weights": "none"}  # those come from the checkpoint
+            """The settings, as the version that wrote them has them."""
+            self.settings = Config(**self.stored)
         self.step: int = state["step"]
         self.network, _ = model.build(self.settings)
         with checkpoint.reading(stored, NO_RUN, "RUN"):
@@ -80,7 +81,7 @@ class Trained(nn.Module):
 
     def digest(self) -> str:
         """SHA-256 of settings and weights: what tells it from the network of another run, or of another step."""
-        sha = hashlib.sha256(json.dumps(self.settings.settings(), sort_keys=True).encode())
+        sha = hashlib.sha256(json.dumps(self.stored, sort_keys=True).encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
             sha.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
