@@ -17,7 +17,7 @@ from .. import checkpoint, config, lock, loop, ranks, run, terminal
 from ..about import folder_path
 from ..config import METHODS, ConfigError
 from ..cores import cores
-from ..data import DataError
+from ..data import DataError, split
 from ..program import called
 from . import report
 from .findings import Findings, score
@@ -116,6 +116,8 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     base = of_run.parse(["--recipe", RECIPE, *others], allow_abbrev=False)  # nor those of OWN, shortened
     if base.validation_share:
         parser.error("argument --validation-share: a study holds out training classes of its own; leave it out")
+    if base.test_of != split.CLASSES:
+        parser.error("argument --test-of: a study tests on classes that are not trained on; leave it out")
     if base.test_share == 0:
         parser.error("argument --test-share: 0 leaves nothing to compare methods on; choose more")
     memory_sizes = tuple(sorted({*given.memory_sizes, base.memory_size}))  # learning rates are chosen at the base's
