@@ -216,6 +216,9 @@ def test_names_tell_runs_apart() -> None:
         ("--recipe sop", "--recipe sop needs --data sop:PATH"),
         ("--bath-size 4", "unrecognized arguments: --bath-size 4"),
         ("--seed 3", "argument --seed: a study has its own"),
+        ("--validation-share 0.2", "argument --validation-share: a study holds out training classes of its own"),
+        ("--test-of images", "argument --test-of: a study tests on classes that are not trained on"),
+        ("--test-share 0", "argument --test-share: 0 leaves nothing to compare methods on; choose more"),
         ("--see 3", "unrecognized arguments: --see 3"),
         ("--metho xbm", "unrecognized arguments: --metho xbm"),
         ("--overw", "unrecognized arguments: --overw"),
@@ -431,7 +434,10 @@ def test_a_damaged_result_is_named(content: str, why: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("classes", "why"),
-    [(6, "3 training classes; four are needed"), (16, "with --samples-per-class 2 needs 40 training classes")],
+    [
+        (6, "3 training classes, 2 of them held out for validation: two or more have"),
+        (16, "with --samples-per-class 2 needs 40 training classes"),
+    ],
 )
 def test_a_run_that_cannot_be_begun_leaves_nothing(here: None, classes: int, why: str, tmp_path: Path) -> None:
     base = replace(small_plan().base, data=coloured(tmp_path / "images", classes), image_size=16)

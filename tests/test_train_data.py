@@ -234,10 +234,10 @@ def test_the_cache_folder_is_the_one_asked_for(tmp_path: Path, monkeypatch: pyte
 
 def test_the_split_is_disjoint_complete_even_and_independent_of_order() -> None:
     keys = [f"class {i}" for i in range(101)]
-    train, test = split.halves(keys)
+    train, test = split.by_class(keys)
     assert (len(train), len(test)) == (50, 51)
     assert sorted(train + test) == sorted(keys)
-    assert split.halves(keys[::-1]) == (train, test)
+    assert split.by_class(keys[::-1]) == (train, test)
     assert train != sorted(keys)[:50], "not the first half of the alphabet"
 
 
@@ -247,7 +247,7 @@ def test_a_choice_of_classes_grows_by_adding() -> None:
 
 
 def test_the_split_is_the_same_for_ever() -> None:
-    assert split.halves(list("abcdefgh")) == (["a", "b", "c", "e"], ["d", "f", "g", "h"])
+    assert split.by_class(list("abcdefgh")) == (["a", "b", "c", "e"], ["d", "f", "g", "h"])
 
 
 # ---- folder ---------------------------------------------------------------------------------------------------------

@@ -92,7 +92,8 @@ def train(words: list[str], change: Change | None = None) -> tuple[int, dict[str
 
 
 def without_times(history: dict[str, Any]) -> dict[str, Any]:
-    return history | {"evaluation": [{**point, "seconds": 0} for point in history["evaluation"]]}
+    scored = {name: history[name] for name in ("evaluation", "validation") if name in history}
+    return history | {name: [{**point, "seconds": 0} for point in points] for name, points in scored.items()}
 
 
 def values(answers: list[Answer]) -> list[Any]:
@@ -188,6 +189,31 @@ def test_scores_are_those_of_one_process_by_bits(shapes: str, tmp_path: Path, pr
         trainer.load_state_dict(checkpoint.load(tmp_path / "checkpoint.pt"))
         last = found["history"]["evaluation"][-1]
         assert trainer.scores(trainer.test_embeddings()).items() <= last.items()
+
+
+@pytest.mark.parametrize("share", [0.5, pytest.param(0.0, marks=pytest.mark.long)])
+def test_the_best_weights_are_those_of_one_process(
+    share: float, shapes: str, tmp_path: Path, processes: Processes
+) -> None:
+    """Also where nothing is tested; and a run that goes on in one process writes them again."""
+    words = ("--validation-share", 0.5, "--test-share", share, "--batch-size", 4, "--lr", 2e-4)
+    status, expected = train(arguments(shapes, tmp_path / "one", *words))
+    assert status == 0 and len(expected["history"]["validation"]) == 3
+    answers = processes(2, train, arguments(shapes, tmp_path / "many", *words))
+    for status, found in values(answers):
+        assert status == 0
+        assert_same_run(found, expected)
+    one_voice(answers)
+    names = [sorted(path.name for path in (tmp_path / out).iterdir()) for out in ("one", "many")]
+    assert names[0] == names[1] and "best.pt" in names[0] and ("neighbours.png" in names[0]) == (share > 0)
+    one, many = (checkpoint.load(tmp_path / out / "best.pt", kinds=checkpoint.WEIGHTS) for out in ("one", "many"))
+    assert one["step"] == many["step"]
+    assert_close(many["model"], one["model"])
+    (tmp_path / "many" / "best.pt").unlink()
+    (tmp_path / "many" / "metrics.json").unlink()
+    assert train(arguments(shapes, tmp_path / "many", *words, "--resume"))[0] == 0
+    again = checkpoint.load(tmp_path / "many" / "best.pt", kinds=checkpoint.WEIGHTS)
+    assert_close(again["model"], many["model"], exact=True)
 
 
 @pytest.mark.parametrize(("count", "chunk"), [(16, 5), (1, 5), (5, 5), (6, 5), (11, 1)])

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 import xbn_ext
 from train import checkpoint, events, fonts, loop, losses, making, pictures, recipes, results, run
+from train.arguments import parse
 from train.augment import evaluation_view
-from train.config import METHODS, Config, ConfigError, parse
+from train.config import METHODS, Config, ConfigError
 from train.cores import cores
 from train.data import Dataset, Part
 
@@ -140,6 +141,12 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
         (f"--warmup-steps {2**63}", f"--warmup-steps {2**63}: must be below 2\\^63"),
         ("--freeze 1.1", "--freeze 1.1: must be between 0 and 1"),
         ("--max-classes 3", "--max-classes 3: must be 4 or more"),
+        ("--test-share 1", "--test-share 1.0: must be 0 or more and less than 1"),
+        ("--test-share -0.1", "--test-share -0.1: must be 0 or more and less than 1"),
+        ("--test-share nan", "--test-share nan: must be a finite number"),
+        ("--test-of files", "argument --test-of: invalid choice: 'files'"),
+        ("--validation-share 1", "--validation-share 1.0: must be 0 or more and less than 1"),
+        ("--best loss", "argument --best: invalid choice: 'loss'"),
         ("--ema-momentum 0", "--ema-momentum 0.0: must be more than 0 and at most 1"),
         ("--batch-weight 0 --method batch", "--batch-weight 0 leaves nothing to train on"),
         ("--batch-weight 0 --warmup-steps 9 --steps 9", "the memory joins in after --warmup-steps 9 of --steps 9"),
@@ -223,6 +230,7 @@ def test_parameters_of_losses_say_in_help_which_losses_have_them(capsys: pytest.
     ("arguments", "message"),
     [
         ("--data folder:/nowhere", "--data folder:/nowhere: no such folder"),
+        ("--data sop:/x --test-share 0", "error: --test-share 0: --data sop:/x has a split of its own, that of the"),
         ("--backbone resnet19", "--backbone resnet19: must be"),
         ("--device tpu7", "--device tpu7: "),
         *([] if torch.backends.mps.is_built() else [("--device mps", "'MPS' backend\n")]),
@@ -526,11 +534,12 @@ def test_fonts_of_other_scripts_come_after_the_usual_one(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", recipes.NAMES)
 def test_a_recipe_says_every_setting_and_the_command_line_overrides_it(name: str) -> None:
-    """All that decides a result, except the images and the seed."""
+    """All that decides a result, except the seed, the images, and what they are for."""
     recipe = recipes.load(name)
     place = [] if name.startswith("emoji") else ["--data", f"{name}:/somewhere"]
     config = parse(["--recipe", name, *place])
-    assert recipe.keys() | {"seed", "max_classes"} == config.settings().keys() | {"eval_every", "workers"}
+    which = {"seed", "max_classes", "test_share", "test_of", "validation_share", "best"}
+    assert recipe.keys() | which == config.settings().keys() | {"eval_every", "workers"}
     assert {key: getattr(config, key) for key in recipe if key != "data"} == {
         key: value for key, value in recipe.items() if key != "data"
     }

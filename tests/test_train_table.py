@@ -188,7 +188,7 @@ FULL = with_split(
         (changed(1, path="text.png"), "cannot read image .*text.png"),
         (changed(1, path=""), "table.csv:3: no path"),
         (lambda rows: rows[6:], "0 classes of 2 images or more to train on; two are needed"),
-        (lambda rows: rows[:6], "nothing can be tested: no query has an image of its class to find"),
+        (lambda rows: rows[:6], "table.csv: 2 classes; 4 are needed, two to train on and two to test on"),
         (lambda rows: rows[:9], "nothing can be tested: the gallery is of one class only"),
         (lambda rows: [*rows[:7], rows[9]], "no query has an image of its class to find"),
     ],

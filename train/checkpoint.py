@@ -19,8 +19,9 @@ from .config import Config, ConfigError
 from .data import tree
 from .data.fingerprint import Fingerprint, differences
 from .data.folder import EVENTS as EVENTS
+from .losses import PARAMETERS
 
-METRICS, CHECKPOINT = "metrics.json", "checkpoint.pt"
+METRICS, CHECKPOINT, BEST = "metrics.json", "checkpoint.pt", "best.pt"
 CURVES, NEIGHBOURS, REPORT = "curves.png", "neighbours.png", "report.html"
 
 Kinds = dict[str, Any]
@@ -31,6 +32,8 @@ STATE: Kinds = {
     "history": dict.fromkeys(("loss", "evaluation", "drift", "memory"), list),
     **dict.fromkeys(("model", "criterion", "optimizer", "scaler", "drift"), dict),
 }  # fmt: skip
+WEIGHTS: Kinds = {name: STATE[name] for name in ("config", "step", "model")}
+"""Of BEST: a part of STATE."""
 START: Kinds = {"note": str, "frozen_bn": bool, "frozen": list}
 OVERWRITE = "--overwrite starts from the beginning"
 
@@ -47,7 +50,7 @@ def look(config: Config) -> Found:
     """What there is in ``config.folder``; raises ConfigError if it must not be touched. Writes nothing."""
     folder = config.folder  # asked through os.path: Path.exists raises where a folder may not be entered
     check_place(config, folder)
-    for name in (METRICS, CHECKPOINT, CURVES, NEIGHBOURS, REPORT, EVENTS):
+    for name in (METRICS, CHECKPOINT, BEST, CURVES, NEIGHBOURS, REPORT, EVENTS):
         if os.path.exists(folder / name) and os.path.isdir(folder / name) != (name == EVENTS):
             kind = "a file" if name == EVENTS else "a folder"
             raise ConfigError(f"--out {folder}: {name} in it is {kind}, which no run makes: move it, or choose another")
@@ -115,7 +118,7 @@ def prepare(folder: Path) -> None:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (METRICS, CHECKPOINT, CURVES, NEIGHBOURS, REPORT):
+        for name in (METRICS, BEST, CHECKPOINT, CURVES, NEIGHBOURS, REPORT):
             (folder / name).unlink(missing_ok=True)
         for place in (EVENTS, f"{EVENTS}/drift_*"):  # each curve of a chart of several has a folder
             for events in folder.glob(f"{place}/events.out.tfevents.*"):
@@ -136,8 +139,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_whole(path, write, path.with_suffix(".tmp"))
 
 
-def load(path: Path, otherwise: str = OVERWRITE, argument: str = "--out") -> dict[str, Any]:
-    """Read a checkpoint, on the CPU; raises ConfigError as ``reading`` does."""
+def load(path: Path, otherwise: str = OVERWRITE, argument: str = "--out", kinds: Kinds = STATE) -> dict[str, Any]:
+    """Read a checkpoint, or of ``kinds`` WEIGHTS, on the CPU; raises ConfigError as ``reading`` does."""
     with reading(path, otherwise, argument):
         with zipfile.ZipFile(path) as stored:  # torch.load does not look at checksums
             damaged = stored.testzip()
@@ -145,7 +148,7 @@ def load(path: Path, otherwise: str = OVERWRITE, argument: str = "--out") -> dic
             raise ValueError(f"damaged: the checksum of {damaged} is wrong")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         later = {"data": FINGERPRINT, "start": START}  # not in checkpoints of the first version
-        _require_kinds(state, STATE | {name: kinds for name, kinds in later.items() if name in state})
+        _require_kinds(state, kinds | {name: its for name, its in later.items() if name in state})
         step, steps = state["step"], state["config"].get("steps")
         if isinstance(step, bool) or not isinstance(steps, int) or not 0 <= step <= steps:
             raise ValueError(f"step {step} of {steps}")
@@ -257,7 +260,7 @@ def require_same(
     config: Config, place: Path, stored: dict[str, Any], what: str, otherwise: str = "--overwrite it"
 ) -> None:
     """Raise ConfigError if a run at ``place`` has other settings than ``config``; ``otherwise`` says what to do."""
-    settings = config.settings()
+    settings, stored = config.settings(), _complete(stored)
     different = [
         f"--{name.replace('_', '-')} {stored.get(name)} there, {settings.get(name)} now"
         for name in sorted(settings.keys() | stored.keys())
@@ -268,6 +271,11 @@ def require_same(
             f"--out {place} holds {what} with other settings ({'; '.join(different)}): "
             f"choose another --out, or {otherwise}"
         )
+
+
+def _complete(stored: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run; those that an earlier version did not have are at their defaults, which change nothing."""
+    return {name: value for name, value in Config().settings().items() if name not in PARAMETERS} | stored
 
 
 def require_same_data(

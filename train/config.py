@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from xbn_ext.losses import DISTANCES, LOSSES, PairLoss
 
-from . import losses, recipes
+from . import losses
+from .about import about, folder_path, of_loss
 from .cores import cores
-from .data import DataError, check_spec
-from .program import called
+from .data import DataError, check_spec, split
 
 METHODS = {  # name: (drift model of the memory, what it is)
     "batch": ("none", "no memory, pairs within the batch only"),
@@ -23,55 +22,16 @@ METHODS = {  # name: (drift model of the memory, what it is)
     "axbn": ("axbn", "memory moved to Kalman-filtered moments"),
     "ema": ("ema", "memory moved to exponentially averaged moments"),
 }
-
-
 MARGINS = {  # of a contrastive loss, by its distance
     "cosine": (-1, 1, "a cosine similarity, -1 to 1"),
     "euclidean": (0, 2, "a distance of unit vectors, 0 to 2"),
     "squared_euclidean": (0, 4, "a squared distance of unit vectors, 0 to 4"),
 }
 WORKERS_OF_A_CORE = 16
-DESCRIPTION = (
-    "Train an image embedding against a cross-batch memory and say how good it became. '{program} COMMAND', with the "
-    "COMMAND embed, search, export or report, uses what was trained; compare trains with each method. --help of each "
-    "says how."
-)
 
 
 class ConfigError(ValueError):
     """A setting is not allowed; the message names it."""
-
-
-def _about(text: str, *, group: str = "", run_only: bool = False, **argument: Any) -> dict[str, Any]:
-    """What there is to know of a setting, as metadata of its field.
-
-    Args:
-        text: what --help says of it.
-        group: starts a new section of --help with this title.
-        run_only: may change when a run is continued.
-        argument: further arguments for argparse.
-    """
-    return {"help": text, "group": group, "run_only": run_only, "argument": argument}
-
-
-def _of_loss(parameter: str, text: str, **argument: Any) -> Any:
-    """The field of a parameter that some losses have: None if not given."""
-    of_number = {} if "action" in argument else {"type": float}
-    return field(default=None, metadata=_about(losses.about(parameter, text), **of_number | argument))
-
-
-def folder_path(text: str) -> Path:
-    """A path that was given: an empty one, as of a shell variable that is not set, would be the current folder."""
-    if not text:
-        raise argparse.ArgumentTypeError("the name of a folder is empty")
-    return Path(text)
-
-
-def file_path(text: str) -> Path:
-    """A path that was given, of a file or the beginning of its name."""
-    if Path(text).name in ("", ".."):
-        raise argparse.ArgumentTypeError(f"{text!r} does not end with the name of a file")
-    return Path(text)
 
 
 @dataclass(frozen=True)
@@ -80,7 +40,7 @@ class Config:
 
     data: str = field(
         default="emoji",
-        metadata=_about(
+        metadata=about(
             "'emoji' (fetched with npm on first use); 'folder:PATH', one sub-folder per class; 'csv:PATH', a table of "
             "images, classes and splits; or your copy of Stanford Online Products, In-Shop or DeepFashion2: "
             "'sop:PATH', 'inshop:PATH' or 'deepfashion2:PATH'",
@@ -88,12 +48,39 @@ class Config:
         ),
     )
     max_classes: int | None = field(
-        default=None, metadata=_about("use only this many classes, always the same ones", type=int, metavar="N")
+        default=None, metadata=about("use only this many classes, always the same ones", type=int, metavar="N")
     )
-    image_size: int = field(default=64, metadata=_about("images are fed to the network at this width and height"))
+    test_share: float | None = field(
+        default=None,
+        metadata=about(
+            "part of the classes that is tested on, if the data have no split of their own; 0: all are trained on, and "
+            "there are no scores (default: 0.5)",
+            type=float,
+            metavar="X",
+        ),
+    )
+    test_of: str = field(
+        default="classes",
+        metadata=about(
+            "classes: those of --test-share are not trained on; images: it is a part of the images of each class",
+            choices=(split.CLASSES, split.IMAGES),
+        ),
+    )
+    validation_share: float = field(
+        default=0.0,
+        metadata=about(
+            "part of the training classes that is held out and scored every --eval-every steps; the weights that score "
+            "best there are kept, and tested"
+        ),
+    )
+    best: str = field(
+        default="map@r",
+        metadata=about("score on those classes by which weights are best", choices=("map@r", "recall@1")),
+    )
+    image_size: int = field(default=64, metadata=about("images are fed to the network at this width and height"))
     augment: str = field(
         default="mild",
-        metadata=_about(
+        metadata=about(
             "what is seen of an image; mild, for drawings: most of it, slightly moved; photo: a fifth to all of it, in "
             "tests the middle; none: all of it",
             choices=("mild", "photo", "none"),
@@ -101,7 +88,7 @@ class Config:
     )
     cache: Path | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "folder for fetched data and indices (default: $XBN_CACHE, else ~/.cache/xbn_ext)",
             type=folder_path,
             metavar="DIR",
@@ -111,168 +98,164 @@ class Config:
 
     method: str = field(
         default="axbn",
-        metadata=_about(
+        metadata=about(
             "; ".join(f"{name}: {text}" for name, (_, text) in METHODS.items()), group="loss", choices=tuple(METHODS)
         ),
     )
-    memory_size: int = field(default=4096, metadata=_about("embeddings kept in the memory"))
-    memory_weight: float = field(default=1.0, metadata=_about("weight of the loss against the memory"))
-    batch_weight: float = field(default=1.0, metadata=_about("weight of the loss within the batch"))
-    warmup_steps: int = field(default=0, metadata=_about("steps before the memory takes part in the loss"))
-    loss: str = field(default="contrastive", metadata=_about("what pairs of images cost", choices=tuple(LOSSES)))
-    distance: str | None = _of_loss(
+    memory_size: int = field(default=4096, metadata=about("embeddings kept in the memory"))
+    memory_weight: float = field(default=1.0, metadata=about("weight of the loss against the memory"))
+    batch_weight: float = field(default=1.0, metadata=about("weight of the loss within the batch"))
+    warmup_steps: int = field(default=0, metadata=about("steps before the memory takes part in the loss"))
+    loss: str = field(default="contrastive", metadata=about("what pairs of images cost", choices=tuple(LOSSES)))
+    distance: str | None = of_loss(
         "distance",
         "what margins are of; a Euclidean one has other default margins, those of pytorch-metric-learning",
         type=str,
         choices=("cosine", *DISTANCES),
     )
-    pos_margin: float | None = _of_loss(
+    pos_margin: float | None = of_loss(
         "pos_margin", "pairs of one class are pulled up to this cosine similarity, or to this distance"
     )
-    neg_margin: float | None = _of_loss(
+    neg_margin: float | None = of_loss(
         "neg_margin", "pairs of two classes are pushed down to this cosine similarity, or away to this distance"
     )
-    reduction: str | None = _of_loss(
+    reduction: str | None = of_loss(
         "reduction",
         "mean: pairs summed per image, averaged over images; avg_nonzero: averaged over pairs not yet right",
         type=str,
         choices=("mean", "avg_nonzero"),
     )
-    temperature: float | None = _of_loss("temperature", "what similarities are divided by")
-    alpha: float | None = _of_loss("alpha", "how sharply pairs of one class are weighted by how far apart they are")
-    beta: float | None = _of_loss(
+    temperature: float | None = of_loss("temperature", "what similarities are divided by")
+    alpha: float | None = of_loss("alpha", "how sharply pairs of one class are weighted by how far apart they are")
+    beta: float | None = of_loss(
         "beta", "how sharply pairs of two classes are weighted by how close they are; margin: the boundary of classes"
     )
-    bias: float | None = _of_loss("bias", "what similarities, divided by the temperature, are shifted by")
-    base: float | None = _of_loss("base", "the cosine similarity at which a pair weighs 1")
-    mining: float | str | None = _of_loss(
+    bias: float | None = of_loss("bias", "what similarities, divided by the temperature, are shifted by")
+    base: float | None = of_loss("base", "the cosine similarity at which a pair weighs 1")
+    mining: float | str | None = of_loss(
         "mining",
         "a number: only pairs this close to the hardest of the other kind, all if not given; triplet: hardest or all",
         type=losses.number_or_word,
         metavar="X",
     )
-    m: float | None = _of_loss("m", "relaxation of the margin")
-    gamma: float | None = _of_loss("gamma", "scale of similarities")
-    softmax_scale: float | None = _of_loss("softmax_scale", "what similarities are multiplied by")
-    margin: float | None = _of_loss(
+    m: float | None = of_loss("m", "relaxation of the margin")
+    gamma: float | None = of_loss("gamma", "scale of similarities")
+    softmax_scale: float | None = of_loss("softmax_scale", "what similarities are multiplied by")
+    margin: float | None = of_loss(
         "margin",
         "by how much images of one class have to be more similar, or closer; margin: how far from the boundary",
     )
-    soft: bool | None = _of_loss(
+    soft: bool | None = of_loss(
         "soft", "every hardest triplet costs something, less and less", action="store_const", const=True
     )
     update: str = field(
         default="inplace",
-        metadata=_about(
+        metadata=about(
             "move the memory's rows each step, or keep one pending transform", choices=("inplace", "deferred")
         ),
     )
     process_noise: float = field(
         default=1.0,
-        metadata=_about(
+        metadata=about(
             "axbn: how fast moments drift, relative to how noisily a batch measures them; the filter lags one step "
             "behind with 1, ten with 0.01"
         ),
     )
-    ema_momentum: float = field(default=0.1, metadata=_about("ema: weight of the newest batch's moments"))
+    ema_momentum: float = field(default=0.1, metadata=about("ema: weight of the newest batch's moments"))
 
     backbone: str = field(
         default="efficientnet-lite0",
-        metadata=_about(
+        metadata=about(
             "'efficientnet-lite0'; 'convnet', small, for small images; or a torchvision classifier such as resnet50",
             group="network",
         ),
     )
     weights: str = field(
         default="auto",
-        metadata=_about("auto: pretrained if on this machine, else random; none: random; or a state dict's path"),
+        metadata=about("auto: pretrained if on this machine, else random; none: random; or a state dict's path"),
     )
     features: str = field(
         default="live",
-        metadata=_about(
+        metadata=about(
             "frozen: the backbone is not trained and sees each image once, not augmented: only the head learns",
             choices=("live", "frozen"),
         ),
     )
-    hidden: int = field(default=0, metadata=_about("units of a hidden layer of the head; 0: the head is linear"))
-    embedding_dim: int = field(default=128, metadata=_about("dimension of the embeddings"))
+    hidden: int = field(default=0, metadata=about("units of a hidden layer of the head; 0: the head is linear"))
+    embedding_dim: int = field(default=128, metadata=about("dimension of the embeddings"))
     batchnorm: str = field(
         default="auto",
-        metadata=_about(
+        metadata=about(
             "batch: normalise by each batch's statistics; frozen: by the pretrained ones; auto: frozen if pretrained",
             choices=("auto", "batch", "frozen"),
         ),
     )
     freeze: float = field(
-        default=0.2, metadata=_about("part of the pretrained backbone's layers, counted from the input, not trained")
+        default=0.2, metadata=about("part of the pretrained backbone's layers, counted from the input, not trained")
     )
 
     precision: str = field(
         default="float32",
-        metadata=_about(
+        metadata=about(
             "what the backbone computes in; 16 bits: weights, head, loss and memory stay float32",
             choices=("float32", "bfloat16", "float16"),
         ),
     )
 
-    steps: int = field(default=650, metadata=_about("training steps", group="training"))
-    batch_size: int = field(default=64, metadata=_about("images per step, of all processes together"))
-    samples_per_class: int = field(default=4, metadata=_about("images of one class per step"))
+    steps: int = field(default=650, metadata=about("training steps", group="training"))
+    batch_size: int = field(default=64, metadata=about("images per step, of all processes together"))
+    samples_per_class: int = field(default=4, metadata=about("images of one class per step"))
     optimizer: str = field(
         default="adamw",
-        metadata=_about(
-            "adamw: weight decay apart from the gradient; adam: as a part of it", choices=("adamw", "adam")
-        ),
+        metadata=about("adamw: weight decay apart from the gradient; adam: as a part of it", choices=("adamw", "adam")),
     )
-    lr: float = field(default=1e-3, metadata=_about("peak learning rate of the embedding head"))
-    backbone_lr: float = field(default=0.4, metadata=_about("the backbone's learning rate as a fraction of --lr"))
-    lr_warmup: int = field(default=30, metadata=_about("steps over which learning rates rise"))
+    lr: float = field(default=1e-3, metadata=about("peak learning rate of the embedding head"))
+    backbone_lr: float = field(default=0.4, metadata=about("the backbone's learning rate as a fraction of --lr"))
+    lr_warmup: int = field(default=30, metadata=about("steps over which learning rates rise"))
     schedule: str = field(
         default="cosine",
-        metadata=_about(
+        metadata=about(
             "learning rates after that; cosine: fall to 0; step: to a tenth after 0.7 of the run",
             choices=("cosine", "step", "constant"),
         ),
     )
-    weight_decay: float = field(default=1e-4, metadata=_about("the optimizer's weight decay"))
+    weight_decay: float = field(default=1e-4, metadata=about("the optimizer's weight decay"))
     seed: int = field(
         default=0,
-        metadata=_about("seed of initialisation, batches and augmentation; the test classes do not depend on it"),
+        metadata=about("seed of initialisation, batches and augmentation; the test classes do not depend on it"),
     )
 
     eval_every: int = field(
         default=250,
-        metadata=_about(
-            "steps between evaluations and checkpoints; 0: only at the end", group="running", run_only=True
-        ),
+        metadata=about("steps between evaluations and checkpoints; 0: only at the end", group="running", run_only=True),
     )
     device: str = field(
         default="auto",
-        metadata=_about(
+        metadata=about(
             "auto: cuda if there is a GPU and xbn_ext has kernels for it, else cpu; or a torch device. Of several "
             "processes each takes a GPU of its own",
             run_only=True,
         ),
     )
-    threads: int = field(default=0, metadata=_about("CPU threads; 0: torch's choice", run_only=True))
+    threads: int = field(default=0, metadata=about("CPU threads; 0: torch's choice", run_only=True))
     workers: int = field(
         default=0,
-        metadata=_about("processes that prepare batches, of each that trains; 0: that one does", run_only=True),
+        metadata=about("processes that prepare batches, of each that trains; 0: that one does", run_only=True),
     )
     out: Path | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "folder for results (default: runs/DATA-METHOD-SEED)", type=folder_path, metavar="DIR", run_only=True
         ),
     )
     resume: bool = field(
         default=False,
-        metadata=_about(
+        metadata=about(
             "continue the run in --out exactly where it stopped, or start it", action="store_true", run_only=True
         ),
     )
     overwrite: bool = field(
-        default=False, metadata=_about("start again, replacing the run in --out", action="store_true", run_only=True)
+        default=False, metadata=about("start again, replacing the run in --out", action="store_true", run_only=True)
     )
 
     def __post_init__(self) -> None:
@@ -290,15 +273,16 @@ class Config:
                 _require(abs(value) <= 1e15, f.name, value, "within [-1e15, 1e15]")  # float32 holds a product of two
         for name in ("image_size", "memory_size", "embedding_dim", "steps", "batch_size", "lr", "process_noise"):
             self._check(name, lambda v: v > 0, "more than 0")
-        for name in ("memory_weight", "batch_weight", "warmup_steps", "backbone_lr", "lr_warmup", "weight_decay"):
-            self._check(name, lambda v: v >= 0, "0 or more")
-        for name in ("seed", "hidden", "eval_every"):
+        for name in ("memory_weight", "batch_weight", "warmup_steps", "backbone_lr", "lr_warmup", "weight_decay",
+                     "seed", "hidden", "eval_every"):  # fmt: skip
             self._check(name, lambda v: v >= 0, "0 or more")
         self._check("warmup_steps", lambda v: v < 2**63, "below 2^63")
         self._check("threads", lambda v: 0 <= v <= 4096, "between 0 and 4096")  # OpenMP crashes on many more
         most = WORKERS_OF_A_CORE * cores()  # each is a process of some 200 MB
         self._check("workers", lambda v: 0 <= v <= most, f"between 0 and {most}, {WORKERS_OF_A_CORE} for each core")
         self._check("max_classes", lambda v: v is None or v >= 4, "4 or more")
+        for name in ("test_share", "validation_share"):
+            self._check(name, lambda v: v is None or 0 <= v < 1, "0 or more and less than 1")
         self._check("ema_momentum", lambda v: 0 < v <= 1, "more than 0 and at most 1")
         self._check("freeze", lambda v: 0 <= v <= 1, "between 0 and 1")
         self._check("samples_per_class", lambda v: v >= 2, "2 or more, or no image has a match in its batch")
@@ -345,6 +329,11 @@ class Config:
         data = self.data.partition(":")[2] or self.data
         return self.out or Path("runs") / f"{Path(data).name}-{self.method}-{self.seed}"
 
+    @property
+    def test(self) -> split.Test:
+        """What to test on, where data have no split of their own."""
+        return split.Test(self.test_share, self.test_of)
+
     def settings(self) -> dict[str, Any]:
         """What decides a run's result: every field but those that may change when it is continued.
 
@@ -358,66 +347,3 @@ class Config:
 def _require(allowed: bool, name: str, value: object, words: str) -> None:
     if not allowed:
         raise ConfigError(f"--{name.replace('_', '-')} {value}: must be {words}")
-
-
-class _Formatter(argparse.HelpFormatter):
-    """Appends each argument's default, where the text does not already say it."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        silent = "default" in text or any(action.default is none for none in (None, False, argparse.SUPPRESS))
-        return text if silent else f"{text} (default: %(default)s)"
-
-
-def parse(arguments: Sequence[str] | None = None, *, allow_abbrev: bool = True) -> Config:
-    """The command line as a Config; exits with a usage message that names the argument at fault.
-
-    Args:
-        arguments: the words of the command line; None: those of this process.
-        allow_abbrev: arguments may be shortened.
-    """
-    parser = argparse.ArgumentParser(
-        called(),
-        description=DESCRIPTION.format(program=called()),
-        formatter_class=_Formatter,
-        allow_abbrev=allow_abbrev,
-    )
-    parser.add_argument(
-        "--recipe",
-        choices=recipes.NAMES,
-        help="settings for a data set, which other arguments override",
-    )
-    group: argparse._ActionsContainer = parser
-    for f in fields(Config):
-        if f.metadata["group"]:
-            group = parser.add_argument_group(f.metadata["group"])
-        argument = dict(f.metadata["argument"])
-        if "action" not in argument:
-            argument.setdefault("type", type(f.default))
-        if argument.get("type") in (int, float) and "choices" not in argument:
-            argument.setdefault("metavar", "N" if argument["type"] is int else "X")
-        group.add_argument(f"--{f.name.replace('_', '-')}", default=f.default, help=f.metadata["help"], **argument)
-    values = vars(_with_recipe(parser, arguments))
-    try:
-        return Config(**{f.name: values[f.name] for f in fields(Config)})
-    except ConfigError as error:
-        parser.error(str(error))
-
-
-def _with_recipe(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, what it does not say from the recipe that it names."""
-    given = parser.parse_args(arguments)
-    if given.recipe is None:
-        return given
-    recipe = recipes.load(given.recipe)
-    parser.set_defaults(**recipe)
-    given = parser.parse_args(arguments)
-    of_recipe = recipe["loss"], recipe["distance"]
-    if (given.loss, given.distance) != of_recipe:  # its parameters are not those of the recipe's loss
-        parser.set_defaults(**dict.fromkeys(losses.PARAMETERS))
-        given = parser.parse_args(arguments)
-    if given.data == f"{given.recipe}:{recipes.PLACE}":
-        parser.error(
-            f"--recipe {given.recipe} needs --data {given.data}, {recipes.PLACE} being your copy of the data set"
-        )
-    return given

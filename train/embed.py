@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from . import checkpoint, terminal
-from .config import ConfigError, file_path, folder_path
+from .about import file_path, folder_path
+from .config import ConfigError
 from .data import DataError, folder, images
 from .program import called
-from .trained import Trained
+from .trained import Trained, add_weights_of
 
 ABOUT: checkpoint.Kinds = {"run": str, "step": int, "network": str, "folder": str, "paths": list, "bytes": list}
 AGAIN = "write them again with the command embed"
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=file_path, default=Path("embeddings"), help="where to (default: %(default)s)")
     given = parser.parse_args(arguments)
     try:
-        count, size = embed(given.run, given.folder, given.out, given.device, given.workers)
+        count, size = embed(given.run, given.folder, given.out, given.device, given.workers, given.weights_of)
     except (ConfigError, DataError) as error:
         return terminal.refuse("embed", error)
     terminal.say(f"{count:,} pictures, {size} numbers each: {given.out}.npy, {given.out}.json")
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=folder_path,
         help="pictures, also in folders below it; hidden ones and links to folders do not count",
     )
+    add_weights_of(parser)
     parser.add_argument("--device", default="cpu", help="where the network computes (default: %(default)s)")
     parser.add_argument(
         "--workers", type=int, default=0, metavar="N", help="processes that prepare pictures (default: %(default)s)"
@@ -63,14 +65,16 @@ class Embeddings(NamedTuple):
     """Of unit length, float32 [N, D]."""
 
 
-def embed(run: Path, pictures: Path, out: Path, device: str = "cpu", workers: int = 0) -> tuple[int, int]:
+def embed(
+    run: Path, pictures: Path, out: Path, device: str = "cpu", workers: int = 0, weights_of: str | None = None
+) -> tuple[int, int]:
     """Write ``out``.npy, float32 [N, D], and ``out``.json with the N paths below ``pictures``; returns N and D.
 
     Raises:
         ConfigError: there is no such run, or it cannot be written.
         DataError: there are no pictures, or some cannot be read.
     """
-    trained = Trained(run)
+    trained = Trained(run, weights_of)
     files = folder.pictures(pictures)
     about = {
         "run": str(run.resolve()),

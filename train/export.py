@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save
 
 from . import augment, checkpoint, terminal
-from .config import ConfigError, folder_path
+from .about import folder_path
+from .config import ConfigError
 from .program import called
-from .trained import Trained
+from .trained import Trained, add_weights_of
 
 PROGRAM, WEIGHTS, ABOUT = "network.pt2", "network.safetensors", "network.json"
 INPUT = "uint8 [B, 3, S, S], RGB"
@@ -30,16 +31,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("run", type=folder_path, help="the --out of a run")
     parser.add_argument("--out", type=folder_path, help="where to (default: the folder of the run)")
+    add_weights_of(parser)
     given = parser.parse_args(arguments)
     try:
-        export(given.run, given.out or given.run)
+        export(given.run, given.out or given.run, given.weights_of)
     except ConfigError as error:
         return terminal.refuse("export", error)
     terminal.say(f"{given.out or given.run}: {PROGRAM}, {WEIGHTS}, {ABOUT}")
     return 0
 
 
-def export(run: Path, out: Path) -> None:
+def export(run: Path, out: Path, weights_of: str | None = None) -> None:
     """Write the three files.
 
     The program normalises pixels itself and computes in float32. A picture is given to it as a test of the run saw it:
@@ -48,7 +50,7 @@ def export(run: Path, out: Path) -> None:
     Raises:
         ConfigError: there is no such run, or the folder cannot be written.
     """
-    trained = Trained(run)
+    trained = Trained(run, weights_of)
     settings = trained.settings
     trained.network.precision = torch.float32
     example = torch.zeros(2, 3, settings.image_size, settings.image_size, dtype=torch.uint8)

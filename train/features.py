@@ -23,11 +23,14 @@ def of(
     model.to(device).eval()
 
     def part(side: Part) -> Part:
+        if not side.sources:
+            return side
         batches = EvaluationBatches(side, view)
         (found,) = evaluate.embed(lambda images: (model.features(images),), batches, device, workers, ranks)
         return replace(side, images=found.numpy())
 
-    return replace(data, train=part(data.train), test=part(data.test))
+    validation = None if data.validation is None else part(data.validation)
+    return replace(data, train=part(data.train), test=part(data.test), validation=validation)
 
 
 def as_they_are(features: Tensor) -> Tensor:

@@ -11,17 +11,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, evaluate, features, terminal
-from .augment import EvaluationBatches, TrainingBatches, evaluation_view, training_view
+from . import checkpoint, features, terminal
+from .augment import TrainingBatches, evaluation_view, training_view
+from .best import Best
 from .config import Config
 from .data import Dataset
 from .drift import MANY_PROBES, PROBES, DriftMeter, Staleness
-from .evaluate import Network, Scores
+from .evaluate import Scores
 from .events import Events, NoEvents
 from .loading import plain_errors
 from .making import learning_rate, make_criterion, make_optimizer, make_sampler
 from .model import Embedder
 from .ranks import ALONE, Ranks
+from .scoring import TEST, VALIDATION, Scoring
+from .scoring import TrainingError as TrainingError
 from .streams import Stream, torch_seeds
 
 DRIFT_MEASUREMENTS = 24
@@ -30,13 +33,11 @@ MEAN_LOSS_OVER = 10
 """Steps per point of the loss curve."""
 MAX_BAD_STEPS = 10
 """Steps in a row without a finite loss after which training gives up."""
+HISTORY = {TEST: "evaluation", VALIDATION: "validation"}
+"""Under which name a run's history has the scores of a part."""
 
 
 Log = Events | NoEvents
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says what to change."""
 
 
 class Interrupted(Exception):
@@ -63,13 +64,14 @@ class Trainer:
     ) -> None:
         self.config, self.data, self.device, self.ranks = config, data, device, ranks
         frozen = config.features == "frozen"
-        self.evaluation_view = evaluation_view(config.image_size, config.augment)
+        seen = evaluation_view(config.image_size, config.augment)
         sampler = make_sampler(config, data.train.labels)
         view = training_view(config.image_size, data.mirror, config.augment)
         if frozen:
-            inputs = inputs or features.of(data, model, self.evaluation_view, device, config.workers, ranks)
-            view = self.evaluation_view = features.as_they_are
+            inputs = inputs or features.of(data, model, seen, device, config.workers, ranks)
+            view = seen = features.as_they_are
         self.inputs = inputs or data
+        self.scoring = Scoring(data, self.inputs, seen, device, config.workers, ranks)
         own = ranks.part(config.batch_size)
         self.batches = TrainingBatches(self.inputs.train, sampler, view, config.seed, own)
         self.model = model.to(device)
@@ -82,8 +84,12 @@ class Trainer:
         self.drift_every = self.drift.interval * max(1, config.steps // DRIFT_MEASUREMENTS // self.drift.interval)
         self.step, self.seconds, self.bad_steps = 0, 0.0, 0
         self.recent_losses: list[float] = []
-        self.before: dict[str, Scores] = {}
+        self.before: dict[str, Any] = {}
         self.history: dict[str, list[dict[str, float]]] = {"loss": [], "evaluation": [], "drift": [], "memory": []}
+        self.best = None if data.validation is None else Best(config.best)
+        self.best_saved: int | None = None
+        if self.best is not None:
+            self.history["validation"] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings, lists and dicts only."""
@@ -101,23 +107,38 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),  # empty except with float16
             "drift": self.drift.state_dict(),
+            **({} if self.best is None else {"best": self.best.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint was written."""
         self.step, self.seconds = state["step"], state["seconds"]
         self.recent_losses, self.before, self.history = state["recent_losses"], state["before"], state["history"]
-        for name in ("model", "criterion", "optimizer", "scaler", "drift"):
+        for name in ("model", "criterion", "optimizer", "scaler", "drift", *([] if self.best is None else ["best"])):
             getattr(self, name).load_state_dict(state[name])
 
     def save(self) -> None:
         """Write the checkpoint. Nothing in it is of one process, so that any number of them can go on."""
         state = self.state_dict()
-        self.ranks.leader(lambda: checkpoint.save(self.config.folder / checkpoint.CHECKPOINT, state))
+
+        def write() -> None:
+            checkpoint.save(self.config.folder / checkpoint.CHECKPOINT, state)
+            self.save_best()
+
+        self.ranks.leader(write)
+
+    def save_best(self) -> None:
+        """Write the best weights, if there are new ones. The checkpoint has them, too: of a run that was killed before
+        they were written, what goes on writes them."""
+        if self.best is None or self.best.step in (None, self.best_saved):
+            return
+        about = {"config": self.config.settings(), "data": self.data.fingerprint, "start": self.model.start()}
+        checkpoint.save(self.config.folder / checkpoint.BEST, about | self.best.state_dict())
+        self.best_saved = self.best.step
 
     @plain_errors()
     def run(self, asked_to_stop: Callable[[], bool] = lambda: False, *, quiet: bool = False) -> Tensor:
-        """Train to the end and return the embeddings [N, D] of the test images.
+        """Train to the end and return the embeddings [N, D] of the test images, by the best weights if some are kept.
 
         Args:
             asked_to_stop: asked after each step but the last; if one process is asked to, all stop.
@@ -135,8 +156,9 @@ class Trainer:
         silent = quiet or not ranks.leads
         with ranks.together():
             events = NoEvents() if silent else Events(config.folder / checkpoint.EVENTS, self.step)
+        ranks.leader(self.save_best)
         if not self.before and not quiet:
-            self.measure_before()
+            self.before = self.scoring.before(self.model)
             self.seconds = time.perf_counter() - started
             self.save()
         bar = tqdm(total=config.steps, initial=self.step, desc=config.method, unit=" steps", disable=silent or None)
@@ -155,7 +177,9 @@ class Trainer:
                 last = self.step == config.steps
                 due = bool(config.eval_every) and self.step % config.eval_every == 0
                 if last or (due and not quiet):
-                    embeddings = self.evaluate(events, quiet=quiet)
+                    self.validate(events, quiet=quiet)
+                    if last or self.best is None:
+                        embeddings = self.evaluate(events, quiet=quiet)
                     self.seconds = time.perf_counter() - started
                 stop = not last and ranks.any_says(asked_to_stop())
                 if last or due or stop:
@@ -164,7 +188,7 @@ class Trainer:
                     raise Interrupted
             with ranks.together():
                 events.close()
-        return self.test_embeddings() if embeddings is None else embeddings
+        return self.final_embeddings() if embeddings is None else embeddings
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's part of the batches of the steps to come."""
@@ -245,54 +269,51 @@ class Trainer:
         for name, number in stats.items():
             events.add_scalar(f"memory/{name}", number, self.step)
 
+    def validate(self, events: Log, *, quiet: bool = False) -> None:
+        """Score the held-out training classes, say so, and keep the weights if they are the best so far."""
+        if self.best is None:
+            return
+        scores = self.scoring.of(self.scoring.embeddings(self.model, VALIDATION), VALIDATION, self.step)
+        better = self.best.offer(self.step, scores, self.model)
+        self.note(VALIDATION, self.step, scores, events, None if quiet else ", the best so far" * better)
+
     def evaluate(self, events: Log, *, quiet: bool = False) -> Tensor:
-        """Score the test images as they are embedded now, and say so; returns their embeddings [N, D]."""
-        embeddings = self.test_embeddings()
-        scores = self.scores(embeddings)
-        self.history["evaluation"].append({"step": self.step, "seconds": self.seconds, **scores})
+        """Score the test images, if there are some, and say so; returns their embeddings [N, D].
+
+        Where the best weights are kept, it is done by them, and by the last ones for information.
+        """
+        embeddings = self.final_embeddings()
+        comment = None if quiet else ""
+        if self.data.tested:
+            if self.best is not None and self.best.step not in (None, self.step):
+                self.note(TEST, self.best.step, self.scores(embeddings), events, comment)
+                self.note(TEST, self.step, self.scores(self.test_embeddings()), events, comment)
+            else:
+                self.note(TEST, self.step, self.scores(embeddings), events, comment)
+        return embeddings
+
+    def note(self, part: str, step: int, scores: Scores, events: Log, comment: str | None) -> None:
+        """Note scores of a part after so many steps; say so, with a comment, unless that is None."""
+        self.history[HISTORY[part]].append({"step": step, "seconds": self.seconds, **scores})
         with self.ranks.together():
             for name, value in scores.items():
-                events.add_scalar(f"test/{name}", value, self.step)
-        if not quiet:
-            terminal.say(f"step {self.step:5d}: " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items()))
-        return embeddings
-
-    def measure_before(self) -> None:
-        """Scores before training: of the backbone's own features, and of the untrained head on top of them."""
-        self.model.eval()
-
-        def network(images: Tensor) -> tuple[Tensor, Tensor]:
-            features = self.model.features(images)
-            return features, self.model.head(features)
-
-        features, embeddings = self._of_test_images(network)
-        self.before = {"frozen": self.scores(features), "untrained_head": self.scores(embeddings)}
+                events.add_scalar(f"{part}/{name}", value, step)
+        if comment is not None:
+            which = "" if self.best is None else f"{part} "
+            found = ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
+            terminal.say(f"step {step:5d}: {which}{found}{comment}")
 
     def test_embeddings(self) -> Tensor:
-        """The test images' embeddings [N, D]."""
-        self.model.eval()
-        (embeddings,) = self._of_test_images(lambda images: (self.model(images),))
-        return embeddings
+        """The test images' embeddings [N, D] as the network is now."""
+        return self.scoring.embeddings(self.model, TEST)
+
+    def final_embeddings(self) -> Tensor:
+        """The same by the best weights, if some are kept."""
+        if self.best is None or self.best.step is None:
+            return self.test_embeddings()
+        with self.best.used(self.model):
+            return self.test_embeddings()
 
     def scores(self, embeddings: Tensor) -> Scores:
-        """Scores of embeddings [N, *] of the test images, by the data set's protocol.
-
-        Raises:
-            TrainingError: there are no scores.
-        """
-        return self.ranks.leader(lambda: self._scores(embeddings))
-
-    def _scores(self, embeddings: Tensor) -> Scores:
-        data = self.data
-        try:
-            return evaluate.evaluate(
-                embeddings.to(self.device), data.test.labels, queries=data.queries, gallery=data.gallery,
-                recalls=data.recalls,
-            )  # fmt: skip
-        except ValueError as error:
-            advice = "lower --lr or --backbone-lr, or choose another --precision"
-            raise TrainingError(f"no scores after {self.step} steps: {error}; {advice}") from error
-
-    def _of_test_images(self, network: Network) -> list[Tensor]:
-        batches = EvaluationBatches(self.inputs.test, self.evaluation_view)
-        return evaluate.embed(network, batches, self.device, self.config.workers, self.ranks)
+        """Scores of embeddings [N, *] of the test images; raises TrainingError if there are none."""
+        return self.scoring.of(embeddings, TEST, self.step)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from . import evaluate, fonts, losses
 from .augment import View, to_tensor
 from .data import Dataset
+from .scoring import tested_on
 
 BLUE, ORANGE, GREEN, RED, GREY = (
     "#0072b2",
@@ -26,6 +27,7 @@ BLUE, ORANGE, GREEN, RED, GREY = (
 )  # for colour-blind eyes, too
 STALENESS = {"uncorrected": ("rows as first stored", GREY), "in_memory": ("rows in the memory", BLUE)}
 GAPS = {"gap_before": ("as the step finds the memory", GREY), "gap_after": ("after it is moved", BLUE)}
+DIAMOND: dict[str, Any] = {"marker": "D", "linestyle": "none", "mfc": "white", "ms": 7, "mew": 1.6}
 QUERIES, NEIGHBOURS = 10, 8
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -51,7 +53,7 @@ def curves(path: Path, metrics: dict[str, Any]) -> None:
         title = f"{metrics['method']}, {config['backbone']} on {metrics['data']['name']}, seed {metrics['seed']}"
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         _loss(loss, history["loss"], config)
-        _scores(scores, history["evaluation"], metrics["before"])
+        _scores(scores, metrics)
         _staleness_over_time(over_time, history["drift"])
         _staleness_by_age(by_age, history["drift"])
         _pairs(pairs, history["memory"])
@@ -73,18 +75,56 @@ def _loss(axes: Axes, points: list[dict[str, float]], config: dict[str, Any]) ->
     axes.set_ylabel(f"{losses.title(config['loss'])}, {' + '.join(terms)}")
 
 
-def _scores(axes: Axes, points: list[dict[str, float]], before: dict[str, float]) -> None:
-    axes.set_title("Retrieval on test classes")
+def _scores(axes: Axes, metrics: dict[str, Any]) -> None:
+    """Of the test images by step; with validation of the held-out classes, and of the test images at the end."""
+    tested, validation = metrics["history"]["evaluation"], metrics.get("validation")
+    points = tested if validation is None else metrics["history"]["validation"]
+    if not points:
+        axes.set_title("Retrieval")
+        axes.text(
+            0.5, 0.5, textwrap.fill(metrics["not_tested"], 36), transform=axes.transAxes, ha="center", va="center"
+        )
+        axes.set_yticks([])
+        return
+    axes.set_title(f"Retrieval on {tested_on(metrics['config']) if validation is None else 'validation classes'}")
+    before = (metrics if validation is None else validation)["before"]
+    shown = points if validation is None else [*points, *tested]
+    top = 1.15 * max(*(p["recall@1"] for p in shown), before["recall@1"], 1.0)
+    near = abs(points[-1]["recall@1"] - points[-1]["map@r"]) < 0.08 * top
     for name, colour in (("recall@1", BLUE), ("map@r", ORANGE)):
         label = {"recall@1": "Recall@1", "map@r": "MAP@R"}[name]
         axes.plot(*_columns(points, "step", name), "o-", color=colour, ms=4)
-        axes.annotate(f"{label} {points[-1][name]:.1f}", (points[-1]["step"], points[-1][name]), (-4, 7),
+        axes.annotate(f"{label} {points[-1][name]:.1f}", (points[-1]["step"], points[-1][name]),
+                      (-4, -15 if near and name == "map@r" else 7),
                       textcoords="offset points", ha="right", color=colour, fontweight="bold")  # fmt: skip
         axes.axhline(before[name], color=colour, ls=":", lw=1.2)
         axes.annotate(f"frozen backbone {before[name]:.1f}", (0, before[name]), (4, 4),
                       textcoords="offset points", color=colour, fontsize=9)  # fmt: skip
     axes.set_ylabel("%")
-    axes.set_ylim(0, 1.15 * max(*(p["recall@1"] for p in points), before["recall@1"], 1.0))
+    axes.set_ylim(0, top)
+    if validation is not None:
+        _best(axes, validation, tested, tested_on(metrics["config"]))
+
+
+def _best(axes: Axes, validation: dict[str, Any], tested: list[dict[str, float]], title: str) -> None:
+    """The step with the best weights, and what they and the last ones score on what is tested: points of ``tested``."""
+    step = validation["step"]
+    axes.axvline(step, color=GREY, ls="--", lw=1.2, label=f"best weights, step {step}")
+    if tested:
+        _tested(axes, tested)
+        axes.plot([], [], **DIAMOND, color=GREY, label=f"{title}, at the end")
+    axes.set_ylim(top=1.15 * axes.get_ylim()[1])
+    axes.legend(loc="upper left", ncols=2, fontsize=9, borderaxespad=0.4, frameon=True, framealpha=1, edgecolor="white")
+
+
+def _tested(axes: Axes, points: list[dict[str, float]]) -> None:
+    """A diamond for each score, those of the first point with their values."""
+    first = points[0]
+    right = first["step"] > axes.get_xlim()[1] / 2
+    for name, colour in (("recall@1", BLUE), ("map@r", ORANGE)):
+        axes.plot(*_columns(points, "step", name), **DIAMOND, color=colour, clip_on=False, zorder=3)
+        axes.annotate(f"{first[name]:.1f}", (first["step"], first[name]), (-8 if right else 8, -3), fontsize=9,
+                      color=colour, textcoords="offset points", ha="right" if right else "left")  # fmt: skip
 
 
 def _staleness_over_time(axes: Axes, points: list[dict[str, float]]) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint, losses, page, results, terminal
-from .config import Config, ConfigError, file_path
+from .about import file_path
+from .config import Config, ConfigError
 from .program import called
 from .trained import NO_RUN
 
@@ -63,8 +64,10 @@ def require_finished(run: Path) -> None:
 
 def _values(metrics: dict[str, Any]) -> dict[str, Any]:
     """What the page shows; raises KeyError and the like where something is missing."""
-    scores, data, config = results.scores(metrics), metrics["data"], metrics["config"]
-    before, *_, trained = scores.values()
+    tables, data, config = results.tables(metrics), metrics["data"], metrics["config"]
+    title, first = next(iter(tables.items()), ("", {}))
+    before, trained = (list(first.values())[i] for i in (0, -1)) if first else ({}, {})
+    headline = HEADLINE if first else ()
     return {
         "title": f"{metrics['method']}, {config['backbone']} on {data['name']}",
         "method": str(metrics["method"]),
@@ -74,9 +77,10 @@ def _values(metrics: dict[str, Any]) -> dict[str, Any]:
         "steps": int(metrics["steps"]),
         "seconds": float(metrics["seconds"]),
         "names": {name: _name(name) for name in trained},
-        "scores": scores,
-        "headline": [(_name(name), before[name], trained[name]) for name in HEADLINE],
-        "worse": [_name(name) for name in HEADLINE if trained[name] < before[name]],
+        "tables": tables,
+        "not_tested": metrics.get("not_tested"),
+        "headline": [(_name(name), title, before[name], trained[name]) for name in headline],
+        "worse": [_name(name) for name in headline if trained[name] < before[name]],
         "settings": _settings(config),
         "data_name": str(data["name"]),
         "data": {

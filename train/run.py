@@ -14,9 +14,11 @@ import torch
 import xbn_ext
 
 from . import checkpoint, data, lock, loop, losses, making, model, results, terminal
+from .arguments import parse
 from .checkpoint import Found
-from .config import Config, ConfigError, parse
+from .config import Config, ConfigError
 from .cores import bytes_of_memory
+from .data import validation
 from .data.fingerprint import differences
 from .program import called
 from .ranks import ALONE, FAILED, STOPPED, Elsewhere, Ranks, join
@@ -150,7 +152,9 @@ def make_trainer(
 
 
 def _load(config: Config) -> data.Dataset:
-    dataset = data.load(config.data, cache_dir=config.cache, max_classes=config.max_classes)
+    dataset = data.load(config.data, cache_dir=config.cache, max_classes=config.max_classes, test=config.test)
+    if config.validation_share:
+        dataset = validation.beside(dataset, config.validation_share)
     terminal.say("\n  ".join((f"{dataset.name}, {dataset.summary()}", *dataset.credit)))
     return dataset
 

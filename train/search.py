@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import checkpoint, embed, evaluate, page, terminal
-from .config import ConfigError, file_path
+from .about import file_path
+from .config import ConfigError
 from .data import DataError, folder, images
 from .embed import Embeddings
 from .program import called
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=file_path, default=Path("search.html"), help="the page (default: %(default)s)")
     given = parser.parse_args(arguments)
     try:
-        trained = Trained(given.run)
+        trained = Trained(given.run, given.weights_of)
         _check_queries(given.queries)
         if given.embeddings is None:
             files = folder.pictures(given.folder)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,18 +20,54 @@ from .config import Config, ConfigError
 from .data import Part, Pixels
 
 NO_RUN = "RUN must be the --out of a run"
+BEST, LAST = "best", "last"
+"""Weights of a run."""
+
+
+def add_weights_of(parser: argparse.ArgumentParser) -> None:
+    """The argument of every command that takes the network of a run."""
+    parser.add_argument(
+        "--weights-of",
+        choices=(BEST, LAST),
+        help="best: those that scored best on held-out training classes, of a run with --validation-share; last: those "
+        "of the last checkpoint (default: best where there are some)",
+    )
+
+
+def _stored(run: Path, weights_of: str | None) -> tuple[Path, checkpoint.Kinds]:
+    """The file with the weights, and what has to be in it."""
+    best = run / checkpoint.BEST
+    there = os.path.exists(best)
+    if weights_of == BEST and not there and checkpoint.begun(run):
+        raise ConfigError(
+            f"--weights-of best: RUN {run} has no {checkpoint.BEST}: it has no --validation-share, or no scores yet"
+        )
+    if weights_of == LAST or not there:
+        return run / checkpoint.CHECKPOINT, checkpoint.STATE
+    return best, checkpoint.WEIGHTS
 
 
 class Trained(nn.Module):
     """The network of a run, uint8 images [B, 3, S, S] to embeddings of unit length, float32 [B, D]."""
 
-    def __init__(self, run: Path) -> None:
-        """Raises ConfigError if ``run`` has no checkpoint, one that cannot be read, or a network that is not here."""
+    def __init__(self, run: Path, weights_of: str | None = None) -> None:
+        """Read the weights.
+
+        Args:
+            run: the folder of a run, be it finished or not.
+            weights_of: BEST, those that score best on held-out training classes, or LAST; None: BEST where there are
+                some.
+
+        Raises:
+            ConfigError: there are none, they cannot be read, or are of a network that is not here.
+        """
         super().__init__()
-        stored = run / checkpoint.CHECKPOINT
-        state = checkpoint.load(stored, NO_RUN, "RUN")
+        stored, kinds = _stored(run, weights_of)
+        state = checkpoint.load(stored, NO_RUN, "RUN", kinds)
         with checkpoint.reading(stored, NO_RUN, "RUN"):
-            self.settings = Config(**state["config"] | {"weights": "none"})  # these come from the checkpoint
+            self.stored = state["config"] | {"weights": "none"}  # those come from the checkpoint
+            """The settings, as the version that wrote them has them."""
+            self.settings = Config(**self.stored)
         self.step: int = state["step"]
         self.network, _ = model.build(self.settings)
         with checkpoint.reading(stored, NO_RUN, "RUN"):
@@ -44,7 +82,7 @@ class Trained(nn.Module):
 
     def digest(self) -> str:
         """SHA-256 of settings and weights: what tells it from the network of another run, or of another step."""
-        sha = hashlib.sha256(json.dumps(self.settings.settings(), sort_keys=True).encode())
+        sha = hashlib.sha256(json.dumps(self.stored, sort_keys=True).encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
             sha.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

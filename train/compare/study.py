@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import arguments as of_run
 from .. import checkpoint, config, lock, loop, ranks, run, terminal
-from ..config import METHODS, ConfigError, folder_path
+from ..about import folder_path
+from ..config import METHODS, ConfigError
 from ..cores import cores
-from ..data import DataError
+from ..data import DataError, split
 from ..program import called
 from . import report
 from .findings import Findings, score
@@ -111,7 +113,13 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     given, others = parser.parse_known_args(arguments)
     for name in OWN.intersection(word.partition("=")[0] for word in others):
         parser.error(f"argument {name}: a study has its own; delete its --out to start again")
-    base = config.parse(["--recipe", RECIPE, *others], allow_abbrev=False)  # nor those of OWN, shortened
+    base = of_run.parse(["--recipe", RECIPE, *others], allow_abbrev=False)  # nor those of OWN, shortened
+    if base.validation_share:
+        parser.error("argument --validation-share: a study holds out training classes of its own; leave it out")
+    if base.test_of != split.CLASSES:
+        parser.error("argument --test-of: a study tests on classes that are not trained on; leave it out")
+    if base.test_share == 0:
+        parser.error("argument --test-share: 0 leaves nothing to compare methods on; choose more")
     memory_sizes = tuple(sorted({*given.memory_sizes, base.memory_size}))  # learning rates are chosen at the base's
     plan = Plan(
         base, given.methods, given.seeds, given.map_seeds, given.lrs, memory_sizes, given.batch_sizes, given.warmups,

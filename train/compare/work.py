@@ -242,7 +242,7 @@ def _load(part: str, config: Config, network: model.Embedder, workshop: Workshop
     weights = sum(float(p.sum()) for p in network.backbone.parameters()) if frozen else None
     of = part, config.data, config.max_classes, weights
     if of not in _data:
-        found = data.load(config.data, cache_dir=config.cache, max_classes=config.max_classes)
+        found = data.load(config.data, cache_dir=config.cache, max_classes=config.max_classes, test=config.test)
         now = found.fingerprint
         _require_same_data(config.data, workshop, now)
         if part == VALIDATION:

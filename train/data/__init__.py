@@ -9,9 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from .split import Test
 
 Pixels = NDArray[np.uint8]
 """One image: [height, width, 3], RGB."""
@@ -41,11 +45,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Two parts and how a test is done. They share no class, except where a user's own split has it so."""
+    """Two parts and how a test is done. They share no class, except where a user has it so."""
 
     name: str
     train: Part
     test: Part
+    """Without images where nothing is tested."""
     mirror: bool
     """True if a mirrored image still shows its class (not so for arrows, letters and flags)."""
     credit: tuple[str, ...] = ()
@@ -56,12 +61,25 @@ class Dataset:
     """[G], positions of the test images to be found, a query never by itself; None together with ``queries``."""
     recalls: tuple[int, ...] = (1, 10, 100)
     """Each K of Recall@K that is reported, ascending from 1."""
+    validation: Part | None = None
+    """Of other classes than ``train``, to choose by: every image queries all the others."""
 
     def __post_init__(self) -> None:
         if (self.queries is None) != (self.gallery is None):
             raise ValueError("queries and gallery go together")
         if self.recalls[:1] != (1,) or list(self.recalls) != sorted(set(self.recalls)):
             raise ValueError(f"recalls {self.recalls}: must ascend from 1")
+
+    @property
+    def tested(self) -> bool:
+        """Whether there is anything to test on."""
+        return len(self.test.labels) > 0
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """By name: train, test and, if there is one, validation."""
+        beside = {} if self.validation is None else {"validation": self.validation}
+        return {"train": self.train, "test": self.test, **beside}
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
@@ -72,8 +90,8 @@ class Dataset:
 
     def summary(self) -> str:
         """The counts, on one line."""
-        sides = (("train", self.train), ("test", self.test))
-        counts = [f"{side}: {len(p.labels):,} images of {len(p.classes):,} classes" for side, p in sides]
+        sides = {side: f"{len(p.labels):,} images of {len(p.classes):,} classes" for side, p in self.parts.items()}
+        counts = [f"{side}: {count}" if side != "test" or self.tested else "no test" for side, count in sides.items()]
         if self.queries is not None and self.gallery is not None:
             counts.append(f"{len(self.queries):,} queries against a gallery of {len(self.gallery):,}")
         return ", ".join(counts)
@@ -110,7 +128,9 @@ def place(spec: str) -> Path:
         raise DataError(f"--data {spec}: the home folder {Path(path).parts[0]} is not known here") from error
 
 
-def load(spec: str, *, cache_dir: Path | None = None, max_classes: int | None = None) -> Dataset:
+def load(
+    spec: str, *, cache_dir: Path | None = None, max_classes: int | None = None, test: Test | None = None
+) -> Dataset:
     """Load the data set that ``spec`` names.
 
     Args:
@@ -118,32 +138,36 @@ def load(spec: str, *, cache_dir: Path | None = None, max_classes: int | None = 
             ``"sop:PATH"``, ``"inshop:PATH"``, ``"deepfashion2:PATH"``, a copy of that benchmark.
         cache_dir: folder for downloaded data and indices; None means ``$XBN_CACHE``, else ``~/.cache/xbn_ext``.
         max_classes: use only this many classes, train and test together, always the same ones.
+        test: what is tested on, for data without a split of their own; None: half of the classes.
 
     Raises:
-        DataError: what is wrong with the data, and where.
+        DataError: what is wrong with the data, and where; or ``test`` asks something of data with a split.
     """
+    from . import split
+
     check_spec(spec)
     try:
-        return _load(spec, cache_dir, max_classes)
+        return _load(spec, cache_dir, max_classes, test or split.DEFAULT)
     except OSError as error:  # a folder on the way there may not be entered, a name is too long
         raise DataError(f"--data {spec}: {error}") from error
 
 
-def _load(spec: str, cache_dir: Path | None, max_classes: int | None) -> Dataset:
+def _load(spec: str, cache_dir: Path | None, max_classes: int | None, test: Test) -> Dataset:
     kind = spec.partition(":")[0]
     if kind == "emoji":
         from . import emoji
 
-        return emoji.load(cache_dir=cache_dir, max_classes=max_classes)
+        return emoji.load(cache_dir=cache_dir, max_classes=max_classes, test=test)
     path = place(spec)
     if kind == "folder":
         from . import folder
 
-        return folder.load(path, max_classes=max_classes)
+        return folder.load(path, max_classes=max_classes, test=test)
     if kind == "csv":
         from . import table
 
-        return table.load(path, max_classes=max_classes)
+        return table.load(path, max_classes=max_classes, test=test)
+    test.refuse(spec, "that of the benchmark")
     if kind == "sop":
         from . import sop
 

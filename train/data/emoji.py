@@ -18,6 +18,7 @@ import numpy as np
 
 from . import DataError, Dataset, cache, emoji_names, npm, split, svg
 from .emoji_names import IconSet
+from .split import DEFAULT, Test
 
 PACKAGES = {  # vendor: version of the npm package @iconify-json/VENDOR
     "twemoji": "1.2.5",
@@ -43,7 +44,7 @@ class Drawing(NamedTuple):
     icon: str
 
 
-def load(*, cache_dir: Path | None = None, max_classes: int | None = None) -> Dataset:
+def load(*, cache_dir: Path | None = None, max_classes: int | None = None, test: Test = DEFAULT) -> Dataset:
     """The emoji, from the cache or else fetched and drawn (a minute); see ``train.data.load`` for the arguments."""
     arrays = _cached(cache.folder(cache_dir), max_classes)
     keys = [str(key) for key in arrays["keys"]]
@@ -53,11 +54,12 @@ def load(*, cache_dir: Path | None = None, max_classes: int | None = None) -> Da
     chosen = set(split.choose(sorted(set(keys)), max_classes))
     kept = np.array([key in chosen for key in keys])
     images, keys = images[kept], [key for key in keys if key in chosen]
-    return split.class_disjoint(
+    return split.divide(
         "emoji",
         keys,
         [str(vendor) for vendor in arrays["vendors"][kept]],
         pick=lambda where: images[where],
+        test=test,
         titles=dict(zip(map(str, arrays["title_keys"]), map(str, arrays["titles"]), strict=True)),
         mirror=False,
         credit=tuple(str(line) for line in arrays["credit"]),

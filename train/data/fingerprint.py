@@ -25,7 +25,7 @@ def of(data: Dataset) -> Fingerprint:
     Raises:
         DataError: names an image that is not there any more.
     """
-    sides = (data.train, data.test)
+    sides = tuple(data.parts.values())
     asked = [np.zeros(0, np.int64) if where is None else where for where in (data.queries, data.gallery)]
     return {
         "summary": data.summary(),

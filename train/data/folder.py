@@ -9,6 +9,7 @@ from pathlib import Path
 from . import DataError, Dataset, images, own, split
 from .formats import SUFFIXES
 from .own import MIN_IMAGES
+from .split import DEFAULT, Test
 from .tree import Tree, hidden
 
 EVENTS = "tensorboard"
@@ -17,7 +18,7 @@ TESTED_ON = ("test", "validation", "val")
 """Beside ``train``, the first of these that is there."""
 
 
-def load(path: Path, *, max_classes: int | None = None) -> Dataset:
+def load(path: Path, *, max_classes: int | None = None, test: Test = DEFAULT) -> Dataset:
     """Find the images below ``path``, and see that they start like images.
 
     Every file and folder that is left out is counted on stderr: what is hidden, what Pillow does not decode here,
@@ -30,17 +31,18 @@ def load(path: Path, *, max_classes: int | None = None) -> Dataset:
         raise DataError(f"--data folder:{path}: no such folder")
     sides = _divided(path)
     if sides is not None:
-        train, test = (_images(side) for side in sides)
-        both = {os.path.realpath(image.file) for image in train} & {os.path.realpath(image.file) for image in test}
+        test.refuse(f"folder:{path}", f"its sub-folders {' and '.join(side.name for side in sides)}")
+        train, tested_on = (_images(side) for side in sides)
+        both = {os.path.realpath(image.file) for image in train} & {os.path.realpath(image.file) for image in tested_on}
         if both:
             raise DataError(f"--data folder:{path}: {len(both)} images are in both folders: {images.few(sorted(both))}")
-        return own.dataset(f"folder:{path}", f"folder {path.name}", train, test, max_classes)
+        return own.dataset(f"folder:{path}", f"folder {path.name}", train, tested_on, max_classes)
     tree = _tree(path)
     usable = [name for name, files in tree.classes.items() if len(files) >= MIN_IMAGES]
-    if len(usable) < split.MIN_CLASSES:
+    if len(usable) < test.least_classes:
         raise DataError(
             f"--data folder:{path}: {len(usable)} usable classes (sub-folders with {MIN_IMAGES} images or more, "
-            f"of {len(tree.classes)} sub-folders); {split.MIN_CLASSES} are needed, two to train on and two to test on"
+            f"of {len(tree.classes)} sub-folders); {test.needed}"
         )
     few = [name for name in tree.classes if name not in set(usable)]
     if few:
@@ -49,11 +51,12 @@ def load(path: Path, *, max_classes: int | None = None) -> Dataset:
     chosen = split.choose(usable, max_classes)
     files = [(name, file) for name in chosen for file in tree.classes[name]]
     images.check_all(file for _, file in files)
-    return split.class_disjoint(
+    return split.divide(
         f"folder {path.name}",
         [name for name, _ in files],
         [tree.source(file) for _, file in files],
         pick=lambda where: images.Files([files[i][1] for i in where.tolist()]),
+        test=test,
         mirror=True,
     )
 

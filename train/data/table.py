@@ -3,8 +3,8 @@
 The columns are those of open-metric-learning's tables, in any order; others are ignored:
 
   label, path            the class, and a file, by its path from the folder of the table
-  split                  train or validation (val and test are other words for it); without this column half of the
-                         classes are tested on
+  split                  train or validation (val and test are other words for it); without this column, or where all
+                         are train, half of the classes are tested on
   is_query, is_gallery   true or false, of an image of validation; without these columns each queries all the others
   x_1, y_1, x_2, y_2     the box that is meant, in pixels from the upper left; empty: all of the image
 """
@@ -15,6 +15,7 @@ import csv
 import io
 import math
 import os
+import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import NamedTuple
 
 from . import DataError, Dataset, benchmark, images, own, split
 from .own import FAR, WHOLE, Image
+from .split import DEFAULT, Test
 
 REQUIRED = ("label", "path")
 ROLES = ("is_query", "is_gallery")
@@ -42,7 +44,7 @@ class Row(NamedTuple):
     image: Image
 
 
-def load(path: Path, *, max_classes: int | None = None) -> Dataset:
+def load(path: Path, *, max_classes: int | None = None, test: Test = DEFAULT) -> Dataset:
     """Read the table, and see that its images are there and start like images; see ``train.data.load``.
 
     Raises:
@@ -53,17 +55,21 @@ def load(path: Path, *, max_classes: int | None = None) -> Dataset:
         raise DataError(f"--data {spec}: no such file")
     columns, rows = _read(path)
     _check_files(path, rows)
-    if "split" in columns:
-        train, test = ([row.image for row in rows if row.trained_on == side] for side in (True, False))
-        return own.dataset(spec, name, train, test, max_classes)
+    if not all(row.trained_on for row in rows):
+        test.refuse(spec, "its column split")
+        train, tested_on = ([row.image for row in rows if row.trained_on == side] for side in (True, False))
+        return own.dataset(spec, name, train, tested_on, max_classes)
+    if "split" in columns and not test.given:
+        print(f"{spec}: no line is of validation, so half of the classes are tested on", file=sys.stderr)
     usable = own.seen_often(spec, [row.image for row in rows])
     chosen = set(split.choose(sorted({image.label for image in usable}), max_classes))
     usable = [image for image in usable if image.label in chosen]
-    return split.class_disjoint(
+    return split.divide(
         name,
         [image.label for image in usable],
         [image.source for image in usable],
         pick=lambda where: own.files([usable[i] for i in where.tolist()]),
+        test=test,
         mirror=True,
     )
 

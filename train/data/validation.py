@@ -21,17 +21,32 @@ def of(data: Dataset) -> Dataset:
     Raises:
         DataError: there are too few classes.
     """
+    train, held_out = _parts(data, HELD_OUT)
+    return replace(data, train=train, test=held_out, queries=None, gallery=None)
+
+
+def beside(data: Dataset, share: float) -> Dataset:
+    """The same with a share of the training classes held out as ``validation``; those of ``of`` if it is HELD_OUT.
+
+    Raises:
+        DataError: there are too few classes.
+    """
+    train, held_out = _parts(data, share)
+    return replace(data, train=train, validation=held_out)
+
+
+def _parts(data: Dataset, share: float) -> tuple[Part, Part]:
+    """The training classes without a share of them, and that share: two at least."""
     order = split.shuffled(data.train.classes, "validation")
-    held_out = max(2, round(HELD_OUT * len(order)))
+    held_out = max(2, round(share * len(order)))
     if len(order) - held_out < 2:
         raise DataError(
-            f"{data.name}: {len(order)} training classes; four are needed to choose settings on some of them"
+            f"{data.name}: {len(order)} training classes, {held_out} of them held out for validation: two or more have "
+            "to be left to train on"
         )
     chosen = set(order[:held_out])
     aside = np.array([name in chosen for name in data.train.classes])
-    return replace(
-        data, train=_classes(data.train, ~aside), test=_classes(data.train, aside), queries=None, gallery=None
-    )
+    return _classes(data.train, ~aside), _classes(data.train, aside)
 
 
 def _classes(part: Part, kept: NDArray[np.bool_]) -> Part:
