@@ -340,16 +340,16 @@ def outcome(library, op, arguments):
         call(library, op, arguments)
     except RuntimeError as error:
         same = all(torch.equal(arguments[k], v) for k, v in before.items())
-        return str(error).partition("\n")[0].partition(", got ")[0].replace(library, "library"), same
+        return str(error).partition("\n")[0].replace(library, "library"), same
     return "", True
 
 
 @pytest.mark.skipif(not xbn_ext.build_info()["native"], reason="one library")
 @pytest.mark.parametrize("op", ARGUMENTS)
 def test_both_libraries_refuse_the_same_calls_in_the_same_words(op):
-    how = random.Random(op)
+    how, names = random.Random(op), list(ARGUMENTS[op]())
     for _ in range(50):
-        spoiled = {name: spoil(ARGUMENTS[op]()[name], how) for name in how.sample(list(ARGUMENTS[op]()), 2)}
+        spoiled = {name: spoil(ARGUMENTS[op]()[name], how) for name in how.sample(names, min(2, len(names)))}
         if not any(isinstance(v, torch.Tensor) for v in ARGUMENTS[op](**spoiled).values()):
             continue  # torch itself refuses
         torch.manual_seed(0)

@@ -1,4 +1,5 @@
-// The ops that keep the bank: its filter and map, its rows.
+// The ops that keep the bank: its filter and map, its rows. Their kernels: cpu/NAME.cpp, cuda/NAME.cu; of track_ in
+// cuda/moments.cu.
 #pragma once
 
 #include "batch.h"

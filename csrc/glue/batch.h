@@ -1,4 +1,4 @@
-// The ops that look at a batch alone.
+// The ops that look at a batch alone. Their kernels: normalize and moments in cpu/ and cuda/.
 #pragma once
 
 #include "../kernels.h"

@@ -1,5 +1,5 @@
 // The ops that rank a batch: against the bank (their kernels are in loss/memory_loss.cpp of cpu/ and of cuda/), and
-// against itself.
+// against itself (loss/batch_loss).
 #pragma once
 
 #include "bank.h"

@@ -1,6 +1,6 @@
 // Compiled once per instruction set: see for_each_isa.h. What the pairs of some rows and a block of anchors cost and
-// weigh, a vector of anchors at a time. The one place where the CPU does that: the rows are the memory's or the batch's
-// own.
+// weigh, a vector of anchors at a time. The rows are the memory's or the batch's own. Of single pairs
+// pair_scores_kernel.h does it, to the same bits.
 
 // For each lane, of an anchor, -1 if its number is the given one, else 0.
 template <typename T>
