@@ -79,6 +79,8 @@ class Dataset:
         return ", ".join(counts)
 
 
+PUBLIC = ("emoji", "icons")
+"""Those that are fetched."""
 KINDS = ("folder", "csv", "sop", "inshop", "deepfashion2")
 """Those that are somewhere on this machine: ``KIND:PATH``."""
 
@@ -86,9 +88,9 @@ KINDS = ("folder", "csv", "sop", "inshop", "deepfashion2")
 def check_spec(spec: str) -> None:
     """Raise DataError unless ``spec`` names a kind of data set, in UTF-8, and a known home folder; touches no file."""
     kind, _, path = spec.partition(":")
-    if not (spec == "emoji" or (kind in KINDS and path)):
-        kinds = " or ".join(f"'{kind}:PATH'" for kind in KINDS)
-        raise DataError(f"--data {spec}: expected 'emoji' or {kinds}")
+    if not (spec in PUBLIC or (kind in KINDS and path)):
+        allowed = " or ".join([*(f"'{name}'" for name in PUBLIC), *(f"'{kind}:PATH'" for kind in KINDS)])
+        raise DataError(f"--data {spec}: expected {allowed}")
     try:
         spec.encode()
     except UnicodeEncodeError:  # no picture could show its name, nor a report
@@ -114,7 +116,7 @@ def load(spec: str, *, cache_dir: Path | None = None, max_classes: int | None = 
     """Load the data set that ``spec`` names.
 
     Args:
-        spec: ``"emoji"``; ``"folder:PATH"`` with one sub-folder per class; ``"csv:FILE"``, a table of images; or
+        spec: ``"emoji"``; ``"icons"``; ``"folder:PATH"`` with one sub-folder per class; ``"csv:FILE"``, a table of images; or
             ``"sop:PATH"``, ``"inshop:PATH"``, ``"deepfashion2:PATH"``, a copy of that benchmark.
         cache_dir: folder for downloaded data and indices; None means ``$XBN_CACHE``, else ``~/.cache/xbn_ext``.
         max_classes: use only this many classes, train and test together, always the same ones.
@@ -135,6 +137,10 @@ def _load(spec: str, cache_dir: Path | None, max_classes: int | None) -> Dataset
         from . import emoji
 
         return emoji.load(cache_dir=cache_dir, max_classes=max_classes)
+    if kind == "icons":
+        from . import icons
+
+        return icons.load(cache_dir=cache_dir, max_classes=max_classes)
     path = place(spec)
     if kind == "folder":
         from . import folder
