@@ -116,8 +116,8 @@ def load(spec: str, *, cache_dir: Path | None = None, max_classes: int | None = 
     """Load the data set that ``spec`` names.
 
     Args:
-        spec: ``"emoji"``; ``"icons"``; ``"folder:PATH"`` with one sub-folder per class; ``"csv:FILE"``, a table of images; or
-            ``"sop:PATH"``, ``"inshop:PATH"``, ``"deepfashion2:PATH"``, a copy of that benchmark.
+        spec: ``"emoji"``; ``"icons"``; ``"folder:PATH"`` with one sub-folder per class; ``"csv:FILE"``, a table of
+            images; or ``"sop:PATH"``, ``"inshop:PATH"``, ``"deepfashion2:PATH"``, a copy of that benchmark.
         cache_dir: folder for downloaded data and indices; None means ``$XBN_CACHE``, else ``~/.cache/xbn_ext``.
         max_classes: use only this many classes, train and test together, always the same ones.
 

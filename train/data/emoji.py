@@ -102,9 +102,7 @@ def _make(max_classes: int | None) -> cache.Arrays:
     titles = emoji_names.titles(sets)
     by_vendor = {icon_set.vendor: icon_set for icon_set in sets}
     chosen = sorted({drawing.key for drawing in drawings})
-    sketches = [
-        svg.Sketch(f"{d.vendor}:{d.icon}", iconify.svg_of(by_vendor[d.vendor].icons, d.icon)) for d in drawings
-    ]
+    sketches = [svg.Sketch(f"{d.vendor}:{d.icon}", iconify.svg_of(by_vendor[d.vendor].icons, d.icon)) for d in drawings]
     return {
         "images": svg.draw_all(sketches, SIZE),
         "keys": np.array([drawing.key for drawing in drawings]),
@@ -126,4 +124,3 @@ def choose_drawings(sets: Sequence[IconSet], max_classes: int | None) -> list[Dr
     counts = Counter(drawing.key for drawing in found)
     chosen = set(split.choose([key for key, count in counts.items() if count >= MIN_IMAGES], max_classes))
     return sorted(drawing for drawing in found if drawing.key in chosen)
-

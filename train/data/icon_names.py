@@ -1,13 +1,13 @@
 """What an icon shows, by its name: style, size, variant and spelling taken off.
 
-``material-symbols:home-outline``, ``ic:round-home``, ``fluent:home-16-filled``, ``fa7-solid:house`` and ``solar:home-2-bold``
-are drawings of one thing, ``home``. The rule, in order:
+``material-symbols:home-outline``, ``ic:round-home``, ``fluent:home-16-filled``, ``fa7-solid:house`` and
+``solar:home-2-bold`` are drawings of one thing, ``home``. The rule, in order:
 
 1. Of the prefixes and suffixes that the set itself declares as styles, one of each is taken off. A suffix that may also
    be a thing (``traffic-light``) is one only if the set has the rest of the name in another style, too.
 2. Words that are styles in every set (``STYLES``) are taken off the end.
-3. So are marks of a variant: ``alt``, and numbers from 0 to 9, or with a leading 0, in digits or words. They stay where
-   a number is what an icon shows (``NUMBERED``): ``dice-5``, ``battery-2``.
+3. So are marks of a variant: ``alt``, and numbers from 0 to 9, or with a leading 0, in digits or words; a digit also
+   at the end of a word (``trash2``). They stay where a number is what an icon shows (``NUMBERED``): ``dice-5``.
 4. A name that is spelled as one word and as several is what most sets write: ``lightbulb``, ``light-bulb``.
 5. Synonyms become one word (``SYNONYMS``): ``gear``, ``cog``, ``settings``.
 6. The order of words does not matter: ``check-circle``, ``circle-check``.
@@ -15,6 +15,7 @@ are drawings of one thing, ``home``. The rule, in order:
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -35,24 +36,32 @@ _SLIGHT = {"", "rounded", "round", "sharp", "baseline", "thin", "light", "regula
 """Corners and weights: two drawings that differ in them only are nearly the same."""
 _WEIGHTS = {"thin", "light"}
 """In a set that has one of these, bold is a weight; in others it is a way to draw."""
-DIGITS = {w: str(i) for i, w in enumerate("zero one two three four five six seven eight nine".split())}
+_DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGITS = {word: str(digit) for digit, word in enumerate(_DIGIT_WORDS)}
 _VARIANTS = {"alt", "variant"}
+_GLUED = re.compile(r"([a-z]{3,})[0-9]")
+"""``trash2``, not ``h1`` or ``mp3``."""
+# fmt: off
 NUMBERED = {
-    *"ball battery calendar circle clock counter dice die exposure filter forward goforward gobackward".split(),
-    *"h heading hexagon hour keycap level looks medal moon number numeric octagon pentagon phase replay rewind".split(),
-    *"backward rank roman signal skip speed square stage step tank temperature time timer to triangle".split(),
+    "backward", "ball", "battery", "circle", "counter", "dice", "die", "exposure", "forward", "gobackward", "goforward",
+    "h", "heading", "hexagon", "hour", "keycap", "looks", "medal", "number", "numeric", "octagon", "pentagon", "phase",
+    "replay", "rewind", "roman", "signal", "skip", "square", "stage", "step",
 }
+# fmt: on
 SYNONYMS = {
     other: word
     for word, others in {
         "add": "plus",
         "alert": "warning",
+        "binoculars": "binocular",
         "bulb": "lightbulb",
         "center": "centre",
         "check": "tick checkmark",
         "circle": "circled",
         "close": "xmark x times",
-        "color": "colour",
+        "color": "colour colors",
+        "document": "doc",
+        "equal": "equals",
         "favorite": "favourite",
         "filter": "funnel",
         "fire": "flame",
@@ -60,21 +69,27 @@ SYNONYMS = {
         "globe": "earth world",
         "grey": "gray",
         "heading": "header",
+        "headphones": "headphone",
         "home": "house",
         "info": "information",
+        "layer": "layers",
         "letter": "alpha alphabet",
         "mail": "envelope email",
         "mic": "microphone",
         "minus": "subtract",
         "mobile": "cellphone smartphone",
+        "notification": "notifications",
         "number": "numeric",
         "off": "slash",
         "phone": "telephone",
         "plane": "airplane aeroplane",
         "question": "help",
+        "scissors": "scissor",
         "search": "magnify magnifier magnifer",
         "settings": "setting cog gear",
         "shop": "store",
+        "slider": "sliders",
+        "thumbs": "thumb",
         "thermometer": "temperature",
         "trash": "bin delete",
         "user": "person account",
@@ -128,6 +143,10 @@ class Styles:
         variants = 0
         while len(words) > 1 and _is_variant(words):
             words.pop()
+            variants += 1
+        glued = _GLUED.fullmatch(words[-1])
+        if glued:
+            words[-1] = glued[1]
             variants += 1
         return Name(tuple(words), variants, self._style(styles))
 

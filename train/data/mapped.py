@@ -1,4 +1,4 @@
-"""Many small images in one file, grey, read where they are asked for: memory holds what the system keeps of the file."""
+"""Many small images in one file, grey, read where they are asked for: little of them is in memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Mapped(Sequence[Pixels]):
     def __getitem__(self, index: int | slice) -> Pixels | Mapped:
         if isinstance(index, slice):
             return Mapped(self.path, self.where[index])
-        return np.repeat(self._grey[self.where[index]][:, :, None], 3, axis=2)
+        return np.repeat(np.asarray(self._grey[self.where[index]])[:, :, None], 3, axis=2)
 
     def __reduce__(self) -> tuple[type[Mapped], tuple[Path, NDArray[np.int64]]]:
         """For other processes, which open the file themselves: the pixels would be copied otherwise."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -21,8 +22,7 @@ _NAME = "images"
 def draw(sketches: Sequence[svg.Sketch], size: int, path: Path) -> str:
     """Draw on white, in grey, into the file ``path``, for ``mapped.Mapped``; returns its SHA-256.
 
-    Parts are kept in a folder next to it until the caller calls ``forget``. They are of the same sketches, or ``path``
-    has another name.
+    Parts are kept in a folder next to it until the caller calls ``forget``.
 
     Raises:
         DataError: as ``svg.drawn``.
@@ -30,15 +30,15 @@ def draw(sketches: Sequence[svg.Sketch], size: int, path: Path) -> str:
     """
     place = _folder(path)
     place.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(sketches), PART)
-    missing = [start for start in starts if _stored(place, start) is None]
-    if missing and len(missing) < len(starts):
-        print(f"{len(starts) - len(missing)} of {len(starts)} parts are drawn already", file=sys.stderr)
-    todo = [sketches[start : start + PART] for start in missing]
-    images = svg.drawn([sketch for part in todo for sketch in part], size, grey=True)
-    for start, part in zip(missing, todo, strict=True):
-        cache.save(place / f"{start}.npz", {_NAME: np.stack(list(islice(images, len(part))))})
-    return mapped.save(path, len(sketches), _all(place, starts))
+    parts = [sketches[start : start + PART] for start in range(0, len(sketches), PART)]
+    files = [place / f"{_digest(part, size)}.npz" for part in parts]
+    todo = [(file, part) for file, part in zip(files, parts, strict=True) if _stored(file) is None]
+    if 0 < len(todo) < len(parts):
+        print(f"{len(parts) - len(todo)} of {len(parts)} parts are drawn already", file=sys.stderr)
+    images = svg.drawn([sketch for _, part in todo for sketch in part], size, grey=True)
+    for file, part in todo:
+        cache.save(file, {_NAME: np.stack(list(islice(images, len(part))))})
+    return mapped.save(path, len(sketches), map(_there, files))
 
 
 def forget(path: Path) -> None:
@@ -50,18 +50,22 @@ def _folder(path: Path) -> Path:
     return path.with_name(f".{path.stem}.parts")
 
 
-def _stored(place: Path, start: int) -> NDArray[np.uint8] | None:
+def _digest(part: Sequence[svg.Sketch], size: int) -> str:
+    """What a part is called: parts of other sketches are not taken for it."""
+    return hashlib.sha256("\0".join([str(size), *(sketch.svg for sketch in part)]).encode()).hexdigest()[:16]
+
+
+def _stored(file: Path) -> NDArray[np.uint8] | None:
     """A part, None if it is not there, or damaged."""
     try:
-        arrays = cache.read(place / f"{start}.npz")
+        arrays = cache.read(file)
     except cache.CorruptCache:
         return None
     return None if arrays is None else arrays[_NAME].astype(np.uint8, copy=False)
 
 
-def _all(place: Path, starts: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
-    for start in starts:
-        part = _stored(place, start)
-        if part is None:
-            raise cache.CorruptCache(f"{place / f'{start}.npz'} is gone")
-        yield part
+def _there(file: Path) -> NDArray[np.uint8]:
+    part = _stored(file)
+    if part is None:
+        raise cache.CorruptCache(f"{file} is gone")
+    return part
