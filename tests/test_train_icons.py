@@ -149,6 +149,7 @@ def test_icons_are_what_two_designers_draw_under_one_name(package: Callable[...,
     del expected["bell"]  # three are left: one of them is called bell alarm elsewhere
     assert sources(data) == expected
     assert not data.mirror and data.queries is None
+    assert data.credit_of(["two:bell-fill", "one:egg", "one:fan"]) == data.credit[1:]
     assert data.credit == (
         "Copies by Author of copies, ISC", "One by Author of one, MIT", "Two by Author of two, CC-BY-4.0",
     )  # fmt: skip
@@ -344,4 +345,8 @@ def test_a_miniature_trains(
     assert run.main(arguments) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["data"]["credit"][1] == "One by Author of one, MIT"
-    assert "icons, train: 12 images of 3 classes, test: 16 images of 4 classes" in capsys.readouterr().out
+    told = "icons, train: 12 images of 3 classes, test: 16 images of 4 classes\n"
+    assert f"{told}  Copies by Author of copies, ISC\n" in capsys.readouterr().out
+    monkeypatch.setattr(run, "CREDIT_SHOWN", 2)
+    assert run.main([*arguments, "--overwrite"]) == 0
+    assert f"{told}  by 3 makers; metrics.json will name them and their licences\n" in capsys.readouterr().out

@@ -5,8 +5,8 @@ The data layer knows numpy and PIL only, so that the processes that draw picture
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -50,6 +50,8 @@ class Dataset:
     """True if a mirrored image still shows its class (not so for arrows, letters and flags)."""
     credit: tuple[str, ...] = ()
     """Who made the pictures and under which licence, one line each."""
+    makers: Mapping[str, str] = field(default_factory=dict)
+    """Where there are many: the line of credit of the sources that begin with ``NAME:``, by that name; else empty."""
     queries: NDArray[np.int64] | None = None
     """[Q], positions of the test images that query ``gallery``; None: every test image queries all the others."""
     gallery: NDArray[np.int64] | None = None
@@ -69,6 +71,12 @@ class Dataset:
         from . import fingerprint
 
         return fingerprint.of(self)
+
+    def credit_of(self, sources: Iterable[str]) -> tuple[str, ...]:
+        """The lines of credit of some images, by their sources; all lines, if it is not known who made which."""
+        if not self.makers:
+            return self.credit
+        return tuple(self.makers[name] for name in sorted({source.partition(":")[0] for source in sources}))
 
     def summary(self) -> str:
         """The counts, on one line."""

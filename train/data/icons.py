@@ -10,11 +10,11 @@ import hashlib
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import DataError, Dataset, cache, icon_names, iconify, npm, parts, split, svg
 from .icon_names import Name
@@ -87,15 +87,18 @@ def load(*, cache_dir: Path | None = None, max_classes: int | None = None) -> Da
     chosen = set(split.choose(names, max_classes))
     kept = np.flatnonzero([key in chosen for key in keys])
     sources = [str(source) for source in arrays["sources"][kept]]
-    return split.class_disjoint(
+    lines = dict(zip(map(str, arrays["sets"]), map(str, arrays["credit"]), strict=True))
+    makers = {name: lines[name] for name in sorted({source.partition(":")[0] for source in sources})}
+    data = split.class_disjoint(
         "icons",
         [keys[i] for i in kept.tolist()],
         sources,
         pick=lambda where: Mapped(path, kept[where]),
         titles=dict(zip(names, map(str, arrays["titles"]), strict=True)),
         mirror=False,
-        credit=_credit(arrays, sources),
+        credit=tuple(makers.values()),
     )
+    return replace(data, makers=makers)
 
 
 def _cached(folder: Path, max_classes: int | None) -> tuple[Path, cache.Arrays]:
@@ -224,10 +227,3 @@ def _sketches(sets: Iterable[dict[str, Any]], drawings: list[Drawing]) -> Iterat
     texts = {(icons["prefix"], icon): iconify.svg_of(icons, icon) for icons in sets for icon in wanted[icons["prefix"]]}
     for drawing in drawings:
         yield svg.Sketch(f"{drawing.set}:{drawing.icon}", texts[drawing.set, drawing.icon])
-
-
-def _credit(arrays: cache.Arrays, sources: list[str]) -> tuple[str, ...]:
-    """The line of each set that has drawings here."""
-    used = {source.partition(":")[0] for source in sources}
-    lines: NDArray[np.generic] = arrays["credit"]
-    return tuple(str(line) for name, line in zip(arrays["sets"], lines, strict=True) if str(name) in used)
