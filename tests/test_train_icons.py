@@ -155,6 +155,21 @@ def test_icons_are_what_two_designers_draw_under_one_name(package: Callable[...,
     )  # fmt: skip
 
 
+def test_brands_and_empty_drawings_are_left_out(package: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = miniatures.icon_sets()
+    for one, brand in zip(sets, ("egg", "gate", "fan-square"), strict=False):
+        one["icons"] |= {f"{name}-logo": miniatures.icon(9) for name in ("other", "third")}
+        one["icons"][f"{brand}-circle"] = miniatures.icon(10)
+    sets += [miniatures.icon_set(name, "CC0-1.0", {key: {"body": ""} for key in ("egg", "gate")})
+             for name in sorted(icons.BRAND_SETS)[:3]]  # fmt: skip
+    monkeypatch.setattr(icons, "EMPTY", ("one:fan",))
+    survey = icons.look(sets)
+    titles, _ = icons.choose_drawings(survey, None)
+    assert set(titles.values()) == {"anchor", "cloud", "drum", "home"}
+    assert all(icons._is_brand(one.name, survey.brands) == (one.icon.split("-")[0] in {"egg", "gate", "other", "third"})
+               for one in survey.found)  # fmt: skip
+
+
 def test_icons_are_grey_on_white_in_their_proportions(package: Callable[..., Path]) -> None:
     sets = miniatures.icon_sets()
     sets[1]["icons"]["fan-fill"] = {"body": '<rect width="48" height="24" fill="#f00"/>', "width": 48}

@@ -11,7 +11,7 @@ from .emoji_small import SETTINGS as EMOJI
 
 SETTINGS: dict[str, Any] = EMOJI | {
     "data": "icons",
-    "memory_size": 16384,  # about a third of the training images
+    "memory_size": 16384,  # two fifths of the training images
     "batch_size": 64,
     "steps": 5000,
     "lr_warmup": 100,
