@@ -118,7 +118,7 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--data SOP", "--data SOP: expected 'emoji' or 'folder:PATH'"),
+        ("--data SOP", "--data SOP: expected 'emoji' or 'icons' or 'folder:PATH'"),
         ("--data folder:~no-such-user/x", "--data folder:~no-such-user/x: the home folder ~no-such-user is not known"),
         ("--data sop:x\udcff/y", r"--data 'sop:x\\udcff/y': is not UTF-8: rename it"),
         ("--method xbn2", "argument --method: invalid choice: 'xbn2'"),
