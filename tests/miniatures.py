@@ -5,7 +5,11 @@ Each ``make`` fills a folder and returns the counts that its loader would call p
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,3 +141,60 @@ def make_deepfashion2(path: Path, emoji: Dataset) -> dict[str, int]:
                 (path / side / "annos" / f"{number:06}.json").write_text(json.dumps(annotation))
         counts[side] = number
     return counts
+
+
+ICONS = ("anchor", "bell", "cloud", "drum", "egg", "fan", "gate", "house")
+
+
+def icon(number: int, *, filled: bool = True, shift: float = 0) -> dict[str, Any]:
+    """A drawing of an icon: a bar, its place says which; it is not symmetric in any way."""
+    bar = f'x="{1 + shift}" y="{2 + 2 * number}" width="{8 + number}" height="1.5"'
+    paint = 'fill="currentColor"' if filled else 'fill="none" stroke="currentColor" stroke-width=".3"'
+    return {"body": f"<rect {bar} {paint}/>"}
+
+
+def icon_set(prefix: str, licence: str, icons: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A set as the package has it."""
+    info = {"name": prefix.title(), "author": {"name": f"Author of {prefix}"}, "license": {"title": licence}}
+    info["license"] |= {"spdx": licence.replace(" ", "-")} if licence != "unclear" else {}
+    return {"prefix": prefix, "info": info | more.pop("info", {}), "icons": icons, "width": 24, "height": 24, **more}
+
+
+def icon_sets() -> list[dict[str, Any]]:
+    """Sets of two designers that share eight things, with all that must not become an image, and sets left out."""
+    one = {name: icon(i) for i, name in enumerate(ICONS)}
+    one |= {f"{name}-outline": icon(i, filled=False) for i, name in enumerate(ICONS)}
+    one["bell-2"] = icon(1, shift=0.5)  # a variant
+    one["old-fan"] = icon(5) | {"hidden": True}
+    one["arrow-right"] = icon(8)
+    aliases = {"ring": {"parent": "bell"}, "ringer": {"parent": "ring"}}
+    aliases |= {"arrow-left": {"parent": "arrow-right", "hFlip": True}, "arrow-down": {"parent": "sign"}}
+    aliases |= {"sign": {"parent": "arrow-right", "rotate": 1}}
+    two = {f"{name}-line": icon(i, filled=False, shift=2) for i, name in enumerate(ICONS)}
+    two |= {f"{name}-fill": icon(i, shift=2) for i, name in enumerate(ICONS)}
+    two["home-line"], two["home-fill"] = two.pop("house-line"), two.pop("house-fill")
+    two["bell-alarm"] = icon(1)  # what another set calls bell
+    two["wide-fill"] = icon(2) | {"width": 48}
+    styles = {"fill": "Filled", "line": "Outline"}
+    return [
+        icon_set("one", "MIT", one, aliases=aliases),
+        icon_set("two", "CC-BY-4.0", two, suffixes=styles),
+        icon_set("copies", "ISC", {"cloud-3": icon(2), "drum": icon(3)}),
+        icon_set("nc", "CC-BY-NC-4.0", {name: icon(i, shift=3) for i, name in enumerate(ICONS)}),
+        icon_set("unknown", "unclear", {name: icon(i, shift=4) for i, name in enumerate(ICONS)}),
+        icon_set("trade", "MIT", {name: icon(i, shift=5) for i, name in enumerate(ICONS)}, info={"category": "Logos"}),
+    ]
+
+
+def make_icons(folder: Path, spec: str, sets: list[dict[str, Any]]) -> str:
+    """What npm would fetch as ``spec``, in ``folder``; returns its integrity."""
+    name, version = spec.lstrip("@").replace("/", "-").rsplit("@", 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{version}.tgz"
+    with tarfile.open(path, "w:gz") as archive:
+        for content in [*sets, {"prefix": "../collections"}]:
+            data = json.dumps(content).encode()
+            member = tarfile.TarInfo(f"package/json/{content['prefix']}.json")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return f"sha512-{base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()}"

@@ -332,9 +332,10 @@ def test_an_image_cut_short_is_named_when_it_is_decoded(tmp_path: Path) -> None:
         images.decode(path)
 
 
-@pytest.mark.parametrize("spec", ["", "emojis", "folder", "folder:", "SOP", "sop", "sop:", "emoji:x"])
+@pytest.mark.parametrize("spec", ["", "emojis", "folder", "folder:", "SOP", "sop", "sop:", "emoji:x", "icons:x"])
 def test_an_unknown_kind_of_data(spec: str) -> None:
     with pytest.raises(
-        DataError, match="expected 'emoji' or 'folder:PATH' or 'csv:PATH' or 'sop:PATH' or 'inshop:PATH' or 'deepf"
+        DataError,
+        match="expected 'emoji' or 'icons' or 'folder:PATH' or 'csv:PATH' or 'sop:PATH' or 'inshop:PATH' or 'deepf",
     ):
         load(spec)

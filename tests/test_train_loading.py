@@ -98,5 +98,5 @@ def test_a_killed_drawing_process_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     fork = multiprocessing.get_context("fork")  # the killer is known there
     monkeypatch.setattr(svg.multiprocessing, "get_context", lambda _: fork)
     monkeypatch.setattr(svg, "draw", killed)
-    with pytest.raises(DataError, match=r"--data emoji: the system has ended a process that draws"):
-        svg.draw_all([""] * (svg.SMALL_JOB + 1), 8)
+    with pytest.raises(DataError, match=r"--data: the system has ended a process that draws"):
+        svg.draw_all([svg.Sketch("a:b", "")] * (svg.SMALL_JOB + 1), 8)

@@ -30,7 +30,7 @@ from train.arguments import parse
 from train.augment import evaluation_view
 from train.config import METHODS, Config, ConfigError
 from train.cores import cores
-from train.data import Dataset, Part
+from train.data import PUBLIC, Dataset, Part
 
 SCORES = ("recall@1", "recall@10", "recall@100", "map@r")
 
@@ -119,7 +119,7 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--data SOP", "--data SOP: expected 'emoji' or 'folder:PATH'"),
+        ("--data SOP", "--data SOP: expected 'emoji' or 'icons' or 'folder:PATH'"),
         ("--data folder:~no-such-user/x", "--data folder:~no-such-user/x: the home folder ~no-such-user is not known"),
         ("--data sop:x\udcff/y", r"--data 'sop:x\\udcff/y': is not UTF-8: rename it"),
         ("--method xbn2", "argument --method: invalid choice: 'xbn2'"),
@@ -536,7 +536,7 @@ def test_fonts_of_other_scripts_come_after_the_usual_one(monkeypatch: pytest.Mon
 def test_a_recipe_says_every_setting_and_the_command_line_overrides_it(name: str) -> None:
     """All that decides a result, except the seed, the images, and what they are for."""
     recipe = recipes.load(name)
-    place = [] if name.startswith("emoji") else ["--data", f"{name}:/somewhere"]
+    place = [] if recipes.load(name)["data"] in PUBLIC else ["--data", f"{name}:/somewhere"]
     config = parse(["--recipe", name, *place])
     which = {"seed", "max_classes", "test_share", "test_of", "validation_share", "best"}
     assert recipe.keys() | which == config.settings().keys() | {"eval_every", "workers"}

@@ -41,8 +41,8 @@ class Config:
     data: str = field(
         default="emoji",
         metadata=about(
-            "'emoji' (fetched with npm on first use); 'folder:PATH', one sub-folder per class; 'csv:PATH', a table of "
-            "images, classes and splits; or your copy of Stanford Online Products, In-Shop or DeepFashion2: "
+            "'emoji' or 'icons' (fetched with npm on first use); 'folder:PATH', one sub-folder per class; 'csv:PATH', "
+            "a table of images, classes and splits; or your copy of Stanford Online Products, In-Shop or DeepFashion2: "
             "'sop:PATH', 'inshop:PATH' or 'deepfashion2:PATH'",
             group="data",
         ),

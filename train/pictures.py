@@ -183,7 +183,9 @@ def neighbours(path: Path, data: Dataset, queries: NDArray[np.int64], found: NDA
     asked = np.arange(len(answers)) if data.queries is None else data.queries
     to_find = dict(zip(asked.tolist(), answers.tolist(), strict=True))
     columns = min(NEIGHBOURS, found.shape[1])
-    credit = ["Pictures:", *_by_two(data.credit)] if data.credit else []
+    shown = np.concatenate([queries, found[: len(queries), :columns].ravel()]).tolist()
+    lines = data.credit_of(part.sources[image] for image in shown)
+    credit = ["Pictures:", *_by_two(lines)] if lines else []
     style: dict[Any, Any] = {name: STYLE[name] for name in ("font.size", "savefig.dpi", "text.parse_math")}
     with matplotlib.rc_context(style | {"font.family": fonts.families()}):
         figure = Figure(figsize=(3.1 + 0.92 * (columns + 1), 1.35 + 0.92 * len(queries) + 0.16 * len(credit)))

@@ -23,6 +23,9 @@ from .data.fingerprint import differences
 from .program import called
 from .ranks import ALONE, FAILED, STOPPED, Elsewhere, Ranks, join
 
+CREDIT_SHOWN = 12
+"""Lines of credit that are printed; of more only the number."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status. Of several processes, rank 0 alone prints."""
@@ -155,7 +158,10 @@ def _load(config: Config) -> data.Dataset:
     dataset = data.load(config.data, cache_dir=config.cache, max_classes=config.max_classes, test=config.test)
     if config.validation_share:
         dataset = validation.beside(dataset, config.validation_share)
-    terminal.say("\n  ".join((f"{dataset.name}, {dataset.summary()}", *dataset.credit)))
+    by = dataset.credit
+    if len(by) > CREDIT_SHOWN:
+        by = (f"by {len(by)} makers; metrics.json will name them and their licences",)
+    terminal.say("\n  ".join((f"{dataset.name}, {dataset.summary()}", *by)))
     return dataset
 
 

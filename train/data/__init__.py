@@ -5,8 +5,8 @@ The data layer knows numpy and PIL only, so that the processes that draw picture
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +55,8 @@ class Dataset:
     """True if a mirrored image still shows its class (not so for arrows, letters and flags)."""
     credit: tuple[str, ...] = ()
     """Who made the pictures and under which licence, one line each."""
+    makers: Mapping[str, str] = field(default_factory=dict)
+    """Where there are many: the line of credit of the sources that begin with ``NAME:``, by that name; else empty."""
     queries: NDArray[np.int64] | None = None
     """[Q], positions of the test images that query ``gallery``; None: every test image queries all the others."""
     gallery: NDArray[np.int64] | None = None
@@ -88,6 +90,12 @@ class Dataset:
 
         return fingerprint.of(self)
 
+    def credit_of(self, sources: Iterable[str]) -> tuple[str, ...]:
+        """The lines of credit of some images, by their sources; all lines, if it is not known who made which."""
+        if not self.makers:
+            return self.credit
+        return tuple(self.makers[name] for name in sorted({source.partition(":")[0] for source in sources}))
+
     def summary(self) -> str:
         """The counts, on one line."""
         sides = {side: f"{len(p.labels):,} images of {len(p.classes):,} classes" for side, p in self.parts.items()}
@@ -97,6 +105,8 @@ class Dataset:
         return ", ".join(counts)
 
 
+PUBLIC = ("emoji", "icons")
+"""Those that are fetched."""
 KINDS = ("folder", "csv", "sop", "inshop", "deepfashion2")
 """Those that are somewhere on this machine: ``KIND:PATH``."""
 
@@ -104,9 +114,9 @@ KINDS = ("folder", "csv", "sop", "inshop", "deepfashion2")
 def check_spec(spec: str) -> None:
     """Raise DataError unless ``spec`` names a kind of data set, in UTF-8, and a known home folder; touches no file."""
     kind, _, path = spec.partition(":")
-    if not (spec == "emoji" or (kind in KINDS and path)):
-        kinds = " or ".join(f"'{kind}:PATH'" for kind in KINDS)
-        raise DataError(f"--data {spec}: expected 'emoji' or {kinds}")
+    if not (spec in PUBLIC or (kind in KINDS and path)):
+        allowed = " or ".join([*(f"'{name}'" for name in PUBLIC), *(f"'{kind}:PATH'" for kind in KINDS)])
+        raise DataError(f"--data {spec}: expected {allowed}")
     try:
         spec.encode()
     except UnicodeEncodeError:  # no picture could show its name, nor a report
@@ -134,8 +144,8 @@ def load(
     """Load the data set that ``spec`` names.
 
     Args:
-        spec: ``"emoji"``; ``"folder:PATH"`` with one sub-folder per class; ``"csv:FILE"``, a table of images; or
-            ``"sop:PATH"``, ``"inshop:PATH"``, ``"deepfashion2:PATH"``, a copy of that benchmark.
+        spec: ``"emoji"``; ``"icons"``; ``"folder:PATH"`` with one sub-folder per class; ``"csv:FILE"``, a table of
+            images; or ``"sop:PATH"``, ``"inshop:PATH"``, ``"deepfashion2:PATH"``, a copy of that benchmark.
         cache_dir: folder for downloaded data and indices; None means ``$XBN_CACHE``, else ``~/.cache/xbn_ext``.
         max_classes: use only this many classes, train and test together, always the same ones.
         test: what is tested on, for data without a split of their own; None: half of the classes.
@@ -158,6 +168,10 @@ def _load(spec: str, cache_dir: Path | None, max_classes: int | None, test: Test
         from . import emoji
 
         return emoji.load(cache_dir=cache_dir, max_classes=max_classes, test=test)
+    if kind == "icons":
+        from . import icons
+
+        return icons.load(cache_dir=cache_dir, max_classes=max_classes, test=test)
     path = place(spec)
     if kind == "folder":
         from . import folder

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import DataError, Dataset, cache, emoji_names, npm, split, svg
+from . import DataError, Dataset, cache, emoji_names, iconify, npm, split, svg
 from .emoji_names import IconSet
 from .split import DEFAULT, Test
 
@@ -104,13 +104,14 @@ def _make(max_classes: int | None) -> cache.Arrays:
     titles = emoji_names.titles(sets)
     by_vendor = {icon_set.vendor: icon_set for icon_set in sets}
     chosen = sorted({drawing.key for drawing in drawings})
+    sketches = [svg.Sketch(f"{d.vendor}:{d.icon}", iconify.svg_of(by_vendor[d.vendor].icons, d.icon)) for d in drawings]
     return {
-        "images": svg.draw_all([_svg(by_vendor[d.vendor], d.icon) for d in drawings], SIZE),
+        "images": svg.draw_all(sketches, SIZE),
         "keys": np.array([drawing.key for drawing in drawings]),
         "vendors": np.array([drawing.vendor for drawing in drawings]),
         "title_keys": np.array(chosen),
         "titles": np.array([titles[key] for key in chosen]),
-        "credit": np.array([_credit(icon_set) for icon_set in sets]),
+        "credit": np.array([iconify.credit(icon_set.info) for icon_set in sets]),
     }
 
 
@@ -125,17 +126,3 @@ def choose_drawings(sets: Sequence[IconSet], max_classes: int | None) -> list[Dr
     counts = Counter(drawing.key for drawing in found)
     chosen = set(split.choose([key for key, count in counts.items() if count >= MIN_IMAGES], max_classes))
     return sorted(drawing for drawing in found if drawing.key in chosen)
-
-
-def _svg(icon_set: IconSet, icon: str) -> str:
-    """An icon as an SVG text; what it does not say itself is the set's default, then the format's."""
-    box = {"left": 0, "top": 0, "width": 16, "height": 16}
-    box |= {side: icon_set.icons[side] for side in box if side in icon_set.icons}
-    drawing = icon_set.icons["icons"][icon]
-    box |= {side: drawing[side] for side in box if side in drawing}
-    return svg.wrap(drawing["body"], **box)
-
-
-def _credit(icon_set: IconSet) -> str:
-    info = icon_set.info
-    return f"{info['name']} by {info['author']['name']}, {info['license']['title']}, {info['author']['url']}"

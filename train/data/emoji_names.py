@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from .iconify import TRANSFORMS
+
 TONES = {"light": 1, "medium-light": 2, "medium": 3, "medium-dark": 4, "dark": 5}
 _TONE = re.compile(r"-(medium-light|medium-dark|light|medium|dark)-skin-tone")
-_TRANSFORMS = ("hFlip", "vFlip", "rotate")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class IconSet:
     def aliases(self) -> dict[str, str]:
         """Alias to icon name, for aliases that draw the very same picture."""
         plain = self.icons.get("aliases", {}).items()
-        return {alias: a["parent"] for alias, a in plain if not any(t in a for t in _TRANSFORMS)}
+        return {alias: a["parent"] for alias, a in plain if not any(t in a for t in TRANSFORMS)}
 
 
 def squash(name: str) -> str:

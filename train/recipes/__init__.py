@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-NAMES = ("emoji", "emoji-small", "sop", "inshop", "deepfashion2")
+NAMES = ("emoji", "emoji-small", "icons", "sop", "inshop", "deepfashion2")
 PLACE = "PATH"
 """Stands in a recipe for what only the command line can say."""
 
