@@ -226,6 +226,7 @@ def test_names_tell_runs_apart() -> None:
         ("--out pyproject.toml/x", "pyproject.toml exists and is not a folder"),
         (f"--out {300 * 'x'}", "a name has at most 255 bytes here"),
         ("--overwrite", "argument --overwrite: a study has its own; delete its --out to start again"),
+        ("--config=x.yaml", "argument --config: a study decides some settings itself"),
     ],
 )
 def test_a_setting_that_is_not_allowed_is_named(

@@ -568,6 +568,17 @@ def test_learning_rates() -> None:
     assert rates("constant", warmup=0) == [1.0] * 24
 
 
+def test_a_run_writes_its_settings_and_is_found_by_them(shapes: str, tmp_path: Path, tiny: None) -> None:
+    config = settings(shapes, tmp_path / "out", steps=2)
+    metrics = run.run(config)
+    again = parse(["--config", str(tmp_path / "out" / "config.yaml"), "--out", str(tmp_path / "out")])
+    assert again.settings() == config.settings()
+    assert run.run(again) == metrics  # finished
+    other = settings(shapes, tmp_path / "out", steps=3, overwrite=True)
+    run.run(other)
+    assert parse(["--config", str(tmp_path / "out" / "config.yaml")]).steps == 3
+
+
 def test_weight_decay_is_beside_adam_or_part_of_the_gradient(shapes: str, tmp_path: Path, tiny: None) -> None:
     """Without a gradient AdamW only shrinks weights; Adam takes the decay for a gradient, of whatever size."""
     shrunk = {}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
-from . import losses, recipes
+from . import losses, recipes, settings_file
+from .about import file_path
 from .config import Config, ConfigError
 from .program import called
 
@@ -44,6 +46,12 @@ def parse(arguments: Sequence[str] | None = None, *, allow_abbrev: bool = True) 
         choices=recipes.NAMES,
         help="settings for a data set, which other arguments override",
     )
+    parser.add_argument(
+        "--config",
+        type=file_path,
+        metavar="FILE",
+        help="settings in YAML, which other arguments override, such as the config.yaml of another run",
+    )
     group: argparse._ActionsContainer = parser
     for f in fields(Config):
         if f.metadata["group"]:
@@ -54,8 +62,11 @@ def parse(arguments: Sequence[str] | None = None, *, allow_abbrev: bool = True) 
         if argument.get("type") in (int, float) and "choices" not in argument:
             argument.setdefault("metavar", "N" if argument["type"] is int else "X")
         group.add_argument(f"--{f.name.replace('_', '-')}", default=f.default, help=f.metadata["help"], **argument)
-    values = vars(_with_recipe(parser, arguments))
     try:
+        file = parser.parse_args(arguments).config
+        if file is not None:
+            arguments = [*settings_file.words(file), *(sys.argv[1:] if arguments is None else arguments)]
+        values = vars(_with_recipe(parser, arguments))
         return Config(**{f.name: values[f.name] for f in fields(Config)})
     except ConfigError as error:
         parser.error(str(error))

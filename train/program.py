@@ -34,6 +34,7 @@ NEEDED = (
     "tensorboard",
     "torchvision",
     "tqdm",
+    "yaml",
 )
 """Modules of the extra ``train``, except for the pretrained weights: a run goes without."""
 

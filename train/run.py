@@ -13,7 +13,7 @@ import torch
 
 import xbn_ext
 
-from . import checkpoint, data, lock, loop, losses, making, model, results, terminal
+from . import checkpoint, data, lock, loop, losses, making, model, results, settings_file, terminal
 from .arguments import parse
 from .checkpoint import Found
 from .config import Config, ConfigError
@@ -101,6 +101,9 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None, ranks: 
             locked.enter_context(lock.alone(config.folder, before))
             if not goes_on:
                 checkpoint.prepare(config.folder)
+                with checkpoint.writing(config.folder):
+                    text = settings_file.text(config)
+                    (config.folder / checkpoint.SETTINGS).write_text(text, encoding="utf-8")
 
         ranks.leader(take_folder)
         on = f"{device}" if ranks.size == 1 else f"{device.type}, {ranks.size} processes"

@@ -111,7 +111,10 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     parser.add_argument("--jobs", type=_up_to(config.WORKERS_OF_A_CORE * cores()), default=cores(), metavar="N",
                         help=f"runs at a time (default: {cores()}, one for each core)")  # fmt: skip
     given, others = parser.parse_known_args(arguments)
-    for name in OWN.intersection(word.partition("=")[0] for word in others):
+    said = {word.partition("=")[0] for word in others}
+    if "--config" in said:
+        parser.error("argument --config: a study decides some settings itself; give the others as arguments")
+    for name in OWN & said:
         parser.error(f"argument {name}: a study has its own; delete its --out to start again")
     base = of_run.parse(["--recipe", RECIPE, *others], allow_abbrev=False)  # nor those of OWN, shortened
     if base.validation_share:

@@ -1,0 +1,73 @@
+"""Settings in a file: what a run writes is what it was told, and what is wrong with a file is named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from train import recipes, settings_file
+from train.arguments import parse
+from xbn_ext.losses import LOSSES
+
+PLACES = {"sop": "sop:x", "inshop": "inshop:x", "deepfashion2": "deepfashion2:x"}
+COMMANDS = [
+    "",
+    "--method xbn --lr 1e-5 --seed 7 --max-classes 40 --test-share 0.25 --validation-share 0.2 --best recall@1",
+    "--loss triplet --soft --margin 0.2",
+    "--loss triplet --mining all",
+    "--loss multi_similarity --mining 0.1",
+    "--loss contrastive --distance euclidean --reduction mean",
+    *(f"--loss {name}" for name in LOSSES),
+    *(f"--recipe {name} --data {PLACES.get(name, 'emoji')}" for name in recipes.NAMES),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_run_s_own_settings_are_read_as_they_were(command: str, tmp_path: Path) -> None:
+    config, file = parse(command.split()), tmp_path / "config.yaml"
+    file.write_text(settings_file.text(config), encoding="utf-8")
+    again = parse(["--config", str(file)])
+    assert again.settings() == config.settings()
+    assert (again.out, again.resume, again.eval_every) == (None, False, parse([]).eval_every)  # may change
+
+
+def test_the_command_line_overrides_the_file_and_that_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("recipe: emoji-small\nbatch-size: 32\nlr: 1e-4\nsteps: 70\nout: runs/é\nhidden: null\n")
+    config = parse([f"--config={file}", "--steps", "80"])
+    assert (config.backbone, config.batch_size, config.lr, config.steps) == ("convnet", 32, 1e-4, 80)
+    assert config.out == Path("runs/é") and config.hidden == 0
+    assert parse(["--config", str(file), "--recipe", "emoji"]).backbone == "efficientnet-lite0"
+    file.write_text("# nothing yet\n")
+    assert parse(["--config", str(file)]) == parse([])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- lr", r"--config .*c\.yaml: must have lines such as 'batch_size: 64'"),
+        ("lr: [1", r"--config .*c\.yaml: cannot be read: while parsing a flow sequence"),
+        ("learning_rate: 1", r"--config .*c\.yaml: there is no setting learning_rate; --help lists them"),
+        ("config: c.yaml", r"--config .*c\.yaml: there is no setting config"),
+        ("1: 2", r"--config .*c\.yaml: there is no setting 1"),
+        ("overwrite: true", r"--config .*c\.yaml: overwrite belongs on the command line"),
+        ("lr: [1, 2]", r"--config .*c\.yaml: lr must be a number or a text, got \[1, 2\]"),
+        ("data: no", r"--config .*c\.yaml: data must be a number or a text, got False"),
+        ("soft: 1", r"--config .*c\.yaml: soft must be true or false, got 1"),
+        ("lr: fast", "argument --lr: invalid float value: 'fast'"),
+        ("lr: -1", "--lr -1.0: must be more than 0"),
+        (b"\xff", r"--config .*c\.yaml: cannot be read: .*utf-8"),
+        (None, r"--config .*c\.yaml: cannot be read: .*No such file"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_named(
+    content: str | bytes | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.yaml"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SystemExit, match=r"^2$"):
+        parse(["--config", str(file)])
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
