@@ -579,6 +579,24 @@ def test_a_run_writes_its_settings_and_is_found_by_them(shapes: str, tmp_path: P
     assert parse(["--config", str(tmp_path / "out" / "config.yaml")]).steps == 3
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_large_gradient_is_scaled_down(precision: str, shapes: str, tmp_path: Path, tiny: None) -> None:
+    """All of it by one factor, after 16 bits have been scaled back."""
+    found = []
+    for clip in (0.0, 1e-3, 1e6):
+        config = settings(shapes, tmp_path, clip_grad=clip, precision=precision)
+        trainer = loop.Trainer(config, run.model.build(config)[0], run._load(config), torch.device("cpu"))
+        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4, enabled=precision == "float16")
+        images, labels = next(trainer._batches())
+        trainer.train_step(images, labels)
+        gradient = [p.grad for group in trainer.optimizer.param_groups for p in group["params"]]
+        found.append(torch.cat([g.flatten() for g in gradient if g is not None]))
+    whole, clipped, left = found
+    assert whole.norm() > 1e-3
+    torch.testing.assert_close(clipped, 1e-3 * whole / whole.norm(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(left, whole)
+
+
 def test_weight_decay_is_beside_adam_or_part_of_the_gradient(shapes: str, tmp_path: Path, tiny: None) -> None:
     """Without a gradient AdamW only shrinks weights; Adam takes the decay for a gradient, of whatever size."""
     shrunk = {}

@@ -220,6 +220,7 @@ class Config:
         ),
     )
     weight_decay: float = field(default=1e-4, metadata=about("the optimizer's weight decay"))
+    clip_grad: float = field(default=0.0, metadata=about("a gradient of a larger norm is scaled down to it; 0: none"))
     seed: int = field(
         default=0,
         metadata=about("seed of initialisation, batches and augmentation; the test classes do not depend on it"),
@@ -274,7 +275,7 @@ class Config:
         for name in ("image_size", "memory_size", "embedding_dim", "steps", "batch_size", "lr", "process_noise"):
             self._check(name, lambda v: v > 0, "more than 0")
         for name in ("memory_weight", "batch_weight", "warmup_steps", "backbone_lr", "lr_warmup", "weight_decay",
-                     "seed", "hidden", "eval_every"):  # fmt: skip
+                     "clip_grad", "seed", "hidden", "eval_every"):  # fmt: skip
             self._check(name, lambda v: v >= 0, "0 or more")
         self._check("warmup_steps", lambda v: v < 2**63, "below 2^63")
         self._check("threads", lambda v: 0 <= v <= 4096, "between 0 and 4096")  # OpenMP crashes on many more

@@ -221,9 +221,13 @@ class Trainer:
         # The criterion's gradient is as many times the own part of the loss's as there are processes, for averaging.
         # Here parts are added up, and are no larger in 16 bits than those of one process.
         self.scaler.scale(loss / ranks.size).backward()
-        ranks.add_up(parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        ranks.add_up(trained)
         value = float(loss.detach())
         if math.isfinite(value):  # the memory itself keeps rows that are not finite out
+            if self.config.clip_grad:
+                self.scaler.unscale_(self.optimizer)
+                torch.nn.utils.clip_grad_norm_(trained, self.config.clip_grad)
             self.scaler.step(self.optimizer)  # not where gradients overflow: their scale is halved then
             self.scaler.update()
             self.bad_steps = 0
