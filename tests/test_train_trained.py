@@ -184,6 +184,7 @@ def test_what_cannot_be_listed_is_not_passed_over(
         pictures(folder)
 
 
+@pytest.mark.filterwarnings("error:No complete tensor")
 def test_an_exported_network_gives_the_same_embeddings(trained: Path, tmp_path: Path) -> None:
     assert export.main([str(trained), "--out", str(tmp_path / "new" / "folder")]) == 0
     out = tmp_path / "new" / "folder"
