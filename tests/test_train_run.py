@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,7 @@ import miniatures
 import numpy as np
 import pytest
 import torch
+from full_disk import files_end_after
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
@@ -801,11 +801,8 @@ def test_resume_without_a_run_starts_one(shapes: str, tmp_path: Path, tiny: None
 
 @pytest.fixture
 def full_disk() -> Iterator[None]:
-    """Files end after 100 kB."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with files_end_after(100_000):
+        yield
 
 
 @pytest.mark.parametrize(

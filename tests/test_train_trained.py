@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import re
-import resource
 import runpy
 import shutil
 import sys
@@ -18,6 +17,7 @@ import miniatures
 import numpy as np
 import pytest
 import torch
+from full_disk import files_end_after
 from PIL import Image
 from safetensors import safe_open
 
@@ -136,10 +136,8 @@ def test_an_argument_of_embed_that_will_not_do_is_named(
 
 @pytest.fixture
 def no_room() -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with files_end_after(1000):
+        yield
 
 
 @pytest.mark.parametrize("use", [embed, export])
