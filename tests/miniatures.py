@@ -10,12 +10,14 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from train.data import Dataset, Part, Pixels
 
@@ -198,3 +200,20 @@ def make_icons(folder: Path, spec: str, sets: list[dict[str, Any]]) -> str:
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     return f"sha512-{base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()}"
+
+
+def after(steps: int) -> Callable[[], bool]:
+    """Asks to stop after so many steps."""
+    left: Iterator[bool] = iter([False] * (steps - 1) + [True])
+    return lambda: next(left)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Two states or metrics of runs: equal bit for bit, except for times."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b) and a.dtype == b.dtype
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if "seconds" not in str(key))
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,23 +65,6 @@ def settings(shapes: str, out: Path, **changes: Any) -> Config:
     return Config(**small | changes)
 
 
-def after(steps: int) -> Callable[[], bool]:
-    """Asks to stop after so many steps."""
-    left: Iterator[bool] = iter([False] * (steps - 1) + [True])
-    return lambda: next(left)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal bit for bit, except for times."""
-    if isinstance(a, Tensor):
-        return torch.equal(a, b) and a.dtype == b.dtype
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if "seconds" not in str(key))
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
-
-
 def weights(path: Path) -> Any:
     return checkpoint.load(path, kinds=checkpoint.WEIGHTS)
 
@@ -103,7 +85,7 @@ def test_the_best_are_the_first_with_the_highest_score_and_the_network_stays_as_
     assert network.weight.tolist() == [[4.0, 4.0]]
     again = Best("map@r")
     again.load_state_dict(best.state_dict())
-    assert same(again.state_dict(), best.state_dict())
+    assert miniatures.same(again.state_dict(), best.state_dict())
 
 
 def test_the_test_is_by_the_weights_that_are_best_on_held_out_training_classes(
@@ -112,11 +94,11 @@ def test_the_test_is_by_the_weights_that_are_best_on_held_out_training_classes(
     metrics = run.run(settings(shapes, tmp_path / "whole"))
     said = capsys.readouterr().out
     with pytest.raises(loop.Interrupted):
-        run.run(settings(shapes, tmp_path / "stopped"), asked_to_stop=after(10))
+        run.run(settings(shapes, tmp_path / "stopped"), asked_to_stop=miniatures.after(10))
     then = checkpoint.load(tmp_path / "stopped" / "checkpoint.pt")["model"]
     kept, last = weights(tmp_path / "whole" / "best.pt"), checkpoint.load(tmp_path / "whole" / "checkpoint.pt")
-    assert kept["step"] == 10 and same(kept["model"], then) and not same(last["model"], then)
-    assert same(last["best"]["model"], then) and same(kept["config"], last["config"])
+    assert kept["step"] == 10 and miniatures.same(kept["model"], then) and not miniatures.same(last["model"], then)
+    assert miniatures.same(last["best"]["model"], then) and miniatures.same(kept["config"], last["config"])
 
     assert [(p["step"], p["map@r"]) for p in metrics["history"]["validation"]] == list(GOOD.items())
     assert [p["step"] for p in metrics["history"]["evaluation"]] == [10, 12], "the test classes at the end alone"
@@ -144,7 +126,7 @@ def test_another_score_may_decide(shapes: str, tmp_path: Path, scripted: None) -
 def test_if_the_last_weights_are_the_best_they_are_scored_once(shapes: str, tmp_path: Path, no_pictures: None) -> None:
     metrics = run.run(settings(shapes, tmp_path, eval_every=0))
     assert [p["step"] for p in metrics["history"]["evaluation"]] == [12] == [metrics["validation"]["step"]]
-    assert same(weights(tmp_path / "best.pt")["model"], checkpoint.load(tmp_path / "checkpoint.pt")["model"])
+    assert miniatures.same(weights(tmp_path / "best.pt")["model"], checkpoint.load(tmp_path / "checkpoint.pt")["model"])
     assert list(results.tables(metrics)["test classes"]) == [
         "frozen backbone", "untrained head", "trained, axbn, best: step 12"
     ]  # fmt: skip
@@ -173,14 +155,14 @@ def test_a_continued_run_has_the_same_best_weights(
     run.run(settings(shapes, tmp_path / "straight", **changes))
     part = settings(shapes, tmp_path / "parts", resume=True, **changes)
     with pytest.raises(loop.Interrupted):
-        run.run(part, asked_to_stop=after(stop))
+        run.run(part, asked_to_stop=miniatures.after(stop))
     assert (tmp_path / "parts" / "best.pt").exists() == (stop >= 5)
     run.run(part)
     ends = [[load(tmp_path / name) for name in ("straight", "parts")] for load in (
         lambda path: checkpoint.load(path / "checkpoint.pt"), lambda path: weights(path / "best.pt"),
         lambda path: json.loads((path / "metrics.json").read_text()),
     )]  # fmt: skip
-    assert all(same(*pair) for pair in ends) and ends[1][0]["step"] == 10
+    assert all(miniatures.same(*pair) for pair in ends) and ends[1][0]["step"] == 10
 
 
 @pytest.mark.parametrize("time", [1, 2])
@@ -206,11 +188,13 @@ def test_a_run_that_dies_between_its_two_files_goes_on_from_there(
     assert state["step"] == state["best"]["step"] == (5, 10)[time - 1]
     assert Trained(tmp_path / "killed").step == 5, "a network of the run, be it the last or an earlier best"
     with pytest.raises(loop.Interrupted):
-        run.run(config, asked_to_stop=after(1))
-    assert same(weights(tmp_path / "killed" / "best.pt")["model"], state["best"]["model"]), "made up for at once"
+        run.run(config, asked_to_stop=miniatures.after(1))
+    assert miniatures.same(weights(tmp_path / "killed" / "best.pt")["model"], state["best"]["model"]), (
+        "made up for at once"
+    )
     run.run(config)
     for name in ("checkpoint.pt", "best.pt"):
-        assert same(*(weights(tmp_path / folder / name) for folder in ("straight", "killed")))
+        assert miniatures.same(*(weights(tmp_path / folder / name) for folder in ("straight", "killed")))
 
 
 def test_best_weights_that_are_gone_or_broken_are_written_again(shapes: str, tmp_path: Path, scripted: None) -> None:
@@ -220,7 +204,7 @@ def test_best_weights_that_are_gone_or_broken_are_written_again(shapes: str, tmp
     (tmp_path / "metrics.json").unlink()  # killed just before it was written
     (tmp_path / "best.pt").write_text("broken")
     assert run.run(config)["validation"]["step"] == 10
-    assert same(weights(tmp_path / "best.pt"), before)
+    assert miniatures.same(weights(tmp_path / "best.pt"), before)
 
 
 def test_a_run_that_starts_again_removes_the_best_weights(shapes: str, tmp_path: Path, scripted: None) -> None:
@@ -241,7 +225,7 @@ def test_a_run_of_an_earlier_version_goes_on_and_is_shown(shapes: str, tmp_path:
     """Its checkpoint and its metrics do not have the settings that have been added since."""
     config = settings(shapes, tmp_path, validation_share=0.0)
     with pytest.raises(loop.Interrupted):
-        run.run(config, asked_to_stop=after(3))
+        run.run(config, asked_to_stop=miniatures.after(3))
     state = checkpoint.load(tmp_path / "checkpoint.pt")
     state["config"] = {name: value for name, value in state["config"].items() if name not in NEW}
     checkpoint.save(tmp_path / "checkpoint.pt", state)
@@ -277,7 +261,7 @@ def test_a_killed_run_keeps_its_best_weights(shapes: str, tmp_path: Path, no_pic
     for name in ("whole", "killed"):
         assert run.main([*arguments, str(tmp_path / name)]) == 0
     for name in ("checkpoint.pt", "best.pt"):
-        assert same(*(weights(tmp_path / folder / name) for folder in ("whole", "killed")))
+        assert miniatures.same(*(weights(tmp_path / folder / name) for folder in ("whole", "killed")))
 
 
 # ---- making use of them ---------------------------------------------------------------------------------------------

@@ -89,12 +89,6 @@ def command(*arguments: object) -> list[str]:
     return [str(argument) for argument in arguments]
 
 
-def after(steps: int) -> Callable[[], bool]:
-    """Asks to stop after so many steps."""
-    left: Iterator[bool] = iter([False] * (steps - 1) + [True])
-    return lambda: next(left)
-
-
 # ---- settings -------------------------------------------------------------------------------------------------------
 
 
@@ -612,17 +606,6 @@ def test_weight_decay_is_beside_adam_or_part_of_the_gradient(shapes: str, tmp_pa
     torch.testing.assert_close(shrunk["adam"], 0.01 * before.sign(), rtol=1e-3, atol=1e-5)
 
 
-def same(a: Any, b: Any) -> bool:
-    """Equal bit for bit, through dicts and lists of tensors and numbers."""
-    if isinstance(a, Tensor):
-        return torch.equal(a, b) and a.dtype == b.dtype
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if "seconds" not in str(key))
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
-
-
 @pytest.mark.singly
 @pytest.mark.parametrize(("method", "update"), [("axbn", "inplace"), ("axbn", "deferred"), ("xbm", "inplace")])
 @pytest.mark.parametrize("stop", [1, 4, 6])  # 4: an evaluation is due
@@ -632,15 +615,15 @@ def test_a_continued_run_ends_where_an_uninterrupted_one_does(
     straight = run.run(settings(shapes, tmp_path / "straight", method=method, update=update, eval_every=4))
     part = settings(shapes, tmp_path / "parts", method=method, update=update, eval_every=4, resume=True)
     with pytest.raises(loop.Interrupted):
-        run.run(part, asked_to_stop=after(stop))
+        run.run(part, asked_to_stop=miniatures.after(stop))
     assert checkpoint.load(tmp_path / "parts" / "checkpoint.pt")["step"] == stop
     torch.manual_seed(100)  # whatever happened in between
     continued = run.run(part)
     ends = [checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("straight", "parts")]
     assert ends[0]["step"] == 12
-    assert same(*ends)
+    assert miniatures.same(*ends)
     for name in (*SCORES, "before", "history"):
-        assert same(straight[name], continued[name])
+        assert miniatures.same(straight[name], continued[name])
 
 
 @pytest.mark.singly
@@ -664,9 +647,9 @@ def test_a_continued_run_keeps_the_weights_that_it_began_with(
         if now == 0:
             run.run(straight)
             with pytest.raises(loop.Interrupted):
-                run.run(parts, asked_to_stop=after(6))
+                run.run(parts, asked_to_stop=miniatures.after(6))
     assert run.run(replace(parts, resume=True))["backbone"] == "resnet18: weights 0"
-    assert same(*(checkpoint.load(config.folder / "checkpoint.pt") for config in (straight, parts)))
+    assert miniatures.same(*(checkpoint.load(config.folder / "checkpoint.pt") for config in (straight, parts)))
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -675,10 +658,10 @@ def test_a_run_in_16_bits_trains_and_continues_exactly(precision: str, shapes: s
     straight = run.run(settings(shapes, tmp_path / "straight", **changes))
     part = settings(shapes, tmp_path / "parts", resume=True, **changes)
     with pytest.raises(loop.Interrupted):
-        run.run(part, asked_to_stop=after(5))
+        run.run(part, asked_to_stop=miniatures.after(5))
     run.run(part)
     ends = [checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("straight", "parts")]
-    assert same(*ends)
+    assert miniatures.same(*ends)
     assert bool(ends[0]["scaler"]) == (precision == "float16")
     assert all(value.dtype == torch.float32 for name, value in ends[0]["model"].items() if "batches" not in name)
     assert all(math.isfinite(point["loss"]) for point in straight["history"]["loss"])
@@ -704,8 +687,8 @@ def test_two_runs_of_the_same_settings_agree_and_another_seed_does_not(shapes: s
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
         run.run(settings(shapes, tmp_path / name, seed=seed, eval_every=0))
     one, two, other = (checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("one", "two", "other"))
-    assert same(one, two)
-    assert not same(one["model"], other["model"])
+    assert miniatures.same(one, two)
+    assert not miniatures.same(one["model"], other["model"])
 
 
 def test_a_finished_run_is_not_repeated(
@@ -724,7 +707,7 @@ def test_a_finished_run_is_not_repeated(
 def test_an_unfinished_run_is_neither_lost_nor_mixed_up(shapes: str, tmp_path: Path, tiny: None) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(loop.Interrupted):
-        run.run(settings(shapes, tmp_path), asked_to_stop=after(3))
+        run.run(settings(shapes, tmp_path), asked_to_stop=miniatures.after(3))
     with pytest.raises(ConfigError, match="holds an unfinished run: continue it with --resume, or --overwrite it"):
         run.run(settings(shapes, tmp_path))
     with pytest.raises(ConfigError, match=r"an unfinished run with other settings .*--seed 0 there, 1 now"):
@@ -765,7 +748,7 @@ def test_a_run_does_not_go_on_with_other_data(
     shutil.copytree(shapes.partition(":")[2], path)
     config = settings(f"folder:{path}", out, batch_size=4)
     with pytest.raises(loop.Interrupted):
-        run.run(config, asked_to_stop=after(3))
+        run.run(config, asked_to_stop=miniatures.after(3))
     before = (out / "checkpoint.pt").read_bytes()
     change(path)
     with pytest.raises(ConfigError, match=rf"an unfinished run on other data: .* has changed since in .*{where}"):
@@ -786,7 +769,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_note(
     shapes: str, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(loop.Interrupted):
-        run.run(settings(shapes, tmp_path), asked_to_stop=after(3))
+        run.run(settings(shapes, tmp_path), asked_to_stop=miniatures.after(3))
     stored = checkpoint.load(tmp_path / "checkpoint.pt")
     del stored["data"], stored["start"]
     checkpoint.save(tmp_path / "checkpoint.pt", stored)
@@ -846,7 +829,7 @@ def unfinished(shapes: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("unfinished")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(loop.Interrupted):
         make_tiny(patch)
-        run.run(settings(shapes, out), asked_to_stop=after(1))
+        run.run(settings(shapes, out), asked_to_stop=miniatures.after(1))
     return out / "checkpoint.pt"
 
 
