@@ -504,6 +504,22 @@ def test_the_curve_of_a_loss_below_zero_is_in_the_picture() -> None:
         assert low <= min(values) < max(values) <= high and bottom in (None, low)
 
 
+def test_curves_without_a_measurement_say_so(
+    shapes: str, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drift = {"step": 4, "age": 2, "uncorrected": 0.2, "in_memory": 0.1}
+    metrics = run.run(settings(shapes, tmp_path, steps=4))
+    monkeypatch.undo()
+    said: list[str] = []
+    monkeypatch.setattr(pictures, "_say", lambda axes, words: said.append(words))
+    monkeypatch.setattr(pictures.Figure, "savefig", lambda *_: None)
+    for points, times in (([], 2), ([drift], 0)):
+        metrics["history"]["drift"] = points
+        said.clear()
+        pictures.curves(tmp_path / "x.png", metrics)
+        assert said == times * ["not measured: the run was too short"]
+
+
 def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
     part = Part([np.zeros((8, 8, 3), np.uint8)] * 4, np.array([0, 0, 1, 1]), ("$\\frac{$", "a $5"), ("", "", "", ""))
     data = Dataset("$\\frac{$", part, part, mirror=True)

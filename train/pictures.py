@@ -54,8 +54,10 @@ def curves(path: Path, metrics: dict[str, Any]) -> None:
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         _loss(loss, history["loss"], config)
         _scores(scores, metrics)
-        _staleness_over_time(over_time, history["drift"])
-        _staleness_by_age(by_age, history["drift"])
+        for axes, draw in ((over_time, _staleness_over_time), (by_age, _staleness_by_age)):
+            draw(axes, history["drift"])
+            if not history["drift"]:
+                _say(axes, "not measured: the run was too short")
         _pairs(pairs, history["memory"])
         _gap(gap, history["memory"])
         for axes in (loss, scores, pairs, over_time, gap):
@@ -149,6 +151,10 @@ def _staleness_by_age(axes: Axes, points: list[dict[str, float]]) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("steps since stored (mean over the second half of training)")
     axes.set_ylabel("cosine distance to a fresh embedding")
+
+
+def _say(axes: Axes, words: str) -> None:
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=GREY)
 
 
 def _pairs(axes: Axes, points: list[dict[str, float]]) -> None:
