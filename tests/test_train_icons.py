@@ -106,7 +106,7 @@ def test_an_alias_may_turn_and_mirror(alias: dict[str, Any], turned: Callable[[A
 
 @pytest.mark.parametrize("aliases", [{"b": {"parent": "c"}}, {"b": {"parent": "c"}, "c": {"parent": "b"}}])
 def test_an_alias_of_nothing(aliases: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match=r"x:b: an alias of no icon: '[bc]' is none"):
+    with pytest.raises(DataError, match=r"x:b: an alias of an icon that does not exist: '[bc]'"):
         iconify.svg_of({"prefix": "x", "icons": {}, "aliases": aliases}, "b")
 
 

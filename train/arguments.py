@@ -24,7 +24,7 @@ class _Formatter(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        silent = "default" in text or any(action.default is none for none in (None, False, argparse.SUPPRESS))
+        silent = "default" in text or any(action.default is empty for empty in (None, False, argparse.SUPPRESS))
         return text if silent else f"{text} (default: %(default)s)"
 
 

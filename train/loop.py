@@ -319,5 +319,5 @@ class Trainer:
             return self.test_embeddings()
 
     def scores(self, embeddings: Tensor) -> Scores:
-        """Scores of embeddings [N, *] of the test images; raises TrainingError if there are none."""
+        """Scores of embeddings [N, *] of the test images; raises TrainingError if they cannot be computed."""
         return self.scoring.of(embeddings, TEST, self.step)

@@ -83,9 +83,7 @@ def _scores(axes: Axes, metrics: dict[str, Any]) -> None:
     points = tested if validation is None else metrics["history"]["validation"]
     if not points:
         axes.set_title("Retrieval")
-        axes.text(
-            0.5, 0.5, textwrap.fill(metrics["not_tested"], 36), transform=axes.transAxes, ha="center", va="center"
-        )
+        _say(axes, textwrap.fill(metrics["not_tested"], 36))
         axes.set_yticks([])
         return
     axes.set_title(f"Retrieval on {tested_on(metrics['config']) if validation is None else 'validation classes'}")

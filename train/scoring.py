@@ -42,7 +42,7 @@ class Scoring:
     def before(self, model: Embedder) -> dict[str, Any]:
         """Scores before training: of the backbone's own features, and of the untrained head on top of them.
 
-        Those of VALIDATION are under its name. Where nothing is tested there are none of TEST.
+        Those of VALIDATION are under its name. Those of TEST are left out where nothing is tested.
         """
         model.eval()
 

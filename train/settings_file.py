@@ -22,7 +22,7 @@ def words(path: Path) -> list[str]:
     """What a file says, as words of a command line.
 
     Raises:
-        ConfigError: the file cannot be read, or names something that is no setting, or a value that is none.
+        ConfigError: the file cannot be read, or has an unknown setting, or a value that no setting takes.
     """
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -59,7 +59,7 @@ class Trained(nn.Module):
                 some.
 
         Raises:
-            ConfigError: there are none, they cannot be read, or are of a network that is not here.
+            ConfigError: the weights are missing or cannot be read, or their backbone is not installed here.
         """
         super().__init__()
         stored, kinds = _stored(run, weights_of)

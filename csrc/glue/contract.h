@@ -13,7 +13,7 @@
 
 namespace xbn {
 
-// As Python writes it; of a dtype that nobody would pass, torch's own name.
+// The name of a dtype in Python; torch's own name for the rare ones.
 inline std::string name_of(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Bool: return "torch.bool";

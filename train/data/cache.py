@@ -7,7 +7,10 @@ import os
 import secrets
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,20 +38,28 @@ def folder(chosen: Path | None) -> Path:
         raise DataError(f"--cache: {place} cannot be found, as there is no home folder; choose a folder") from error
 
 
-def save(path: Path, arrays: Arrays) -> None:
-    """Write under a name of its own, then rename: an interruption or a second writer leaves one whole file or none."""
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, under a name of its own, renamed at the end: an interruption or a second writer leaves one whole
+    file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    digest: Arrays = {_DIGEST: np.frombuffer(_digest(arrays), np.uint8)}
     try:
         with open(temporary, "xb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays, **digest)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def save(path: Path, arrays: Arrays) -> None:
+    """Write them as ``writing`` does."""
+    digest: Arrays = {_DIGEST: np.frombuffer(_digest(arrays), np.uint8)}
+    with writing(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays, **digest)
 
 
 def read(path: Path) -> Arrays | None:

@@ -72,7 +72,7 @@ def _resolve(icons: dict[str, Any], name: str) -> dict[str, Any]:
         if "body" in found:
             return merged
         parent = found.get("parent")
-    raise DataError(f"{icons.get('prefix')}:{name}: an alias of no icon: {parent!r} is none")
+    raise DataError(f"{icons.get('prefix')}:{name}: an alias of an icon that does not exist: {parent!r}")
 
 
 def _transformed(

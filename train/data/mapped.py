@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import overload
@@ -12,8 +10,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from . import Pixels
-from .cache import CorruptCache
+from . import Pixels, cache
 
 BLOCK = 1 << 20
 """Bytes read at once."""
@@ -52,28 +49,20 @@ class Mapped(Sequence[Pixels]):
 def save(path: Path, count: int, blocks: Iterable[NDArray[np.uint8]]) -> str:
     """Write images [n, height, width], block by block, ``count`` in all; returns the file's SHA-256.
 
-    As ``cache.save``: whole under its name or not there.
+    It is whole under its name or not there.
     """
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            done = 0
-            for block in blocks:
-                if not done:
-                    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *block.shape[1:])}
-                    np.lib.format.write_array_header_1_0(file, header)
-                file.write(np.ascontiguousarray(block).data)
-                done += len(block)
-            if done != count:
-                raise ValueError(f"{done} images, not {count}")
-            file.flush()
-            os.fsync(file.fileno())
-        digest = _digest(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return digest
+    with cache.writing(path) as file:
+        done = 0
+        for block in blocks:
+            if not done:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (count, *block.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(block).data)
+            done += len(block)
+        if done != count:
+            raise ValueError(f"{done} images, not {count}")
+        file.flush()
+        return _digest(Path(file.name))
 
 
 def check(path: Path, digest: str) -> None:
@@ -81,9 +70,9 @@ def check(path: Path, digest: str) -> None:
     try:
         found = _digest(path)
     except OSError as error:
-        raise CorruptCache(f"{path}: {error}") from error
+        raise cache.CorruptCache(f"{path}: {error}") from error
     if found != digest:
-        raise CorruptCache(f"{path}: its SHA-256 is not the one stored")
+        raise cache.CorruptCache(f"{path}: its SHA-256 is not the one stored")
 
 
 def _digest(path: Path) -> str:
