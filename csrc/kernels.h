@@ -200,18 +200,20 @@ struct StepTotalParams {
   const T* own_loss;     // [1] of the batch against itself, or null
   const T* memory_loss;  // [1] against the bank, or null
   double own_weight, memory_weight;
-  T* loss;               // [1] out
-  int64_t* step;         // [1] in and out
-  double* no_pairs;      // [2] out, NaN: there is no memory_loss, so no pairs of it; or null
-  const T* own_anchors;  // [B, D] derivative of own_loss by the rows as anchors, null exactly when own_loss is
-  const T* own_rows;     // [B, D] and by the rows that are ranked
-  const T* grad_memory;  // [B, D] derivative of memory_loss by the anchors, null exactly when that is
-  const T* z;            // [B, D] the batch as normalised; null if it is not
-  const double* norm;    // [B] before that; null exactly when z is
-  int64_t B, D;          //
-  double eps;            // lower bound of norms
-  T* grad;               // [B, D] out, derivative by the batch before it was normalised; null: is not asked for
-  T* grad_rows;          // [B, D] out, by the rows that are ranked, where these are not the anchors; or null
+  T* loss;                // [1] out
+  int64_t* step;          // [1] in and out
+  double* no_pairs;       // [2] out, NaN: there is no memory_loss, so no pairs of it; or null
+  const T* own_anchors;   // [B, D] derivative of own_loss by the rows as anchors, null exactly when own_loss is
+  const T* own_rows;      // [B, D] and by the rows that are ranked
+  const T* grad_memory;   // [B, D] derivative of memory_loss by the anchors, null exactly when that is
+  double* mean_gradient;  // [D] out, of grad_memory over the anchors, which is taken off theirs; null: it stays
+  const bool* anchors;    // [B] the rows that rank; null: all
+  const T* z;             // [B, D] the batch as normalised; null if it is not
+  const double* norm;     // [B] before that; null exactly when z is
+  int64_t B, D;           //
+  double eps;             // lower bound of norms
+  T* grad;                // [B, D] out, derivative by the batch before it was normalised; null: is not asked for
+  T* grad_rows;           // [B, D] out, by the rows that are ranked, where these are not the anchors; or null
 };
 
 // --- On a CPU: returns when it is done -----------------------------------------------------------------------------

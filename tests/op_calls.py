@@ -174,6 +174,7 @@ def step_arguments(**changes):
         "renormalize": True,
         "batch_weight": 1.0,
         "memory_weight": 0.5,
+        "center_gradient": False,
         "warmup_steps": 0,
         "eps": 1e-6,
         "need_grad": True,

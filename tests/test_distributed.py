@@ -77,7 +77,14 @@ def the_memory_or_the_batch_alone_may_be_divided(rank):
         same_steps(SupCon(nn.Parameter(torch.tensor(0.2))), {"sizes": "uneven", "ids": True, "mask": True})
         same_steps(SupCon(), {"sizes": "uneven"}, batch_weight=0.0, enqueue="before")
         same_steps(SupCon(), {"sizes": "uneven"}, memory_weight=0.0)
+        a_gradient_is_centred_over_all_anchors()
     divide(memory=True, batch=True)
+
+
+def a_gradient_is_centred_over_all_anchors():
+    for batch in ({"sizes": "uneven", "mask": True}, {"sizes": "one empty", "ids": True}):
+        for loss in (SupCon(), SupCon(nn.Parameter(torch.tensor(0.2))), Contrastive(), Triplet()):
+            same_steps(loss, batch, steps=3, center_gradient=True)
 
 
 def every_way_to_keep_a_memory_is_that_of_one_process(rank):
@@ -87,6 +94,7 @@ def every_way_to_keep_a_memory_is_that_of_one_process(rank):
     same_steps(SupCon(), {"sizes": "uneven"}, normalize_embeddings=False, renormalize=False)
     same_steps(SupCon(), {"sizes": "uneven"}, enqueue="before")  # without ids
     same_steps(SupCon(), {"sizes": "uneven"}, no_class=2)
+    a_gradient_is_centred_over_all_anchors()
     same_steps(Contrastive(), {"sizes": "one empty"}, memory_dtype=torch.float16)
     same_steps(Contrastive(), {"sizes": "over the memory"})
     same_steps(Contrastive(), {"ids": True, "mask": True}, size=ranks.SHARDS)

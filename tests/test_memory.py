@@ -14,9 +14,11 @@ import state
 import torch
 import torch.nn.functional as F
 from conftest import only
+from test_custom import Exponents
+from torch import nn
 
 import xbn_ext
-from xbn_ext import Contrastive, CrossBatchMemory, SigLIP, SupCon, reference
+from xbn_ext import Contrastive, CrossBatchMemory, SigLIP, SmoothAP, SupCon, reference
 from xbn_ext.dtypes import MEMORY_DTYPES
 from xbn_ext.losses import PairLoss
 
@@ -61,6 +63,8 @@ OPTIONS += [
     {"batch_weight": 0.0, "memory_weight": 0.3},
     {"batch_weight": 0.7, "memory_weight": 0.0},
     {"warmup_steps": 3},
+    {"center_gradient": True, "memory_weight": 0.3},
+    {"center_gradient": True, "normalize_embeddings": False, "batch_weight": 0.0},
     {"process_noise": 0.5, "measurement_noise": 2.0},
     {"eps": 0.05, "normalize_embeddings": False},
     {"eps": 0.2, "update": "deferred"},
@@ -85,6 +89,42 @@ def test_step_is_the_reference_step(options, reduction, masked, with_ids, device
         torch.testing.assert_close(value, true_value, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(ours.grad, truth.grad, rtol=1e-8, atol=1e-11)
         state.assert_same_state(memory_of(criterion), memory, rtol=1e-8, atol=1e-10)
+
+
+OF_EACH_WAY = {
+    "one op": lambda: Contrastive(0.95, 0.3),
+    "a learned temperature": lambda: SupCon(nn.Parameter(torch.tensor(0.2, dtype=torch.float64))),
+    "a temperature that is a tensor": lambda: SupCon(torch.tensor(0.2, dtype=torch.float64)),
+    "a learned bias": lambda: SigLIP(bias=nn.Parameter(torch.tensor(-3.0, dtype=torch.float64))),
+    "of one's own": Exponents,
+    "in chunks": SmoothAP,
+}
+
+
+@pytest.mark.parametrize("make", OF_EACH_WAY.values(), ids=OF_EACH_WAY)
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "all"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_a_centred_gradient_is_the_other_without_its_mean_over_anchors(make, masked, training, device):
+    def step(**options):
+        torch.manual_seed(0)
+        criterion = CrossBatchMemory(make(), D, M, memory_dtype=torch.float64, batch_weight=0.0, **options).to(device)
+        *stored, (x, labels) = batches(4, torch.float64, device=device)
+        for rows, their_labels in stored:
+            criterion(rows, their_labels)
+        z = F.normalize(x).requires_grad_()
+        criterion.normalize_embeddings = False
+        criterion.train(training)
+        mask = labels % 2 == 0 if masked else torch.zeros_like(labels, dtype=torch.bool)
+        value = criterion(z, labels, enqueue_mask=mask if masked else None)
+        value.backward()
+        return value.detach(), z.grad, [p.grad for p in criterion.parameters()], ~mask
+
+    (value, grad, learned, anchors), (plain_value, plain, plain_learned, _) = step(center_gradient=True), step()
+    assert torch.equal(value, plain_value), "the loss stays"
+    torch.testing.assert_close(learned, plain_learned, rtol=1e-12, atol=1e-14)
+    expected = torch.where(anchors[:, None], plain - plain[anchors].mean(0), plain)
+    assert plain[anchors].mean(0).norm() > 1e-6
+    torch.testing.assert_close(grad, expected, rtol=1e-9, atol=1e-13)
 
 
 def test_numbers_of_pytorch_metric_learning(device):
@@ -483,6 +523,7 @@ def test_bad_calls_change_nothing(args, kwargs, error, message):
         ({"eps": "a"}, ValueError),
         ({"eps": 1e300}, ValueError),
         ({"renormalize": "false"}, ValueError),
+        ({"center_gradient": 1}, ValueError),
         ({"normalize_embeddings": 1}, ValueError),
         ({"warmup_steps": 10**30}, ValueError),
         ({"embedding_size": "16"}, ValueError),
@@ -510,6 +551,7 @@ def test_bad_options_are_named(options, error):
         ("warmup_steps", 2**70),
         ("normalize_embeddings", "false"),
         ("renormalize", "false"),
+        ("center_gradient", None),
         ("update", "lazy"),
         ("update", None),
         ("enqueue", "befor"),

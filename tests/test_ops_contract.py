@@ -138,6 +138,11 @@ BAD = [
     ("step_", {"x": torch.ones(B, D, dtype=torch.bfloat16)}, "x must be float32 or float64"),
     ("step_", {"sides": torch.randn(2 * B, D)}, "sides are of a batch that is normalised"),
     ("step_", {"sides": torch.randn(B, D), "normalizes": False}, r"sides must be \[2 B, D\]"),
+    (
+        "step_",
+        {"sides": torch.randn(2 * B, D), "normalizes": False, "center_gradient": True},
+        "center_gradient is of a batch without sides",
+    ),
     ("step_", {"labels": torch.arange(B, dtype=i32)}, "labels must be int64"),
     ("step_", {"mask": torch.ones(B)}, "mask must be bool"),
     ("step_", {"ids": torch.arange(B + 1)}, r"ids must be \[B\]"),

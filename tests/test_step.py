@@ -38,6 +38,8 @@ OPTIONS = {
     "ema, warming up": {"filter": make_filter("ema", 1.0, 1.0, 0.3), "warmup_steps": 1},
     "batch only": {"memory_weight": 0.0, "batch_weight": 0.7},
     "memory only": {"batch_weight": 0.0, "memory_weight": 0.3},
+    "centred": {"center_gradient": True, "memory_weight": 0.3},
+    "centred, batch only": {"center_gradient": True, "memory_weight": 0.0, "normalize_embeddings": False},
 }
 
 
@@ -48,6 +50,10 @@ def test_step(options, masked, with_ids, temperature, ops, device, dtype):
     ours = memory(dtype, device)
     truth = state.clone(ours, torch.float64)
     x, labels = batch(dtype, device)
+    if temperature is not None and "center_gradient" in options:
+        with pytest.raises(TypeError, match="centres no gradient where the temperature is a tensor"):
+            ops.step_(ours, x, labels, SupCon(torch.tensor(temperature)), **options)
+        return
     rows = {
         "enqueue_mask": labels != 1 if masked else None,
         "ids": torch.arange(-2, B - 2, device=device) if with_ids else None,

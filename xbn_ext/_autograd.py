@@ -108,6 +108,32 @@ class _WithGradient(torch.autograd.Function):
         return None, differentiable_once(grad_value * grad_z, z, *others), None, *(None for _ in others)
 
 
+def centered(grad: Tensor, anchors: Tensor | None) -> Tensor:
+    """A gradient `[B, D]` without its mean over the anchors `[B]`, those that are True; None: all. It is taken off
+    theirs only: the others have none."""
+    if anchors is None:
+        return grad - grad.mean(0)
+    mean = torch.where(anchors[:, None], grad, 0).sum(0) / anchors.sum().clamp(min=1)
+    return torch.where(anchors[:, None], grad - mean, grad)
+
+
+def with_centered_gradient(z: Tensor, anchors: Tensor | None) -> Tensor:
+    """z as it is, with `centered` of the gradient that arrives here."""
+    return _WithCenteredGradient.apply(z, anchors)  # type: ignore[no-any-return]
+
+
+class _WithCenteredGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, anchors: Tensor | None) -> Tensor:
+        ctx.save_for_backward(anchors)
+        return z.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (anchors,) = ctx.saved_tensors
+        return centered(grad, anchors), None
+
+
 _library = torch.library.Library("xbn_ext", "FRAGMENT")
 
 # It claims to write `step`, or a compiler would leave out a call that gives nothing.

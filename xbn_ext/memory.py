@@ -16,7 +16,7 @@ from .dtypes import compute_dtype, is_narrow
 from .filling import fill
 from .filter import Drift, make_filter
 from .losses import AnyLoss, OwnLoss, check_unit_rows
-from .losses.learned import learned_offset
+from .losses.learned import has_sides, learned_offset
 from .shards import Shards
 from .state import MemoryState
 from .unlabelled import OF_A_STEP, apart
@@ -34,10 +34,12 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "renormalize": checks.flag,
     "batch_weight": checks.moderate,
     "memory_weight": checks.moderate,
+    "center_gradient": checks.flag,
     "warmup_steps": checks.whole_from(0),
     "eps": checks.finite_positive,
     "no_class": checks.none_or_label,
 }
+OF_LOSS = ("renormalize", "batch_weight", "memory_weight", "center_gradient", "warmup_steps", "eps")
 # What is chosen when the memory is made.
 CHOSEN_ONCE = ("loss", "embedding_size", "memory_size", "drift", "filter", "process_group", "shards", "batch_size")
 
@@ -75,6 +77,8 @@ class CrossBatchMemory(WithLoss, MemoryState):
         renormalize: L2-normalise memory rows as they are read (the stored rows keep their exact moments).
         batch_weight: weight of the loss of the batch against itself; 0 skips it.
         memory_weight: weight of the loss of the batch against the memory; 0 skips it.
+        center_gradient: takes the mean over the anchors off the gradient of the loss against the memory, `g_i - mean g`
+            of normalised rows: the common direction in which a stale memory pulls. The loss itself stays as it is.
         warmup_steps: number of steps in which the memory fills up but is not in the loss.
         enqueue: store the batch `"after"` the loss or `"before"` it; even then no row is paired with itself.
         no_class: the label of rows that are of no class, such as distractors: each is a negative of all other rows,
@@ -127,6 +131,7 @@ class CrossBatchMemory(WithLoss, MemoryState):
         renormalize: bool = True,
         batch_weight: float = 1.0,
         memory_weight: float = 1.0,
+        center_gradient: bool = False,
         warmup_steps: int = 0,
         enqueue: Literal["after", "before"] = "after",
         no_class: int | None = None,
@@ -149,6 +154,7 @@ class CrossBatchMemory(WithLoss, MemoryState):
         self.renormalize = renormalize
         self.batch_weight = batch_weight
         self.memory_weight = memory_weight
+        self.center_gradient = center_gradient
         self.eps = eps
         checks.some_weight(self.batch_weight, self.memory_weight)
         check_unit_rows(loss, normalize_embeddings=self.normalize_embeddings, renormalize=self.renormalize)
@@ -268,13 +274,7 @@ class CrossBatchMemory(WithLoss, MemoryState):
             batch = batch._replace(labels=apart(batch.labels, self.no_class, self.step * OF_A_STEP))
         x, y, mask, sample, *_ = batch
         x = x if x.dtype == torch.float64 else x.float()
-        of_loss: Any = {
-            "renormalize": self.renormalize,
-            "batch_weight": self.batch_weight,
-            "memory_weight": self.memory_weight,
-            "warmup_steps": self.warmup_steps,
-            "eps": self.eps,
-        }
+        of_loss: Any = {name: getattr(self, name) for name in OF_LOSS}
         of_step: Any = {"normalize_embeddings": self.normalize_embeddings}
         if self.training:
             of_step |= {"filter": self.filter, "update": self.update, "enqueue": self.enqueue}
@@ -283,7 +283,7 @@ class CrossBatchMemory(WithLoss, MemoryState):
             losses = composed.losses_by_ops(self, batch, loss, **of_loss)
         elif ranks is not None and shared_step.is_worth_it(ranks, batch, self.bank, loss, self.batch_weight):
             losses = shared_step.losses_of(ranks, self, batch, loss, **of_loss)
-        elif learned_offset(loss) is not None:
+        elif learned_offset(loss) is not None or (self.center_gradient and has_sides(loss)):
             losses = composed.losses_by_ops(self, batch, loss, **of_loss)
         else:
             in_one = ops.step_ if self.training else ops.loss_of

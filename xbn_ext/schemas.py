@@ -60,8 +60,8 @@ SCHEMAS = (
     "Tensor(k!) target_std, Tensor(l!) variance, Tensor(m!) step, Tensor(n!)? pairs, Tensor(o!)? drift_stats, "
     "Tensor x, Tensor? sides, Tensor labels, Tensor? mask, Tensor? ids, str loss, float[] parameters, bool follows, "
     "float process_noise, float measurement_noise, float? fixed_gain, bool deferred, bool stores_first, "
-    "bool normalizes, bool renormalize, float batch_weight, float memory_weight, int warmup_steps, float eps, "
-    "bool need_grad) -> (Tensor loss, Tensor grad)",
+    "bool normalizes, bool renormalize, float batch_weight, float memory_weight, bool center_gradient, "
+    "int warmup_steps, float eps, bool need_grad) -> (Tensor loss, Tensor grad)",
     "cpu_isa() -> str",
     "cuda_architectures() -> str",  # that the build has kernels for; "" without nvcc
     "set_loss_way(str name) -> str",  # of `options.WAYS_FOR_TESTS`; returns the previous one

@@ -68,6 +68,11 @@ def _losses(
     ranks: Ranks, memory: Any, batch: Batch, loss: PairLoss, options: dict[str, Any], z: Tensor, slots: Tensor | None,
     pairs: Tensor | None,
 ) -> Tensor:  # fmt: skip
+    divides = _divides_memory(ranks, batch, memory.bank, loss)
+    # Of rows whose gradient only their rank knows, the mean takes an exchange.
+    centers = options["center_gradient"] and divides
+    options = options | {"center_gradient": options["center_gradient"] and not divides}
+
     def of_own(z: Tensor, given: LossOptions) -> tuple[Tensor, Tensor]:
         line = ranks.line(batch)
         for name in ("anchors", "exclude"):
@@ -79,10 +84,10 @@ def _losses(
             given["exclude"] = exclude - memory._first
         if count is not None:
             given["count"] = memory._stored(count)
-        return memory_loss(ranks, z, batch, memory, loss, given)
+        return memory_loss(ranks, z, batch, memory, loss, centers, given)
 
     def against(z: Tensor, given: LossOptions) -> Tensor:
-        if _divides_memory(ranks, batch, memory.bank, loss):
+        if divides:
             value, counted = of_own(z, given)
         else:
             bank = (memory.bank, memory.bank_labels)
@@ -100,7 +105,7 @@ def _losses(
 
 
 def memory_loss(
-    ranks: Ranks, z: Tensor, batch: Batch, memory: Any, loss: PairLoss, options: LossOptions
+    ranks: Ranks, z: Tensor, batch: Batch, memory: Any, loss: PairLoss, center_gradient: bool, options: LossOptions
 ) -> tuple[Tensor, Tensor]:
     """The loss of the anchors of all ranks against a memory, and the pairs `[2]`. The anchors of this rank's line meet
     its block of the memory; what each of them then costs is settled by its owner. The gradient is that of the own rows,
@@ -118,7 +123,8 @@ def memory_loss(
     temperature = getattr(loss, "temperature", None)
     given, (loss, ranking) = loss, fold_temperature(loss, z[line])
     z, own = z[own], slice(own.start - line.start, own.stop - line.start)  # of the line's anchors
-    need_grad = batch.learns if shards.size > 1 or learned is not None else needs_grad(ranking)
+    exchanges = shards.size > 1 or learned is not None or center_gradient
+    need_grad = batch.learns if exchanges else needs_grad(ranking)
     if isinstance(loss, Triplet) and not loss.passes:
         totals, grads = triplet_sums(ranking.detach(), labels, memory, loss, shards, need_grad, options)
         factor = grads.new_ones(1, len(ranking))
@@ -137,11 +143,13 @@ def memory_loss(
     factor = (factor * (average if in_two_groups else average[:1])[:, None]).to(z.dtype)[..., None]
     grad = shards.to_owners(torch.where(factor == 0, 0, factor * grads).sum(0), sizes).sum(0)
     ranking = ranking[own]
-    grad = torch.where(ranking.isfinite().all(1, keepdim=True), grad, torch.nan)
+    grad = by_rows = torch.where(ranking.isfinite().all(1, keepdim=True), grad, torch.nan)
+    if center_gradient:
+        by_rows = grad - _mean(ranks, grad, batch)
     if not isinstance(temperature, Tensor):
-        return with_offset(with_gradient(result, z, grad, *learned_of(given)), given, pairs, z), pairs
+        return with_offset(with_gradient(result, z, by_rows, *learned_of(given)), given, pairs, z), pairs
     # What ranks is z / temperature.
-    value = with_gradient(result, z, grad / temperature.detach().to(z.dtype), *learned_of(given))
+    value = with_gradient(result, z, by_rows / temperature.detach().to(z.dtype), *learned_of(given))
     value = with_offset(value, given, pairs, z)
     if learned is None:
         return value, pairs
@@ -149,6 +157,16 @@ def memory_loss(
     others = z, *learned_of(given)
     by_temperature = by_temperature.to(temperature.dtype)
     return value + with_gradient(torch.zeros_like(result), temperature, by_temperature, *others), pairs
+
+
+def _mean(ranks: Ranks, grad: Tensor, batch: Batch) -> Tensor:
+    """What centring takes off this rank's rows of a gradient: the mean over all anchors; nothing off other rows."""
+    total, count = ranks.total(grad.double().sum(0)), len(batch.labels)
+    if batch.mask is None:
+        return (total / count).to(grad.dtype)
+    anchors = ~batch.mask
+    mean = total / anchors.sum().clamp(min=1)
+    return torch.where(anchors[ranks.own(batch)][:, None], mean, 0).to(grad.dtype)
 
 
 def _pass_by_pass(

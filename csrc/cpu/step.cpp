@@ -2,7 +2,8 @@
 //
 //   in     mask, ids, slots [B], step, count;  losses, weights, derivatives [B, D], z [B, D], norm [B]
 //   out    anchors, exclude [B], ranked;  loss, grad [B, D], grad_rows [B, D];  step is counted
-//   math   grad_z = own_weight (own_anchors + own_rows) + memory_weight grad_memory, then that of normalize
+//   math   grad_z = own_weight (own_anchors + own_rows) + memory_weight grad_memory, then that of normalize; of
+//          grad_memory the mean over the anchors is taken off first, where that is asked for
 //   split  runs of rows: the same bits on any number of threads
 #include <algorithm>
 #include <cmath>
@@ -36,6 +37,7 @@ void step_total(const StepTotalParams<T>& p, const Cpu& cpu) {
   ++*p.step;
   if (p.no_pairs != nullptr) std::fill_n(p.no_pairs, 2, std::numeric_limits<double>::quiet_NaN());
   if (p.grad == nullptr) return;
+  if (p.grad_memory != nullptr && p.mean_gradient != nullptr) XBN_CALL_ISA(cpu.isa, mean_gradient(p));
   const int64_t rows = ceil_div(kElements, p.D);
   cpu.parallel(ceil_div(p.B, rows), p.B * p.D, [&](int64_t unit) {
     XBN_CALL_ISA(cpu.isa, total_gradients(p, unit * rows, std::min((unit + 1) * rows, p.B)));

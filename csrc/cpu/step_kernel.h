@@ -2,8 +2,8 @@
 #include "normalize_kernel.h"
 
 // out = weight * a, or + weight * a; nothing and zeros, where a is null.
-template <typename T>
-void add_weighted(double weight, const T* a, int64_t D, bool first, T* out) {
+template <typename A, typename T>
+void add_weighted(double weight, const A* a, int64_t D, bool first, T* out) {
   if (a == nullptr) {
     for (int64_t d = 0; first && d < D; ++d) out[d] = 0;
     return;
@@ -15,12 +15,30 @@ void add_weighted(double weight, const T* a, int64_t D, bool first, T* out) {
   }
 }
 
+inline bool is_anchor(const bool* anchors, int64_t i) { return anchors == nullptr || anchors[i]; }
+
+template <typename T>
+void mean_gradient(const StepTotalParams<T>& p) {
+  std::fill_n(p.mean_gradient, p.D, 0.0);
+  int64_t count = 0;
+  for (int64_t i = 0; i < p.B; ++i) {
+    if (!is_anchor(p.anchors, i)) continue;
+    ++count;
+    const T* row = p.grad_memory + i * p.D;
+#pragma omp simd
+    for (int64_t d = 0; d < p.D; ++d) p.mean_gradient[d] += static_cast<double>(row[d]);
+  }
+  for (int64_t d = 0; d < p.D; ++d) p.mean_gradient[d] /= static_cast<double>(std::max<int64_t>(count, 1));
+}
+
 template <typename T>
 void total_gradients(const StepTotalParams<T>& p, int64_t begin, int64_t end) {
   const auto row = [&](const T* matrix, int64_t i) { return matrix == nullptr ? nullptr : matrix + i * p.D; };
   for (int64_t i = begin; i < end; ++i) {
     T* grad = p.grad + i * p.D;
     add_weighted(p.memory_weight, row(p.grad_memory, i), p.D, true, grad);
+    if (p.grad_memory != nullptr && p.mean_gradient != nullptr && is_anchor(p.anchors, i))
+      add_weighted(-p.memory_weight, p.mean_gradient, p.D, false, grad);
     add_weighted(p.own_weight, row(p.own_anchors, i), p.D, false, grad);
     if (p.grad_rows != nullptr)
       add_weighted(p.own_weight, row(p.own_rows, i), p.D, true, p.grad_rows + i * p.D);

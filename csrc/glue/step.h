@@ -94,7 +94,8 @@ std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids
                                 const std::string& loss, const std::vector<double>& parameters, bool follows,
                                 double process_noise, double measurement_noise, std::optional<double> fixed_gain,
                                 bool deferred, bool stores_first, bool normalizes, bool renormalize, double own_weight,
-                                double memory_weight, int64_t warmup_steps, double eps, bool need_grad) {
+                                double memory_weight, bool center_gradient, int64_t warmup_steps, double eps,
+                                bool need_grad) {
   constexpr const char* op = "step_";
   const Contract c(op, bank);
   for (const auto& [name, t] :
@@ -117,6 +118,7 @@ std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids
                           {process_noise, measurement_noise, fixed_gain, eps});
   c.counter("step", step);
   if (pairs) c.statistic("pairs", *pairs, "[2]", {2});
+  c.require(!(center_gradient && sides), "center_gradient is of a batch without sides");
   c.require(std::isfinite(own_weight) && std::isfinite(memory_weight), "weights must be finite");
   const LossSpec spec = parse_loss(op, loss, parameters);
   const Ring ring{bank, bank_labels, sums, head, count, bank_ids, bank_steps};
@@ -147,6 +149,7 @@ std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids
   const Tensor own_anchors = torch::stable::new_empty(batch.z, {need_grad ? B : 0, D});  // derivatives of the own loss
   const Tensor own_rows = torch::stable::new_empty(batch.z, {need_grad ? B : 0, D});     // by the two sides
   const Tensor value = torch::stable::new_empty(batch.z, {});
+  const Tensor mean_gradient = torch::stable::new_empty(sums, {D});
   const Tensor grad = torch::stable::new_empty(batch.z, {need_grad ? (sides ? 2 * B : B) : 0, D});
 
   const Device device(op, bank);
@@ -196,6 +199,8 @@ std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids
         run([&](const auto& on) { return memory_loss(against, spec, on); });
       total.memory_loss = data_in(ranking.value, type);
       if (need_grad) total.grad_memory = data_in(ranking.grad_z, type);
+      if (need_grad && center_gradient) total.mean_gradient = mean_gradient.template mutable_data_ptr<double>();
+      total.anchors = data_in<bool>(chosen.anchors);
     }
     if (!stores_first) store();
 

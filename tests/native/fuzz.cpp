@@ -75,13 +75,25 @@ void step_round(xbn::Isa isa, const Exactly<T>& batch, int64_t B, int64_t D) {
   const bool sides_differ = up_to(1) == 1;
   if (!sides_differ && up_to(1)) p.z = z, p.norm = norm;
   p.grad = grad, p.grad_rows = sides_differ ? static_cast<T*>(rows) : nullptr;
+  const Exactly<double> center(D);
+  const Exactly<bool> ranks = mask(B);
+  if (parts != 1 && up_to(1)) p.mean_gradient = center, p.anchors = up_to(1) ? static_cast<bool*>(ranks) : nullptr;
+  const auto is_anchor = [&](int64_t i) { return p.anchors == nullptr || p.anchors[i]; };
   xbn::step_total(p, many);
+  if (p.mean_gradient != nullptr)
+    for (int64_t d = 0; d < D; ++d) {
+      double sum = 0, count = 0;
+      for (int64_t i = 0; i < B; ++i)
+        if (is_anchor(i)) sum += static_cast<double>(of_memory[i * D + d]), ++count;
+      require(std::fabs(center[d] - sum / std::max(count, 1.0)) <= 1e-12, "mean_gradient differs", B, 0, D);
+    }
   require(*loss == (parts != 0 ? 1 : 0) + (parts != 1 ? 0.75 : 0) && *step == 8, "step_total's loss differs", B, 0, D);
   if (p.norm == nullptr)
     for (int64_t k = 0; k < B * D; ++k) {
       const double ranked = parts != 0 ? 0.5 * static_cast<double>(of_rows[k]) : 0;
       const double ranking = (parts != 0 ? 0.5 * static_cast<double>(of_anchors[k]) : 0) +
-                             (parts != 1 ? 0.25 * static_cast<double>(of_memory[k]) : 0);
+                             (parts != 1 ? 0.25 * static_cast<double>(of_memory[k]) : 0) -
+                             (p.mean_gradient != nullptr && is_anchor(k / D) ? 0.25 * center[k % D] : 0);
       const double expected = sides_differ ? ranking : ranking + ranked;
       require(std::fabs(static_cast<double>(grad[k]) - expected) <= 1e-6 * (1 + std::fabs(ranking) + std::fabs(ranked)),
               "step_total's gradient differs", B, 0, D);

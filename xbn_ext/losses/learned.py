@@ -37,6 +37,11 @@ def learned_of(loss: PairLoss) -> list[Tensor]:
     return [t for t in values if isinstance(t, Tensor) and t.requires_grad]
 
 
+def has_sides(loss: PairLoss) -> bool:
+    """Whether a temperature divides the rows that rank, and not those that are ranked."""
+    return isinstance(getattr(loss, "temperature", None), Tensor)
+
+
 def check_offset(loss: PairLoss) -> None:
     """Raises ValueError if a tensor that similarities are shifted by is not finite, too large, or has no value."""
     offset = getattr(loss, loss.offset) if loss.offset else None

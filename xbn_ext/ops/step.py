@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from .._autograd import needs_grad, with_gradient, without_autocast, writes
+from .._autograd import needs_grad, with_centered_gradient, with_gradient, without_autocast, writes
 from ..filter import Filter
 from ..losses import AnyLoss, PairLoss, check_loss, check_unit_rows
-from ..losses.learned import learned_offset
+from ..losses.learned import has_sides, learned_offset
 from ..options import LossOptions
 from ._namespace import arguments_of, call, fake
 from .batch import normalize
@@ -44,6 +44,7 @@ def step_(
     renormalize: bool = True,
     batch_weight: float = 1.0,
     memory_weight: float = 1.0,
+    center_gradient: bool = False,
     warmup_steps: int = 0,
     enqueue: Literal["after", "before"] = "after",
     enqueue_mask: Tensor | None = None,
@@ -78,11 +79,13 @@ def step_(
     check_unit_rows(loss, normalize_embeddings=normalize_embeddings, renormalize=renormalize)
     if learned_offset(loss) is not None and torch.is_grad_enabled():
         raise TypeError(f"step_: this op has no gradient for a {loss.offset} that is learned; CrossBatchMemory has one")
+    if center_gradient and has_sides(loss):
+        raise TypeError("step_: this op centres no gradient where the temperature is a tensor; CrossBatchMemory does")
     state = {name: getattr(memory, name) for name in STATE} | {name: getattr(memory, name, None) for name in MEASURED}
     with without_autocast(embeddings.device.type):
         x, normalizes = embeddings if normalize_embeddings else not_finite_as_nan(embeddings), normalize_embeddings
         sides = None
-        if isinstance(getattr(loss, "temperature", None), Tensor):
+        if has_sides(loss):
             x, normalizes = normalize(x, eps) if normalizes else x, False
             loss, sides = sides_of(loss, x, renormalize, eps)
         source = x if sides is None else sides
@@ -94,7 +97,8 @@ def step_(
             "follows": filter is not None, "deferred": _update("update", update) == "deferred",
             "stores_first": _enqueue("enqueue", enqueue) == "before",
             "normalizes": normalizes, "renormalize": renormalize, "batch_weight": batch_weight,
-            "memory_weight": memory_weight, "warmup_steps": warmup_steps, "eps": eps, "need_grad": need_grad,
+            "memory_weight": memory_weight, "center_gradient": center_gradient, "warmup_steps": warmup_steps,
+            "eps": eps, "need_grad": need_grad,
         }  # fmt: skip
         writes(*state.values())
         value, grad = call("step_", arguments)
@@ -137,6 +141,7 @@ def losses_of(
     renormalize: bool,
     batch_weight: float,
     memory_weight: float,
+    center_gradient: bool,
     warmup_steps: int,
     eps: float,
 ) -> Tensor:
@@ -163,7 +168,8 @@ def losses_of(
             given |= {"bank_ids": memory.bank_ids, "exclude": torch.where(ids >= 0, ids, without)}
         elif slots is not None:  # without ids, a row's is its slot
             given |= {"exclude": slots}
-        values.append(memory_weight * against(z, given))
+        ranking = with_centered_gradient(z, anchors) if center_gradient else z
+        values.append(memory_weight * against(ranking, given))
     return sum(values[1:], values[0])
 
 

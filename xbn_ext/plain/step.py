@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .._autograd import centered
 from .bank import check_enqueue, check_track, check_transform, enqueue_, standardize_, track_, transform_
 from .batch import normalize, normalize_backward
 from .chunks import exact
@@ -24,8 +25,8 @@ def step_(
     pairs: Tensor | None, drift_stats: Tensor | None, x: Tensor, sides: Tensor | None, labels: Tensor,
     mask: Tensor | None, ids: Tensor | None, loss: str, parameters: Sequence[float], follows: bool,
     process_noise: float, measurement_noise: float, fixed_gain: float | None, deferred: bool, stores_first: bool,
-    normalizes: bool, renormalize: bool, batch_weight: float, memory_weight: float, warmup_steps: int, eps: float,
-    need_grad: bool,
+    normalizes: bool, renormalize: bool, batch_weight: float, memory_weight: float, center_gradient: bool,
+    warmup_steps: int, eps: float, need_grad: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     op = "step_"
     c = Contract(op, bank)
@@ -50,6 +51,7 @@ def step_(
     c.counter("step", step)
     if pairs is not None:
         c.statistic("pairs", pairs, "[2]", (2,))
+    check(not center_gradient or sides is None, f"{op}: center_gradient is of a batch without sides")
     check(math.isfinite(batch_weight) and math.isfinite(memory_weight), f"{op}: weights must be finite")
     parse_loss(op, loss, parameters)
     ring = (bank, bank_labels, sums, head, count)
@@ -104,6 +106,8 @@ def step_(
         )  # fmt: skip
         value = value + memory_weight * memory_value
         if need_grad:
+            if center_gradient:
+                grad_memory = centered(grad_memory, anchors)
             grad = grad + memory_weight * grad_memory
         if pairs is not None:
             pairs.copy_(counted)

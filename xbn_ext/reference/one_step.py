@@ -64,6 +64,7 @@ def step_(
     renormalize: bool = True,
     batch_weight: float = 1.0,
     memory_weight: float = 1.0,
+    center_gradient: bool = False,
     warmup_steps: int = 0,
     enqueue: str = "after",
     enqueue_mask: Tensor | None = None,
@@ -105,8 +106,12 @@ def step_(
         total = batch_weight * batch_loss(z, labels, loss, ids=ids, anchors=anchors, renormalize=renormalize, eps=eps)
     if memory_weight != 0:
         ranked = m.count * (m.step >= warmup_steps)
+        ranking = z
+        if center_gradient:  # the same values; their gradient loses its mean over the anchors
+            mean = (z if anchors is None else z[anchors]).mean(0)
+            ranking = z - (mean - mean.detach())
         total = total + memory_weight * memory_loss(
-            z, labels, m.bank, m.bank_labels, loss, count=ranked, scale=m.scale, shift=m.shift,
+            ranking, labels, m.bank, m.bank_labels, loss, count=ranked, scale=m.scale, shift=m.shift,
             bank_ids=m.bank_ids, exclude=exclude, anchors=anchors, renormalize=renormalize, eps=eps,
         )  # fmt: skip
     if enqueue == "after":
