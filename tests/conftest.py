@@ -168,3 +168,19 @@ def few_emoji(emoji_cache):
     from train.data import load
 
     return load("emoji", cache_dir=emoji_cache, max_classes=40)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """The folder of a small data set, of polygons."""
+    from miniatures import make_shapes
+
+    return make_shapes(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture(scope="module")
+def trained(shapes, tmp_path_factory):
+    """The folder of a finished run on it, of three steps."""
+    from miniatures import make_run
+
+    return make_run(shapes, tmp_path_factory.mktemp("trained") / "run")

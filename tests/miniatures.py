@@ -1,6 +1,6 @@
 """Small data sets in the layout of the public ones, made of real emoji; two drawings of one stand for two photographs.
 
-Each ``make`` fills a folder and returns the counts that its loader would call published; ``make_shapes`` its name.
+Each ``make`` fills a folder and returns the counts that its loader would call published; ``make_shapes`` the folder.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ SHAPES = range(3, 11)
 COLOURS = ("red", "green", "blue", "black")
 
 
-def make_shapes(path: Path) -> str:
-    """A folder data set, as ``--data`` names it: polygons of 3 .. 10 corners, each class in four colours."""
+def make_shapes(path: Path) -> Path:
+    """A folder data set: polygons of 3 .. 10 corners, each class in four colours."""
     for corners in SHAPES:
         (path / f"corners-{corners:02}").mkdir(parents=True)
         for i, colour in enumerate(COLOURS):
             image = Image.new("RGB", (32, 32), "white")
             ImageDraw.Draw(image).regular_polygon((16, 16, 13), corners, rotation=7 * i, fill=colour)
             image.save(path / f"corners-{corners:02}" / f"{colour}.png")
-    return f"folder:{path}"
+    return path
 
 
 def make_run(shapes: Path, out: Path, *words: object) -> Path:

@@ -33,11 +33,6 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return miniatures.make_shapes(tmp_path_factory.mktemp("shapes"))
-
-
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     for picture in ("curves", "neighbours"):
@@ -56,11 +51,11 @@ def scripted(no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring.Scoring, "_of", scores)
 
 
-def settings(shapes: str, out: Path, **changes: Any) -> Config:
+def settings(shapes: Path, out: Path, **changes: Any) -> Config:
     small = {
-        "data": shapes, "out": out, "backbone": "convnet", "image_size": 32, "embedding_dim": 8, "memory_size": 24,
-        "batch_size": 4, "samples_per_class": 2, "steps": STEPS, "eval_every": 5, "lr_warmup": 2, "threads": 1,
-        "validation_share": 0.5,
+        "data": f"folder:{shapes}", "out": out, "backbone": "convnet", "image_size": 32, "embedding_dim": 8,
+        "memory_size": 24, "batch_size": 4, "samples_per_class": 2, "steps": STEPS, "eval_every": 5, "lr_warmup": 2,
+        "threads": 1, "validation_share": 0.5,
     }  # fmt: skip
     return Config(**small | changes)
 
@@ -89,7 +84,7 @@ def test_the_best_are_the_first_with_the_highest_score_and_the_network_stays_as_
 
 
 def test_the_test_is_by_the_weights_that_are_best_on_held_out_training_classes(
-    shapes: str, tmp_path: Path, scripted: None, capsys: pytest.CaptureFixture[str]
+    shapes: Path, tmp_path: Path, scripted: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metrics = run.run(settings(shapes, tmp_path / "whole"))
     said = capsys.readouterr().out
@@ -116,14 +111,14 @@ def test_the_test_is_by_the_weights_that_are_best_on_held_out_training_classes(
     assert said.index("test classes, %") < said.index("trained, axbn, last: step 12") < said.index("validation classes")
 
 
-def test_another_score_may_decide(shapes: str, tmp_path: Path, scripted: None) -> None:
+def test_another_score_may_decide(shapes: Path, tmp_path: Path, scripted: None) -> None:
     metrics = run.run(settings(shapes, tmp_path, best="recall@1"))
     points = metrics["history"]["validation"]
     best = max(points, key=lambda point: (point["recall@1"], -point["step"]))
     assert metrics["validation"]["step"] == best["step"] and metrics["validation"]["by"] == "recall@1"
 
 
-def test_if_the_last_weights_are_the_best_they_are_scored_once(shapes: str, tmp_path: Path, no_pictures: None) -> None:
+def test_if_the_last_weights_are_the_best_they_are_scored_once(shapes: Path, tmp_path: Path, no_pictures: None) -> None:
     metrics = run.run(settings(shapes, tmp_path, eval_every=0))
     assert [p["step"] for p in metrics["history"]["evaluation"]] == [12] == [metrics["validation"]["step"]]
     assert miniatures.same(weights(tmp_path / "best.pt")["model"], checkpoint.load(tmp_path / "checkpoint.pt")["model"])
@@ -132,7 +127,7 @@ def test_if_the_last_weights_are_the_best_they_are_scored_once(shapes: str, tmp_
     ]  # fmt: skip
 
 
-def test_without_validation_there_is_nothing_of_it(shapes: str, tmp_path: Path, no_pictures: None) -> None:
+def test_without_validation_there_is_nothing_of_it(shapes: Path, tmp_path: Path, no_pictures: None) -> None:
     metrics = run.run(settings(shapes, tmp_path, validation_share=0.0))
     state = checkpoint.load(tmp_path / "checkpoint.pt")
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -150,7 +145,7 @@ def test_without_validation_there_is_nothing_of_it(shapes: str, tmp_path: Path, 
 @pytest.mark.parametrize("stop", [1, 5, 7, 11])
 @pytest.mark.parametrize("changes", [{}, {"features": "frozen", "test_share": 0.0}])
 def test_a_continued_run_has_the_same_best_weights(
-    stop: int, changes: dict[str, Any], shapes: str, tmp_path: Path, scripted: None
+    stop: int, changes: dict[str, Any], shapes: Path, tmp_path: Path, scripted: None
 ) -> None:
     run.run(settings(shapes, tmp_path / "straight", **changes))
     part = settings(shapes, tmp_path / "parts", resume=True, **changes)
@@ -167,7 +162,7 @@ def test_a_continued_run_has_the_same_best_weights(
 
 @pytest.mark.parametrize("time", [1, 2])
 def test_a_run_that_dies_between_its_two_files_goes_on_from_there(
-    time: int, shapes: str, tmp_path: Path, scripted: None, monkeypatch: pytest.MonkeyPatch
+    time: int, shapes: Path, tmp_path: Path, scripted: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkpoint is written, and the best weights in it are not yet in a file of their own."""
     run.run(settings(shapes, tmp_path / "straight"))
@@ -197,7 +192,7 @@ def test_a_run_that_dies_between_its_two_files_goes_on_from_there(
         assert miniatures.same(*(weights(tmp_path / folder / name) for folder in ("straight", "killed")))
 
 
-def test_best_weights_that_are_gone_or_broken_are_written_again(shapes: str, tmp_path: Path, scripted: None) -> None:
+def test_best_weights_that_are_gone_or_broken_are_written_again(shapes: Path, tmp_path: Path, scripted: None) -> None:
     config = settings(shapes, tmp_path, resume=True)
     run.run(config)
     before = weights(tmp_path / "best.pt")
@@ -207,7 +202,7 @@ def test_best_weights_that_are_gone_or_broken_are_written_again(shapes: str, tmp
     assert miniatures.same(weights(tmp_path / "best.pt"), before)
 
 
-def test_a_run_that_starts_again_removes_the_best_weights(shapes: str, tmp_path: Path, scripted: None) -> None:
+def test_a_run_that_starts_again_removes_the_best_weights(shapes: Path, tmp_path: Path, scripted: None) -> None:
     run.run(settings(shapes, tmp_path))
     with pytest.raises(ConfigError, match=r"other settings \(--validation-share 0.5 there, 0.0 now\)"):
         run.run(settings(shapes, tmp_path, validation_share=0.0))
@@ -221,7 +216,7 @@ def test_a_run_that_starts_again_removes_the_best_weights(shapes: str, tmp_path:
 NEW = ("test_share", "test_of", "validation_share", "best")
 
 
-def test_a_run_of_an_earlier_version_goes_on_and_is_shown(shapes: str, tmp_path: Path, no_pictures: None) -> None:
+def test_a_run_of_an_earlier_version_goes_on_and_is_shown(shapes: Path, tmp_path: Path, no_pictures: None) -> None:
     """Its checkpoint and its metrics do not have the settings that have been added since."""
     config = settings(shapes, tmp_path, validation_share=0.0)
     with pytest.raises(loop.Interrupted):
@@ -242,10 +237,10 @@ def test_a_run_of_an_earlier_version_goes_on_and_is_shown(shapes: str, tmp_path:
 
 
 @pytest.mark.long
-def test_a_killed_run_keeps_its_best_weights(shapes: str, tmp_path: Path, no_pictures: None) -> None:
+def test_a_killed_run_keeps_its_best_weights(shapes: Path, tmp_path: Path, no_pictures: None) -> None:
     words = (
-        "--data", shapes, "--image-size", 32, "--batch-size", 4, "--samples-per-class", 2, "--memory-size", 16,
-        "--backbone", "convnet", "--steps", 120, "--eval-every", 2, "--validation-share", 0.5, "--threads", 1,
+        "--data", f"folder:{shapes}", "--image-size", 32, "--batch-size", 4, "--samples-per-class", 2, "--memory-size",
+        16, "--backbone", "convnet", "--steps", 120, "--eval-every", 2, "--validation-share", 0.5, "--threads", 1,
         "--resume", "--out",
     )  # fmt: skip
     arguments = [str(word) for word in words]
@@ -268,16 +263,24 @@ def test_a_killed_run_keeps_its_best_weights(shapes: str, tmp_path: Path, no_pic
 
 
 def test_the_best_weights_are_used_unless_others_are_asked_for(
-    shapes: str, tmp_path: Path, scripted: None, capsys: pytest.CaptureFixture[str]
+    shapes: Path, tmp_path: Path, scripted: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    its, folder = tmp_path / "run", shapes.partition(":")[2]
+    its = tmp_path / "run"
     run.run(settings(shapes, its))
     assert (Trained(its).step, Trained(its, "best").step, Trained(its, "last").step) == (10, 10, 12)
     for which, step in (([], 10), (["--weights-of", "best"], 10), (["--weights-of", "last"], 12)):
-        assert embed.main([str(its), folder, "--out", str(tmp_path / "all"), *which]) == 0
+        assert embed.main([str(its), str(shapes), "--out", str(tmp_path / "all"), *which]) == 0
         assert json.loads((tmp_path / "all.json").read_text())["step"] == step
-    query = str(next(Path(folder).rglob("*.png")))
-    found = [str(its), folder, query, "--embeddings", str(tmp_path / "all"), "--out", str(tmp_path / "search.html")]
+    query = str(next(shapes.rglob("*.png")))
+    found = [
+        str(its),
+        str(shapes),
+        query,
+        "--embeddings",
+        str(tmp_path / "all"),
+        "--out",
+        str(tmp_path / "search.html"),
+    ]
     assert search.main([*found, "--weights-of", "last"]) == 0
     capsys.readouterr()
     assert search.main(found) == 2
@@ -291,14 +294,14 @@ def test_the_best_weights_are_used_unless_others_are_asked_for(
 
 
 @pytest.mark.long
-def test_the_weights_that_are_exported(shapes: str, tmp_path: Path, scripted: None) -> None:
+def test_the_weights_that_are_exported(shapes: Path, tmp_path: Path, scripted: None) -> None:
     run.run(settings(shapes, tmp_path))
     for which, step in (([], 10), (["--weights-of", "last"], 12)):
         assert export.main([str(tmp_path), "--out", str(tmp_path / "out"), *which]) == 0
         assert json.loads((tmp_path / "out" / export.ABOUT).read_text())["step"] == step
 
 
-def test_a_page_and_a_picture_have_validation_and_test_apart(shapes: str, tmp_path: Path, scripted: None) -> None:
+def test_a_page_and_a_picture_have_validation_and_test_apart(shapes: Path, tmp_path: Path, scripted: None) -> None:
     metrics = run.run(settings(shapes, tmp_path))
     assert report.main([str(tmp_path)]) == 0
     text = Page(tmp_path / "report.html").text
@@ -322,7 +325,7 @@ def test_a_page_and_a_picture_have_validation_and_test_apart(shapes: str, tmp_pa
 @pytest.mark.parametrize("share", [0.0, 0.3])
 @pytest.mark.parametrize("features", ["live", "frozen"])
 def test_a_run_may_test_nothing(
-    share: float, features: str, shapes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    share: float, features: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     figures: list[Figure] = []
@@ -352,13 +355,12 @@ def test_a_run_may_test_nothing(
     text = Page(its / "report.html").text
     assert nothing.capitalize() in text and "Nearest neighbours" not in text
     assert ("Recall@1, validation classes" in text) == (share > 0)
-    folder = shapes.partition(":")[2]
-    assert embed.main([str(its), folder, "--out", str(tmp_path / "all")]) == 0
+    assert embed.main([str(its), str(shapes), "--out", str(tmp_path / "all")]) == 0
     assert np.load(tmp_path / "all.npy").shape == (32, 8)
 
 
 def test_known_classes_may_be_tested_with_other_images(
-    shapes: str, tmp_path: Path, no_pictures: None, capsys: pytest.CaptureFixture[str]
+    shapes: Path, tmp_path: Path, no_pictures: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metrics = run.run(settings(shapes, tmp_path, test_of="images", validation_share=0.25))
     assert metrics["data"] | {"credit": 0} == metrics["data"] | {

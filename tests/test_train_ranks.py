@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import miniatures
 import numpy as np
 import pytest
 import torch
@@ -32,11 +31,6 @@ CHUNK = 5
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return miniatures.make_shapes(tmp_path_factory.mktemp("shapes"))
-
-
-@pytest.fixture(scope="module")
 def processes() -> Iterator[Processes]:
     with Processes(3) as started:
         yield started
@@ -47,10 +41,10 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def arguments(shapes: str, out: Path, *others: object) -> list[str]:
+def arguments(shapes: Path, out: Path, *others: object) -> list[str]:
     words = (
-        "--data", shapes, "--out", out, "--backbone", "convnet", "--batchnorm", "frozen", "--image-size", 32,
-        "--embedding-dim", 8, "--memory-size", 24, "--batch-size", 8, "--samples-per-class", 2, "--steps", STEPS,
+        "--data", f"folder:{shapes}", "--out", out, "--backbone", "convnet", "--batchnorm", "frozen", "--image-size",
+        32, "--embedding-dim", 8, "--memory-size", 24, "--batch-size", 8, "--samples-per-class", 2, "--steps", STEPS,
         "--lr-warmup", 2, "--eval-every", 5, "--threads", 1, "--device", "cpu", *others,
     )  # fmt: skip
     return [str(word) for word in words]
@@ -151,7 +145,7 @@ each other, as random features are, so that Adam makes much of rounding."""
         pytest.param("axbn", 3, marks=pytest.mark.long),
     ],
 )
-def test_a_run_is_that_of_one_process(name: str, size: int, shapes: str, tmp_path: Path, processes: Processes) -> None:
+def test_a_run_is_that_of_one_process(name: str, size: int, shapes: Path, tmp_path: Path, processes: Processes) -> None:
     """Three processes have 3, 3 and 2 images of a batch, and 2, 1 and 1 chunks of the test images."""
     slow = (*CASES[name], "--lr", 2e-4)  # Adam moves a weight whose gradient is rounding as far as any other
     status, expected = train(arguments(shapes, tmp_path / "one", *slow))
@@ -181,7 +175,7 @@ def test_a_run_is_that_of_one_process(name: str, size: int, shapes: str, tmp_pat
 
 
 @pytest.mark.long
-def test_scores_are_those_of_one_process_by_bits(shapes: str, tmp_path: Path, processes: Processes) -> None:
+def test_scores_are_those_of_one_process_by_bits(shapes: Path, tmp_path: Path, processes: Processes) -> None:
     ((_, found), _, _) = values(processes(3, train, arguments(shapes, tmp_path)))
     config = Config(**checkpoint.load(tmp_path / "checkpoint.pt")["config"])
     with small():
@@ -193,7 +187,7 @@ def test_scores_are_those_of_one_process_by_bits(shapes: str, tmp_path: Path, pr
 
 @pytest.mark.parametrize("share", [0.5, pytest.param(0.0, marks=pytest.mark.long)])
 def test_the_best_weights_are_those_of_one_process(
-    share: float, shapes: str, tmp_path: Path, processes: Processes
+    share: float, shapes: Path, tmp_path: Path, processes: Processes
 ) -> None:
     """Also where nothing is tested; and a run that goes on in one process writes them again."""
     words = ("--validation-share", 0.5, "--test-share", share, "--batch-size", 4, "--lr", 2e-4)
@@ -263,7 +257,7 @@ def stop_after(steps: int, rank: int, patch: pytest.MonkeyPatch) -> None:
     [(2, 1, 7), *(pytest.param(*run, marks=pytest.mark.long) for run in ((1, 2, 4), (3, 2, 5)))],  # 5: an evaluation
 )
 def test_a_run_goes_on_in_another_number_of_processes(
-    first: int, then: int, stop: int, shapes: str, tmp_path: Path, processes: Processes
+    first: int, then: int, stop: int, shapes: Path, tmp_path: Path, processes: Processes
 ) -> None:
     def go(size: int, words: list[str], change: Change | None = None) -> list[tuple[int, dict[str, Any]]]:
         if size == 1:
@@ -282,7 +276,7 @@ def test_a_run_goes_on_in_another_number_of_processes(
         assert_same_run(found, expected)
 
 
-def test_a_run_goes_on_exactly_in_as_many_processes(shapes: str, tmp_path: Path, processes: Processes) -> None:
+def test_a_run_goes_on_exactly_in_as_many_processes(shapes: Path, tmp_path: Path, processes: Processes) -> None:
     whole = values(processes(2, train, arguments(shapes, tmp_path / "whole")))
     words = arguments(shapes, tmp_path / "parts", "--resume")
     assert [status for status, _ in values(processes(2, train, words, partial(stop_after, 7, 0)))] == [130, 130]
@@ -290,7 +284,7 @@ def test_a_run_goes_on_exactly_in_as_many_processes(shapes: str, tmp_path: Path,
         assert_close(found, expected, exact=True)
 
 
-def test_a_finished_run_is_shown_once(shapes: str, tmp_path: Path, processes: Processes) -> None:
+def test_a_finished_run_is_shown_once(shapes: Path, tmp_path: Path, processes: Processes) -> None:
     assert train(arguments(shapes, tmp_path))[0] == 0
     answers = processes(2, train, arguments(shapes, tmp_path))
     assert values(answers) == [(0, {})] * 2
@@ -341,7 +335,7 @@ BROKEN = DataError("--data: cannot read image y")
     ids=str,
 )
 def test_a_fault_of_one_ends_all_with_one_message(
-    place: str, rank: int, error: Exception, time: int, message: str, shapes: str, tmp_path: Path,
+    place: str, rank: int, error: Exception, time: int, message: str, shapes: Path, tmp_path: Path,
     processes: Processes,
 ) -> None:  # fmt: skip
     answers = processes(2, train, arguments(shapes, tmp_path), partial(fails, place, rank, error, time))
@@ -353,7 +347,7 @@ def test_a_fault_of_one_ends_all_with_one_message(
 
 @pytest.mark.parametrize("place", ["TrainingBatches.__getitem__", "EvaluationBatches.__getitem__"])
 def test_what_torch_says_of_a_fault_in_its_workers_becomes_a_line(
-    place: str, shapes: str, tmp_path: Path, processes: Processes
+    place: str, shapes: Path, tmp_path: Path, processes: Processes
 ) -> None:
     """Without such a process: one forked from a process with threads may hang (CPython before 3.12)."""
     error = DataError(f"Caught DataError in DataLoader worker process 0.\nTraceback\nDataError: {BROKEN}\n")
@@ -377,7 +371,7 @@ def overflow(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ranks._Several if own_rank() or "RANK" in os.environ else ranks.Ranks, "add_up", add_up)
 
 
-def test_gradients_that_overflow_in_one_are_skipped_by_all(shapes: str, tmp_path: Path, processes: Processes) -> None:
+def test_gradients_that_overflow_in_one_are_skipped_by_all(shapes: Path, tmp_path: Path, processes: Processes) -> None:
     (_, first), (_, second) = values(
         processes(2, train, arguments(shapes, tmp_path, "--precision", "float16"), overflow)
     )
@@ -404,7 +398,7 @@ def test_gradients_that_overflow_in_one_are_skipped_by_all(shapes: str, tmp_path
     ],
 )
 def test_what_cannot_be_done_is_said_once(
-    others: tuple[object, ...], message: str, shapes: str, tmp_path: Path, processes: Processes
+    others: tuple[object, ...], message: str, shapes: Path, tmp_path: Path, processes: Processes
 ) -> None:
     answers = processes(2, main, arguments(shapes, tmp_path / "out", *others))
     assert values(answers) == [2, 2]
@@ -471,7 +465,7 @@ def train_or_end(words: list[str], change: Change) -> tuple[int, dict[str, Any]]
 
 @pytest.mark.parametrize(("size", "ends"), [(3, 2), (2, 0)])
 def test_the_others_do_not_wait_for_one_that_has_ended(
-    size: int, ends: int, shapes: str, tmp_path: Path, processes: Processes
+    size: int, ends: int, shapes: Path, tmp_path: Path, processes: Processes
 ) -> None:
     change = partial(fails, "train.model.Embedder.forward", ends, RuntimeError("out of luck"), 5)
     answers = processes(size, train_or_end, arguments(shapes, tmp_path), change)
@@ -487,7 +481,7 @@ def test_the_others_do_not_wait_for_one_that_has_ended(
 
 
 @pytest.mark.long
-def test_torchrun_that_is_asked_to_stop_leaves_a_checkpoint(shapes: str, tmp_path: Path) -> None:
+def test_torchrun_that_is_asked_to_stop_leaves_a_checkpoint(shapes: Path, tmp_path: Path) -> None:
     words = arguments(shapes, tmp_path, "--steps", 100_000, "--eval-every", 0)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "train", *words]
     process = subprocess.Popen([sys.executable, *launch], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

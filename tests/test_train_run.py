@@ -40,11 +40,6 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return miniatures.make_shapes(tmp_path_factory.mktemp("shapes"))
-
-
 class TinyBackbone(nn.Module):
     """Convolution, batch normalisation and dropout: what a real backbone is made of, in a millisecond."""
 
@@ -77,10 +72,11 @@ def make_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def settings(shapes: str, out: Path, **changes: Any) -> Config:
+def settings(shapes: Path, out: Path, **changes: Any) -> Config:
     small = {
-        "data": shapes, "out": out, "backbone": "resnet18", "image_size": 32, "embedding_dim": 8, "memory_size": 24,
-        "batch_size": 8, "samples_per_class": 2, "steps": 12, "eval_every": 5, "lr_warmup": 2, "threads": 1,
+        "data": f"folder:{shapes}", "out": out, "backbone": "resnet18", "image_size": 32, "embedding_dim": 8,
+        "memory_size": 24, "batch_size": 8, "samples_per_class": 2, "steps": 12, "eval_every": 5, "lr_warmup": 2,
+        "threads": 1,
     }  # fmt: skip
     return Config(**small | changes)
 
@@ -269,9 +265,9 @@ def test_errors_come_before_any_work(
 
 
 @pytest.mark.long
-def test_a_terminal_that_lacks_characters_ends_no_run(shapes: str, tmp_path: Path) -> None:
+def test_a_terminal_that_lacks_characters_ends_no_run(shapes: Path, tmp_path: Path) -> None:
     data = tmp_path / "Bäume"
-    data.symlink_to(shapes.partition(":")[2])
+    data.symlink_to(shapes)
     arguments = command(
         "--data", f"folder:{data}", "--out", tmp_path / "ö", "--steps", 1, "--backbone", "convnet", "--image-size", 32,
         "--batch-size", 8, "--samples-per-class", 2, "--memory-size", 16, "--threads", 1,
@@ -287,10 +283,10 @@ def test_a_terminal_that_lacks_characters_ends_no_run(shapes: str, tmp_path: Pat
 
 @pytest.mark.long
 @pytest.mark.parametrize("closed", ["stdout", "stderr", "reader"])
-def test_a_closed_output_ends_no_run(closed: str, shapes: str, tmp_path: Path) -> None:
+def test_a_closed_output_ends_no_run(closed: str, shapes: Path, tmp_path: Path) -> None:
     arguments = command(
-        "--data", shapes, "--out", tmp_path / "out", "--steps", 4, "--eval-every", 1, "--backbone", "convnet",
-        "--image-size", 32, "--batch-size", 8, "--samples-per-class", 2, "--memory-size", 16, "--threads", 1,
+        "--data", f"folder:{shapes}", "--out", tmp_path / "out", "--steps", 4, "--eval-every", 1, "--backbone",
+        "convnet", "--image-size", 32, "--batch-size", 8, "--samples-per-class", 2, "--memory-size", 16, "--threads", 1,
     )  # fmt: skip
     words = "".join(f" '{word}'" for word in [sys.executable, "-u", "-m", "train", *arguments])
     redirected = {"stdout": " >&-", "stderr": " 2>&-", "reader": " | head -1"}[closed]
@@ -299,7 +295,7 @@ def test_a_closed_output_ends_no_run(closed: str, shapes: str, tmp_path: Path) -
 
 
 def test_a_folder_that_is_read_only_is_named_before_any_work(
-    shapes: str, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+    shapes: Path, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(shapes, tmp_path / "finished", steps=1)
     run.run(config)
@@ -333,7 +329,7 @@ def shut_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_folder_that_cannot_be_made_is_named(
-    shapes: str, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+    shapes: Path, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def mkdir(path: Path, **_: Any) -> None:
         raise PermissionError(1, "Operation not permitted", str(path))
@@ -343,24 +339,24 @@ def test_a_folder_that_cannot_be_made_is_named(
         run.run(settings(shapes, tmp_path / "out"))
 
 
-def test_results_are_not_written_among_the_images(shapes: str, tmp_path: Path, tiny: None) -> None:
+def test_results_are_not_written_among_the_images(shapes: Path, tmp_path: Path, tiny: None) -> None:
     images = tmp_path / "images"
-    shutil.copytree(shapes.partition(":")[2], images)
+    shutil.copytree(shapes, images)
     for out in (images / "runs", images / "corners-03"):
         with pytest.raises(ConfigError, match=rf"--out {out} lies in --data folder:{images}: its pictures would be"):
-            run.run(settings(f"folder:{images}", out))
+            run.run(settings(images, out))
         assert not (images / "runs").exists()
-    assert run.run(settings(f"folder:{images}", images / ".runs", steps=1))["steps"] == 1
+    assert run.run(settings(images, images / ".runs", steps=1))["steps"] == 1
     pool = tmp_path / "pool"
     (images / "corners-03").rename(pool)
     (images / "corners-03").symlink_to(pool)
     for out in (pool, pool / "runs"):
         with pytest.raises(ConfigError, match=rf"--out {out} lies in --data folder:{images}: its pictures would be"):
-            run.run(settings(f"folder:{images}", out))
-    assert run.run(settings(f"folder:{images}", pool / ".runs", steps=1))["steps"] == 1
+            run.run(settings(images, out))
+    assert run.run(settings(images, pool / ".runs", steps=1))["steps"] == 1
 
 
-def test_more_classes_per_batch_than_there_are(shapes: str, tmp_path: Path, tiny: None) -> None:
+def test_more_classes_per_batch_than_there_are(shapes: Path, tmp_path: Path, tiny: None) -> None:
     with pytest.raises(ConfigError, match=r"--batch-size 16 with --samples-per-class 2 needs 8 training classes .* 4"):
         run.run(settings(shapes, tmp_path / "out", batch_size=16))
 
@@ -402,7 +398,7 @@ def test_the_default_filter_follows_the_network_within_a_step() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_what_it_promises(
-    method: str, shapes: str, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
+    method: str, shapes: Path, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metrics = run.run(settings(shapes, tmp_path, method=method))
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())
@@ -429,23 +425,23 @@ def test_a_run_leaves_what_it_promises(
 
 @pytest.mark.parametrize("augment", ["mild", "photo", "none"])
 def test_the_search_example_sees_a_picture_as_the_run_was_tested(
-    augment: str, shapes: str, tmp_path: Path, tiny: None
+    augment: str, shapes: Path, tmp_path: Path, tiny: None
 ) -> None:
     from examples import search
 
     run.run(settings(shapes, tmp_path, augment=augment, steps=1))
-    searcher = search.Searcher(tmp_path, Path(shapes.removeprefix("folder:")))
+    searcher = search.Searcher(tmp_path, shapes)
     image = torch.arange(48 * 64 * 3, dtype=torch.int64).remainder(251).to(torch.uint8).view(3, 48, 64)
     assert torch.equal(searcher.trained.view(image), evaluation_view(32, augment)(image))
 
 
 def test_the_search_example_leaves_hidden_files_alone_and_says_where_it_shows(
-    shapes: str, tmp_path: Path, tiny: None
+    shapes: Path, tmp_path: Path, tiny: None
 ) -> None:
     from examples import search
 
     run.run(settings(shapes, tmp_path / "run", steps=1))
-    folder = Path(shutil.copytree(shapes.removeprefix("folder:"), tmp_path / "folder"))
+    folder = Path(shutil.copytree(shapes, tmp_path / "folder"))
     (folder / "._picture.png").write_text("what macOS leaves beside a picture")
     (folder / ".thumbnails").mkdir()
     Image.new("RGB", (4, 4)).save(folder / ".thumbnails" / "1.png")
@@ -458,7 +454,7 @@ def test_the_search_example_leaves_hidden_files_alone_and_says_where_it_shows(
 
 @pytest.mark.parametrize("name", losses.LOSSES)
 def test_every_loss_trains(
-    name: str, shapes: str, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
+    name: str, shapes: Path, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Steps on one batch bring its loss down, and a whole run writes down which loss it was."""
     reduction = {"reduction": "mean"} if name == "contrastive" else {}  # avg_nonzero leaves out pairs that become right
@@ -477,7 +473,7 @@ def test_every_loss_trains(
     assert losses.defaults(name).items() <= stored.items()
 
 
-def test_losses_differ_from_one_another(shapes: str, tmp_path: Path, tiny: None) -> None:
+def test_losses_differ_from_one_another(shapes: Path, tmp_path: Path, tiny: None) -> None:
     """From one seed on, in what they cost and in what the network becomes."""
     ends = {}
     for name in losses.LOSSES:
@@ -505,7 +501,7 @@ def test_the_curve_of_a_loss_below_zero_is_in_the_picture() -> None:
 
 
 def test_curves_without_a_measurement_say_so(
-    shapes: str, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+    shapes: Path, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drift = {"step": 4, "age": 2, "uncorrected": 0.2, "in_memory": 0.1}
     metrics = run.run(settings(shapes, tmp_path, steps=4))
@@ -578,7 +574,7 @@ def test_learning_rates() -> None:
     assert rates("constant", warmup=0) == [1.0] * 24
 
 
-def test_a_run_writes_its_settings_and_is_found_by_them(shapes: str, tmp_path: Path, tiny: None) -> None:
+def test_a_run_writes_its_settings_and_is_found_by_them(shapes: Path, tmp_path: Path, tiny: None) -> None:
     config = settings(shapes, tmp_path / "out", steps=2)
     metrics = run.run(config)
     again = parse(["--config", str(tmp_path / "out" / "config.yaml"), "--out", str(tmp_path / "out")])
@@ -590,7 +586,7 @@ def test_a_run_writes_its_settings_and_is_found_by_them(shapes: str, tmp_path: P
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_a_large_gradient_is_scaled_down(precision: str, shapes: str, tmp_path: Path, tiny: None) -> None:
+def test_a_large_gradient_is_scaled_down(precision: str, shapes: Path, tmp_path: Path, tiny: None) -> None:
     """All of it by one factor, after 16 bits have been scaled back."""
     found = []
     for clip in (0.0, 1e-3, 1e6):
@@ -607,7 +603,7 @@ def test_a_large_gradient_is_scaled_down(precision: str, shapes: str, tmp_path: 
     torch.testing.assert_close(left, whole)
 
 
-def test_weight_decay_is_beside_adam_or_part_of_the_gradient(shapes: str, tmp_path: Path, tiny: None) -> None:
+def test_weight_decay_is_beside_adam_or_part_of_the_gradient(shapes: Path, tmp_path: Path, tiny: None) -> None:
     """Without a gradient AdamW only shrinks weights; Adam takes the decay for a gradient, of whatever size."""
     shrunk = {}
     for name in ("adamw", "adam"):
@@ -626,7 +622,7 @@ def test_weight_decay_is_beside_adam_or_part_of_the_gradient(shapes: str, tmp_pa
 @pytest.mark.parametrize(("method", "update"), [("axbn", "inplace"), ("axbn", "deferred"), ("xbm", "inplace")])
 @pytest.mark.parametrize("stop", [1, 4, 6])  # 4: an evaluation is due
 def test_a_continued_run_ends_where_an_uninterrupted_one_does(
-    method: str, update: str, stop: int, shapes: str, tmp_path: Path, tiny: None
+    method: str, update: str, stop: int, shapes: Path, tmp_path: Path, tiny: None
 ) -> None:
     straight = run.run(settings(shapes, tmp_path / "straight", method=method, update=update, eval_every=4))
     part = settings(shapes, tmp_path / "parts", method=method, update=update, eval_every=4, resume=True)
@@ -646,7 +642,7 @@ def test_a_continued_run_ends_where_an_uninterrupted_one_does(
 @pytest.mark.parametrize("changes", [{"freeze": 0.0}, {"freeze": 0.5}, {"features": "frozen"}])
 @pytest.mark.parametrize("pretrained", [(False, True), (True, False), (True, True)])
 def test_a_continued_run_keeps_the_weights_that_it_began_with(
-    changes: dict[str, Any], pretrained: tuple[bool, bool], shapes: str, tmp_path: Path, tiny: None,
+    changes: dict[str, Any], pretrained: tuple[bool, bool], shapes: Path, tmp_path: Path, tiny: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Also if pretrained ones have come to the machine since, have gone or are others."""
@@ -669,7 +665,9 @@ def test_a_continued_run_keeps_the_weights_that_it_began_with(
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_a_run_in_16_bits_trains_and_continues_exactly(precision: str, shapes: str, tmp_path: Path, tiny: None) -> None:
+def test_a_run_in_16_bits_trains_and_continues_exactly(
+    precision: str, shapes: Path, tmp_path: Path, tiny: None
+) -> None:
     changes = {"precision": precision, "optimizer": "adam", "schedule": "step", "augment": "photo", "eval_every": 4}
     straight = run.run(settings(shapes, tmp_path / "straight", **changes))
     part = settings(shapes, tmp_path / "parts", resume=True, **changes)
@@ -686,7 +684,7 @@ def test_a_run_in_16_bits_trains_and_continues_exactly(precision: str, shapes: s
     assert full["history"]["loss"][0]["loss"] == pytest.approx(straight["history"]["loss"][0]["loss"], rel=0.05)
 
 
-def test_gradients_that_overflow_are_skipped_and_scaled_less(shapes: str, tmp_path: Path, tiny: None) -> None:
+def test_gradients_that_overflow_are_skipped_and_scaled_less(shapes: Path, tmp_path: Path, tiny: None) -> None:
     config = settings(shapes, tmp_path, precision="float16")
     trainer = loop.Trainer(config, run.model.build(config)[0], run._load(config), torch.device("cpu"))
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
@@ -699,7 +697,9 @@ def test_gradients_that_overflow_are_skipped_and_scaled_less(shapes: str, tmp_pa
     assert not torch.equal(before, trainer.model.head.weight)
 
 
-def test_two_runs_of_the_same_settings_agree_and_another_seed_does_not(shapes: str, tmp_path: Path, tiny: None) -> None:
+def test_two_runs_of_the_same_settings_agree_and_another_seed_does_not(
+    shapes: Path, tmp_path: Path, tiny: None
+) -> None:
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
         run.run(settings(shapes, tmp_path / name, seed=seed, eval_every=0))
     one, two, other = (checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("one", "two", "other"))
@@ -708,7 +708,7 @@ def test_two_runs_of_the_same_settings_agree_and_another_seed_does_not(shapes: s
 
 
 def test_a_finished_run_is_not_repeated(
-    shapes: str, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shapes: Path, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = run.run(settings(shapes, tmp_path))
     monkeypatch.setattr(run.model, "build", lambda config: pytest.fail("did work"))
@@ -720,7 +720,7 @@ def test_a_finished_run_is_not_repeated(
         run.run(settings(shapes, tmp_path, lr=0.5))
 
 
-def test_an_unfinished_run_is_neither_lost_nor_mixed_up(shapes: str, tmp_path: Path, tiny: None) -> None:
+def test_an_unfinished_run_is_neither_lost_nor_mixed_up(shapes: Path, tmp_path: Path, tiny: None) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(loop.Interrupted):
         run.run(settings(shapes, tmp_path), asked_to_stop=miniatures.after(3))
@@ -758,11 +758,11 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_up(shapes: str, tmp_path: P
     ],
 )
 def test_a_run_does_not_go_on_with_other_data(
-    change: Callable[[Path], Any], where: str, shapes: str, tmp_path: Path, tiny: None
+    change: Callable[[Path], Any], where: str, shapes: Path, tmp_path: Path, tiny: None
 ) -> None:
     path, out = tmp_path / "images", tmp_path / "out"
-    shutil.copytree(shapes.partition(":")[2], path)
-    config = settings(f"folder:{path}", out, batch_size=4)
+    shutil.copytree(shapes, path)
+    config = settings(path, out, batch_size=4)
     with pytest.raises(loop.Interrupted):
         run.run(config, asked_to_stop=miniatures.after(3))
     before = (out / "checkpoint.pt").read_bytes()
@@ -782,7 +782,7 @@ def swap(one: Path, other: Path) -> None:
 
 
 def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_note(
-    shapes: str, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
+    shapes: Path, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(loop.Interrupted):
         run.run(settings(shapes, tmp_path), asked_to_stop=miniatures.after(3))
@@ -790,11 +790,11 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_note(
     del stored["data"], stored["start"]
     checkpoint.save(tmp_path / "checkpoint.pt", stored)
     assert run.run(settings(shapes, tmp_path, resume=True))["steps"] == 12
-    assert f"make sure that --data {shapes} has not changed since" in capsys.readouterr().err
+    assert f"make sure that --data folder:{shapes} has not changed since" in capsys.readouterr().err
     assert set(checkpoint.load(tmp_path / "checkpoint.pt")["data"]) >= {"class names", "labels", "images"}
 
 
-def test_resume_without_a_run_starts_one(shapes: str, tmp_path: Path, tiny: None) -> None:
+def test_resume_without_a_run_starts_one(shapes: Path, tmp_path: Path, tiny: None) -> None:
     assert run.run(settings(shapes, tmp_path / "new", resume=True))["steps"] == 12
 
 
@@ -840,7 +840,7 @@ def test_a_damaged_file_of_a_run_is_named(name: str, content: str, why: str, tmp
 
 
 @pytest.fixture(scope="module")
-def unfinished(shapes: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unfinished(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a run that was stopped."""
     out = tmp_path_factory.mktemp("unfinished")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(loop.Interrupted):
@@ -867,7 +867,7 @@ def unfinished(shapes: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_checkpoint_that_is_not_one_of_a_run_is_refused(
-    change: Callable[[Any], Any], why: str, unfinished: Path, shapes: str, tmp_path: Path, tiny: None
+    change: Callable[[Any], Any], why: str, unfinished: Path, shapes: Path, tmp_path: Path, tiny: None
 ) -> None:
     checkpoint.save(tmp_path / "checkpoint.pt", change(checkpoint.load(unfinished)))
     with pytest.raises(
@@ -876,7 +876,7 @@ def test_a_checkpoint_that_is_not_one_of_a_run_is_refused(
         run.run(settings(shapes, tmp_path, resume=True))
 
 
-def test_one_bit_of_a_checkpoint_that_is_wrong_is_noticed(unfinished: Path, shapes: str, tmp_path: Path) -> None:
+def test_one_bit_of_a_checkpoint_that_is_wrong_is_noticed(unfinished: Path, shapes: Path, tmp_path: Path) -> None:
     content = bytearray(unfinished.read_bytes())
     where = content.index(checkpoint.load(unfinished)["model"]["head.weight"].numpy().tobytes())
     content[where] ^= 1
@@ -889,7 +889,7 @@ def test_one_bit_of_a_checkpoint_that_is_wrong_is_noticed(unfinished: Path, shap
 
 @pytest.mark.parametrize("name", ["curves.png", "tensorboard"])
 def test_a_picture_or_a_log_that_cannot_be_written_is_named(
-    name: str, shapes: str, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+    name: str, shapes: Path, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -931,7 +931,7 @@ def test_what_no_run_makes_is_not_removed(changes: dict[str, bool], tmp_path: Pa
 
 
 def test_a_loss_that_is_not_finite_changes_nothing_and_ends_the_run_after_a_while(
-    shapes: str, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+    shapes: Path, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, _ = run.model.build(settings(shapes, tmp_path))
     trainer = loop.Trainer(
@@ -950,7 +950,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_ends_the_run_after_a_whil
         trainer.train_step(images, labels)
 
 
-def test_embeddings_that_are_not_finite_have_no_scores(shapes: str, tmp_path: Path, tiny: None) -> None:
+def test_embeddings_that_are_not_finite_have_no_scores(shapes: Path, tmp_path: Path, tiny: None) -> None:
     config = settings(shapes, tmp_path)
     trainer = loop.Trainer(config, run.model.build(config)[0], run._load(config), torch.device("cpu"))
     with torch.no_grad():
@@ -962,10 +962,11 @@ def test_embeddings_that_are_not_finite_have_no_scores(shapes: str, tmp_path: Pa
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_leaves_a_run_that_can_be_continued(shapes: str, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_run_that_can_be_continued(shapes: Path, tmp_path: Path) -> None:
     small = command(
-        "--data", shapes, "--image-size", 32, "--batch-size", 8, "--samples-per-class", 2, "--memory-size", 16
-    )
+        "--data", f"folder:{shapes}", "--image-size", 32, "--batch-size", 8, "--samples-per-class", 2, "--memory-size",
+        16,
+    )  # fmt: skip
     arguments = [*small, "--steps", "100000", "--eval-every", "100000", "--threads", "1", "--out", str(tmp_path)]
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -1001,11 +1002,11 @@ def test_ctrl_c_outside_of_training_ends_in_a_line(
 
 @pytest.mark.long
 def test_a_killed_run_continues_from_its_last_checkpoint_to_the_same_numbers(
-    shapes: str, tmp_path: Path, no_pictures: None
+    shapes: Path, tmp_path: Path, no_pictures: None
 ) -> None:
     small = command(
-        "--data", shapes, "--image-size", 32, "--batch-size", 8, "--samples-per-class", 2, "--memory-size", 16,
-        "--backbone", "convnet", "--steps", 100, "--eval-every", 20, "--threads", 1, "--resume", "--out",
+        "--data", f"folder:{shapes}", "--image-size", 32, "--batch-size", 8, "--samples-per-class", 2, "--memory-size",
+        16, "--backbone", "convnet", "--steps", 100, "--eval-every", 20, "--threads", 1, "--resume", "--out",
     )  # fmt: skip
     arguments = [sys.executable, "-m", "train", *small, str(tmp_path / "killed")]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -22,16 +22,6 @@ from train.data import images
 from train.trained import Trained
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(miniatures.make_shapes(tmp_path_factory.mktemp("shapes")).partition(":")[2])
-
-
-@pytest.fixture(scope="module")
-def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniatures.make_run(shapes, tmp_path_factory.mktemp("trained") / "run")
-
-
 @pytest.fixture
 def here(trained: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a copy of the run and of the pictures: run, pictures."""

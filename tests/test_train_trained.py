@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import miniatures
 import numpy as np
 import pytest
 import torch
@@ -27,16 +26,6 @@ from train.checkpoint import CHECKPOINT, load
 from train.data import DataError, images
 from train.data.folder import pictures
 from train.trained import Trained
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(miniatures.make_shapes(tmp_path_factory.mktemp("shapes")).partition(":")[2])
-
-
-@pytest.fixture(scope="module")
-def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniatures.make_run(shapes, tmp_path_factory.mktemp("trained") / "run")
 
 
 def by_hand(path: Path, file: Path) -> torch.Tensor:
