@@ -12,7 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from xbn_ext import Contrastive, CrossBatchMemory, ops, plain, reference
+from xbn_ext.options import LOSS_DEFAULTS
 from xbn_ext.plain import chunks, triplets
+from xbn_ext.plain.loss_of_memory import Ranked
 from xbn_ext.schemas import NAMES
 
 
@@ -37,6 +39,10 @@ def test_every_op_is_implemented(namespace):
     for op in (f"{namespace}::{name}" for name in NAMES):
         keys = ("CPU", "CompositeExplicitAutograd")
         assert any(torch._C._dispatch_has_kernel_for_dispatch_key(op, key) for key in keys), op
+
+
+def test_a_loss_against_the_memory_is_told_all_options():
+    assert vars(Ranked()) == LOSS_DEFAULTS
 
 
 # --- Ops that compute nothing -------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from . import ops
 from ._autograd import with_gradient
 from .distributed import Batch, Ranks
 from .losses import Contrastive, PairLoss
-from .losses.learned import fold_temperature, learned_of
-from .ops.loss import not_finite_as_nan, with_offset
+from .losses.learned import fold_temperature, learned_of, with_offset
+from .ops.loss_of_batch import not_finite_as_nan
 
 # It takes two more exchanges and more calls of ops. On a CPU that is worth so many multiply-adds of a rank: a core does
 # them in 6 ms. On a GPU it is an estimate: of 1,024 rows of 512 dimensions the whole loss took an H200 0.13 ms.

@@ -17,8 +17,7 @@ from ._autograd import needs_grad, with_gradient
 from .composed import Losses
 from .distributed import Batch, Ranks
 from .losses import Contrastive, Margin, PairLoss, Triplet
-from .losses.learned import fold_temperature, learned_of
-from .ops.loss import with_offset
+from .losses.learned import fold_temperature, learned_of, with_offset
 from .options import LossOptions
 from .shards import Shards
 from .shared_triplets import triplet_sums

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .losses import Triplet
-from .options import LOSS_DEFAULTS, LossOptions, complete
+from .options import LossOptions
 from .plain.chunks import exact
-from .plain.loss_of_memory import BankSimilarities
+from .plain.loss_of_memory import BankSimilarities, Ranked
 from .plain.triplets import AllTriplets
 from .shards import Shards
 
@@ -38,10 +38,8 @@ def triplet_sums(
 ) -> tuple[Tensor, Tensor]:
     """The block's share of totals `[7]`, as `ops.settle_sums` has them, and of the gradient `[A, D]`, not yet averaged,
     of the anchors `z [A, D]` of a line. In plain PyTorch, on all devices. The hosts wait for the number of rounds."""
-    arguments = complete("memory_sums", options, LOSS_DEFAULTS)
-    anchors = arguments["anchors"]
-    similarities = BankSimilarities(z, labels, memory.bank, memory.bank_labels, **arguments)
-    pairs = _OfShards(loss, similarities.grad, anchors, shards)
+    similarities = BankSimilarities(z, labels, memory.bank, memory.bank_labels, Ranked(**options))
+    pairs = _OfShards(loss, similarities.grad, similarities.anchors, shards)
     pairs.run(similarities, need_grad)
     ranking = pairs.number_of_anchors() * pairs.settles
     return torch.cat([pairs.value, pairs.number, ranking[None], pairs.counts]), similarities.gradient()

@@ -3,7 +3,6 @@
 // its `run` calls a function with what the kernels of kernels.h are called on: a Cpu or a cuda::Gpu.
 #pragma once
 
-#include "parts.h"
 #include "step.h"
 
 namespace xbn::glue {
@@ -12,8 +11,8 @@ template <typename Device, typename Library>
 void register_ops(Library& m) {
   register_batch_ops<Device>(m);
   register_bank_ops<Device>(m);
-  register_loss_ops<Device>(m);
-  register_parts_ops<Device>(m);
+  register_loss_of_memory_ops<Device>(m);
+  register_loss_of_batch_ops<Device>(m);
   register_step_ops<Device>(m);
 }
 

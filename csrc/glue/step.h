@@ -1,7 +1,9 @@
-// step_ between torch and its kernels: those of the other ops in turn, and two of its own.
+// step_ between torch and its kernels: those of the other ops in turn, and two of its own, in cpu/step.cpp and
+// cuda/step.cu.
 #pragma once
 
-#include "loss.h"
+#include "loss_of_batch.h"
+#include "loss_of_memory.h"
 
 namespace xbn::glue {
 

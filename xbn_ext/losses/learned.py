@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import Tensor
 
 from .. import checks
+from .._autograd import with_gradient
 from .kinds import KINDS, LOSSES
 from .pair_loss import LossWithTemperature, PairLoss, number
 
@@ -58,3 +60,13 @@ def fold_temperature(loss: PairLoss, z: Tensor) -> tuple[PairLoss, Tensor]:
     if isinstance(loss, LossWithTemperature) and isinstance(loss.temperature, Tensor):
         return at(loss, temperature=1.0), z / loss.temperature.to(z.dtype)
     return loss, z
+
+
+def with_offset(value: Tensor, loss: PairLoss, pairs: Tensor, *others: Tensor) -> Tensor:
+    """`value`, which depends also on what the loss shifts similarities by, if that is learned; `pairs [2]` are its.
+    That derivative depends on the others."""
+    offset = learned_offset(loss)
+    if offset is None or not torch.is_grad_enabled():
+        return value
+    slope = loss.slope(*pairs.detach().unbind()).to(offset.dtype).reshape(offset.shape)
+    return value + with_gradient(torch.zeros_like(value), offset, slope, *others, *learned_of(loss))

@@ -8,17 +8,17 @@ bank is of any of `xbn_ext.dtypes.MEMORY_DTYPES`, whatever their dtype; statisti
 Bad shapes, dtypes and devices raise RuntimeError naming the op and the argument before anything is written.
 """
 
-from . import bank, batch, loss, parts, step
+from . import bank, batch, loss_of_batch, loss_of_memory, step
 from ._namespace import over
 from .bank import *  # noqa: F403  what each family says that it has
 from .batch import *  # noqa: F403
-from .loss import *  # noqa: F403
-from .parts import *  # noqa: F403
+from .loss_of_batch import *  # noqa: F403
+from .loss_of_memory import *  # noqa: F403
 from .step import *  # noqa: F403
 
 __all__ = ["over"]
 __all__ += bank.__all__
 __all__ += batch.__all__
-__all__ += loss.__all__
-__all__ += parts.__all__
+__all__ += loss_of_batch.__all__
+__all__ += loss_of_memory.__all__
 __all__ += step.__all__

@@ -14,7 +14,7 @@ from ..losses import CustomLoss, InChunks, OwnLoss
 from ..plain import custom, in_chunks
 from ..plain.contract import Contract
 from ..plain.loss_of_batch import NormalizedSimilarities, OwnSimilarities, check_batch
-from ..plain.loss_of_memory import BankSimilarities, check_memory_loss
+from ..plain.loss_of_memory import BankSimilarities, Ranked, check_memory_loss
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,13 +37,12 @@ def memory_loss(
     z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: OwnLoss, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """As `memory_loss_and_pairs`; `options` are complete. A pair counts where its term is not 0."""
-    c = Contract("memory_loss", z)
-    looked_at = {name: value for name, value in options.items() if name != "renormalize"}
-    check_memory_loss(c, z, labels, bank, bank_labels, **looked_at)
-    if options["count"] is not None:
-        c.value("count", options["count"], len(bank))
+    c, told = Contract("memory_loss", z), Ranked(**options)
+    check_memory_loss(c, z, labels, bank, bank_labels, told)
+    if told.count is not None:
+        c.value("count", told.count, len(bank))
     with without_autocast(z.device.type), torch.no_grad():
-        similarities = BankSimilarities(z.detach(), labels, bank.detach(), bank_labels, **options)
+        similarities = BankSimilarities(z.detach(), labels, bank.detach(), bank_labels, told)
     need_grad = _needs_grad(loss, z)
     with without_autocast(z.device.type), torch.no_grad():
         if isinstance(loss, InChunks):

@@ -1,4 +1,5 @@
-"""A training step of a memory as one op (`csrc/glue/step.h`), and its loss without the step."""
+"""A training step of a memory as one op (its signature: `schemas.py`; what it does: `csrc/glue/step.h`), and its loss
+without the step."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from ..losses.learned import has_sides, learned_offset
 from ..options import LossOptions
 from ._namespace import arguments_of, call, fake
 from .batch import normalize
-from .loss import batch_loss, memory_loss, not_finite_as_nan, sides_of
+from .loss_of_batch import batch_loss, not_finite_as_nan, sides_of
+from .loss_of_memory import memory_loss
 
 __all__ = ["loss_of", "losses_of", "step_"]
 

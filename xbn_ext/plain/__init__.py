@@ -10,7 +10,7 @@ over the whole bank there, however few of its rows are filled or have to be rewr
 """
 
 from ..schemas import NAMES
-from . import bank, batch, build, loss_in_parts, loss_of_batch, loss_of_memory, step
+from . import bank, batch, build, loss_of_batch, loss_of_memory, step
 
-for _file in (bank, batch, build, loss_in_parts, loss_of_batch, loss_of_memory, step):
+for _file in (bank, batch, build, loss_of_batch, loss_of_memory, step):
     globals().update({name: function for name, function in vars(_file).items() if name in NAMES})

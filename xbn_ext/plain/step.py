@@ -13,9 +13,9 @@ from .bank import check_enqueue, check_track, check_transform, enqueue_, standar
 from .batch import normalize, normalize_backward
 from .chunks import exact
 from .contract import Contract, apart, check, dense, shares_memory
-from .loss import parse_loss
+from .loss import loss_of, parse_loss
 from .loss_of_batch import batch_loss
-from .loss_of_memory import check_memory_loss, memory_loss
+from .loss_of_memory import BankSimilarities, Ranked, check_memory_loss
 
 
 @exact
@@ -53,7 +53,7 @@ def step_(
         c.statistic("pairs", pairs, "[2]", (2,))
     check(not center_gradient or sides is None, f"{op}: center_gradient is of a batch without sides")
     check(math.isfinite(batch_weight) and math.isfinite(memory_weight), f"{op}: weights must be finite")
-    parse_loss(op, loss, parameters)
+    pair_loss = parse_loss(op, loss, parameters)
     ring = (bank, bank_labels, sums, head, count)
     c.rows_mask("mask", mask, B)
     written |= check_enqueue(c, *ring, x, labels, mask, scale, shift, bank_ids, ids, bank_steps, step)
@@ -62,7 +62,7 @@ def step_(
     labels = _kept_apart(labels.contiguous(), written)
     ids = None if ids is None else _kept_apart(ids.contiguous(), written)
     apart(op, written, {"x": None if normalizes else x, "sides": sides, "mask": mask})
-    check_memory_loss(c, x, labels, bank, bank_labels, None, scale, shift, None, None, None, eps)
+    check_memory_loss(c, x, labels, bank, bank_labels, Ranked(scale=scale, shift=shift, eps=eps))
     c.value("head", head, len(bank) - 1)
     c.value("count", count, len(bank))
 
@@ -99,11 +99,9 @@ def step_(
     if memory_weight != 0:
         ranked = torch.where(step < warmup_steps, 0, count)
         of_bank = None if ids is None else bank_ids
-        memory_value, grad_memory, counted = memory_loss(
-            ranking, labels, bank, bank_labels, count=ranked, scale=scale, shift=shift, bank_ids=of_bank,
-            exclude=exclude, anchors=anchors, loss=loss, parameters=parameters, renormalize=renormalize, eps=eps,
-            need_grad=need_grad,
-        )  # fmt: skip
+        told = Ranked(ranked, scale, shift, of_bank, exclude, anchors, renormalize, eps)
+        similarities = BankSimilarities(ranking, labels, bank, bank_labels, told)
+        memory_value, grad_memory, counted = loss_of(similarities, pair_loss, need_grad)
         value = value + memory_weight * memory_value
         if need_grad:
             if center_gradient:

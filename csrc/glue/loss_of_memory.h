@@ -1,5 +1,5 @@
-// The ops that rank a batch: against the bank (their kernels are in loss/memory_loss.cpp of cpu/ and of cuda/), and
-// against itself (loss/batch_loss).
+// The ops that rank a batch against the bank, whole or a part of one (their kernels are in loss/: in cpu/ in
+// memory_loss.cpp and settle_sums.cpp, in cuda/ in memory_loss.cpp and memory_sums.cu).
 #pragma once
 
 #include "bank.h"
@@ -7,7 +7,7 @@
 
 namespace xbn::glue {
 
-// What a batch is ranked against, and how: all that both ops take besides the batch and the bank.
+// What a batch is ranked against, and how: all that these ops take besides the batch, the bank and the loss.
 struct Ranked {
   OptionalTensor count, scale, shift, bank_ids, exclude, anchors;
   bool renormalize;
@@ -128,89 +128,79 @@ std::tuple<Tensor, Tensor, Tensor> transform_memory_loss(Tensor bank, Tensor sum
   return {r.value, r.grad_z, r.pairs};
 }
 
-// Which rows of a batch are ranked against each other.
-struct OwnPairs {
-  Tensor labels;
-  OptionalTensor ids, anchors;
-};
-
-// Anchors of a batch to be ranked against all of it, the operands dense, and room for the gradient.
-struct OwnAnchors {
-  // all: every row is an anchor; else so many as there are products of, from row `its_first` on
-  OwnAnchors(const Contract& c, const Tensor& products, const OwnPairs& o, bool all, int64_t its_first, bool its_grad)
-      : first(its_first), need_grad(its_grad), ids(o.ids), anchors(o.anchors) {
-    c.floating("dots", products);
-    c.given("labels", o.labels);
-    const int64_t B = o.labels.dim() == 1 ? o.labels.size(0) : products.dim() > 0 ? products.size(-1) : 0;
-    c.shape("dots", products, all ? "[B, B]" : "[A, B]", {all ? B : -1, B});
-    c.labels("labels", o.labels, "[B]", B);
-    if (o.ids) c.labels("ids", *o.ids, "[B]", B);
-    const int64_t A = products.size(0);
-    c.rows_mask("anchors", o.anchors, A, all ? "[B]" : "[A]");
-    c.require(0 <= first && first <= B - A, "first must be within [0, B - A] = [0, ", B - A, "], got ", first);
-    dots = as_dense(products);
-    labels = as_dense(o.labels);
-    grad_dots = torch::stable::new_empty(dots, {need_grad ? A : 0, B});
-  }
-
-  template <typename T>
-  BatchSumsParams<T> params(Type<T> type) const {
-    BatchSumsParams<T> p;
-    p.dots = data_in(dots, type);
-    p.labels = labels.const_data_ptr<int64_t>();
-    p.ids = ids.data<int64_t>();
-    p.anchors = anchors.data<bool>();
-    p.A = dots.size(0);
-    p.B = labels.size(0);
+template <typename Device>
+std::tuple<Tensor, Tensor> memory_sums(const Tensor& z, const Tensor& labels, const Tensor& bank,
+                                       const Tensor& bank_labels, const OptionalTensor& count,
+                                       const OptionalTensor& scale, const OptionalTensor& shift,
+                                       const OptionalTensor& bank_ids, const OptionalTensor& exclude,
+                                       const OptionalTensor& anchors, const OptionalTensor& given,
+                                       const std::string& loss, const std::vector<double>& parameters, int64_t number,
+                                       int64_t first, bool renormalize, double eps, bool need_grad) {
+  const Contract c("memory_sums", z);
+  const Ranking r(c, z, labels, bank, bank_labels,
+                  {count, scale, shift, bank_ids, exclude, anchors, renormalize, eps, false});
+  const LossSpec spec = parse_loss("memory_sums", loss, parameters);
+  c.require(!goes_in_rounds(spec), loss, " has no sums that could be added up");
+  const int64_t passes = make_program(spec).passes, B = z.size(0);
+  c.require(0 <= number && number < passes, "number must be within [0, ", passes - 1, "], got ", number);
+  c.require(first >= 0, "first must not be negative, got ", first);
+  c.require(given.has_value() == (number > 0), "given is for all passes but the first");
+  if (given) c.statistic("given", *given, "[B]", {B});
+  const Tensor sums = torch::stable::new_empty(z, {kSlots, B, 4}, ScalarType::Double);
+  const Tensor grads = torch::stable::new_empty(z, {kSlots, need_grad ? B : 0, z.size(1)});
+  const Device device("memory_sums", r.z);
+  if (count) device.check_counter("count", *count, bank.size(0));
+  dispatch(z, bank, [&](auto type, auto bank_type) {
+    using T = typename decltype(type)::type;
+    using S = typename decltype(bank_type)::type;
+    MemorySumsParams<T, S> p = {r.params(type, bank_type)};
+    p.grad_z = need_grad ? data_of(grads, type) : nullptr;
+    p.number = static_cast<int>(number);
     p.first = first;
-    p.totals = nullptr;
-    p.grad_dots = need_grad ? data_of(grad_dots, type) : nullptr;
-    return p;
-  }
-
-  const int64_t first;
-  const bool need_grad;
-  Tensor dots, labels;
-  const Dense ids, anchors;
-  Tensor grad_dots;
-};
-
-// A batch to be ranked against itself, and room for the loss, too.
-struct OwnRanking : OwnAnchors {
-  OwnRanking(const Contract& c, const Tensor& products, const OwnPairs& pairs, bool its_renormalize, double its_eps,
-             bool its_grad)
-      : OwnAnchors(c, products, pairs, true, 0, its_grad), renormalize(its_renormalize), eps(its_eps) {
-    c.eps(eps);
-    value = torch::stable::new_empty(dots, {});
-  }
-
-  template <typename T>
-  BatchLossParams<T> params(Type<T> type) const {
-    return {OwnAnchors::params(type), renormalize, eps, data_of(value, type)};
-  }
-
-  const bool renormalize;
-  const double eps;
-  Tensor value;
-};
+    p.given = data_in<double>(given);
+    p.sums = static_cast<RowSums*>(sums.mutable_data_ptr());
+    device.run([&](const auto& on) { return memory_sums(p, spec, on); });
+  });
+  return {sums, grads};
+}
 
 template <typename Device>
-std::tuple<Tensor, Tensor> batch_loss(const Tensor& dots, const Tensor& labels, const OptionalTensor& ids,
-                                      const OptionalTensor& anchors, const std::string& loss,
-                                      const std::vector<double>& parameters, bool renormalize, double eps,
-                                      bool need_grad) {
-  const OwnRanking r(Contract("batch_loss", dots), dots, {labels, ids, anchors}, renormalize, eps, need_grad);
-  const LossSpec spec = parse_loss("batch_loss", loss, parameters);
-  const Device device("batch_loss", r.dots);
-  dispatch(dots, [&](auto type) { device.run([&](const auto& on) { return batch_loss(r.params(type), spec, on); }); });
-  return {r.value, r.grad_dots};
+std::tuple<Tensor, Tensor, Tensor> settle_sums(const Tensor& parts, const OptionalTensor& anchors,
+                                               const std::string& loss, const std::vector<double>& parameters,
+                                               int64_t passes) {
+  const Contract c("settle_sums", parts);
+  c.statistic("parts", parts, "[n, 2, B, 4]", {-1, kSlots, -1, 4});
+  const int64_t n = parts.size(0), B = parts.size(2);
+  c.require(n > 0, "parts must be of one part at least");
+  c.rows_mask("anchors", anchors, B);
+  const LossSpec spec = parse_loss("settle_sums", loss, parameters);
+  c.require(!goes_in_rounds(spec), loss, " has no sums that could be added up");
+  const int64_t all = make_program(spec).passes;
+  c.require(1 <= passes && passes <= all, "passes must be within [1, ", all, "], got ", passes);
+  const Tensor given = torch::stable::new_empty(parts, {B});
+  const Tensor scale = torch::stable::new_empty(parts, {n, kSlots, B});
+  const Tensor totals = torch::stable::new_empty(parts, {7});
+  const Dense mask(anchors);
+  SettleSumsParams p;
+  p.parts = static_cast<const RowSums*>(parts.const_data_ptr());
+  p.anchors = mask.data<bool>();
+  p.n = n;
+  p.B = B;
+  p.passes = static_cast<int>(passes);
+  p.given = given.mutable_data_ptr<double>();
+  p.scale = scale.mutable_data_ptr<double>();
+  p.totals = totals.mutable_data_ptr<double>();
+  const Device device("settle_sums", parts);
+  device.run([&](const auto& on) { return settle_sums(p, spec, on); });
+  return {given, scale, totals};
 }
 
 template <typename Device, typename Library>
-void register_loss_ops(Library& m) {
+void register_loss_of_memory_ops(Library& m) {
   m.impl("memory_loss", TORCH_BOX(&xbn::glue::memory_loss<Device>));
   m.impl("transform_memory_loss_", TORCH_BOX(&xbn::glue::transform_memory_loss<Device>));
-  m.impl("batch_loss", TORCH_BOX(&xbn::glue::batch_loss<Device>));
+  m.impl("memory_sums", TORCH_BOX(&xbn::glue::memory_sums<Device>));
+  m.impl("settle_sums", TORCH_BOX(&xbn::glue::settle_sums<Device>));
 }
 
 }  // namespace xbn::glue

@@ -1,5 +1,5 @@
-"""The losses: of a batch against a bank, with or without the bank's move first, and of a batch
-against itself (`csrc/glue/loss.h`)."""
+"""The loss of a batch against itself (`csrc/glue/loss_of_batch.h`), and what some of its rows add to it: these have met
+all rows, so the totals of such parts are only to be added."""
 
 from __future__ import annotations
 
@@ -7,145 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from .. import checks
-from .._autograd import needs_grad, with_gradient, without_autocast, writes
+from .._autograd import needs_grad, with_gradient, without_autocast
 from ..losses import AnyLoss, OwnLoss, PairLoss, check_loss, check_unit_rows
-from ..losses.learned import fold_temperature, learned_of, learned_offset
-from ..options import LOSS_DEFAULTS, PAIR_DEFAULTS, LossOptions, PairOptions, complete
+from ..losses.learned import fold_temperature, learned_of, learned_offset, with_offset
 from ..plain.contract import Contract
 from ..plain.loss import parse_loss
 from ..plain.loss_of_batch import check_batch
 from . import custom
 from ._namespace import call, fake
 from .batch import normalize
-from .parts import batch_sums
 
-__all__ = ["batch_loss", "memory_loss", "memory_loss_and_pairs", "transform_memory_loss_"]
-
-
-def memory_loss(
-    z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: AnyLoss, **options: Unpack[LossOptions]
-) -> Tensor:
-    """Loss of a batch against a bank of embeddings, differentiable in `z`, in one sweep over the bank.
-
-    The similarity is `z_i · r_j / max(|r_j|, eps)`; neither the B×M similarities nor a second bank is ever stored. (On
-    a GPU the composite way stores a chunk of them, about 24 MB, the screen a bit for each pair: `xbn_ext.loss_way`.)
-
-    Args:
-        z: `[B, D]` embeddings, usually of unit length. A loss of distances takes them to be.
-        labels: `[B]` int64.
-        bank: `[M, D]` contiguous; carries no gradient.
-        bank_labels: `[M]` int64.
-        loss: which loss, with its parameters (`xbn_ext.losses`).
-        options: those of `xbn_ext.options.LossOptions`.
-
-    Returns:
-        A scalar of z's dtype. An anchor with a NaN or an Inf makes it NaN (unless it has no pairs that it would pay
-        for), and its own gradient in any case.
-
-    Raises:
-        RuntimeError: an argument is not as above; or a second derivative or a forward-mode one is asked for.
-        TypeError: there is no such option, or no such loss.
-        ValueError: renormalize is False and the loss of distances.
-    """
-    return _memory_loss("memory_loss", z, labels, bank, bank_labels, loss, options)[0]
-
-
-def memory_loss_and_pairs(
-    z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: AnyLoss, **options: Unpack[LossOptions]
-) -> tuple[Tensor, Tensor]:
-    """`memory_loss`, and `pairs [2]` (float64): how many positives and negatives of an anchor have a weight, on average
-    over the anchors. A pair has no weight if it is within its margin, not mined, or in no triplet that costs something.
-    """
-    return _memory_loss("memory_loss_and_pairs", z, labels, bank, bank_labels, loss, options)
-
-
-def _memory_loss(
-    function: str, z: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tensor, loss: AnyLoss, options: LossOptions
-) -> tuple[Tensor, Tensor]:
-    arguments = complete(function, options, LOSS_DEFAULTS)
-    checks.tensors("memory_loss", z=z, labels=labels, bank=bank, bank_labels=bank_labels)
-    for name in ("scale", "shift"):
-        if isinstance(arguments[name], Tensor):  # what is neither this nor None, torch refuses by name
-            arguments[name] = arguments[name].double()
-    if isinstance(loss, OwnLoss):
-        checks.flag("renormalize", arguments["renormalize"])
-        return custom.memory_loss(z, labels, bank, bank_labels, loss, arguments)
-    arguments.update(labels=labels, bank=bank.detach(), bank_labels=bank_labels)
-    return _ranked("memory_loss", z, loss, arguments)
-
-
-def _ranked(
-    op: str, z: Tensor, loss: PairLoss, arguments: dict[str, Any], written: tuple[Tensor, ...] = ()
-) -> tuple[Tensor, Tensor]:
-    """Loss and pairs by an op that takes `arguments`, in the order of its schema, and what is put into them here."""
-    check_loss(op, loss)
-    check_unit_rows(loss, renormalize=arguments["renormalize"])
-    given, (loss, z) = loss, fold_temperature(loss, z)
-    need_grad = needs_grad(z)
-    arguments.update(z=z.detach(), loss=loss.kind, parameters=loss.parameters, need_grad=need_grad)
-    writes(*written)
-    value, grad_z, pairs = call(op, arguments)
-    if need_grad:
-        value = with_gradient(value, z, grad_z, *learned_of(given))
-    return with_offset(value, given, pairs, z), pairs
-
-
-def with_offset(value: Tensor, loss: PairLoss, pairs: Tensor, *others: Tensor) -> Tensor:
-    """`value`, which depends also on what the loss shifts similarities by, if that is learned; `pairs [2]` are its.
-    That derivative depends on the others."""
-    offset = learned_offset(loss)
-    if offset is None or not torch.is_grad_enabled():
-        return value
-    slope = loss.slope(*pairs.detach().unbind()).to(offset.dtype).reshape(offset.shape)
-    return value + with_gradient(torch.zeros_like(value), offset, slope, *others, *learned_of(loss))
-
-
-@fake("memory_loss")
-def _memory_loss_fake(z: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    need_grad = args[-1]
-    grad_z = z.new_empty(z.shape if need_grad else (0, z.shape[1]))
-    return z.new_empty(()), grad_z, z.new_empty(2, dtype=torch.float64)
-
-
-def transform_memory_loss_(
-    bank: Tensor,
-    sums: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    count: Tensor,
-    z: Tensor,
-    labels: Tensor,
-    bank_labels: Tensor,
-    loss: PairLoss,
-    *,
-    ranked: Tensor | None = None,
-    **options: Unpack[PairOptions],
-) -> tuple[Tensor, Tensor]:
-    """`transform_`, then `memory_loss_and_pairs` of the moved bank. On a CPU one sweep does both where batch and bank
-    have the same dtype, the batch has at most 256 rows and `ranked` is None or equals `count`; mined losses and all
-    triplets always take two.
-
-    Args:
-        ranked: int64 scalar, how many of the `count` rows are ranked against; None: all.
-        options: those of `xbn_ext.options.PairOptions`.
-
-    The other arguments are those of the two ops. `z` must not share memory with `bank`.
-    """
-    arguments = complete("transform_memory_loss_", options, PAIR_DEFAULTS)
-    checks.tensors("transform_memory_loss_", z=z)
-    arguments.update(bank=bank, sums=sums, scale=scale, shift=shift, count=count, ranked=ranked)
-    arguments.update(labels=labels, bank_labels=bank_labels)
-    return _ranked("transform_memory_loss_", z, loss, arguments, written=(bank, sums, scale, shift))
-
-
-@fake("transform_memory_loss_")
-def _(
-    bank: Tensor, sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor, z: Tensor, *args: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _memory_loss_fake(z, *args)  # type: ignore[no-any-return]
+__all__ = ["batch_loss", "batch_sums"]
 
 
 def batch_loss(
@@ -258,3 +132,54 @@ def sides_of(loss: PairLoss, z: Tensor, renormalize: bool, eps: float) -> tuple[
 def _(dots: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     need_grad = args[-1]
     return dots.new_empty(()), dots.new_empty(dots.shape if need_grad else (0, dots.shape[1]))
+
+
+def batch_sums(
+    dots: Tensor,
+    labels: Tensor,
+    loss: PairLoss,
+    *,
+    first: int = 0,
+    ids: Tensor | None = None,
+    anchors: Tensor | None = None,
+    need_grad: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """What some rows of a batch add to `batch_loss` of the whole.
+
+    Args:
+        dots: `[A, B]` float32 or float64, the similarity of each of these rows with every row of the batch.
+        labels: `[B]` int64, of the batch.
+        loss: which loss; its temperature is a number.
+        first: number of the first of these rows in the batch. None is paired with itself.
+        ids: `[B]` int64 sample ids: rows with the same id (>= 0) are not paired.
+        anchors: `[A]` bool, those of the rows that rank; None: all.
+        need_grad: False leaves out the second result.
+
+    Returns:
+        totals `[7]` float64, those of `settle_sums`, which add up over the parts of a batch; and `[A, B]` the
+        derivative of its `value` by dots. That of the loss is this times the average of the pair's group, `1 /
+        max(count, 1)` of the whole batch: Contrastive with "avg_nonzero" has its negatives in the first group and its
+        positives in the second, the other losses have all in the first. Of a row whose product with itself is not
+        finite all similarities are NaN. Neither result has a derivative.
+
+    Raises:
+        RuntimeError: an argument is not as above, naming it.
+        TypeError: no such loss.
+    """
+    checks.tensors("batch_sums", dots=dots)
+    check_loss("batch_sums", loss)
+    arguments: dict[str, Any] = {
+        "dots": dots.detach(),
+        "labels": labels,
+        "ids": ids,
+        "anchors": anchors,
+        "first": first,
+    }
+    arguments.update(loss=loss.kind, parameters=loss.parameters, need_grad=need_grad)
+    return call("batch_sums", arguments)  # type: ignore[no-any-return]
+
+
+@fake("batch_sums")
+def _(dots: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    A, B = dots.shape
+    return dots.new_empty(7, dtype=torch.float64), dots.new_empty(A if args[-1] else 0, B)
