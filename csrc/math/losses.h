@@ -127,19 +127,6 @@ XBN_FORMULA int slots_of(const LossSpec& loss) {
 // A loss that averages positives and negatives apart has two groups, the others one.
 XBN_FORMULA int group_of(const LossSpec& loss, int slot) { return loss.average == Average::groups ? slot : 0; }
 
-XBN_FORMULA double log_sum(const RowSums& sums) {
-  return sums.pairs == 0 ? -INFINITY : std::log(sums.value) + sums.shift;
-}
-
-XBN_FORMULA double softplus(double x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
-
-XBN_FORMULA double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
-
-// The factor of a slot of exponents in the derivative of log(1 + sum of e^x).
-XBN_FORMULA double softplus_factor(const RowSums& sums) {
-  return sums.pairs == 0 ? 0.0 : 1.0 / (std::exp(-sums.shift) + sums.value);
-}
-
 // What a loss compares, larger for more similar rows: s, or -d of a Euclidean distance d; and its derivative by s. At
 // d = 0, where -d has no derivative, it is 0.
 struct Nearness {

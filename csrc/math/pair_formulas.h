@@ -2,9 +2,22 @@
 // compiler's. So they are written without branches. Comparisons are written so that a NaN similarity counts: it reaches
 // the loss, as it does in PyTorch.
 //
-// No include guard, and it includes nothing: program.h includes it in namespace xbn, and memory_loss_kernel.h and
-// batch_loss_kernel.h once more for each instruction set, since a function of vectors is no good unless it is compiled
-// for theirs.
+// It includes nothing, and only the names have an include guard: program.h includes it in namespace xbn, and
+// memory_loss_kernel.h and batch_loss_kernel.h once more for each instruction set, since a function of vectors is no good
+// unless it is compiled for theirs.
+
+#ifndef XBN_FORMULAS_HAVE_NAMES
+#define XBN_FORMULAS_HAVE_NAMES
+
+// The last four are no functions of a pair's similarity alone: the kernels have them.
+enum class Formula { margin, distance, similarity, ntxent, exponent, circle, sigmoid, extreme, threshold, rank, weigh };
+
+// Of these a slot adds up e^x.
+XBN_FORMULA constexpr bool is_exponential(Formula formula) {
+  return formula == Formula::exponent || formula == Formula::circle;
+}
+
+#endif
 
 // What a comparison gives: a bool; of vectors, for each lane an integer, -1 or 0.
 template <typename V>
@@ -134,7 +147,7 @@ struct Exponent {
 
 template <typename T>
 struct MarginFormula {  // a: of positives, b: of negatives
-  static constexpr bool kExponential = false;
+  static constexpr bool kExponential = is_exponential(Formula::margin);
   static constexpr bool kSumsWeights = true;
   T a, b;
   template <typename V>
@@ -157,7 +170,7 @@ XBN_FORMULA V square_root(V x) {
 
 template <typename T>
 struct DistanceFormula {  // of d = sqrt(2 - 2 s), 0 for s > 1; a: of positives, b: of negatives; no weight where d is 0
-  static constexpr bool kExponential = false;
+  static constexpr bool kExponential = is_exponential(Formula::distance);
   static constexpr bool kSumsWeights = false;
   T a, b;
   template <typename V>
@@ -172,7 +185,7 @@ struct DistanceFormula {  // of d = sqrt(2 - 2 s), 0 for s > 1; a: of positives,
 
 template <typename T>
 struct SimilarityFormula {  // the value rounds as the exponent a s does, so that an only pair cancels its own sum
-  static constexpr bool kExponential = false;
+  static constexpr bool kExponential = is_exponential(Formula::similarity);
   static constexpr bool kSumsWeights = false;
   T a;
   template <typename V>
@@ -183,7 +196,7 @@ struct SimilarityFormula {  // the value rounds as the exponent a s does, so tha
 
 template <typename T>
 struct NTXentFormula {  // given: the log of the sum of e^(a s) over the negatives
-  static constexpr bool kExponential = false;
+  static constexpr bool kExponential = is_exponential(Formula::ntxent);
   static constexpr bool kSumsWeights = true;
   T a;
   template <typename V>
@@ -195,7 +208,7 @@ struct NTXentFormula {  // given: the log of the sum of e^(a s) over the negativ
 
 template <typename T>
 struct SigmoidFormula {  // x = a s + b; a positive costs log(1 + e^-x), a negative log(1 + e^x)
-  static constexpr bool kExponential = false;
+  static constexpr bool kExponential = is_exponential(Formula::sigmoid);
   static constexpr bool kSumsWeights = true;
   T a, b;
   template <typename V>
@@ -208,7 +221,7 @@ struct SigmoidFormula {  // x = a s + b; a positive costs log(1 + e^-x), a negat
 
 template <typename T>
 struct ExponentFormula {  // x = a s + b
-  static constexpr bool kExponential = true;
+  static constexpr bool kExponential = is_exponential(Formula::exponent);
   T a, b;
   bool mined;
   template <typename V>
@@ -220,7 +233,7 @@ struct ExponentFormula {  // x = a s + b
 
 template <typename T>
 struct CircleFormula {  // a: m, b: gamma; the slope takes the self-paced factor for a constant
-  static constexpr bool kExponential = true;
+  static constexpr bool kExponential = is_exponential(Formula::circle);
   T a, b;
   template <typename V>
   XBN_FORMULA Exponent<V> operator()(V s, Truth<V> positive, V) const {

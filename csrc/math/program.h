@@ -10,7 +10,7 @@
 namespace xbn {
 
 enum class Pairs { none, negatives, positives, all };
-enum class Formula { margin, distance, similarity, ntxent, exponent, circle, sigmoid, extreme, threshold, rank, weigh };
+enum class Formula;  // pair_formulas.h
 
 struct Slot {
   Pairs pairs;

@@ -13,8 +13,6 @@ struct RowSums {
   double shift;   // of exponents, the largest x; of an extreme, it: the largest s, or the largest -s of positives
 };
 
-XBN_FORMULA bool is_exponential(Formula formula) { return formula == Formula::exponent || formula == Formula::circle; }
-
 // Sums before the first pair.
 XBN_FORMULA RowSums no_sums(Formula formula) {
   const bool extreme = formula == Formula::extreme;
@@ -23,6 +21,16 @@ XBN_FORMULA RowSums no_sums(Formula formula) {
 
 // What sums scaled by e^-shift are multiplied by to be scaled by e^-to; no pairs, no matter.
 XBN_FORMULA double rescale(double shift, double to) { return shift == to ? 1.0 : std::exp(shift - to); }
+
+// Of a slot of exponents, the log of the sum of e^x.
+XBN_FORMULA double log_sum(const RowSums& sums) {
+  return sums.pairs == 0 ? -INFINITY : std::log(sums.value) + sums.shift;
+}
+
+// The factor of a slot of exponents in the derivative of log(1 + sum of e^x).
+XBN_FORMULA double softplus_factor(const RowSums& sums) {
+  return sums.pairs == 0 ? 0.0 : 1.0 / (std::exp(-sums.shift) + sums.value);
+}
 
 // Adds up the sums of two parts of the bank.
 XBN_FORMULA RowSums add(Formula formula, const RowSums& left, const RowSums& right) {
