@@ -13,19 +13,25 @@ from .exponents import *  # noqa: F403
 from .in_chunks import InChunks
 from .kinds import KINDS, LOSSES, check_loss, check_unit_rows
 from .margins import *  # noqa: F403
+from .margins import DISTANCES, Distance, LossOfDistances, Reduction, TripletMining
 from .pair_loss import LossWithTemperature, PairLoss
 from .smooth_ap import SmoothAP
 
 __all__ = [
+    "DISTANCES",
     "KINDS",
     "LOSSES",
     "AnyLoss",
     "CustomLoss",
+    "Distance",
     "InChunks",
+    "LossOfDistances",
     "LossWithTemperature",
     "OwnLoss",
     "PairLoss",
+    "Reduction",
     "SmoothAP",
+    "TripletMining",
     "check_loss",
     "check_unit_rows",
 ]

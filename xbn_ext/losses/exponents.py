@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .pair_loss import LossWithTemperature, PairLoss
 
+# These are xbn_ext's, too.
 __all__ = ["DCL", "NCA", "Circle", "LiftedStructure", "MultiSimilarity", "NTXent", "SigLIP", "SupCon"]
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from .. import checks
 from .pair_loss import PairLoss, number
 
-__all__ = ["DISTANCES", "Contrastive", "Distance", "LossOfDistances", "Margin", "Reduction", "Triplet", "TripletMining"]
+# These are xbn_ext's, too.
+__all__ = ["Contrastive", "Margin", "Triplet"]
 
 Reduction = Literal["mean", "avg_nonzero"]
 TripletMining = Literal["hardest", "all"]
