@@ -1,4 +1,5 @@
-"""`CrossBatchMemory`: a loss over a ring of past embeddings that is kept current by moment matching."""
+"""`CrossBatchMemory`: a loss over a ring of past embeddings that is kept current by moment matching. Its step is one
+op: `ops/step.py`."""
 
 from __future__ import annotations
 
