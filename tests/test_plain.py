@@ -8,6 +8,7 @@ import pytest
 import state
 import torch
 from loss_cases import LOSSES, each_kind_of_loss, problem
+from op_calls import loss_arguments
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -110,12 +111,14 @@ def test_no_tensor_is_larger_than_a_chunk(loss, update, memory_dtype, in_plain, 
 def test_the_memory_of_all_triplets_is_bounded_where_all_rows_are_positives(small_chunks, monkeypatch):
     z, labels, bank, bank_labels = problem(16, 4000, 8, torch.float64)
     labels.fill_(3), bank_labels[:3900].fill_(3), bank_labels[3900:].fill_(4)
-    arguments = (z, labels, bank, bank_labels, *[None] * 6, "triplet_all", [0.3], True, 1e-6, True)
+    rows = {"z": z, "labels": labels, "bank": bank, "bank_labels": bank_labels}
+    nothing = dict.fromkeys(("count", "scale", "shift", "bank_ids", "exclude", "anchors"))
+    arguments = loss_arguments(**rows, **nothing, loss="triplet_all", parameters=[0.3])
     with LargestTensor(bank, bank_labels) as largest:
-        in_rounds = plain.memory_loss(*arguments)
+        in_rounds = plain.memory_loss(**arguments)
     assert triplets.HELD / 16 < 3900 and largest.elements <= small_chunks + 16
     monkeypatch.setattr(triplets, "HELD", 1 << 20)
-    for got, want in zip(in_rounds, plain.memory_loss(*arguments), strict=True):
+    for got, want in zip(in_rounds, plain.memory_loss(**arguments), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
 
 
