@@ -53,12 +53,13 @@ struct TrackParams {
   double* target_mean;       // [D] filter state, in and out
   double* target_std;        // [D] filter state, in and out
   double* variance;          // [1] filter variance, in and out; infinite before the first measurement
+  double* innovation;        // [D] of the mean, in and out: process_noise is estimated from it; null: it is given
   double* scale;             // [D] pending map, in and out: a stored row u stands for scale * u + shift
   double* shift;             // [D]
   const double* sums;        // [2, D] sum and sum of squares of the stored rows
   const int64_t* count;      // [1] stored rows; an empty bank counts as standardised (mean 0, std 1)
   int64_t D;                 //
-  double process_noise;      // q, added to the variance every step; infinite: take over each measurement
+  double process_noise;      // q, added to the variance every step; infinite: take over each measurement; 0 if estimated
   double measurement_noise;  // r
   double fixed_gain;         // < 0: the Kalman gain; else this gain after the first measurement
   double eps;                // standard deviations below it mark a dead dimension

@@ -64,6 +64,7 @@ def track_arguments(**changes):
         "fixed_gain": None,
         "eps": 1e-6,
         "stats": torch.zeros(3, dtype=torch.float64),
+        "innovation": m.innovation,
     }
     return arguments | changes
 

@@ -45,7 +45,8 @@ def test_opcheck(op):
     overload = getattr(torch.ops.xbn_ext, op).default
     torch.library.opcheck(overload, tuple(arguments.values()))
     optional = {a.name: None for a in schema if str(a.type).startswith("Optional")}
-    for changes in (optional, {"need_grad": False}):
+    estimated = {"process_noise": optional.pop("process_noise", None)}  # needs an innovation, which is optional, too
+    for changes in (optional, {"need_grad": False}, estimated):
         if changes.keys() & arguments.keys():
             torch.library.opcheck(overload, tuple(ARGUMENTS[op](**changes).values()))
 
@@ -89,6 +90,8 @@ BAD = [
     ("track_", {"count": torch.tensor(-1)}, r"count must be within \[0, "),
     ("track_", {"process_noise": -1.0}, "process_noise must not be negative"),
     ("track_", {"process_noise": math.nan}, "process_noise must not be negative"),
+    ("track_", {"innovation": torch.zeros(D + 1, dtype=f64)}, r"innovation must be \[D\]"),
+    ("track_", {"process_noise": None, "innovation": None}, "without a process_noise an innovation is needed"),
     ("track_", {"measurement_noise": 0.0}, "measurement_noise must be positive"),
     ("track_", {"fixed_gain": 1.5}, "fixed_gain must be within"),
     ("track_", {"eps": 0.0}, "eps must be positive"),

@@ -38,6 +38,7 @@ OPTIONS = {
     "ema, warming up": {"filter": make_filter("ema", 1.0, 1.0, 0.3), "warmup_steps": 1},
     "batch only": {"memory_weight": 0.0, "batch_weight": 0.7},
     "memory only": {"batch_weight": 0.0, "memory_weight": 0.3},
+    "process noise": {"filter": Filter(0.5, 2.0, None)},
     "centred": {"center_gradient": True, "memory_weight": 0.3},
     "centred, batch only": {"center_gradient": True, "memory_weight": 0.0, "normalize_embeddings": False},
 }
@@ -88,7 +89,10 @@ def test_the_memory_has_the_bits_that_the_ops_give_it(deferred, enqueue, ops, de
 
     z, stats = ops.normalize(x), torch.zeros(3, dtype=torch.float64, device=device)
     filtered = (other.target_mean, other.target_std, other.variance, other.scale, other.shift)
-    ops.track_(*filtered, z, None, other.sums, other.count, *Filter(1.0, 1.0, None), stats=stats)
+    ops.track_(
+        *filtered, z, None, other.sums, other.count, *Filter(None, 1.0, None), stats=stats,
+        innovation=other.innovation,
+    )  # fmt: skip
 
     def put():
         ops.enqueue_(

@@ -11,6 +11,7 @@ from xbn_ext import reference
 FILTERS = {
     "xbn": (math.inf, 1.0, None),
     "axbn": (1e-2, 1.0, None),
+    "adaptive": (None, 2.0, None),
     "exact": (0.0, 1.0, None),
     "ema": (0.0, 1.0, 0.1),
 }
@@ -20,8 +21,9 @@ def track(module, m, x, filter, mask=None):
     """Returns the gaps before and after, and the gain."""
     stats = m.sums.new_zeros(3)
     module.track_(
-        m.target_mean, m.target_std, m.variance, m.scale, m.shift, x, mask, m.sums, m.count, *filter, 1e-6, stats
-    )
+        m.target_mean, m.target_std, m.variance, m.scale, m.shift, x, mask, m.sums, m.count, *filter, 1e-6, stats,
+        m.innovation,
+    )  # fmt: skip
     return stats
 
 
@@ -92,6 +94,49 @@ def test_steady_gain(ratio, steady, ops, device):
     track(ops, m, x, (ratio, 1.0, None))
     gain = (m.target_mean - before) / (x.double().mean(0) - before)
     assert gain.tolist() == pytest.approx([steady] * 3, abs=0.005)
+
+
+def gains_of(ops, device, means, filter=FILTERS["adaptive"], seed=0):
+    """The gain of each step and the squared error of the filtered mean after it, for batches around these means."""
+    generator = torch.Generator().manual_seed(seed)
+    m = state.to(state.filled(10, 32, 10), device)
+    gains, errors = [], []
+    for mean in means:
+        x = torch.randn(16, 32, generator=generator).to(device) + mean
+        gains.append(float(track(ops, m, x, filter)[2]))
+        errors.append(float((m.target_mean - mean).square().sum()))
+    return gains, errors
+
+
+def test_an_adaptive_gain_falls_while_moments_stay(ops, device):
+    gains, errors = gains_of(ops, device, [0.0] * 200)
+    assert gains[0] == 1 and gains[1] > 0.99 and max(gains[100:]) < 0.35, gains
+    assert min(gains) == pytest.approx(0.1), "and no further"
+    fixed = gains_of(ops, device, [0.0] * 200, (1.0, 1.0, None))[1]
+    assert sum(errors[100:]) < 0.5 * sum(fixed[100:]), "it averages over more batches than a gain of 0.62"
+
+
+def test_an_adaptive_gain_stays_high_while_moments_run(ops, device):
+    means = [0.3 * t for t in range(200)]
+    gains, errors = gains_of(ops, device, means)
+    assert min(gains[100:]) > 0.6, gains
+    slow = gains_of(ops, device, means, (0.1, 1.0, None))[1]
+    assert sum(errors[100:]) < 0.5 * sum(slow[100:]), "it lags less than a gain of 0.27"
+
+
+def test_an_adaptive_gain_rises_within_two_steps_of_a_jump(ops, device):
+    gains, _ = gains_of(ops, device, [0.0] * 200 + [2.0] * 10)
+    assert gains[202] > gains[200] + 0.05 and max(gains[200:]) > gains[200] + 0.2, gains[198:]
+
+
+def test_the_best_gain_leaves_innovations_white():
+    """Of a random walk, the gain that adapts settles near the one of the Kalman filter that knows the noises."""
+    generator = torch.Generator().manual_seed(0)
+    noise = 1 / 16
+    for ratio, best in ((0.1, 0.27), (1.0, 0.62)):
+        steps = torch.randn(1500, 32, generator=generator) * (ratio * noise) ** 0.5
+        gains, _ = gains_of(reference, "cpu", steps.cumsum(0))
+        assert sum(gains[500:]) / 1000 == pytest.approx(best, abs=0.1)
 
 
 def test_a_batch_that_measures_nothing_changes_nothing(ops, device):

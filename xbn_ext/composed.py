@@ -69,7 +69,7 @@ def _track(memory: Any, z: Tensor, mask: Tensor | None, filter: Filter | None, e
     if filter is None:
         target = tuple(t.clone() for t in target)
     noises = filter or Filter(float("inf"), 1.0, None)
-    ops.track_(*target, z, mask, memory.sums, memory.count, *noises, eps, memory.drift_stats)
+    ops.track_(*target, z, mask, memory.sums, memory.count, *noises, eps, memory.drift_stats, memory.innovation)
 
 
 def losses_by_ops(memory: Any, batch: Batch, loss: AnyLoss, **options: Any) -> Losses:

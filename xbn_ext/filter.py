@@ -13,15 +13,19 @@ Drift = Literal["none", "xbn", "axbn", "ema"]
 class Filter(NamedTuple):
     """Arguments of `ops.track_`."""
 
-    process_noise: float
+    process_noise: float | None
+    """None: it is estimated."""
     measurement_noise: float
     fixed_gain: float | None
 
 
-def make_filter(drift: Drift, process_noise: float, measurement_noise: float, ema_momentum: float) -> Filter | None:
+def make_filter(
+    drift: Drift, process_noise: float | None, measurement_noise: float, ema_momentum: float
+) -> Filter | None:
     """The filter of a drift model; None for `"none"`, which leaves the bank alone.
 
-    `"xbn"`: the moments of the last batch are the truth (infinite process noise). `"axbn"`: Kalman filter.
+    `"xbn"`: the moments of the last batch are the truth (infinite process noise). `"axbn"`: Kalman filter;
+    without a process noise one that adapts.
     `"ema"`: exponential moving average with a constant gain, the control for it.
 
     Raises:
@@ -29,10 +33,11 @@ def make_filter(drift: Drift, process_noise: float, measurement_noise: float, em
     """
     if drift not in ("none", "xbn", "axbn", "ema"):
         raise ValueError(f"drift must be 'none', 'xbn', 'axbn' or 'ema', got {drift!r}")
-    process_noise = checks.finite("process_noise", process_noise)
+    if process_noise is not None:
+        process_noise = checks.finite("process_noise", process_noise)
     measurement_noise = checks.finite("measurement_noise", measurement_noise)
     ema_momentum = checks.finite("ema_momentum", ema_momentum)
-    if process_noise < 0:
+    if process_noise is not None and process_noise < 0:
         raise ValueError(f"process_noise must not be negative, got {process_noise}")
     if measurement_noise <= 0:
         raise ValueError(f"measurement_noise must be positive, got {measurement_noise}")

@@ -66,9 +66,10 @@ class CrossBatchMemory(WithLoss, MemoryState):
         drift: how stored embeddings follow the network. `"none"`: not at all (plain XBM). `"xbn"`: each step they
             get the mean and standard deviation of the batch. `"axbn"`: of those moments after a Kalman filter.
             `"ema"`: after a moving average.
-        process_noise: q of the Kalman filter; only q / r matters. At a ratio of 1 the filter soon takes over 0.62 of
-            what a batch measures; at 0.01 a tenth, and is then about ten steps behind.
-        measurement_noise: r of the Kalman filter.
+        process_noise: q of the Kalman filter. None: it is estimated, so that the filter takes over most of what a batch
+            measures while moments run, and a tenth as they settle (`xbn_ext.reference.adapted_gain`). A number: only
+            q / r matters. At a ratio of 1 it soon takes over 0.62; at 0.01 a tenth, about ten steps behind.
+        measurement_noise: r of the Kalman filter; beside an estimated q it does nothing.
         ema_momentum: gain of `"ema"`.
         update: `"inplace"` rewrites the memory every step; `"deferred"` keeps one pending affine map for all rows
             and applies it while reading: the same numbers, and a pass over the memory only once in many steps, when
@@ -124,7 +125,7 @@ class CrossBatchMemory(WithLoss, MemoryState):
         memory_size: int = 1024,
         *,
         drift: Drift = "axbn",
-        process_noise: float = 1.0,
+        process_noise: float | None = None,
         measurement_noise: float = 1.0,
         ema_momentum: float = 0.1,
         update: Literal["inplace", "deferred"] | None = None,

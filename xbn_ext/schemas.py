@@ -4,7 +4,8 @@
                dLoss/dx from dLoss/dz
   moments      x [B, D] -> mean [D], std [D], rows []              of the rows in the mask and finite
   track_       measure x, filter, and compose the map that moves the bank to the filtered moments; stats [3]: how far
-               its moments are from the batch's before and after, and the filter's gain
+               its moments are from the batch's before and after, and the filter's gain; innovation [D]: of the mean, from
+               which the process noise is estimated where it is not given
   transform_   write the pending map into the bank; scale, shift become 1, 0
   standardize_ rewrite the bank in standardised coordinates, if it has left them; the pending map compensates
   enqueue_     rows of z, their labels, ids and the step enter the ring -> slots [B], -1 where a row was not stored
@@ -31,8 +32,8 @@ SCHEMAS = (
     "normalize_backward(Tensor grad_z, Tensor z, Tensor norm, float eps) -> Tensor grad_x",
     "moments(Tensor x, Tensor? mask=None) -> (Tensor mean, Tensor std, Tensor rows)",
     "track_(Tensor(a!) target_mean, Tensor(b!) target_std, Tensor(c!) variance, Tensor(d!) scale, "
-    "Tensor(e!) shift, Tensor x, Tensor? mask, Tensor sums, Tensor count, float process_noise, "
-    "float measurement_noise, float? fixed_gain, float eps, Tensor(f!)? stats=None) -> ()",
+    "Tensor(e!) shift, Tensor x, Tensor? mask, Tensor sums, Tensor count, float? process_noise, "
+    "float measurement_noise, float? fixed_gain, float eps, Tensor(f!)? stats=None, Tensor(g!)? innovation=None) -> ()",
     "transform_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count) -> ()",
     "standardize_(Tensor(a!) bank, Tensor(b!) sums, Tensor(c!) scale, Tensor(d!) shift, Tensor count, "
     "float eps, Tensor? ring_sums=None, Tensor? ring_count=None) -> ()",
@@ -57,9 +58,10 @@ SCHEMAS = (
     "bool need_grad) -> (Tensor totals, Tensor grad_dots)",
     "step_(Tensor(a!) bank, Tensor(b!) bank_labels, Tensor(c!) bank_ids, Tensor(d!) bank_steps, Tensor(e!) sums, "
     "Tensor(f!) head, Tensor(g!) count, Tensor(h!) scale, Tensor(i!) shift, Tensor(j!) target_mean, "
-    "Tensor(k!) target_std, Tensor(l!) variance, Tensor(m!) step, Tensor(n!)? pairs, Tensor(o!)? drift_stats, "
+    "Tensor(k!) target_std, Tensor(l!) variance, Tensor(m!) innovation, Tensor(n!) step, Tensor(o!)? pairs, "
+    "Tensor(p!)? drift_stats, "
     "Tensor x, Tensor? sides, Tensor labels, Tensor? mask, Tensor? ids, str loss, float[] parameters, bool follows, "
-    "float process_noise, float measurement_noise, float? fixed_gain, bool deferred, bool stores_first, "
+    "float? process_noise, float measurement_noise, float? fixed_gain, bool deferred, bool stores_first, "
     "bool normalizes, bool renormalize, float batch_weight, float memory_weight, bool center_gradient, "
     "int warmup_steps, float eps, bool need_grad) -> (Tensor loss, Tensor grad)",
     "cpu_isa() -> str",

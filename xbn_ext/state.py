@@ -20,8 +20,8 @@ from .unlabelled import as_given
 # Of a new memory. A subclass may have more.
 FRESH = {
     "bank": 0, "bank_labels": 0, "bank_ids": 0, "bank_steps": 0, "sums": 0, "head": 0, "count": 0, "scale": 1,
-    "shift": 0, "target_mean": 0, "target_std": 0, "variance": math.inf, "step": 0, "pairs": math.nan,
-    "drift_stats": math.nan, "stored_steps": math.nan,
+    "shift": 0, "target_mean": 0, "target_std": 0, "variance": math.inf, "innovation": 0, "step": 0,
+    "pairs": math.nan, "drift_stats": math.nan, "stored_steps": math.nan,
 }  # fmt: skip
 # Of these a rank has a block, where several hold the memory between them: m rows instead of M.
 IN_BLOCKS = ("bank", "bank_labels", "bank_ids", "bank_steps")
@@ -47,12 +47,14 @@ class MemoryState(StatefulModule):
     target_mean: Tensor  # [D] filtered moments of the embeddings
     target_std: Tensor  # [D]
     variance: Tensor  # [] of the filter, infinite before the first measurement
+    innovation: Tensor  # [D] of the mean in the last step, where the filter adapts; else 0
     step: Tensor  # [] int64, training steps taken
     pairs: Tensor  # [2] of the last step, for stats(); not in state_dict()
     drift_stats: Tensor  # [3] likewise
     stored_steps: Tensor  # [] likewise, the sum of all bank_steps; only of a memory in blocks
 
     memory_size: int  # M
+    _added = {"innovation": FRESH["innovation"]}
     filter: Filter | None  # none: the memory does not follow a drift
     _shards = Shards()
     no_class: int | None = None
@@ -96,6 +98,7 @@ class MemoryState(StatefulModule):
         self.register_state("target_mean", torch.zeros(D, dtype=f64))
         self.register_state("target_std", torch.zeros(D, dtype=f64))
         self.register_state("variance", torch.full((), torch.inf, dtype=f64))
+        self.register_state("innovation", torch.zeros(D, dtype=f64))
         self.register_state("step", torch.zeros((), dtype=i64))
         self.register_state("pairs", torch.full((2,), torch.nan, dtype=f64), persistent=False)
         self.register_state("drift_stats", torch.full((3,), torch.nan, dtype=f64), persistent=False)
@@ -207,8 +210,8 @@ class MemoryState(StatefulModule):
             yield f"step must not be negative, got {step}"
         if not state["variance"] >= 0:
             yield f"variance must not be negative or NaN, got {float(state['variance'])}"
-        for name in ("sums", "scale", "shift", "target_mean", "target_std"):
-            if not state[name].isfinite().all():
+        for name in ("sums", "scale", "shift", "target_mean", "target_std", "innovation"):
+            if not state.get(name, state["scale"]).isfinite().all():
                 yield f"{name} must be finite"
         if not state["bank"][: max(count - self._first, 0)].isfinite().all():
             yield "bank must be finite"

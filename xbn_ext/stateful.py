@@ -25,6 +25,9 @@ class StatefulModule(nn.Module):
     moved or loaded with `assign=True`; it keeps its dtype whatever the module is cast to.
     """
 
+    _added: Mapping[str, float] = {}
+    """Of state tensors that an earlier version's `state_dict()` does not have, what all their elements are then."""
+
     def __init__(self) -> None:
         super().__init__()
         self._persistent: dict[str, bool] = {}  # of each state tensor, by name: whether state_dict() has it
@@ -131,12 +134,12 @@ class StatefulModule(nn.Module):
             if name in state:
                 own.copy_(state[name])
             else:
-                own.fill_(torch.nan)
+                own.fill_(self._added.get(name, torch.nan))
 
     def _faults_of(self, state: Mapping[str, Any], assign: bool) -> Iterator[str]:
         """What is wrong with tensors that are to become the state."""
         own = dict(self.named_state(persistent=True))
-        absent = [name for name in own if name not in state]
+        absent = [name for name in own if name not in state and name not in self._added]
         if absent:
             yield f"{', '.join(absent)}: missing from the state"
             return

@@ -2,13 +2,14 @@
 // same launch, one step of the filter on them and the affine map that gives the bank the filtered moments.
 //
 //   in     x [B, D], mask [B] or null; for track_ also sums [2, D] and count of the stored rows
-//   out    mean, std [D], rows [1] in double; for track_ also target_mean, target_std, variance, scale, shift; stats
-//          [3]: the gap between the moments of bank and batch before and after the map, the gain; or null
+//   out    mean, std [D], rows [1] in double; for track_ also target_mean, target_std, variance, innovation or null,
+//          scale, shift; stats [3]: the gap between the moments of bank and batch before and after the map, the gain; or null
 //   math   sums in double, shifted by the first usable row, so that a mean far from zero costs no digits:
 //          off = sum / n,  mean = pivot + off,  var = (sum of squares - sum off) / n;  filter and map: formulas.h
 //   grid   usable_kernel: a warp to a row, to find those that count. moments_kernel: a block to 8 columns and all rows,
-//          1024 of them in flight; then a warp to a column. The gaps are added up by the block that finishes last
-//   keeps  a flag per row and two doubles per column in the workspace
+//          1024 of them in flight; then a warp to a column. The gaps and the innovations' products are added up by the block that
+//          finishes last
+//   keeps  a flag per row and five doubles per column in the workspace
 //   needs  any GPU; float and double; four columns at once where D and the address allow it
 //   order  fixed by the shapes: threads take every 128th row (every 32nd, one column at a time), their sums are added
 //          in a fixed tree. Same bits every run
@@ -22,14 +23,14 @@ constexpr int kBlocks = 1;  // per multiprocessor at least: there is one to eigh
 
 struct Workspace {
   unsigned* ticket;  // [1]
-  double* gaps;      // [2, D] squared, before and after the map
+  double* gaps;      // [5, D] squared, before and after the map; the products of innovations
   uint8_t* usable;   // [B]
   int64_t bytes;
 
   Workspace(void* memory, int64_t B, int64_t D) {
     Carver carve(memory);
     ticket = carve.take<unsigned>(1);
-    gaps = carve.take<double>(2 * D);
+    gaps = carve.take<double>(5 * D);
     usable = carve.take<uint8_t>(B);
     bytes = carve.bytes();
   }
@@ -50,6 +51,7 @@ struct Column {
   Moments target;
   double sum, sum_squares;  // of the stored rows
   Affine pending;
+  double innovation;  // of the batch before
 };
 
 template <typename T, bool kTrack, int kWidth>
@@ -68,7 +70,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     count = *t.count;
     if (reports)
       column = {
-          {t.target_mean[mine], t.target_std[mine]}, t.sums[mine], t.sums[p.D + mine], {t.scale[mine], t.shift[mine]}};
+          {t.target_mean[mine], t.target_std[mine]}, t.sums[mine], t.sums[p.D + mine], {t.scale[mine], t.shift[mine]},
+          t.innovation == nullptr ? 0.0 : t.innovation[mine]};
   }
 
   for (int64_t begin = 0; begin < p.B; begin += kChunk) {
@@ -122,8 +125,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   if constexpr (kTrack) {
     __shared__ bool last;
     const KalmanGain k = filter_step(variance, n, t.process_noise, t.measurement_noise, t.fixed_gain);
+    const bool adapts = t.innovation != nullptr && n >= 2 && !t.only_measures;
     count = larger(0, count);
     if (reports) {
+      if (adapts) {
+        const double innovation = innovation_of(column.target.mean, measured.mean, variance);
+        t.innovation[mine] = innovation;
+        w.gaps[2 * p.D + mine] = innovation * column.innovation;
+        w.gaps[3 * p.D + mine] = innovation * innovation;
+        w.gaps[4 * p.D + mine] = column.innovation * column.innovation;
+      }
       const Moments target = {kalman_state(column.target.mean, measured.mean, k.gain),
                               kalman_state(column.target.std, measured.std, k.gain)};
       const Moments stored = bank_moments(column.sum, column.sum_squares, count);
@@ -139,12 +150,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       w.gaps[p.D + mine] = squared_gap(moved(stored, map), measured);
     }
     if (!is_last_block(w.ticket, gridDim.x, &last)) return;
-    if (threadIdx.x == 0 && !t.only_measures) *t.variance = k.variance;  // which every block has read
-    if (t.stats == nullptr) return;
-    double before = 0, after = 0;
+    // The variance, which every block has read, is written here.
+    if (threadIdx.x == 0 && !t.only_measures && !adapts) *t.variance = k.variance;
+    if (t.stats == nullptr && !adapts) return;
+    double sums[5] = {};
     for (int64_t i = threadIdx.x; i < p.D; i += kThreads)
-      before += __ldcg(w.gaps + i), after += __ldcg(w.gaps + p.D + i);
-    const BlockSums<kThreads, 2> gaps({before, after});
+      for (int s = 0; s < (adapts ? 5 : 2); ++s) sums[s] += __ldcg(w.gaps + s * p.D + i);
+    const BlockSums<kThreads, 5> gaps(sums);
+    if (threadIdx.x == 0 && adapts)
+      *t.variance = adapted_variance(k, t.measurement_noise, {gaps[2], gaps[3], gaps[4]});
+    if (t.stats == nullptr) return;
     if (threadIdx.x < 2) t.stats[threadIdx.x] = moment_gap(gaps[threadIdx.x], n, count);
     if (threadIdx.x == 2) t.stats[2] = k.gain;
   }

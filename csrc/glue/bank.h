@@ -77,13 +77,16 @@ void standardize(Tensor bank, Tensor sums, Tensor scale, Tensor shift, const Ten
 
 // What the filter knows and writes, and the bank's moments.
 struct FilterState {
-  Tensor target_mean, target_std, variance, scale, shift, sums, count;
+  Tensor target_mean, target_std, variance;
+  OptionalTensor innovation;
+  Tensor scale, shift, sums, count;
   OptionalTensor stats;
   const char* stats_name = "stats";  // as the op calls them
 };
 
 struct FilterOptions {
-  double process_noise, measurement_noise;
+  std::optional<double> process_noise;  // none: it is estimated
+  double measurement_noise;
   std::optional<double> fixed_gain;
   double eps;
 };
@@ -94,12 +97,15 @@ struct Tracking {
     c.statistic("target_mean", s.target_mean, "[D]", {D});
     c.statistic("target_std", s.target_std, "[D]", {D});
     c.statistic("variance", s.variance, "a scalar", {});
+    if (s.innovation) c.statistic("innovation", *s.innovation, "[D]", {D});
     c.statistic("scale", s.scale, "[D]", {D});
     c.statistic("shift", s.shift, "[D]", {D});
     c.statistic("sums", s.sums, "[2, D]", {2, D});
     c.counter("count", s.count);
     if (s.stats) c.statistic(s.stats_name, *s.stats, "[3]", {3});
-    c.require(o.process_noise >= 0, "process_noise must not be negative, got ", o.process_noise);
+    c.require(o.process_noise || s.innovation, "without a process_noise an innovation is needed");
+    c.require(!o.process_noise || *o.process_noise >= 0, "process_noise must not be negative, got ",
+              o.process_noise.value_or(0));
     c.require(o.measurement_noise > 0 && std::isfinite(o.measurement_noise),
               "measurement_noise must be positive and finite, got ", o.measurement_noise);
     c.require(!o.fixed_gain || (*o.fixed_gain >= 0 && *o.fixed_gain <= 1), "fixed_gain must be within [0, 1]");
@@ -110,6 +116,7 @@ struct Tracking {
     return {{"target_mean", s.target_mean},
             {"target_std", s.target_std},
             {"variance", s.variance},
+            {"innovation", s.innovation},
             {"scale", s.scale},
             {"shift", s.shift},
             {s.stats_name, s.stats}};
@@ -120,12 +127,13 @@ struct Tracking {
     p.target_mean = s.target_mean.mutable_data_ptr<double>();
     p.target_std = s.target_std.mutable_data_ptr<double>();
     p.variance = s.variance.mutable_data_ptr<double>();
+    p.innovation = o.process_noise ? nullptr : data_of<double>(s.innovation);
     p.scale = s.scale.mutable_data_ptr<double>();
     p.shift = s.shift.mutable_data_ptr<double>();
     p.sums = s.sums.const_data_ptr<double>();
     p.count = s.count.const_data_ptr<int64_t>();
     p.D = s.target_mean.size(0);
-    p.process_noise = o.process_noise;
+    p.process_noise = o.process_noise.value_or(0);
     p.measurement_noise = o.measurement_noise;
     p.fixed_gain = o.fixed_gain.value_or(-1.0);
     p.eps = o.eps;
@@ -140,11 +148,12 @@ struct Tracking {
 
 template <typename Device>
 void track(Tensor target_mean, Tensor target_std, Tensor variance, Tensor scale, Tensor shift, const Tensor& x,
-           const OptionalTensor& mask, const Tensor& sums, const Tensor& count, double process_noise,
-           double measurement_noise, std::optional<double> fixed_gain, double eps, OptionalTensor stats) {
+           const OptionalTensor& mask, const Tensor& sums, const Tensor& count, std::optional<double> process_noise,
+           double measurement_noise, std::optional<double> fixed_gain, double eps, OptionalTensor stats,
+           OptionalTensor innovation) {
   const Contract c("track_", x);
   const Measurement m(c, x, mask);
-  const Tracking t(c, x.size(1), {target_mean, target_std, variance, scale, shift, sums, count, stats},
+  const Tracking t(c, x.size(1), {target_mean, target_std, variance, innovation, scale, shift, sums, count, stats},
                    {process_noise, measurement_noise, fixed_gain, eps});
   check_apart("track_", t.written(), {{"x", m.x}, {"mask", m.mask.tensor}, {"sums", sums}, {"count", count}});
   const Device device("track_", m.x);

@@ -90,11 +90,11 @@ inline Tensor transposed(Tensor matrix) { return torch::stable::transpose(matrix
 template <typename Device>
 std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids, Tensor bank_steps, Tensor sums,
                                 Tensor head, Tensor count, Tensor scale, Tensor shift, Tensor target_mean,
-                                Tensor target_std, Tensor variance, Tensor step, OptionalTensor pairs,
-                                OptionalTensor drift_stats, const Tensor& x, const OptionalTensor& sides,
+                                Tensor target_std, Tensor variance, Tensor innovation, Tensor step,
+                                OptionalTensor pairs, OptionalTensor drift_stats, const Tensor& x, const OptionalTensor& sides,
                                 const Tensor& given_labels, const OptionalTensor& mask, const OptionalTensor& given_ids,
                                 const std::string& loss, const std::vector<double>& parameters, bool follows,
-                                double process_noise, double measurement_noise, std::optional<double> fixed_gain,
+                                std::optional<double> process_noise, double measurement_noise, std::optional<double> fixed_gain,
                                 bool deferred, bool stores_first, bool normalizes, bool renormalize, double own_weight,
                                 double memory_weight, bool center_gradient, int64_t warmup_steps, double eps,
                                 bool need_grad) {
@@ -105,7 +105,7 @@ std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids
         std::pair("bank_steps", &bank_steps), std::pair("sums", &sums), std::pair("head", &head),
         std::pair("count", &count), std::pair("scale", &scale), std::pair("shift", &shift),
         std::pair("target_mean", &target_mean), std::pair("target_std", &target_std), std::pair("variance", &variance),
-        std::pair("step", &step)})
+        std::pair("innovation", &innovation), std::pair("step", &step)})
     c.given(name, *t);
   c.given("x", x);
   c.given("labels", given_labels);
@@ -116,7 +116,7 @@ std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids
   const Batch batch(c, x, D, sides, normalizes, eps);
   const int64_t B = x.size(0);
   const Tracking tracking(c, D,
-                          {target_mean, target_std, variance, scale, shift, sums, count, drift_stats, "drift_stats"},
+                          {target_mean, target_std, variance, innovation, scale, shift, sums, count, drift_stats, "drift_stats"},
                           {process_noise, measurement_noise, fixed_gain, eps});
   c.counter("step", step);
   if (pairs) c.statistic("pairs", *pairs, "[2]", {2});

@@ -69,6 +69,34 @@ XBN_FORMULA KalmanGain filter_step(double variance, int64_t rows, double process
   return kalman_gain(variance, measurement_noise, fixed_gain);
 }
 
+// The gain of the next step, where no process noise is given. Innovations of a filter with the best gain are white: with
+// too small a gain each resembles the last, with too large a one it opposes it, and their lag-one correlation is the
+// best gain minus the present one (Mehra, 1970, of a random walk). A tenth of what one pair of them says is taken over.
+// The gain never reaches 1, for which the variance would be infinite.
+
+struct Innovations {  // of the mean, summed over the dimensions
+  double product;     // of the innovation and the one before
+  double squared, squared_before;
+};
+
+XBN_FORMULA double adapted_gain(double gain, Innovations i) {
+  constexpr double kRate = 0.1, kLeast = 0.1, kMost = 0.999;
+  const double size = std::sqrt(i.squared * i.squared_before);
+  gain += size > 0.0 ? kRate * (i.product / size) : 0.0;
+  return gain < kLeast ? kLeast : gain > kMost ? kMost : gain;
+}
+
+// The prior variance by which that will be the Kalman gain.
+XBN_FORMULA double adapted_variance(KalmanGain k, double measurement_noise, Innovations i) {
+  const double gain = adapted_gain(k.gain, i);
+  return measurement_noise * gain / (1.0 - gain);
+}
+
+// What a batch measured before anything was known is no innovation.
+XBN_FORMULA double innovation_of(double state, double measured, double variance) {
+  return std::isfinite(variance) ? measured - state : 0.0;
+}
+
 // --- Moments and moment matching --------------------------------------------------------------------
 
 struct Moments {

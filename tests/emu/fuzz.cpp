@@ -427,8 +427,10 @@ class MemoryRound {
  private:
   static constexpr double kEps = 1e-6;
 
-  static TrackParams track_params(int64_t D, const auto& s) {
-    return {s.mean, s.std, s.variance, s.scale, s.shift, s.sums, s.count, D, 0.01, 1.0, -1.0, kEps, false, s.stats};
+  TrackParams track_params(int64_t D, const auto& s) const {
+    double* innovation = adapts_ ? s.innovation.data.get() : nullptr;
+    return {s.mean, s.std, s.variance, innovation, s.scale, s.shift, s.sums, s.count, D, adapts_ ? 0 : 0.01, 1.0, -1.0,
+            kEps,   false, s.stats};
   }
 
   void step_memory() {
@@ -515,7 +517,7 @@ class MemoryRound {
   }
 
   const Sizes n_;
-  const bool in_place_;
+  const bool in_place_, adapts_ = up_to(1) == 1;
   const Exactly<T> z_ = batch<T>(n_.B, n_.D);
   const Exactly<double> z64_ = doubles(z_);
   const Exactly<int64_t> y_ = labels(n_.B, 5), ids_ = labels(n_.B, 9), slots_{n_.B};

@@ -12,7 +12,7 @@ template <typename S>
 struct State {
   Exactly<S> bank;
   Exactly<int64_t> labels, ids, steps, head, count;
-  Exactly<double> sums, scale, shift, mean, std, variance, stats;
+  Exactly<double> sums, scale, shift, mean, std, variance, innovation, stats;
 
   static State random(const Sizes& n) {
     const auto zeros = [](int64_t size) { return Exactly<double>(size); };
@@ -29,6 +29,7 @@ struct State {
             zeros(n.D),
             zeros(n.D),
             zeros(1),
+            normal<double>(n.D),
             zeros(3)};
     *s.count = up_to(n.M);
     *s.head = up_to(n.M - 1);
@@ -49,8 +50,8 @@ struct State {
  private:
   template <typename Other>
   State<Other> with(Exactly<Other> rows) const {
-    return {std::move(rows), copy(labels), copy(ids),  copy(steps), copy(head),     copy(count), copy(sums),
-            copy(scale),     copy(shift),  copy(mean), copy(std),   copy(variance), copy(stats)};
+    return {std::move(rows), copy(labels), copy(ids),  copy(steps), copy(head),     copy(count),      copy(sums),
+            copy(scale),     copy(shift),  copy(mean), copy(std),   copy(variance), copy(innovation), copy(stats)};
   }
 };
 
@@ -64,7 +65,9 @@ void same(const char* what, const State<A>& ours, const State<B>& truth, double 
   close(what, difference(ours.mean, truth.mean), 1e-11, n);
   close(what, difference(ours.std, truth.std), 1e-11, n);
   close(what, difference(ours.stats, truth.stats, 1), 1e-9, n);
-  require(*ours.variance == *truth.variance, what, n.B, n.M, n.D);
+  const double variance = *ours.variance, expected = *truth.variance;
+  require(variance == expected || std::fabs(variance - expected) <= 1e-9 * expected, what, n.B, n.M, n.D);
+  close(what, difference(ours.innovation, truth.innovation, 1), 1e-11, n);
   require(equal(ours.ids, truth.ids) && equal(ours.steps, truth.steps), what, n.B, n.M, n.D);
   require(equal(ours.labels, truth.labels) && equal(ours.head, truth.head) && equal(ours.count, truth.count), what, n.B,
           n.M, n.D);

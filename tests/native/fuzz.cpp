@@ -141,8 +141,8 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   Exactly<int64_t> ids = labels(B, 9), bank_ids = labels(M, 9), bank_steps(M), step(1);
   Exactly<bool> chosen = mask(B);
   Exactly<S> bank = normal<S>(M * D, up_to(1) ? 20 : 1);  // off standard, or not
-  Exactly<double> sums(2 * D), mean(D), std(D), target_mean(D), target_std(D), variance(1), scale(D), shift(D),
-      stats(3);
+  Exactly<double> sums(2 * D), mean(D), std(D), target_mean(D), target_std(D), variance(1), innovation(D), scale(D),
+      shift(D), stats(3);
   *count = up_to(M);
   *head = up_to(M - 1);
   *variance = INFINITY;
@@ -156,8 +156,8 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   const xbn::MomentsParams<T> measured{z, sometimes(chosen), B, D, mean, std, rows};
   xbn::moments(measured, one);
   xbn::track(measured,
-             xbn::TrackParams{target_mean, target_std, variance, scale, shift, sums, count, D, 0.01, 1.0,
-                              up_to(1) ? -1.0 : 0.1, 1e-6, false, stats},
+             xbn::TrackParams{target_mean, target_std, variance, up_to(1) ? static_cast<double*>(innovation) : nullptr, scale, shift, sums, count, D, 0.01,
+                              1.0, up_to(1) ? -1.0 : 0.1, 1e-6, false, stats},
              many);
   if (up_to(1))
     xbn::standardize(xbn::StandardizeParams<S>{{bank, sums, scale, shift, count, M, D}, sums, count, 1e-6}, many);

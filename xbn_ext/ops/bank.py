@@ -24,18 +24,20 @@ def track_(
     mask: Tensor | None,
     sums: Tensor,
     count: Tensor,
-    process_noise: float,
+    process_noise: float | None,
     measurement_noise: float,
     fixed_gain: float | None = None,
     eps: float = 1e-6,
     stats: Tensor | None = None,
+    innovation: Tensor | None = None,
 ) -> None:
     """Measures the moments of `x [B, D]`, filters them, and composes the map that moves the bank there.
 
     Args:
         target_mean: `[D]` filter state, written.
         target_std: `[D]` filter state, written.
-        variance: scalar, filter variance, written; infinite before the first measurement.
+        variance: scalar, filter variance, written; infinite before the first measurement. Without a process noise that
+            before the next measurement, else after the last.
         scale: `[D]` of the bank's pending map, written: a stored row u stands for `scale * u + shift`.
         shift: `[D]` of the map, written.
         x: `[B, D]` embeddings of the batch; rows that are not finite are left out, and with fewer than two rows nothing
@@ -43,18 +45,21 @@ def track_(
         mask: `[B]` bool, the rows to measure; None: all.
         sums: `[2, D]` sum and sum of squares of the stored rows.
         count: how many rows are stored.
-        process_noise: q >= 0, may be infinite; only q / r matters.
+        process_noise: q >= 0, may be infinite; only q / r matters. None: it is estimated, so that innovations become
+            uncorrelated (`xbn_ext.reference.adapted_gain`).
         measurement_noise: r > 0.
         fixed_gain: use this gain in [0, 1] after the first measurement instead of the Kalman gain.
         eps: a dimension with a standard deviation below it keeps its scale.
         stats: `[3]` float64, written: how far the bank's moments are from those of the batch before and after the map,
             `sqrt(|mean - mean|² + |std - std|²)`, NaN where the batch measures nothing or the bank is empty; and the
             gain of the filter, 0 where the batch measures nothing.
+        innovation: `[D]` float64, written where the process noise is estimated: how far the batch's mean was from the
+            filter's; 0 before the second step. Needed then.
     """
-    writes(target_mean, target_std, variance, scale, shift, stats)
+    writes(target_mean, target_std, variance, scale, shift, stats, innovation)
     _namespace.called.track_(
         target_mean, target_std, variance, scale, shift, x, mask, sums, count,
-        process_noise, measurement_noise, fixed_gain, eps, stats,
+        process_noise, measurement_noise, fixed_gain, eps, stats, innovation,
     )  # fmt: skip
 
 

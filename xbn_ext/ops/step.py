@@ -26,7 +26,7 @@ __all__ = ["loss_of", "losses_of", "step_"]
 # The tensors of a memory, as `xbn_ext.CrossBatchMemory` and `xbn_ext.reference.Memory` name them. All are written.
 STATE = (
     "bank", "bank_labels", "bank_ids", "bank_steps", "sums", "head", "count", "scale", "shift", "target_mean",
-    "target_std", "variance", "step",
+    "target_std", "variance", "innovation", "step",
 )  # fmt: skip
 MEASURED = ("pairs", "drift_stats")  # these, too, if the memory has them
 
@@ -40,7 +40,7 @@ def step_(
     labels: Tensor,
     loss: PairLoss,
     *,
-    filter: Filter | None = Filter(1.0, 1.0, None),  # noqa: B008  immutable
+    filter: Filter | None = Filter(None, 1.0, None),  # noqa: B008  immutable
     update: Literal["inplace", "deferred"] = "inplace",
     normalize_embeddings: bool = True,
     renormalize: bool = True,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..dtypes import compute_dtype
+from ..reference.ops import GAIN_RATE, LEAST_GAIN, MOST_GAIN
 from . import chunks
 from .batch import moments
 from .chunks import exact, is_finite
@@ -18,15 +19,15 @@ from .contract import Contract, apart, check, dense
 @exact
 def track_(
     target_mean: Tensor, target_std: Tensor, variance: Tensor, scale: Tensor, shift: Tensor, x: Tensor,
-    mask: Tensor | None, sums: Tensor, count: Tensor, process_noise: float, measurement_noise: float,
-    fixed_gain: float | None, eps: float, stats: Tensor | None = None,
+    mask: Tensor | None, sums: Tensor, count: Tensor, process_noise: float | None, measurement_noise: float,
+    fixed_gain: float | None, eps: float, stats: Tensor | None = None, innovation: Tensor | None = None,
 ) -> None:  # fmt: skip
     c = Contract("track_", x)
     c.matrix("x", x, "[B, D]", (None, None))
     c.rows_mask("mask", mask, x.shape[0])
     written = check_track(
-        c, x.shape[1], target_mean, target_std, variance, scale, shift, sums, count, process_noise, measurement_noise,
-        fixed_gain, eps, stats,
+        c, x.shape[1], target_mean, target_std, variance, innovation, scale, shift, sums, count, process_noise,
+        measurement_noise, fixed_gain, eps, stats,
     )  # fmt: skip
     x, mask = x.contiguous(), dense(mask)
     apart("track_", written, {"x": x, "mask": mask, "sums": sums, "count": count})
@@ -34,12 +35,16 @@ def track_(
 
     mean, std, rows = moments(x, mask)
     measures = rows >= 2
-    prior = variance + process_noise
+    prior = variance + (process_noise or 0)
     gain = 1 / (1 + measurement_noise / prior)
     if fixed_gain is not None:
         gain = torch.where(prior.isfinite(), fixed_gain, gain)
     gain = torch.where(measures, gain, 0)
-    variance.copy_(torch.where(measures, gain * measurement_noise, prior))
+    posterior = gain * measurement_noise
+    if process_noise is None and innovation is not None:  # one of them is given
+        new = torch.where(prior.isfinite(), mean - target_mean, 0)
+        posterior = adapt(innovation, new, gain, measures) * measurement_noise
+    variance.copy_(torch.where(measures, posterior, prior))
     target_mean.add_(gain * (mean - target_mean))
     target_std.add_(gain * (std - target_std))
 
@@ -60,29 +65,44 @@ def track_(
         stats.copy_(torch.stack([*(torch.where(has_gap, gap, torch.nan) for gap in gaps), gain]))
 
 
+def adapt(innovation: Tensor, new: Tensor, gain: Tensor, measures: Tensor) -> Tensor:
+    """Takes over the new innovation `[D]` of the mean, where the batch measures something. Returns the variance before
+    the next step, over the measurement noise: `reference.adapted_gain` is its gain."""
+    size = (new.square().sum() * innovation.square().sum()).sqrt()
+    cosine = torch.where(size > 0, (new * innovation).sum() / size, 0)
+    adapted = (gain + GAIN_RATE * cosine).clamp(LEAST_GAIN, MOST_GAIN)
+    innovation.copy_(torch.where(measures, new, innovation))
+    return adapted / (1 - adapted)
+
+
 def check_track(
-    c: Contract, D: int, target_mean: Tensor, target_std: Tensor, variance: Tensor, scale: Tensor, shift: Tensor,
-    sums: Tensor, count: Tensor, process_noise: float, measurement_noise: float, fixed_gain: float | None, eps: float,
-    stats: Tensor | None, stats_name: str = "stats",
+    c: Contract, D: int, target_mean: Tensor, target_std: Tensor, variance: Tensor, innovation: Tensor | None,
+    scale: Tensor, shift: Tensor, sums: Tensor, count: Tensor, process_noise: float | None, measurement_noise: float,
+    fixed_gain: float | None, eps: float, stats: Tensor | None, stats_name: str = "stats",
 ) -> dict[str, Tensor | None]:  # fmt: skip
     """Returns what is written."""
     c.statistic("target_mean", target_mean, "[D]", (D,))
     c.statistic("target_std", target_std, "[D]", (D,))
     c.statistic("variance", variance, "a scalar", ())
+    if innovation is not None:
+        c.statistic("innovation", innovation, "[D]", (D,))
     c.statistic("scale", scale, "[D]", (D,))
     c.statistic("shift", shift, "[D]", (D,))
     c.statistic("sums", sums, "[2, D]", (2, D))
     c.counter("count", count)
     if stats is not None:
         c.statistic(stats_name, stats, "[3]", (3,))
-    check(process_noise >= 0, f"{c.op}: process_noise must not be negative, got {process_noise:g}")
+    is_known = process_noise is not None or innovation is not None
+    check(is_known, f"{c.op}: without a process_noise an innovation is needed")
+    if process_noise is not None:
+        check(process_noise >= 0, f"{c.op}: process_noise must not be negative, got {process_noise:g}")
     ok = measurement_noise > 0 and math.isfinite(measurement_noise)
     check(ok, f"{c.op}: measurement_noise must be positive and finite, got {measurement_noise:g}")
     check(fixed_gain is None or 0 <= fixed_gain <= 1, f"{c.op}: fixed_gain must be within [0, 1]")
     c.eps(eps)
     return {
-        "target_mean": target_mean, "target_std": target_std, "variance": variance, "scale": scale, "shift": shift,
-        stats_name: stats,
+        "target_mean": target_mean, "target_std": target_std, "variance": variance, "innovation": innovation,
+        "scale": scale, "shift": shift, stats_name: stats,
     }  # fmt: skip
 
 

@@ -21,10 +21,11 @@ from .loss_of_memory import BankSimilarities, Ranked, check_memory_loss
 @exact
 def step_(
     bank: Tensor, bank_labels: Tensor, bank_ids: Tensor, bank_steps: Tensor, sums: Tensor, head: Tensor, count: Tensor,
-    scale: Tensor, shift: Tensor, target_mean: Tensor, target_std: Tensor, variance: Tensor, step: Tensor,
+    scale: Tensor, shift: Tensor, target_mean: Tensor, target_std: Tensor, variance: Tensor, innovation: Tensor,
+    step: Tensor,
     pairs: Tensor | None, drift_stats: Tensor | None, x: Tensor, sides: Tensor | None, labels: Tensor,
     mask: Tensor | None, ids: Tensor | None, loss: str, parameters: Sequence[float], follows: bool,
-    process_noise: float, measurement_noise: float, fixed_gain: float | None, deferred: bool, stores_first: bool,
+    process_noise: float | None, measurement_noise: float, fixed_gain: float | None, deferred: bool, stores_first: bool,
     normalizes: bool, renormalize: bool, batch_weight: float, memory_weight: float, center_gradient: bool,
     warmup_steps: int, eps: float, need_grad: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -33,7 +34,7 @@ def step_(
     required = {
         "bank": bank, "bank_labels": bank_labels, "bank_ids": bank_ids, "bank_steps": bank_steps, "sums": sums,
         "head": head, "count": count, "scale": scale, "shift": shift, "target_mean": target_mean,
-        "target_std": target_std, "variance": variance, "step": step, "x": x, "labels": labels,
+        "target_std": target_std, "variance": variance, "innovation": innovation, "step": step, "x": x, "labels": labels,
     }  # fmt: skip
     for name, t in required.items():
         c.given(name, t)
@@ -45,7 +46,7 @@ def step_(
         check(not normalizes, f"{op}: sides are of a batch that is normalised")
         c.matrix("sides", sides, "[2 B, D]", (2 * B, D))
         c.dtype("sides", sides, x.dtype, "of the dtype of x")
-    filtered = (target_mean, target_std, variance, scale, shift)
+    filtered = (target_mean, target_std, variance, innovation, scale, shift)
     noises = (process_noise, measurement_noise, fixed_gain, eps)
     written = check_track(c, bank.shape[1], *filtered, sums, count, *noises, drift_stats, "drift_stats")
     c.counter("step", step)
@@ -68,14 +69,14 @@ def step_(
 
     z, norm = normalize(x, eps) if normalizes else (x, None)
     if follows:
-        track_(*filtered, z, mask, sums, count, *noises, drift_stats)
+        track_(target_mean, target_std, variance, scale, shift, z, mask, sums, count, *noises, drift_stats, innovation)
         if deferred:
             standardize_(bank, sums, scale, shift, count, eps)
         else:
             transform_(bank, sums, scale, shift, count)
     else:
         copies = (target_mean.clone(), target_std.clone(), variance.clone(), scale.clone(), shift.clone())
-        track_(*copies, z, mask, sums, count, *noises, drift_stats)
+        track_(*copies, z, mask, sums, count, *noises, drift_stats, innovation.clone())
 
     def put() -> Tensor:
         return enqueue_(*ring, z, labels, mask, scale, shift, bank_ids, ids, bank_steps, step)

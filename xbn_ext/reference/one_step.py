@@ -28,6 +28,7 @@ class Memory:
     target_mean: Tensor  # [D] filtered moments of the embeddings
     target_std: Tensor  # [D]
     variance: Tensor  # [] of the filter, infinite before the first measurement
+    innovation: Tensor  # [D] of the mean, in the last step
     step: Tensor  # [] int64, training steps taken
     bank_ids: Tensor  # [M] int64 of the samples; negative: its own
     bank_steps: Tensor  # [M] int64, the step in which a row was stored
@@ -46,6 +47,7 @@ class Memory:
             target_mean=torch.zeros(embedding_size, dtype=f64),
             target_std=torch.zeros(embedding_size, dtype=f64),
             variance=torch.tensor(torch.inf, dtype=f64),
+            innovation=torch.zeros(embedding_size, dtype=f64),
             step=torch.zeros((), dtype=torch.int64),
             bank_ids=torch.zeros(memory_size, dtype=torch.int64),
             bank_steps=torch.zeros(memory_size, dtype=torch.int64),
@@ -58,7 +60,7 @@ def step_(
     labels: Tensor,
     loss: PairLoss,
     *,
-    filter: Filter | None = Filter(1.0, 1.0, None),  # noqa: B008  immutable
+    filter: Filter | None = Filter(None, 1.0, None),  # noqa: B008  immutable
     update: str = "inplace",
     normalize_embeddings: bool = True,
     renormalize: bool = True,
@@ -83,7 +85,7 @@ def step_(
     if filter is not None:
         track_(
             m.target_mean, m.target_std, m.variance, m.scale, m.shift, stored, enqueue_mask, m.sums, m.count,
-            *filter, eps,
+            *filter, eps, innovation=m.innovation,
         )  # fmt: skip
         if update == "inplace":
             transform_(m.bank, m.sums, m.scale, m.shift, m.count)
@@ -127,7 +129,7 @@ def step(
     loss: PairLoss,
     *,
     drift: Drift = "axbn",
-    process_noise: float = 1.0,
+    process_noise: float | None = None,
     measurement_noise: float = 1.0,
     ema_momentum: float = 0.1,
     **options: Any,

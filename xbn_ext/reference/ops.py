@@ -9,7 +9,7 @@ from torch import Tensor
 from ..dtypes import compute_dtype
 
 __all__ = [
-    "bank_moments", "enqueue_", "kalman_", "match_moments", "moment_gap", "moments", "normalize", "rewrite_",
+    "adapted_gain", "bank_moments", "enqueue_", "kalman_", "match_moments", "moment_gap", "moments", "normalize", "rewrite_",
     "standardize_", "sums_of", "track_", "transform_",
 ]  # fmt: skip
 SOME_ROWS = 4096  # of the bank, that are copied in float64 at a time
@@ -40,13 +40,20 @@ def moments(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tens
     return x.mean(dim=0), x.var(dim=0, correction=0).sqrt(), n
 
 
+GAIN_RATE = 0.1
+"""Part of a correlation of innovations that the gain takes over."""
+LEAST_GAIN, MOST_GAIN = 0.1, 0.999
+"""Between which an adapted gain stays."""
+
+
 def kalman_(
     state: list[Tensor],
     variance: Tensor,
     measured: list[Tensor],
-    process_noise: float,
+    process_noise: float | None,
     measurement_noise: float,
     fixed_gain: float | None = None,
+    innovation: Tensor | None = None,
 ) -> Tensor:
     """One step of a scalar random-walk Kalman filter shared by all dimensions of all `state` tensors.
 
@@ -54,16 +61,41 @@ def kalman_(
 
     `variance` starts infinite: nothing is known, K is 1, and the first measurement is the state (P = r).
     An infinite q keeps it so: the state is the last measurement. `fixed_gain` replaces K after the first.
+    Without a process noise, `variance` is P⁻ itself, and becomes the one whose gain is `adapted_gain`; `innovation` is
+    that of the first state, `measured - state` as the last step found it, 0 before there were two.
     Returns the gain.
     """
-    prior = variance + process_noise
+    prior = variance + (process_noise or 0)
     gain = 1 / (1 + measurement_noise / prior)
     if fixed_gain is not None and prior.isfinite():
         gain = torch.full_like(gain, fixed_gain)
+    new = measured[0] - state[0] if prior.isfinite() else torch.zeros_like(state[0])
     for s, m in zip(state, measured, strict=True):
         s += gain * (m - s)
     variance.copy_(gain * measurement_noise)  # (1 - K) P⁻ = K r
+    if process_noise is None:
+        assert innovation is not None
+        after = adapted_gain(gain, new, innovation)
+        variance.copy_(measurement_noise * after / (1 - after))  # K = P⁻ / (P⁻ + r)
+        innovation.copy_(new)
     return gain
+
+
+def adapted_gain(gain: Tensor, innovation: Tensor, before: Tensor) -> Tensor:
+    """The gain of the next step, from the innovations `[D]` of this one and of the one before.
+
+    Innovations of a filter with the best gain K* are uncorrelated. Of a random walk seen through noise, with P⁻ the
+    variance of the state before and S = P⁻ + r that of the innovation, those of a gain K have
+
+        E[ν_t+1 ν_t] = (1 - K) P⁻ - K r = P⁻ - K S        so that        K* = P⁻ / S = K + E[ν_t+1 ν_t] / S
+
+    (R. K. Mehra, "On the identification of variances and adaptive Kalman filtering", IEEE Trans. Automatic Control 15,
+    1970). One pair of innovations, over its dimensions, gives an estimate of that correlation; a tenth of it is taken
+    over. So the gain rises while moments run, when innovations point the same way, and falls as they settle.
+    """
+    size = innovation.norm() * before.norm()
+    correlation = innovation @ before / size if size > 0 else torch.zeros_like(gain)
+    return (gain + GAIN_RATE * correlation).clamp(LEAST_GAIN, MOST_GAIN)
 
 
 def bank_moments(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,11 +134,12 @@ def track_(
     mask: Tensor | None,
     sums: Tensor,
     count: Tensor,
-    process_noise: float,
+    process_noise: float | None,
     measurement_noise: float,
     fixed_gain: float | None = None,
     eps: float = 1e-6,
     stats: Tensor | None = None,
+    innovation: Tensor | None = None,
 ) -> None:
     """Measures the batch `x`, filters, and composes into (scale, shift) the map that moves the bank to the target.
 
@@ -116,9 +149,10 @@ def track_(
     mean, std, rows = moments(x, mask)
     gain = torch.zeros_like(variance)
     if rows >= 2:
-        gain = kalman_([target_mean, target_std], variance, [mean, std], process_noise, measurement_noise, fixed_gain)
+        noises = process_noise, measurement_noise, fixed_gain
+        gain = kalman_([target_mean, target_std], variance, [mean, std], *noises, innovation)
     else:
-        variance += process_noise
+        variance += process_noise or 0
     if stats is not None:
         stats.fill_(torch.nan)
         stats[2] = gain
