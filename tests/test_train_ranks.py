@@ -130,6 +130,7 @@ CASES = {
     "no memory": ("--method", "batch"),
     "frozen features": ("--features", "frozen", "--hidden", 16),
     "16 bits": ("--precision", "float16"),
+    "timm": ("--backbone", "timm:test_resnet", "--weights", "none"),
 }
 ROUGH = {"16 bits": 0.02, "frozen features": 1e-4}
 """Where losses alone are compared, and how far: sums are rounded to 16 bits; or all embeddings are within 0.0005 of

@@ -67,7 +67,7 @@ def tiny(no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "train.model._torchvision",
+        "train.backbones._torchvision",
         lambda config: (TinyBackbone(), 12, run.model.Normalisation((0.0,) * 3, (255.0,) * 3), (False, "tiny")),
     )
 
@@ -655,7 +655,7 @@ def test_a_continued_run_keeps_the_weights_that_it_began_with(
                 backbone.conv.weight.add_(now)
             return backbone, 12, run.model.Normalisation((0.0,) * 3, (255.0,) * 3), (pretrained[now], f"weights {now}")
 
-        monkeypatch.setattr("train.model._torchvision", build)
+        monkeypatch.setattr("train.backbones._torchvision", build)
         if now == 0:
             run.run(straight)
             with pytest.raises(loop.Interrupted):

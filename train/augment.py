@@ -19,6 +19,7 @@ from xbn_ext import ClassBalancedSampler
 from . import loading
 from .data import Part, Pixels
 from .streams import Stream, torch_seeds
+from .timm_models import BILINEAR
 from .vision import transforms as T
 
 WHITE = 255
@@ -29,21 +30,22 @@ View = Callable[[Tensor], Tensor]
 """uint8 [3, height, width] -> uint8 [3, size, size]; or features float32 [F] -> the same"""
 
 
-def training_view(size: int, mirror: bool, kind: str = "mild") -> View:
-    """A random view; ``kind`` says of what.
+def training_view(size: int, mirror: bool, kind: str = "mild", interpolation: str = BILINEAR) -> View:
+    """A random view; ``kind`` says of what, ``interpolation`` how it is scaled.
 
     mild, for drawings: most of the image, slightly turned, moved and sheared, in slightly other light.
     photo: a part of 20 % to all of the image, up to a third longer than wide or the other way round.
     none: what an evaluation sees, not even mirrored.
     """
     if kind == "none":
-        return evaluation_view(size)
+        return evaluation_view(size, interpolation=interpolation)
+    how = T.InterpolationMode(interpolation)
     if kind == "photo":
-        steps = [T.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True)]
+        steps = [T.RandomResizedCrop(size, scale=(0.2, 1.0), interpolation=how, antialias=True)]
     else:
         bilinear = T.InterpolationMode.BILINEAR
         steps = [
-            T.RandomResizedCrop(size, scale=(0.8, 1.0), ratio=(0.9, 1.1), antialias=True),
+            T.RandomResizedCrop(size, scale=(0.8, 1.0), ratio=(0.9, 1.1), interpolation=how, antialias=True),
             T.RandomAffine(5, (0.03, 0.03), (0.92, 1.05), shear=3, interpolation=bilinear, fill=WHITE),
             T.ColorJitter(brightness=0.1, contrast=0.1, saturation=0.1),
         ]
@@ -51,9 +53,10 @@ def training_view(size: int, mirror: bool, kind: str = "mild") -> View:
     return view
 
 
-def evaluation_view(size: int, kind: str = "mild") -> View:
+def evaluation_view(size: int, kind: str = "mild", interpolation: str = BILINEAR) -> View:
     """The middle of the image, as large as its short side (photo: as 7/8 of it), scaled to ``size``."""
-    view: View = T.Compose([without_ends, T.Resize(short_side(size, kind), antialias=True), T.CenterCrop(size)])
+    scale = T.Resize(short_side(size, kind), T.InterpolationMode(interpolation), antialias=True)
+    view: View = T.Compose([without_ends, scale, T.CenterCrop(size)])
     return view
 
 

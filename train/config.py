@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from xbn_ext.losses import DISTANCES, LOSSES, PairLoss
 
-from . import losses
+from . import allowed, losses, timm_models
 from .about import about, folder_path, of_loss
-from .cores import cores
-from .data import DataError, check_spec, split
+from .allowed import ConfigError as ConfigError
+from .data import split
 
 METHODS = {  # name: (drift model of the memory, what it is)
     "batch": ("none", "no memory, pairs within the batch only"),
@@ -22,16 +20,10 @@ METHODS = {  # name: (drift model of the memory, what it is)
     "axbn": ("axbn", "memory moved to Kalman-filtered moments"),
     "ema": ("ema", "memory moved to exponentially averaged moments"),
 }
-MARGINS = {  # of a contrastive loss, by its distance
-    "cosine": (-1, 1, "a cosine similarity, -1 to 1"),
-    "euclidean": (0, 2, "a distance of unit vectors, 0 to 2"),
-    "squared_euclidean": (0, 4, "a squared distance of unit vectors, 0 to 4"),
-}
-WORKERS_OF_A_CORE = 16
 
 
-class ConfigError(ValueError):
-    """A setting is not allowed; the message names it."""
+IMAGE_SIZE = 64
+"""Where neither the command line nor the network says another."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,13 @@ class Config:
         default="map@r",
         metadata=about("score on those classes by which weights are best", choices=("map@r", "recall@1")),
     )
-    image_size: int = field(default=64, metadata=about("images are fed to the network at this width and height"))
+    image_size: int = field(
+        default=0,
+        metadata=about(
+            "images are fed to the network at this width and height (default: what a network of timm was trained on, "
+            "64 with others)"
+        ),
+    )
     augment: str = field(
         default="mild",
         metadata=about(
@@ -166,13 +164,17 @@ class Config:
     backbone: str = field(
         default="efficientnet-lite0",
         metadata=about(
-            "'efficientnet-lite0'; 'convnet', small, for small images; or a torchvision classifier such as resnet50",
+            "'efficientnet-lite0'; 'convnet', small, for small images; 'timm:NAME', a network of timm; or a classifier "
+            "of torchvision such as resnet50",
             group="network",
         ),
     )
     weights: str = field(
         default="auto",
-        metadata=about("auto: pretrained if on this machine, else random; none: random; or a state dict's path"),
+        metadata=about(
+            "auto: pretrained, those of timm fetched, others if on this machine, else random; none: random; or the "
+            "path of a state dict"
+        ),
     )
     features: str = field(
         default="live",
@@ -261,59 +263,24 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for the first setting that is not allowed."""
-        try:
-            check_spec(self.data)
-        except DataError as error:
-            raise ConfigError(str(error)) from None
-        for f in fields(self):
-            value, choices = getattr(self, f.name), f.metadata["argument"].get("choices")
-            allowed = choices is None or value in choices or value is f.default
-            _require(allowed, f.name, value, f"one of {', '.join(choices or ())}")
-            if isinstance(value, float):
-                _require(math.isfinite(value), f.name, value, "a finite number")
-                _require(abs(value) <= 1e15, f.name, value, "within [-1e15, 1e15]")  # float32 holds a product of two
-        for name in ("image_size", "memory_size", "embedding_dim", "steps", "batch_size", "lr", "process_noise"):
-            self._check(name, lambda v: v > 0, "more than 0")
-        for name in ("memory_weight", "batch_weight", "warmup_steps", "backbone_lr", "lr_warmup", "weight_decay",
-                     "clip_grad", "seed", "hidden", "eval_every"):  # fmt: skip
-            self._check(name, lambda v: v >= 0, "0 or more")
-        self._check("warmup_steps", lambda v: v < 2**63, "below 2^63")
-        self._check("threads", lambda v: 0 <= v <= 4096, "between 0 and 4096")  # OpenMP crashes on many more
-        most = WORKERS_OF_A_CORE * cores()  # each is a process of some 200 MB
-        self._check("workers", lambda v: 0 <= v <= most, f"between 0 and {most}, {WORKERS_OF_A_CORE} for each core")
-        self._check("max_classes", lambda v: v is None or v >= 4, "4 or more")
-        for name in ("test_share", "validation_share"):
-            self._check(name, lambda v: v is None or 0 <= v < 1, "0 or more and less than 1")
-        self._check("ema_momentum", lambda v: 0 < v <= 1, "more than 0 and at most 1")
-        self._check("freeze", lambda v: 0 <= v <= 1, "between 0 and 1")
-        self._check("samples_per_class", lambda v: v >= 2, "2 or more, or no image has a match in its batch")
-        least, most, words = MARGINS.get(self.distance or "cosine", MARGINS["cosine"])
-        for name in ("pos_margin", "neg_margin"):
-            self._check(name, lambda v: v is None or least <= v <= most, words)
-        try:
-            self.pair_loss()
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        k = self.samples_per_class
-        self._check(
-            "batch_size",
-            lambda v: v % k == 0 and v >= 2 * k,
-            f"a multiple of --samples-per-class ({k}), twice it or more",
-        )
-        if self.method != "batch":
-            self._check("memory_size", lambda v: v >= self.batch_size, f"--batch-size ({self.batch_size}) or more")
-        if self.batch_weight == 0 and (self.method == "batch" or self.memory_weight == 0):
-            raise ConfigError("--batch-weight 0 leaves nothing to train on: the memory has no weight either")
-        if self.batch_weight == 0 and self.warmup_steps >= self.steps:
-            raise ConfigError(
-                f"--batch-weight 0 leaves nothing to train on: the memory joins in after --warmup-steps "
-                f"{self.warmup_steps} of --steps {self.steps}"
-            )
-        if self.resume and self.overwrite:
-            raise ConfigError("--resume and --overwrite exclude each other")
+        allowed.require(self)
+        if timm_models.is_one(self.backbone):
+            try:  # other versions of timm may choose other weights
+                object.__setattr__(self, "backbone", timm_models.whole_name(self.backbone))
+            except ValueError as error:
+                raise ConfigError(f"--backbone {self.backbone}: {error}") from error
+        if not self.image_size:
+            object.__setattr__(self, "image_size", self.input.size if self.input else IMAGE_SIZE)
 
-    def _check(self, name: str, allowed: Callable[[Any], bool], words: str) -> None:
-        _require(allowed(getattr(self, name)), name, getattr(self, name), words)
+    @property
+    def input(self) -> timm_models.Input | None:
+        """What the backbone was trained on, if it is one of timm's."""
+        return timm_models.input_of(self.backbone) if timm_models.is_one(self.backbone) else None
+
+    @property
+    def interpolation(self) -> str:
+        """How images are scaled."""
+        return self.input.interpolation if self.input else timm_models.BILINEAR
 
     @property
     def drift(self) -> str:
@@ -343,8 +310,3 @@ class Config:
         chosen = asdict(self.pair_loss())
         left_out = {f.name for f in fields(self) if f.metadata["run_only"]} | set(losses.PARAMETERS) - chosen.keys()
         return {name: value for name, value in (asdict(self) | chosen).items() if name not in left_out}
-
-
-def _require(allowed: bool, name: str, value: object, words: str) -> None:
-    if not allowed:
-        raise ConfigError(f"--{name.replace('_', '-')} {value}: must be {words}")

@@ -46,7 +46,8 @@ def export(run: Path, out: Path, weights_of: str | None = None) -> None:
     """Write the three files.
 
     The program normalises pixels itself and computes in float32. A picture is given to it as a test of the run saw it:
-    its short side scaled to ``resize`` pixels, with antialiasing, and then the middle ``image_size`` of either side.
+    its short side scaled to ``resize`` pixels by ``interpolation``, with antialiasing, and then the middle
+    ``image_size`` of either side.
 
     Raises:
         ConfigError: there is no such run, or the folder cannot be written.
@@ -66,6 +67,7 @@ def export(run: Path, out: Path, weights_of: str | None = None) -> None:
         "output": OUTPUT,
         "image_size": settings.image_size,
         "resize": augment.short_side(settings.image_size, settings.augment),
+        "interpolation": settings.interpolation,
         "embedding_dim": settings.embedding_dim,
         "run": str(run),
         "step": trained.step,

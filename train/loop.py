@@ -64,9 +64,9 @@ class Trainer:
     ) -> None:
         self.config, self.data, self.device, self.ranks = config, data, device, ranks
         frozen = config.features == "frozen"
-        seen = evaluation_view(config.image_size, config.augment)
+        seen = evaluation_view(config.image_size, config.augment, config.interpolation)
         sampler = make_sampler(config, data.train.labels)
-        view = training_view(config.image_size, data.mirror, config.augment)
+        view = training_view(config.image_size, data.mirror, config.augment, config.interpolation)
         if frozen:
             inputs = inputs or features.of(data, model, seen, device, config.workers, ranks)
             view = seen = features.as_they_are

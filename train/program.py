@@ -32,6 +32,7 @@ NEEDED = (
     "safetensors",
     "scipy",
     "tensorboard",
+    "timm",
     "torchvision",
     "tqdm",
     "yaml",

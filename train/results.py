@@ -60,7 +60,7 @@ def _neighbours(trainer: Trainer, embeddings: Tensor) -> None:
     config, data = trainer.config, trainer.data
     queries = pictures.pick_queries(data)
     found = evaluate.neighbours(embeddings, pictures.NEIGHBOURS, queries, queries=data.queries, gallery=data.gallery)
-    view = evaluation_view(config.image_size, config.augment)
+    view = evaluation_view(config.image_size, config.augment, config.interpolation)
     pictures.neighbours(config.folder / checkpoint.NEIGHBOURS, data, queries, found, view)
 
 

@@ -75,11 +75,11 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None, ranks: 
         require_memory(config, device)
         if config.threads:
             torch.set_num_threads(config.threads)
-        network, _ = model.build(config)
+    goes_on = found is Found.CHECKPOINT
+    network, _ = ranks.one_first(lambda: model.build(config, goes_on=goes_on))  # which may fetch weights
     dataset = ranks.one_first(lambda: _load(config))
     require_same_everywhere(config, dataset, ranks)
     stored = config.folder / checkpoint.CHECKPOINT
-    goes_on = found is Found.CHECKPOINT
     # Rank 0's network, too: what pretrained weights there are may differ from machine to machine.
     state = ranks.leader(lambda: checkpoint.load(stored) if goes_on else network.beginning())
     with ranks.together():

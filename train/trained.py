@@ -72,7 +72,8 @@ class Trained(nn.Module):
         self.network, _ = model.build(self.settings)
         with checkpoint.reading(stored, NO_RUN, "RUN"):
             self.network.load_state_dict(state["model"])
-        self.view = augment.evaluation_view(self.settings.image_size, self.settings.augment)
+        size, kind, interpolation = (getattr(self.settings, n) for n in ("image_size", "augment", "interpolation"))
+        self.view = augment.evaluation_view(size, kind, interpolation)
         """What a test sees of an image."""
         self.eval().requires_grad_(False)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import allowed, checkpoint, lock, loop, ranks, run, terminal
 from .. import arguments as of_run
-from .. import checkpoint, config, lock, loop, ranks, run, terminal
 from ..about import folder_path
 from ..config import METHODS, ConfigError
 from ..cores import cores
@@ -108,7 +108,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
         )
     parser.add_argument("--out", type=folder_path, default=Path("runs/compare"), metavar="DIR",
                         help="folder for the report and the runs (default: runs/compare)")  # fmt: skip
-    parser.add_argument("--jobs", type=_up_to(config.WORKERS_OF_A_CORE * cores()), default=cores(), metavar="N",
+    parser.add_argument("--jobs", type=_up_to(allowed.WORKERS_OF_A_CORE * cores()), default=cores(), metavar="N",
                         help=f"runs at a time (default: {cores()}, one for each core)")  # fmt: skip
     given, others = parser.parse_known_args(arguments)
     said = {word.partition("=")[0] for word in others}

@@ -193,8 +193,8 @@ def _do(workshop: Workshop, run: Run) -> Result | None:
         folder.mkdir(exist_ok=True)  # from here on the run has been begun
     stored = folder / checkpoint.CHECKPOINT
     try:
-        network, _ = model.build(config)
         state = checkpoint.load(stored, DELETE) if stored.exists() else None
+        network, _ = model.build(config, goes_on=state is not None)
         if state is not None:
             checkpoint.require_same(config, stored, state["config"], "an unfinished run", DELETE)
             with checkpoint.reading(stored, DELETE):
@@ -247,7 +247,7 @@ def _load(part: str, config: Config, network: model.Embedder, workshop: Workshop
         _require_same_data(config.data, workshop, now)
         if part == VALIDATION:
             found = validation.of(found)
-        view = evaluation_view(config.image_size, config.augment)
+        view = evaluation_view(config.image_size, config.augment, config.interpolation)
         inputs = features.of(found, network, view, torch.device(config.device)) if frozen else None
         _data[of] = _Loaded(found, inputs, now)
     return _data[of]
