@@ -130,6 +130,7 @@ CASES = {
     "no memory": ("--method", "batch"),
     "frozen features": ("--features", "frozen", "--hidden", 16),
     "16 bits": ("--precision", "float16"),
+    "averaged": ("--ema", 0.7, "--validation-share", 0.5, "--batch-size", 4),
     "timm": ("--backbone", "timm:test_resnet", "--weights", "none"),
 }
 ROUGH = {"16 bits": 0.02, "frozen features": 1e-4}

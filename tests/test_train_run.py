@@ -138,6 +138,8 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
         ("--validation-share 1", "--validation-share 1.0: must be 0 or more and less than 1"),
         ("--best loss", "argument --best: invalid choice: 'loss'"),
         ("--ema-momentum 0", "--ema-momentum 0.0: must be more than 0 and at most 1"),
+        ("--ema 1", "--ema 1.0: must be 0 or more and less than 1, such as 0.99"),
+        ("--ema -0.1", "--ema -0.1: must be 0 or more and less than 1"),
         ("--batch-weight 0 --method batch", "--batch-weight 0 leaves nothing to train on"),
         ("--batch-weight 0 --warmup-steps 9 --steps 9", "the memory joins in after --warmup-steps 9 of --steps 9"),
         ("--resume --overwrite", "--resume and --overwrite exclude each other"),

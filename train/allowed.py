@@ -55,6 +55,7 @@ def require(config: Config) -> None:
     for name in ("test_share", "validation_share"):
         check(name, lambda v: v is None or 0 <= v < 1, "0 or more and less than 1")
     check("ema_momentum", lambda v: 0 < v <= 1, "more than 0 and at most 1")
+    check("ema", lambda v: 0 <= v < 1, "0 or more and less than 1, such as 0.99")
     check("freeze", lambda v: 0 <= v <= 1, "between 0 and 1")
     check("samples_per_class", lambda v: v >= 2, "2 or more, or no image has a match in its batch")
     least, most, words = MARGINS.get(config.distance or "cosine", MARGINS["cosine"])

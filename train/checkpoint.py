@@ -34,6 +34,7 @@ STATE: Kinds = {
 }  # fmt: skip
 WEIGHTS: Kinds = {name: STATE[name] for name in ("config", "step", "model")}
 """Of BEST: a part of STATE."""
+AVERAGE: Kinds = {"model": dict, "updates": int}
 START: Kinds = {"note": str, "frozen_bn": bool, "frozen": list}
 OVERWRITE = "--overwrite starts from the beginning"
 
@@ -147,7 +148,7 @@ def load(path: Path, otherwise: str = OVERWRITE, argument: str = "--out", kinds:
         if damaged is not None:
             raise ValueError(f"damaged: the checksum of {damaged} is wrong")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        later = {"data": FINGERPRINT, "start": START}  # not in checkpoints of the first version
+        later = {"data": FINGERPRINT, "start": START, "average": AVERAGE}  # not in all checkpoints
         _require_kinds(state, kinds | {name: its for name, its in later.items() if name in state})
         step, steps = state["step"], state["config"].get("steps")
         if isinstance(step, bool) or not isinstance(steps, int) or not 0 <= step <= steps:

@@ -222,6 +222,13 @@ class Config:
         ),
     )
     weight_decay: float = field(default=1e-4, metadata=about("the optimizer's weight decay"))
+    ema: float = field(
+        default=0.0,
+        metadata=about(
+            "tested, kept and exported is an exponential moving average of the weights, of about 1 / (1 - X) steps; 0: "
+            "the weights themselves (of the memory's moments: --method ema)"
+        ),
+    )
     clip_grad: float = field(default=0.0, metadata=about("a gradient of a larger norm is scaled down to it; 0: none"))
     seed: int = field(
         default=0,

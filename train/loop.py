@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from . import checkpoint, features, terminal
 from .augment import TrainingBatches, evaluation_view, training_view
+from .averaged import Averaged
 from .best import Best
 from .config import Config
 from .data import Dataset
@@ -77,6 +78,7 @@ class Trainer:
         self.model = model.to(device)
         if not frozen and model.normalises_by_batch():
             model.backbone = ranks.synchronized(model.backbone)
+        self.average = Averaged(self.model, config.ema) if config.ema else None
         self.criterion = make_criterion(config, ranks).to(device)
         self.optimizer = make_optimizer(config, model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
@@ -90,6 +92,16 @@ class Trainer:
         self.best_saved: int | None = None
         if self.best is not None:
             self.history["validation"] = []
+
+    @property
+    def network(self) -> Embedder:
+        """What is tested and kept: the network, or with --ema the one with averaged weights."""
+        return self.model if self.average is None else self.average.network
+
+    @property
+    def _optional(self) -> list[str]:
+        """Parts that only some runs have."""
+        return [name for name in ("best", "average") if getattr(self, name) is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings, lists and dicts only."""
@@ -107,14 +119,14 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),  # empty except with float16
             "drift": self.drift.state_dict(),
-            **({} if self.best is None else {"best": self.best.state_dict()}),
+            **{name: getattr(self, name).state_dict() for name in self._optional},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint was written."""
         self.step, self.seconds = state["step"], state["seconds"]
         self.recent_losses, self.before, self.history = state["recent_losses"], state["before"], state["history"]
-        for name in ("model", "criterion", "optimizer", "scaler", "drift", *([] if self.best is None else ["best"])):
+        for name in ("model", "criterion", "optimizer", "scaler", "drift", *self._optional):
             getattr(self, name).load_state_dict(state[name])
 
     def save(self) -> None:
@@ -230,6 +242,8 @@ class Trainer:
                 torch.nn.utils.clip_grad_norm_(trained, self.config.clip_grad)
             self.scaler.step(self.optimizer)  # not where gradients overflow: their scale is halved then
             self.scaler.update()
+            if self.average is not None:
+                self.average.update(self.model)
             self.bad_steps = 0
             if probe:
                 self.drift.record(self.step, head, images, embeddings)
@@ -277,8 +291,8 @@ class Trainer:
         """Score the held-out training classes, say so, and keep the weights if they are the best so far."""
         if self.best is None:
             return
-        scores = self.scoring.of(self.scoring.embeddings(self.model, VALIDATION), VALIDATION, self.step)
-        better = self.best.offer(self.step, scores, self.model)
+        scores = self.scoring.of(self.scoring.embeddings(self.network, VALIDATION), VALIDATION, self.step)
+        better = self.best.offer(self.step, scores, self.network)
         self.note(VALIDATION, self.step, scores, events, None if quiet else ", the best so far" * better)
 
     def evaluate(self, events: Log, *, quiet: bool = False) -> Tensor:
@@ -309,13 +323,13 @@ class Trainer:
 
     def test_embeddings(self) -> Tensor:
         """The test images' embeddings [N, D] as the network is now."""
-        return self.scoring.embeddings(self.model, TEST)
+        return self.scoring.embeddings(self.network, TEST)
 
     def final_embeddings(self) -> Tensor:
         """The same by the best weights, if some are kept."""
         if self.best is None or self.best.step is None:
             return self.test_embeddings()
-        with self.best.used(self.model):
+        with self.best.used(self.network):
             return self.test_embeddings()
 
     def scores(self, embeddings: Tensor) -> Scores:

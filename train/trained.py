@@ -30,7 +30,7 @@ def add_weights_of(parser: argparse.ArgumentParser) -> None:
         "--weights-of",
         choices=(BEST, LAST),
         help="best: those that scored best on held-out training classes, of a run with --validation-share; last: those "
-        "of the last checkpoint (default: best where there are some)",
+        "of the last checkpoint, with --ema their average (default: best where there are some)",
     )
 
 
@@ -71,7 +71,7 @@ class Trained(nn.Module):
         self.step: int = state["step"]
         self.network, _ = model.build(self.settings)
         with checkpoint.reading(stored, NO_RUN, "RUN"):
-            self.network.load_state_dict(state["model"])
+            self.network.load_state_dict(state.get("average", state)["model"])
         size, kind, interpolation = (getattr(self.settings, n) for n in ("image_size", "augment", "interpolation"))
         self.view = augment.evaluation_view(size, kind, interpolation)
         """What a test sees of an image."""

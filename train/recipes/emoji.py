@@ -36,6 +36,7 @@ SETTINGS: dict[str, Any] = {
     "lr_warmup": 30,
     "schedule": "cosine",
     "weight_decay": 1e-4,
+    "ema": 0.0,
     "clip_grad": 0.0,
     "eval_every": 250,
     "workers": 0,

@@ -39,6 +39,7 @@ SETTINGS: dict[str, Any] = {
     "lr_warmup": 0,
     "schedule": "cosine",
     "weight_decay": 1e-4,
+    "ema": 0.0,
     "clip_grad": 0.0,
     "eval_every": 500,
     "workers": 0,

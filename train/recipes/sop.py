@@ -40,6 +40,7 @@ SETTINGS: dict[str, Any] = {
     "lr_warmup": 0,  # XBM
     "schedule": "step",  # ours; XBM lowers the rate when Recall@1 of the test classes stalls, which is to look at them
     "weight_decay": 5e-4,  # XBM
+    "ema": 0.0,
     "clip_grad": 0.0,
     "eval_every": 1000,  # XBM
     "workers": 4,  # ours; as many as decode photographs in time
