@@ -130,6 +130,7 @@ CASES = {
     "no memory": ("--method", "batch"),
     "frozen features": ("--features", "frozen", "--hidden", 16),
     "16 bits": ("--precision", "float16"),
+    "several batches": ("--accumulate", 2, "--clip-grad", 0.5),
     "averaged": ("--ema", 0.7, "--validation-share", 0.5, "--batch-size", 4),
     "timm": ("--backbone", "timm:test_resnet", "--weights", "none"),
 }

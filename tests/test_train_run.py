@@ -138,6 +138,8 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
         ("--validation-share 1", "--validation-share 1.0: must be 0 or more and less than 1"),
         ("--best loss", "argument --best: invalid choice: 'loss'"),
         ("--ema-momentum 0", "--ema-momentum 0.0: must be more than 0 and at most 1"),
+        ("--accumulate 0", "--accumulate 0: must be more than 0"),
+        (f"--accumulate 4 --warmup-steps {2**62}", f"--warmup-steps {2**62}: must be below 2\\^63, times --accumulate"),
         ("--ema 1", "--ema 1.0: must be 0 or more and less than 1, such as 0.99"),
         ("--ema -0.1", "--ema -0.1: must be 0 or more and less than 1"),
         ("--batch-weight 0 --method batch", "--batch-weight 0 leaves nothing to train on"),
@@ -463,7 +465,7 @@ def test_every_loss_trains(
     config = settings(shapes, tmp_path, loss=name, method="batch", lr=0.01, backbone_lr=1.0, steps=30, **reduction)
     trainer = loop.Trainer(config, run.model.build(config)[0], run._load(config), torch.device("cpu"))
     images, labels = trainer.batches[0]
-    values = [trainer.train_step(images, labels) for _ in range(config.steps)]
+    values = [trainer.train_step([(images, labels)]) for _ in range(config.steps)]
     assert all(map(math.isfinite, values)) and (min(values) >= 0 or name == "dcl")
     assert np.mean(values[-5:]) < 0.85 * np.mean(values[:5])
 
@@ -596,7 +598,7 @@ def test_a_large_gradient_is_scaled_down(precision: str, shapes: Path, tmp_path:
         trainer = loop.Trainer(config, run.model.build(config)[0], run._load(config), torch.device("cpu"))
         trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4, enabled=precision == "float16")
         images, labels = next(trainer._batches())
-        trainer.train_step(images, labels)
+        trainer.train_step([(images, labels)])
         gradient = [p.grad for group in trainer.optimizer.param_groups for p in group["params"]]
         found.append(torch.cat([g.flatten() for g in gradient if g is not None]))
     whole, clipped, left = found
@@ -692,10 +694,10 @@ def test_gradients_that_overflow_are_skipped_and_scaled_less(shapes: Path, tmp_p
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
     images, labels = trainer.batches[0]
     before = trainer.model.head.weight.detach().clone()
-    assert math.isfinite(trainer.train_step(images, labels))
+    assert math.isfinite(trainer.train_step([(images, labels)]))
     assert torch.equal(before, trainer.model.head.weight) and trainer.scaler.get_scale() == 2.0**99
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    trainer.train_step(images, labels)
+    trainer.train_step([(images, labels)])
     assert not torch.equal(before, trainer.model.head.weight)
 
 
@@ -944,12 +946,12 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_ends_the_run_after_a_whil
         trainer.model.head.bias[0] = math.nan
     before = {name: value.clone() for name, value in trainer.model.state_dict().items() if "running" not in name}
     for _ in range(loop.MAX_BAD_STEPS - 1):
-        assert not math.isfinite(trainer.train_step(images, labels))
+        assert not math.isfinite(trainer.train_step([(images, labels)]))
     assert all(np.array_equal(value, trainer.model.state_dict()[name], equal_nan=True) for name, value in before.items()
                if "num_batches" not in name)  # fmt: skip
     assert int(trainer.criterion.count) == 0 and not trainer.drift.probes
     with pytest.raises(loop.TrainingError, match=r"the loss was nan in each of the 10 steps up to step 9: lower --lr"):
-        trainer.train_step(images, labels)
+        trainer.train_step([(images, labels)])
 
 
 def test_embeddings_that_are_not_finite_have_no_scores(shapes: Path, tmp_path: Path, tiny: None) -> None:

@@ -1,8 +1,9 @@
-"""What else a step may do: average the weights (`--ema`)."""
+"""What else a step may do: average the weights (`--ema`), take several batches (`--accumulate`)."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from train import checkpoint, export, loop, results, run
+from train import checkpoint, export, loop, making, results, run
 from train.config import Config
 from train.trained import Trained
 
@@ -68,7 +69,7 @@ def test_the_average_is_that_of_the_weights_after_each_step(shapes: str, tmp_pat
     made = trainer(settings(shapes, tmp_path, ema=0.75))
     expected: dict[str, Tensor] = {}
     for step in range(4):
-        made.train_step(*made.batches[step])
+        made.train_step([made.batches[step]])
         now = {name: value.clone().double() for name, value in made.model.state_dict().items()}
         expected = {name: 0.75 * expected[name] + 0.25 * now[name] for name in now} if expected else now
     found = made.network.state_dict()
@@ -130,3 +131,79 @@ def test_a_run_with_averaged_weights_goes_on_exactly(
     straight = settings(shapes, tmp_path / "straight", ema=0.9, **changes)
     assert_goes_on(straight, settings(shapes, tmp_path / "parts", ema=0.9, resume=True, **changes), stop)
     assert json.loads((tmp_path / "parts" / "metrics.json").read_text())["config"]["ema"] == 0.9
+
+
+# ---- several batches a step -----------------------------------------------------------------------------------------
+
+
+def test_the_optimizer_takes_the_mean_of_gradients_of_batches_that_are_stored_one_after_the_other(
+    shapes: str, tmp_path: Path
+) -> None:
+    config = settings(shapes, tmp_path, accumulate=3, weight_decay=0.0)
+    made, by_hand = trainer(config), trainer(config)
+    batches = [made.batches[i] for i in range(3)]
+    value = made.train_step(batches)
+    by_hand.model.train()
+    losses = [by_hand.criterion(by_hand.model(images), labels) for images, labels in batches]
+    mean = torch.stack(losses).mean()
+    mean.backward()
+    assert value == pytest.approx(mean.item(), rel=1e-6)
+    for (name, found), expected in zip(made.model.named_parameters(), by_hand.model.parameters(), strict=True):
+        assert found.grad is not None and expected.grad is not None
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-7, msg=name)
+    torch.testing.assert_close(made.criterion.embedding_memory, by_hand.criterion.embedding_memory)
+    assert int(made.criterion.count) == 24 and made.step == 1
+
+
+def test_a_step_is_one_of_the_optimizer(shapes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings, its history and its learning rates know nothing of how many batches it takes."""
+    read: list[int] = []
+    original = loop.TrainingBatches.__getitem__
+
+    def noted(batches: loop.TrainingBatches, number: int) -> Any:
+        read.append(number)
+        return original(batches, number)
+
+    monkeypatch.setattr(loop.TrainingBatches, "__getitem__", noted)
+    monkeypatch.setattr(loop, "MEAN_LOSS_OVER", 1)
+    metrics = run.run(settings(shapes, tmp_path, accumulate=2, warmup_steps=3, memory_size=64))
+    assert read == list(range(2 * STEPS))
+    history, end = metrics["history"], stored(tmp_path)
+    assert [point["step"] for point in history["loss"]] == list(range(1, STEPS + 1))
+    assert [point["step"] for point in history["evaluation"]] == [4, 8, 9]
+    assert end["step"] == STEPS and {int(s["step"]) for s in end["optimizer"]["state"].values()} == {STEPS}
+    criterion = making.make_criterion(settings(shapes, tmp_path, accumulate=2, warmup_steps=3))
+    assert criterion.warmup_steps == 6, "batches"
+
+
+@pytest.mark.parametrize(("accumulate", "memory"), [(2, 24), (3, 24), (4, 16), (2, 80)])
+def test_staleness_is_of_rows_that_are_still_there(accumulate: int, memory: int, shapes: str, tmp_path: Path) -> None:
+    """Without correction they are the rows as stored, whatever has been stored after them."""
+    changes = {"method": "xbm", "accumulate": accumulate, "memory_size": memory, "lr": 0.01}
+    history = run.run(settings(shapes, tmp_path, **changes))["history"]["drift"]
+    assert history and any(point["uncorrected"] > 1e-3 for point in history)
+    for point in history:
+        assert point["in_memory"] == pytest.approx(point["uncorrected"], abs=1e-6)
+        assert ((point["age"] - 1) * accumulate + 1) * 8 <= memory, "in steps"
+    assert {point["age"] for point in history} >= ({1, 2, 3, 4, 5} if memory == 80 else {1})
+
+
+def test_one_batch_without_a_finite_loss_spoils_its_step_alone(shapes: str, tmp_path: Path) -> None:
+    made = trainer(settings(shapes, tmp_path, accumulate=2, ema=0.5))
+    images, labels = made.batches[0]
+    before = {name: value.clone() for name, value in made.model.named_parameters()}
+    original = made.criterion.forward
+    losses = iter([1.0, math.nan, 1.0, 1.0])
+    made.criterion.forward = lambda *given: original(*given) * next(losses)  # type: ignore[method-assign]
+    assert not math.isfinite(made.train_step([(images, labels)] * 2))
+    assert all(torch.equal(before[name], value) for name, value in made.model.named_parameters())
+    assert made.bad_steps == 1 and made.average is not None and made.average.state_dict()["updates"] == 0
+    assert math.isfinite(made.train_step([(images, labels)] * 2)) and made.bad_steps == 0
+    assert not all(torch.equal(before[name], value) for name, value in made.model.named_parameters())
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5])
+def test_a_run_with_several_batches_a_step_goes_on_exactly(stop: int, shapes: str, tmp_path: Path) -> None:
+    changes = {"accumulate": 2, "memory_size": 48, "ema": 0.8, "warmup_steps": 2}
+    straight = settings(shapes, tmp_path / "straight", **changes)
+    assert_goes_on(straight, settings(shapes, tmp_path / "parts", resume=True, **changes), stop)

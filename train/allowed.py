@@ -42,12 +42,13 @@ def require(config: Config) -> None:
         if isinstance(value, float):
             _require(math.isfinite(value), f.name, value, "a finite number")
             _require(abs(value) <= 1e15, f.name, value, "within [-1e15, 1e15]")  # float32 holds a product of two
-    for name in ("memory_size", "embedding_dim", "steps", "batch_size", "lr", "process_noise"):
+    for name in ("memory_size", "embedding_dim", "steps", "batch_size", "accumulate", "lr", "process_noise"):
         check(name, lambda v: v > 0, "more than 0")
     for name in ("memory_weight", "batch_weight", "warmup_steps", "backbone_lr", "lr_warmup", "weight_decay",
                  "clip_grad", "seed", "hidden", "eval_every", "image_size"):  # fmt: skip
         check(name, lambda v: v >= 0, "0 or more")
-    check("warmup_steps", lambda v: v < 2**63, "below 2^63")
+    check("accumulate", lambda v: v < 2**31, "below 2^31")
+    check("warmup_steps", lambda v: v * config.accumulate < 2**63, "below 2^63, times --accumulate")
     check("threads", lambda v: 0 <= v <= 4096, "between 0 and 4096")  # OpenMP crashes on many more
     most = WORKERS_OF_A_CORE * cores()  # each is a process of some 200 MB
     check("workers", lambda v: 0 <= v <= most, f"between 0 and {most}, {WORKERS_OF_A_CORE} for each core")

@@ -204,9 +204,15 @@ class Config:
         ),
     )
 
-    steps: int = field(default=650, metadata=about("training steps", group="training"))
-    batch_size: int = field(default=64, metadata=about("images per step, of all processes together"))
-    samples_per_class: int = field(default=4, metadata=about("images of one class per step"))
+    steps: int = field(default=650, metadata=about("training steps, of the optimizer", group="training"))
+    batch_size: int = field(default=64, metadata=about("images of a batch, of all processes together"))
+    accumulate: int = field(
+        default=1,
+        metadata=about(
+            "batches per step: each is ranked and stored, then the optimizer takes the mean of their gradients"
+        ),
+    )
+    samples_per_class: int = field(default=4, metadata=about("images of one class in a batch"))
     optimizer: str = field(
         default="adamw",
         metadata=about("adamw: weight decay apart from the gradient; adam: as a part of it", choices=("adamw", "adam")),

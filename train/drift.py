@@ -49,8 +49,11 @@ class Staleness(NamedTuple):
 class DriftMeter:
     """Records probes during training and measures them when asked. Of several processes each has its part of them."""
 
-    def __init__(self, memory_size: int, batch_size: int, probes: int = PROBES, ranks: Ranks = ALONE) -> None:
-        self.lifetime = memory_size // batch_size
+    def __init__(
+        self, memory_size: int, batch_size: int, probes: int = PROBES, ranks: Ranks = ALONE, accumulate: int = 1
+    ) -> None:
+        """Probes are the last of the ``accumulate`` batches of a step; ages and intervals are in steps."""
+        self.lifetime = (memory_size // batch_size - 1) // accumulate + 1  # so many ends of steps see its rows
         self.interval = max(1, self.lifetime // probes)
         self.memory_size, self.batch_size, self.ranks = memory_size, batch_size, ranks
         self.probes: list[Probe] = []

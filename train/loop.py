@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from .drift import MANY_PROBES, PROBES, DriftMeter, Staleness
 from .evaluate import Scores
 from .events import Events, NoEvents
 from .loading import plain_errors
-from .making import learning_rate, make_criterion, make_optimizer, make_sampler
+from .making import make_criterion, make_optimizer, make_sampler, set_learning_rates
 from .model import Embedder
 from .ranks import ALONE, Ranks
 from .scoring import TEST, VALIDATION, Scoring
@@ -36,9 +37,9 @@ MAX_BAD_STEPS = 10
 """Steps in a row without a finite loss after which training gives up."""
 HISTORY = {TEST: "evaluation", VALIDATION: "validation"}
 """Under which name a run's history has the scores of a part."""
-
-
 Log = Events | NoEvents
+Batch = tuple[Tensor, Tensor]
+"""Images uint8 [B, 3, H, W], or features [B, F], with labels int64 [B]."""
 
 
 class Interrupted(Exception):
@@ -82,16 +83,17 @@ class Trainer:
         self.criterion = make_criterion(config, ranks).to(device)
         self.optimizer = make_optimizer(config, model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
-        self.drift = DriftMeter(config.memory_size, config.batch_size, MANY_PROBES if frozen else PROBES, ranks)
+        probes = MANY_PROBES if frozen else PROBES
+        self.drift = DriftMeter(config.memory_size, config.batch_size, probes, ranks, config.accumulate)
+        self._probe: tuple[int, Tensor, Tensor] | None = None
         self.drift_every = self.drift.interval * max(1, config.steps // DRIFT_MEASUREMENTS // self.drift.interval)
         self.step, self.seconds, self.bad_steps = 0, 0.0, 0
         self.recent_losses: list[float] = []
         self.before: dict[str, Any] = {}
-        self.history: dict[str, list[dict[str, float]]] = {"loss": [], "evaluation": [], "drift": [], "memory": []}
         self.best = None if data.validation is None else Best(config.best)
         self.best_saved: int | None = None
-        if self.best is not None:
-            self.history["validation"] = []
+        names = ("loss", "evaluation", "drift", "memory", *([] if self.best is None else ["validation"]))
+        self.history: dict[str, list[dict[str, float]]] = {name: [] for name in names}
 
     @property
     def network(self) -> Embedder:
@@ -176,10 +178,11 @@ class Trainer:
         bar = tqdm(total=config.steps, initial=self.step, desc=config.method, unit=" steps", disable=silent or None)
         embeddings: Tensor | None = None
         with events, bar:
-            for images, labels in self._batches():
+            batches = self._batches()
+            while self.step < config.steps:
                 began = time.perf_counter()
-                loss = self.train_step(images, labels)
-                rate = config.batch_size / (time.perf_counter() - began)
+                loss = self.train_step(islice(batches, config.accumulate))
+                rate = config.batch_size * config.accumulate / (time.perf_counter() - began)
                 bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} images/s", refresh=False)
                 bar.update()
                 self.seconds = time.perf_counter() - started
@@ -202,40 +205,31 @@ class Trainer:
                 events.close()
         return self.final_embeddings() if embeddings is None else embeddings
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self) -> Iterator[Batch]:
         """This process's part of the batches of the steps to come."""
-        steps = self.step, self.config.steps
-        loader = self.batches.loader(*steps, workers=self.config.workers, pin=self.device.type == "cuda")
+        first, last = (step * self.config.accumulate for step in (self.step, self.config.steps))
+        loader = self.batches.loader(first, last, workers=self.config.workers, pin=self.device.type == "cuda")
         prepared = iter(loader)
-        for _ in range(*steps):
+        for _ in range(first, last):
             with self.ranks.together(), plain_errors():
                 batch = next(prepared)
             yield batch
 
-    def train_step(self, images: Tensor, labels: Tensor) -> float:
-        """One step on images uint8 [B, 3, H, W], or features [B, F], with labels int64 [B]; returns the loss.
+    def train_step(self, batches: Iterable[Batch]) -> float:
+        """One step of the optimizer, after as many batches as --accumulate says; returns the mean of their losses.
 
-        Of several processes each has some of the images; the loss is that of them all.
+        Of several processes each has some of the images; the losses are those of them all.
+
+        Args:
+            batches: images uint8 [B, 3, H, W], or features [B, F], with labels int64 [B].
         """
-        ranks = self.ranks
-        # For dropout, which alone draws from the global generators: a stream for each process.
-        torch.manual_seed(torch_seeds(self.config.seed, Stream.DROPOUT, self.step, ranks.size)[ranks.rank])
         self.model.train()
-        scale = learning_rate(self.config, self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = scale * group["peak"]
-        images = images.to(self.device, non_blocking=True)
-        probe = self.drift.wants(self.step)
-        head = int(self.criterion.head) if probe else 0
-        embeddings = self.model(images)
-        loss = self.criterion(embeddings, labels.to(self.device, non_blocking=True))
+        set_learning_rates(self.optimizer, self.config, self.step)
         self.optimizer.zero_grad()
-        # The criterion's gradient is as many times the own part of the loss's as there are processes, for averaging.
-        # Here parts are added up, and are no larger in 16 bits than those of one process.
-        self.scaler.scale(loss / ranks.size).backward()
+        values = [self._train_batch(number, *batch) for number, batch in enumerate(batches)]
+        value = sum(values) / len(values)
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        ranks.add_up(trained)
-        value = float(loss.detach())
+        self.ranks.add_up(trained)
         if math.isfinite(value):  # the memory itself keeps rows that are not finite out
             if self.config.clip_grad:
                 self.scaler.unscale_(self.optimizer)
@@ -245,8 +239,8 @@ class Trainer:
             if self.average is not None:
                 self.average.update(self.model)
             self.bad_steps = 0
-            if probe:
-                self.drift.record(self.step, head, images, embeddings)
+            if self._probe is not None:
+                self.drift.record(self.step, *self._probe)
         else:
             self.bad_steps += 1
             if self.bad_steps == MAX_BAD_STEPS:
@@ -256,6 +250,24 @@ class Trainer:
                 )
         self.step += 1
         return value
+
+    def _train_batch(self, number: int, images: Tensor, labels: Tensor) -> float:
+        """Rank a batch, the one of this number in the step, store it and add its part to the gradient; its loss."""
+        config, ranks = self.config, self.ranks
+        # For dropout, which alone draws from the global generators: a stream for each process.
+        seeds = torch_seeds(config.seed, Stream.DROPOUT, self.step * config.accumulate + number, ranks.size)
+        torch.manual_seed(seeds[ranks.rank])
+        images = images.to(self.device, non_blocking=True)
+        # Of the last batch of a step: those before it may leave the memory before the step ends.
+        probe = number + 1 == config.accumulate and self.drift.wants(self.step)
+        head = int(self.criterion.head) if probe else 0
+        embeddings = self.model(images)
+        loss = self.criterion(embeddings, labels.to(self.device, non_blocking=True))
+        # The criterion's gradient is as many times the own part of the loss's as there are processes, for averaging.
+        # Here parts are added up, and are no larger in 16 bits than those of one process.
+        self.scaler.scale(loss / (ranks.size * config.accumulate)).backward()
+        self._probe = (head, images, embeddings.detach()) if probe else None
+        return float(loss.detach())
 
     def measure_drift(self) -> list[Staleness]:
         """The memory's drift, at times fixed by the number of steps alone."""

@@ -31,7 +31,7 @@ def make_criterion(config: Config, ranks: Ranks = ALONE) -> xbn_ext.CrossBatchMe
         update=config.update,  # type: ignore[arg-type]
         batch_weight=config.batch_weight,
         memory_weight=0.0 if config.method == "batch" else config.memory_weight,
-        warmup_steps=config.warmup_steps,
+        warmup_steps=config.warmup_steps * config.accumulate,  # it counts batches
         process_group=ranks.group,
     )
 
@@ -68,3 +68,10 @@ def learning_rate(config: Config, step: int) -> float:
     if config.schedule != "cosine":
         return LR_DROP if config.schedule == "step" and progress >= LR_DROP_AT else 1.0
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, config: Config, step: int) -> None:
+    """Those of a step, of each group the part of its peak."""
+    scale = learning_rate(config, step)
+    for group in optimizer.param_groups:
+        group["lr"] = scale * group["peak"]

@@ -29,6 +29,7 @@ SETTINGS: dict[str, Any] = {
     "precision": "float32",
     "steps": 650,
     "batch_size": 64,
+    "accumulate": 1,
     "samples_per_class": 4,
     "optimizer": "adamw",
     "lr": 1e-3,

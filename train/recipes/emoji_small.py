@@ -32,6 +32,7 @@ SETTINGS: dict[str, Any] = {
     "precision": "float32",
     "steps": 1500,
     "batch_size": 16,
+    "accumulate": 1,
     "samples_per_class": 4,
     "optimizer": "adamw",
     "lr": 1e-3,

@@ -33,6 +33,7 @@ SETTINGS: dict[str, Any] = {
     "precision": "float32",  # XBM
     "steps": 35000,  # XBM
     "batch_size": 64,  # XBM
+    "accumulate": 1,
     "samples_per_class": 4,  # XBM
     "optimizer": "adam",  # XBM
     "lr": 1e-4,  # XBM
