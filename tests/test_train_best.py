@@ -131,7 +131,7 @@ def test_without_validation_there_is_nothing_of_it(shapes: Path, tmp_path: Path,
     metrics = run.run(settings(shapes, tmp_path, validation_share=0.0))
     state = checkpoint.load(tmp_path / "checkpoint.pt")
     assert {path.name for path in tmp_path.iterdir()} == {
-        "config.yaml", "checkpoint.pt", "metrics.json", "curves.png", "neighbours.png", "tensorboard"
+        "config.yaml", "checkpoint.pt", "metrics.json", "curves.png", "neighbours.png", "log.csv", "tensorboard"
     }  # fmt: skip
     assert "best" not in state and set(state["history"]) == {"loss", "evaluation", "drift", "memory"}
     assert not {"validation", "last", "not_tested"} & metrics.keys() and "validation_images" not in metrics["data"]
@@ -342,7 +342,8 @@ def test_a_run_may_test_nothing(
     assert nothing in said and ", no test" in said and ("validation classes, %" in said) == (share > 0)
     assert "test classes" not in said and "neighbours.png" not in said
     assert {path.name for path in its.iterdir()} == {
-        "config.yaml", "checkpoint.pt", "metrics.json", "curves.png", "tensorboard", *(["best.pt"] if share else [])
+        "config.yaml", "checkpoint.pt", "metrics.json", "curves.png", "log.csv", "tensorboard",
+        *(["best.pt"] if share else []),
     }  # fmt: skip
     (figure,) = figures
     figure.draw_without_rendering()

@@ -20,7 +20,7 @@ import torch
 from processes import Answer, Processes
 from torch import Tensor
 
-from train import augment, checkpoint, convnet, evaluate, loop, pictures, ranks, run
+from train import augment, checkpoint, convnet, evaluate, journal, loop, pictures, ranks, run
 from train.compare import study
 from train.config import Config, ConfigError
 from train.data import DataError
@@ -57,7 +57,7 @@ Change = Callable[[pytest.MonkeyPatch], None]
 def small(change: Change | None = None) -> Iterator[pytest.MonkeyPatch]:
     """Every step's loss in the history, few test images at a time, pictures of one byte."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "MEAN_LOSS_OVER", 1)
+        patch.setattr(journal, "MEAN_LOSS_OVER", 1)
         patch.setattr(augment, "EVALUATION_BATCH", CHUNK)
         for picture in ("curves", "neighbours"):
             patch.setattr(pictures, picture, lambda path, *_: path.write_bytes(b"."))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from train import checkpoint, export, loop, making, results, run
+from train import checkpoint, export, journal, loop, making, results, run
 from train.config import Config
 from train.trained import Trained
 
@@ -165,7 +165,7 @@ def test_a_step_is_one_of_the_optimizer(shapes: str, tmp_path: Path, monkeypatch
         return original(batches, number)
 
     monkeypatch.setattr(loop.TrainingBatches, "__getitem__", noted)
-    monkeypatch.setattr(loop, "MEAN_LOSS_OVER", 1)
+    monkeypatch.setattr(journal, "MEAN_LOSS_OVER", 1)
     metrics = run.run(settings(shapes, tmp_path, accumulate=2, warmup_steps=3, memory_size=64))
     assert read == list(range(2 * STEPS))
     history, end = metrics["history"], stored(tmp_path)

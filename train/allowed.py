@@ -81,6 +81,7 @@ def require(config: Config) -> None:
             f"--batch-weight 0 leaves nothing to train on: the memory joins in after --warmup-steps "
             f"{config.warmup_steps} of --steps {config.steps}"
         )
+    check("wandb", lambda v: v != "", "the name of a project")
     if config.resume and config.overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
 

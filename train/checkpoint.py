@@ -21,7 +21,7 @@ from .data.fingerprint import Fingerprint, differences
 from .data.folder import EVENTS as EVENTS
 from .losses import PARAMETERS
 
-METRICS, CHECKPOINT, BEST, SETTINGS = "metrics.json", "checkpoint.pt", "best.pt", "config.yaml"
+METRICS, CHECKPOINT, BEST, SETTINGS, LOG = "metrics.json", "checkpoint.pt", "best.pt", "config.yaml", "log.csv"
 CURVES, NEIGHBOURS, REPORT = "curves.png", "neighbours.png", "report.html"
 
 Kinds = dict[str, Any]
@@ -51,7 +51,7 @@ def look(config: Config) -> Found:
     """What there is in ``config.folder``; raises ConfigError if it must not be touched. Writes nothing."""
     folder = config.folder  # asked through os.path: Path.exists raises where a folder may not be entered
     check_place(config, folder)
-    for name in (METRICS, CHECKPOINT, BEST, SETTINGS, CURVES, NEIGHBOURS, REPORT, EVENTS):
+    for name in (METRICS, CHECKPOINT, BEST, SETTINGS, LOG, CURVES, NEIGHBOURS, REPORT, EVENTS):
         if os.path.exists(folder / name) and os.path.isdir(folder / name) != (name == EVENTS):
             kind = "a file" if name == EVENTS else "a folder"
             raise ConfigError(f"--out {folder}: {name} in it is {kind}, which no run makes: move it, or choose another")
@@ -119,7 +119,7 @@ def prepare(folder: Path) -> None:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (METRICS, BEST, CHECKPOINT, SETTINGS, CURVES, NEIGHBOURS, REPORT):
+        for name in (METRICS, BEST, CHECKPOINT, SETTINGS, LOG, CURVES, NEIGHBOURS, REPORT):
             (folder / name).unlink(missing_ok=True)
         for place in (EVENTS, f"{EVENTS}/drift_*"):  # each curve of a chart of several has a folder
             for events in folder.glob(f"{place}/events.out.tfevents.*"):
@@ -148,7 +148,7 @@ def load(path: Path, otherwise: str = OVERWRITE, argument: str = "--out", kinds:
         if damaged is not None:
             raise ValueError(f"damaged: the checksum of {damaged} is wrong")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        later = {"data": FINGERPRINT, "start": START, "average": AVERAGE}  # not in all checkpoints
+        later = {"data": FINGERPRINT, "start": START, "average": AVERAGE, "identity": str}  # not in all checkpoints
         _require_kinds(state, kinds | {name: its for name, its in later.items() if name in state})
         step, steps = state["step"], state["config"].get("steps")
         if isinstance(step, bool) or not isinstance(steps, int) or not 0 <= step <= steps:

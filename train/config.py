@@ -264,6 +264,15 @@ class Config:
             "folder for results (default: runs/DATA-METHOD-SEED)", type=folder_path, metavar="DIR", run_only=True
         ),
     )
+    wandb: str | None = field(
+        default=None,
+        metadata=about(
+            "log to this project of Weights & Biases, too (pip install wandb; WANDB_MODE=offline sends nothing)",
+            type=str,
+            metavar="PROJECT",
+            run_only=True,
+        ),
+    )
     resume: bool = field(
         default=False,
         metadata=about(

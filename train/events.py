@@ -47,19 +47,3 @@ class Events(SummaryWriter):
         """Write the rest."""
         with writing(Path(self.log_dir)):
             super().close()
-
-
-class NoEvents(SummaryWriter):
-    """Stands for a log that is not kept."""
-
-    def __init__(self) -> None:
-        pass
-
-    def add_scalar(self, *_: object) -> None:
-        """Nothing."""
-
-    def add_scalars(self, *_: object) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""

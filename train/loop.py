@@ -20,7 +20,7 @@ from .config import Config
 from .data import Dataset
 from .drift import MANY_PROBES, PROBES, DriftMeter, Staleness
 from .evaluate import Scores
-from .events import Events, NoEvents
+from .journal import Journal
 from .loading import plain_errors
 from .making import make_criterion, make_optimizer, make_sampler, set_learning_rates
 from .model import Embedder
@@ -31,13 +31,8 @@ from .streams import Stream, torch_seeds
 
 DRIFT_MEASUREMENTS = 24
 """About so many over a whole run; each costs a few forward passes."""
-MEAN_LOSS_OVER = 10
-"""Steps per point of the loss curve."""
 MAX_BAD_STEPS = 10
 """Steps in a row without a finite loss after which training gives up."""
-HISTORY = {TEST: "evaluation", VALIDATION: "validation"}
-"""Under which name a run's history has the scores of a part."""
-Log = Events | NoEvents
 Batch = tuple[Tensor, Tensor]
 """Images uint8 [B, 3, H, W], or features [B, F], with labels int64 [B]."""
 
@@ -88,17 +83,20 @@ class Trainer:
         self._probe: tuple[int, Tensor, Tensor] | None = None
         self.drift_every = self.drift.interval * max(1, config.steps // DRIFT_MEASUREMENTS // self.drift.interval)
         self.step, self.seconds, self.bad_steps = 0, 0.0, 0
-        self.recent_losses: list[float] = []
+        self.journal = Journal(config, data, list(self.criterion.stats()))
         self.before: dict[str, Any] = {}
         self.best = None if data.validation is None else Best(config.best)
         self.best_saved: int | None = None
-        names = ("loss", "evaluation", "drift", "memory", *([] if self.best is None else ["validation"]))
-        self.history: dict[str, list[dict[str, float]]] = {name: [] for name in names}
 
     @property
     def network(self) -> Embedder:
         """What is tested and kept: the network, or with --ema the one with averaged weights."""
         return self.model if self.average is None else self.average.network
+
+    @property
+    def history(self) -> dict[str, list[dict[str, float]]]:
+        """What has been noted so far: losses, scores, drift, and what the criterion says of its memory."""
+        return self.journal.history
 
     @property
     def _optional(self) -> list[str]:
@@ -112,9 +110,8 @@ class Trainer:
             "data": self.data.fingerprint,
             "step": self.step,
             "seconds": self.seconds,
-            "recent_losses": list(self.recent_losses),
             "before": self.before,
-            "history": self.history,
+            **self.journal.state_dict(),
             "model": self.model.state_dict(),
             "start": self.model.start(),
             "criterion": self.criterion.state_dict(),
@@ -126,8 +123,8 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint was written."""
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.recent_losses, self.before, self.history = state["recent_losses"], state["before"], state["history"]
+        self.step, self.seconds, self.before = state["step"], state["seconds"], state["before"]
+        self.journal.load_state_dict(state)
         for name in ("model", "criterion", "optimizer", "scaler", "drift", *self._optional):
             getattr(self, name).load_state_dict(state[name])
 
@@ -156,7 +153,7 @@ class Trainer:
 
         Args:
             asked_to_stop: asked after each step but the last; if one process is asked to, all stop.
-            quiet: no bar, no events, and scores at the end only; checkpoints as ever.
+            quiet: no bar, no logs, and scores at the end only; checkpoints as ever.
 
         Raises:
             ConfigError: a checkpoint or the log cannot be written.
@@ -169,7 +166,8 @@ class Trainer:
         started = time.perf_counter() - self.seconds
         silent = quiet or not ranks.leads
         with ranks.together():
-            events = NoEvents() if silent else Events(config.folder / checkpoint.EVENTS, self.step)
+            if not silent:
+                self.journal.begin(self.step)
         ranks.leader(self.save_best)
         if not self.before and not quiet:
             self.before = self.scoring.before(self.model)
@@ -177,7 +175,7 @@ class Trainer:
             self.save()
         bar = tqdm(total=config.steps, initial=self.step, desc=config.method, unit=" steps", disable=silent or None)
         embeddings: Tensor | None = None
-        with events, bar:
+        with self.journal.logs, bar:
             batches = self._batches()
             while self.step < config.steps:
                 began = time.perf_counter()
@@ -188,21 +186,23 @@ class Trainer:
                 self.seconds = time.perf_counter() - started
                 drift = self.measure_drift()
                 with ranks.together():
-                    self.log(events, loss, rate, drift)
+                    self.note_step(loss, rate, drift)
                 last = self.step == config.steps
                 due = bool(config.eval_every) and self.step % config.eval_every == 0
                 if last or (due and not quiet):
-                    self.validate(events, quiet=quiet)
+                    self.validate(quiet=quiet)
                     if last or self.best is None:
-                        embeddings = self.evaluate(events, quiet=quiet)
+                        embeddings = self.evaluate(quiet=quiet)
                     self.seconds = time.perf_counter() - started
+                with ranks.together():
+                    self.journal.end(self.step)
                 stop = not last and ranks.any_says(asked_to_stop())
                 if last or due or stop:
                     self.save()
                 if stop:
                     raise Interrupted
             with ranks.together():
-                events.close()
+                self.journal.logs.close()
         return self.final_embeddings() if embeddings is None else embeddings
 
     def _batches(self) -> Iterator[Batch]:
@@ -275,39 +275,24 @@ class Trainer:
             return []
         return self.drift.measure(self.step, self.model, self.criterion.embedding_memory)
 
-    def log(self, events: Log, loss: float, rate: float, drift: list[Staleness]) -> None:
-        """Note the loss and the memory's drift."""
-        events.add_scalar("train/loss", loss, self.step)
-        events.add_scalar("train/images_per_second", rate, self.step)
-        events.add_scalar("train/lr", self.optimizer.param_groups[0]["lr"], self.step)
-        self.recent_losses.append(loss)
-        if self.step % MEAN_LOSS_OVER == 0 or self.step == self.config.steps:
-            finite = [value for value in self.recent_losses if math.isfinite(value)]
-            if finite:
-                self.history["loss"].append({"step": self.step, "loss": sum(finite) / len(finite)})
-            self.recent_losses.clear()
-            self.log_memory(events)
-        for found in drift:
-            self.history["drift"].append(found._asdict())
-            events.add_scalars("drift", {"uncorrected": found.uncorrected, "in memory": found.in_memory}, self.step)
+    def note_step(self, loss: float, rate: float, drift: list[Staleness]) -> None:
+        """Note the loss, how fast it went and the drift; now and then what the criterion says of its memory."""
+        lr = self.optimizer.param_groups[0]["lr"]
+        if self.journal.loss(self.step, loss, lr, rate, self.seconds):
+            stats = {name: float(number) for name, number in self.criterion.stats().items()}
+            stats["age"] /= self.config.accumulate  # of batches
+            self.journal.memory(self.step, stats)
+        self.journal.drift(self.step, drift)
 
-    def log_memory(self, events: Log) -> None:
-        """Note what the criterion says of its memory."""
-        stats = {name: float(number) for name, number in self.criterion.stats().items()}
-        stats = {name: number for name, number in stats.items() if math.isfinite(number)}
-        self.history["memory"].append({"step": self.step, **stats})
-        for name, number in stats.items():
-            events.add_scalar(f"memory/{name}", number, self.step)
-
-    def validate(self, events: Log, *, quiet: bool = False) -> None:
+    def validate(self, *, quiet: bool = False) -> None:
         """Score the held-out training classes, say so, and keep the weights if they are the best so far."""
         if self.best is None:
             return
         scores = self.scoring.of(self.scoring.embeddings(self.network, VALIDATION), VALIDATION, self.step)
         better = self.best.offer(self.step, scores, self.network)
-        self.note(VALIDATION, self.step, scores, events, None if quiet else ", the best so far" * better)
+        self.note(VALIDATION, self.step, scores, None if quiet else ", the best so far" * better)
 
-    def evaluate(self, events: Log, *, quiet: bool = False) -> Tensor:
+    def evaluate(self, *, quiet: bool = False) -> Tensor:
         """Score the test images, if there are some, and say so; returns their embeddings [N, D].
 
         Where the best weights are kept, it is done by them, and by the last ones for information.
@@ -315,19 +300,19 @@ class Trainer:
         embeddings = self.final_embeddings()
         comment = None if quiet else ""
         if self.data.tested:
-            if self.best is not None and self.best.step not in (None, self.step):
-                self.note(TEST, self.best.step, self.scores(embeddings), events, comment)
-                self.note(TEST, self.step, self.scores(self.test_embeddings()), events, comment)
-            else:
-                self.note(TEST, self.step, self.scores(embeddings), events, comment)
+            step = self.step if self.best is None or self.best.step is None else self.best.step
+            scores = self.scores(embeddings)
+            self.note(TEST, step, scores, comment)
+            if step != self.step:
+                self.note(TEST, self.step, self.scores(self.test_embeddings()), comment)
+            if self.best is not None:
+                self.journal.best(step, scores)
         return embeddings
 
-    def note(self, part: str, step: int, scores: Scores, events: Log, comment: str | None) -> None:
+    def note(self, part: str, step: int, scores: Scores, comment: str | None) -> None:
         """Note scores of a part after so many steps; say so, with a comment, unless that is None."""
-        self.history[HISTORY[part]].append({"step": step, "seconds": self.seconds, **scores})
         with self.ranks.together():
-            for name, value in scores.items():
-                events.add_scalar(f"{part}/{name}", value, step)
+            self.journal.scores(part, step, self.seconds, scores)
         if comment is not None:
             which = "" if self.best is None else f"{part} "
             found = ", ".join(f"{name} {value:.1f}" for name, value in scores.items())

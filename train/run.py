@@ -13,7 +13,7 @@ import torch
 
 import xbn_ext
 
-from . import checkpoint, data, lock, loop, losses, making, model, results, settings_file, terminal
+from . import checkpoint, data, lock, logs, loop, losses, making, model, results, settings_file, terminal
 from .arguments import parse
 from .checkpoint import Found
 from .config import Config, ConfigError
@@ -73,6 +73,7 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None, ranks: 
         require_parts(config, ranks)
         device = device_of(config, ranks)
         require_memory(config, device)
+        logs.require_wandb(config)
         if config.threads:
             torch.set_num_threads(config.threads)
     goes_on = found is Found.CHECKPOINT

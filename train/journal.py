@@ -1,0 +1,115 @@
+"""What a run notes of its steps: its history, which the checkpoint has, and its logs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+from . import logs
+from .config import Config
+from .data import Dataset
+from .drift import Staleness
+from .evaluate import Scores
+from .logs import Logs
+from .scoring import TEST, VALIDATION
+
+MEAN_LOSS_OVER = 10
+"""Steps per point of the loss curve."""
+DRIFT = ("uncorrected", "in_memory")
+"""What is measured of the memory's drift; a row of a log has the mean over what is measured after a step."""
+HISTORY = {TEST: "evaluation", VALIDATION: "validation"}
+"""Under which name the history has the scores of a part."""
+
+
+class Journal:
+    """Of one run. ``logs`` has none, until they are begun."""
+
+    def __init__(self, config: Config, data: Dataset, stats: Sequence[str]) -> None:
+        """``stats`` are the names of what is noted of the memory."""
+        self.config, self.data, self.stats = config, data, tuple(stats)
+        validated = [] if data.validation is None else [HISTORY[VALIDATION]]
+        names = ("loss", "evaluation", "drift", "memory", *validated)
+        self.history: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+        self.recent_losses: list[float] = []
+        self.identity = uuid4().hex[:8]
+        """Of the run in Weights & Biases."""
+        self.logs = Logs()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        identity = {} if self.config.wandb is None else {"identity": self.identity}
+        return {"recent_losses": list(self.recent_losses), "history": self.history, **identity}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what a checkpoint has."""
+        self.recent_losses, self.history = state["recent_losses"], state["history"]
+        self.identity = state.get("identity", self.identity)
+
+    def begin(self, done: int) -> None:
+        """Begin the logs after so many steps; raises ConfigError if they cannot be written, and so do the others."""
+        self.logs = logs.begin(self.config, self._columns(), done, self.identity)
+
+    def _columns(self) -> list[str]:
+        scores = [*(f"recall@{k}" for k in self.data.recalls), "map@r"]
+        validated = self.data.validation is not None
+        parts = [TEST] * self.data.tested + [VALIDATION] * validated
+        chosen = ["step", *scores] if validated and self.data.tested else []
+        return [
+            "seconds", *(f"train/{name}" for name in ("loss", "lr", "images_per_second")),
+            *(f"drift/{name}" for name in DRIFT), *(f"memory/{name}" for name in self.stats),
+            *(f"{part}/{name}" for part in parts for name in scores), *(f"best/{name}" for name in chosen),
+        ]  # fmt: skip
+
+    def loss(self, step: int, loss: float, lr: float, rate: float, seconds: float) -> bool:
+        """Note a step; returns whether it ends a point of the loss curve.
+
+        Args:
+            step: so many have been taken.
+            loss: its loss.
+            lr: the head's learning rate.
+            rate: images per second.
+            seconds: since the run began.
+        """
+        for name, value in (("loss", loss), ("images_per_second", rate), ("lr", lr)):
+            self.logs.scalar(f"train/{name}", value, step)
+        self.logs.in_row("seconds", round(seconds, 3))
+        self.recent_losses.append(loss)
+        if step % MEAN_LOSS_OVER and step != self.config.steps:
+            return False
+        finite = [value for value in self.recent_losses if math.isfinite(value)]
+        if finite:
+            self.history["loss"].append({"step": step, "loss": sum(finite) / len(finite)})
+        self.recent_losses.clear()
+        return True
+
+    def memory(self, step: int, stats: Mapping[str, float]) -> None:
+        """Note what the criterion says of its memory, except for what is undefined."""
+        known = {name: number for name, number in stats.items() if math.isfinite(number)}
+        self.history["memory"].append({"step": step, **known})
+        for name, number in known.items():
+            self.logs.scalar(f"memory/{name}", number, step)
+
+    def drift(self, step: int, found: Sequence[Staleness]) -> None:
+        """Note how stale the memory is, if that was measured."""
+        for one in found:
+            self.history["drift"].append(one._asdict())
+            self.logs.chart("drift", {"uncorrected": one.uncorrected, "in memory": one.in_memory}, step)
+        for name in DRIFT if found else ():
+            self.logs.in_row(f"drift/{name}", sum(getattr(one, name) for one in found) / len(found))
+
+    def scores(self, part: str, step: int, seconds: float, scores: Scores) -> None:
+        """Note scores of a part, by the weights after so many steps."""
+        self.history[HISTORY[part]].append({"step": step, "seconds": seconds, **scores})
+        for name, value in scores.items():
+            self.logs.scalar(f"{part}/{name}", value, step)
+
+    def best(self, step: int, scores: Scores) -> None:
+        """Note the test's scores by the best weights, those after so many steps, in the row of the last step."""
+        for name, value in {"step": step, **scores}.items():
+            self.logs.in_row(f"best/{name}", value)
+
+    def end(self, step: int) -> None:
+        """The step is over."""
+        self.logs.end(step)
