@@ -1,9 +1,10 @@
-"""What else a step may do: average the weights (`--ema`), take several batches (`--accumulate`)."""
+"""What else a step may do: average weights (`--ema`), take several batches (`--accumulate`), run compiled."""
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from train import checkpoint, export, journal, loop, making, results, run
-from train.config import Config
+from train.config import Config, ConfigError
 from train.trained import Trained
 
 STEPS = 9
@@ -207,3 +208,78 @@ def test_a_run_with_several_batches_a_step_goes_on_exactly(stop: int, shapes: st
     changes = {"accumulate": 2, "memory_size": 48, "ema": 0.8, "warmup_steps": 2}
     straight = settings(shapes, tmp_path / "straight", **changes)
     assert_goes_on(straight, settings(shapes, tmp_path / "parts", resume=True, **changes), stop)
+
+
+# ---- a compiled network ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """torch.compile traces, and generates no code, which takes seconds; what it is called with."""
+    compiled: list[Any] = []
+    original = torch.compile
+
+    def compile(network: Any, **how: Any) -> Any:
+        compiled.append(network)
+        return original(network, backend="aot_eager", **how)
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", compile)
+    return compiled
+
+
+def test_a_compiled_run_is_the_run_and_its_checkpoint_has_the_same_names(
+    shapes: str, tmp_path: Path, quickly: list[Any]
+) -> None:
+    plain = run.run(settings(shapes, tmp_path / "plain", lr=1e-4))
+    assert not quickly
+    compiled = run.run(settings(shapes, tmp_path / "compiled", lr=1e-4, compile=True))
+    assert len(quickly) == 1
+    for name in ("loss", "evaluation", "drift"):
+        for one, other in zip(plain["history"][name], compiled["history"][name], strict=True):
+            times = {"seconds": 0}
+            assert one | times == pytest.approx(other | times, rel=1e-3, abs=1e-4), name
+    ends = [stored(tmp_path / name) for name in ("plain", "compiled")]
+    assert list(ends[0]["model"]) == list(ends[1]["model"])
+    assert ends[0]["config"] == ends[1]["config"], "it may be left out when the run goes on"
+    assert Trained(tmp_path / "compiled").step == STEPS
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.8, "accumulate": 2, "memory_size": 48}, {"features": "frozen"}])
+def test_a_compiled_run_goes_on_exactly(
+    changes: dict[str, Any], shapes: str, tmp_path: Path, quickly: list[Any]
+) -> None:
+    straight = settings(shapes, tmp_path / "straight", compile=True, **changes)
+    assert_goes_on(straight, settings(shapes, tmp_path / "parts", compile=True, resume=True, **changes), 5)
+    assert len(quickly) == 3
+
+
+def test_a_run_goes_on_with_it_or_without(shapes: str, tmp_path: Path, quickly: list[Any]) -> None:
+    for first in (True, False):
+        with pytest.raises(loop.Interrupted):
+            out = tmp_path / str(first)
+            run.run(settings(shapes, out, compile=first), asked_to_stop=miniatures.after(3))
+        assert run.run(settings(shapes, out, compile=not first, resume=True))["steps"] == STEPS
+    assert len(quickly) == 2
+
+
+def test_what_cannot_be_compiled_is_said_in_a_line(
+    shapes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def backend(*_: object) -> Any:
+        raise RuntimeError("there is no C++ compiler. Install one")
+
+    original = torch.compile
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", lambda network, **how: original(network, backend=backend, **how))
+    with pytest.raises(ConfigError, match=r"^--compile: torch cannot compile the network \(.*; leave it out$"):
+        run.run(settings(shapes, tmp_path, compile=True))
+
+
+@pytest.mark.long
+def test_generated_code_trains_and_goes_on_exactly(shapes: str, tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    torch._dynamo.reset()
+    straight = settings(shapes, tmp_path / "straight", compile=True)
+    assert_goes_on(straight, settings(shapes, tmp_path / "parts", compile=True, resume=True), 5)

@@ -253,6 +253,14 @@ class Config:
             run_only=True,
         ),
     )
+    compile: bool = field(
+        default=False,
+        metadata=about(
+            "torch.compile of the network for training: steps are faster after a first one of some minutes",
+            action="store_true",
+            run_only=True,
+        ),
+    )
     threads: int = field(default=0, metadata=about("CPU threads; 0: torch's choice", run_only=True))
     workers: int = field(
         default=0,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, features, terminal
+from . import checkpoint, compiling, features, terminal
 from .augment import TrainingBatches, evaluation_view, training_view
 from .averaged import Averaged
 from .best import Best
@@ -74,6 +74,7 @@ class Trainer:
         self.model = model.to(device)
         if not frozen and model.normalises_by_batch():
             model.backbone = ranks.synchronized(model.backbone)
+        self.forward = compiling.compiled(self.model) if config.compile else self.model
         self.average = Averaged(self.model, config.ema) if config.ema else None
         self.criterion = make_criterion(config, ranks).to(device)
         self.optimizer = make_optimizer(config, model)
@@ -261,11 +262,12 @@ class Trainer:
         # Of the last batch of a step: those before it may leave the memory before the step ends.
         probe = number + 1 == config.accumulate and self.drift.wants(self.step)
         head = int(self.criterion.head) if probe else 0
-        embeddings = self.model(images)
-        loss = self.criterion(embeddings, labels.to(self.device, non_blocking=True))
-        # The criterion's gradient is as many times the own part of the loss's as there are processes, for averaging.
-        # Here parts are added up, and are no larger in 16 bits than those of one process.
-        self.scaler.scale(loss / (ranks.size * config.accumulate)).backward()
+        with compiling.plain_errors():
+            embeddings = self.forward(images)
+            loss = self.criterion(embeddings, labels.to(self.device, non_blocking=True))
+            # The criterion's gradient is as many times the own part of the loss's as there are processes, for
+            # averaging. Here parts are added up, and are no larger in 16 bits than those of one process.
+            self.scaler.scale(loss / (ranks.size * config.accumulate)).backward()
         self._probe = (head, images, embeddings.detach()) if probe else None
         return float(loss.detach())
 
