@@ -1,4 +1,4 @@
-"""Processes that prepare images: what goes wrong there is told in a line."""
+"""Processes that prepare images: how many there are, how fast they are, and what goes wrong there is told in a line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from train import loading
 from train.augment import EvaluationBatches, TrainingBatches
 from train.data import DataError, Part, Pixels, svg
 from train.features import as_they_are
-from train.loading import plain_errors
+from train.loading import FEW, MOST, Rates, plain_errors, workers
 from xbn_ext import ClassBalancedSampler
 
 
@@ -100,3 +101,68 @@ def test_a_killed_drawing_process_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(svg, "draw", killed)
     with pytest.raises(DataError, match=r"--data: the system has ended a process that draws"):
         svg.draw_all([svg.Sketch("a:b", "")] * (svg.SMALL_JOB + 1), 8)
+
+
+# ---- how many, and how fast -----------------------------------------------------------------------------------------
+
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+MANY = Signalled(FEW, 0)
+PREPARED, THROUGH = "images/s prepared", "images/s through the network"
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "device", "processes", "expected"),
+    [
+        (8, 8, CPU, 1, 0),  # the network has them all
+        (8, 5, CPU, 1, 3),
+        (8, 1, CPU, 2, 3),
+        (1, 1, CPU, 1, 0),
+        (4, 4, GPU, 1, 3),
+        (16, 16, GPU, 4, 3),
+        (2, 2, GPU, 4, 0),
+        (128, 64, GPU, 1, MOST),
+    ],
+)
+def test_cores_that_the_network_does_not_use_prepare_images(
+    cores: int, threads: int, device: torch.device, processes: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert workers(None, MANY, device, processes) == expected
+    assert workers(None, np.zeros((FEW, 8, 8, 3), np.uint8), device, processes) == expected
+    assert workers(None, Signalled(FEW - 1, 0), device, processes) == 0, "few images"
+    assert workers(None, np.zeros((FEW, 8), np.float32), device, processes) == 0, "features"
+    assert workers(3, Signalled(1, 0), device, processes) == 3, "as asked for"
+    assert workers(0, MANY, device, processes) == 0
+
+
+def rates(workers: int, *steps: tuple[float, float, float]) -> Rates:
+    """Of steps of one batch of 100 images: seconds to prepare it, to wait for it, and in all."""
+    found = Rates(100, workers)
+    for preparing, waited, whole in steps:
+        found.prepared(preparing, waited)
+        found.step(whole)
+    return found
+
+
+def test_the_rates_are_of_the_work_not_of_waiting() -> None:
+    found = rates(0, (9.0, 9.0, 99.0), (0.5, 0.5, 2.5))
+    assert (found.loading, found.network) == pytest.approx((200.0, 50.0))
+    assert found.words() == f"200 {PREPARED}, 50 {THROUGH}; preparing them takes 20 % of the time; try --workers"
+    found = rates(4, (9.0, 9.0, 99.0), (1.0, 0.0, 2.0), (1.0, 0.0, 2.0))
+    assert found.words() == f"400 {PREPARED}, 50 {THROUGH}; with 4 processes preparing them, the network decides"
+    found = rates(1, (9.0, 9.0, 99.0), (4.0, 3.0, 4.0))
+    assert found.words() == (
+        f"25 {PREPARED}, 100 {THROUGH}; with 1 process preparing them, the network waits: try more --workers"
+    )
+    assert rates(2, (9.0, 9.0, 99.0)).words() == "", "the first step is like no other"
+    assert "takes 1 % of the time" in rates(0, (1.0, 1.0, 1.0), (0.01, 0.01, 1.0)).words()
+
+
+def test_several_batches_make_a_step() -> None:
+    found = Rates(300, 1)
+    for _ in range(3):
+        found.prepared(1.0, 0.5)
+    found.step(4.5)
+    assert (found.loading, found.network) == pytest.approx((100.0, 100.0))

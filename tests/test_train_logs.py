@@ -66,7 +66,7 @@ def test_the_table_has_a_row_for_each_step_and_what_was_measured_after_it(shapes
     found = rows(tmp_path)
     assert [row["step"] for row in found] == [str(step) for step in range(1, STEPS + 1)]
     assert list(found[0]) == [
-        "step", "seconds", "train/loss", "train/lr", "train/images_per_second",
+        "step", "seconds", "train/loss", "train/lr", "train/images_per_second", "train/images_prepared_per_second",
         "drift/uncorrected", "drift/in_memory",
         *(f"memory/{n}" for n in ("fill", "age", "positives", "negatives", "gap_before", "gap_after", "gain")),
         *(f"test/{name}" for name in ("recall@1", "recall@10", "recall@100", "map@r")),

@@ -578,6 +578,19 @@ def test_learning_rates() -> None:
     assert rates("constant", warmup=0) == [1.0] * 24
 
 
+@pytest.mark.parametrize("changes", [{}, {"features": "frozen"}])
+def test_working_processes_change_nothing(
+    changes: dict[str, Any], shapes: Path, tmp_path: Path, tiny: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, workers in (("none", 0), ("two", 2)):
+        run.run(settings(shapes, tmp_path / name, workers=workers, augment="photo", eval_every=6, **changes))
+        assert " images/s prepared, " in (said := capsys.readouterr().out) and ("2 processes" in said) == (
+            name == "two"
+        )
+    ends = [checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("none", "two")]
+    assert miniatures.same(*ends)
+
+
 def test_a_run_writes_its_settings_and_is_found_by_them(shapes: Path, tmp_path: Path, tiny: None) -> None:
     config = settings(shapes, tmp_path / "out", steps=2)
     metrics = run.run(config)

@@ -51,7 +51,7 @@ def require(config: Config) -> None:
     check("warmup_steps", lambda v: v * config.accumulate < 2**63, "below 2^63, times --accumulate")
     check("threads", lambda v: 0 <= v <= 4096, "between 0 and 4096")  # OpenMP crashes on many more
     most = WORKERS_OF_A_CORE * cores()  # each is a process of some 200 MB
-    check("workers", lambda v: 0 <= v <= most, f"between 0 and {most}, {WORKERS_OF_A_CORE} for each core")
+    check("workers", lambda v: v is None or 0 <= v <= most, f"between 0 and {most}, {WORKERS_OF_A_CORE} for each core")
     check("max_classes", lambda v: v is None or v >= 4, "4 or more")
     for name in ("test_share", "validation_share"):
         check(name, lambda v: v is None or 0 <= v < 1, "0 or more and less than 1")

@@ -6,6 +6,7 @@ Features that stand in place of images (train/features.py) pass unchanged.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -106,12 +107,24 @@ class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
         torch.default_generator.manual_seed(seed)  # what the transforms draw from
         return self.view(to_tensor(self.part.images[image]))
 
-    def loader(self, first: int, last: int, *, workers: int, pin: bool) -> DataLoader[tuple[Tensor, Tensor]]:
-        """The batches of steps ``first`` .. ``last - 1`` in order, prepared ahead by ``workers`` processes."""
+    def loader(self, first: int, last: int, *, workers: int, pin: bool) -> DataLoader[tuple[Tensor, Tensor, float]]:
+        """The batches ``first`` .. ``last - 1`` in order, prepared ahead by ``workers`` processes, with the seconds
+        that each took."""
         return DataLoader(
-            self, None, sampler=range(first, last), num_workers=workers, pin_memory=pin, generator=_own_generator(),
-            worker_init_fn=loading.begin,
+            _Timed(self), None, sampler=range(first, last), num_workers=workers, pin_memory=pin,
+            generator=_own_generator(), worker_init_fn=loading.begin,
         )  # fmt: skip
+
+
+class _Timed(Dataset[tuple[Tensor, Tensor, float]]):
+    """Batches with the seconds that each took to prepare, in whichever process."""
+
+    def __init__(self, batches: TrainingBatches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, float]:
+        began = time.perf_counter()
+        return *self.batches[number], time.perf_counter() - began
 
 
 class EvaluationBatches(Dataset[Tensor]):

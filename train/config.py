@@ -262,9 +262,15 @@ class Config:
         ),
     )
     threads: int = field(default=0, metadata=about("CPU threads; 0: torch's choice", run_only=True))
-    workers: int = field(
-        default=0,
-        metadata=about("processes that prepare batches, of each that trains; 0: that one does", run_only=True),
+    workers: int | None = field(
+        default=None,
+        metadata=about(
+            "processes that prepare batches, of each that trains; 0: that one does (default: one for each core that "
+            "the network does not use, up to 8; 0 for fewer than 1000 images)",
+            type=int,
+            metavar="N",
+            run_only=True,
+        ),
     )
     out: Path | None = field(
         default=None,

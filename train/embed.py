@@ -52,7 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_weights_of(parser)
     parser.add_argument("--device", default="cpu", help="where the network computes (default: %(default)s)")
     parser.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="processes that prepare pictures (default: %(default)s)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that prepare pictures (default: one for each core that the network does not use, up to 8; 0 "
+        "for fewer than 1000 pictures)",
     )
 
 
@@ -66,7 +70,7 @@ class Embeddings(NamedTuple):
 
 
 def embed(
-    run: Path, pictures: Path, out: Path, device: str = "cpu", workers: int = 0, weights_of: str | None = None
+    run: Path, pictures: Path, out: Path, device: str = "cpu", workers: int | None = None, weights_of: str | None = None
 ) -> tuple[int, int]:
     """Write ``out``.npy, float32 [N, D], and ``out``.json with the N paths below ``pictures``; returns N and D.
 
@@ -94,7 +98,7 @@ def embed(
     return len(rows), rows.shape[1]
 
 
-def of_pictures(trained: Trained, files: list[Path], device: str = "cpu", workers: int = 0) -> Tensor:
+def of_pictures(trained: Trained, files: list[Path], device: str = "cpu", workers: int | None = None) -> Tensor:
     """Their embeddings of unit length, float32 [N, D]; raises DataError if some cannot be read, before it begins."""
     images.check_all(files)
     return trained.embed(images.Files(files), device, workers)

@@ -12,6 +12,7 @@ from .config import Config
 from .data import Dataset
 from .drift import Staleness
 from .evaluate import Scores
+from .loading import Rates
 from .logs import Logs
 from .scoring import TEST, VALIDATION
 
@@ -19,6 +20,8 @@ MEAN_LOSS_OVER = 10
 """Steps per point of the loss curve."""
 DRIFT = ("uncorrected", "in_memory")
 """What is measured of the memory's drift; a row of a log has the mean over what is measured after a step."""
+SPEEDS = ("images_per_second", "images_prepared_per_second")
+"""Of the network, and of what prepares its images."""
 HISTORY = {TEST: "evaluation", VALIDATION: "validation"}
 """Under which name the history has the scores of a part."""
 
@@ -57,22 +60,23 @@ class Journal:
         parts = [TEST] * self.data.tested + [VALIDATION] * validated
         chosen = ["step", *scores] if validated and self.data.tested else []
         return [
-            "seconds", *(f"train/{name}" for name in ("loss", "lr", "images_per_second")),
+            "seconds", *(f"train/{name}" for name in ("loss", "lr", *SPEEDS)),
             *(f"drift/{name}" for name in DRIFT), *(f"memory/{name}" for name in self.stats),
             *(f"{part}/{name}" for part in parts for name in scores), *(f"best/{name}" for name in chosen),
         ]  # fmt: skip
 
-    def loss(self, step: int, loss: float, lr: float, rate: float, seconds: float) -> bool:
+    def loss(self, step: int, loss: float, lr: float, rates: Rates, seconds: float) -> bool:
         """Note a step; returns whether it ends a point of the loss curve.
 
         Args:
             step: so many have been taken.
             loss: its loss.
             lr: the head's learning rate.
-            rate: images per second.
+            rates: of this step.
             seconds: since the run began.
         """
-        for name, value in (("loss", loss), ("images_per_second", rate), ("lr", lr)):
+        speeds = zip(SPEEDS, (rates.network, rates.loading), strict=True)
+        for name, value in (("loss", loss), ("lr", lr), *speeds):
             self.logs.scalar(f"train/{name}", value, step)
         self.logs.in_row("seconds", round(seconds, 3))
         self.recent_losses.append(loss)

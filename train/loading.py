@@ -1,12 +1,88 @@
-"""The processes of --workers: what goes wrong there is told in a line, and a wish to stop is left to the run."""
+"""The processes of --workers: how many there are, how fast they are, and what becomes of their faults and signals."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from .data import DataError
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .cores import cores
+from .data import DataError, Pixels
+
+FEW = 1000
+"""Fewer images are prepared by the process that trains: runs on them are short, and others take a while to start."""
+MOST = 8
+"""Processes, where nothing else is said: each takes some 200 MB."""
+WORTHWHILE = 20
+"""Per cent of the time that preparing images takes from which on a process for it is worth a try."""
+
+
+def workers(
+    asked: int | None, images: Sequence[Pixels] | NDArray[np.float32], device: torch.device, processes: int = 1
+) -> int:
+    """How many processes prepare images, of each process that trains; what is computed does not depend on it.
+
+    Args:
+        asked: --workers; None: as many as there are cores that the network does not use, MOST at most, and none where
+            there are few images, or features in their place.
+        images: the images that are prepared.
+        device: where the network computes; on a CPU with torch's threads.
+        processes: that train on this machine.
+    """
+    if asked is not None:
+        return asked
+    features = isinstance(images, np.ndarray) and images.dtype != np.uint8
+    if features or len(images) < FEW:
+        return 0
+    used = torch.get_num_threads() if device.type == "cpu" else 1
+    return max(0, min(MOST, cores() // processes - used))
+
+
+class Rates:
+    """How many images a second are prepared, and how many the network takes: the smaller number is the bottleneck.
+
+    Without working processes they take turns. Both numbers are of all processes together. The first step is not counted
+    in: much happens for the first time there.
+    """
+
+    def __init__(self, images: int, workers: int) -> None:
+        """``images`` are those of a step, ``workers`` prepare them, in each process."""
+        self.images, self.workers = images, workers
+        self.steps = 0
+        self.loading = self.network = self.preparing = self.waited = 0.0
+        self._all_loading = self._all_network = 0.0
+
+    def prepared(self, seconds: float, waited: float) -> None:
+        """A batch has come: so long it took to prepare, and so long the network waited for it."""
+        self.preparing += seconds
+        self.waited += waited
+
+    def step(self, seconds: float) -> None:
+        """A step is over, after so many seconds, waiting included: ``loading`` and ``network`` are its rates now."""
+        preparing, network = max(self.preparing / max(1, self.workers), 1e-9), max(seconds - self.waited, 1e-9)
+        self.loading, self.network = self.images / preparing, self.images / network
+        if self.steps:
+            self._all_loading += preparing
+            self._all_network += network
+        self.steps += 1
+        self.preparing = self.waited = 0.0
+
+    def words(self) -> str:
+        """The rates over all steps except the first, and which of the two to improve; nothing after one step."""
+        if self.steps < 2:
+            return ""
+        images, loading, network = self.images * (self.steps - 1), self._all_loading, self._all_network
+        rates = f"{images / loading:.0f} images/s prepared, {images / network:.0f} images/s through the network"
+        if self.workers == 0:
+            part = round(100 * loading / (loading + network))
+            return f"{rates}; preparing them takes {part} % of the time" + "; try --workers" * (part >= WORTHWHILE)
+        by = f"{self.workers} process{'es' * (self.workers > 1)}"
+        slower = "the network decides" if loading <= network else "the network waits: try more --workers"
+        return f"{rates}; with {by} preparing them, {slower}"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, compiling, features, terminal
+from . import checkpoint, compiling, features, loading, terminal
 from .augment import TrainingBatches, evaluation_view, training_view
 from .averaged import Averaged
 from .best import Best
@@ -21,7 +21,6 @@ from .data import Dataset
 from .drift import MANY_PROBES, PROBES, DriftMeter, Staleness
 from .evaluate import Scores
 from .journal import Journal
-from .loading import plain_errors
 from .making import make_criterion, make_optimizer, make_sampler, set_learning_rates
 from .model import Embedder
 from .ranks import ALONE, Ranks
@@ -64,11 +63,14 @@ class Trainer:
         seen = evaluation_view(config.image_size, config.augment, config.interpolation)
         sampler = make_sampler(config, data.train.labels)
         view = training_view(config.image_size, data.mirror, config.augment, config.interpolation)
+        workers = loading.workers(config.workers, data.train.images, device, ranks.local_size)
         if frozen:
-            inputs = inputs or features.of(data, model, seen, device, config.workers, ranks)
+            inputs = inputs or features.of(data, model, seen, device, workers, ranks)
             view = seen = features.as_they_are
         self.inputs = inputs or data
-        self.scoring = Scoring(data, self.inputs, seen, device, config.workers, ranks)
+        self.workers = loading.workers(config.workers, self.inputs.train.images, device, ranks.local_size)
+        self.scoring = Scoring(data, self.inputs, seen, device, self.workers, ranks)
+        self.rates = loading.Rates(config.batch_size * config.accumulate, self.workers)
         own = ranks.part(config.batch_size)
         self.batches = TrainingBatches(self.inputs.train, sampler, view, config.seed, own)
         self.model = model.to(device)
@@ -148,7 +150,7 @@ class Trainer:
         checkpoint.save(self.config.folder / checkpoint.BEST, about | self.best.state_dict())
         self.best_saved = self.best.step
 
-    @plain_errors()
+    @loading.plain_errors()
     def run(self, asked_to_stop: Callable[[], bool] = lambda: False, *, quiet: bool = False) -> Tensor:
         """Train to the end and return the embeddings [N, D] of the test images, by the best weights if some are kept.
 
@@ -181,13 +183,14 @@ class Trainer:
             while self.step < config.steps:
                 began = time.perf_counter()
                 loss = self.train_step(islice(batches, config.accumulate))
-                rate = config.batch_size * config.accumulate / (time.perf_counter() - began)
-                bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} images/s", refresh=False)
+                self.rates.step(time.perf_counter() - began)
+                speeds = f"{self.rates.network:.0f} images/s, {self.rates.loading:.0f} prepared"
+                bar.set_postfix_str(f"loss {loss:.3f}, {speeds}", refresh=False)
                 bar.update()
                 self.seconds = time.perf_counter() - started
                 drift = self.measure_drift()
                 with ranks.together():
-                    self.note_step(loss, rate, drift)
+                    self.note_step(loss, drift)
                 last = self.step == config.steps
                 due = bool(config.eval_every) and self.step % config.eval_every == 0
                 if last or (due and not quiet):
@@ -204,17 +207,21 @@ class Trainer:
                     raise Interrupted
             with ranks.together():
                 self.journal.logs.close()
+        if not silent and self.rates.words():
+            terminal.say(self.rates.words())
         return self.final_embeddings() if embeddings is None else embeddings
 
     def _batches(self) -> Iterator[Batch]:
         """This process's part of the batches of the steps to come."""
         first, last = (step * self.config.accumulate for step in (self.step, self.config.steps))
-        loader = self.batches.loader(first, last, workers=self.config.workers, pin=self.device.type == "cuda")
+        loader = self.batches.loader(first, last, workers=self.workers, pin=self.device.type == "cuda")
         prepared = iter(loader)
         for _ in range(first, last):
-            with self.ranks.together(), plain_errors():
-                batch = next(prepared)
-            yield batch
+            began = time.perf_counter()
+            with self.ranks.together(), loading.plain_errors():
+                images, labels, seconds = next(prepared)
+            self.rates.prepared(seconds, time.perf_counter() - began)
+            yield images, labels
 
     def train_step(self, batches: Iterable[Batch]) -> float:
         """One step of the optimizer, after as many batches as --accumulate says; returns the mean of their losses.
@@ -277,10 +284,10 @@ class Trainer:
             return []
         return self.drift.measure(self.step, self.model, self.criterion.embedding_memory)
 
-    def note_step(self, loss: float, rate: float, drift: list[Staleness]) -> None:
+    def note_step(self, loss: float, drift: list[Staleness]) -> None:
         """Note the loss, how fast it went and the drift; now and then what the criterion says of its memory."""
         lr = self.optimizer.param_groups[0]["lr"]
-        if self.journal.loss(self.step, loss, lr, rate, self.seconds):
+        if self.journal.loss(self.step, loss, lr, self.rates, self.seconds):
             stats = {name: float(number) for name, number in self.criterion.stats().items()}
             stats["age"] /= self.config.accumulate  # of batches
             self.journal.memory(self.step, stats)

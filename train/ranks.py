@@ -39,6 +39,8 @@ class Ranks:
     """One process alone: it leads, has all of everything, and agrees with itself."""
 
     size, rank, local_rank = 1, 0, 0
+    local_size = 1
+    """How many of them are on this machine."""
     group: Any = None
     """For ``CrossBatchMemory``."""
 
@@ -102,6 +104,7 @@ class _Several(Ranks):
     def __init__(self) -> None:
         self.size, self.rank, self.group = dist.get_world_size(), dist.get_rank(), dist.group.WORLD
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
 
     @contextmanager
     def together(self) -> Iterator[None]:

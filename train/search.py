@@ -94,7 +94,7 @@ def search(
     queries: Sequence[Path],
     count: int = COUNT,
     device: str = "cpu",
-    workers: int = 0,
+    workers: int | None = None,
 ) -> list[Found]:
     """The pictures most like each query; one that is among them does not find itself, nor a link to itself.
 
@@ -104,7 +104,7 @@ def search(
         queries: pictures, among those or not.
         count: how many for each query; all there are where there are fewer.
         device: where the network computes.
-        workers: processes that prepare pictures.
+        workers: processes that prepare pictures; None: as --workers says.
 
     Raises:
         ConfigError: the network gives embeddings that are not finite.
@@ -132,7 +132,7 @@ def _own(files: Sequence[Path], queries: Sequence[Path]) -> list[set[int]]:
 
 
 def _embedded(
-    trained: Trained, there: Embeddings, queries: Sequence[Path], own: list[set[int]], device: str, workers: int
+    trained: Trained, there: Embeddings, queries: Sequence[Path], own: list[set[int]], device: str, workers: int | None
 ) -> Tensor:
     """The queries' embeddings, float32 [Q, D]; those that are among the files have theirs."""
     rows = torch.empty(len(queries), there.rows.shape[1])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import augment, checkpoint, evaluate, model
+from . import augment, checkpoint, evaluate, loading, model
 from .config import Config, ConfigError
 from .data import Part, Pixels
 
@@ -89,13 +89,13 @@ class Trained(nn.Module):
             sha.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return sha.hexdigest()
 
-    def embed(self, images: Sequence[Pixels], device: str | torch.device = "cpu", workers: int = 0) -> Tensor:
+    def embed(self, images: Sequence[Pixels], device: str | torch.device = "cpu", workers: int | None = None) -> Tensor:
         """Embeddings of unit length of images of any size, float32 [N, D] on the CPU.
 
         Args:
             images: N, uint8 [height, width, 3].
             device: where the network computes; it is left there.
-            workers: processes that prepare images.
+            workers: processes that prepare images; None: one for each core that the network does not use.
 
         Raises:
             ConfigError: there is no such device, or too many workers; or embeddings are not finite.
@@ -105,13 +105,17 @@ class Trained(nn.Module):
         part = Part(images, labels, ("",), ("",) * len(images))
         replace(self.settings, workers=workers)  # raises if there may not be so many
         try:
-            if torch.empty(0, device=torch.device(device)).is_meta:
+            place = torch.device(device)
+            if torch.empty(0, device=place).is_meta:
                 raise RuntimeError("holds no values")
             network: Any = self.to(device)
         except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
             raise ConfigError(f"--device {device}: {checkpoint.why(error)}") from error
         [embeddings] = evaluate.embed(
-            lambda chunk: [network(chunk)], augment.EvaluationBatches(part, self.view), torch.device(device), workers
+            lambda chunk: [network(chunk)],
+            augment.EvaluationBatches(part, self.view),
+            place,
+            loading.workers(workers, images, place),
         )
         if not embeddings.isfinite().all():
             raise ConfigError("RUN: its network gives embeddings that are not finite")

@@ -188,7 +188,8 @@ def _do(workshop: Workshop, run: Run) -> Result | None:
     if _stop.is_set():
         return None
     folder = workshop.folder / run.name
-    config = replace(run.config, out=folder, device=workshop.device)
+    workers = run.config.workers or 0  # several runs share the cores
+    config = replace(run.config, out=folder, device=workshop.device, workers=workers)
     with checkpoint.writing(folder):
         folder.mkdir(exist_ok=True)  # from here on the run has been begun
     stored = folder / checkpoint.CHECKPOINT

@@ -40,5 +40,5 @@ SETTINGS: dict[str, Any] = {
     "ema": 0.0,
     "clip_grad": 0.0,
     "eval_every": 250,
-    "workers": 0,
+    "workers": None,  # by the number of cores
 }

@@ -44,5 +44,5 @@ SETTINGS: dict[str, Any] = {
     "ema": 0.0,
     "clip_grad": 0.0,
     "eval_every": 1000,  # XBM
-    "workers": 4,  # ours; as many as decode photographs in time
+    "workers": None,  # by the number of cores
 }
