@@ -263,3 +263,15 @@ def test_wandb_itself_offline(shapes: str, tmp_path: Path, monkeypatch: pytest.M
     run.run(replace(config, resume=True))
     identity = checkpoint.load(tmp_path / "checkpoint.pt")["identity"]
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{identity}/run-{identity}.wandb"))) >= 1
+
+
+def test_a_run_that_fails_before_its_first_step_is_a_failed_one(
+    shapes: str, tmp_path: Path, wandb: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise loop.TrainingError("no scores")
+
+    monkeypatch.setattr(loop.Scoring, "before", fails)
+    with pytest.raises(loop.TrainingError):
+        run.run(settings(shapes, tmp_path, wandb="shoes"))
+    assert wandb.finished == [1]

@@ -50,9 +50,10 @@ class Journal:
         self.recent_losses, self.history = state["recent_losses"], state["history"]
         self.identity = state.get("identity", self.identity)
 
-    def begin(self, done: int) -> None:
-        """Begin the logs after so many steps; raises ConfigError if they cannot be written, and so do the others."""
-        self.logs = logs.begin(self.config, self._columns(), done, self.identity)
+    def begin(self, done: int, *, silent: bool) -> None:
+        """Begin the logs after so many steps, if not ``silent``; like the others raises ConfigError if that fails."""
+        if not silent:
+            self.logs = logs.begin(self.config, self._columns(), done, self.identity)
 
     def _columns(self) -> list[str]:
         scores = [*(f"recall@{k}" for k in self.data.recalls), "map@r"]

@@ -165,21 +165,33 @@ class Trainer:
             TrainingError: the loss stopped being a number.
             Elsewhere: another process of this run has raised one of these.
         """
+        ranks = self.ranks
+        silent = quiet or not ranks.leads
+        began = time.perf_counter()
+        with ranks.together():
+            self.journal.begin(self.step, silent=silent)
+        with self.journal.logs:
+            ranks.leader(self.save_best)
+            if not self.before and not quiet:
+                self.before = self.scoring.before(self.model)
+                self.seconds = time.perf_counter() - began
+                self.save()
+            embeddings = self._train(asked_to_stop, quiet=quiet)
+            with ranks.together():
+                self.journal.logs.close()
+        if not silent and self.rates.words():
+            terminal.say(self.rates.words())
+        return self.final_embeddings() if embeddings is None else embeddings
+
+    def _train(self, asked_to_stop: Callable[[], bool], *, quiet: bool) -> Tensor | None:
+        """All steps to come; the embeddings of the last evaluation, None if there was none."""
         config, ranks = self.config, self.ranks
         started = time.perf_counter() - self.seconds
         silent = quiet or not ranks.leads
-        with ranks.together():
-            if not silent:
-                self.journal.begin(self.step)
-        ranks.leader(self.save_best)
-        if not self.before and not quiet:
-            self.before = self.scoring.before(self.model)
-            self.seconds = time.perf_counter() - started
-            self.save()
-        bar = tqdm(total=config.steps, initial=self.step, desc=config.method, unit=" steps", disable=silent or None)
         embeddings: Tensor | None = None
-        with self.journal.logs, bar:
-            batches = self._batches()
+        batches = self._batches()
+        bar = tqdm(total=config.steps, initial=self.step, desc=config.method, unit=" steps", disable=silent or None)
+        with bar:
             while self.step < config.steps:
                 began = time.perf_counter()
                 loss = self.train_step(islice(batches, config.accumulate))
@@ -205,11 +217,7 @@ class Trainer:
                     self.save()
                 if stop:
                     raise Interrupted
-            with ranks.together():
-                self.journal.logs.close()
-        if not silent and self.rates.words():
-            terminal.say(self.rates.words())
-        return self.final_embeddings() if embeddings is None else embeddings
+        return embeddings
 
     def _batches(self) -> Iterator[Batch]:
         """This process's part of the batches of the steps to come."""
@@ -286,8 +294,7 @@ class Trainer:
 
     def note_step(self, loss: float, drift: list[Staleness]) -> None:
         """Note the loss, how fast it went and the drift; now and then what the criterion says of its memory."""
-        lr = self.optimizer.param_groups[0]["lr"]
-        if self.journal.loss(self.step, loss, lr, self.rates, self.seconds):
+        if self.journal.loss(self.step, loss, self.optimizer.param_groups[0]["lr"], self.rates, self.seconds):
             stats = {name: float(number) for name, number in self.criterion.stats().items()}
             stats["age"] /= self.config.accumulate  # of batches
             self.journal.memory(self.step, stats)
