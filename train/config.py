@@ -256,7 +256,7 @@ class Config:
     compile: bool = field(
         default=False,
         metadata=about(
-            "torch.compile of the network for training: steps are faster after a first one of some minutes",
+            "torch.compile of the network for training; the first step takes as long as that does, up to minutes",
             action="store_true",
             run_only=True,
         ),
