@@ -36,14 +36,10 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(results.pictures, picture, lambda path, *_: path.write_bytes(b"."))
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return miniatures.make_shapes(tmp_path_factory.mktemp("shapes"))
-
-
-def settings(shapes: str, out: Path, **changes: Any) -> Config:
+def settings(shapes: Path, out: Path, **changes: Any) -> Config:
     small = {
-        "data": shapes, "out": out, "backbone": "convnet", "image_size": 32, "embedding_dim": 8, "memory_size": 24,
+        "data": f"folder:{shapes}", "out": out, "backbone": "convnet", "image_size": 32, "embedding_dim": 8,
+        "memory_size": 24,
         "batch_size": 4, "samples_per_class": 2, "steps": STEPS, "eval_every": 5, "lr_warmup": 2, "threads": 1,
     }  # fmt: skip
     return Config(**small | changes)
@@ -61,7 +57,7 @@ def without_times(found: list[dict[str, str]]) -> list[dict[str, str]]:
 # ---- log.csv --------------------------------------------------------------------------------------------------------
 
 
-def test_the_table_has_a_row_for_each_step_and_what_was_measured_after_it(shapes: str, tmp_path: Path) -> None:
+def test_the_table_has_a_row_for_each_step_and_what_was_measured_after_it(shapes: Path, tmp_path: Path) -> None:
     metrics = run.run(settings(shapes, tmp_path))
     found = rows(tmp_path)
     assert [row["step"] for row in found] == [str(step) for step in range(1, STEPS + 1)]
@@ -86,7 +82,7 @@ def test_the_table_has_a_row_for_each_step_and_what_was_measured_after_it(shapes
     assert memory == {point["step"]: point["age"] for point in metrics["history"]["memory"]}
 
 
-def test_the_best_weights_have_columns_of_their_own(shapes: str, tmp_path: Path) -> None:
+def test_the_best_weights_have_columns_of_their_own(shapes: Path, tmp_path: Path) -> None:
     metrics = run.run(settings(shapes, tmp_path, validation_share=0.5))
     *others, last = rows(tmp_path)
     assert float(last["best/step"]) == metrics["validation"]["step"]
@@ -100,7 +96,7 @@ def test_the_best_weights_have_columns_of_their_own(shapes: str, tmp_path: Path)
 @pytest.mark.parametrize("stop", [3, 5, 11])
 @pytest.mark.parametrize("lost", [0, 2])
 def test_a_run_that_goes_on_has_each_step_once(
-    stop: int, lost: int, shapes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: int, lost: int, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if it was killed some steps after its checkpoint, in the middle of a line."""
     run.run(settings(shapes, tmp_path / "straight"))
@@ -114,7 +110,7 @@ def test_a_run_that_goes_on_has_each_step_once(
     assert without_times(rows(tmp_path / "parts")) == without_times(rows(tmp_path / "straight"))
 
 
-def test_tensorboard_keeps_the_step_of_the_checkpoint(shapes: str, tmp_path: Path) -> None:
+def test_tensorboard_keeps_the_step_of_the_checkpoint(shapes: Path, tmp_path: Path) -> None:
     """It is told which step is the first to be void: the one after."""
     parts = settings(shapes, tmp_path, resume=True)
     with pytest.raises(loop.Interrupted):
@@ -126,7 +122,7 @@ def test_tensorboard_keeps_the_step_of_the_checkpoint(shapes: str, tmp_path: Pat
     assert [event.step for event in log.Scalars("test/map@r")] == [5, 10, 12]
 
 
-def test_a_run_that_starts_again_begins_the_table_again(shapes: str, tmp_path: Path) -> None:
+def test_a_run_that_starts_again_begins_the_table_again(shapes: Path, tmp_path: Path) -> None:
     run.run(settings(shapes, tmp_path))
     run.run(settings(shapes, tmp_path, steps=2, overwrite=True, validation_share=0.5))
     assert [row["step"] for row in rows(tmp_path)] == ["1", "2"] and "best/step" in rows(tmp_path)[0]
@@ -144,7 +140,7 @@ def test_a_table_of_other_columns_goes_on(tmp_path: Path) -> None:
     assert path.read_text() == "step,loss\n"
 
 
-def test_a_table_that_cannot_be_written_is_named(shapes: str, tmp_path: Path) -> None:
+def test_a_table_that_cannot_be_written_is_named(shapes: Path, tmp_path: Path) -> None:
     table = logs.Table(tmp_path / "log.csv", ["loss"], 1)
     with (
         files_end_after(100),
@@ -193,7 +189,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return recorder
 
 
-def test_wandb_gets_the_rows_and_the_settings(shapes: str, tmp_path: Path, wandb: Recorder) -> None:
+def test_wandb_gets_the_rows_and_the_settings(shapes: Path, tmp_path: Path, wandb: Recorder) -> None:
     config = settings(shapes, tmp_path / "mine", wandb="shoes", validation_share=0.5)
     run.run(config)
     [how] = wandb.begun
@@ -207,7 +203,7 @@ def test_wandb_gets_the_rows_and_the_settings(shapes: str, tmp_path: Path, wandb
         assert logged[int(row["step"])] == pytest.approx(values)
 
 
-def test_a_run_that_goes_on_is_the_same_run_in_wandb(shapes: str, tmp_path: Path, wandb: Recorder) -> None:
+def test_a_run_that_goes_on_is_the_same_run_in_wandb(shapes: Path, tmp_path: Path, wandb: Recorder) -> None:
     config = settings(shapes, tmp_path, wandb="shoes")
     with pytest.raises(loop.Interrupted):
         run.run(config, asked_to_stop=miniatures.after(7))
@@ -224,7 +220,7 @@ def test_a_run_that_goes_on_is_the_same_run_in_wandb(shapes: str, tmp_path: Path
 
 
 def test_what_wandb_refuses_is_said_in_a_line(
-    shapes: str, tmp_path: Path, wandb: Recorder, monkeypatch: pytest.MonkeyPatch
+    shapes: Path, tmp_path: Path, wandb: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(shapes, tmp_path, wandb="shoes")
     wandb.fails = {"log": RuntimeError("it has gone")}
@@ -238,7 +234,7 @@ def test_what_wandb_refuses_is_said_in_a_line(
 
 @pytest.mark.parametrize("folder", [False, True])
 def test_without_wandb_it_is_said_before_any_work(
-    folder: bool, shapes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: bool, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A folder of that name, in which wandb keeps runs, is no module."""
     monkeypatch.chdir(tmp_path)
@@ -248,13 +244,13 @@ def test_without_wandb_it_is_said_before_any_work(
     if folder:
         (tmp_path / "wandb").mkdir()
     monkeypatch.setattr(run, "_load", lambda config: pytest.fail("data were read"))
-    words = ["--wandb", "shoes", "--backbone", "convnet", "--data", shapes, "--out", str(tmp_path / "out")]
+    words = ["--wandb", "shoes", "--backbone", "convnet", "--data", f"folder:{shapes}", "--out", str(tmp_path / "out")]
     assert run.main(words) == 2
     assert "error: --wandb shoes: there is no module wandb: pip install wandb\n" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_wandb_itself_offline(shapes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_itself_offline(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb.sdk")
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = settings(shapes, tmp_path, wandb="shoes")
@@ -266,7 +262,7 @@ def test_wandb_itself_offline(shapes: str, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_run_that_fails_before_its_first_step_is_a_failed_one(
-    shapes: str, tmp_path: Path, wandb: Recorder, monkeypatch: pytest.MonkeyPatch
+    shapes: Path, tmp_path: Path, wandb: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
         raise loop.TrainingError("no scores")

@@ -31,14 +31,10 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(results.pictures, picture, lambda path, *_: path.write_bytes(b"."))
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return miniatures.make_shapes(tmp_path_factory.mktemp("shapes"))
-
-
-def settings(shapes: str, out: Path, **changes: Any) -> Config:
+def settings(shapes: Path, out: Path, **changes: Any) -> Config:
     small = {
-        "data": shapes, "out": out, "backbone": "convnet", "image_size": 32, "embedding_dim": 8, "memory_size": 24,
+        "data": f"folder:{shapes}", "out": out, "backbone": "convnet", "image_size": 32, "embedding_dim": 8,
+        "memory_size": 24,
         "batch_size": 8, "samples_per_class": 2, "steps": STEPS, "eval_every": 4, "lr_warmup": 2, "threads": 1,
     }  # fmt: skip
     return Config(**small | changes)
@@ -66,7 +62,7 @@ def assert_goes_on(straight: Config, parts: Config, stop: int) -> None:
 # ---- averaged weights -----------------------------------------------------------------------------------------------
 
 
-def test_the_average_is_that_of_the_weights_after_each_step(shapes: str, tmp_path: Path) -> None:
+def test_the_average_is_that_of_the_weights_after_each_step(shapes: Path, tmp_path: Path) -> None:
     made = trainer(settings(shapes, tmp_path, ema=0.75))
     expected: dict[str, Tensor] = {}
     for step in range(4):
@@ -81,7 +77,7 @@ def test_the_average_is_that_of_the_weights_after_each_step(shapes: str, tmp_pat
     assert not torch.equal(found["head.weight"], made.model.head.weight)
 
 
-def test_training_and_memory_do_not_know_of_it_and_what_is_tested_does(shapes: str, tmp_path: Path) -> None:
+def test_training_and_memory_do_not_know_of_it_and_what_is_tested_does(shapes: Path, tmp_path: Path) -> None:
     plain = run.run(settings(shapes, tmp_path / "plain"))
     metrics = run.run(settings(shapes, tmp_path / "averaged", ema=0.9))
     ends = [stored(tmp_path / name) for name in ("plain", "averaged")]
@@ -99,7 +95,7 @@ def test_training_and_memory_do_not_know_of_it_and_what_is_tested_does(shapes: s
     assert again.scores(again.test_embeddings()).items() <= metrics["history"]["evaluation"][-1].items()
 
 
-def test_the_average_is_what_is_exported_and_embedded(shapes: str, tmp_path: Path) -> None:
+def test_the_average_is_what_is_exported_and_embedded(shapes: Path, tmp_path: Path) -> None:
     run.run(settings(shapes, tmp_path, ema=0.9))
     average = stored(tmp_path)["average"]["model"]
     trained = Trained(tmp_path)
@@ -110,7 +106,7 @@ def test_the_average_is_what_is_exported_and_embedded(shapes: str, tmp_path: Pat
     torch.testing.assert_close(program(images), trained(images))
 
 
-def test_the_best_weights_are_averages(shapes: str, tmp_path: Path) -> None:
+def test_the_best_weights_are_averages(shapes: Path, tmp_path: Path) -> None:
     changes = {"ema": 0.9, "validation_share": 0.5, "batch_size": 4}
     metrics = run.run(settings(shapes, tmp_path / "whole", **changes))
     step = metrics["validation"]["step"]
@@ -127,7 +123,7 @@ def test_the_best_weights_are_averages(shapes: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop", [1, 5])
 @pytest.mark.parametrize("changes", [{}, {"precision": "float16", "validation_share": 0.5, "batch_size": 4}])
 def test_a_run_with_averaged_weights_goes_on_exactly(
-    stop: int, changes: dict[str, Any], shapes: str, tmp_path: Path
+    stop: int, changes: dict[str, Any], shapes: Path, tmp_path: Path
 ) -> None:
     straight = settings(shapes, tmp_path / "straight", ema=0.9, **changes)
     assert_goes_on(straight, settings(shapes, tmp_path / "parts", ema=0.9, resume=True, **changes), stop)
@@ -138,7 +134,7 @@ def test_a_run_with_averaged_weights_goes_on_exactly(
 
 
 def test_the_optimizer_takes_the_mean_of_gradients_of_batches_that_are_stored_one_after_the_other(
-    shapes: str, tmp_path: Path
+    shapes: Path, tmp_path: Path
 ) -> None:
     config = settings(shapes, tmp_path, accumulate=3, weight_decay=0.0)
     made, by_hand = trainer(config), trainer(config)
@@ -156,7 +152,7 @@ def test_the_optimizer_takes_the_mean_of_gradients_of_batches_that_are_stored_on
     assert int(made.criterion.count) == 24 and made.step == 1
 
 
-def test_a_step_is_one_of_the_optimizer(shapes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_one_of_the_optimizer(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its settings, its history and its learning rates know nothing of how many batches it takes."""
     read: list[int] = []
     original = loop.TrainingBatches.__getitem__
@@ -178,7 +174,7 @@ def test_a_step_is_one_of_the_optimizer(shapes: str, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(("accumulate", "memory"), [(2, 24), (3, 24), (4, 16), (2, 80)])
-def test_staleness_is_of_rows_that_are_still_there(accumulate: int, memory: int, shapes: str, tmp_path: Path) -> None:
+def test_staleness_is_of_rows_that_are_still_there(accumulate: int, memory: int, shapes: Path, tmp_path: Path) -> None:
     """Without correction they are the rows as stored, whatever has been stored after them."""
     changes = {"method": "xbm", "accumulate": accumulate, "memory_size": memory, "lr": 0.01}
     history = run.run(settings(shapes, tmp_path, **changes))["history"]["drift"]
@@ -189,7 +185,7 @@ def test_staleness_is_of_rows_that_are_still_there(accumulate: int, memory: int,
     assert {point["age"] for point in history} >= ({1, 2, 3, 4, 5} if memory == 80 else {1})
 
 
-def test_one_batch_without_a_finite_loss_spoils_its_step_alone(shapes: str, tmp_path: Path) -> None:
+def test_one_batch_without_a_finite_loss_spoils_its_step_alone(shapes: Path, tmp_path: Path) -> None:
     made = trainer(settings(shapes, tmp_path, accumulate=2, ema=0.5))
     images, labels = made.batches[0]
     before = {name: value.clone() for name, value in made.model.named_parameters()}
@@ -204,7 +200,7 @@ def test_one_batch_without_a_finite_loss_spoils_its_step_alone(shapes: str, tmp_
 
 
 @pytest.mark.parametrize("stop", [1, 4, 5])
-def test_a_run_with_several_batches_a_step_goes_on_exactly(stop: int, shapes: str, tmp_path: Path) -> None:
+def test_a_run_with_several_batches_a_step_goes_on_exactly(stop: int, shapes: Path, tmp_path: Path) -> None:
     changes = {"accumulate": 2, "memory_size": 48, "ema": 0.8, "warmup_steps": 2}
     straight = settings(shapes, tmp_path / "straight", **changes)
     assert_goes_on(straight, settings(shapes, tmp_path / "parts", resume=True, **changes), stop)
@@ -229,7 +225,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_a_compiled_run_is_the_run_and_its_checkpoint_has_the_same_names(
-    shapes: str, tmp_path: Path, quickly: list[Any]
+    shapes: Path, tmp_path: Path, quickly: list[Any]
 ) -> None:
     plain = run.run(settings(shapes, tmp_path / "plain", lr=1e-4))
     assert not quickly
@@ -247,14 +243,14 @@ def test_a_compiled_run_is_the_run_and_its_checkpoint_has_the_same_names(
 
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.8, "accumulate": 2, "memory_size": 48}, {"features": "frozen"}])
 def test_a_compiled_run_goes_on_exactly(
-    changes: dict[str, Any], shapes: str, tmp_path: Path, quickly: list[Any]
+    changes: dict[str, Any], shapes: Path, tmp_path: Path, quickly: list[Any]
 ) -> None:
     straight = settings(shapes, tmp_path / "straight", compile=True, **changes)
     assert_goes_on(straight, settings(shapes, tmp_path / "parts", compile=True, resume=True, **changes), 5)
     assert len(quickly) == 3
 
 
-def test_a_run_goes_on_with_it_or_without(shapes: str, tmp_path: Path, quickly: list[Any]) -> None:
+def test_a_run_goes_on_with_it_or_without(shapes: Path, tmp_path: Path, quickly: list[Any]) -> None:
     for first in (True, False):
         with pytest.raises(loop.Interrupted):
             out = tmp_path / str(first)
@@ -264,7 +260,7 @@ def test_a_run_goes_on_with_it_or_without(shapes: str, tmp_path: Path, quickly: 
 
 
 def test_what_cannot_be_compiled_is_said_in_a_line(
-    shapes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def backend(*_: object) -> Any:
         raise RuntimeError("there is no C++ compiler. Install one")
@@ -277,7 +273,7 @@ def test_what_cannot_be_compiled_is_said_in_a_line(
 
 
 @pytest.mark.long
-def test_generated_code_trains_and_goes_on_exactly(shapes: str, tmp_path: Path) -> None:
+def test_generated_code_trains_and_goes_on_exactly(shapes: Path, tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
     torch._dynamo.reset()

