@@ -67,6 +67,7 @@ class TorchMemory:
         if self.filter is None:
             return
         mean, std = self.moments(x)
+        assert self.filter.process_noise is not None, "written for fixed noises"
         if math.isinf(self.filter.process_noise):
             gain: float | Tensor = 1.0
         elif self.filter.fixed_gain is not None:

@@ -50,16 +50,16 @@ struct MomentsParams {
 
 // Of the moments measured just before, on fewer than two rows nothing.
 struct TrackParams {
-  double* target_mean;       // [D] filter state, in and out
-  double* target_std;        // [D] filter state, in and out
-  double* variance;          // [1] filter variance, in and out; infinite before the first measurement
-  double* innovation;        // [D] of the mean, in and out: process_noise is estimated from it; null: it is given
-  double* scale;             // [D] pending map, in and out: a stored row u stands for scale * u + shift
-  double* shift;             // [D]
-  const double* sums;        // [2, D] sum and sum of squares of the stored rows
-  const int64_t* count;      // [1] stored rows; an empty bank counts as standardised (mean 0, std 1)
-  int64_t D;                 //
-  double process_noise;      // q, added to the variance every step; infinite: take over each measurement; 0 if estimated
+  double* target_mean;   // [D] filter state, in and out
+  double* target_std;    // [D] filter state, in and out
+  double* variance;      // [1] filter variance, in and out; infinite before the first measurement
+  double* innovation;    // [D] of the mean, in and out: process_noise is estimated from it; null: it is given
+  double* scale;         // [D] pending map, in and out: a stored row u stands for scale * u + shift
+  double* shift;         // [D]
+  const double* sums;    // [2, D] sum and sum of squares of the stored rows
+  const int64_t* count;  // [1] stored rows; an empty bank counts as standardised (mean 0, std 1)
+  int64_t D;             //
+  double process_noise;  // q, added to the variance every step; infinite: take over each measurement; 0 if estimated
   double measurement_noise;  // r
   double fixed_gain;         // < 0: the Kalman gain; else this gain after the first measurement
   double eps;                // standard deviations below it mark a dead dimension
@@ -201,20 +201,23 @@ struct StepTotalParams {
   const T* own_loss;     // [1] of the batch against itself, or null
   const T* memory_loss;  // [1] against the bank, or null
   double own_weight, memory_weight;
-  T* loss;                // [1] out
-  int64_t* step;          // [1] in and out
-  double* no_pairs;       // [2] out, NaN: there is no memory_loss, so no pairs of it; or null
-  const T* own_anchors;   // [B, D] derivative of own_loss by the rows as anchors, null exactly when own_loss is
-  const T* own_rows;      // [B, D] and by the rows that are ranked
-  const T* grad_memory;   // [B, D] derivative of memory_loss by the anchors, null exactly when that is
-  double* mean_gradient;  // [D] out, of grad_memory over the anchors, which is taken off theirs; null: it stays
-  const bool* anchors;    // [B] the rows that rank; null: all
-  const T* z;             // [B, D] the batch as normalised; null if it is not
-  const double* norm;     // [B] before that; null exactly when z is
-  int64_t B, D;           //
-  double eps;             // lower bound of norms
-  T* grad;                // [B, D] out, derivative by the batch before it was normalised; null: is not asked for
-  T* grad_rows;           // [B, D] out, by the rows that are ranked, where these are not the anchors; or null
+  T* loss;               // [1] out
+  int64_t* step;         // [1] in and out
+  double* no_pairs;      // [2] out, NaN: there is no memory_loss, so no pairs of it; or null
+  const T* own_anchors;  // [B, D] derivative of own_loss by the rows as anchors, null exactly when own_loss is
+  const T* own_rows;     // [B, D] and by the rows that are ranked
+  const T* grad_memory;  // [B, D] derivative of memory_loss by the anchors, null exactly when that is
+  double*
+      mean_gradient;    // [D] out, of grad_memory across the embeddings, over the anchors: is taken off theirs; or null
+  double* along;        // [B] out, with it: how much of grad_memory is along an embedding, over its squared length
+  const T* ranking;     // [B, D] the rows that rank
+  const bool* anchors;  // [B] which of them do; null: all
+  const T* z;           // [B, D] the batch as normalised; null if it is not
+  const double* norm;   // [B] before that; null exactly when z is
+  int64_t B, D;         //
+  double eps;           // lower bound of norms
+  T* grad;              // [B, D] out, derivative by the batch before it was normalised; null: is not asked for
+  T* grad_rows;         // [B, D] out, by the rows that are ranked, where these are not the anchors; or null
 };
 
 // --- On a CPU: returns when it is done -----------------------------------------------------------------------------

@@ -105,7 +105,7 @@ OF_EACH_WAY = {
 @pytest.mark.parametrize("make", OF_EACH_WAY.values(), ids=OF_EACH_WAY)
 @pytest.mark.parametrize("masked", [True, False], ids=["masked", "all"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_a_centred_gradient_is_the_other_without_its_mean_over_anchors(make, masked, training, device):
+def test_a_centred_gradient_is_the_other_without_what_turns_all_anchors(make, masked, training, device):
     def step(**options):
         torch.manual_seed(0)
         criterion = CrossBatchMemory(make(), D, M, memory_dtype=torch.float64, batch_weight=0.0, **options).to(device)
@@ -118,13 +118,14 @@ def test_a_centred_gradient_is_the_other_without_its_mean_over_anchors(make, mas
         mask = labels % 2 == 0 if masked else torch.zeros_like(labels, dtype=torch.bool)
         value = criterion(z, labels, enqueue_mask=mask if masked else None)
         value.backward()
-        return value.detach(), z.grad, [p.grad for p in criterion.parameters()], ~mask
+        return value.detach(), z.grad, [p.grad for p in criterion.parameters()], ~mask, z.detach()
 
-    (value, grad, learned, anchors), (plain_value, plain, plain_learned, _) = step(center_gradient=True), step()
+    (value, grad, learned, anchors, z), (plain_value, plain, plain_learned, *_) = step(center_gradient=True), step()
     assert torch.equal(value, plain_value), "the loss stays"
     torch.testing.assert_close(learned, plain_learned, rtol=1e-12, atol=1e-14)
-    expected = torch.where(anchors[:, None], plain - plain[anchors].mean(0), plain)
-    assert plain[anchors].mean(0).norm() > 1e-6
+    mean = (plain - (plain * z).sum(1, keepdim=True) * z)[anchors].mean(0)
+    expected = torch.where(anchors[:, None], plain - mean, plain)
+    assert mean.norm() > 1e-6
     torch.testing.assert_close(grad, expected, rtol=1e-9, atol=1e-13)
 
 
@@ -921,9 +922,9 @@ def test_stats(drift, update, device):
         s, positive = z.double() @ F.normalize(moved.double(), dim=1).T, labels[:, None] == bank_labels
         torch.testing.assert_close(stats["positives"], (positive & (s < 1)).sum() / torch.tensor(float(B)).double())
         torch.testing.assert_close(stats["negatives"], (~positive & (s > 0.2)).sum() / torch.tensor(float(B)).double())
-    gains = {"xbn": pytest.approx(1.0), "ema": pytest.approx(0.1), "axbn": pytest.approx(0.999, abs=0.11)}  # two steps on
+    gains = {"xbn": 1.0, "ema": 0.1, "axbn": 0.999}  # axbn: after a first step of 1, and one that says nothing yet
     if drift != "none":
-        assert float(stats["gain"]) == gains[drift]
+        assert float(stats["gain"]) == pytest.approx(gains[drift])
     assert float(stats["fill"]) == pytest.approx(3 * B / M) and stats["age"] == 2
     criterion.eval()(x, labels)
     torch.testing.assert_close(criterion.stats(), stats, equal_nan=True)

@@ -166,15 +166,16 @@ def test_every_method_sees_the_same_batches() -> None:
 def test_the_best_on_held_out_classes_is_chosen() -> None:
     def mean_score(runs: list[plan.Run]) -> float:
         c = runs[0].config
-        return c.lr * (1 if c.method == "xbm" else -1) + (c.process_noise if c.method == "axbn" else 0)
+        return c.lr * (1 if c.method == "xbm" else -1) + (c.ema_momentum if c.method == "ema" else 0)
 
-    found = small_plan()
+    found = small_plan(methods=("batch", "xbm", "axbn", "ema"), momenta=(0.1, 0.3))
     chosen = found.choose_lr(mean_score)  # type: ignore[arg-type]
-    assert chosen == {"batch": {"lr": 1e-3}, "xbm": {"lr": 1e-2}, "axbn": {"lr": 1e-3}}
+    assert chosen == {"batch": {"lr": 1e-3}, "xbm": {"lr": 1e-2}, "axbn": {"lr": 1e-3}, "ema": {"lr": 1e-3}}
     chosen = found.choose_own(chosen, mean_score)  # type: ignore[arg-type]
-    assert chosen["axbn"] == {"lr": 1e-3, "process_noise": 1.0} and chosen["xbm"] == {"lr": 1e-2}
-    assert {run.part for run in found.final(chosen)["axbn"]} == {TEST}
-    assert [run.config.process_noise for run in found.final(chosen)["axbn"]] == [1.0, 1.0]
+    assert chosen["ema"] == {"lr": 1e-3, "ema_momentum": 0.3} and chosen["xbm"] == {"lr": 1e-2}
+    assert {run.part for run in found.final(chosen)["ema"]} == {TEST}
+    assert [run.config.ema_momentum for run in found.final(chosen)["ema"]] == [0.3, 0.3]
+    assert chosen["axbn"] == {"lr": 1e-3} and found.final(chosen)["axbn"][0].config.process_noise is None
 
 
 def test_learning_rates_are_chosen_from_runs_that_there_are() -> None:

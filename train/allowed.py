@@ -42,8 +42,9 @@ def require(config: Config) -> None:
         if isinstance(value, float):
             _require(math.isfinite(value), f.name, value, "a finite number")
             _require(abs(value) <= 1e15, f.name, value, "within [-1e15, 1e15]")  # float32 holds a product of two
-    for name in ("memory_size", "embedding_dim", "steps", "batch_size", "accumulate", "lr", "process_noise"):
+    for name in ("memory_size", "embedding_dim", "steps", "batch_size", "accumulate", "lr"):
         check(name, lambda v: v > 0, "more than 0")
+    check("process_noise", lambda v: v is None or v > 0, "more than 0")
     for name in ("memory_weight", "batch_weight", "warmup_steps", "backbone_lr", "lr_warmup", "weight_decay",
                  "clip_grad", "seed", "hidden", "eval_every", "image_size"):  # fmt: skip
         check(name, lambda v: v >= 0, "0 or more")

@@ -103,6 +103,10 @@ class Config:
     memory_size: int = field(default=4096, metadata=about("embeddings kept in the memory"))
     memory_weight: float = field(default=1.0, metadata=about("weight of the loss against the memory"))
     batch_weight: float = field(default=1.0, metadata=about("weight of the loss within the batch"))
+    center_gradient: bool = field(
+        default=False,
+        metadata=about("take off the memory's gradient what turns all of a batch the same way", action="store_true"),
+    )
     warmup_steps: int = field(default=0, metadata=about("steps before the memory takes part in the loss"))
     loss: str = field(default="contrastive", metadata=about("what pairs of images cost", choices=tuple(LOSSES)))
     distance: str | None = of_loss(
@@ -152,12 +156,9 @@ class Config:
             "move the memory's rows each step, or keep one pending transform", choices=("inplace", "deferred")
         ),
     )
-    process_noise: float = field(
-        default=1.0,
-        metadata=about(
-            "axbn: how fast moments drift, relative to how noisily a batch measures them; the filter lags one step "
-            "behind with 1, ten with 0.01"
-        ),
+    process_noise: float | None = field(
+        default=None,
+        metadata=about("axbn: drift of moments over noise of a batch (default: estimated)", type=float, metavar="X"),
     )
     ema_momentum: float = field(default=0.1, metadata=about("ema: weight of the newest batch's moments"))
 

@@ -27,6 +27,7 @@ def make_criterion(config: Config, ranks: Ranks = ALONE) -> xbn_ext.CrossBatchMe
         config.memory_size,
         drift=config.drift,  # type: ignore[arg-type]
         process_noise=config.process_noise,
+        center_gradient=config.center_gradient,
         ema_momentum=config.ema_momentum,
         update=config.update,  # type: ignore[arg-type]
         batch_weight=config.batch_weight,

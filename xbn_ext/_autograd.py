@@ -108,12 +108,18 @@ class _WithGradient(torch.autograd.Function):
         return None, differentiable_once(grad_value * grad_z, z, *others), None, *(None for _ in others)
 
 
-def centered(grad: Tensor, anchors: Tensor | None) -> Tensor:
-    """A gradient `[B, D]` without its mean over the anchors `[B]`, those that are True; None: all. It is taken off
-    theirs only: the others have none."""
+def across(grad: Tensor, z: Tensor) -> Tensor:
+    """What of a gradient `[B, D]` is across the rows of `z [B, D]`, and so turns them."""
+    squared = z.square().sum(1, keepdim=True)
+    return grad - torch.where(squared > 0, (grad * z).sum(1, keepdim=True) / squared, 0) * z
+
+
+def centered(grad: Tensor, z: Tensor, anchors: Tensor | None) -> Tensor:
+    """A gradient `[B, D]` by `z [B, D]` without the mean of what is `across` the anchors `[B]`, those that are True;
+    None: all. It is taken off theirs only: the others have none."""
     if anchors is None:
-        return grad - grad.mean(0)
-    mean = torch.where(anchors[:, None], grad, 0).sum(0) / anchors.sum().clamp(min=1)
+        return grad - across(grad, z).mean(0)
+    mean = torch.where(anchors[:, None], across(grad, z), 0).sum(0) / anchors.sum().clamp(min=1)
     return torch.where(anchors[:, None], grad - mean, grad)
 
 
@@ -125,13 +131,12 @@ def with_centered_gradient(z: Tensor, anchors: Tensor | None) -> Tensor:
 class _WithCenteredGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, anchors: Tensor | None) -> Tensor:
-        ctx.save_for_backward(anchors)
+        ctx.save_for_backward(z, anchors)
         return z.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (anchors,) = ctx.saved_tensors
-        return centered(grad, anchors), None
+        return centered(grad, *ctx.saved_tensors), None
 
 
 _library = torch.library.Library("xbn_ext", "FRAGMENT")

@@ -79,8 +79,8 @@ class CrossBatchMemory(WithLoss, MemoryState):
         renormalize: L2-normalise memory rows as they are read (the stored rows keep their exact moments).
         batch_weight: weight of the loss of the batch against itself; 0 skips it.
         memory_weight: weight of the loss of the batch against the memory; 0 skips it.
-        center_gradient: takes the mean over the anchors off the gradient of the loss against the memory, `g_i - mean g`
-            of normalised rows: the common direction in which a stale memory pulls. The loss itself stays as it is.
+        center_gradient: takes off the gradient of the loss against the memory what turns all anchors the same way, as a
+            stale memory does: `g_i - mean(g_j - (g_j·z_j) z_j)`, z of unit length. The loss itself stays as it is.
         warmup_steps: number of steps in which the memory fills up but is not in the loss.
         enqueue: store the batch `"after"` the loss or `"before"` it; even then no row is paired with itself.
         no_class: the label of rows that are of no class, such as distractors: each is a negative of all other rows,

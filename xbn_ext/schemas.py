@@ -4,8 +4,8 @@
                dLoss/dx from dLoss/dz
   moments      x [B, D] -> mean [D], std [D], rows []              of the rows in the mask and finite
   track_       measure x, filter, and compose the map that moves the bank to the filtered moments; stats [3]: how far
-               its moments are from the batch's before and after, and the filter's gain; innovation [D]: of the mean, from
-               which the process noise is estimated where it is not given
+               its moments are from the batch's before and after, and the filter's gain; innovation [D]: of the mean,
+               from which the process noise is estimated where it is not given
   transform_   write the pending map into the bank; scale, shift become 1, 0
   standardize_ rewrite the bank in standardised coordinates, if it has left them; the pending map compensates
   enqueue_     rows of z, their labels, ids and the step enter the ring -> slots [B], -1 where a row was not stored

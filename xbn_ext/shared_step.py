@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import ops, shared_batch_loss
-from ._autograd import needs_grad, with_gradient
+from ._autograd import across, needs_grad, with_gradient
 from .composed import Losses
 from .distributed import Batch, Ranks
 from .losses import Contrastive, Margin, PairLoss, Triplet
@@ -144,7 +144,7 @@ def memory_loss(
     ranking = ranking[own]
     grad = by_rows = torch.where(ranking.isfinite().all(1, keepdim=True), grad, torch.nan)
     if center_gradient:
-        by_rows = grad - _mean(ranks, grad, batch)
+        by_rows = grad - _mean(ranks, across(grad, ranking), batch)
     if not isinstance(temperature, Tensor):
         return with_offset(with_gradient(result, z, by_rows, *learned_of(given)), given, pairs, z), pairs
     # What ranks is z / temperature.
@@ -159,7 +159,8 @@ def memory_loss(
 
 
 def _mean(ranks: Ranks, grad: Tensor, batch: Batch) -> Tensor:
-    """What centring takes off this rank's rows of a gradient: the mean over all anchors; nothing off other rows."""
+    """What centring takes off this rank's rows of a gradient: the mean over all anchors, where this is what is across
+    them; nothing off other rows."""
     total, count = ranks.total(grad.double().sum(0)), len(batch.labels)
     if batch.mask is None:
         return (total / count).to(grad.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class MemoryState(StatefulModule):
     stored_steps: Tensor  # [] likewise, the sum of all bank_steps; only of a memory in blocks
 
     memory_size: int  # M
-    _added = {"innovation": FRESH["innovation"]}
+    _added = MappingProxyType({"innovation": 0.0})
     filter: Filter | None  # none: the memory does not follow a drift
     _shards = Shards()
     no_class: int | None = None

@@ -3,7 +3,7 @@
 //   in     mask, ids, slots [B], step, count;  losses, weights, derivatives [B, D], z [B, D], norm [B]
 //   out    anchors, exclude [B], ranked;  loss, grad [B, D], grad_rows [B, D];  step is counted
 //   math   grad_z = own_weight (own_anchors + own_rows) + memory_weight grad_memory, then that of normalize; of
-//          grad_memory the mean over the anchors is taken off first, where that is asked for
+//          grad_memory the mean of what is across the anchors is taken off first, where that is asked for
 //   split  runs of rows: the same bits on any number of threads
 #include <algorithm>
 #include <cmath>

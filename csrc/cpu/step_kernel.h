@@ -24,9 +24,18 @@ void mean_gradient(const StepTotalParams<T>& p) {
   for (int64_t i = 0; i < p.B; ++i) {
     if (!is_anchor(p.anchors, i)) continue;
     ++count;
-    const T* row = p.grad_memory + i * p.D;
+    const T *grad = p.grad_memory + i * p.D, *z = p.ranking + i * p.D;
+    double product = 0, squared = 0;
+#pragma omp simd reduction(+ : product, squared)
+    for (int64_t d = 0; d < p.D; ++d) {
+      product += static_cast<double>(grad[d]) * static_cast<double>(z[d]);
+      squared += static_cast<double>(z[d]) * static_cast<double>(z[d]);
+    }
+    const double along = part_along(product, squared);
+    p.along[i] = along;
 #pragma omp simd
-    for (int64_t d = 0; d < p.D; ++d) p.mean_gradient[d] += static_cast<double>(row[d]);
+    for (int64_t d = 0; d < p.D; ++d)
+      p.mean_gradient[d] += static_cast<double>(grad[d]) - along * static_cast<double>(z[d]);
   }
   for (int64_t d = 0; d < p.D; ++d) p.mean_gradient[d] /= static_cast<double>(std::max<int64_t>(count, 1));
 }

@@ -69,9 +69,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     variance = *t.variance;
     count = *t.count;
     if (reports)
-      column = {
-          {t.target_mean[mine], t.target_std[mine]}, t.sums[mine], t.sums[p.D + mine], {t.scale[mine], t.shift[mine]},
-          t.innovation == nullptr ? 0.0 : t.innovation[mine]};
+      column = {{t.target_mean[mine], t.target_std[mine]},
+                t.sums[mine],
+                t.sums[p.D + mine],
+                {t.scale[mine], t.shift[mine]},
+                t.innovation == nullptr ? 0.0 : t.innovation[mine]};
   }
 
   for (int64_t begin = 0; begin < p.B; begin += kChunk) {
@@ -157,8 +159,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     for (int64_t i = threadIdx.x; i < p.D; i += kThreads)
       for (int s = 0; s < (adapts ? 5 : 2); ++s) sums[s] += __ldcg(w.gaps + s * p.D + i);
     const BlockSums<kThreads, 5> gaps(sums);
-    if (threadIdx.x == 0 && adapts)
-      *t.variance = adapted_variance(k, t.measurement_noise, {gaps[2], gaps[3], gaps[4]});
+    if (threadIdx.x == 0 && adapts) *t.variance = adapted_variance(k, t.measurement_noise, {gaps[2], gaps[3], gaps[4]});
     if (t.stats == nullptr) return;
     if (threadIdx.x < 2) t.stats[threadIdx.x] = moment_gap(gaps[threadIdx.x], n, count);
     if (threadIdx.x == 2) t.stats[2] = k.gain;

@@ -1,11 +1,11 @@
-// step_pairs, step_total: what a step computes besides its ops, before and after its losses; a launch each, and one more
+// step_pairs, step_total: what a step computes besides its ops, before and after its losses; a launch each, and two more
 // where the gradient is centred.
 //
 //   in     mask, ids, slots [B], step, count;  losses, weights, derivatives [B, D], z [B, D], norm [B]
 //   out    anchors, exclude [B], ranked;  loss, grad [B, D], grad_rows [B, D];  step is counted
 //   math   grad_z = own_weight (own_anchors + own_rows) + memory_weight grad_memory, then that of normalize; of
-//          grad_memory the mean over the anchors is taken off first, where that is asked for
-//   grid   step_pairs: a thread to a row. mean_gradient: a block to 32 columns, its warps take turns at the rows.
+//          grad_memory the mean of what is across the anchors is taken off first, where that is asked for
+//   grid   step_pairs: a thread to a row. along: a warp to a row. mean_gradient: a block to 32 columns, its warps take turns at the rows.
 //          step_total: a block of 128 threads to a row, as normalize_backward has it
 //   keeps  nothing; a thread reads again what it has written
 //   needs  any GPU; float and double. 16-byte accesses where D and the addresses allow them, else one element at a time
@@ -28,6 +28,22 @@ __global__ void __launch_bounds__(kRowThreads) step_pairs_kernel(const StepPairs
 __device__ bool is_anchor(const bool* anchors, int64_t i) { return anchors == nullptr || anchors[i]; }
 
 template <typename T>
+__global__ void __launch_bounds__(kMeanThreads) along_kernel(const StepTotalParams<T> p) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * (kMeanThreads / kWarp) + threadIdx.x / kWarp;
+  if (i >= p.B) return;
+  double product = 0, squared = 0;
+  for (int64_t d = threadIdx.x % kWarp; d < p.D; d += kWarp) {
+    const double z = static_cast<double>(p.ranking[i * p.D + d]);
+    product += static_cast<double>(p.grad_memory[i * p.D + d]) * z;
+    squared += z * z;
+  }
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2)
+    product += shuffle_xor(product, step), squared += shuffle_xor(squared, step);
+  if (threadIdx.x % kWarp == 0) p.along[i] = part_along(product, squared);
+}
+
+template <typename T>
 __global__ void __launch_bounds__(kMeanThreads) mean_gradient_kernel(const StepTotalParams<T> p) {
   constexpr int kWarps = kMeanThreads / kWarp;
   __shared__ double sums[kWarps][kWarp];
@@ -39,7 +55,8 @@ __global__ void __launch_bounds__(kMeanThreads) mean_gradient_kernel(const StepT
   for (int64_t i = warp; i < p.B; i += kWarps) {
     if (!is_anchor(p.anchors, i)) continue;
     ++count;
-    if (d < p.D) sum += static_cast<double>(p.grad_memory[i * p.D + d]);
+    if (d < p.D)
+      sum += static_cast<double>(p.grad_memory[i * p.D + d]) - p.along[i] * static_cast<double>(p.ranking[i * p.D + d]);
   }
   sums[warp][lane] = sum;
   if (lane == 0) counts[warp] = count;
@@ -111,8 +128,10 @@ template <typename T>
 int step_total(const StepTotalParams<T>& p, const Gpu& gpu) {
   const int64_t rows = p.grad == nullptr ? 0 : p.B;
   if (p.mean_gradient != nullptr) {
-    const dim3 grid(static_cast<unsigned>(ceil_div(p.D, kWarp)));
-    if (const int error = run(mean_gradient_kernel<T>, grid, kMeanThreads, gpu, p)) return error;
+    const dim3 of_rows(static_cast<unsigned>(larger(1, ceil_div(p.B, kMeanThreads / kWarp))));
+    if (const int error = run(along_kernel<T>, of_rows, kMeanThreads, gpu, p)) return error;
+    const dim3 of_columns(static_cast<unsigned>(ceil_div(p.D, kWarp)));
+    if (const int error = run(mean_gradient_kernel<T>, of_columns, kMeanThreads, gpu, p)) return error;
   }
   const bool wide = in_vectors<T>(p.D, {p.own_anchors, p.own_rows, p.grad_memory, p.z, p.grad, p.grad_rows});
   const auto kernel = wide ? step_total_kernel<T, 16 / sizeof(T)> : step_total_kernel<T, 1>;

@@ -113,12 +113,8 @@ struct Tracking {
   }
 
   std::vector<Argument> written() const {
-    return {{"target_mean", s.target_mean},
-            {"target_std", s.target_std},
-            {"variance", s.variance},
-            {"innovation", s.innovation},
-            {"scale", s.scale},
-            {"shift", s.shift},
+    return {{"target_mean", s.target_mean}, {"target_std", s.target_std}, {"variance", s.variance},
+            {"innovation", s.innovation},   {"scale", s.scale},           {"shift", s.shift},
             {s.stats_name, s.stats}};
   }
 

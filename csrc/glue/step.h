@@ -88,16 +88,14 @@ struct StepPairs {
 inline Tensor transposed(Tensor matrix) { return torch::stable::transpose(matrix, 0, 1); }
 
 template <typename Device>
-std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids, Tensor bank_steps, Tensor sums,
-                                Tensor head, Tensor count, Tensor scale, Tensor shift, Tensor target_mean,
-                                Tensor target_std, Tensor variance, Tensor innovation, Tensor step,
-                                OptionalTensor pairs, OptionalTensor drift_stats, const Tensor& x, const OptionalTensor& sides,
-                                const Tensor& given_labels, const OptionalTensor& mask, const OptionalTensor& given_ids,
-                                const std::string& loss, const std::vector<double>& parameters, bool follows,
-                                std::optional<double> process_noise, double measurement_noise, std::optional<double> fixed_gain,
-                                bool deferred, bool stores_first, bool normalizes, bool renormalize, double own_weight,
-                                double memory_weight, bool center_gradient, int64_t warmup_steps, double eps,
-                                bool need_grad) {
+std::tuple<Tensor, Tensor> step(
+    Tensor bank, Tensor bank_labels, Tensor bank_ids, Tensor bank_steps, Tensor sums, Tensor head, Tensor count,
+    Tensor scale, Tensor shift, Tensor target_mean, Tensor target_std, Tensor variance, Tensor innovation, Tensor step,
+    OptionalTensor pairs, OptionalTensor drift_stats, const Tensor& x, const OptionalTensor& sides,
+    const Tensor& given_labels, const OptionalTensor& mask, const OptionalTensor& given_ids, const std::string& loss,
+    const std::vector<double>& parameters, bool follows, std::optional<double> process_noise, double measurement_noise,
+    std::optional<double> fixed_gain, bool deferred, bool stores_first, bool normalizes, bool renormalize,
+    double own_weight, double memory_weight, bool center_gradient, int64_t warmup_steps, double eps, bool need_grad) {
   constexpr const char* op = "step_";
   const Contract c(op, bank);
   for (const auto& [name, t] :
@@ -115,9 +113,9 @@ std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids
   const int64_t M = bank.size(0), D = bank.size(1);
   const Batch batch(c, x, D, sides, normalizes, eps);
   const int64_t B = x.size(0);
-  const Tracking tracking(c, D,
-                          {target_mean, target_std, variance, innovation, scale, shift, sums, count, drift_stats, "drift_stats"},
-                          {process_noise, measurement_noise, fixed_gain, eps});
+  const Tracking tracking(
+      c, D, {target_mean, target_std, variance, innovation, scale, shift, sums, count, drift_stats, "drift_stats"},
+      {process_noise, measurement_noise, fixed_gain, eps});
   c.counter("step", step);
   if (pairs) c.statistic("pairs", *pairs, "[2]", {2});
   c.require(!(center_gradient && sides), "center_gradient is of a batch without sides");
@@ -151,7 +149,7 @@ std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids
   const Tensor own_anchors = torch::stable::new_empty(batch.z, {need_grad ? B : 0, D});  // derivatives of the own loss
   const Tensor own_rows = torch::stable::new_empty(batch.z, {need_grad ? B : 0, D});     // by the two sides
   const Tensor value = torch::stable::new_empty(batch.z, {});
-  const Tensor mean_gradient = torch::stable::new_empty(sums, {D});
+  const Tensor mean_gradient = torch::stable::new_empty(sums, {D}), along = torch::stable::new_empty(sums, {B});
   const Tensor grad = torch::stable::new_empty(batch.z, {need_grad ? (sides ? 2 * B : B) : 0, D});
 
   const Device device(op, bank);
@@ -201,7 +199,11 @@ std::tuple<Tensor, Tensor> step(Tensor bank, Tensor bank_labels, Tensor bank_ids
         run([&](const auto& on) { return memory_loss(against, spec, on); });
       total.memory_loss = data_in(ranking.value, type);
       if (need_grad) total.grad_memory = data_in(ranking.grad_z, type);
-      if (need_grad && center_gradient) total.mean_gradient = mean_gradient.template mutable_data_ptr<double>();
+      if (need_grad && center_gradient) {
+        total.mean_gradient = mean_gradient.template mutable_data_ptr<double>();
+        total.along = along.template mutable_data_ptr<double>();
+        total.ranking = data_in(batch.anchors, type);
+      }
       total.anchors = data_in<bool>(chosen.anchors);
     }
     if (!stores_first) store();

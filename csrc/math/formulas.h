@@ -41,6 +41,9 @@ XBN_FORMULA T inverse_length(T norm, T eps) {
   return T(1) / length(norm, eps);
 }
 
+// What of a gradient is along a row z, in z's: (g z) / (z z). The rest, across it, is what turns the row.
+XBN_FORMULA double part_along(double product, double squared) { return squared > 0.0 ? product / squared : 0.0; }
+
 // --- Kalman filter -------------------------------------------------------------------------------
 // A scalar random walk observed with noise. Infinite variance means "nothing is known yet": the gain is
 // then exactly 1 and the first measurement is taken over as it is, without a special case.

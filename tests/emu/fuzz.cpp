@@ -221,7 +221,7 @@ void step_round(const Sizes& n) {
   const Exactly<double> norm(B), loss64(1), grad64(B * D), rows64(B * D),
       z64 = doubles(z), values64 = doubles(values), of_anchors64 = doubles(of_anchors), of_rows64 = doubles(of_rows),
       of_memory64 = doubles(of_memory);
-  const Exactly<double> center(D), center64(D);
+  const Exactly<double> center(D), center64(D), along(B), along64(B);
   const Exactly<bool> ranks = mask(B);
   const Exactly<int64_t> step(1), step64(1);
   for (int64_t i = 0; i < B; ++i) norm[i] = i == 1 ? 1e-9 : 0.5 + static_cast<double>(up_to(9));
@@ -230,22 +230,24 @@ void step_round(const Sizes& n) {
              centers = up_to(1) == 1;
   const bool* who = sometimes(ranks);
   const auto params = [&](auto* losses, auto* anchors, auto* ranked, auto* memory, auto* unit, auto* value, auto* out,
-                          auto* out_rows, int64_t* count, double* mean) {
+                          auto* out_rows, int64_t* count, double* mean, double* along_rows) {
     StepTotalParams<std::remove_pointer_t<decltype(losses)>> p{};
     if (parts != 0) p.own_loss = losses, p.own_anchors = anchors, p.own_rows = ranked;
     if (parts != 1) p.memory_loss = losses + 1, p.grad_memory = memory;
     p.own_weight = 0.7, p.memory_weight = 0.2, p.loss = value, p.step = count, p.B = B, p.D = D, p.eps = 1e-6;
     if (normalized) p.z = unit, p.norm = norm;
     if (need_grad) p.grad = out;
-    if (need_grad && centers && parts != 1) p.mean_gradient = mean, p.anchors = who;
+    if (need_grad && centers && parts != 1) {
+      p.mean_gradient = mean, p.along = along_rows, p.ranking = unit, p.anchors = who;
+    }
     if (need_grad && sides_differ) p.grad_rows = out_rows;
     return p;
   };
   step_total(params(values64.data.get(), of_anchors64.data.get(), of_rows64.data.get(), of_memory64.data.get(),
-                    z64.data.get(), loss64.data.get(), grad64.data.get(), rows64.data.get(), step64, center64),
+                    z64.data.get(), loss64.data.get(), grad64.data.get(), rows64.data.get(), step64, center64, along64),
              kCpu);
   const auto p = params(values.data.get(), of_anchors.data.get(), of_rows.data.get(), of_memory.data.get(),
-                        z.data.get(), loss.data.get(), grad.data.get(), rows.data.get(), step, center);
+                        z.data.get(), loss.data.get(), grad.data.get(), rows.data.get(), step, center, along);
   launch([&](const cuda::Gpu& gpu) { return cuda::step_total(p, gpu); });
   close("step_total", difference(loss, loss64, 1), 4 * kUnit<T>, n);
   close("step_total, gradient", difference(grad, grad64, normalized ? 1e6 : 1), 20 * kUnit<T>, n);
@@ -429,8 +431,8 @@ class MemoryRound {
 
   TrackParams track_params(int64_t D, const auto& s) const {
     double* innovation = adapts_ ? s.innovation.data.get() : nullptr;
-    return {s.mean, s.std, s.variance, innovation, s.scale, s.shift, s.sums, s.count, D, adapts_ ? 0 : 0.01, 1.0, -1.0,
-            kEps,   false, s.stats};
+    return {s.mean, s.std, s.variance, innovation, s.scale, s.shift, s.sums, s.count, D, adapts_ ? 0 : 0.01,
+            1.0,    -1.0,  kEps,       false,      s.stats};
   }
 
   void step_memory() {

@@ -75,16 +75,20 @@ void step_round(xbn::Isa isa, const Exactly<T>& batch, int64_t B, int64_t D) {
   const bool sides_differ = up_to(1) == 1;
   if (!sides_differ && up_to(1)) p.z = z, p.norm = norm;
   p.grad = grad, p.grad_rows = sides_differ ? static_cast<T*>(rows) : nullptr;
-  const Exactly<double> center(D);
+  const Exactly<double> center(D), along(B);
   const Exactly<bool> ranks = mask(B);
-  if (parts != 1 && up_to(1)) p.mean_gradient = center, p.anchors = up_to(1) ? static_cast<bool*>(ranks) : nullptr;
+  if (parts != 1 && up_to(1)) {
+    p.mean_gradient = center, p.along = along, p.ranking = z,
+    p.anchors = up_to(1) ? static_cast<bool*>(ranks) : nullptr;
+  }
   const auto is_anchor = [&](int64_t i) { return p.anchors == nullptr || p.anchors[i]; };
   xbn::step_total(p, many);
   if (p.mean_gradient != nullptr)
     for (int64_t d = 0; d < D; ++d) {
       double sum = 0, count = 0;
       for (int64_t i = 0; i < B; ++i)
-        if (is_anchor(i)) sum += static_cast<double>(of_memory[i * D + d]), ++count;
+        if (is_anchor(i))
+          sum += static_cast<double>(of_memory[i * D + d]) - along[i] * static_cast<double>(z[i * D + d]), ++count;
       require(std::fabs(center[d] - sum / std::max(count, 1.0)) <= 1e-12, "mean_gradient differs", B, 0, D);
     }
   require(*loss == (parts != 0 ? 1 : 0) + (parts != 1 ? 0.75 : 0) && *step == 8, "step_total's loss differs", B, 0, D);
@@ -156,8 +160,8 @@ void one_round(xbn::Isa isa, int64_t B, int64_t M, int64_t D) {
   const xbn::MomentsParams<T> measured{z, sometimes(chosen), B, D, mean, std, rows};
   xbn::moments(measured, one);
   xbn::track(measured,
-             xbn::TrackParams{target_mean, target_std, variance, up_to(1) ? static_cast<double*>(innovation) : nullptr, scale, shift, sums, count, D, 0.01,
-                              1.0, up_to(1) ? -1.0 : 0.1, 1e-6, false, stats},
+             xbn::TrackParams{target_mean, target_std, variance, up_to(1) ? static_cast<double*>(innovation) : nullptr,
+                              scale, shift, sums, count, D, 0.01, 1.0, up_to(1) ? -1.0 : 0.1, 1e-6, false, stats},
              many);
   if (up_to(1))
     xbn::standardize(xbn::StandardizeParams<S>{{bank, sums, scale, shift, count, M, D}, sums, count, 1e-6}, many);

@@ -30,7 +30,9 @@ class Run:
     def name(self) -> str:
         """What tells it from the other runs of a study; a file name."""
         c = self.config
-        own = {"axbn": f"-q{_exact(c.process_noise)}", "ema": f"-m{_exact(c.ema_momentum)}"}.get(c.method, "")
+        own = f"-m{_exact(c.ema_momentum)}" if c.method == "ema" else ""
+        if c.method == "axbn" and c.process_noise is not None:
+            own = f"-q{_exact(c.process_noise)}"
         memory = "" if c.method == "batch" else f"-memory{c.memory_size}-warmup{c.warmup_steps}"
         return f"{self.part}-{c.method}{own}-lr{_exact(c.lr)}-batch{c.batch_size}{memory}-seed{c.seed}"
 
@@ -63,7 +65,7 @@ class Plan:
     batch_sizes: tuple[int, ...]
     warmups: tuple[int, ...]
     noises: tuple[float, ...]
-    """Of axbn: process noise over measurement noise."""
+    """Of axbn: process noise over measurement noise, in place of an estimated one."""
     momenta: tuple[float, ...]
     """Of ema."""
 
@@ -119,6 +121,8 @@ class Plan:
         """The same with the best value of what only one method has."""
         found = {method: dict(settings) for method, settings in chosen.items()}
         for setting, rows in self.own(chosen).items():
+            if setting == "process_noise":  # estimated, or as the base has it
+                continue
             method, value, _ = max(rows, key=lambda row: mean_score(row[2]))
             found[method][setting] = value
         return found

@@ -132,7 +132,7 @@ def _opening(findings: Findings) -> list[str]:
         "\n".join(f"- **{method}**: {text}" for method, text in titles(plan.methods).items()),
         f"One budget for all: {base.steps:,} steps, the same batches in the same order. The learning rate of each "
         f"method is chosen from {', '.join(f'{lr:g}' for lr in plan.lrs)} by MAP@R on a quarter of the *training* "
-        f"classes, held out for that ({plan.map_seeds} seeds); then axbn's noise and ema's momentum. The test "
+        f"classes, held out for that ({plan.map_seeds} seeds); then ema's momentum. The test "
         f"classes are used once, with the chosen settings ({plan.seeds} seeds; ± is half of the {CONFIDENCE:.0%} "
         "interval, Student's).",
         f"Data: {base.data}. Network: {base.backbone}. Loss: {base.loss}, "

@@ -98,7 +98,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
         "--memory-sizes": (int, (512, 4096, 8192), "memory sizes to show"),
         "--batch-sizes": (int, (16, 32, 64), "batch sizes to show"),
         "--warmups": (int, (0, 300), "steps before the memory takes part, to show"),
-        "--noises": (float, (1e-2, 1e-1, 1.0), "axbn: process over measurement noise, to choose from"),
+        "--noises": (float, (1e-2, 1e-1, 1.0), "axbn: process over measurement noise, to show"),
         "--momenta": (float, (0.1, 0.3), "ema: weights of the newest batch, to choose from"),
     }
     for name, (kind, default, text) in lists.items():

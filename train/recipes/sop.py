@@ -13,6 +13,7 @@ SETTINGS: dict[str, Any] = {
     "method": "axbn",  # ours; "xbm" for XBM itself
     "memory_size": 55000,  # XBM, nearly all of the 59,551 training images
     "memory_weight": 1.0,  # XBM
+    "center_gradient": False,
     "batch_weight": 1.0,  # XBM
     "warmup_steps": 1000,  # XBM, whose memory is empty then; here it fills meanwhile
     "loss": "contrastive",  # XBM
@@ -21,7 +22,7 @@ SETTINGS: dict[str, Any] = {
     "neg_margin": 0.5,  # XBM; there a negative costs its similarity, which has the same gradient
     "reduction": "mean",  # XBM
     "update": "inplace",  # ours
-    "process_noise": 1.0,  # ours
+    "process_noise": None,
     "ema_momentum": 0.1,  # ours
     "backbone": "resnet50",  # XBM, which pools by the maximum; torchvision's by the mean
     "weights": "auto",  # XBM: ImageNet; here the newest that torchvision publishes

@@ -34,7 +34,8 @@ def step_(
     required = {
         "bank": bank, "bank_labels": bank_labels, "bank_ids": bank_ids, "bank_steps": bank_steps, "sums": sums,
         "head": head, "count": count, "scale": scale, "shift": shift, "target_mean": target_mean,
-        "target_std": target_std, "variance": variance, "innovation": innovation, "step": step, "x": x, "labels": labels,
+        "target_std": target_std, "variance": variance, "innovation": innovation, "step": step, "x": x,
+        "labels": labels,
     }  # fmt: skip
     for name, t in required.items():
         c.given(name, t)
@@ -106,7 +107,7 @@ def step_(
         value = value + memory_weight * memory_value
         if need_grad:
             if center_gradient:
-                grad_memory = centered(grad_memory, anchors)
+                grad_memory = centered(grad_memory, ranking, anchors)
             grad = grad + memory_weight * grad_memory
         if pairs is not None:
             pairs.copy_(counted)

@@ -9,8 +9,8 @@ from torch import Tensor
 from ..dtypes import compute_dtype
 
 __all__ = [
-    "adapted_gain", "bank_moments", "enqueue_", "kalman_", "match_moments", "moment_gap", "moments", "normalize", "rewrite_",
-    "standardize_", "sums_of", "track_", "transform_",
+    "adapted_gain", "bank_moments", "enqueue_", "kalman_", "match_moments", "moment_gap", "moments", "normalize",
+    "rewrite_", "standardize_", "sums_of", "track_", "transform_",
 ]  # fmt: skip
 SOME_ROWS = 4096  # of the bank, that are copied in float64 at a time
 
