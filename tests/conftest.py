@@ -170,6 +170,21 @@ def few_emoji(emoji_cache):
     return load("emoji", cache_dir=emoji_cache, max_classes=40)
 
 
+@pytest.fixture
+def one_thread():
+    """torch computes in the thread of the test."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """A run draws a byte: real pictures take seconds."""
+    from train import results
+
+    for picture in ("curves", "neighbours"):
+        monkeypatch.setattr(results.pictures, picture, lambda path, *_: path.write_bytes(b"."))
+
+
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     """The folder of a small data set, of polygons."""

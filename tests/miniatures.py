@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from train.config import Config
 from train.data import Dataset, Part, Pixels
 
 TRAIN_CLASSES, TEST_CLASSES = 8, 6
@@ -38,6 +39,16 @@ def make_shapes(path: Path) -> Path:
             ImageDraw.Draw(image).regular_polygon((16, 16, 13), corners, rotation=7 * i, fill=colour)
             image.save(path / f"corners-{corners:02}" / f"{colour}.png")
     return path
+
+
+def settings(shapes: Path, out: Path, **changes: Any) -> Config:
+    """Those of a run of a second on a folder data set."""
+    small: dict[str, Any] = {
+        "data": f"folder:{shapes}", "out": out, "backbone": "convnet", "image_size": 32, "embedding_dim": 8,
+        "memory_size": 24, "batch_size": 8, "samples_per_class": 2, "steps": 12, "eval_every": 5, "lr_warmup": 2,
+        "threads": 1,
+    }  # fmt: skip
+    return Config(**small | changes)
 
 
 def make_run(shapes: Path, out: Path, *words: object) -> Path:

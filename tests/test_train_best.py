@@ -23,20 +23,11 @@ from train.config import Config, ConfigError
 from train.scoring import VALIDATION
 from train.trained import Trained
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 12
 GOOD = {5: 10.0, 10: 30.0, 12: 20.0}
 """MAP@R of the validation classes, by step: that of step 10 is the best."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for picture in ("curves", "neighbours"):
-        monkeypatch.setattr(results.pictures, picture, lambda path, *_: path.write_bytes(b"."))
 
 
 @pytest.fixture
@@ -52,12 +43,7 @@ def scripted(no_pictures: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings(shapes: Path, out: Path, **changes: Any) -> Config:
-    small = {
-        "data": f"folder:{shapes}", "out": out, "backbone": "convnet", "image_size": 32, "embedding_dim": 8,
-        "memory_size": 24, "batch_size": 4, "samples_per_class": 2, "steps": STEPS, "eval_every": 5, "lr_warmup": 2,
-        "threads": 1, "validation_share": 0.5,
-    }  # fmt: skip
-    return Config(**small | changes)
+    return miniatures.settings(shapes, out, **{"batch_size": 4, "steps": STEPS, "validation_share": 0.5} | changes)
 
 
 def weights(path: Path) -> Any:

@@ -30,17 +30,14 @@ from train.config import Config, ConfigError
 from train.data import DataError, Dataset, validation
 from train.model import Embedder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {
     "data": "emoji", "max-classes": "40", "steps": "12", "batch-size": "8", "samples-per-class": "2",
     "memory-size": "24", "eval-every": "4", "seeds": "2", "map-seeds": "1", "lrs": "1e-3,1e-2", "memory-sizes": "8,24",
     "batch-sizes": "4,8", "warmups": "0,4", "noises": "0.1,1", "momenta": "0.1",
     "methods": "batch,xbm,axbn", "threads": "1",
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def small_plan(**changes: Any) -> Plan:

@@ -12,12 +12,9 @@ from train.augment import EvaluationBatches
 from train.data import Part
 from xbn_ext import scores
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Numbers = NDArray[np.int64]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("queried", [0, 100, 150], ids=["all", "apart", "some are both"])

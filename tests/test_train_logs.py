@@ -14,35 +14,20 @@ from typing import Any
 
 import miniatures
 import pytest
-import torch
 from full_disk import files_end_after
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from train import checkpoint, logs, loop, results, run
+from train import checkpoint, logs, loop, run
 from train.config import Config, ConfigError
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 STEPS = 12
 TIMES = ("seconds", "per_second")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for picture in ("curves", "neighbours"):
-        monkeypatch.setattr(results.pictures, picture, lambda path, *_: path.write_bytes(b"."))
-
-
 def settings(shapes: Path, out: Path, **changes: Any) -> Config:
-    small = {
-        "data": f"folder:{shapes}", "out": out, "backbone": "convnet", "image_size": 32, "embedding_dim": 8,
-        "memory_size": 24,
-        "batch_size": 4, "samples_per_class": 2, "steps": STEPS, "eval_every": 5, "lr_warmup": 2, "threads": 1,
-    }  # fmt: skip
-    return Config(**small | changes)
+    return miniatures.settings(shapes, out, **{"batch_size": 4, "steps": STEPS} | changes)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -13,14 +13,11 @@ import xbn_ext
 from train import backbones, drift, lite0, model
 from train.config import Config, ConfigError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = 32
 NOTED = [4.838890068233013, 9.60310983657837, 6.5905265137553215, 5.2512616738677025]
 """Of EfficientNet-Lite0, for each of the images below, the sum of its features."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def images(count: int = 4, seed: int = 0) -> Tensor:

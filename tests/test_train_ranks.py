@@ -25,6 +25,8 @@ from train.compare import study
 from train.config import Config, ConfigError
 from train.data import DataError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 12
 CHUNK = 5
 """Test images at a time; there are 16."""
@@ -34,11 +36,6 @@ CHUNK = 5
 def processes() -> Iterator[Processes]:
     with Processes(3) as started:
         yield started
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def arguments(shapes: Path, out: Path, *others: object) -> list[str]:

@@ -32,12 +32,9 @@ from train.config import METHODS, Config, ConfigError
 from train.cores import cores
 from train.data import PUBLIC, Dataset, Part
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SCORES = ("recall@1", "recall@10", "recall@100", "map@r")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 class TinyBackbone(nn.Module):
@@ -50,13 +47,6 @@ class TinyBackbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.dropout(torch.relu(self.bn(self.conv(x)))).mean((2, 3))
         return features
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes pictures, which take a second each, files of one byte."""
-    for picture in ("curves", "neighbours"):
-        monkeypatch.setattr(results.pictures, picture, lambda path, *_: path.write_bytes(b"."))
 
 
 @pytest.fixture
@@ -73,12 +63,7 @@ def make_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings(shapes: Path, out: Path, **changes: Any) -> Config:
-    small = {
-        "data": f"folder:{shapes}", "out": out, "backbone": "resnet18", "image_size": 32, "embedding_dim": 8,
-        "memory_size": 24, "batch_size": 8, "samples_per_class": 2, "steps": 12, "eval_every": 5, "lr_warmup": 2,
-        "threads": 1,
-    }  # fmt: skip
-    return Config(**small | changes)
+    return miniatures.settings(shapes, out, **{"backbone": "resnet18"} | changes)
 
 
 def command(*arguments: object) -> list[str]:

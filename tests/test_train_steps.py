@@ -13,31 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from train import checkpoint, export, journal, loop, making, results, run
+from train import checkpoint, export, journal, loop, making, run
 from train.config import Config, ConfigError
 from train.trained import Trained
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 STEPS = 9
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for picture in ("curves", "neighbours"):
-        monkeypatch.setattr(results.pictures, picture, lambda path, *_: path.write_bytes(b"."))
-
-
 def settings(shapes: Path, out: Path, **changes: Any) -> Config:
-    small = {
-        "data": f"folder:{shapes}", "out": out, "backbone": "convnet", "image_size": 32, "embedding_dim": 8,
-        "memory_size": 24,
-        "batch_size": 8, "samples_per_class": 2, "steps": STEPS, "eval_every": 4, "lr_warmup": 2, "threads": 1,
-    }  # fmt: skip
-    return Config(**small | changes)
+    return miniatures.settings(shapes, out, **{"steps": STEPS, "eval_every": 4} | changes)
 
 
 def trainer(config: Config) -> loop.Trainer:

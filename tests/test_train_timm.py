@@ -15,28 +15,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from train import checkpoint, embed, export, loop, model, results, run, search, timm_models
+from train import checkpoint, embed, export, loop, model, run, search, timm_models
 from train.arguments import parse
 from train.augment import evaluation_view, training_view
 from train.config import Config, ConfigError
 from train.trained import Trained
 from train.vision import transforms as T
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 timm = importlib.import_module("timm")  # after train.vision, as it imports torchvision
 RESNET, VIT = "timm:test_resnet.r160_in1k", "timm:test_vit.r160_in1k"
 """Of a tenth of a second."""
 FETCH = "timm.models._builder.load_state_dict_from_hf"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for picture in ("curves", "neighbours"):
-        monkeypatch.setattr(results.pictures, picture, lambda path, *_: path.write_bytes(b"."))
 
 
 def donor(backbone: str, classes: int = 1000) -> torch.nn.Module:
@@ -186,12 +177,8 @@ def test_what_cannot_be_is_named(
 
 
 def settings(shapes: Path, out: Path, **changes: Any) -> Config:
-    small = {
-        "data": f"folder:{shapes}", "out": out, "backbone": "timm:test_resnet", "image_size": 32, "embedding_dim": 8,
-        "lr": 1e-4,
-        "memory_size": 24, "batch_size": 8, "samples_per_class": 2, "steps": 6, "eval_every": 3, "threads": 1,
-    }  # fmt: skip
-    return Config(**small | changes)
+    own = {"backbone": "timm:test_resnet", "lr": 1e-4, "steps": 6, "eval_every": 3, "lr_warmup": 30}
+    return miniatures.settings(shapes, out, **own | changes)
 
 
 def test_a_run_goes_on_exactly_without_fetching_weights_again(
