@@ -40,18 +40,21 @@ def everything(module, way, set_way):
     torch.manual_seed(1)
     m = state.filled(M, D, 650, pending=True)
     z, labels = F.normalize(torch.randn(130, D), dim=1), torch.randint(8, (130,))
-    module.track_(
-        m.target_mean, m.target_std, m.variance, m.scale, m.shift, z, None, m.sums, m.count, 0.01, 1.0, None, 1e-6
-    )
+    of_filter = (m.target_mean, m.target_std, m.variance, m.scale, m.shift)
+    for x, process_noise in ((z, 0.01), (z + 1, None), (z + 2, None)):
+        module.track_(*of_filter, x, None, m.sums, m.count, process_noise, 1.0, None, 1e-6, innovation=m.innovation)
     module.transform_(m.bank, m.sums, m.scale, m.shift, m.count)
     slots = module.enqueue_(m.bank, m.bank_labels, m.sums, m.head, m.count, z, labels, None, m.scale, m.shift)
     before = set_way(way)
-    results = [m.bank, m.sums, m.target_mean, m.target_std, slots]
+    results = [m.bank, m.sums, m.target_mean, m.target_std, m.variance, m.innovation, slots]
     losses = [Contrastive(0.9, 0.1), Contrastive(0.9, 0.1, "avg_nonzero")]
     for loss in [*losses, *([Triplet(mining="all")] if way == "composite" else [])]:
         anchors = z.clone().requires_grad_()
         value = module.memory_loss(anchors, labels, m.bank, m.bank_labels, loss, count=m.count)
         results += [value.detach(), *torch.autograd.grad(value, anchors)]
+    centred = z.clone().requires_grad_()
+    value = module.step_(m, centred, labels, losses[0], center_gradient=True)
+    results += [value.detach(), *torch.autograd.grad(value, centred)]
     set_way(before)
     numbers = torch.arange(M)
     parts = [(m.bank[k], m.bank_labels[k], {"bank_ids": numbers[k]}) for k in (slice(300), slice(300, M))]
