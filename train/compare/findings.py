@@ -26,8 +26,10 @@ class Findings:
         return [self.results[run.name] for run in runs]
 
     def tested(self) -> dict[str, dict[str, list[Run]]]:
-        """The runs on the test classes, by method: at each method's learning rate, and at one for all."""
-        return {"own": self.plan.final(self.chosen), "common": self.plan.common(self.chosen)}
+        """The runs on the test classes, by method: at each method's learning rate, where these differ, and at one for
+        all."""
+        own, common = self.plan.final(self.chosen), self.plan.common(self.chosen)
+        return {"common": common} if own == common else {"own": own, "common": common}
 
     def effects(self) -> Effects:
         """One setting at a time away from the chosen ones, also those that only one method has."""

@@ -94,8 +94,8 @@ def rule(comparisons: int) -> str:
     """How ``judgement`` decides."""
     return (
         f"Differences are taken seed by seed, ± is half of their {CONFIDENCE:.0%} interval, Student's. Significantly "
-        f"different means that 0 is outside the interval corrected for all {comparisons} comparisons below, of both "
-        "learning rates (Bonferroni)."
+        f"different means that 0 is outside the interval corrected for all {comparisons} comparisons below "
+        "(Bonferroni)."
     )
 
 
@@ -108,6 +108,10 @@ def judgement(gap: Estimate, comparisons: int) -> str:
     if wide.low > 0 or wide.high < 0:
         verdict = f"significantly different, {'higher' if gap.mean > 0 else 'lower'}"
     return f"{verdict}; seed by seed {gap.mean:+.2f} ± {gap.half:.2f} points, corrected ± {wide.half:.2f}"
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count > 1)}"
 
 
 def _at(findings: Findings, which: str) -> str:
@@ -132,8 +136,8 @@ def _opening(findings: Findings) -> list[str]:
         "\n".join(f"- **{method}**: {text}" for method, text in titles(plan.methods).items()),
         f"One budget for all: {base.steps:,} steps, the same batches in the same order. The learning rate of each "
         f"method is chosen from {', '.join(f'{lr:g}' for lr in plan.lrs)} by MAP@R on a quarter of the *training* "
-        f"classes, held out for that ({plan.map_seeds} seeds); then ema's momentum. The test "
-        f"classes are used once, with the chosen settings ({plan.seeds} seeds; ± is half of the {CONFIDENCE:.0%} "
+        f"classes, held out for that ({_seeds(plan.map_seeds)}); then ema's momentum. The test "
+        f"classes are used once, with the chosen settings ({_seeds(plan.seeds)}; ± is half of the {CONFIDENCE:.0%} "
         "interval, Student's).",
         f"Data: {base.data}. Network: {base.backbone}. Loss: {base.loss}, "
         f"{base.reduction or 'its default reduction'}. Memory of {base.memory_size:,}, batches of {base.batch_size}, "
@@ -172,7 +176,7 @@ def _map(findings: Findings) -> list[str]:
     ]
     return [
         "## Learning rate and memory size",
-        f"MAP@R on the held-out training classes, means of {plan.map_seeds} seeds:",
+        f"MAP@R on the held-out training classes, means of {_seeds(plan.map_seeds)}:",
         _table(["method", "memory", *(f"lr {lr:g}" for lr in plan.lrs)], rows),
         "![MAP@R against learning rate](map.png)",
     ]
@@ -207,7 +211,7 @@ def _effects(findings: Findings) -> list[str]:
     parts = [
         "## Other settings",
         f"One at a time, at learning rate {findings.plan.base.lr:g} for all (noise and momentum: at the method's own); "
-        f"MAP@R on the held-out training classes, means of {findings.plan.map_seeds} seeds:",
+        f"MAP@R on the held-out training classes, means of {_seeds(findings.plan.map_seeds)}:",
     ]
     for name, entries in findings.effects().items():
         if not entries:
