@@ -3,12 +3,13 @@
 //
 //   in     x [B, D], mask [B] or null; for track_ also sums [2, D] and count of the stored rows
 //   out    mean, std [D], rows [1] in double; for track_ also target_mean, target_std, variance, innovation or null,
-//          scale, shift; stats [3]: the gap between the moments of bank and batch before and after the map, the gain; or null
+//          scale, shift; stats [3]: the gap between the moments of bank and batch before and after the map, and the
+//          gain; or null
 //   math   sums in double, shifted by the first usable row, so that a mean far from zero costs no digits:
 //          off = sum / n,  mean = pivot + off,  var = (sum of squares - sum off) / n;  filter and map: formulas.h
 //   grid   usable_kernel: a warp to a row, to find those that count. moments_kernel: a block to 8 columns and all rows,
-//          1024 of them in flight; then a warp to a column. The gaps and the innovations' products are added up by the block that
-//          finishes last
+//          1024 of them in flight; then a warp to a column. The gaps and the innovations' products are added up by the
+//          block that finishes last
 //   keeps  a flag per row and five doubles per column in the workspace
 //   needs  any GPU; float and double; four columns at once where D and the address allow it
 //   order  fixed by the shapes: threads take every 128th row (every 32nd, one column at a time), their sums are added
@@ -157,7 +158,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     if (t.stats == nullptr && !adapts) return;
     double sums[5] = {};
     for (int64_t i = threadIdx.x; i < p.D; i += kThreads)
-      for (int s = 0; s < (adapts ? 5 : 2); ++s) sums[s] += __ldcg(w.gaps + s * p.D + i);
+#pragma unroll
+      for (int s = 0; s < 5; ++s)
+        if (s < 2 || adapts) sums[s] += __ldcg(w.gaps + s * p.D + i);
     const BlockSums<kThreads, 5> gaps(sums);
     if (threadIdx.x == 0 && adapts) *t.variance = adapted_variance(k, t.measurement_noise, {gaps[2], gaps[3], gaps[4]});
     if (t.stats == nullptr) return;

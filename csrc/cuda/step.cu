@@ -5,8 +5,8 @@
 //   out    anchors, exclude [B], ranked;  loss, grad [B, D], grad_rows [B, D];  step is counted
 //   math   grad_z = own_weight (own_anchors + own_rows) + memory_weight grad_memory, then that of normalize; of
 //          grad_memory the mean of what is across the anchors is taken off first, where that is asked for
-//   grid   step_pairs: a thread to a row. along: a warp to a row. mean_gradient: a block to 32 columns, its warps take turns at the rows.
-//          step_total: a block of 128 threads to a row, as normalize_backward has it
+//   grid   step_pairs: a thread to a row. along: a warp to a row. mean_gradient: a block to 32 columns, its warps take
+//          turns at the rows. step_total: a block of 128 threads to a row, as normalize_backward has it
 //   keeps  nothing; a thread reads again what it has written
 //   needs  any GPU; float and double. 16-byte accesses where D and the addresses allow them, else one element at a time
 //   order  of a row's sum fixed by D: the same bits every run

@@ -84,7 +84,7 @@ struct Innovations {  // of the mean, summed over the dimensions
 
 XBN_FORMULA double adapted_gain(double gain, Innovations i) {
   constexpr double kRate = 0.1, kLeast = 0.1, kMost = 0.999;
-  const double size = std::sqrt(i.squared * i.squared_before);
+  const double size = std::sqrt(i.squared) * std::sqrt(i.squared_before);
   gain += size > 0.0 ? kRate * (i.product / size) : 0.0;
   return gain < kLeast ? kLeast : gain > kMost ? kMost : gain;
 }

@@ -68,7 +68,7 @@ def track_(
 def adapt(innovation: Tensor, new: Tensor, gain: Tensor, measures: Tensor) -> Tensor:
     """Takes over the new innovation `[D]` of the mean, where the batch measures something. Returns the variance before
     the next step, over the measurement noise: `reference.adapted_gain` is its gain."""
-    size = (new.square().sum() * innovation.square().sum()).sqrt()
+    size = new.norm() * innovation.norm()
     cosine = torch.where(size > 0, (new * innovation).sum() / size, 0)
     adapted = (gain + GAIN_RATE * cosine).clamp(LEAST_GAIN, MOST_GAIN)
     innovation.copy_(torch.where(measures, new, innovation))
