@@ -457,6 +457,19 @@ def test_fullgraph_compile(enqueue, backend, device):
     assert all(number.isfinite() for number in plain.stats().values())
 
 
+@pytest.mark.parametrize("way", ["one op", "a learned temperature"])
+def test_a_centred_gradient_compiles(way):
+    torch._dynamo.reset()
+    plain, compiled = (CrossBatchMemory(OF_EACH_WAY[way](), D, M, center_gradient=True) for _ in range(2))
+    fast = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    for x, labels in batches(3):
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        value, want = fast(a, labels), plain(b, labels)
+        value.backward(), want.backward()
+        torch.testing.assert_close(value, want)
+        torch.testing.assert_close(a.grad, b.grad)
+
+
 X, Y = torch.randn(B, D), torch.arange(B)
 BAD_CALLS = [
     ((X[0], Y), {}, ValueError, "embeddings must be"),

@@ -77,7 +77,8 @@ void step_round(xbn::Isa isa, const Exactly<T>& batch, int64_t B, int64_t D) {
   p.grad = grad, p.grad_rows = sides_differ ? static_cast<T*>(rows) : nullptr;
   const Exactly<double> center(D), along(B);
   const Exactly<bool> ranks = mask(B);
-  if (parts != 1 && up_to(1)) {
+  const bool is_finite = std::all_of(z.data.get(), z.data.get() + B * D, [](T x) { return std::isfinite(x); });
+  if (parts != 1 && is_finite && up_to(1)) {  // one row that is not finite makes the mean so
     p.mean_gradient = center, p.along = along, p.ranking = z,
     p.anchors = up_to(1) ? static_cast<bool*>(ranks) : nullptr;
   }
