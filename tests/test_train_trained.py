@@ -161,7 +161,7 @@ def test_what_cannot_be_listed_is_not_passed_over(
     closed = sorted(entry for entry in folder.iterdir() if entry.is_dir())[1]
     scandir = os.scandir
 
-    def refuse(path: str) -> Any:  # whoever runs this test may read every folder
+    def refuse(path: str) -> Any:  # the user that runs this test may read every folder
         if Path(path) == closed:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return scandir(path)

@@ -17,7 +17,7 @@ class Averaged:
     """The average over the steps of a run, in which each step's weights count ``decay`` times those of the next."""
 
     def __init__(self, network: Embedder, decay: float) -> None:
-        """Begin with the network, a copy of which is made."""
+        """Begin with a copy of the network."""
         # Running statistics of batch normalisation are averaged, too: those of the last step belong to other weights.
         self._average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 

@@ -100,7 +100,7 @@ class Table:
                 "\n"
             )  # a full disk may have cut the last line
             return list(csv.DictReader(io.StringIO(whole)))
-        except (OSError, UnicodeError, csv.Error):  # there is none, or it is not ours
+        except (OSError, UnicodeError, csv.Error):  # no such file, or not ours
             return []
 
     def _lines(self, rows: Sequence[Mapping[str, Any]], *, header: bool) -> str:
@@ -121,7 +121,7 @@ class Table:
 
 
 def _number(text: str | None) -> float:
-    """A step; of what is none, one after all."""
+    """A step; infinite where the text is not a number."""
     return float(text) if text is not None and text.isdecimal() else float("inf")
 
 

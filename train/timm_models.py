@@ -42,7 +42,7 @@ def is_one(backbone: str) -> bool:
 
 
 def whole_name(backbone: str) -> str:
-    """The same with the tag that says which weights are meant: those of timm's choice, if there is none yet.
+    """The same with the tag that says which weights are meant: without one, those that timm prefers.
 
     Raises:
         ValueError: timm has no such network, or no such weights of it; proposes names.
