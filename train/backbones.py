@@ -42,7 +42,7 @@ def make(config: Config) -> Built:
 
 def _convnet(config: Config) -> Built:
     def unpublished() -> str:
-        return "there are none for this network"
+        return "this network has not been pretrained"
 
     backbone = convnet.convnet()
     note = _load(backbone, config.weights, unpublished, set())

@@ -42,6 +42,8 @@ def _exact(value: float) -> str:
     return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
+CHOSEN = {"ema_momentum"}
+"""Of what only one method has, what is chosen; the rest is shown, and stays as the base has it."""
 MeanScore = Callable[[Sequence[Run]], float]
 Row = tuple[str, float, list[Run]]
 """A method, a value of some setting, and the runs with it."""
@@ -120,10 +122,8 @@ class Plan:
     def choose_own(self, chosen: Chosen, mean_score: MeanScore) -> Chosen:
         """The same with the best value of what only one method has."""
         found = {method: dict(settings) for method, settings in chosen.items()}
-        for setting, rows in self.own(chosen).items():
-            if setting == "process_noise":  # estimated, or as the base has it
-                continue
-            method, value, _ = max(rows, key=lambda row: mean_score(row[2]))
+        for setting in self.own(chosen).keys() & CHOSEN:
+            method, value, _ = max(self.own(chosen)[setting], key=lambda row: mean_score(row[2]))
             found[method][setting] = value
         return found
 

@@ -130,13 +130,14 @@ def _opening(findings: Findings) -> list[str]:
     plan, base = findings.plan, findings.plan.base
     counts = {part: sum(name.startswith(part) for name in findings.results) for part in (VALIDATION, TEST)}
     seconds = sum(result["seconds"] for result in findings.results.values())
+    momentum = "; then ema's momentum" if "ema" in plan.methods else ""
     broken = sum(result["failure"] is not None for result in findings.results.values())
     return [
         "# What moment matching does to a cross-batch memory",
         "\n".join(f"- **{method}**: {text}" for method, text in titles(plan.methods).items()),
         f"One budget for all: {base.steps:,} steps, the same batches in the same order. The learning rate of each "
         f"method is chosen from {', '.join(f'{lr:g}' for lr in plan.lrs)} by MAP@R on a quarter of the *training* "
-        f"classes, held out for that ({_seeds(plan.map_seeds)}); then ema's momentum. The test "
+        f"classes, held out for that ({_seeds(plan.map_seeds)}){momentum}. The test "
         f"classes are used once, with the chosen settings ({_seeds(plan.seeds)}; ± is half of the {CONFIDENCE:.0%} "
         "interval, Student's).",
         f"Data: {base.data}. Network: {base.backbone}. Loss: {base.loss}, "
