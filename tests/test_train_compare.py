@@ -92,6 +92,32 @@ def test_a_corrected_interval_is_bonferronis() -> None:
         statistics.corrected(statistics.estimate([1.0]), 2)
 
 
+def test_the_interval_of_a_ratio_is_fiellers() -> None:
+    """By its definition: at its ends the difference of ours and so much of theirs is just not significant."""
+    ours, theirs = [2.0, 2.6, 3.1, 2.2, 2.9], [3.9, 4.4, 5.2, 3.5, 4.6]
+    found = statistics.ratio(ours, theirs)
+    assert found is not None and found.mean == pytest.approx(np.mean(ours) / np.mean(theirs))
+    assert found.low < found.mean < found.high
+    for end in (found.low, found.high):
+        gap = statistics.difference(ours, [end * value for value in theirs])
+        assert abs(gap.mean) == pytest.approx(gap.half)
+    assert statistics.ratio(ours, ours) == statistics.Estimate(1.0, 1.0, 1.0, 5)
+    assert statistics.ratio(ours, [1.0, -1.2, 0.9, -1.1, 0.8]) is None, "what is divided by might be 0"
+    assert statistics.ratio([1.0], [2.0]) is None
+    assert report.percent(statistics.Estimate(0.5, 0.25, 0.9, 5)) == "50 % (25 to 90)" and report.percent(None) == "-"
+
+
+@pytest.mark.long
+def test_the_interval_of_a_ratio_holds_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(4000):
+        shared, own, their = rng.normal(0, 0.5, (3, 5))
+        found = statistics.ratio((1.5 + shared + own).tolist(), (2 + shared + their).tolist())
+        held.append(found is None or found.low <= 0.75 <= found.high)
+    assert 0.94 < np.mean(held) < 0.96
+
+
 @pytest.mark.long
 def test_seldom_is_one_of_many_differences_of_nothing_called_significant() -> None:
     rng = np.random.default_rng(0)
@@ -126,6 +152,28 @@ def test_staleness_is_of_the_phase_and_age_asked_for() -> None:
     found = drift.staleness([{"drift": points}, {"drift": points}], config, (0.5, 1.0), (0.5, 1.0))
     assert found is not None and found.in_memory.mean == pytest.approx(0.05) and found.removed == pytest.approx(75)
     assert drift.staleness([{"drift": points}], config, (0.0, 0.05), (0.0, 1.0)) is None
+    shared = [point | {"shared_uncorrected": 0.1, "shared_in_memory": 0.01} for point in points]
+    found = drift.staleness([{"drift": shared}] * 2, config, (0.5, 1.0), (0.5, 1.0), drift.SHARED)
+    assert found is not None and found.in_memory.mean == pytest.approx(0.01) and found.removed == pytest.approx(90)
+
+
+def test_a_method_gets_its_part_of_what_the_oracle_gains() -> None:
+    scores = {"batch": [8.0, 9.0, 10.0], "xbm": [10.0, 11.0, 12.0], "axbn": [11.0, 12.1, 12.9],
+              "oracle": [12.0, 13.1, 13.9]}  # fmt: skip
+    found = small_plan(methods=tuple(scores), seeds=3)
+    chosen = {method: {"lr": 1e-3} for method in scores}
+    tested = found.final(chosen)
+    results = {
+        run.name: {"scores": {"map@r": score}}
+        for method, runs in tested.items()
+        for run, score in zip(runs, scores[method], strict=True)
+    }
+    lines = report._recovered(findings.Findings(found, "", results, chosen, ""))[-1].splitlines()
+    parts = {line.split(" | ")[1]: line.split(" | ")[2:] for line in lines[2:]}
+    assert parts.keys() == {"batch", "axbn", "oracle"}
+    assert parts["axbn"][0] == "1.00 ± 0.25" and parts["axbn"][1].startswith("50 % (4")
+    assert parts["oracle"][1] == "100 % (100 to 100) |" and parts["batch"][1].startswith("-100 %")
+    assert report._recovered(findings.Findings(small_plan(), "", results, chosen, "")) == []
 
 
 # ---- what is compared -----------------------------------------------------------------------------------------------

@@ -289,6 +289,24 @@ def test_measuring_changes_nothing_and_probes_survive_a_checkpoint(tmp_path: Pat
     assert restored.measure(5, network, criterion.embedding_memory) == found
 
 
+def test_what_rows_have_in_common_is_what_their_errors_add_up_to() -> None:
+    """Rows that err by the same vector share all of it; those that err to opposite sides share nothing."""
+    network = build(embedding_dim=DIM)
+    with model.without_traces(network.train()):
+        now = F.normalize(network(images()), dim=1)
+    pull = F.normalize(torch.randn(DIM, generator=torch.Generator().manual_seed(1)), dim=0)
+    stored, rows = now + 0.01 * pull, now + 0.01 * torch.tensor([[1.0], [-1], [1], [-1]]) * pull
+    meter = drift.DriftMeter(MEMORY, BATCH)
+    meter.record(0, 0, images(), stored)
+    found = meter.measure(1, network, F.normalize(rows, dim=1))[0]
+    assert found.uncorrected == pytest.approx(found.shared_uncorrected, rel=0.5) and found.uncorrected > 1e-6
+    assert found.in_memory > 1e-6 and found.shared_in_memory < 0
+    errors = [now - F.normalize(of, dim=1) for of in (stored, rows)]
+    for error, shared in zip(errors, (found.shared_uncorrected, found.shared_in_memory), strict=True):
+        pairs = [float(a @ b) / 2 for i, a in enumerate(error) for j, b in enumerate(error) if i != j]
+        assert shared == pytest.approx(sum(pairs) / len(pairs), rel=1e-2)
+
+
 def test_a_memory_that_is_no_multiple_of_the_batch() -> None:
     meter = drift.DriftMeter(memory_size=10, batch_size=4)
     assert meter.lifetime == 2

@@ -361,7 +361,7 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_differ_in_the_criterion_alone(method: str) -> None:
     criterion = making.make_criterion(Config(method=method, memory_weight=0.7))
-    assert criterion.drift == {"batch": "none", "xbm": "none"}.get(method, method)
+    assert criterion.drift == {"batch": "none", "xbm": "none", "oracle": "none"}.get(method, method)
     assert criterion.memory_weight == (0 if method == "batch" else 0.7)
 
 
@@ -401,7 +401,8 @@ def test_a_run_leaves_what_it_promises(
     memory = metrics["history"]["memory"]
     assert [entry["step"] for entry in memory] == [10, 12]
     names = {"step", "fill", "age", "gap_before", "gap_after"}
-    names |= {"batch": set(), "xbm": {"positives", "negatives"}}.get(method, {"positives", "negatives", "gain"})
+    of_pairs, of_filter = {"positives", "negatives"}, {"gain"}
+    names |= {"batch": set(), "xbm": of_pairs, "oracle": of_pairs}.get(method, of_pairs | of_filter)
     assert all(set(entry) == names for entry in memory)
     assert method != "xbn" or memory[-1]["gap_after"] < 1e-3 < memory[-1]["gap_before"]
     assert metrics["data"]["train_classes"] == metrics["data"]["test_classes"] == 4
@@ -621,7 +622,9 @@ def test_weight_decay_is_beside_adam_or_part_of_the_gradient(shapes: Path, tmp_p
 
 
 @pytest.mark.singly
-@pytest.mark.parametrize(("method", "update"), [("axbn", "inplace"), ("axbn", "deferred"), ("xbm", "inplace")])
+@pytest.mark.parametrize(
+    ("method", "update"), [("axbn", "inplace"), ("axbn", "deferred"), ("xbm", "inplace"), ("oracle", "inplace")]
+)
 @pytest.mark.parametrize("stop", [1, 4, 6])  # 4: an evaluation is due
 def test_a_continued_run_ends_where_an_uninterrupted_one_does(
     method: str, update: str, stop: int, shapes: Path, tmp_path: Path, tiny: None

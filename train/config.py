@@ -19,6 +19,7 @@ METHODS = {  # name: (drift model of the memory, what it is)
     "xbn": ("xbn", "memory moved to each batch's moments"),
     "axbn": ("axbn", "memory moved to Kalman-filtered moments"),
     "ema": ("ema", "memory moved to exponentially averaged moments"),
+    "oracle": ("none", "memory embedded again before each step: slow, to compare with"),
 }
 
 

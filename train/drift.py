@@ -3,7 +3,8 @@
 A *probe* keeps the very pixels of a training batch, the memory slots its rows went to and the embeddings as they were
 first stored. Embedding the same pixels with today's network, in the same mode as then, shows where
 the rows ought to be. Two distances to there are reported: from the row as first stored ("uncorrected": what plain XBM
-would hold) and from the row as it stands in the memory now ("in_memory": after moment matching).
+would hold) and from the row as it stands in the memory now ("in_memory": after moment matching). Of each there is the
+part that rows have in common ("shared"): errors that point the same way add up in a gradient, others cancel out.
 """
 
 from __future__ import annotations
@@ -18,10 +19,15 @@ from torch.nn import functional as F
 from .model import Embedder, without_traces
 from .ranks import ALONE, Ranks
 
-PROBES = 4
-"""Probes alive at a time, spread over the time a row stays in the memory."""
-MANY_PROBES = 16
-"""The same where embedding a probe again costs next to nothing."""
+PROBES, MANY_PROBES = 4, 16
+"""Probes alive at a time, spread over the time a row stays in the memory; many where embedding one again is cheap."""
+MEASUREMENTS = 24
+"""About so many over a whole run; each costs a few forward passes."""
+
+
+def probes(frozen: bool) -> int:
+    """How many are alive at a time in a run with a frozen backbone, or with a live one."""
+    return MANY_PROBES if frozen else PROBES
 
 
 class Probe(NamedTuple):
@@ -37,13 +43,19 @@ class Probe(NamedTuple):
 
 
 class Staleness(NamedTuple):
-    """Mean cosine distances of one probe, measured after ``step`` steps."""
+    """Mean cosine distances of one probe, measured after ``step`` steps.
+
+    The cosine distance of unit vectors is half the square of their difference, the row's error. So its shared part is
+    half the mean inner product of the errors of two different rows; less than 0 only by chance.
+    """
 
     step: int
     age: int
     """Steps of training since its rows were stored."""
     uncorrected: float
     in_memory: float
+    shared_uncorrected: float
+    shared_in_memory: float
 
 
 class DriftMeter:
@@ -57,6 +69,10 @@ class DriftMeter:
         self.interval = max(1, self.lifetime // probes)
         self.memory_size, self.batch_size, self.ranks = memory_size, batch_size, ranks
         self.probes: list[Probe] = []
+
+    def every(self, steps: int) -> int:
+        """Steps between measurements in a run of so many: those after which probes are of several ages."""
+        return self.interval * max(1, steps // MEASUREMENTS // self.interval)
 
     def wants(self, step: int) -> bool:
         """True if the batch of this step should become a probe."""
@@ -79,9 +95,9 @@ class DriftMeter:
             with without_traces(model):
                 now = F.normalize(model(probe.images.to(memory.device)), dim=1)
             rows = memory[probe.slots.to(memory.device)]
-            distances = torch.stack([_distances(now, probe.stored.to(now.device)), _distances(now, rows)], 1)
-            uncorrected, in_memory = self._whole(distances).mean(0).tolist()
-            results.append(Staleness(step, step - probe.step, uncorrected, in_memory))
+            errors = torch.stack([now - F.normalize(of.to(now), dim=1) for of in (probe.stored, rows)])
+            whole = self._whole(errors.transpose(0, 1))
+            results.append(Staleness(step, step - probe.step, *_distances(whole), *_shared(whole)))
         model.train(was_training)
         return results
 
@@ -109,5 +125,15 @@ def _mapped(change: Callable[[Tensor], Tensor], probe: Probe) -> Probe:
     return Probe(probe.step, change(probe.slots), change(probe.images), change(probe.stored))
 
 
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    return 1 - F.cosine_similarity(a, b.to(a.dtype), dim=1)
+def _distances(errors: Tensor) -> list[float]:
+    """Mean cosine distances [*] of errors [B, *, D] of unit vectors."""
+    distances: list[float] = (errors.square().sum(-1).mean(0) / 2).tolist()
+    return distances
+
+
+def _shared(errors: Tensor) -> list[float]:
+    """Of them what any two rows have in common."""
+    pairs = len(errors) * (len(errors) - 1)
+    products = errors.sum(0).square().sum(-1) - errors.square().sum(-1).sum(0)  # of each row with each other one
+    shared: list[float] = (products / (2 * pairs)).tolist()
+    return shared

@@ -18,18 +18,17 @@ from .averaged import Averaged
 from .best import Best
 from .config import Config
 from .data import Dataset
-from .drift import MANY_PROBES, PROBES, DriftMeter, Staleness
+from .drift import DriftMeter, Staleness, probes
 from .evaluate import Scores
 from .journal import Journal
 from .making import make_criterion, make_optimizer, make_sampler, set_learning_rates
 from .model import Embedder
+from .oracle import Oracle
 from .ranks import ALONE, Ranks
 from .scoring import TEST, VALIDATION, Scoring
 from .scoring import TrainingError as TrainingError
 from .streams import Stream, torch_seeds
 
-DRIFT_MEASUREMENTS = 24
-"""About so many over a whole run; each costs a few forward passes."""
 MAX_BAD_STEPS = 10
 """Steps in a row without a finite loss after which training gives up."""
 Batch = tuple[Tensor, Tensor]
@@ -81,10 +80,9 @@ class Trainer:
         self.criterion = make_criterion(config, ranks).to(device)
         self.optimizer = make_optimizer(config, model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
-        probes = MANY_PROBES if frozen else PROBES
-        self.drift = DriftMeter(config.memory_size, config.batch_size, probes, ranks, config.accumulate)
+        self.drift = DriftMeter(config.memory_size, config.batch_size, probes(frozen), ranks, config.accumulate)
         self._probe: tuple[int, Tensor, Tensor] | None = None
-        self.drift_every = self.drift.interval * max(1, config.steps // DRIFT_MEASUREMENTS // self.drift.interval)
+        self.oracle = Oracle(config.memory_size, device) if config.method == "oracle" else None
         self.step, self.seconds, self.bad_steps = 0, 0.0, 0
         self.journal = Journal(config, data, list(self.criterion.stats()))
         self.before: dict[str, Any] = {}
@@ -104,7 +102,7 @@ class Trainer:
     @property
     def _optional(self) -> list[str]:
         """Parts that only some runs have."""
-        return [name for name in ("best", "average") if getattr(self, name) is not None]
+        return [name for name in ("best", "average", "oracle") if getattr(self, name) is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings, lists and dicts only."""
@@ -190,8 +188,8 @@ class Trainer:
         silent = quiet or not ranks.leads
         embeddings: Tensor | None = None
         batches = self._batches()
-        bar = tqdm(total=config.steps, initial=self.step, desc=config.method, unit=" steps", disable=silent or None)
-        with bar:
+        shown = {"desc": config.method, "unit": " steps", "disable": silent or None}
+        with tqdm(total=config.steps, initial=self.step, **shown) as bar:
             while self.step < config.steps:
                 began = time.perf_counter()
                 loss = self.train_step(islice(batches, config.accumulate))
@@ -279,6 +277,8 @@ class Trainer:
         head = int(self.criterion.head) if probe else 0
         with compiling.plain_errors():
             embeddings = self.forward(images)
+            if self.oracle is not None:
+                self.oracle.before_step(self.model, self.criterion, images, embeddings)
             loss = self.criterion(embeddings, labels.to(self.device, non_blocking=True))
             # The criterion's gradient is as many times the own part of the loss's as there are processes, for
             # averaging. Here parts are added up, and are no larger in 16 bits than those of one process.
@@ -288,7 +288,7 @@ class Trainer:
 
     def measure_drift(self) -> list[Staleness]:
         """The memory's drift, at times fixed by the number of steps alone."""
-        if self.step % self.drift_every:
+        if self.step % self.drift.every(self.config.steps):
             return []
         return self.drift.measure(self.step, self.model, self.criterion.embedding_memory)
 

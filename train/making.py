@@ -38,8 +38,10 @@ def make_criterion(config: Config, ranks: Ranks = ALONE) -> xbn_ext.CrossBatchMe
 
 
 def memory_bytes(config: Config) -> int:
-    """What the criterion's memory takes: of each row the embedding in float32, its label, its id and its step."""
-    return config.memory_size * (4 * config.embedding_dim + 3 * 8)
+    """What the criterion's memory takes: of each row the embedding in float32, its label, its id and its step; of the
+    oracle's its image, too."""
+    image = 3 * config.image_size**2 if config.method == "oracle" else 0
+    return config.memory_size * (4 * config.embedding_dim + 3 * 8 + image)
 
 
 def make_sampler(config: Config, labels: NDArray[np.int64]) -> xbn_ext.ClassBalancedSampler:

@@ -116,7 +116,9 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None, ranks: 
 
 
 def require_parts(config: Config, ranks: Ranks) -> None:
-    """Raise ConfigError if there are more processes than images in a batch."""
+    """Raise ConfigError if there are more processes than images in a batch, or than the method works in."""
+    if ranks.size > 1 and config.method == "oracle":
+        raise ConfigError(f"--method oracle: works in one process, and there are {ranks.size}; choose another method")
     if ranks.size > config.batch_size:
         raise ConfigError(
             f"--batch-size {config.batch_size}: it is dealt out to all processes, and there are {ranks.size}; choose a "
@@ -192,12 +194,13 @@ def device_of(config: Config, ranks: Ranks = ALONE) -> torch.device:
 
 
 def require_memory(config: Config, device: torch.device) -> None:
-    """Raise ConfigError if the embeddings that --memory-size asks for are more than the device can hold at all."""
+    """Raise ConfigError if what --memory-size asks for is more than the device can hold at all."""
     needed = making.memory_bytes(config)
     there = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else bytes_of_memory()
     if needed > there:
+        images = ", with its images," if config.method == "oracle" else ""
         raise ConfigError(
-            f"--memory-size {config.memory_size}: with --embedding-dim {config.embedding_dim} the memory takes "
+            f"--memory-size {config.memory_size}: with --embedding-dim {config.embedding_dim} the memory{images} takes "
             f"{needed:,} bytes, and {device} has {there:,}; choose a smaller one"
         )
 

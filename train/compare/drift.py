@@ -17,6 +17,12 @@ AGES = {"youngest third": (0.0, 1 / 3), "middle third": (1 / 3, 2 / 3), "oldest 
 """Of the time that a row stays in the memory."""
 
 
+WHOLE = ("uncorrected", "in_memory")
+"""Names in a run's history: the distance of the row as it was stored, and as it is in the memory."""
+SHARED = ("shared_uncorrected", "shared_in_memory")
+"""The parts of these distances that rows of one batch have in common."""
+
+
 @dataclass(frozen=True)
 class Staleness:
     """Cosine distances to where today's network would put a row; means over probes, intervals over seeds."""
@@ -33,14 +39,19 @@ class Staleness:
 
 
 def staleness(
-    results: Sequence[Result], config: Config, phase: tuple[float, float], age: tuple[float, float]
+    results: Sequence[Result],
+    config: Config,
+    phase: tuple[float, float],
+    age: tuple[float, float],
+    names: tuple[str, str] = WHOLE,
 ) -> Staleness | None:
-    """Of the runs of some seeds, rows of these ages in this phase; None where nothing was measured."""
+    """Of the runs of some seeds, rows of these ages in this phase, or the part SHARED of it; None where nothing was
+    measured."""
     lifetime = config.memory_size // config.batch_size
     seeds = []
     for result in results:
         points = [
-            (point["uncorrected"], point["in_memory"])
+            [point[name] for name in names]
             for point in result["drift"]
             if phase[0] * config.steps < point["step"] <= phase[1] * config.steps
             and age[0] * lifetime < point["age"] <= age[1] * lifetime

@@ -17,7 +17,8 @@ from .statistics import FEW, Estimate, estimate
 
 STYLE: Any = {"font.size": 10, "savefig.dpi": 110, "axes.spines.top": False, "axes.spines.right": False,
          "axes.grid": True, "grid.alpha": 0.25}  # fmt: skip
-COLOURS = {"batch": "#777777", "xbm": "#c0392b", "xbn": "#2e86c1", "axbn": "#1e8449", "ema": "#b9770e"}
+COLOURS = {"batch": "#777777", "xbm": "#c0392b", "xbn": "#2e86c1", "axbn": "#1e8449", "ema": "#b9770e",
+           "oracle": "#6c3483"}  # fmt: skip
 LEAST_SPAN = 4
 """Percentage points that an axis shows."""
 TITLES = {"map@r": "MAP@R", "recall@1": "Recall@1", "recall@10": "Recall@10"}

@@ -7,20 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import markdown
+import numpy as np
 import torch
 
 from .. import checkpoint
-from ..config import Config
+from ..config import METHODS, Config
 from ..results import machine as machine_of
 from . import pictures
-from .drift import AGES, PHASES, staleness
+from .drift import AGES, PHASES, SHARED, WHOLE, staleness
 from .findings import Findings
 from .plan import TEST, VALIDATION, titles
-from .statistics import CONFIDENCE, Estimate, corrected, difference
+from .statistics import CONFIDENCE, Estimate, corrected, difference, estimate, ratio
 from .work import Workshop
 
 STILL = ("batch", "xbm")
-"""Methods that move no memory."""
+"""Methods that moving the memory is compared with."""
 SCORES = ("map@r", "recall@1", "recall@10", "recall@100")
 PICTURES = {"final": pictures.final, "map": pictures.lr_map, "drift": pictures.drift, "effects": pictures.effects}
 STYLE = """body{max-width:62em;margin:2em auto;padding:0 1em;font:16px/1.5 system-ui,sans-serif;color:#222}
@@ -83,7 +84,8 @@ def conclusions(findings: Findings) -> list[str]:
 def _pairs(findings: Findings) -> list[tuple[str, str]]:
     """Each method that moves its memory with each that does not."""
     methods = findings.plan.methods
-    return [(method, other) for method in methods if method not in STILL for other in STILL if other in methods]
+    moving = [method for method in methods if METHODS[method][0] != "none"]
+    return [(method, other) for method in moving for other in STILL if other in methods]
 
 
 def _comparisons(findings: Findings) -> int:
@@ -161,7 +163,31 @@ def _final(findings: Findings) -> list[str]:
         ]
         header = ["method", "settings", "MAP@R", "Recall@1", "Recall@10", "Recall@100"]
         parts += [f"{_at(findings, which)}:", _table(header, rows)]
-    return parts
+    return [*parts, *_recovered(findings)]
+
+
+def _recovered(findings: Findings) -> list[str]:
+    """How much of what an oracle gains over a memory left alone each method does."""
+    if not {"xbm", "oracle"} <= {*findings.plan.methods}:
+        return []
+    rows = []
+    for which, tested in findings.tested().items():
+        scores = {method: findings.scores(runs) for method, runs in tested.items()}
+        gains = {method: np.subtract(own, scores["xbm"]).tolist() for method, own in scores.items() if method != "xbm"}
+        rows += [[_at(findings, which), method, str(estimate(gain)), percent(ratio(gain, gains["oracle"]))]
+                 for method, gain in gains.items()]  # fmt: skip
+    return [
+        "What a method gains over xbm, and its part of what the oracle gains, which embeds all again before each "
+        f"step (in brackets the {CONFIDENCE:.0%} interval, Fieller's, of both seed by seed; -: it has no bounds):",
+        _table(["", "method", "MAP@R over xbm", "part of the oracle's"], rows),
+    ]
+
+
+def percent(found: Estimate | None) -> str:
+    """A part with its interval, which is not symmetrical."""
+    if found is None:
+        return "-"
+    return f"{100 * found.mean:.0f} % ({100 * found.low:.0f} to {100 * found.high:.0f})"
 
 
 def _map(findings: Findings) -> list[str]:
@@ -179,11 +205,43 @@ def _map(findings: Findings) -> list[str]:
         "## Learning rate and memory size",
         f"MAP@R on the held-out training classes, means of {_seeds(plan.map_seeds)}:",
         _table(["method", "memory", *(f"lr {lr:g}" for lr in plan.lrs)], rows),
+        *_gains(findings),
         "![MAP@R against learning rate](map.png)",
     ]
 
 
+def _gains(findings: Findings) -> list[str]:
+    """Of the same runs, with the base's memory: each method against those that do not move it, seed by seed."""
+    plan = findings.plan
+    rows = []
+    for other in (other for other in STILL if other in plan.methods):
+        for method in (method for method in plan.methods if method not in STILL):
+            runs = [(plan.many(VALIDATION, method, lr=lr), plan.many(VALIDATION, other, lr=lr)) for lr in plan.lrs]
+            gaps = [difference(findings.scores(ours), findings.scores(theirs)) for ours, theirs in runs]
+            rows.append([f"{method} over {other}", *map(str, gaps)])
+    if not rows:
+        return []
+    return [
+        f"Differences of these, seed by seed, with a memory of {plan.base.memory_size:,}:",
+        _table(["", *(f"lr {lr:g}" for lr in plan.lrs)], rows),
+    ]
+
+
 def _drift(findings: Findings) -> list[str]:
+    return [
+        "## Drift",
+        "The images of past batches are embedded again by the current network, in training mode, and compared with "
+        "the rows of the memory, after the step. A cell is the mean cosine distance of the row as it was stored → as "
+        "it is in the memory (change), by the age of the row, all at one learning rate.",
+        _of_drift(findings, WHOLE),
+        "The part of it that the rows of a batch have in common. Errors that point the same way add up in a gradient, "
+        "others cancel out:",
+        _of_drift(findings, SHARED),
+        "![distance to the rows embedded again](drift.png)",
+    ]
+
+
+def _of_drift(findings: Findings, names: tuple[str, str]) -> str:
     plan = findings.plan
     rows = []
     for method in (method for method in plan.methods if method != "batch"):
@@ -191,21 +249,14 @@ def _drift(findings: Findings) -> list[str]:
         for phase, when in PHASES.items():
             cells = []
             for age in AGES.values():
-                found = staleness(results, plan.base, when, age)
+                found = staleness(results, plan.base, when, age, names)
                 if found is None:
                     cells.append("-")
                 else:
                     numbers = f"{found.uncorrected.mean:.3f} → {found.in_memory.mean:.3f}"
                     cells.append(numbers if method == "xbm" else f"{numbers} ({-found.removed:+.0f} %)")
             rows.append([method, phase, *cells])
-    return [
-        "## Drift, against an oracle",
-        "The images of past batches are embedded again by the current network, in training mode, and compared with "
-        "the rows of the memory. A cell is the mean cosine distance of the row as it was stored → as it is in the "
-        "memory (change), by the age of the row, all at one learning rate. An exact memory would have 0.",
-        _table(["method", "training", *AGES], rows),
-        "![distance to the rows embedded again](drift.png)",
-    ]
+    return _table(["method", "training", *AGES], rows)
 
 
 def _effects(findings: Findings) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,6 +52,25 @@ def estimate(values: Sequence[float]) -> Estimate:
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     """The mean of ours - theirs, seed by seed: both saw the same batches, so what a seed does to both cancels out."""
     return estimate([a - b for a, b in zip(ours, theirs, strict=True)])
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate | None:
+    """The mean of ours over the mean of theirs, with Fieller's interval at ``CONFIDENCE``.
+
+    It holds the values for which the mean of ours - value x theirs, seed by seed, does not differ significantly from 0.
+    None if these are without bounds, as where the mean of theirs is not significantly different from 0.
+
+    Source: E. C. Fieller, Some problems in interval estimation. Journal of the Royal Statistical Society B, 1954.
+    """
+    count = len(ours)
+    if count < 2:
+        return None
+    a, b = float(np.mean(ours)), float(np.mean(theirs))
+    (aa, ab), (_, bb) = (np.cov(ours, theirs) / count * _quantile(CONFIDENCE, count) ** 2).tolist()
+    if b * b <= bb:
+        return None
+    middle, half = a * b - ab, math.sqrt((a * b - ab) ** 2 - (a * a - aa) * (b * b - bb))
+    return Estimate(a / b, (middle - half) / (b * b - bb), (middle + half) / (b * b - bb), count)
 
 
 def corrected(found: Estimate, comparisons: int) -> Estimate:
