@@ -73,20 +73,21 @@ def is_of_distance(loss):
     return getattr(loss, "distance", "cosine") != "cosine"
 
 
-def problem(B, M, D, dtype=torch.float64, device="cpu", classes=20):
+def problem(B, M, D, dtype=torch.float64, device="cpu", classes=20, first_label=0):
     """Anchors and bank rows around shared centres, so that positives and negatives overlap."""
     centres = torch.randn(classes, D, dtype=torch.float64)
     labels, bank_labels = torch.randint(classes, (B,)), torch.randint(classes, (M,))
     z = F.normalize(centres[labels] + torch.randn(B, D), dim=1)
     bank = (centres[bank_labels] + torch.randn(M, D)) * (0.1 + torch.rand(M, 1))
-    return [t.to(device) for t in (z.to(dtype), labels, bank.to(dtype), bank_labels)]
+    tensors = (z.to(dtype), labels + first_label, bank.to(dtype), bank_labels + first_label)
+    return [t.to(device) for t in tensors]
 
 
-def run(function, z, *args, **options):
-    """Value and gradient."""
+def run(function, z, *args, upstream=1.0, **options):
+    """Value and gradient of `upstream` times it."""
     z = z.detach().clone().requires_grad_()
     value = function(z, *args, **options)
-    (grad,) = torch.autograd.grad(value, z)
+    (grad,) = torch.autograd.grad(value * upstream, z)
     return value.detach(), grad
 
 

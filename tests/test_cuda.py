@@ -180,13 +180,13 @@ def test_a_launch_that_fails_says_what_to_do(error, advice, executor):
     assert torch.equal(m.bank, before)
 
 
-def test_backend_is_set_back():
+def test_way_is_set_back():
     with xbn_ext.loss_way("composite"), xbn_ext.loss_way("simt"):
         pass
     assert xbn_ext.loss_way("auto").previous == "auto"
 
 
-def test_a_backend_can_be_used_again():
+def test_a_way_can_be_used_again():
     def now():
         return xbn_ext.loss_way(xbn_ext.loss_way("auto").previous).name
 
@@ -211,7 +211,7 @@ def test_a_backend_can_be_used_again():
 
 
 @pytest.mark.parametrize("made", ["inside", "outside"])
-def test_a_backend_within_a_compiled_function_is_set_back(made):
+def test_a_way_within_a_compiled_function_is_set_back(made):
     """Also where the compiler gives up on the function: it must not have set one before."""
     torch._dynamo.reset()
     outside = xbn_ext.loss_way("simt")
@@ -236,7 +236,7 @@ def test_a_backend_within_a_compiled_function_is_set_back(made):
     assert seen == ["simt", "simt"]
 
 
-def test_a_backend_has_a_name_that_there_is():
+def test_a_way_has_a_name_that_there_is():
     names = listed([repr(way) for way in WAYS])
     with pytest.raises(RuntimeError, match=f"way must be {names}, got 'fast'"):
         xbn_ext.loss_way("fast")

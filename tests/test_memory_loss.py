@@ -1,11 +1,14 @@
 """ops.memory_loss, value and gradient, against the float64 reference."""
 
 import dataclasses
+from functools import partial
 
+import loss_cases
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import only
+from loss_cases import run
 from shapes import SHAPES, name
 
 import xbn_ext
@@ -16,21 +19,7 @@ from xbn_ext.dtypes import MEMORY_DTYPES
 REDUCTIONS = ["mean", "avg_nonzero"]
 
 
-def problem(B, M, D, dtype, device="cpu", classes=20, first_label=-2):
-    """Anchors and bank rows around shared centres: positives and negatives lie on both sides of the margins."""
-    centres = torch.randn(classes, D, dtype=torch.float64)
-    labels, bank_labels = torch.randint(classes, (B,)), torch.randint(classes, (M,))
-    z = F.normalize(centres[labels] + torch.randn(B, D), dim=1)
-    bank = (centres[bank_labels] + torch.randn(M, D)) * (0.1 + torch.rand(M, 1))
-    tensors = (z.to(dtype), labels + first_label, bank.to(dtype), bank_labels + first_label)
-    return [t.to(device) for t in tensors]
-
-
-def run(function, z, *args, upstream=1.0, **options):
-    z = z.detach().clone().requires_grad_()
-    value = function(z, *args, **options)
-    (grad,) = torch.autograd.grad(value * upstream, z)
-    return value.detach(), grad
+problem = partial(loss_cases.problem, first_label=-2)
 
 
 def truth_of(z, labels, bank, bank_labels, loss, **options):

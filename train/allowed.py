@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .cores import cores
 from .data import DataError, check_spec
-
-if TYPE_CHECKING:
-    from .config import Config
 
 MARGINS = {  # of a contrastive loss, by its distance
     "cosine": (-1, 1, "a cosine similarity, -1 to 1"),
@@ -25,8 +22,8 @@ class ConfigError(ValueError):
     """A setting is not allowed; the message names it."""
 
 
-def require(config: Config) -> None:
-    """Raise ConfigError for the first setting that is not allowed."""
+def require(config: Any) -> None:
+    """Raise ConfigError for the first setting of a ``Config`` that is not allowed."""
 
     def check(name: str, allowed: Callable[[Any], bool], words: str) -> None:
         _require(allowed(getattr(config, name)), name, getattr(config, name), words)

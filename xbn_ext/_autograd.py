@@ -79,7 +79,7 @@ def check_not_transformed(where: str, *given: Tensor | None) -> None:
             needs_grad(t)
 
 
-def _check_not_in_backward(step: Tensor) -> None:
+def _check_not_in_backward(step: Tensor) -> None:  # as an op it says that it writes step, see below
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
             "a CrossBatchMemory was called during a backward pass, as activation checkpointing does: its memory would "

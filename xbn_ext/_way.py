@@ -20,15 +20,15 @@ class loss_way:
       to 16 bytes.
     - `"simt"`: the same sweep with ordinary float32 arithmetic, on any GPU.
     - `"screen"`: one product in fp16 per pair, with a bound on its error, finds the pairs that may have a weight; these
-      are then computed in float32. If they are more than 5 %, the sweep of "tensor" runs. `Contrastive` only, unless
-      its distance is Euclidean; takes what "tensor" takes.
+      are then computed in float32. If they are more than 5 %, the sweep of "tensor" runs. `Margin`, and
+      `Contrastive` unless its distance is Euclidean; takes what "tensor" takes.
     - `"composite"`: two library products per chunk of the bank with a kernel between them; takes everything, and its
       products follow `torch.backends.cuda.matmul` (TF32 or not).
     - `"auto"`: the default. "screen" where it can, D is a multiple of four and B x M at most 2^31; else "tensor" or,
       where that can't, "simt" with fewer than 512 anchors; else "composite".
 
     On a CPU "auto" and "screen" are the same: products of bytes find the negatives that may have a weight, and if they
-    are few, only these and the positives are computed in float32. This takes `Contrastive`, `Triplet`,
+    are few, only these and the positives are computed in float32. This takes `Contrastive`, `Margin`, `Triplet`,
     `MultiSimilarity` with mining, or of `NTXent` the pass over the positives; float32 embeddings with D >= 64; and AVX2
     or aarch64's dot products. The others compute all similarities. Loss and gradient have the same bits either way.
 

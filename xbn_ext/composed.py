@@ -1,4 +1,5 @@
-"""A training step of a memory put together from ops, for losses that `step_`, one op for all of it, does not know."""
+"""A training step of a memory put together from ops, where `step_`, one op for all of it, will not do: for losses that
+it does not know, and for several processes."""
 
 from __future__ import annotations
 

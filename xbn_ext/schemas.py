@@ -19,8 +19,9 @@
                ([0, B] unless need_grad)
   batch_sums   some rows of a batch against all of it, from dots [A, B] -> what these A anchors add to the sums of the
                loss, [7], and the derivative by dots, [A, B] ([0, B] unless need_grad), up to the averages
-  step_        a training step of the memory: all of the above in turn -> loss [], dLoss/dx [B, D] ([0, D] unless
-               need_grad), or by `sides` [2 B, D] if these are given: anchors and rows that differ by a temperature
+  step_        a training step of the memory, from normalize to enqueue_, with both losses -> loss [], dLoss/dx [B, D]
+               ([0, D] unless need_grad), or by `sides` [2 B, D] if these are given: anchors and rows that differ by a
+               temperature
 
 A bank row u stands for scale * u + shift. Statistics are float64, counters int64 scalars, all on the device of the
 bank. `ops/` documents the arguments, `reference/` says what they compute. The kernels register for these in

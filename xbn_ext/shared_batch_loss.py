@@ -9,7 +9,7 @@ from torch import Tensor
 from . import ops
 from ._autograd import with_gradient
 from .distributed import Batch, Ranks
-from .losses import Contrastive, PairLoss
+from .losses import PairLoss
 from .losses.learned import fold_temperature, learned_of, with_offset
 from .ops.loss_of_batch import not_finite_as_nan
 
@@ -63,7 +63,7 @@ def batch_loss(
     if not batch.learns:
         return with_offset(value, given, pairs)
     of_negatives, of_positives = average.to(z.dtype)
-    if isinstance(loss, Contrastive) and loss.reduction != "mean":
+    if loss.groups == 2:
         grad = grad * torch.where(labels[own, None] == labels, of_positives, of_negatives)
     else:
         grad = grad * of_negatives

@@ -138,8 +138,7 @@ def memory_loss(
     result = (average * value).sum().to(z.dtype)
     if not need_grad:
         return with_offset(result, given, pairs), pairs
-    in_two_groups = isinstance(loss, Contrastive) and loss.reduction != "mean"
-    factor = (factor * (average if in_two_groups else average[:1])[:, None]).to(z.dtype)[..., None]
+    factor = (factor * average[: loss.groups, None]).to(z.dtype)[..., None]
     grad = shards.to_owners(torch.where(factor == 0, 0, factor * grads).sum(0), sizes).sum(0)
     ranking = ranking[own]
     grad = by_rows = torch.where(ranking.isfinite().all(1, keepdim=True), grad, torch.nan)

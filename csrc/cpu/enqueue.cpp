@@ -48,7 +48,7 @@ void enqueue(const EnqueueParams<T, S>& p, const Cpu& cpu) {
   std::vector<S> u(p.B * p.D);
   std::vector<char> may_be_stored(p.B, 0);
   cpu.parallel(p.B, work, [&](int64_t i) {
-    if (p.mask == nullptr || p.mask[i]) XBN_CALL_ISA(cpu.isa, pull_back(p, i, u.data() + i * p.D, &may_be_stored[i]));
+    if (is_marked(p.mask, i)) XBN_CALL_ISA(cpu.isa, pull_back(p, i, u.data() + i * p.D, &may_be_stored[i]));
   });
   const int64_t filled = *p.count;
   std::vector<int64_t> rows = assign_slots(p, may_be_stored);

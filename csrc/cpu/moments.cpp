@@ -24,7 +24,7 @@ void moments(const MomentsParams<T>& p, const Cpu& cpu) {
   std::vector<int64_t> rows;
   rows.reserve(p.B);
   for (int64_t i = 0; i < p.B; ++i) {
-    if (p.mask != nullptr && !p.mask[i]) continue;
+    if (!is_marked(p.mask, i)) continue;
     bool finite = false;
     XBN_CALL_ISA(cpu.isa, row_is_finite(p.x + i * p.D, p.D, &finite));
     if (finite) rows.push_back(i);

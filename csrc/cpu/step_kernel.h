@@ -15,14 +15,12 @@ void add_weighted(double weight, const A* a, int64_t D, bool first, T* out) {
   }
 }
 
-inline bool is_anchor(const bool* anchors, int64_t i) { return anchors == nullptr || anchors[i]; }
-
 template <typename T>
 void mean_gradient(const StepTotalParams<T>& p) {
   std::fill_n(p.mean_gradient, p.D, 0.0);
   int64_t count = 0;
   for (int64_t i = 0; i < p.B; ++i) {
-    if (!is_anchor(p.anchors, i)) continue;
+    if (!is_marked(p.anchors, i)) continue;
     ++count;
     const T *grad = p.grad_memory + i * p.D, *z = p.ranking + i * p.D;
     double product = 0, squared = 0;
@@ -46,7 +44,7 @@ void total_gradients(const StepTotalParams<T>& p, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     T* grad = p.grad + i * p.D;
     add_weighted(p.memory_weight, row(p.grad_memory, i), p.D, true, grad);
-    if (p.grad_memory != nullptr && p.mean_gradient != nullptr && is_anchor(p.anchors, i))
+    if (p.grad_memory != nullptr && p.mean_gradient != nullptr && is_marked(p.anchors, i))
       add_weighted(-p.memory_weight, p.mean_gradient, p.D, false, grad);
     add_weighted(p.own_weight, row(p.own_anchors, i), p.D, false, grad);
     if (p.grad_rows != nullptr)

@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, 2) storable_kernel(const EnqueuePara
   const int64_t i = row_of_warp(), filled = stored_rows(p.count, p.M);
   int64_t head = *p.head;
   if (i >= p.B) return;
-  const bool chosen = p.mask == nullptr || p.mask[i];
+  const bool chosen = is_marked(p.mask, i);
   const T* row = p.z + i * p.D;
   bool finite = all_of_row<kWidth>(row, p.D, [&](T z, int64_t d) {
     const double scale = std::fabs(p.scale[d]);

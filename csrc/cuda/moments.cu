@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, 2) usable_kernel(const MomentsParams
   if (blockIdx.x == 0 && threadIdx.x == 0) *w.ticket = 0;
   const int64_t i = row_of_warp();
   if (i >= p.B) return;
-  const bool chosen = p.mask == nullptr || p.mask[i];
+  const bool chosen = is_marked(p.mask, i);
   const bool finite = all_of_row<kWidth>(p.x + i * p.D, p.D, [](T x, int64_t) { return is_finite(x); });
   if (threadIdx.x % kWarp == 0) w.usable[i] = finite && chosen;
 }

@@ -25,8 +25,6 @@ __global__ void __launch_bounds__(kRowThreads) step_pairs_kernel(const StepPairs
   if (p.exclude != nullptr) p.exclude[i] = stored_id(p.ids, i, p.slots == nullptr ? -1 : p.slots[i]);
 }
 
-__device__ bool is_anchor(const bool* anchors, int64_t i) { return anchors == nullptr || anchors[i]; }
-
 template <typename T>
 __global__ void __launch_bounds__(kMeanThreads) along_kernel(const StepTotalParams<T> p) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * (kMeanThreads / kWarp) + threadIdx.x / kWarp;
@@ -53,7 +51,7 @@ __global__ void __launch_bounds__(kMeanThreads) mean_gradient_kernel(const StepT
   double sum = 0;
   int64_t count = 0;
   for (int64_t i = warp; i < p.B; i += kWarps) {
-    if (!is_anchor(p.anchors, i)) continue;
+    if (!is_marked(p.anchors, i)) continue;
     ++count;
     if (d < p.D)
       sum += static_cast<double>(p.grad_memory[i * p.D + d]) - p.along[i] * static_cast<double>(p.ranking[i * p.D + d]);
@@ -98,7 +96,7 @@ __global__ void __launch_bounds__(kRowThreads) step_total_kernel(const StepTotal
   }
   if (p.grad == nullptr || blockIdx.x >= p.B) return;
   const int64_t begin = blockIdx.x * p.D;
-  const bool centers = p.mean_gradient != nullptr && is_anchor(p.anchors, blockIdx.x);
+  const bool centers = p.mean_gradient != nullptr && is_marked(p.anchors, blockIdx.x);
   for (int64_t d = threadIdx.x * kWidth; d < p.D; d += kRowThreads * kWidth) {
     double grad[kWidth] = {}, grad_rows[kWidth] = {};
     add_weighted(p.memory_weight, p.grad_memory, begin + d, grad);

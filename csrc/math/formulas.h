@@ -18,6 +18,9 @@ namespace xbn {
 XBN_FORMULA constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 XBN_FORMULA constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// Whether row i is one of those in a mask; without one all are.
+XBN_FORMULA bool is_marked(const bool* mask, int64_t i) { return mask == nullptr || mask[i]; }
+
 XBN_FORMULA double softplus(double x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
 
 XBN_FORMULA double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }

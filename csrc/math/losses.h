@@ -261,10 +261,14 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
 
 // What an anchor is given for pass `next` of the program, from its sums so far.
 XBN_FORMULA double given_for(const LossSpec& loss, int next, const RowSums (&sums)[kSlots]) {
-  if (loss.kind == LossKind::ntxent) return log_sum(sums[0]);
-  if (loss.kind == LossKind::triplet_all) return 0;                 // it has its thresholds
-  if (next == 1) return -sums[1].shift - loss.mining;               // negatives above the hardest positive, nearly
-  return (sums[0].shift + loss.b * loss.c) / loss.b + loss.mining;  // positives below the hardest negative, nearly
+  switch (loss.kind) {
+    case LossKind::ntxent: return log_sum(sums[0]);
+    case LossKind::triplet_all: return 0;  // it has its thresholds
+    case LossKind::multi_similarity:
+      if (next == 1) return -sums[1].shift - loss.mining;               // negatives above the hardest positive, nearly
+      return (sums[0].shift + loss.b * loss.c) / loss.b + loss.mining;  // positives below the hardest negative, nearly
+    default: return NAN;                                                // no other loss has a second pass
+  }
 }
 
 // Whether gradients are sums at all: those of extremes are gathered from two rows.

@@ -86,6 +86,10 @@ class Contrastive(LossOfDistances):
         return f"{self.name}_mean" if self.reduction == "mean" else self.name
 
     @property
+    def groups(self) -> int:
+        return 1 if self.reduction == "mean" else 2
+
+    @property
     def passes(self) -> tuple[tuple[int, ...], ...]:
         return ((0,),) if self.reduction == "mean" and self.distance != "euclidean" else ((0, 1),)
 

@@ -16,7 +16,7 @@ from .._autograd import needs_grad
 
 @dataclass(frozen=True)
 class PairLoss:
-    """A loss that `CrossBatchMemory` and `memory_loss` take: one of the classes below.
+    """A loss that `CrossBatchMemory` and `memory_loss` take: one of the classes in this folder.
 
     Its parameters are numbers. A temperature, `SigLIP`'s bias and `Margin`'s boundary may be tensors of shape [] or [1]
     and be learned; margins, scales and the like may not: a learned margin would shrink until the loss vanished.
@@ -26,7 +26,7 @@ class PairLoss:
     """
 
     name: ClassVar[str]
-    """What users and kernels call the loss."""
+    """What users call the loss."""
     words: ClassVar[tuple[str, ...]] = ()
     """Its parameters that are words; the others are numbers."""
     must_be_positive: ClassVar[tuple[str, ...]] = ()
@@ -71,13 +71,18 @@ class PairLoss:
         """The numbers the kernels take, in their order."""
         return [number(getattr(self, name)) for name in self.numbers()]
 
+    @property
+    def groups(self) -> int:
+        """How many averages the loss is a sum of: 2 where negatives and positives are averaged apart."""
+        return 1
+
     def slope(self, positives: Tensor, negatives: Tensor) -> Tensor:
         """dLoss/doffset, by how many positives and negatives of an anchor have a weight, or what these add up to."""
         raise NotImplementedError
 
     @property
     def passes(self) -> tuple[tuple[int, ...], ...]:
-        """The passes over a bank that it takes, and of each the slots that it fills (`csrc/math/losses.h`). None where
+        """The passes over a bank that it takes, and of each the slots that it fills (`csrc/math/losses.h`). Empty where
         their sums cannot be added up over parts of a bank."""
         return ((0, 1),)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from ..losses import DCL, NCA, Circle, LiftedStructure, MultiSimilarity, NTXent, SigLIP, SupCon
+from ..losses.pair_loss import LossWithTemperature
 from ..reference.losses import softplus
 from .pairs import Chunk, Hardest, L, LogSum, Pairs
+
+T = TypeVar("T", bound=LossWithTemperature)
 
 
 class SigLIPPairs(Pairs[SigLIP]):
@@ -27,19 +32,30 @@ class SigLIPPairs(Pairs[SigLIP]):
         return push.sub_(pull).mul_((self.shares()[0] / self.loss.temperature).to(self.dtype))
 
 
-class SupConPairs(Pairs[SupCon]):
-    def __init__(self, loss: SupCon, z: Tensor, anchors: Tensor | None) -> None:
+class PullAndLogSum(Pairs[T]):
+    """A loss of a sum over an anchor's positives, and of a log-sum-exp over some of its pairs."""
+
+    def __init__(self, loss: T, z: Tensor, anchors: Tensor | None) -> None:
         super().__init__(loss, z, anchors)
         self.lse = LogSum(self.zeros())
         self.positives, self.negatives, self.sums = self.zeros(), self.zeros(), self.zeros()
         self.looks = [self.look]
+
+    def pushed(self, chunk: Chunk) -> Tensor:
+        """What the log-sum-exp is over."""
+        raise NotImplementedError
 
     def look(self, chunk: Chunk) -> None:
         x = chunk.s / self.loss.temperature
         self.positives += chunk.positive.sum(1)
         self.negatives += chunk.negative.sum(1)
         self.sums += torch.where(chunk.positive, x, 0).sum(1)
-        self.lse.add(x, chunk.positive | chunk.negative)
+        self.lse.add(x, self.pushed(chunk))
+
+
+class SupConPairs(PullAndLogSum[SupCon]):
+    def pushed(self, chunk: Chunk) -> Tensor:
+        return chunk.positive | chunk.negative
 
     def finish(self) -> None:
         self.count(self.positives, self.negatives)
@@ -54,7 +70,7 @@ class SupConPairs(Pairs[SupCon]):
     def weigh(self, chunk: Chunk) -> Tensor:
         x = chunk.s / self.loss.temperature
         softmax = x.sub_(self.narrow(self.lse.value)).exp_().mul_(self.narrow(self.share))
-        weight = softmax.masked_fill_(~(chunk.positive | chunk.negative), 0)
+        weight = softmax.masked_fill_(~self.pushed(chunk), 0)
         return weight.sub_(torch.where(chunk.positive, self.narrow(self.pull), 0))
 
 
@@ -89,19 +105,9 @@ class NTXentPairs(Pairs[NTXent]):
         return push.sub_(torch.where(chunk.positive, gap.sigmoid_(), 0)).mul_(self.scale)
 
 
-class DCLPairs(Pairs[DCL]):
-    def __init__(self, loss: DCL, z: Tensor, anchors: Tensor | None) -> None:
-        super().__init__(loss, z, anchors)
-        self.lse = LogSum(self.zeros())
-        self.positives, self.negatives, self.sums = self.zeros(), self.zeros(), self.zeros()
-        self.looks = [self.look]
-
-    def look(self, chunk: Chunk) -> None:
-        x = chunk.s / self.loss.temperature
-        self.positives += chunk.positive.sum(1)
-        self.negatives += chunk.negative.sum(1)
-        self.sums += torch.where(chunk.positive, x, 0).sum(1)
-        self.lse.add(x, chunk.negative)
+class DCLPairs(PullAndLogSum[DCL]):
+    def pushed(self, chunk: Chunk) -> Tensor:
+        return chunk.negative
 
     def finish(self) -> None:
         both = (self.positives > 0) & (self.negatives > 0)
@@ -113,7 +119,9 @@ class DCLPairs(Pairs[DCL]):
 
     def weigh(self, chunk: Chunk) -> Tensor:
         x = chunk.s / self.loss.temperature
-        push = x.sub_(self.narrow(self.lse.value)).exp_().mul_(self.narrow(self.push)).masked_fill_(~chunk.negative, 0)
+        push = (
+            x.sub_(self.narrow(self.lse.value)).exp_().mul_(self.narrow(self.push)).masked_fill_(~self.pushed(chunk), 0)
+        )
         return push.sub_(torch.where(chunk.positive, self.narrow(self.pull), 0))
 
 

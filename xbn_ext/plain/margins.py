@@ -17,9 +17,8 @@ class ContrastivePairs(Pairs[Contrastive | Margin]):
 
     def __init__(self, loss: Contrastive | Margin, z: Tensor, anchors: Tensor | None) -> None:
         super().__init__(loss, z, anchors)
-        reduction = "pairs" if isinstance(loss, Margin) else loss.reduction
-        self.per_anchor = reduction == "mean"
-        self.groups = [0, 1 if reduction == "avg_nonzero" else 0]  # of negatives, of positives
+        self.per_anchor = not isinstance(loss, Margin) and loss.reduction == "mean"
+        self.groups = [0, loss.groups - 1]  # of negatives, of positives
         if not self.per_anchor:
             self.looks = [self.look]
 

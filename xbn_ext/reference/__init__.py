@@ -1,9 +1,9 @@
 """The specification: one training step of adaptive cross batch normalization in plain PyTorch.
 
-Every op of `xbn_ext.ops` has its twin here under the same name and with the same arguments, and `step` puts them
+Every op of `xbn_ext.ops` has its twin here under the same name, and `step` puts them
 together as `xbn_ext.CrossBatchMemory` does. Nothing is fused and the whole similarity matrix is built: this is for
 reading and for testing. Run it in float64 and it is the truth that every kernel is measured against. The other plain
-PyTorch, in chunks and for use, is `xbn_ext.plain`.
+PyTorch, in chunks and for use, is `xbn_ext.plain`; it takes from here what is small, such as the formulas of a pair.
 
 Letters: B batch rows, M bank rows (capacity), D dimension, `count` filled bank rows. `z [B, D]` are the
 embeddings of the batch, `bank [M, D]` those of past batches. Whatever the dtype of the embeddings, statistics

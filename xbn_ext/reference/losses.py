@@ -81,7 +81,7 @@ def contrastive(loss: Contrastive | Margin, s: Tensor, p: Tensor, n: Tensor, anc
     pull = torch.where(p, pos_limit - near, 0.0).relu()
     push = torch.where(n, near - neg_limit, 0.0).relu()
     p, n = is_not_zero(pull), is_not_zero(push)
-    if isinstance(loss, Contrastive) and loss.reduction == "avg_nonzero":
+    if loss.groups == 2:
         return [push.sum(), pull.sum()], [n.sum(), p.sum()], p, n
     return [pull.sum() + push.sum()], [p.sum() + n.sum() if isinstance(loss, Margin) else anchors], p, n
 

@@ -150,11 +150,11 @@ def finish(loss: PairLoss, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
     value, count, factor = (torch.zeros_like(sums[..., 0]) for _ in range(3))
     negatives, positives = first[:, 2], second[:, 2]
     match loss:
-        case Contrastive(reduction="avg_nonzero"):
+        case Contrastive() if loss.groups == 2:
             value[:], factor[:], count[:] = sums[..., 0], 1, sums[..., 2]
         case Contrastive() | Margin() if loss.passes == ONE_SLOT:  # negatives have one weight, positives its negative
             value[0], factor[0] = first[:, 0], 1
-            more = first[:, 1] / nearness_slope(loss, first[:, 1])
+            more = first[:, 1] / nearness_slope(loss, torch.zeros_like(first[:, 1]))  # the same at any similarity
             negatives, positives = (first[:, 2] + more) / 2, (first[:, 2] - more) / 2
             count[0] = first[:, 2] if isinstance(loss, Margin) else 1
         case Contrastive():

@@ -70,7 +70,7 @@ struct Batch {
   }
 
   bool is_finite(int64_t i) const { return T(0) * p.dots[i * p.B + p.first + i] == T(0); }
-  bool ranks(int64_t i) const { return p.anchors == nullptr || p.anchors[i]; }
+  bool ranks(int64_t i) const { return is_marked(p.anchors, i); }
 
   const BatchLossParams<T>& p;
   std::vector<T> norm, inverse_norm;                   // [B]

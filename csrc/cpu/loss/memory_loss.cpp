@@ -139,7 +139,7 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
 
   LossSum sum;
   for (int64_t i = 0; i < p.B; ++i) {
-    if (p.anchors != nullptr && !p.anchors[i]) continue;
+    if (!is_marked(p.anchors, i)) continue;
     const RowResult row = finish(loss, totals[i].sums);
     sum.add(row);
     for (int slot = 0; slot < kSlots; ++slot) totals[i].factor[slot] = row.factor[slot];
@@ -184,7 +184,7 @@ void memory_sums(const MemorySumsParams<T, S>& p, const LossSpec& loss, const Cp
   cpu.parallel(kSlots * p.B, kSlots * p.B * p.D, [&](int64_t unit) {
     const int slot = static_cast<int>(unit / p.B);
     const int64_t i = unit % p.B;
-    const bool fills = pass.slot[slot].pairs != Pairs::none && (p.anchors == nullptr || p.anchors[i]);
+    const bool fills = pass.slot[slot].pairs != Pairs::none && is_marked(p.anchors, i);
     p.sums[unit] = fills ? passes.sums(slot, i) : RowSums{};
     if (p.grad_z != nullptr)
       XBN_CALL_ISA(cpu.isa, slot_gradient(ranked, passes.sweep, passes.all(i), fills ? slot : -1, p.sums[unit],

@@ -213,7 +213,7 @@ template <typename T, typename S>
 bool begin_gradient(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, int64_t i) {
   T* out = p.grad_z + i * p.D;
   std::fill(out, out + p.D, sweep.finite[i] ? T(0) : std::numeric_limits<T>::quiet_NaN());
-  return sweep.finite[i] && (p.anchors == nullptr || p.anchors[i]);
+  return sweep.finite[i] && is_marked(p.anchors, i);
 }
 
 // grad_z of one anchor, which is number i of all and `place` of its group: its slots' sums times their factors.

@@ -51,15 +51,15 @@ struct PairScorer {
   };
 
   // Formulas of scores. A pass has one slot for all pairs, or two, or only that of the positives.
-  template <typename Formula>
-  void add_scores(const Formula& formula) const {
+  template <typename F>
+  void add_scores(const F& formula) const {
     const bool apart = pass.slot[1].pairs != Pairs::none;
     AnchorSums sums[kSlots] = {};
     list.each([&](const Pair& pair, float s) {
       const Score<float> score = formula(s, pair.positive, given[pair.anchor]);
       if (!score.counts) return;
       const int slot = apart && pair.positive ? 1 : 0;
-      sums[slot].add(pair.anchor, score.value, Formula::kSumsWeights ? score.weight : 0.0F);
+      sums[slot].add(pair.anchor, score.value, F::kSumsWeights ? score.weight : 0.0F);
       if (gradient) list.add_row(pair, score.weight, grad_of(slot));
     });
     for (int slot = 0; slot < kSlots; ++slot) sums[slot].add_to(part.sums(slot, place));

@@ -183,7 +183,8 @@ class PairScreen<T, true> {
   // Where it has none, the positives are all that is listed, and nothing is to be found.
   bool has_negatives() const { return pass_.slot[0].pairs != Pairs::none; }
 
-  // Finds out above which similarity a negative counts. False: of some anchor all do.
+  // Finds out above which similarity a negative counts. False: of some anchor all do. Of the formulas that
+  // may_be_screened (screen.h) says have such a limit.
   bool limit(const CodedAnchors& anchors, const RowSums* sums, const float* given,
              const Triplets<float, kAnchorBlock>* triplets, int64_t block, int64_t rows) {
     const Slot& slot = pass_.slot[0];
@@ -192,7 +193,8 @@ class PairScreen<T, true> {
       case Formula::distance: return limit_all(anchors, rows);
       case Formula::extreme: return limit_each(anchors, rows, [&](int64_t i) { return sums[i].shift; });
       case Formula::exponent: return limit_each(anchors, rows, [&](int64_t i) { return double{given[i]}; });
-      default: break;
+      case Formula::rank: break;
+      default: return false;
     }
     // A negative and the margin may round up to the lowest positive, and above it.
     const float* lowest = triplets->lowest.data() + block * kAnchorBlock;

@@ -73,8 +73,8 @@ struct Scorer {
   }
 
   // A vector of anchors meets all rows, its sums in registers, then the next.
-  template <typename Formula>
-  void add_scores(const Formula& formula) {
+  template <typename F>
+  void add_scores(const F& formula) {
     const Lanes<T> zero = {}, one = zero + T(1);
     for (int64_t first = 0; first < kBlock; first += L) {
       Lanes<T> value = {}, weights = {}, pairs = {};
@@ -84,7 +84,7 @@ struct Scorer {
         const auto score = formula(load_lanes(s + at), mask.positive, given_lanes);
         const Lanes<T> w = mask.on ? score.weight : zero;
         value += mask.on ? score.value : zero;
-        if (Formula::kSumsWeights) weights += w;
+        if (F::kSumsWeights) weights += w;
         pairs += (mask.on & score.counts) ? one : zero;
         store_lanes(weight + at, w);
       });
@@ -97,8 +97,8 @@ struct Scorer {
   }
 
   // Scales former sums, and a gradient that goes with them, to the largest exponent of these rows. grad may be null.
-  template <typename Formula>
-  void add_exponents(const Formula& formula, T* grad, int64_t padded) {
+  template <typename F>
+  void add_exponents(const F& formula, T* grad, int64_t padded) {
     const Lanes<T> zero = {}, one = zero + T(1);
     for (int64_t first = 0; first < kBlock; first += L) {
       const Lanes<T> given_lanes = load_lanes(given + first);

@@ -93,7 +93,7 @@ class CodedAnchors {
 };
 
 // Whether a pass is one that may be left to single pairs, whose similarities then are sums of kPairChains: it has
-// positives alone, or negatives that count above a limit only.
+// positives alone, or negatives that count above a limit only, which limit (pairs_kernel.h) finds.
 inline bool may_be_screened(const Pass& pass) {
   const Slot& slot = pass.slot[0];
   if (slot.pairs == Pairs::none) return true;

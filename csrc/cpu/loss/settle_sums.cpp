@@ -20,7 +20,7 @@ void settle_sums(const SettleSumsParams& p, const LossSpec& loss, const Cpu&) {
   std::fill_n(p.scale, p.n * kSlots * p.B, 0.0);
   LossSum all;
   for (int64_t i = 0; i < p.B; ++i) {
-    if (p.anchors != nullptr && !p.anchors[i]) continue;
+    if (!is_marked(p.anchors, i)) continue;
     RowSums sums[kSlots] = {};
     for (int slot = 0; slot < kSlots; ++slot)
       if (filled.some[slot])

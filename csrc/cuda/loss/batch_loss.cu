@@ -77,7 +77,7 @@ struct BatchPairs {
         ids(p.ids) {
     anchors[0] = {0, kAnchorWithoutId, T(0), 0};
     if (i >= p.A) return;
-    const bool ranks = p.anchors == nullptr || p.anchors[i];
+    const bool ranks = is_marked(p.anchors, i);
     anchors[0].label = labels[own];
     anchors[0].exclude = id(own);
     anchors[0].state = static_cast<uint8_t>((ranks ? kRanks : 0) | (is_finite(dots[own]) ? kFinite : 0));
@@ -102,8 +102,7 @@ template <typename T>
 __device__ __forceinline__ void finish_batch(const BatchLossParams<T>& p, const BatchWorkspace<T>& w) {
   __shared__ bool last;
   if (!is_last_block(w.ticket, gridDim.x, &last)) return;
-  const LossSum sum =
-      sum_of_anchors<kBlockThreads>(w.result, p.A, [&](int64_t i) { return p.anchors == nullptr || p.anchors[i]; });
+  const LossSum sum = sum_of_anchors<kBlockThreads>(w.result, p.A, [&](int64_t i) { return is_marked(p.anchors, i); });
   if (threadIdx.x != 0) return;
   if (p.totals != nullptr) return sum.store(p.totals);
 #pragma unroll

@@ -5,7 +5,7 @@
 //   out    loss [1], grad_z [B, D], pairs [2]
 //   math   as sweep.cu, a chunk of the bank at a time: rows r_j, similarities s = z r^T, weights, grad += weights r
 //   grid   begin_kernel: a warp to an anchor;  rows_kernel: a warp to a bank row;  score_kernel: a block to 4 anchors,
-//          score_block.cuh
+//          score_block.cuh;  rescale_kernel: a block to an anchor
 //   keeps  one chunk of rows [chunk, D] and similarities [slots * B, chunk], small enough for a second-level cache, and
 //          the gradient [slots * B, D]. A small B x M may be one chunk; of a large one it is 24 MB, or 256 rows.
 //   needs  all M rows are processed whatever the count, since the number of products is decided before the count is

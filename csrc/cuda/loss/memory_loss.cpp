@@ -1,4 +1,5 @@
-// memory_loss and memory_sums on a GPU: which way they go. way.h has them.
+// memory_loss and memory_sums on a GPU: which way they go. simt, tensor: sweep.cu. screen, pairs: screened.cu.
+// composite: composite.cu, and of sums memory_sums.cu. way.h has their interfaces.
 #include "../../check.h"
 #include "../gpu.h"
 #include "way.h"

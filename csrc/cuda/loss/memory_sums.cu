@@ -50,16 +50,12 @@ __global__ void __launch_bounds__(kSumsThreads)
   }
 }
 
-__device__ __forceinline__ bool ranks(const SettleSumsParams& p, int64_t i) {
-  return p.anchors == nullptr || p.anchors[i];
-}
-
 __global__ void __launch_bounds__(kSettleThreads)
     settle_sums_kernel(const SettleSumsParams p, const LossSpec loss, const Filled filled, bool done,
                        RowResult* results) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kSettleThreads + threadIdx.x;
   if (i >= p.B) return;
-  const bool counts = ranks(p, i);
+  const bool counts = is_marked(p.anchors, i);
   RowSums sums[kSlots] = {};
 #pragma unroll
   for (int slot = 0; slot < kSlots; ++slot)
@@ -82,7 +78,8 @@ __global__ void __launch_bounds__(kSettleThreads)
 
 __global__ void __launch_bounds__(kTotalsThreads)
     totals_kernel(const SettleSumsParams p, bool done, const RowResult* results) {
-  const LossSum all = sum_of_anchors<kTotalsThreads>(results, p.B, [&](int64_t i) { return done && ranks(p, i); });
+  const LossSum all =
+      sum_of_anchors<kTotalsThreads>(results, p.B, [&](int64_t i) { return done && is_marked(p.anchors, i); });
   if (threadIdx.x == 0) all.store(p.totals);
 }
 

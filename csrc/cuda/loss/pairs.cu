@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
     finite = finite && is_finite(z[v].x) && is_finite(z[v].y) && is_finite(z[v].z) && is_finite(z[v].w);
   }
   finite = __all_sync(0xffffffffu, finite);
-  const bool ranks = p.anchors == nullptr || p.anchors[i];
+  const bool ranks = is_marked(p.anchors, i);
   const uint8_t state = static_cast<uint8_t>((ranks ? kRanks : 0) | (finite ? kFinite : 0));
   if (slice == 0 && lane == 0) partial.state[i] = state;
   const Anchor<float> anchor = {p.labels[i], excluded_id(p, i), 0, state};

@@ -24,8 +24,8 @@ struct ThreadPairs {
 
 // The three kinds of formulas: each adds what the tile contributes to the anchors' sums, and turns similarities into
 // weights.
-template <int kDim, typename Formula>
-__device__ __forceinline__ void add_scores(Shared<kDim>& shared, const Formula& formula, const ThreadPairs& pairs,
+template <int kDim, typename F>
+__device__ __forceinline__ void add_scores(Shared<kDim>& shared, const F& formula, const ThreadPairs& pairs,
                                            float (&s)[Shape<kDim>::kSquare][4]) {
   constexpr int kSquare = Shape<kDim>::kSquare;
   const int x = threadIdx.x % kSide, y = threadIdx.x / kSide;
@@ -51,8 +51,8 @@ __device__ __forceinline__ void add_scores(Shared<kDim>& shared, const Formula& 
 }
 
 // Returns whether this thread's anchors have a larger exponent than before; then `rescale` says by how much.
-template <int kDim, typename Formula>
-__device__ __forceinline__ bool add_exponents(Shared<kDim>& shared, const Formula& formula, const ThreadPairs& pairs,
+template <int kDim, typename F>
+__device__ __forceinline__ bool add_exponents(Shared<kDim>& shared, const F& formula, const ThreadPairs& pairs,
                                               float (&s)[Shape<kDim>::kSquare][4]) {
   constexpr int kSquare = Shape<kDim>::kSquare;
   const int x = threadIdx.x % kSide, y = threadIdx.x / kSide;

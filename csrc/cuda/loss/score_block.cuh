@@ -47,9 +47,9 @@ __device__ __forceinline__ void each_pair(const BlockPairs& block, Pairs pairs, 
 }
 
 // What a pair adds to the sums of its anchor, and its weight. Exponents are scaled by e^-shift.
-template <typename T, typename Formula>
-__device__ __forceinline__ Score<T> score_of(const Formula& formula, T s, bool positive, bool on, T given, T shift) {
-  if constexpr (Formula::kExponential) {
+template <typename T, typename F>
+__device__ __forceinline__ Score<T> score_of(const F& formula, T s, bool positive, bool on, T given, T shift) {
+  if constexpr (F::kExponential) {
     const Exponent<T> e = formula(s, positive, given);
     const bool counts = on && e.counts;
     const T term = counts ? exp_of_negative(e.x - shift) : T(0);

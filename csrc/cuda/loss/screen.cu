@@ -143,7 +143,7 @@ __device__ __forceinline__ void load_operands(const MemoryLossParams<float, floa
   __syncthreads();
   if (warp < Shape::kAnchors / kWarp) {
     const int64_t i = first + thread;
-    const bool ranks = i < p.B && (p.anchors == nullptr || p.anchors[i]);
+    const bool ranks = i < p.B && is_marked(p.anchors, i);
     shared.label[thread] = make_uint2(i < p.B ? hash_of(p.labels[i]) : 0, ranks ? ~0u : 0u);
     float of_anchor = 0;
 #pragma unroll

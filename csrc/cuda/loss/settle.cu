@@ -32,7 +32,8 @@ int power_of_two_up_to(int64_t n, int most) {
   return power;
 }
 
-// The formula of a slot: where all slots of a loss have the same, known when this is compiled.
+// The formula of a slot: where all slots of a loss have the same, known when this is compiled. (That of a Euclidean
+// distance is settled as a margin's is.)
 template <LossKind kKind>
 __device__ __forceinline__ Formula formula_of(const Filled& filled, int slot) {
   if (kKind == LossKind::contrastive) return Formula::margin;
