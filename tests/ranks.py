@@ -89,7 +89,7 @@ SIZES = {  # of the parts of a batch, at a step
 class Divided:
     """A batch and the parts of it that the ranks have, as arguments of a `CrossBatchMemory`."""
 
-    def __init__(self, step, sizes="even", dtype=torch.float32, ids=False, mask=False, ids_on=None):
+    def __init__(self, step, sizes="even", dtype=torch.float32, ids=False, mask=False, ids_on=None, spoiled=False):
         W, rank = dist.get_world_size(), dist.get_rank()
         rows = SIZES[sizes](W, step)
         B = sum(rows)
@@ -103,6 +103,8 @@ class Divided:
         self.options, self.own_options = {}, {}
         if mask:
             self._add("enqueue_mask", torch.rand(B, generator=draw) < 0.4)
+        if spoiled:  # a row of each rank that only is stored
+            self.x[self.options["enqueue_mask"].nonzero()[::3], 1] = torch.nan
         if ids:
             given = torch.randint(-1, 12, (B,), generator=draw)
             if ids_on is None:

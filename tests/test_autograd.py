@@ -158,8 +158,9 @@ def test_what_has_no_derivative_leaves_the_memory_alone(compute):
     torch.testing.assert_close(dict(criterion.named_state()), before, rtol=0, atol=0, equal_nan=True)
 
 
-def test_evaluation_without_grad_may_be_transformed():
-    criterion = CrossBatchMemory(SupCon(nn.Parameter(torch.tensor(0.2))), D, M)
+@pytest.mark.parametrize("centred", [False, True])
+def test_evaluation_without_grad_may_be_transformed(centred):
+    criterion = CrossBatchMemory(SupCon(nn.Parameter(torch.tensor(0.2))), D, M, center_gradient=centred)
     criterion(torch.randn(B, D), labels())
     criterion.eval()
     x = torch.randn(3, B, D)

@@ -88,6 +88,10 @@ def a_gradient_is_centred_over_all_anchors():
         # One step: gradients of a temperature add up to less than each of them.
         learned = SupCon(nn.Parameter(torch.tensor(0.2)))
         same_steps(learned, batch, steps=1, center_gradient=True, enqueue="before")
+    spoiled = {"sizes": "uneven", "mask": True, "spoiled": True}
+    same_steps(Contrastive(), spoiled, steps=3, center_gradient=True, batch_weight=0.0)
+    learned = SupCon(nn.Parameter(torch.tensor(0.2)))
+    same_steps(learned, spoiled, steps=2, batch_weight=0.0)
 
 
 def every_way_to_keep_a_memory_is_that_of_one_process(rank):

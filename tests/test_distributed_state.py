@@ -3,6 +3,7 @@
 from datetime import timedelta
 from functools import partial
 
+import numpy as np
 import pytest
 import ranks
 import torch
@@ -66,8 +67,9 @@ def a_group_may_be_a_mesh_or_a_part_of_the_processes(rank):
         CrossBatchMemory(SupCon(), D, M, process_group=groups[(rank + 1) % W])
     with pytest.raises(ValueError, match="process_group must be a mesh of one or two dimensions, got one of 3"):
         CrossBatchMemory(SupCon(), D, M, process_group=init_device_mesh("cpu", (W, 1, 1)))
-    with pytest.raises(TypeError, match="process_group must be a ProcessGroup or a DeviceMesh of torch"):
-        CrossBatchMemory(SupCon(), D, M, process_group="nccl")
+    for wrong in ("nccl", 0, torch.tensor(2), np.float64(0.5)):
+        with pytest.raises(TypeError, match="process_group must be a ProcessGroup or a DeviceMesh of torch"):
+            CrossBatchMemory(SupCon(), D, M, process_group=wrong)
 
 
 CHECKS = [

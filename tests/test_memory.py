@@ -129,6 +129,52 @@ def test_a_centred_gradient_is_the_other_without_what_turns_all_anchors(make, ma
     torch.testing.assert_close(grad, expected, rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.parametrize("make", OF_EACH_WAY.values(), ids=OF_EACH_WAY)
+@pytest.mark.parametrize("centred", [True, False], ids=["centred", "plain"])
+def test_a_key_that_is_not_finite_is_as_if_it_were_not_there(make, centred, device):
+    """It is not stored, and in no pair: loss and gradients are those of the others, also of what is learned."""
+    *stored, (x, labels) = batches(4, torch.float64, device=device)
+    mask = torch.arange(len(x), device=device) % 2 == 1
+    results = []
+    for there in (True, False):
+        criterion = CrossBatchMemory(
+            make(), D, M, memory_dtype=torch.float64, batch_weight=0.0, center_gradient=centred
+        ).to(device)
+        for rows, their_labels in stored:
+            criterion(rows, their_labels)
+        criterion.zero_grad()
+        rows = torch.arange(len(x), device=device)
+        given = x.clone()
+        given[3] = torch.nan
+        rows = rows if there else rows[rows != 3]
+        given = given[rows].requires_grad_()
+        value = criterion(given, labels[rows], enqueue_mask=mask[rows])
+        value.backward()
+        results.append([value.detach(), given.grad[~mask[rows]], [p.grad for p in criterion.parameters()]])
+    assert results[0][0].isfinite()
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("make", OF_EACH_WAY.values(), ids=OF_EACH_WAY)
+def test_a_row_that_is_not_finite_teaches_nothing_while_the_memory_takes_no_part(make, device):
+    criterion = CrossBatchMemory(make(), D, M, batch_weight=0.0, warmup_steps=2).to(device)
+    x = torch.randn(B, D, device=device)
+    x[1, 1] = torch.inf
+    value = criterion(x.requires_grad_(), torch.arange(B, device=device) % 3)
+    value.backward()
+    assert value == 0 and all(p.grad is None or (p.grad == 0).all() for p in criterion.parameters())
+
+
+def test_beside_an_estimated_noise_the_other_does_nothing(device):
+    found = []
+    for noise in (1.0, 1e-320, 1e308):
+        criterion = CrossBatchMemory(Contrastive(), D, M, measurement_noise=noise).to(device)
+        for x, labels in batches(6, device=device):
+            criterion(x, labels)
+        found.append(criterion.state_dict())
+    assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in other)
+
+
 def test_numbers_of_pytorch_metric_learning(device):
     """`batch_weight=0, enqueue="before", drift="none"` is its CrossBatchMemory."""
     losses = pytest.importorskip("pytorch_metric_learning.losses")

@@ -13,7 +13,7 @@ from processes import context, start
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from xbn_ext import Contrastive, CrossBatchMemory, SupCon, Triplet
+from xbn_ext import Contrastive, CrossBatchMemory, CustomLoss, SupCon, Triplet
 
 D, M, B = 8, 32, 6
 OLD = Path(__file__).parent / "data" / "memory-0.1.0.pt"
@@ -364,7 +364,7 @@ def test_hooks_see_the_state_first():
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("made_there", [False, True])
 def test_loading_where_nothing_is_tracked(assign, made_there):
-    """A memory that is made or loaded under inference_mode; what is not made there can be written outside."""
+    """A memory that is made or loaded under inference_mode can be written outside."""
     saved = train(CrossBatchMemory(Contrastive(), D, M)).state_dict()
     criterion = CrossBatchMemory(Contrastive(), D, M)
     with torch.inference_mode():
@@ -372,8 +372,33 @@ def test_loading_where_nothing_is_tracked(assign, made_there):
             criterion = CrossBatchMemory(Contrastive(), D, M)
         criterion.load_state_dict(saved, assign=assign)
     assert_state(criterion, saved)
-    if assign or not made_there:
+    train(criterion)
+
+
+class Own(CustomLoss):
+    def positive(self, s):
+        return 1 - s
+
+    def negative(self, s):
+        return s.relu()
+
+
+@pytest.mark.parametrize(
+    "loss", [Contrastive(), Own(), SupCon(nn.Parameter(torch.tensor(0.1)))], ids=["native", "own", "learned"]
+)
+@pytest.mark.parametrize("change", [copy.deepcopy, lambda c: c._apply(torch.clone)])
+def test_what_is_copied_or_moved_where_nothing_is_tracked(loss, change):
+    """It can be written outside, whichever way the loss goes; a temperature from there cannot be learned."""
+    criterion = train(CrossBatchMemory(loss, D, M, center_gradient=True))
+    with torch.inference_mode():
+        criterion = change(criterion)
+    if not any(p.is_inference() for p in criterion.parameters()):
         train(criterion)
+        return
+    before = copy.deepcopy(criterion.state_dict())
+    with pytest.raises(RuntimeError, match="a parameter of the loss was made in inference mode"):
+        train(criterion)
+    assert_state(criterion, before)
 
 
 @pytest.mark.parametrize("assign", [False, True])

@@ -77,6 +77,30 @@ def test_step(options, masked, with_ids, temperature, ops, device, dtype):
         torch.testing.assert_close(got, expected, rtol=rtol, atol=atol, check_dtype=False)
 
 
+@pytest.mark.parametrize("spoiled", ["an anchor", "a key"])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_row_that_is_not_finite_spoils_no_other_gradient(spoiled, normalized, ops, device, dtype):
+    """Neither does the mean that centring takes off: it is that of the other anchors."""
+    options = {"center_gradient": True, "batch_weight": 0.0, "normalize_embeddings": normalized}
+    given, labels = batch(dtype, device)
+    given[2, 3] = torch.inf
+    mask = torch.arange(B, device=device) >= (B - 3 if spoiled == "an anchor" else 2)
+    mask[2] = spoiled == "a key"
+    grads = []
+    ours = memory(dtype, device)
+    for module, m in ((reference, state.clone(ours, torch.float64)), (ops, ours)):
+        x = given.to(m.bank.dtype, copy=True).requires_grad_()
+        value = module.step_(m, x, labels, Contrastive(0.9, 0.2), enqueue_mask=mask, **options)
+        value.backward()
+        assert value.isfinite() == (spoiled == "a key")
+        grads.append(x.grad)
+    others = torch.arange(B, device=device) != 2
+    expected, found = (grad[others] for grad in grads)
+    assert found.isfinite().all() and found[~mask[others]].norm() > 1e-3
+    rtol, atol = (1e-9, 1e-11) if dtype == torch.float64 else (2e-4, 2e-5)
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=atol, check_dtype=False)
+
+
 @only(dtype="f32")
 @pytest.mark.parametrize("deferred", [False, True])
 @pytest.mark.parametrize("enqueue", ["after", "before"])

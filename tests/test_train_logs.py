@@ -204,6 +204,17 @@ def test_a_run_that_goes_on_is_the_same_run_in_wandb(shapes: Path, tmp_path: Pat
     assert len(wandb.begun) == 3 and "identity" not in checkpoint.load(tmp_path / "checkpoint.pt")
 
 
+def test_a_run_that_goes_on_without_wandb_for_a_while_is_the_same_run_in_it(
+    shapes: Path, tmp_path: Path, wandb: Recorder
+) -> None:
+    config = settings(shapes, tmp_path, wandb="shoes", resume=True)
+    for steps, project in ((4, "shoes"), (3, None)):
+        with pytest.raises(loop.Interrupted):
+            run.run(replace(config, wandb=project), asked_to_stop=miniatures.after(steps))
+    run.run(config)
+    assert len(wandb.begun) == 2 and len({how["id"] for how in wandb.begun}) == 1
+
+
 def test_what_wandb_refuses_is_said_in_a_line(
     shapes: Path, tmp_path: Path, wandb: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

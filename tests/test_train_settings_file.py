@@ -44,10 +44,38 @@ def test_the_command_line_overrides_the_file_and_that_the_recipe(tmp_path: Path)
     assert parse(["--config", str(file)]) == parse([])
 
 
+def test_another_loss_than_the_file_s_has_its_own_parameters(tmp_path: Path) -> None:
+    """As with a recipe: a margin of similarities is none of distances."""
+    file = tmp_path / "c.yaml"
+    file.write_text(settings_file.text(parse(["--neg-margin", "0.3", "--steps", "7"])))
+    euclidean = parse(["--config", str(file), "--distance", "euclidean"])
+    assert euclidean.pair_loss() == parse(["--distance", "euclidean"]).pair_loss() and euclidean.steps == 7
+    assert parse(["--config", str(file), "--loss", "supcon"]).pair_loss() == parse(["--loss", "supcon"]).pair_loss()
+    same = parse(["--config", str(file), "--distance", "cosine", "--loss", "contrastive", "--pos-margin", "0.9"])
+    assert (same.pair_loss().parameters, same.reduction) == ([0.9, 0.3], "avg_nonzero")
+    file.write_text("loss: triplet\nsoft: true\n")
+    assert parse(["--config", str(file), "--loss", "triplet"]).soft
+    assert parse(["--config", str(file), "--loss", "ntxent"]).soft is None
+
+
+@pytest.mark.parametrize("name", ["a\x85b", "a\u2028b", "a\nb", "a\tb", "é", "a: b", "~", "a #b"])
+def test_a_name_of_any_characters_is_read_as_it_was(name: str, tmp_path: Path) -> None:
+    config, file = parse(["--data", f"folder:{name}"]), tmp_path / "config.yaml"
+    file.write_text(settings_file.text(config), encoding="utf-8")
+    assert parse(["--config", str(file)]).data == config.data
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("- lr", r"--config .*c\.yaml: must have lines such as 'batch_size: 64'"),
+        ("out: 2024-13-45", r"--config .*c\.yaml: cannot be read: month must be in 1\.\.12"),
+        ("lr: !!float abc", r"--config .*c\.yaml: cannot be read: could not convert string to float: 'abc'"),
+        ("lr: " + "[" * 3000, r"--config .*c\.yaml: cannot be read: maximum recursion depth exceeded"),
+        ('out: "a\\0b"', r"argument --out: 'a\\x00b' has a null character, which no name has"),
+        ('data: "folder:a\\0b"', r"--data 'folder:a\\x00b': has a null character, which no name has"),
+        ("lr: 1\nlr: 2", r"--config .*c\.yaml: cannot be read: lr is there twice"),
+        ("eval_every: 1\neval-every: 2", r"--config .*c\.yaml: eval.every and eval.every are one setting"),
         ("lr: [1", r"--config .*c\.yaml: cannot be read: while parsing a flow sequence"),
         ("learning_rate: 1", r"--config .*c\.yaml: there is no setting learning_rate; --help lists them"),
         ("config: c.yaml", r"--config .*c\.yaml: there is no setting config"),

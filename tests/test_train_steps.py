@@ -185,6 +185,24 @@ def test_one_batch_without_a_finite_loss_spoils_its_step_alone(shapes: Path, tmp
     assert not all(torch.equal(before[name], value) for name, value in made.model.named_parameters())
 
 
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_spoils_its_step_alone(clip: float, shapes: Path, tmp_path: Path) -> None:
+    """Also where the loss is: a kernel may overflow on the way back only."""
+    made = trainer(settings(shapes, tmp_path, clip_grad=clip, ema=0.5))
+    images, labels = made.batches[0]
+    before = {name: value.clone() for name, value in made.model.named_parameters()}
+    spoiled = [True, False]
+    made.model.head.weight.register_hook(lambda grad: grad * math.nan if not spoiled or spoiled.pop(0) else grad)
+    assert math.isfinite(made.train_step([(images, labels)])) and made.bad_steps == 1
+    assert all(torch.equal(before[name], value) for name, value in made.model.named_parameters())
+    assert made.average is not None and made.average.state_dict()["updates"] == 0
+    assert math.isfinite(made.train_step([(images, labels)])) and made.bad_steps == 0
+    assert not all(torch.equal(before[name], value) for name, value in made.model.named_parameters())
+    with pytest.raises(loop.TrainingError, match="its gradient was not finite in each of the 10 steps up to step 11: "):
+        for _ in range(loop.MAX_BAD_STEPS):
+            made.train_step([(images, labels)])
+
+
 @pytest.mark.parametrize("stop", [1, 4, 5])
 def test_a_run_with_several_batches_a_step_goes_on_exactly(stop: int, shapes: Path, tmp_path: Path) -> None:
     changes = {"accumulate": 2, "memory_size": 48, "ema": 0.8, "warmup_steps": 2}
@@ -245,15 +263,21 @@ def test_a_run_goes_on_with_it_or_without(shapes: Path, tmp_path: Path, quickly:
     assert len(quickly) == 2
 
 
+@pytest.mark.parametrize("of_cache", [False, True])
 def test_what_cannot_be_compiled_is_said_in_a_line(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    of_cache: bool, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def forward(*_: object) -> Any:
+        raise FileNotFoundError(2, "No such file or directory", "/cache")
+
     def backend(*_: object) -> Any:
         raise RuntimeError("there is no C++ compiler. Install one")
 
     original = torch.compile
     torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", lambda network, **how: original(network, backend=backend, **how))
+    monkeypatch.setattr(
+        torch, "compile", lambda network, **how: forward if of_cache else original(network, backend=backend, **how)
+    )
     with pytest.raises(ConfigError, match=r"^--compile: torch cannot compile the network \(.*; leave it out$"):
         run.run(settings(shapes, tmp_path, compile=True))
 

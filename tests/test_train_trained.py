@@ -20,7 +20,7 @@ from full_disk import files_end_after
 from PIL import Image
 from safetensors import safe_open
 
-from train import embed, export
+from train import embed, export, report
 from train.augment import evaluation_view, to_tensor
 from train.checkpoint import CHECKPOINT, load
 from train.data import DataError, images
@@ -151,7 +151,9 @@ def test_an_empty_name_is_not_the_current_folder(
         embed.main(words)
     with pytest.raises(SystemExit, match=r"^2$"):
         export.main([str(trained), "--out", ""])
-    assert capsys.readouterr().err.count("the name of a folder is empty") == 2
+    with pytest.raises(SystemExit, match=r"^2$"):
+        report.main([""])
+    assert capsys.readouterr().err.count("the name of a folder is empty") == 3
 
 
 def test_what_cannot_be_listed_is_not_passed_over(
@@ -188,6 +190,43 @@ def test_an_exported_network_gives_the_same_embeddings(trained: Path, tmp_path: 
         assert json.loads(weights.metadata()["embedding_dim"]) == 12
     about = json.loads((out / export.ABOUT).read_text())
     assert (about["image_size"], about["resize"], about["settings"]["loss"]) == (32, 37, "contrastive")
+
+
+class Tied(torch.nn.Module):
+    """A backbone that has a weight twice, as some of timm's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = self.again = torch.nn.Conv2d(3, 3, 3, 2, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.again(self.conv(images)).mean((2, 3))
+        return features
+
+
+class Branching(Tied):
+    """One that does what depends on what it sees, which no program of torch.export can."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = super().forward(images)
+        return features if float(features.detach().sum()) > 0 else -features
+
+
+@pytest.mark.parametrize("backbone", [Tied, Branching])
+def test_an_unusual_network_is_exported_or_it_is_said_in_a_line(
+    backbone: type[Tied], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    made = Trained(trained)
+    made.network.backbone, made.network.head = backbone(), torch.nn.Linear(3, 12)
+    monkeypatch.setattr(export, "Trained", lambda *_: made)
+    status = export.main([str(trained), "--out", str(tmp_path / "out")])
+    if backbone is Branching:
+        assert status == 2 and "torch.export cannot take its network" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+        return
+    with safe_open(tmp_path / "out" / export.WEIGHTS, "pt") as weights:
+        assert torch.equal(weights.get_tensor("backbone.conv.weight"), weights.get_tensor("backbone.again.weight"))
 
 
 def test_of_no_run_nothing_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,11 +32,17 @@ def folder_path(text: str) -> Path:
     """A path that was given: an empty one, as of a shell variable that is not set, would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("the name of a folder is empty")
-    return Path(text)
+    return _path(text)
 
 
 def file_path(text: str) -> Path:
     """A path that was given, of a file or the beginning of its name."""
     if Path(text).name in ("", ".."):
         raise argparse.ArgumentTypeError(f"{text!r} does not end with the name of a file")
+    return _path(text)
+
+
+def _path(text: str) -> Path:
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} has a null character, which no name has")
     return Path(text)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 
 from . import losses, recipes, settings_file
 from .about import file_path
@@ -65,11 +66,25 @@ def parse(arguments: Sequence[str] | None = None, *, allow_abbrev: bool = True) 
     try:
         file = parser.parse_args(arguments).config
         if file is not None:
-            arguments = [*settings_file.words(file), *(sys.argv[1:] if arguments is None else arguments)]
+            arguments = _with_file(parser, file, sys.argv[1:] if arguments is None else arguments)
         values = vars(_with_recipe(parser, arguments))
         return Config(**{f.name: values[f.name] for f in fields(Config)})
     except ConfigError as error:
         parser.error(str(error))
+
+
+def _with_file(parser: argparse.ArgumentParser, file: Path, arguments: Sequence[str]) -> list[str]:
+    """The command line after what a file says: without the parameters of its loss, if the command line has another."""
+
+    def loss(words: Sequence[str]) -> tuple[str, str]:
+        given = parser.parse_args(words)
+        return given.loss, given.distance or "cosine"
+
+    words = settings_file.words(file)
+    if loss([*words, *arguments]) != loss(words):
+        of_loss = tuple(map(losses.flag, losses.PARAMETERS))
+        words = [word for word in words if word.partition("=")[0] not in of_loss]
+    return [*words, *arguments]
 
 
 def _with_recipe(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:

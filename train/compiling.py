@@ -35,7 +35,7 @@ def plain_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (TorchDynamoException, InductorError) as error:
+    except (TorchDynamoException, InductorError, OSError) as error:  # OSError: of its cache
         raise ConfigError(
             f"--compile: torch cannot compile the network ({checkpoint.why(error)}); leave it out"
         ) from error

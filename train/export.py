@@ -50,18 +50,23 @@ def export(run: Path, out: Path, weights_of: str | None = None) -> None:
     ``image_size`` of either side.
 
     Raises:
-        ConfigError: there is no such run, or the folder cannot be written.
+        ConfigError: there is no such run, torch cannot export its network, or the folder cannot be written.
     """
     trained = Trained(run, weights_of)
     settings = trained.settings
     trained.network.precision = torch.float32
     example = torch.zeros(2, 3, settings.image_size, settings.image_size, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    program = torch.export.export(trained, (example,), dynamic_shapes=({0: batch},))
+    try:
+        program = torch.export.export(trained, (example,), dynamic_shapes=({0: batch},))
+    except Exception as error:  # of many kinds
+        reason = f"torch.export cannot take its network, {settings.backbone} ({checkpoint.why(error)})"
+        raise ConfigError(f"RUN {run}: {reason}") from error
     with checkpoint.writing(out):
         out.mkdir(parents=True, exist_ok=True)
     checkpoint.write_whole(out / PROGRAM, lambda path: _save(path, program))
-    weights = {name: tensor.contiguous() for name, tensor in trained.network.state_dict().items()}
+    # Copies: some networks use a tensor in two places.
+    weights = {name: tensor.clone().contiguous() for name, tensor in trained.network.state_dict().items()}
     about = {
         "input": INPUT,
         "output": OUTPUT,

@@ -37,18 +37,20 @@ class Journal:
         self.history: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         self.recent_losses: list[float] = []
         self.identity = uuid4().hex[:8]
-        """Of the run in Weights & Biases."""
+        """Of the run in Weights & Biases, also if it goes on without for a while."""
+        self.is_identified = config.wandb is not None
         self.logs = Logs()
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        identity = {} if self.config.wandb is None else {"identity": self.identity}
+        identity = {"identity": self.identity} if self.is_identified else {}
         return {"recent_losses": list(self.recent_losses), "history": self.history, **identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what a checkpoint has."""
         self.recent_losses, self.history = state["recent_losses"], state["history"]
-        self.identity = state.get("identity", self.identity)
+        if "identity" in state:
+            self.identity, self.is_identified = state["identity"], True
 
     def begin(self, done: int, *, silent: bool) -> None:
         """Begin the logs after so many steps, if not ``silent``; like the others raises ConfigError if that fails."""

@@ -21,7 +21,7 @@ from .data import Dataset
 from .drift import DriftMeter, Staleness, probes
 from .evaluate import Scores
 from .journal import Journal
-from .making import make_criterion, make_optimizer, make_sampler, set_learning_rates
+from .making import limit_gradient, make_criterion, make_optimizer, make_sampler, set_learning_rates
 from .model import Embedder
 from .oracle import Oracle
 from .ranks import ALONE, Ranks
@@ -244,10 +244,8 @@ class Trainer:
         value = sum(values) / len(values)
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.ranks.add_up(trained)
-        if math.isfinite(value):  # the memory itself keeps rows that are not finite out
-            if self.config.clip_grad:
-                self.scaler.unscale_(self.optimizer)
-                torch.nn.utils.clip_grad_norm_(trained, self.config.clip_grad)
+        # The memory itself keeps rows that are not finite out.
+        if math.isfinite(value) and limit_gradient(self.optimizer, self.scaler, self.config.clip_grad):
             self.scaler.step(self.optimizer)  # not where gradients overflow: their scale is halved then
             self.scaler.update()
             if self.average is not None:
@@ -259,8 +257,8 @@ class Trainer:
             self.bad_steps += 1
             if self.bad_steps == MAX_BAD_STEPS:
                 raise TrainingError(
-                    f"the loss was {value} in each of the {MAX_BAD_STEPS} steps up to step {self.step}: "
-                    "lower --lr or --backbone-lr, or lengthen --lr-warmup"
+                    f"the loss, {value} now, or its gradient was not finite in each of the {MAX_BAD_STEPS} steps up to "
+                    f"step {self.step}: lower --lr or --backbone-lr, or lengthen --lr-warmup"
                 )
         self.step += 1
         return value

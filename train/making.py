@@ -63,6 +63,20 @@ def make_optimizer(config: Config, model: Embedder) -> torch.optim.Optimizer:
     return make([group for group in groups if group["params"]], lr=config.lr, weight_decay=config.weight_decay)
 
 
+def limit_gradient(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, most: float) -> bool:
+    """Scale a gradient with a larger norm down to ``most``, unless that is 0; returns False if it is not finite.
+
+    In float16 that happens now and then: the scaler sees it itself, leaves the step out and scales less.
+    """
+    gradient = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if most:
+        scaler.unscale_(optimizer)
+    norm = torch.nn.utils.get_total_norm(gradient)
+    if most:
+        torch.nn.utils.clip_grads_with_norm_([p for g in optimizer.param_groups for p in g["params"]], most, norm)
+    return scaler.is_enabled() or bool(norm.isfinite())
+
+
 def learning_rate(config: Config, step: int) -> float:
     """The part of the peak rate used at a step: a linear rise, then as --schedule says."""
     if step < config.lr_warmup:

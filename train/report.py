@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint, losses, page, results, terminal
-from .about import file_path
+from .about import file_path, folder_path
 from .config import Config, ConfigError
 from .program import called
 from .trained import NO_RUN
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog=called("report"),
         description="Show a finished run on one page of HTML: scores, curves, neighbours, settings, data and machine.",
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="the --out of a finished run")
+    parser.add_argument("run", metavar="RUN", type=folder_path, help="the --out of a finished run")
     parser.add_argument("--out", type=file_path, help=f"the page (default: {checkpoint.REPORT} in RUN)")
     given = parser.parse_args(arguments)
     out = given.out or given.run / checkpoint.REPORT

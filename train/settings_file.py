@@ -25,18 +25,36 @@ def words(path: Path) -> list[str]:
         ConfigError: the file cannot be read, or has an unknown setting, or a value that no setting takes.
     """
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        settings = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a date that there is not
         raise ConfigError(f"--config {path}: cannot be read: {' '.join(str(error).split())}") from error
     if settings is None:  # an empty file
         return []
     if not isinstance(settings, dict):
         raise ConfigError(f"--config {path}: must have lines such as 'batch_size: 64'")
+    twice = {a for a in settings for b in settings if a is not b and _field(a) == _field(b)}
+    if twice:
+        raise ConfigError(f"--config {path}: {' and '.join(map(str, twice))} are one setting")
     return [word for name, value in settings.items() for word in _words(path, name, value)]
 
 
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Refuses a name that is there twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(problem=f"{twice} is there twice")
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
+
+
+def _field(name: object) -> str:
+    return str(name).replace("-", "_")
+
+
 def _words(path: Path, name: object, value: object) -> list[str]:
-    field = str(name).replace("-", "_")
+    field = _field(name)
     argument = f"--{field.replace('_', '-')}"
     if field in OF_THE_MOMENT:
         raise ConfigError(f"--config {path}: {name} belongs on the command line")
@@ -56,5 +74,16 @@ def _words(path: Path, name: object, value: object) -> list[str]:
 def text(config: Config) -> str:
     """All settings that decide a run's result, as a file that ``words`` reads."""
     settings: dict[str, Any] = {name: value for name, value in config.settings().items() if value is not None}
-    dumped: str = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    dumped: str = yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return dumped
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Quotes what has characters that cannot be seen: some of them would be read as the end of a line."""
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        style = None if text.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)

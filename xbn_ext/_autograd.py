@@ -53,8 +53,9 @@ def _has_autocast(device_type: str) -> bool:
 _has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def check_step(step: Tensor, *given: Tensor | None) -> None:
+def check_step(step: Tensor, *given: Tensor | None, learns: bool) -> None:
     """Raises RuntimeError, before a memory is written, where its loss has no derivative or would be computed twice.
+    What is given are embeddings, labels and the like, and what the loss has that are tensors.
 
     Activation checkpointing calls what it wraps once more during the backward pass. A memory that has moved since would
     move again and rank another loss than the one returned.
@@ -66,6 +67,10 @@ def check_step(step: Tensor, *given: Tensor | None) -> None:
     check_not_transformed(
         "where it writes its memory or something learns: call it in eval() and under no_grad()", *given
     )
+    for t in given if learns else ():
+        if t is not None and t.is_floating_point() and t.is_inference():
+            which = "embeddings were" if t is given[0] else "a parameter of the loss was"
+            raise RuntimeError(f"{which} made in inference mode, and autograd cannot use that: clone it outside")
 
 
 def check_not_transformed(where: str, *given: Tensor | None) -> None:
@@ -108,19 +113,46 @@ class _WithGradient(torch.autograd.Function):
         return None, differentiable_once(grad_value * grad_z, z, *others), None, *(None for _ in others)
 
 
-def across(grad: Tensor, z: Tensor) -> Tensor:
-    """What of a gradient `[B, D]` is across the rows of `z [B, D]`, and so turns them."""
-    squared = z.square().sum(1, keepdim=True)
-    return grad - torch.where(squared > 0, (grad * z).sum(1, keepdim=True) / squared, 0) * z
+def divided(z: Tensor, divisor: Tensor) -> Tensor:
+    """`z [B, D] / divisor []`. Rows that are not finite have no part in the divisor's gradient: a loss may be finite in
+    spite of them, as where they only are stored, and what arrives here as theirs is NaN all the same."""
+    return _Divided.apply(z, divisor) if torch.is_grad_enabled() else z / divisor
+
+
+class _Divided(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, divisor: Tensor) -> Tensor:
+        ctx.save_for_backward(z, divisor)
+        return z / divisor
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        z, divisor = ctx.saved_tensors
+        by_divisor = -along_rows(grad, z) / divisor.double().square()
+        return grad / divisor, by_divisor.to(divisor.dtype)
+
+
+def along_rows(grad: Tensor, z: Tensor) -> Tensor:
+    """The sum of a gradient's products with the rows that it is by, both `[B, D]`, in float64; of the finite ones."""
+    products = (grad.double() * z.double()).sum(1)
+    return torch.where(z.isfinite().all(1), products, 0).sum()
+
+
+def across(grad: Tensor, z: Tensor, anchors: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What of a gradient `[B, D]` is across the rows of `z [B, D]`, and so turns them, of the anchors `[B]`, those that
+    are True; None: all. And which of them that is, `[B]`: an anchor that is not finite has no such part, and nor have
+    the other rows, only zeros."""
+    squared = z.square().sum(1)
+    along = torch.where(squared > 0, (grad * z).sum(1) / squared, squared)  # NaN, where one of them is no number
+    has = ~along.isnan() if anchors is None else anchors & ~along.isnan()
+    return torch.where(has[:, None], grad - along[:, None] * z, 0), has
 
 
 def centered(grad: Tensor, z: Tensor, anchors: Tensor | None) -> Tensor:
-    """A gradient `[B, D]` by `z [B, D]` without the mean of what is `across` the anchors `[B]`, those that are True;
-    None: all. It is taken off theirs only: the others have none."""
-    if anchors is None:
-        return grad - across(grad, z).mean(0)
-    mean = torch.where(anchors[:, None], across(grad, z), 0).sum(0) / anchors.sum().clamp(min=1)
-    return torch.where(anchors[:, None], grad - mean, grad)
+    """A gradient `[B, D]` by `z [B, D]` without the mean of what is `across` the anchors. It is taken off theirs only:
+    the others have none."""
+    parts, has = across(grad, z, anchors)
+    return torch.where(has[:, None], grad - parts.sum(0) / has.sum().clamp(min=1), grad)
 
 
 def with_centered_gradient(z: Tensor, anchors: Tensor | None) -> Tensor:

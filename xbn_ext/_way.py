@@ -30,7 +30,8 @@ class loss_way:
     On a CPU "auto" and "screen" are the same: products of bytes find the negatives that may have a weight, and if they
     are few, only these and the positives are computed in float32. This takes `Contrastive`, `Margin`, `Triplet`,
     `MultiSimilarity` with mining, or of `NTXent` the pass over the positives; float32 embeddings with D >= 64; and AVX2
-    or aarch64's dot products. The others compute all similarities. Loss and gradient have the same bits either way.
+    or aarch64's dot products. The others compute all similarities. Loss and gradient have the same bits either way
+    (of `NTXent` the loss may differ in the last one).
 
     A call sets it for the process. As a context manager, which can be entered again, it sets it back at the end:
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def shards_of(process_group: Any, shards: int) -> int:
     """How many shards a memory has: if a mesh of two dimensions says so, too, it must be the same number, or 1."""
-    if getattr(process_group, "ndim", 1) == 1:
+    if not hasattr(process_group, "get_group") or process_group.ndim == 1:  # else a DeviceMesh, or of the wrong kind
         return shards
     of_mesh: int = process_group.size(1)
     if shards not in (1, of_mesh):

@@ -45,8 +45,8 @@ def make_filter(
         raise ValueError(f"ema_momentum must be within (0, 1], got {ema_momentum}")
     if drift == "xbn":
         return Filter(math.inf, measurement_noise, None)
-    if drift == "axbn":
-        return Filter(process_noise, measurement_noise, None)
+    if drift == "axbn":  # only the ratio of the noises matters: of one that is estimated, that to 1 is
+        return Filter(process_noise, 1.0 if process_noise is None else measurement_noise, None)
     if drift == "ema":
         return Filter(0.0, measurement_noise, ema_momentum)
     return None

@@ -255,17 +255,17 @@ class CrossBatchMemory(WithLoss, MemoryState):
         Raises:
             TypeError, ValueError: an argument is not as above, naming it.
             RuntimeError: called while a backward pass runs, as activation checkpointing does to compute the loss a
-                second time; or with forward-mode derivatives or under `torch.func`, except in evaluation without grad
-                and without a process_group.
+                second time; or with forward-mode derivatives or under `torch.func`, except with the library's losses
+                in evaluation without grad and without a process_group.
         """
 
         def check() -> Batch:
             checks.some_weight(self.batch_weight, self.memory_weight)  # set since, one after the other
             batch = self._check(embeddings, labels, indices_tuple, enqueue_mask, ids)
-            of_loss = self._parameters_of_loss()
+            of_loss = self._tensors_of_loss()
             learns = any(t is not None and t.requires_grad for t in (embeddings, *of_loss)) and torch.is_grad_enabled()
             if self.training or learns:
-                check_step(self.step, *batch[:4], *of_loss)
+                check_step(self.step, *batch[:4], *of_loss, learns=learns)
             elif self._ranks is not None:
                 check_not_transformed("where it has a process_group", *batch[:4])
             return batch._replace(learns=learns)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from ._autograd import with_gradient
+from ._autograd import along_rows, with_gradient
 from .distributed import Batch, Ranks
 from .losses import PairLoss
 from .losses.learned import fold_temperature, learned_of, with_offset
@@ -77,6 +77,6 @@ def batch_loss(
     whole = with_offset(with_gradient(value, sides, by_sides, *learned_of(given)), given, pairs, sides)
     if learned is None:
         return whole
-    by_temperature = -ranks.total((by_ranking.double() * ranking.double()).sum()) / temperature.detach().double()
+    by_temperature = -ranks.total(along_rows(by_ranking, ranking)) / temperature.detach().double()
     others = sides, *learned_of(given)
     return whole + with_gradient(torch.zeros_like(value), temperature, by_temperature.to(temperature.dtype), *others)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import ops, shared_batch_loss
-from ._autograd import across, needs_grad, with_gradient
+from ._autograd import across, along_rows, needs_grad, with_gradient
 from .composed import Losses
 from .distributed import Batch, Ranks
 from .losses import Contrastive, Margin, PairLoss, Triplet
@@ -143,7 +143,7 @@ def memory_loss(
     ranking = ranking[own]
     grad = by_rows = torch.where(ranking.isfinite().all(1, keepdim=True), grad, torch.nan)
     if center_gradient:
-        by_rows = grad - _mean(ranks, across(grad, ranking), batch)
+        by_rows = _centered(ranks, grad, ranking, None if batch.mask is None else ~batch.mask[ranks.own(batch)])
     if not isinstance(temperature, Tensor):
         return with_offset(with_gradient(result, z, by_rows, *learned_of(given)), given, pairs, z), pairs
     # What ranks is z / temperature.
@@ -151,21 +151,18 @@ def memory_loss(
     value = with_offset(value, given, pairs, z)
     if learned is None:
         return value, pairs
-    by_temperature = -ranks.total((grad.double() * ranking.double()).sum()) / temperature.detach().double()
+    by_temperature = -ranks.total(along_rows(grad, ranking)) / temperature.detach().double()
     others = z, *learned_of(given)
     by_temperature = by_temperature.to(temperature.dtype)
     return value + with_gradient(torch.zeros_like(result), temperature, by_temperature, *others), pairs
 
 
-def _mean(ranks: Ranks, grad: Tensor, batch: Batch) -> Tensor:
-    """What centring takes off this rank's rows of a gradient: the mean over all anchors, where this is what is across
-    them; nothing off other rows."""
-    total, count = ranks.total(grad.double().sum(0)), len(batch.labels)
-    if batch.mask is None:
-        return (total / count).to(grad.dtype)
-    anchors = ~batch.mask
-    mean = total / anchors.sum().clamp(min=1)
-    return torch.where(anchors[ranks.own(batch)][:, None], mean, 0).to(grad.dtype)
+def _centered(ranks: Ranks, grad: Tensor, z: Tensor, anchors: Tensor | None) -> Tensor:
+    """As `_autograd.centered`, of the own rows, with the mean over the anchors of all ranks."""
+    parts, has = across(grad, z, anchors)
+    count = has.sum()[None].double()
+    *total, count = ranks.total(torch.cat((parts.double().sum(0), count))).split((z.shape[1], 1))
+    return torch.where(has[:, None], grad - (total[0] / count.clamp(min=1)).to(grad.dtype), grad)
 
 
 def _pass_by_pass(

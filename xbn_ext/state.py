@@ -48,7 +48,7 @@ class MemoryState(StatefulModule):
     target_mean: Tensor  # [D] filtered moments of the embeddings
     target_std: Tensor  # [D]
     variance: Tensor  # [] of the filter, infinite before the first measurement
-    innovation: Tensor  # [D] of the mean in the last step, where the filter adapts; else 0
+    innovation: Tensor  # [D] of the mean in the last step in which the filter adapted; before the first, 0
     step: Tensor  # [] int64, training steps taken
     pairs: Tensor  # [2] of the last step, for stats(); not in state_dict()
     drift_stats: Tensor  # [3] likewise

@@ -40,7 +40,7 @@ class StatefulModule(nn.Module):
         """
         if hasattr(self, name):
             raise KeyError(f"attribute {name!r} already exists")
-        setattr(self, name, tensor)
+        setattr(self, name, _lasting(tensor))
         self._persistent[name] = persistent
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -55,6 +55,12 @@ class StatefulModule(nn.Module):
                 raise ValueError(f"{its} {list(own.shape)}, got {list(value.shape)}")
         super().__setattr__(name, value)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, and of what pickle has read."""
+        super().__setstate__(state)
+        for name, tensor in self.named_state():
+            self.__dict__[name] = _lasting(tensor)
+
     def named_state(self, persistent: bool | None = None) -> Iterator[tuple[str, Tensor]]:
         """The state tensors; only those that are persistent, or only those that are not, if that is given."""
         for name, is_persistent in self._persistent.items():
@@ -65,7 +71,7 @@ class StatefulModule(nn.Module):
         """Moves parameters, buffers and state, but keeps their dtypes: `.half()` must not round statistics."""
 
         def move(t: Tensor) -> Tensor:
-            moved = fn(t)
+            moved = _lasting(fn(t))
             return moved if moved.dtype == t.dtype else t.to(moved.device)
 
         if recurse:
@@ -170,6 +176,14 @@ class StatefulModule(nn.Module):
         """What a subclass says of values that no state of its own has, of the dtypes that they are kept in. Not called
         for meta and fake tensors."""
         yield from ()
+
+
+def _lasting(t: Tensor) -> Tensor:
+    """State may be written outside inference mode, too, if it was made or moved in it."""
+    if not t.is_inference():
+        return t
+    with torch.inference_mode(False):
+        return t.clone()
 
 
 def _is_empty(t: Tensor) -> bool:

@@ -69,8 +69,12 @@ class WithLoss(nn.Module):
         """The parameters of a `PairLoss`, which are this module's."""
         return {name: getattr(self, name) for name in self._first_values}
 
-    def _parameters_of_loss(self) -> list[Tensor]:
-        return [*(self._learned().values() if self._own_loss is None else self._own_loss.parameters())]
+    def _tensors_of_loss(self) -> list[Tensor]:
+        """What is learned, and a temperature that is not, but a tensor."""
+        if self._own_loss is not None:
+            return [*self._own_loss.parameters()]
+        fixed = getattr(self._loss, "temperature", None)
+        return [*self._learned().values(), *([fixed] if isinstance(fixed, Tensor) else [])]
 
     def _in_numbers(self) -> AnyLoss:
         return self.loss if isinstance(self.loss, OwnLoss) else _in_numbers(self.loss)

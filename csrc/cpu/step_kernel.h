@@ -21,7 +21,6 @@ void mean_gradient(const StepTotalParams<T>& p) {
   int64_t count = 0;
   for (int64_t i = 0; i < p.B; ++i) {
     if (!is_marked(p.anchors, i)) continue;
-    ++count;
     const T *grad = p.grad_memory + i * p.D, *z = p.ranking + i * p.D;
     double product = 0, squared = 0;
 #pragma omp simd reduction(+ : product, squared)
@@ -30,6 +29,8 @@ void mean_gradient(const StepTotalParams<T>& p) {
       squared += static_cast<double>(z[d]) * static_cast<double>(z[d]);
     }
     const double along = part_along(product, squared);
+    if (std::isnan(along)) continue;  // or one anchor that is not finite would spoil all
+    ++count;
     p.along[i] = along;
 #pragma omp simd
     for (int64_t d = 0; d < p.D; ++d)

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kMeanThreads) mean_gradient_kernel(const StepT
   double sum = 0;
   int64_t count = 0;
   for (int64_t i = warp; i < p.B; i += kWarps) {
-    if (!is_marked(p.anchors, i)) continue;
+    if (!is_marked(p.anchors, i) || std::isnan(p.along[i])) continue;  // or one that is not finite spoils all
     ++count;
     if (d < p.D)
       sum += static_cast<double>(p.grad_memory[i * p.D + d]) - p.along[i] * static_cast<double>(p.ranking[i * p.D + d]);

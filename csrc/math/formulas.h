@@ -44,8 +44,9 @@ XBN_FORMULA T inverse_length(T norm, T eps) {
   return T(1) / length(norm, eps);
 }
 
-// What of a gradient is along a row z, in z's: (g z) / (z z). The rest, across it, is what turns the row.
-XBN_FORMULA double part_along(double product, double squared) { return squared > 0.0 ? product / squared : 0.0; }
+// What of a gradient is along a row z, in z's: (g z) / (z z); NaN where one of them is no number. The rest, across it,
+// is what turns the row.
+XBN_FORMULA double part_along(double product, double squared) { return squared > 0.0 ? product / squared : squared; }
 
 // --- Kalman filter -------------------------------------------------------------------------------
 // A scalar random walk observed with noise. Infinite variance means "nothing is known yet": the gain is

@@ -121,6 +121,8 @@ def check_spec(spec: str) -> None:
         spec.encode()
     except UnicodeEncodeError:  # no picture could show its name, nor a report
         raise DataError(f"--data {spec!r}: is not UTF-8: rename it") from None
+    if "\0" in spec:
+        raise DataError(f"--data {spec!r}: has a null character, which no name has")
     if path:
         place(spec)
 

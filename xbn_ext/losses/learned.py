@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from .._autograd import with_gradient
+from .._autograd import divided, with_gradient
 from .kinds import KINDS, LOSSES
 from .pair_loss import LossWithTemperature, PairLoss, number
 
@@ -58,7 +58,7 @@ def fold_temperature(loss: PairLoss, z: Tensor) -> tuple[PairLoss, Tensor]:
     """The same loss with a number for its temperature: a tensor divides the embeddings `z [B, D]` instead, since
     `s / t = (z / t) · r`. So it gets its gradient, and the host does not wait for its value."""
     if isinstance(loss, LossWithTemperature) and isinstance(loss.temperature, Tensor):
-        return at(loss, temperature=1.0), z / loss.temperature.to(z.dtype)
+        return at(loss, temperature=1.0), divided(z, loss.temperature.to(z.dtype))
     return loss, z
 
 

@@ -170,7 +170,7 @@ def losses_of(
             given |= {"bank_ids": memory.bank_ids, "exclude": torch.where(ids >= 0, ids, without)}
         elif slots is not None:  # without ids, a row's is its slot
             given |= {"exclude": slots}
-        ranking = with_centered_gradient(z, anchors) if center_gradient else z
+        ranking = with_centered_gradient(z, anchors) if center_gradient and torch.is_grad_enabled() else z
         values.append(memory_weight * against(ranking, given))
     return sum(values[1:], values[0])
 

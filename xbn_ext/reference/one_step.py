@@ -110,10 +110,11 @@ def step_(
         ranked = m.count * (m.step >= warmup_steps)
         ranking = z
         if center_gradient:  # the same values; their gradient loses the mean of what turns the anchors
-            mean = (z if anchors is None else z[anchors]).mean(0)
-            zero, row = mean - mean.detach(), z.detach()
+            chosen = z.isfinite().all(1) if anchors is None else z.isfinite().all(1) & anchors
+            mean = z[chosen].sum(0) / chosen.sum().clamp(min=1)
+            zero, row = mean - mean.detach(), z[chosen].detach()
             along = (zero * row).sum(1, keepdim=True) / row.square().sum(1, keepdim=True).clamp(min=1e-300)
-            ranking = z - (zero - along * row)
+            ranking = z.index_put((chosen,), z[chosen] - (zero - along * row))
         total = total + memory_weight * memory_loss(
             ranking, labels, m.bank, m.bank_labels, loss, count=ranked, scale=m.scale, shift=m.shift,
             bank_ids=m.bank_ids, exclude=exclude, anchors=anchors, renormalize=renormalize, eps=eps,
