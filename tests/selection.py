@@ -1,5 +1,6 @@
 """Which tests run: of a test's sets of parameters `make test` takes so many that any two values meet that ever do (of a
-test marked singly, that each value occurs), and `make test-all` (pytest's `--all`) so many that any three meet.
+test marked singly, that each value occurs), and `make test-all` (pytest's `--all`) so many that one more meets: any
+three, or two.
 
 What only the latter takes is marked long.
 """
@@ -66,7 +67,7 @@ def select(config, items):
     """The items that are ever run; those among them that only `make test-all` runs get the mark for it."""
     possible = [item for item in items if goes_this_way(item)]
     quick = drawn([item for item in possible if not is_long(item)], together)
-    kept = quick | drawn(possible, lambda _: 3)
+    kept = quick | drawn(possible, lambda item: together(item) + 1)
     config.stash[SELECTED] = [
         (test_of(item), together(item), columns(item), is_long(item), item in quick) for item in possible
     ]

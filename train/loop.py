@@ -256,9 +256,10 @@ class Trainer:
         else:
             self.bad_steps += 1
             if self.bad_steps == MAX_BAD_STEPS:
+                found = "the gradient was not finite" if math.isfinite(value) else f"the loss was {value}"
                 raise TrainingError(
-                    f"the loss, {value} now, or its gradient was not finite in each of the {MAX_BAD_STEPS} steps up to "
-                    f"step {self.step}: lower --lr or --backbone-lr, or lengthen --lr-warmup"
+                    f"{found} in each of the {MAX_BAD_STEPS} steps up to step {self.step}: "
+                    "lower --lr or --backbone-lr, or lengthen --lr-warmup"
                 )
         self.step += 1
         return value

@@ -116,7 +116,10 @@ class _WithGradient(torch.autograd.Function):
 def divided(z: Tensor, divisor: Tensor) -> Tensor:
     """`z [B, D] / divisor []`. Rows that are not finite have no part in the divisor's gradient: a loss may be finite in
     spite of them, as where they only are stored, and what arrives here as theirs is NaN all the same."""
-    return _Divided.apply(z, divisor) if torch.is_grad_enabled() else z / divisor
+    if not needs_grad(divisor):
+        return z / divisor
+    needs_grad(z)  # raises where it has a forward-mode derivative
+    return _Divided.apply(z, divisor)  # type: ignore[no-any-return]
 
 
 class _Divided(torch.autograd.Function):
