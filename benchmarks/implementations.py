@@ -21,7 +21,7 @@ from xbn_ext import ops, plain, reference
 from xbn_ext._way import loss_way
 from xbn_ext.dtypes import is_narrow
 from xbn_ext.filter import make_filter
-from xbn_ext.losses import AnyLoss, Contrastive
+from xbn_ext.losses import AnyLoss
 from xbn_ext.memory import CrossBatchMemory
 from xbn_ext.options import Way
 
@@ -51,7 +51,9 @@ CUSTOM = f"{OURS} custom"
 IN_CHUNKS = f"{OURS} in chunks"
 ALL_PAIRS = f"{OURS} all pairs"
 # Those that a CPU computes pair by pair, at least in one of their passes.
-PAIR_BY_PAIR = ("contrastive", "contrastive_avg", "mined", "ntxent", "triplet", "triplet_all")
+PAIR_BY_PAIR = (
+    "contrastive", "contrastive_avg", "margin", "mined", "ntxent", "triplet", "triplet_all", "triplet_soft",
+)  # fmt: skip
 TF32 = " tf32"
 BASELINES: dict[str, type[TorchMemory]] = {
     "eager-tuned": TorchMemory,
@@ -146,8 +148,8 @@ def why_not(name: str, problem: Problem) -> str | None:
         return "takes float32, D <= 1024 and not all triplets"
     if way in ("screen", "tensor") and problem.dim % 4:
         return "takes a multiple of four as D"
-    if way == "screen" and not isinstance(problem.pair_loss, Contrastive):
-        return "takes a contrastive loss"
+    if way == "screen" and not problem.pair_loss.takes_screen:
+        return "takes contrastive and margin losses"
     if name.removesuffix(TF32) == "chunked" and not ranks:
         return "has no chunks"
     if name.removesuffix(TF32) == "chunked" and not can_be_chunked(problem.pair_loss):

@@ -133,7 +133,8 @@ struct MemoryLossParams : RankParams<T> {
   const S* bank;  // [M, D]
 };
 
-// One pass of a loss against a bank that is a part of a longer one. Of `loss`, `grad_z` and `pairs` it has the second.
+// One pass of a loss against a bank that is a part of a longer one. Of the results it writes `grad_z`, not `loss` and
+// `pairs`.
 template <typename T, typename S>
 struct MemorySumsParams : MemoryLossParams<T, S> {
   int number;           // of the pass in the loss's program
@@ -173,7 +174,7 @@ struct BatchSumsParams {
   T* grad_dots;           // [A, B] out, up to the averages over the anchors; or null
 };
 
-// All rows of a batch: A is B. Of `grad_dots` it has the whole, and no `totals`.
+// All rows of a batch: A is B. `grad_dots` is whole, with the averages; `totals` is not written.
 template <typename T>
 struct BatchLossParams : BatchSumsParams<T> {
   bool renormalize;  // divide a row by max(norm, eps): its norm is the root of its product with itself

@@ -38,7 +38,7 @@ IMPLEMENTATIONS = [
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 FORCED_WAYS = [way for way in WAYS_FOR_TESTS if way != "auto"]
 WAYS = {  # of the loss on a GPU, by test module
-    "test_losses": [way for way in FORCED_WAYS if way not in ("screen", "pairs")],  # which are Contrastive's
+    "test_losses": [way for way in FORCED_WAYS if way not in ("screen", "pairs")],  # which few losses take
     "test_memory_loss": FORCED_WAYS,
 }
 

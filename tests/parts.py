@@ -2,8 +2,6 @@
 
 import torch
 
-from xbn_ext.losses import Contrastive
-
 
 def loss_of_parts(module, z, labels, parts, loss, anchors=None, **options):
     """Loss, derivative by z and pairs, of `module.memory_sums` and `module.settle_sums`.
@@ -27,8 +25,7 @@ def loss_of_parts(module, z, labels, parts, loss, anchors=None, **options):
         given, scale, totals = module.settle_sums(sums, loss, number + 1, anchors)
     value, count, (anchors_in_all, positives, negatives) = totals[:2], totals[2:4], totals[4:]
     average = 1 / count.clamp(min=1)
-    by_group = isinstance(loss, Contrastive) and loss.reduction != "mean"
-    of_slot = average if by_group else average[:1].expand(2)
+    of_slot = average[: loss.groups].expand(2)
     factor = (scale * of_slot[:, None]).to(z.dtype)[..., None]
     grad = torch.where(factor == 0, 0, factor * grads).sum((0, 1))
     grad = torch.where(z.isfinite().all(1, keepdim=True), grad, torch.nan)

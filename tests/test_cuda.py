@@ -307,7 +307,7 @@ def test_the_second_device():
 def test_graph_capture(way, options):
     """A captured step replays to the same numbers: no sync, no address or count that was fixed at capture."""
     loss = options.get("loss", Contrastive())
-    screens = isinstance(loss, Contrastive) and loss.distance != "euclidean"
+    screens = loss.takes_screen
     if (way != "composite" and loss.formula == "triplet_all") or (way in ("screen", "pairs") and not screens):
         pytest.skip("does not go this way")
     data = list(batches(20, "cuda"))

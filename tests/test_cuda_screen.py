@@ -260,5 +260,7 @@ def test_other_losses_are_refused():
 
     torch.ops.xbn_emu.set_loss_way("screen")
     for loss in (SupCon(), Contrastive(distance="euclidean")):
-        with pytest.raises(RuntimeError, match="way 'screen' has contrastive losses only, of cosine or squared"):
+        with pytest.raises(
+            RuntimeError, match="way 'screen' has contrastive and margin losses only, of cosine or squared"
+        ):
             ops.memory_loss(*with_candidates(0), loss)

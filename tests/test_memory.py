@@ -165,6 +165,20 @@ def test_a_row_that_is_not_finite_teaches_nothing_while_the_memory_takes_no_part
     assert value == 0 and all(p.grad is None or (p.grad == 0).all() for p in criterion.parameters())
 
 
+@pytest.mark.parametrize("make", [make for name, make in OF_EACH_WAY.items() if "learned" in name])
+@pytest.mark.parametrize("batch_weight", [0.0, 1.0])
+def test_a_loss_that_is_not_finite_has_no_finite_gradient_of_what_is_learned(make, batch_weight, device):
+    """So that a gradient scaler skips the step of whichever optimizer has it."""
+    criterion = CrossBatchMemory(make(), D, M, memory_dtype=torch.float64, batch_weight=batch_weight).to(device)
+    for x, labels in batches(4, torch.float64, device=device):
+        criterion(x, labels)
+    x, labels = x.clone(), labels.clone()
+    x[1, 1] = torch.nan
+    value = criterion(x.requires_grad_(), labels)
+    value.backward()
+    assert value.isnan() and all(p.grad.isnan() for p in criterion.parameters())
+
+
 def test_beside_an_estimated_noise_the_other_does_nothing(device):
     found = []
     for noise in (1.0, 1e-320, 1e308):

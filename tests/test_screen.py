@@ -5,20 +5,20 @@ import torch
 from torch.nn.functional import normalize
 
 import xbn_ext
-from xbn_ext import Contrastive, MultiSimilarity, NTXent, Triplet, loss_way
+from xbn_ext import Contrastive, Margin, MultiSimilarity, NTXent, Triplet, loss_way
 from xbn_ext import ops as cpu_ops
 
 MARGIN = 0.5
 MEAN, AVERAGE = Contrastive(neg_margin=MARGIN), Contrastive(neg_margin=MARGIN, reduction="avg_nonzero")
-HARDEST = Triplet(margin=0.3)
+HARDEST, SOFT = Triplet(margin=0.3), Triplet(margin=0.3, soft=True)
 MINED, ALL = MultiSimilarity(beta=20.0, mining=0.1), Triplet(margin=0.1, mining="all")
 EUCLIDEAN = Contrastive(distance="euclidean"), Triplet(distance="euclidean")  # a negative margin of 1: s of 0.5
 SQUARED = Triplet(margin=0.2, mining="all", distance="squared_euclidean")
 LOSSES = pytest.mark.parametrize(
     "loss",
-    [MEAN, AVERAGE, HARDEST, MINED, ALL, NTXent(0.1), *EUCLIDEAN, SQUARED],
+    [MEAN, AVERAGE, HARDEST, SOFT, MINED, ALL, NTXent(0.1), Margin(0.1, 0.4), *EUCLIDEAN, SQUARED],
     ids=[
-        *("mean", "avg_nonzero", "triplet", "mined", "triplet_all", "ntxent"),
+        *("mean", "avg_nonzero", "triplet", "triplet_soft", "mined", "triplet_all", "ntxent", "margin"),
         *("mean_euclidean", "triplet_euclidean", "triplet_all_squared"),
     ],
 )

@@ -102,6 +102,11 @@ def test_the_interval_of_a_ratio_is_fiellers() -> None:
         gap = statistics.difference(ours, [end * value for value in theirs])
         assert abs(gap.mean) == pytest.approx(gap.half)
     assert statistics.ratio(ours, ours) == statistics.Estimate(1.0, 1.0, 1.0, 5)
+    for seed in range(2000):  # of proportional ones the interval is a point, whatever is rounded on the way
+        some = np.random.default_rng(seed).normal(1, 0.3, 3)
+        for factor in (1.0, 0.7):
+            same = statistics.ratio((factor * some).tolist(), some.tolist())
+            assert same is None or (same.high - same.low < 1e-3 and same.mean == pytest.approx(factor))
     assert statistics.ratio(ours, [1.0, -1.2, 0.9, -1.1, 0.8]) is None, "what is divided by might be 0"
     assert statistics.ratio([1.0], [2.0]) is None
     assert report.percent(statistics.Estimate(0.5, 0.25, 0.9, 5)) == "50 % (25 to 90)" and report.percent(None) == "-"
@@ -152,9 +157,23 @@ def test_staleness_is_of_the_phase_and_age_asked_for() -> None:
     found = drift.staleness([{"drift": points}, {"drift": points}], config, (0.5, 1.0), (0.5, 1.0))
     assert found is not None and found.in_memory.mean == pytest.approx(0.05) and found.removed == pytest.approx(75)
     assert drift.staleness([{"drift": points}], config, (0.0, 0.05), (0.0, 1.0)) is None
+    of_steps = Config(steps=100, memory_size=640, batch_size=64, accumulate=3)  # four steps, as ages are
+    old = [{"step": 60, "age": age, "uncorrected": 0.1 * age, "in_memory": 0.0} for age in (1, 2, 3, 4)]
+    thirds = [drift.staleness([{"drift": old}], of_steps, (0.4, 1.0), age) for age in drift.AGES.values()]
+    assert [t and t.uncorrected.mean for t in thirds] == pytest.approx([0.1, 0.2, 0.35])
     shared = [point | {"shared_uncorrected": 0.1, "shared_in_memory": 0.01} for point in points]
     found = drift.staleness([{"drift": shared}] * 2, config, (0.5, 1.0), (0.5, 1.0), drift.SHARED)
     assert found is not None and found.in_memory.mean == pytest.approx(0.01) and found.removed == pytest.approx(90)
+
+
+def test_the_oracle_s_images_count_as_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("train.run.bytes_of_memory", lambda: 10_000_000)
+    assert study.parse(["--methods", "xbm,axbn"])
+    with pytest.raises(SystemExit):
+        study.parse(["--methods", "xbm,oracle"])
+    assert "the memory, with its images, takes" in capsys.readouterr().err
 
 
 def test_a_method_gets_its_part_of_what_the_oracle_gains() -> None:
@@ -304,7 +323,8 @@ def test_a_study_leaves_a_report_with_its_pictures(whole: Path) -> None:
     assert "All at learning rate 0.001: **" in text
     rates = 1 + ("Each method at its own learning rate: **" in text)  # where one has another
     judged = [line for line in text.splitlines() if " against " in line and line.startswith("- ")]
-    assert len(judged) == 2 * rates and f"corrected for all {2 * rates} comparisons below" in text, "axbn against two"
+    assert len(judged) == 2 * rates, "axbn against two"
+    assert f"corrected for the number of comparisons below, {2 * rates} (" in text
     assert all("significant" in line and "seed by seed" in line for line in judged)
     tested = sum(name.startswith("test-") for name in results(whole))
     assert 6 <= tested <= 12 and f"{len(results(whole)) - tested} + {tested} runs" in text

@@ -23,8 +23,10 @@ CPU = torch.device("cpu")
 BATCH, DIM = 4, 8
 
 
-def network() -> Embedder:
-    built = model.build(Config(backbone="convnet", weights="none", image_size=32, embedding_dim=DIM))[0]
+def network(frozen: bool = False) -> Embedder:
+    how = "frozen" if frozen else "batch"
+    config = Config(backbone="convnet", weights="none", image_size=32, embedding_dim=DIM, batchnorm=how)
+    built = model.build(config)[0]
     return built.train()
 
 
@@ -32,9 +34,14 @@ def batch(step: int, rows: int = BATCH) -> Tensor:
     return torch.randint(0, 256, (rows, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(step))
 
 
-def train(memory_size: int, steps: int, spoiled: tuple[int, int] | None = None) -> tuple[Any, ...]:
+def train(
+    memory_size: int, steps: int, spoiled: tuple[int, int] | None = None, frozen: bool = False
+) -> tuple[Any, ...]:
     """A network that changes in every step; ``spoiled`` is the step and the row of an embedding that is not finite."""
-    trained, criterion = network(), xbn_ext.CrossBatchMemory(xbn_ext.Contrastive(), DIM, memory_size, drift="none")
+    trained, criterion = (
+        network(frozen),
+        xbn_ext.CrossBatchMemory(xbn_ext.Contrastive(), DIM, memory_size, drift="none"),
+    )
     kept = oracle.Oracle(memory_size, CPU)
     for step in range(steps):
         embeddings = trained(batch(step)).detach()
@@ -49,15 +56,36 @@ def train(memory_size: int, steps: int, spoiled: tuple[int, int] | None = None) 
 
 
 @pytest.mark.parametrize(("memory_size", "there"), [(12, [2, 3, 4]), (40, [0, 1, 2, 3, 4])])
-def test_every_row_is_of_todays_network(memory_size: int, there: list[int]) -> None:
-    trained, criterion, kept = train(memory_size, 5)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_every_row_is_of_todays_network(memory_size: int, there: list[int], frozen: bool) -> None:
+    """In the frame of its own batch, if batches are normalised by their own statistics."""
+    trained, criterion, kept = train(memory_size, 5, frozen=frozen)
     assert sorted(criterion.age_memory.unique().tolist()) == [5 - step for step in reversed(there)]
     kept.before_step(trained, criterion, batch(5), trained(batch(5)).detach())
     slots = [step * BATCH % memory_size for step in there]
     by_slot = [step for _, step in sorted(zip(slots, there, strict=True))]
-    with without_traces(trained):  # all in one: fewer than an oracle embeds at a time
-        now = F.normalize(trained(torch.cat([batch(step) for step in by_slot])), dim=1)
+    with without_traces(trained):
+        now = torch.cat([F.normalize(trained(batch(step)), dim=1) for step in by_slot])
     torch.testing.assert_close(criterion.embedding_memory, now)
+
+
+def test_batches_that_the_ring_has_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest has lost rows, or lies at both ends of the ring; a single row goes with the next batch."""
+    trained, criterion, kept = train(9, 4)
+    seen: list[Tensor] = []
+    trained.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    kept._refresh(trained, criterion)
+    assert [len(images) for images in seen] == [5, 4]
+    assert torch.equal(seen[0], torch.cat((batch(1)[3:], batch(2)[[1, 2, 3, 0]]))) and torch.equal(seen[1], batch(3))
+
+
+def test_a_row_that_is_not_finite_now_stays_what_it_was() -> None:
+    trained, criterion, kept = train(12, 3)
+    before = criterion.embedding_memory
+    with torch.no_grad():
+        trained.head.weight.fill_(torch.nan)
+    kept._refresh(trained, criterion)
+    assert torch.equal(criterion.embedding_memory, before)
 
 
 def test_a_row_that_is_not_stored_has_no_image() -> None:
@@ -78,7 +106,7 @@ def test_embedding_again_leaves_no_traces() -> None:
 def test_many_images_are_embedded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     monkeypatch.setattr(oracle, "CHUNK", 5)
-    trained, criterion, kept = train(16, 4)
+    trained, criterion, kept = train(16, 4, frozen=True)
     trained.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
     kept._refresh(trained, criterion)
     assert seen == [4, 4, 4, 4]

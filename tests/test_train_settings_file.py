@@ -53,6 +53,15 @@ def test_another_loss_than_the_file_s_has_its_own_parameters(tmp_path: Path) -> 
     assert parse(["--config", str(file), "--loss", "supcon"]).pair_loss() == parse(["--loss", "supcon"]).pair_loss()
     same = parse(["--config", str(file), "--distance", "cosine", "--loss", "contrastive", "--pos-margin", "0.9"])
     assert (same.pair_loss().parameters, same.reduction) == ([0.9, 0.3], "avg_nonzero")
+    of_another = [
+        ("temperature: 0.2", "--loss supcon"), ("distance: euclidean\nmargin: 0.3", "--loss triplet"),
+        ("neg_margin: 0.4", "--distance euclidean"),
+    ]  # fmt: skip
+    for content, command in of_another:  # what names no loss is for that of the command line
+        file.write_text(content)
+        said = [f"--{line.replace(': ', '=').replace('_', '-')}" for line in content.split("\n")]
+        words = command.split()
+        assert parse(["--config", str(file), *words]).pair_loss() == parse([*said, *words]).pair_loss()
     file.write_text("loss: triplet\nsoft: true\n")
     assert parse(["--config", str(file), "--loss", "triplet"]).soft
     assert parse(["--config", str(file), "--loss", "ntxent"]).soft is None

@@ -198,8 +198,12 @@ def test_a_gradient_that_is_not_finite_spoils_its_step_alone(clip: float, shapes
     assert made.average is not None and made.average.state_dict()["updates"] == 0
     assert math.isfinite(made.train_step([(images, labels)])) and made.bad_steps == 0
     assert not all(torch.equal(before[name], value) for name, value in made.model.named_parameters())
+    made.train_step([(images, labels)])
+    goes_on = trainer(made.config)
+    goes_on.load_state_dict(made.state_dict())
+    assert goes_on.bad_steps == 1, "a run that goes on is the same run"
     with pytest.raises(loop.TrainingError, match="the gradient was not finite in each of the 10 steps up to step 11: "):
-        for _ in range(loop.MAX_BAD_STEPS):
+        for _ in range(loop.MAX_BAD_STEPS - 1):
             made.train_step([(images, labels)])
 
 

@@ -74,14 +74,12 @@ def parse(arguments: Sequence[str] | None = None, *, allow_abbrev: bool = True) 
 
 
 def _with_file(parser: argparse.ArgumentParser, file: Path, arguments: Sequence[str]) -> list[str]:
-    """The command line after what a file says: without the parameters of its loss, if the command line has another."""
-
-    def loss(words: Sequence[str]) -> tuple[str, str]:
-        given = parser.parse_args(words)
-        return given.loss, given.distance or "cosine"
-
+    """The command line after what a file says: without the parameters of a loss, if the file names that loss, or its
+    distance, and the command line another."""
     words = settings_file.words(file)
-    if loss([*words, *arguments]) != loss(words):
+    of_file, given = parser.parse_args(words), parser.parse_args([*words, *arguments])
+    named = [name for name in ("loss", "distance") if any(w.startswith(f"--{name}=") for w in words)]
+    if any(getattr(of_file, name) != getattr(given, name) for name in named):
         of_loss = tuple(map(losses.flag, losses.PARAMETERS))
         words = [word for word in words if word.partition("=")[0] not in of_loss]
     return [*words, *arguments]

@@ -58,6 +58,11 @@ class Staleness(NamedTuple):
     shared_in_memory: float
 
 
+def lifetime(memory_size: int, batch_size: int, accumulate: int) -> int:
+    """Of how many steps the ends see a row in the memory; the rows of a step's last batch."""
+    return (memory_size // batch_size - 1) // accumulate + 1
+
+
 class DriftMeter:
     """Records probes during training and measures them when asked. Of several processes each has its part of them."""
 
@@ -65,7 +70,7 @@ class DriftMeter:
         self, memory_size: int, batch_size: int, probes: int = PROBES, ranks: Ranks = ALONE, accumulate: int = 1
     ) -> None:
         """Probes are the last of the ``accumulate`` batches of a step; ages and intervals are in steps."""
-        self.lifetime = (memory_size // batch_size - 1) // accumulate + 1  # so many ends of steps see its rows
+        self.lifetime = lifetime(memory_size, batch_size, accumulate)
         self.interval = max(1, self.lifetime // probes)
         self.memory_size, self.batch_size, self.ranks = memory_size, batch_size, ranks
         self.probes: list[Probe] = []

@@ -110,6 +110,7 @@ class Trainer:
             "config": self.config.settings(),
             "data": self.data.fingerprint,
             "step": self.step,
+            "bad_steps": self.bad_steps,
             "seconds": self.seconds,
             "before": self.before,
             **self.journal.state_dict(),
@@ -125,6 +126,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint was written."""
         self.step, self.seconds, self.before = state["step"], state["seconds"], state["before"]
+        self.bad_steps = state.get("bad_steps", 0)  # as of version 0.1.0
         self.journal.load_state_dict(state)
         for name in ("model", "criterion", "optimizer", "scaler", "drift", *self._optional):
             getattr(self, name).load_state_dict(state[name])
@@ -242,8 +244,7 @@ class Trainer:
         self.optimizer.zero_grad()
         values = [self._train_batch(number, *batch) for number, batch in enumerate(batches)]
         value = sum(values) / len(values)
-        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        self.ranks.add_up(trained)
+        self.ranks.add_up([parameter for group in self.optimizer.param_groups for parameter in group["params"]])
         # The memory itself keeps rows that are not finite out.
         if math.isfinite(value) and limit_gradient(self.optimizer, self.scaler, self.config.clip_grad):
             self.scaler.step(self.optimizer)  # not where gradients overflow: their scale is halved then

@@ -113,32 +113,14 @@ class _WithGradient(torch.autograd.Function):
         return None, differentiable_once(grad_value * grad_z, z, *others), None, *(None for _ in others)
 
 
-def divided(z: Tensor, divisor: Tensor) -> Tensor:
-    """`z [B, D] / divisor []`. Rows that are not finite have no part in the divisor's gradient: a loss may be finite in
-    spite of them, as where they only are stored, and what arrives here as theirs is NaN all the same."""
-    if not needs_grad(divisor):
-        return z / divisor
-    needs_grad(z)  # raises where it has a forward-mode derivative
-    return _Divided.apply(z, divisor)  # type: ignore[no-any-return]
+def along_rows(grad: Tensor, rows: Tensor, value: Tensor) -> Tensor:
+    """The sum of the products of a value's gradient with the rows `[B, D]` that it is by, in float64.
 
-
-class _Divided(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, divisor: Tensor) -> Tensor:
-        ctx.save_for_backward(z, divisor)
-        return z / divisor
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        z, divisor = ctx.saved_tensors
-        by_divisor = -along_rows(grad, z) / divisor.double().square()
-        return grad / divisor, by_divisor.to(divisor.dtype)
-
-
-def along_rows(grad: Tensor, z: Tensor) -> Tensor:
-    """The sum of a gradient's products with the rows that it is by, both `[B, D]`, in float64; of the finite ones."""
-    products = (grad.double() * z.double()).sum(1)
-    return torch.where(z.isfinite().all(1), products, 0).sum()
+    A value may be finite in spite of rows that are not, as where they are only stored. Their gradient is NaN all the
+    same, and left out of the sum.
+    """
+    products = torch.where(rows.isfinite().all(1), (grad.double() * rows.double()).sum(1), 0)
+    return torch.where(value.isfinite(), products.sum(), torch.nan)
 
 
 def across(grad: Tensor, z: Tensor, anchors: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -25,10 +25,11 @@ class loss_way:
     - `"composite"`: two library products per chunk of the bank with a kernel between them; takes everything, and its
       products follow `torch.backends.cuda.matmul` (TF32 or not).
     - `"auto"`: the default. "screen" where it can, D is a multiple of four and B x M at most 2^31; else "tensor" or,
-      where that can't, "simt" with fewer than 512 anchors; else "composite".
+      where that can't, "simt", both with fewer than 512 anchors; else "composite".
 
-    On a CPU "auto" and "screen" are the same: products of bytes find the negatives that may have a weight, and if they
-    are few, only these and the positives are computed in float32. This takes `Contrastive`, `Margin`, `Triplet`,
+    On a CPU "simt", "tensor" and "composite" are the same: all similarities are computed. "auto" and "screen" are the
+    same, too: products of bytes find the negatives that may have a weight, and if they are few, only these and the
+    positives are computed in float32. This takes `Contrastive`, `Margin`, `Triplet`,
     `MultiSimilarity` with mining, or of `NTXent` the pass over the positives; float32 embeddings with D >= 64; and AVX2
     or aarch64's dot products. The others compute all similarities. Loss and gradient have the same bits either way
     (of `NTXent` the loss may differ in the last one).

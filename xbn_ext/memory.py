@@ -1,5 +1,5 @@
 """`CrossBatchMemory`: a loss over a ring of past embeddings that is kept current by moment matching. Its step is one
-op: `ops/step.py`."""
+op, `ops/step.py`, or put together from several, `composed.py`."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class CrossBatchMemory(WithLoss, MemoryState):
         bank_dtype: the old name of `memory_dtype`; warns.
 
     Rows with a NaN or an Inf are kept out of the moments and of the memory, without a host sync. The loss of their
-    batch is NaN, as PyTorch's losses are, so is their gradient (centred: all of it); gradient scalers skip the step.
+    batch is NaN, as PyTorch's losses are, so is their gradient; gradient scalers skip the step.
 
     All state is tensors in `state_dict()`; `head`, `count` and the filter live on the device and nothing waits for
     them. Moved to a device without float64, such as MPS, the module stays on the CPU with its parameters, and is called

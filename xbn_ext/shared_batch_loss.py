@@ -77,6 +77,6 @@ def batch_loss(
     whole = with_offset(with_gradient(value, sides, by_sides, *learned_of(given)), given, pairs, sides)
     if learned is None:
         return whole
-    by_temperature = -ranks.total(along_rows(by_ranking, ranking)) / temperature.detach().double()
+    by_temperature = -ranks.total(along_rows(by_ranking, ranking, value)) / temperature.detach().double()
     others = sides, *learned_of(given)
     return whole + with_gradient(torch.zeros_like(value), temperature, by_temperature.to(temperature.dtype), *others)

@@ -16,7 +16,7 @@ from . import ops, shared_batch_loss
 from ._autograd import across, along_rows, needs_grad, with_gradient
 from .composed import Losses
 from .distributed import Batch, Ranks
-from .losses import Contrastive, Margin, PairLoss, Triplet
+from .losses import PairLoss, Triplet
 from .losses.learned import fold_temperature, learned_of, with_offset
 from .options import LossOptions
 from .shards import Shards
@@ -45,12 +45,7 @@ def _divides_memory(ranks: Ranks, batch: Batch, bank: Tensor, loss: PairLoss) ->
         return False
     if bank.device.type == "cpu":
         return len(batch.labels) * (ranks.size - 1) // ranks.size * bank.numel() >= LEAST_SAVED
-    return ranks.size >= (RANKS_ON_A_GPU_WITH_SCREEN if _takes_screen(loss) else RANKS_ON_A_GPU)
-
-
-def _takes_screen(loss: PairLoss) -> bool:
-    """As `csrc/cuda/loss/way.h` has it."""
-    return isinstance(loss, Margin) or (isinstance(loss, Contrastive) and loss.distance != "euclidean")
+    return ranks.size >= (RANKS_ON_A_GPU_WITH_SCREEN if loss.takes_screen else RANKS_ON_A_GPU)
 
 
 def losses_of(ranks: Ranks, memory: Any, batch: Batch, loss: PairLoss, **options: Any) -> Losses:
@@ -151,7 +146,7 @@ def memory_loss(
     value = with_offset(value, given, pairs, z)
     if learned is None:
         return value, pairs
-    by_temperature = -ranks.total(along_rows(grad, ranking)) / temperature.detach().double()
+    by_temperature = -ranks.total(along_rows(grad, ranking, result)) / temperature.detach().double()
     others = z, *learned_of(given)
     by_temperature = by_temperature.to(temperature.dtype)
     return value + with_gradient(torch.zeros_like(result), temperature, by_temperature, *others), pairs

@@ -119,7 +119,8 @@ constexpr NamedLoss kLosses[] = {
     {"triplet_all_squared_euclidean", LossKind::triplet_all, 1, {}, Average::anchors, Distance::squared_euclidean},
 };
 
-// How many slots have sums. Of similarities one is enough: their weights are 1 or -1, and tell how many are negatives.
+// How many slots have sums: make_program fills them all. A contrastive loss of similarities whose pairs are averaged
+// together has one: its weights are 1 and -1, which tell how many are negatives.
 XBN_FORMULA int slots_of(const LossSpec& loss) {
   return loss.kind == LossKind::contrastive && loss.average != Average::groups && !loss.euclidean ? 1 : 2;
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import Config
+from ..drift import lifetime
 from .statistics import Estimate, estimate
 from .work import Result
 
@@ -47,14 +48,14 @@ def staleness(
 ) -> Staleness | None:
     """Of the runs of some seeds, rows of these ages in this phase, or the part SHARED of it; None where nothing was
     measured."""
-    lifetime = config.memory_size // config.batch_size
+    steps = lifetime(config.memory_size, config.batch_size, config.accumulate)
     seeds = []
     for result in results:
         points = [
             [point[name] for name in names]
             for point in result["drift"]
             if phase[0] * config.steps < point["step"] <= phase[1] * config.steps
-            and age[0] * lifetime < point["age"] <= age[1] * lifetime
+            and age[0] * steps < point["age"] <= age[1] * steps
         ]
         if points:
             seeds.append(np.mean(points, axis=0))

@@ -10,6 +10,8 @@ import markdown
 import numpy as np
 import torch
 
+from xbn_ext import Contrastive
+
 from .. import checkpoint
 from ..config import METHODS, Config
 from ..results import machine as machine_of
@@ -96,8 +98,8 @@ def rule(comparisons: int) -> str:
     """How ``judgement`` decides."""
     return (
         f"Differences are taken seed by seed, ± is half of their {CONFIDENCE:.0%} interval, Student's. Significantly "
-        f"different means that 0 is outside the interval corrected for all {comparisons} comparisons below "
-        "(Bonferroni)."
+        f"different means that 0 is outside the interval corrected for the number of comparisons "
+        f"below, {comparisons} (Bonferroni)."
     )
 
 
@@ -132,6 +134,8 @@ def _opening(findings: Findings) -> list[str]:
     plan, base = findings.plan, findings.plan.base
     counts = {part: sum(name.startswith(part) for name in findings.results) for part in (VALIDATION, TEST)}
     seconds = sum(result["seconds"] for result in findings.results.values())
+    loss = base.pair_loss()
+    reduction = f", {loss.reduction}" if isinstance(loss, Contrastive) else ""
     momentum = "; then ema's momentum" if "ema" in plan.methods else ""
     broken = sum(result["failure"] is not None for result in findings.results.values())
     return [
@@ -142,9 +146,8 @@ def _opening(findings: Findings) -> list[str]:
         f"classes, held out for that ({_seeds(plan.map_seeds)}){momentum}. The test "
         f"classes are used once, with the chosen settings ({_seeds(plan.seeds)}; ± is half of the {CONFIDENCE:.0%} "
         "interval, Student's).",
-        f"Data: {base.data}. Network: {base.backbone}. Loss: {base.loss}, "
-        f"{base.reduction or 'its default reduction'}. Memory of {base.memory_size:,}, batches of {base.batch_size}, "
-        "unless stated otherwise.",
+        f"Data: {base.data}. Network: {base.backbone}. Loss: {base.loss}{reduction}. Memory of {base.memory_size:,}, "
+        f"batches of {base.batch_size}, unless stated otherwise.",
         f"`{findings.command}`",
         f"{counts[VALIDATION]} + {counts[TEST]} runs, {seconds / 60:.0f} minutes of training in all; {broken} broke "
         "down. " + findings.machine + ".",

@@ -69,7 +69,8 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate | None:
     (aa, ab), (_, bb) = (np.cov(ours, theirs) / count * _quantile(CONFIDENCE, count) ** 2).tolist()
     if b * b <= bb:
         return None
-    middle, half = a * b - ab, math.sqrt((a * b - ab) ** 2 - (a * a - aa) * (b * b - bb))
+    middle = a * b - ab
+    half = math.sqrt(max(0.0, middle**2 - (a * a - aa) * (b * b - bb)))  # 0 of proportional ones, but for rounding
     return Estimate(a / b, (middle - half) / (b * b - bb), (middle + half) / (b * b - bb), count)
 
 

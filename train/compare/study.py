@@ -136,7 +136,8 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
             checkpoint.check_place(base, folder)
             checkpoint.require_writable(folder)
         device = run.device_of(base)
-        run.require_memory(replace(base, memory_size=max(memory_sizes)), device)
+        largest = "oracle" if "oracle" in given.methods else base.method
+        run.require_memory(replace(base, memory_size=max(memory_sizes), method=largest), device)
     except ConfigError as error:
         parser.error(str(error))
     threads = base.threads or max(1, cores() // given.jobs)

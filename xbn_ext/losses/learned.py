@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from .._autograd import divided, with_gradient
+from .._autograd import along_rows, needs_grad, with_gradient
 from .kinds import KINDS, LOSSES
 from .pair_loss import LossWithTemperature, PairLoss, number
 
@@ -56,10 +56,26 @@ def check_offset(loss: PairLoss) -> None:
 
 def fold_temperature(loss: PairLoss, z: Tensor) -> tuple[PairLoss, Tensor]:
     """The same loss with a number for its temperature: a tensor divides the embeddings `z [B, D]` instead, since
-    `s / t = (z / t) · r`. So it gets its gradient, and the host does not wait for its value."""
+    `s / t = (z / t) · r`. So the host does not wait for its value. Its gradient comes `with_temperature`."""
     if isinstance(loss, LossWithTemperature) and isinstance(loss.temperature, Tensor):
-        return at(loss, temperature=1.0), divided(z, loss.temperature.to(z.dtype))
+        return at(loss, temperature=1.0), z / loss.temperature.detach().to(z.dtype)
     return loss, z
+
+
+def learns_temperature(loss: PairLoss) -> bool:
+    """Whether its temperature gets a gradient."""
+    return has_sides(loss) and needs_grad(loss.temperature)  # type: ignore[attr-defined]
+
+
+def with_temperature(value: Tensor, loss: PairLoss, grad: Tensor, ranking: Tensor, *others: Tensor) -> Tensor:
+    """`value`, which depends also on the temperature that z has been divided by, if that is learned: of
+    `ranking = z / temperature`, both `[B, D]`, by which its gradient is `grad`. It depends on the others, too."""
+    if not learns_temperature(loss):
+        return value
+    temperature: Tensor = loss.temperature  # type: ignore[attr-defined]
+    slope = -along_rows(grad, ranking.detach(), value.detach()) / temperature.detach().double()
+    slope = slope.to(temperature.dtype).reshape(temperature.shape)
+    return value + with_gradient(torch.zeros_like(value), temperature, slope, ranking, *others)
 
 
 def with_offset(value: Tensor, loss: PairLoss, pairs: Tensor, *others: Tensor) -> Tensor:

@@ -90,6 +90,10 @@ class Contrastive(LossOfDistances):
         return 1 if self.reduction == "mean" else 2
 
     @property
+    def takes_screen(self) -> bool:
+        return self.distance != "euclidean"
+
+    @property
     def passes(self) -> tuple[tuple[int, ...], ...]:
         return ((0,),) if self.reduction == "mean" and self.distance != "euclidean" else ((0, 1),)
 
@@ -139,6 +143,10 @@ class Margin(PairLoss):
     def parameters(self) -> list[float]:
         beta = number(self.beta)
         return [beta + self.margin, beta - self.margin]
+
+    @property
+    def takes_screen(self) -> bool:
+        return True
 
     def slope(self, positives: Tensor, negatives: Tensor) -> Tensor:
         some = positives + negatives

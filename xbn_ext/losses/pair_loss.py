@@ -76,6 +76,11 @@ class PairLoss:
         """How many averages the loss is a sum of: 2 where negatives and positives are averaged apart."""
         return 1
 
+    @property
+    def takes_screen(self) -> bool:
+        """Whether a GPU may find its pairs by a screen, as `csrc/cuda/loss/way.h` has it."""
+        return False
+
     def slope(self, positives: Tensor, negatives: Tensor) -> Tensor:
         """dLoss/doffset, by how many positives and negatives of an anchor have a weight, or what these add up to."""
         raise NotImplementedError

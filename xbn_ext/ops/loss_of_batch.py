@@ -11,7 +11,14 @@ from torch import Tensor
 from .. import checks
 from .._autograd import needs_grad, with_gradient, without_autocast
 from ..losses import AnyLoss, OwnLoss, PairLoss, check_loss, check_unit_rows
-from ..losses.learned import fold_temperature, learned_of, learned_offset, with_offset
+from ..losses.learned import (
+    fold_temperature,
+    learned_of,
+    learned_offset,
+    learns_temperature,
+    with_offset,
+    with_temperature,
+)
 from ..plain.contract import Contract
 from ..plain.loss import parse_loss
 from ..plain.loss_of_batch import check_batch
@@ -71,18 +78,20 @@ def batch_loss(
             return custom.batch_loss(z, labels, loss, ids, anchors, renormalize, eps)
         if learned_offset(loss) is not None and torch.is_grad_enabled():
             return _in_sums(z, labels, loss, ids, anchors, renormalize, eps)
-        loss, sides = sides_of(loss, z, renormalize, eps)
+        given, (loss, sides) = loss, sides_of(loss, z, renormalize, eps)
         options = {"labels": labels, "ids": ids, "anchors": anchors, "eps": eps}
         if sides is None:
             rows, need_grad = z.detach(), needs_grad(z)
             value, grad_dots = _from_products(rows @ rows.T, loss, renormalize, need_grad, options)
             return with_gradient(value, z, (grad_dots + grad_dots.T) @ rows) if need_grad else value
         # Both gradients are made here: a backward pass inside an autocast block would take these products in 16 bits.
-        need_grad, (ranking, rows) = needs_grad(sides), sides.detach().tensor_split(2)
+        need_grad, (ranking, rows) = needs_grad(sides) or learns_temperature(given), sides.detach().tensor_split(2)
         value, grad_dots = _from_products(ranking @ rows.T, loss, False, need_grad, options)
         if not need_grad:
             return value
-        return with_gradient(value, sides, torch.cat((grad_dots @ rows, grad_dots.T @ ranking)))
+        by_ranking = grad_dots @ rows
+        value = with_gradient(value, sides, torch.cat((by_ranking, grad_dots.T @ ranking)), *learned_of(given))
+        return with_temperature(value, given, by_ranking, ranking, sides)
 
 
 def _from_products(
@@ -101,7 +110,7 @@ def _in_sums(
     folded, scaled = fold_temperature(loss, z)
     sides = torch.cat((scaled, normalize(z, eps) if renormalize else z))
     ranking, rows = sides.detach().tensor_split(2)
-    need_grad, dots = needs_grad(sides), ranking @ rows.T
+    need_grad, dots = needs_grad(sides) or learns_temperature(loss), ranking @ rows.T
     # batch_sums would speak of itself.
     check_batch(Contract("batch_loss", dots), dots, labels, ids, anchors, None)
     parse_loss("batch_loss", folded.kind, folded.parameters)
@@ -110,7 +119,9 @@ def _in_sums(
     value = (average * totals[0]).to(z.dtype)
     if need_grad:
         by_dots = by_dots * average.to(z.dtype)
-        value = with_gradient(value, sides, torch.cat((by_dots @ rows, by_dots.T @ ranking)), *learned_of(loss))
+        by_ranking = by_dots @ rows
+        value = with_gradient(value, sides, torch.cat((by_ranking, by_dots.T @ ranking)), *learned_of(loss))
+        value = with_temperature(value, loss, by_ranking, ranking, sides, *learned_of(loss))
     return with_offset(value, loss, totals[5:] / totals[4].clamp(min=1), sides)
 
 

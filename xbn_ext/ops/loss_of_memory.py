@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from .. import checks
 from .._autograd import needs_grad, with_gradient, writes
 from ..losses import AnyLoss, OwnLoss, PairLoss, check_loss, check_unit_rows
-from ..losses.learned import fold_temperature, learned_of, with_offset
+from ..losses.learned import fold_temperature, learned_of, learns_temperature, with_offset, with_temperature
 from ..options import LOSS_DEFAULTS, PAIR_DEFAULTS, LossOptions, PairOptions, complete
 from . import custom
 from ._namespace import call, fake
@@ -80,12 +80,13 @@ def _ranked(
     check_loss(op, loss)
     check_unit_rows(loss, renormalize=arguments["renormalize"])
     given, (loss, z) = loss, fold_temperature(loss, z)
-    need_grad = needs_grad(z)
+    need_grad = needs_grad(z) or learns_temperature(given)
     arguments.update(z=z.detach(), loss=loss.kind, parameters=loss.parameters, need_grad=need_grad)
     writes(*written)
     value, grad_z, pairs = call(op, arguments)
     if need_grad:
         value = with_gradient(value, z, grad_z, *learned_of(given))
+        value = with_temperature(value, given, grad_z, z, *learned_of(given))
     return with_offset(value, given, pairs, z), pairs
 
 

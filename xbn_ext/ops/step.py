@@ -14,7 +14,7 @@ from .. import checks
 from .._autograd import needs_grad, with_centered_gradient, with_gradient, without_autocast, writes
 from ..filter import Filter
 from ..losses import AnyLoss, PairLoss, check_loss, check_unit_rows
-from ..losses.learned import has_sides, learned_offset
+from ..losses.learned import has_sides, learned_of, learned_offset, learns_temperature, with_temperature
 from ..options import LossOptions
 from ._namespace import arguments_of, call, fake
 from .batch import normalize
@@ -86,12 +86,12 @@ def step_(
     state = {name: getattr(memory, name) for name in STATE} | {name: getattr(memory, name, None) for name in MEASURED}
     with without_autocast(embeddings.device.type):
         x, normalizes = embeddings if normalize_embeddings else not_finite_as_nan(embeddings), normalize_embeddings
-        sides = None
+        sides, given = None, loss
         if has_sides(loss):
             x, normalizes = normalize(x, eps) if normalizes else x, False
             loss, sides = sides_of(loss, x, renormalize, eps)
         source = x if sides is None else sides
-        need_grad = needs_grad(source)
+        need_grad = needs_grad(source) or learns_temperature(given)
         noises = dict(zip(Filter._fields, filter or Filter(math.inf, 1.0, None), strict=True))
         arguments = {
             **state, **noises, "x": x.detach(), "sides": None if sides is None else sides.detach(), "labels": labels,
@@ -104,7 +104,12 @@ def step_(
         }  # fmt: skip
         writes(*state.values())
         value, grad = call("step_", arguments)
-        return with_gradient(value, source, grad) if need_grad else value
+        if need_grad:
+            value = with_gradient(value, source, grad, *learned_of(given))
+        if not need_grad or sides is None:
+            return value  # type: ignore[no-any-return]
+        (ranking, _), (by_ranking, _) = sides.tensor_split(2), grad.tensor_split(2)
+        return with_temperature(value, given, by_ranking, ranking)
 
 
 def loss_of(

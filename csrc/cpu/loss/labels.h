@@ -15,8 +15,8 @@ constexpr int32_t kNoAnchor = -1;      // label group of a row that no anchor ha
 constexpr int32_t kPaddedAnchor = -2;  // label group of the anchors that fill up the last block
 constexpr int32_t kNoneExcluded = -2;  // excluded group of an anchor that is paired with any row
 
-// Labels or ids, each once, in ascending order. Of what the memory's rows have, most is not among them: a hashed bit says
-// so sooner than a search would.
+// Labels or ids of anchors, each once, in ascending order. Most rows of the memory have another: a hashed bit says so
+// sooner than a search would.
 class Distinct {
  public:
   Distinct(const int64_t* values, int64_t n) : sorted_(values, values + n), may_have_(kBits) {

@@ -188,6 +188,7 @@ struct PairScorer {
       case Formula::weigh: return weigh(*triplets, block);
       default:
         return (with_formula<float>)(pass.slot[slot], [&](const auto& formula) {
+          // may_be_screened (screen.h) lets no other exponents through.
           if constexpr (!std::remove_reference_t<decltype(formula)>::kExponential) add_scores(formula);
         });
     }

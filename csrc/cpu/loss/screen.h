@@ -45,7 +45,7 @@ struct ByteProducts {
   void (*encode)(const float* rows, int64_t n, int64_t padded, const float* per_unit, uint8_t* codes);
 
   // For each of n rows, a multiple of kTileUnit, a bit for each of the anchors [padded / 4][64][4] whose product with
-  // it, plus start, is not out. Makes screen_steps of a prefetch.
+  // it, plus start, is not out. Makes screen_steps of a prefetch, or twice as many.
   void (*find)(const uint8_t* rows, int64_t n, int64_t padded, const int8_t* anchors, const int32_t* start,
                const CodeLimits& limits, Prefetch& prefetch, uint64_t* found);
 };
@@ -92,11 +92,14 @@ class CodedAnchors {
   std::vector<uint64_t> with_id_;     // [ids]
 };
 
-// Whether a pass is one that may be left to single pairs, whose similarities then are sums of kPairChains: it has
-// positives alone, or negatives that count above a limit only, which limit (pairs_kernel.h) finds.
+// Whether a pass may be left to single pairs. Their similarities are sums of kPairChains. It has positives alone, or
+// negatives that count only above a limit, which limit (pairs_kernel.h) finds; for margins that is the first pass's.
 inline bool may_be_screened(const Pass& pass) {
   const Slot& slot = pass.slot[0];
-  if (slot.pairs == Pairs::none) return true;
+  if (slot.pairs == Pairs::none) {
+    const Formula of_positives = pass.slot[1].formula;
+    return !is_exponential(of_positives) || of_positives == Formula::exponent;
+  }
   const bool has_limit = slot.formula == Formula::margin || slot.formula == Formula::distance ||
                          slot.formula == Formula::extreme || slot.formula == Formula::rank;
   return has_limit || (slot.formula == Formula::exponent && slot.mined);

@@ -35,7 +35,7 @@ LossWay way_of(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Gpu&
   const bool screens = wanted == LossWay::screen || wanted == LossWay::pairs;
   check(!goes_in_rounds(loss), gpu.op, ": way '", name, "' does not have triplet_all");
   check(!screens || can_screen, gpu.op, ": way '", name,
-        "' has contrastive losses only, of cosine or squared Euclidean distance");
+        "' has contrastive and margin losses only, of cosine or squared Euclidean distance");
   check(can_sweep, gpu.op, ": way '", name, "' takes float32 embeddings and bank of at most ", kSweepMaxDim,
         " dimensions");
   check(wanted == LossWay::simt || has_tensor_cores, gpu.op, ": way '", name,

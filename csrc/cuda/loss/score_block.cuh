@@ -2,7 +2,7 @@
 // columns to an anchor. Columns are rows of a chunk of the bank (composite.cu) or of the batch (batch_loss.cu).
 //
 // A kind of sum (of scores, of exponents, an extreme) is written here and in score.cuh, which has the similarities of a
-// sweep's tiles in registers.
+// sweep's tiles in registers; that of margins also in pairs.cu, for single pairs.
 //
 //   in     pairs, a struct of the caller's, which tells of its block
 //            kAnchors, anchors[kAnchors], has(a)          which anchors of it there are

@@ -43,7 +43,7 @@ SweepGrid plan_sweep(int64_t B, int64_t M, int64_t D, int multiprocessors) {
 int launch_sweep_pass(const MemoryLossParams<float, float>& p, const Pass& pass, const PartialLoss<float>& partial,
                       const SweepGrid& grid, bool tensor, const Gpu& gpu) {
   const bool wide = is_wide(p);
-  return tensor && wide ? launch_tensor_pass(p, pass, partial, grid, gpu)
+  return tensor && wide ? launch_pass<true>(p, pass, partial, grid, wide, gpu)
                         : launch_pass<false>(p, pass, partial, grid, wide, gpu);
 }
 

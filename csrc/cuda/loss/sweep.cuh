@@ -11,8 +11,6 @@
 
 namespace xbn::cuda {
 
-namespace {
-
 // Anchors of this block. Padding and rows that are no anchors lack kRanks and form no pairs.
 template <int kDim>
 __device__ void load_anchors(const MemoryLossParams<float, float>& p, Shared<kDim>& shared, int64_t first,
@@ -99,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
 }
 
 // The smallest of the five sizes that holds D columns.
-int padded_dim(int64_t D) {
+inline int padded_dim(int64_t D) {
   int dim = 64;
   while (dim < D) dim *= 2;
   return dim;
@@ -121,10 +119,8 @@ int launch_pass(const MemoryLossParams<float, float>& p, const Pass& pass, const
   return cudaErrorInvalidValue;
 }
 
-}  // namespace
-
-// Its products on tensor cores. z and bank are of rows of a multiple of 16 bytes, and aligned to that.
-int launch_tensor_pass(const MemoryLossParams<float, float>& p, const Pass& pass, const PartialLoss<float>& partial,
-                       const SweepGrid& grid, const Gpu& gpu);
+// Compiled in sweep_tensor.cu.
+extern template int launch_pass<true>(const MemoryLossParams<float, float>&, const Pass&, const PartialLoss<float>&,
+                                      const SweepGrid&, bool, const Gpu&);
 
 }  // namespace xbn::cuda

@@ -11,9 +11,7 @@
 
 namespace xbn::cuda {
 
-int launch_tensor_pass(const MemoryLossParams<float, float>& p, const Pass& pass, const PartialLoss<float>& partial,
-                       const SweepGrid& grid, const Gpu& gpu) {
-  return launch_pass<true>(p, pass, partial, grid, true, gpu);
-}
+template int launch_pass<true>(const MemoryLossParams<float, float>&, const Pass&, const PartialLoss<float>&,
+                               const SweepGrid&, bool, const Gpu&);
 
 }  // namespace xbn::cuda
