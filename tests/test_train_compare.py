@@ -40,6 +40,9 @@ SMALL = {
 }  # fmt: skip
 
 
+SMALL_METHODS = SMALL["methods"].split(",")
+
+
 def small_plan(**changes: Any) -> Plan:
     return replace(study.parse(arguments(Path("cache"), Path("out")))[1], **changes)
 
@@ -240,6 +243,19 @@ def test_the_best_on_held_out_classes_is_chosen() -> None:
     assert {run.part for run in found.final(chosen)["ema"]} == {TEST}
     assert [run.config.ema_momentum for run in found.final(chosen)["ema"]] == [0.3, 0.3]
     assert chosen["axbn"] == {"lr": 1e-3} and found.final(chosen)["axbn"][0].config.process_noise is None
+
+
+def test_settings_with_several_values_are_shown_and_what_is_estimated_is_one() -> None:
+    found = findings.Findings(small_plan(batch_sizes=(8,)), "", {}, {m: {"lr": 1e-3} for m in SMALL_METHODS}, "")
+    effects = found.effects()
+    assert list(effects) == ["memory_size", "warmup_steps", "process_noise"]
+    assert findings.values_of(effects["process_noise"]) == [None, 0.1, 1.0]
+    assert [findings.in_words(value) for value in (None, 0.1)] == ["estimated", "0.1"]
+    [(method, value, runs), *_] = effects["process_noise"]
+    assert (method, value) == ("axbn", None) and runs[0].config.process_noise is None
+    assert {run.name for run in runs} <= {run.name for run in found.plan.map()}, "nothing is run twice"
+    given = small_plan(base=replace(small_plan().base, process_noise=0.1))
+    assert [value for _, value, _ in given.own(found.chosen)["process_noise"]] == [0.1, 1.0]
 
 
 def test_learning_rates_are_chosen_from_runs_that_there_are() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .plan import SCORE, Chosen, Effects, Plan, Run
+from .plan import SCORE, Chosen, Effects, Plan, Row, Run
 from .statistics import Estimate, estimate
 from .work import Result
 
@@ -32,8 +32,10 @@ class Findings:
         return {"common": common} if own == common else {"own": own, "common": common}
 
     def effects(self) -> Effects:
-        """One setting at a time away from the chosen ones, also those that only one method has."""
-        return self.plan.effects(self.chosen) | self.plan.own(self.chosen)
+        """One setting at a time away from the chosen ones, also those that only one method has, if it has several
+        values."""
+        found = self.plan.effects(self.chosen) | self.plan.own(self.chosen)
+        return {name: rows for name, rows in found.items() if len(values_of(rows)) > 1}
 
     def scores(self, runs: Sequence[Run], name: str = SCORE) -> list[float]:
         """One score of each run."""
@@ -42,6 +44,16 @@ class Findings:
     def estimate(self, runs: Sequence[Run], name: str = SCORE) -> Estimate:
         """A score over the seeds of one setting."""
         return estimate(self.scores(runs, name))
+
+
+def values_of(rows: Sequence[Row]) -> list[float | None]:
+    """Each value once, ascending; the first is what is estimated."""
+    return sorted({value for _, value, _ in rows}, key=lambda value: (value is not None, value or 0.0))
+
+
+def in_words(value: float | None) -> str:
+    """A value, for a table and a picture."""
+    return "estimated" if value is None else f"{value:g}"
 
 
 def score(result: Result, name: str = SCORE) -> float:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .drift import AGES, PHASES, staleness
-from .findings import Findings
+from .findings import Findings, in_words, values_of
 from .plan import VALIDATION
 from .statistics import FEW, Estimate, estimate
 
@@ -98,7 +98,9 @@ def drift(path: Path, findings: Findings) -> None:
 def effects(path: Path, findings: Findings) -> None:
     """One setting at a time, all others as chosen."""
     plan = findings.plan
-    found = {name: rows for name, rows in findings.effects().items() if rows}
+    found = findings.effects()
+    if not found:
+        return
     columns = min(len(found), 3)  # more would be too small on a page
     lines_of_panels = -(-len(found) // columns)
     with matplotlib.rc_context(STYLE):
@@ -107,14 +109,14 @@ def effects(path: Path, findings: Findings) -> None:
         for axes in panels[len(found) :]:
             axes.remove()
         for axes, (name, rows) in zip(panels, found.items(), strict=False):
-            values = sorted({value for _, value, _ in rows})
+            values = values_of(rows)
             for method in plan.methods:
                 points = [
                     (values.index(value), findings.estimate(runs)) for other, value, runs in rows if other == method
                 ]
                 if points:
                     _line(axes, points, method)
-            axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+            axes.set_xticks(range(len(values)), [in_words(value) for value in values])
             low, high = axes.get_ylim()
             room = max(0.0, LEAST_SPAN - (high - low)) / 2  # or noise looks like an effect
             axes.set_ylim(low - room, high + room)

@@ -45,8 +45,8 @@ def _exact(value: float) -> str:
 CHOSEN = {"ema_momentum"}
 """Of what only one method has, what is chosen; the rest is shown, and stays as the base has it."""
 MeanScore = Callable[[Sequence[Run]], float]
-Row = tuple[str, float, list[Run]]
-"""A method, a value of some setting, and the runs with it."""
+Row = tuple[str, float | None, list[Run]]
+"""A method, a value of some setting, and the runs with it; None: the value is estimated."""
 Effects = dict[str, list[Row]]
 """By setting."""
 
@@ -112,7 +112,8 @@ class Plan:
 
     def own(self, chosen: Chosen) -> Effects:
         """What only one method has: its runs with each value, at its learning rate."""
-        values = {"axbn": ("process_noise", self.noises), "ema": ("ema_momentum", self.momenta)}
+        noises = (self.base.process_noise, *(noise for noise in self.noises if noise != self.base.process_noise))
+        values = {"axbn": ("process_noise", noises), "ema": ("ema_momentum", self.momenta)}
         return {
             setting: self._vary([method], setting, tried, chosen)
             for method, (setting, tried) in values.items()
@@ -124,7 +125,8 @@ class Plan:
         found = {method: dict(settings) for method, settings in chosen.items()}
         for setting in self.own(chosen).keys() & CHOSEN:
             method, value, _ = max(self.own(chosen)[setting], key=lambda row: mean_score(row[2]))
-            found[method][setting] = value
+            if value is not None:
+                found[method][setting] = value
         return found
 
     def effects(self, chosen: Chosen) -> Effects:
@@ -149,7 +151,7 @@ class Plan:
         """What was chosen, with the base's learning rate."""
         return {method: {**settings, "lr": self.base.lr} for method, settings in chosen.items()}
 
-    def _vary(self, methods: Iterable[str], setting: str, values: Sequence[float], chosen: Chosen) -> list[Row]:
+    def _vary(self, methods: Iterable[str], setting: str, values: Sequence[float | None], chosen: Chosen) -> list[Row]:
         return [
             (method, value, self.many(VALIDATION, method, **{**chosen[method], setting: value}))
             for method in methods

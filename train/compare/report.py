@@ -17,7 +17,7 @@ from ..config import METHODS, Config
 from ..results import machine as machine_of
 from . import pictures
 from .drift import AGES, PHASES, SHARED, WHOLE, staleness
-from .findings import Findings
+from .findings import Findings, in_words, values_of
 from .plan import TEST, VALIDATION, titles
 from .statistics import CONFIDENCE, Estimate, corrected, difference, estimate, ratio
 from .work import Workshop
@@ -263,18 +263,18 @@ def _of_drift(findings: Findings, names: tuple[str, str]) -> str:
 
 
 def _effects(findings: Findings) -> list[str]:
+    if not findings.effects():
+        return []
     parts = [
         "## Other settings",
         f"One at a time, at learning rate {findings.plan.base.lr:g} for all (noise and momentum: at the method's own); "
         f"MAP@R on the held-out training classes, means of {_seeds(findings.plan.map_seeds)}:",
     ]
     for name, entries in findings.effects().items():
-        if not entries:
-            continue
-        values = sorted({value for _, value, _ in entries})
+        values = values_of(entries)
         methods = list(dict.fromkeys(method for method, *_ in entries))
         cells = {(method, value): str(findings.estimate(runs)) for method, value, runs in entries}
-        header = [pictures.EFFECTS[name], *(f"{value:g}" for value in values)]
+        header = [pictures.EFFECTS[name], *map(in_words, values)]
         parts.append(_table(header, [[method, *(cells[method, value] for value in values)] for method in methods]))
     return [*parts, "![MAP@R against other settings](effects.png)"]
 
