@@ -17,7 +17,11 @@ from xbn_ext import CrossBatchMemory
 from .model import Embedder, without_traces
 
 CHUNK = 256
-"""Images embedded at a time, where no batch has statistics of its own."""
+"""Images embedded at a time.
+
+A network that normalises by the statistics of a batch normalises by theirs, which are near those of all images. By its
+own, each past batch would have its few classes around its own mean, and not where they are beside others.
+"""
 
 
 class Oracle:
@@ -27,8 +31,6 @@ class Oracle:
         self.memory_size, self.device = memory_size, device
         self.images: Tensor | None = None
         """By slots of the memory; None before the first batch."""
-        self.batches = torch.zeros(memory_size, dtype=torch.int64, device=device)
-        """Of each slot the number of the batch that its image came with."""
 
     def before_step(self, model: Embedder, criterion: CrossBatchMemory, images: Tensor, embeddings: Tensor) -> None:
         """To be called before the criterion is, with its batch: images [B, *] and their embeddings [B, D]."""
@@ -40,25 +42,11 @@ class Oracle:
         count = int(criterion.count)
         if self.images is None or not count:
             return
-        for slots in self._together(count, model.normalises_by_batch()):
+        for slots in torch.arange(count, device=self.device).tensor_split(-(-count // CHUNK)):
             with without_traces(model):
                 rows = F.normalize(model(self.images[slots]), dim=1)
             finite = rows.isfinite().all(dim=1)  # the others stay what they were
             criterion.bank[slots[finite]] = rows[finite]
-
-    def _together(self, count: int, by_batch: bool) -> list[Tensor]:
-        """The slots, in parts that are embedded together: a batch, if that is normalised by its own statistics."""
-        slots = torch.arange(count, device=self.device)
-        if not by_batch:
-            return [*slots.tensor_split(-(-count // CHUNK))]
-        order = self.batches[:count].argsort(stable=True)
-        _, sizes = self.batches[order].unique_consecutive(return_counts=True)
-        parts: list[Tensor] = []
-        for part in slots[order].split(sizes.tolist()):
-            if parts and 1 in (len(parts[-1]), len(part)):  # one image has no statistics
-                part = torch.cat((parts.pop(), part))
-            parts.append(part)
-        return parts
 
     def _record(self, criterion: CrossBatchMemory, images: Tensor, embeddings: Tensor) -> None:
         """Keep the images of the rows that the criterion is going to store: those of finite embeddings."""
@@ -66,13 +54,12 @@ class Oracle:
         if self.images is None:
             self.images = stored.new_zeros(self.memory_size, *images.shape[1:])
         slots = (int(criterion.head) + torch.arange(len(stored), device=self.device)) % self.memory_size
-        self.images[slots], self.batches[slots] = stored, self.batches.max() + 1
+        self.images[slots] = stored
 
     def state_dict(self) -> dict[str, Any]:
-        """The images and their batches, for a checkpoint."""
-        return {"images": self.images, "batches": self.batches}
+        """The images, for a checkpoint."""
+        return {"images": self.images}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over those of a checkpoint."""
         self.images = None if state["images"] is None else state["images"].to(self.device)
-        self.batches = state["batches"].to(self.device)

@@ -231,11 +231,14 @@ def _gains(findings: Findings) -> list[str]:
 
 
 def _drift(findings: Findings) -> list[str]:
+    of_oracle = ""
+    if "oracle" in findings.plan.methods:
+        of_oracle = " What the oracle's rows differ by is the step, and other images beside them in their batch."
     return [
         "## Drift",
         "The images of past batches are embedded again by the current network, in training mode, and compared with "
         "the rows of the memory, after the step. A cell is the mean cosine distance of the row as it was stored → as "
-        "it is in the memory (change), by the age of the row, all at one learning rate.",
+        "it is in the memory (change), by the age of the row, all at one learning rate." + of_oracle,
         _of_drift(findings, WHOLE),
         "The part of it that the rows of a batch have in common. Errors that point the same way add up in a gradient, "
         "others cancel out:",
