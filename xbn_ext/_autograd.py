@@ -124,9 +124,8 @@ def along_rows(grad: Tensor, rows: Tensor, value: Tensor) -> Tensor:
 
 
 def across(grad: Tensor, z: Tensor, anchors: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What of a gradient `[B, D]` is across the rows of `z [B, D]`, and so turns them, of the anchors `[B]`, those that
-    are True; None: all. And which of them that is, `[B]`: an anchor that is not finite has no such part, and nor have
-    the other rows, only zeros."""
+    """What of a gradient `[B, D]` is across the rows of `z [B, D]`, and so turns them; and which rows have that, `[B]`.
+    These are the anchors `[B]` that are True, None: all, as far as they are finite. The other rows are 0."""
     squared = z.square().sum(1)
     along = torch.where(squared > 0, (grad * z).sum(1) / squared, squared)  # NaN, where one of them is no number
     has = ~along.isnan() if anchors is None else anchors & ~along.isnan()
