@@ -168,7 +168,7 @@ def test_a_row_that_is_not_finite_teaches_nothing_while_the_memory_takes_no_part
 @pytest.mark.parametrize("make", [make for name, make in OF_EACH_WAY.items() if "learned" in name])
 @pytest.mark.parametrize("batch_weight", [0.0, 1.0])
 def test_a_loss_that_is_not_finite_has_no_finite_gradient_of_what_is_learned(make, batch_weight, device):
-    """So that a gradient scaler skips the step of whichever optimizer has it."""
+    """So a gradient scaler skips the step, also that of an optimizer that has nothing else."""
     criterion = CrossBatchMemory(make(), D, M, memory_dtype=torch.float64, batch_weight=batch_weight).to(device)
     for x, labels in batches(4, torch.float64, device=device):
         criterion(x, labels)

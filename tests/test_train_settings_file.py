@@ -45,7 +45,7 @@ def test_the_command_line_overrides_the_file_and_that_the_recipe(tmp_path: Path)
 
 
 def test_another_loss_than_the_file_s_has_its_own_parameters(tmp_path: Path) -> None:
-    """As with a recipe: a margin of similarities is none of distances."""
+    """As with a recipe: a margin of similarities is not one of distances."""
     file = tmp_path / "c.yaml"
     file.write_text(settings_file.text(parse(["--neg-margin", "0.3", "--steps", "7"])))
     euclidean = parse(["--config", str(file), "--distance", "euclidean"])

@@ -233,7 +233,7 @@ def _gains(findings: Findings) -> list[str]:
 def _drift(findings: Findings) -> list[str]:
     of_oracle = ""
     if "oracle" in findings.plan.methods:
-        of_oracle = " What the oracle's rows differ by is the step, and other images beside them in their batch."
+        of_oracle = " The oracle's rows differ by this step, and since other images were beside them in their batch."
     return [
         "## Drift",
         "The images of past batches are embedded again by the current network, in training mode, and compared with "

@@ -70,7 +70,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate | None:
     if b * b <= bb:
         return None
     middle = a * b - ab
-    half = math.sqrt(max(0.0, middle**2 - (a * a - aa) * (b * b - bb)))  # 0 of proportional ones, but for rounding
+    half = math.sqrt(max(0.0, middle**2 - (a * a - aa) * (b * b - bb)))  # 0 of proportional ones, except for rounding
     return Estimate(a / b, (middle - half) / (b * b - bb), (middle + half) / (b * b - bb), count)
 
 
