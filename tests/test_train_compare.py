@@ -164,6 +164,9 @@ def test_staleness_is_of_the_phase_and_age_asked_for() -> None:
     old = [{"step": 60, "age": age, "uncorrected": 0.1 * age, "in_memory": 0.0} for age in (1, 2, 3, 4)]
     thirds = [drift.staleness([{"drift": old}], of_steps, (0.4, 1.0), age) for age in drift.AGES.values()]
     assert [t and t.uncorrected.mean for t in thirds] == pytest.approx([0.1, 0.2, 0.35])
+    assert drift.staleness([{"drift": points}], config, (0.5, 1.0), (0.5, 1.0), drift.SHARED) is None, (
+        "of an earlier version"
+    )
     shared = [point | {"shared_uncorrected": 0.1, "shared_in_memory": 0.01} for point in points]
     found = drift.staleness([{"drift": shared}] * 2, config, (0.5, 1.0), (0.5, 1.0), drift.SHARED)
     assert found is not None and found.in_memory.mean == pytest.approx(0.01) and found.removed == pytest.approx(90)

@@ -56,6 +56,7 @@ def staleness(
             for point in result["drift"]
             if phase[0] * config.steps < point["step"] <= phase[1] * config.steps
             and age[0] * steps < point["age"] <= age[1] * steps
+            and all(name in point for name in names)  # not in a run of an earlier version
         ]
         if points:
             seeds.append(np.mean(points, axis=0))
