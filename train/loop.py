@@ -126,7 +126,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint was written."""
         self.step, self.seconds, self.before = state["step"], state["seconds"], state["before"]
-        self.bad_steps = state.get("bad_steps", 0)  # as of version 0.1.0
+        self.bad_steps = state.get("bad_steps", 0)  # older checkpoints lack it
         self.journal.load_state_dict(state)
         for name in ("model", "criterion", "optimizer", "scaler", "drift", *self._optional):
             getattr(self, name).load_state_dict(state[name])
@@ -190,8 +190,8 @@ class Trainer:
         silent = quiet or not ranks.leads
         embeddings: Tensor | None = None
         batches = self._batches()
-        shown = {"desc": config.method, "unit": " steps", "disable": silent or None}
-        with tqdm(total=config.steps, initial=self.step, **shown) as bar:
+        bar = tqdm(total=config.steps, initial=self.step, desc=config.method, unit=" steps", disable=silent or None)
+        with bar:
             while self.step < config.steps:
                 began = time.perf_counter()
                 loss = self.train_step(islice(batches, config.accumulate))

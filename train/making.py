@@ -68,12 +68,12 @@ def limit_gradient(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScale
 
     In float16 that happens now and then: the scaler sees it itself, leaves the step out and scales less.
     """
-    gradient = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if most:
         scaler.unscale_(optimizer)
-    norm = torch.nn.utils.get_total_norm(gradient)
-    if most:
-        torch.nn.utils.clip_grads_with_norm_([p for g in optimizer.param_groups for p in g["params"]], most, norm)
+        norm = torch.nn.utils.clip_grad_norm_(trained, most)
+    elif not scaler.is_enabled():
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     return scaler.is_enabled() or bool(norm.isfinite())
 
 

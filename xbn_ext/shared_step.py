@@ -155,9 +155,9 @@ def memory_loss(
 def _centered(ranks: Ranks, grad: Tensor, z: Tensor, anchors: Tensor | None) -> Tensor:
     """As `_autograd.centered`, of the own rows, with the mean over the anchors of all ranks."""
     parts, has = across(grad, z, anchors)
-    count = has.sum()[None].double()
-    *total, count = ranks.total(torch.cat((parts.double().sum(0), count))).split((z.shape[1], 1))
-    return torch.where(has[:, None], grad - (total[0] / count.clamp(min=1)).to(grad.dtype), grad)
+    sums = torch.cat((parts.double().sum(0), has.sum()[None]))
+    total, count = ranks.total(sums).split((z.shape[1], 1))
+    return torch.where(has[:, None], grad - (total / count.clamp(min=1)).to(grad.dtype), grad)
 
 
 def _pass_by_pass(

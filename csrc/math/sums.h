@@ -55,8 +55,9 @@ XBN_FORMULA RowSums sum_of_parts(Formula formula, const RowSums* parts, int64_t 
   return sum;
 }
 
-// What the gradient of a part is multiplied by, when the sums of all parts are known. It is the same factor for all parts,
-// except where a part has scaled its exponents by its own largest one, and where only the part with the extreme counts.
+// What the gradient of a part is multiplied by, when the sums of all parts are known. It is the same factor for all
+// parts, except where a part has scaled its exponents by its own largest one, and where only the part with the extreme
+// counts.
 XBN_FORMULA double scale_of_part(Formula formula, double factor, const RowSums& part, const RowSums& sum) {
   if (formula == Formula::extreme) return part.value == sum.value ? factor : 0;
   return is_exponential(formula) ? factor * rescale(part.shift, sum.shift) : factor;

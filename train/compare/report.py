@@ -233,12 +233,12 @@ def _gains(findings: Findings) -> list[str]:
 def _drift(findings: Findings) -> list[str]:
     of_oracle = ""
     if "oracle" in findings.plan.methods:
-        of_oracle = " The oracle's rows differ by this step, and since other images were beside them in their batch."
+        of_oracle = " The oracle's rows are a step old, and were embedded beside other images."
     return [
         "## Drift",
-        "The images of past batches are embedded again by the current network, in training mode, and compared with "
-        "the rows of the memory, after the step. A cell is the mean cosine distance of the row as it was stored → as "
-        "it is in the memory (change), by the age of the row, all at one learning rate." + of_oracle,
+        "After a step the current network embeds images of past batches again, in training mode. A cell compares the "
+        "memory with that: the mean cosine distance of the row as it was stored → as it is in the memory (change), by "
+        "the age of the row, all at one learning rate." + of_oracle,
         _of_drift(findings, WHOLE),
         "The part of it that the rows of a batch have in common. Errors that point the same way add up in a gradient, "
         "others cancel out:",

@@ -3,8 +3,8 @@
 //
 //   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], bank_ids [M] or null; rows [0, count) count
 //   out    loss [1], grad_z [B, D], pairs [2]
-//   math   as sweep.cu, a chunk of the bank at a time: rows r_j, similarities s = z r^T, weights, grad += weights r. The
-//          products are torch's: ../gpu.h, ../backend.cpp
+//   math   as sweep.cu, a chunk of the bank at a time: rows r_j, similarities s = z r^T, weights, grad += weights r
+//          (the products are torch's: ../gpu.h, ../backend.cpp)
 //   grid   begin_kernel: a warp to an anchor;  rows_kernel: a warp to a bank row;  score_kernel: a block to 4 anchors,
 //          score_block.cuh;  rescale_kernel: a block to an anchor
 //   keeps  one chunk of rows [chunk, D] and similarities [slots * B, chunk], small enough for a second-level cache, and

@@ -1,5 +1,5 @@
-// memory_loss of Contrastive and Margin by a screen and then exact pairs: most negatives are far below the margin, and for those
-// it is enough to know that.
+// memory_loss of Contrastive and Margin by a screen and then exact pairs: most negatives are far below the margin, and
+// for those it is enough to know that.
 //
 //   in     as sweep.cu; rows of z and bank are multiples of 16 bytes long, and aligned to that; otherwise the sweep
 //          runs

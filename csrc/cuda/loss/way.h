@@ -14,9 +14,9 @@ constexpr int64_t kSweepMaxDim = 1024;
 
 int sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, bool tensor, const Gpu& gpu);
 
-// screen, pairs (screened.cu): Contrastive and Margin with D, z and bank as for the sweep, by a screen in fp16 of all pairs and
-// exact similarities of those it leaves; if these are more than `most` of all, by the sweep on tensor cores after all.
-// Compute capability >= 8.0.
+// screen, pairs (screened.cu): Contrastive and Margin with D, z and bank as for the sweep, by a screen in fp16 of all
+// pairs and exact similarities of those it leaves; if these are more than `most` of all, by the sweep on tensor cores
+// after all. Compute capability >= 8.0.
 constexpr double kFew = 0.05;
 
 // Contrastive losses of similarities, whose weights are 1 and -1.
