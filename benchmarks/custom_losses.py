@@ -1,11 +1,12 @@
-"""Native losses as a user would write them, or bring them along."""
+"""Native losses as a user would write them, bring them along, or give them other pairs."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xbn_ext import Contrastive, CustomLoss, InChunks, MultiSimilarity
+from xbn_ext import Contrastive, CustomLoss, InChunks, MultiSimilarity, SelectPairs
 from xbn_ext.losses import PairLoss
 
 from .comparisons import COMPARISONS
@@ -58,3 +59,8 @@ def in_chunks(loss: str) -> InChunks | None:
     """That of pytorch-metric-learning, with its miner, if it has the same value and not a multiple of it."""
     comparison = COMPARISONS[loss]
     return None if comparison.sums else InChunks(*comparison.their_parts())
+
+
+def related(loss: PairLoss) -> SelectPairs:
+    """The same loss, by a relation that gives the same pairs."""
+    return SelectPairs(loss, torch.eq)

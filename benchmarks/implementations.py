@@ -28,7 +28,7 @@ from xbn_ext.options import Way
 from .chunked import can_be_chunked
 from .clock import Timing, interleaved, timer
 from .comparisons import COMPARISONS, OURS, THEIRS, theirs_installed
-from .custom_losses import custom, in_chunks
+from .custom_losses import custom, in_chunks, related
 from .problem import Problem
 from .roofline import tf32_products
 from .torch_memory import (
@@ -48,6 +48,7 @@ Call = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 DEFERRED = f"{OURS} deferred"
 PLAIN = f"{OURS} plain"
 CUSTOM = f"{OURS} custom"
+RELATED = f"{OURS} related"
 IN_CHUNKS = f"{OURS} in chunks"
 ALL_PAIRS = f"{OURS} all pairs"
 # Those that a CPU computes pair by pair, at least in one of their passes.
@@ -64,16 +65,17 @@ BASELINES: dict[str, type[TorchMemory]] = {
 WAYS: list[Way] = ["screen", "tensor", "simt", "composite"]
 ON_CUDA = [*(f"{OURS} {way}" for way in WAYS), f"{OURS} composite{TF32}", *(name + TF32 for name in BASELINES)]
 ROUNDS = 21  # whose pairs with a weight are counted
-NAMES = [OURS, DEFERRED, PLAIN, CUSTOM, IN_CHUNKS, ALL_PAIRS, *BASELINES, THEIRS, *ON_CUDA]
+NAMES = [OURS, DEFERRED, PLAIN, CUSTOM, RELATED, IN_CHUNKS, ALL_PAIRS, *BASELINES, THEIRS, *ON_CUDA]
 
 
 def make(name: str, problem: Problem) -> Call:
     """The call of one implementation, with a memory of its own.
 
     "xbn_ext plain" is what xbn_ext does without the compiled library; "xbn_ext custom" has the loss as a `CustomLoss`
-    that a user would write, "xbn_ext in chunks" that of pytorch-metric-learning as an `InChunks`; "xbn_ext all pairs",
-    on a CPU, is without the screen that finds the pairs which may have a weight. On CUDA, a name that ends in " tf32"
-    lets library products round to TF32, any other does not.
+    that a user would write, "xbn_ext related" in a `SelectPairs` with a relation, "xbn_ext in chunks" that of
+    pytorch-metric-learning as an `InChunks`; "xbn_ext all pairs", on a CPU, is without the screen that finds the pairs
+    which may have a weight. On CUDA, a name that ends in " tf32" lets library products round to TF32, any other does
+    not.
     """
     family = name.removesuffix(TF32)
     if family == THEIRS:
@@ -94,6 +96,8 @@ def make(name: str, problem: Problem) -> Call:
 def _loss_of(name: str, problem: Problem) -> AnyLoss | None:
     if name == IN_CHUNKS:
         return in_chunks(problem.loss)
+    if name == RELATED:
+        return related(problem.pair_loss)
     return custom(problem.pair_loss) if name == CUSTOM else problem.pair_loss
 
 
@@ -127,6 +131,8 @@ def why_not(name: str, problem: Problem) -> str | None:
         return "has no screen to leave out"
     if name == CUSTOM and not (ranks and custom(problem.pair_loss)):
         return "has no such loss"
+    if name == RELATED and not ranks:
+        return "has no pairs"
     if name in (THEIRS, IN_CHUNKS) and ranks:
         if COMPARISONS[problem.loss].name is None:
             return "has no such loss"
@@ -138,7 +144,7 @@ def why_not(name: str, problem: Problem) -> str | None:
         return "is a way to take a step"
     if name == DEFERRED and problem.drift == "none":
         return "there is no drift to follow"
-    in_place = name in (OURS, PLAIN, CUSTOM, IN_CHUNKS, ALL_PAIRS)
+    in_place = name in (OURS, PLAIN, CUSTOM, RELATED, IN_CHUNKS, ALL_PAIRS)
     if in_place and problem.kernel == "step" and problem.drift != "none" and is_narrow(problem.dtype):
         return "a 16-bit bank is deferred"
     way = name.removeprefix(OURS).strip()

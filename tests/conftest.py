@@ -170,6 +170,13 @@ def few_emoji(emoji_cache):
     return load("emoji", cache_dir=emoji_cache, max_classes=40)
 
 
+@pytest.fixture(params=[1 << 20, 1], ids=["one chunk", "chunks"])
+def few_at_a_time(request, monkeypatch):
+    """Plain PyTorch takes a memory at once, or 13 rows at a time."""
+    monkeypatch.setattr("xbn_ext.plain.chunks.CHUNK_ON_CPU", request.param)
+    monkeypatch.setattr("xbn_ext.plain.chunks.FEWEST_ROWS", 13)
+
+
 @pytest.fixture
 def one_thread():
     """torch computes in the thread of the test."""

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from . import checks, composed, ops, shared_step
 from ._autograd import check_not_transformed, check_step
 from .distributed import Batch, Ranks
-from .dtypes import compute_dtype, is_narrow
+from .dtypes import is_narrow
 from .filling import fill
 from .filter import Drift, make_filter
 from .losses import AnyLoss, OwnLoss, check_unit_rows
 from .losses.learned import has_sides, learned_offset
+from .losses.with_loss import WithLoss
+from .ops.custom import try_out
 from .shards import Shards
 from .state import MemoryState
 from .unlabelled import OF_A_STEP, apart
-from .with_loss import WithLoss
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -59,7 +60,7 @@ class CrossBatchMemory(WithLoss, MemoryState):
         >>> loss.backward()
 
     Args:
-        loss: the pair loss L, one of `xbn_ext.losses`, a `CustomLoss` or an `InChunks`. A temperature that
+        loss: the pair loss L, one of `xbn_ext.losses`, a `CustomLoss`, `SelectPairs` or `InChunks`. A temperature that
             is an `nn.Parameter` becomes a parameter of this module, as do those of the others.
         embedding_size: D.
         memory_size: M, rows of the ring.
@@ -173,13 +174,9 @@ class CrossBatchMemory(WithLoss, MemoryState):
         self._ranks: Ranks | None = None
         if process_group is not None:
             once = {
-                "loss": self._in_numbers(),
-                "embedding_size": embedding_size,
-                "memory_size": memory_size,
-                "drift": drift,
-                "filter": self.filter,
-                "memory_dtype": memory_dtype,
-            }
+                "loss": self._in_numbers(), "embedding_size": embedding_size, "memory_size": memory_size,
+                "drift": drift, "filter": self.filter, "memory_dtype": memory_dtype,
+            }  # fmt: skip
             once |= self._is_learned() | self._options()
             self._ranks = Ranks(process_group, shards, batch_size, once)
         of_ranks = Shards() if self._ranks is None else self._ranks.shards
@@ -202,7 +199,7 @@ class CrossBatchMemory(WithLoss, MemoryState):
         if name == "update" and "bank" in self.__dict__:
             checks.rounding(value, self.bank.dtype, self.drift)
         if name in ("normalize_embeddings", "renormalize"):
-            check_unit_rows(self.__dict__.get("_loss"), **{name: value})
+            check_unit_rows(self._own_loss or self._loss, **{name: value})
         super().__setattr__(name, value)
 
     def _options(self) -> dict[str, Any]:
@@ -336,8 +333,11 @@ class CrossBatchMemory(WithLoss, MemoryState):
         if called_on is not None:
             embeddings, labels = embeddings.to(device), labels.to(device)
             enqueue_mask, ids = (None if t is None else t.to(device) for t in (enqueue_mask, ids))
-        self._check_loss(device, compute_dtype(embeddings.dtype), D)
-        return Batch(embeddings, labels.to(torch.int64), enqueue_mask, None if ids is None else ids.to(torch.int64))
+        labels, ids = labels.to(torch.int64), None if ids is None else ids.to(torch.int64)
+        self._check_loss(device)
+        if self._own_loss is not None:
+            try_out(self._own_loss, embeddings, apart(labels, self.no_class, 0))
+        return Batch(embeddings, labels, enqueue_mask, ids)
 
     def extra_repr(self) -> str:
         """What `print(criterion)` shows."""

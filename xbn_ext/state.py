@@ -225,11 +225,3 @@ class MemoryState(StatefulModule):
 def flat(t: Tensor) -> Tensor:
     """A view to write through: compiled (torch 2.13, CPU), what is written to a float64 scalar as such is lost."""
     return t.view(-1)
-
-
-def number_in(tensor: Tensor, default: float) -> float:
-    """Its one number, or the default where it has none."""
-    try:
-        return float(tensor.detach())
-    except RuntimeError:  # it is on the meta device, or a fake one
-        return default

@@ -11,11 +11,14 @@ from . import exponents, margins
 from .custom import AnyLoss, CustomLoss, OwnLoss
 from .exponents import *  # noqa: F403
 from .in_chunks import InChunks
-from .kinds import KINDS, LOSSES, check_loss, check_unit_rows
+from .kinds import KINDS, LOSSES, check_loss
+from .label_sets import LabelSets
 from .margins import *  # noqa: F403
 from .margins import DISTANCES, Distance, LossOfDistances, Reduction, TripletMining
 from .pair_loss import LossWithTemperature, PairLoss
+from .select_pairs import SelectPairs
 from .smooth_ap import SmoothAP
+from .with_loss import check_unit_rows
 
 __all__ = [
     "DISTANCES",
@@ -25,11 +28,13 @@ __all__ = [
     "CustomLoss",
     "Distance",
     "InChunks",
+    "LabelSets",
     "LossOfDistances",
     "LossWithTemperature",
     "OwnLoss",
     "PairLoss",
     "Reduction",
+    "SelectPairs",
     "SmoothAP",
     "TripletMining",
     "check_loss",

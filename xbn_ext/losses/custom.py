@@ -16,10 +16,15 @@ First = Literal["positives", "negatives"]
 
 
 class OwnLoss(nn.Module):
-    """A loss of the user's own in the place of a `PairLoss`: a `CustomLoss` or an `InChunks`. PyTorch computes it."""
+    """A loss of the user's own in the place of a `PairLoss`: `CustomLoss`, `InChunks`, `SelectPairs`. PyTorch computes
+    it."""
 
     passes: ClassVar[tuple[tuple[int, ...], ...]] = ()
     """None that could be added up over parts of a memory."""
+
+    def learning(self) -> list[Tensor]:
+        """What its value depends on besides embeddings, and learns."""
+        return [p for p in self.parameters() if p.requires_grad]
 
     def forward(self, *args: Any, **options: Any) -> None:
         """Not to be called: a `CrossBatchMemory` asks for the terms, or calls the loss inside."""

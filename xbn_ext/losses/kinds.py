@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from . import exponents, margins
-from .margins import LossOfDistances
 from .pair_loss import PairLoss
 
 KINDS: dict[str, PairLoss] = {loss.kind: loss for loss in (*margins.KINDS, *exponents.KINDS)}
@@ -29,14 +28,3 @@ def check_loss(op: str, loss: Any) -> None:
             f"{op}: loss must be one that the kernels know: {type(loss).__name__} is of the kind {loss.kind!r} and has "
             f"the numbers {', '.join(loss.numbers())}"
         )
-
-
-def check_unit_rows(loss: Any, **options: bool) -> None:
-    """Raises ValueError for an option that leaves rows as long as they are, if the loss is of distances between rows of
-    unit length."""
-    if isinstance(loss, LossOfDistances) and loss.distance != "cosine":
-        for name, makes_unit in options.items():
-            if not makes_unit:
-                raise ValueError(
-                    f'{name} must be True with distance="{loss.distance}", which is that of rows of unit length'
-                )

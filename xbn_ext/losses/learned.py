@@ -27,6 +27,14 @@ def default_of(loss: PairLoss, name: str) -> float:
     return float(getattr(KINDS[loss.kind], name))
 
 
+def number_in(tensor: Tensor, default: float) -> float:
+    """Its one number, or the default where it has none."""
+    try:
+        return float(tensor.detach())
+    except RuntimeError:  # it is on the meta device, or a fake one
+        return default
+
+
 def learned_offset(loss: PairLoss) -> Tensor | None:
     """The tensor that similarities are shifted by, if it requires a gradient."""
     offset = getattr(loss, loss.offset) if loss.offset else None

@@ -1,19 +1,22 @@
-"""A `CustomLoss` in the place of a native one: no op, but the PyTorch of `plain/custom.py`, with its gradients."""
+"""A loss of the user's own in the place of a native one: no op, but PyTorch, with its gradients. `plain/custom.py`,
+`in_chunks.py` and `select_pairs.py` have what each kind does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from .. import checks
 from .._autograd import needs_grad, with_gradient, without_autocast
-from ..losses import CustomLoss, InChunks, OwnLoss
-from ..plain import custom, in_chunks
+from ..dtypes import compute_dtype
+from ..losses import CustomLoss, InChunks, OwnLoss, SelectPairs
+from ..plain import custom, in_chunks, select_pairs
 from ..plain.contract import Contract
-from ..plain.loss_of_batch import NormalizedSimilarities, OwnSimilarities, check_batch
+from ..plain.loss_of_batch import Rows, check_batch
 from ..plain.loss_of_memory import BankSimilarities, Ranked, check_memory_loss
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,15 +44,11 @@ def memory_loss(
     check_memory_loss(c, z, labels, bank, bank_labels, told)
     if told.count is not None:
         c.value("count", told.count, len(bank))
-    with without_autocast(z.device.type), torch.no_grad():
-        similarities = BankSimilarities(z.detach(), labels, bank.detach(), bank_labels, told)
     need_grad = _needs_grad(loss, z)
     with without_autocast(z.device.type), torch.no_grad():
-        if isinstance(loss, InChunks):
-            result = in_chunks.over_bank(loss, similarities, need_grad)
-        else:
-            result = custom.loss_of(_custom(loss), similarities, z.dtype, need_grad)
-    return _with_gradients(result, loss, z, result.grad), result.pairs
+        similarities = BankSimilarities(z.detach(), labels, bank.detach(), bank_labels, told)
+        result = _runner(loss).over_bank(loss, similarities, need_grad)
+    return _with_gradients(result, loss, z), result.pairs
 
 
 @outside_of_graphs
@@ -64,45 +63,54 @@ def batch_loss(
         c = Contract("batch_loss", dots)
         check_batch(c, dots, labels, ids, anchors, None)
         c.eps(eps)
-        if isinstance(loss, InChunks):
-            result = in_chunks.over_batch(loss, rows, labels, ids, anchors, need_grad)
-            grad = result.grad
-        else:
-            similarities = OwnSimilarities(dots, labels, ids, anchors)
-            if renormalize:
-                similarities = NormalizedSimilarities(dots, labels, ids, anchors, eps)
-            result = custom.loss_of(_custom(loss), similarities, z.dtype, need_grad)
-            grad = None if result.grad is None else (result.grad + result.grad.T) @ rows
-    return _with_gradients(result, loss, z, grad)
+        batch = Rows(rows, dots, labels, ids, anchors, renormalize, eps)
+        result = _runner(loss).over_batch(loss, batch, need_grad)
+    return _with_gradients(result, loss, z)
 
 
 @outside_of_graphs
-def try_out(loss: OwnLoss, z: Tensor) -> None:
-    """Raises what the loss raises of embeddings of the dtype, device and width of z, or of what it returns for them.
-    torch's random numbers go on as if it had not been called."""
+def try_out(loss: OwnLoss, embeddings: Tensor, labels: Tensor) -> None:
+    """Raises what the loss raises of embeddings of the dtype, device and width of these and of labels `[B]`, or of what
+    it returns for them. torch's random numbers go on as if it had not been called."""
+    z = embeddings.new_empty((0, embeddings.shape[1]), dtype=compute_dtype(embeddings.dtype))
     with torch.random.fork_rng([z.device] if z.device.type == "cuda" else []):
-        if isinstance(loss, InChunks):
-            in_chunks.try_out(loss, z)
-        else:
-            custom.try_out(_custom(loss), z)
+        _runner(loss).try_out(loss, z, labels)
 
 
-def _custom(loss: OwnLoss) -> CustomLoss:
-    if not isinstance(loss, CustomLoss):
-        raise TypeError(f"loss must be a CustomLoss or an InChunks, got {type(loss).__name__}")
-    return loss
+class _Runner(Protocol):
+    """What each kind of loss has in a file of `plain/`."""
+
+    def over_bank(self, loss: Any, similarities: BankSimilarities, need_grad: bool) -> custom.Result:
+        """Against a memory."""
+
+    def over_batch(self, loss: Any, batch: Rows, need_grad: bool) -> custom.Result:
+        """Of a batch against itself."""
+
+    def try_out(self, loss: Any, z: Tensor, labels: Tensor) -> None:
+        """Raises what the loss would."""
+
+
+_RUNNERS: dict[type[OwnLoss], _Runner] = {CustomLoss: custom, InChunks: in_chunks, SelectPairs: select_pairs}
+
+
+def _runner(loss: OwnLoss) -> _Runner:
+    for kind, runner in _RUNNERS.items():
+        if isinstance(loss, kind):
+            return runner
+    kinds = checks.listed([kind.__name__ for kind in _RUNNERS])
+    raise TypeError(f"loss must be a {kinds}, got {type(loss).__name__}")
 
 
 def _needs_grad(loss: OwnLoss, z: Tensor) -> bool:
-    learns = [needs_grad(t) for t in (z, *loss.parameters())]  # all are looked at: one with a tangent raises
+    learns = [needs_grad(t) for t in (z, *loss.parameters(), *loss.learning())]  # all: one with a tangent raises
     return any(learns)
 
 
-def _with_gradients(result: custom.Result, loss: OwnLoss, z: Tensor, grad: Tensor | None) -> Tensor:
-    value = result.value.to(z.dtype)
+def _with_gradients(result: custom.Result, loss: OwnLoss, z: Tensor) -> Tensor:
+    value, grad = result.value.to(z.dtype), result.grad
     if grad is None:
         return value
-    learning = [p for p in loss.parameters() if p.requires_grad]
+    learning = loss.learning()
     whole = with_gradient(value, z, grad, *learning) if z.requires_grad else value
     for parameter, its in zip(learning, result.of_parameters, strict=True):
         whole = whole + with_gradient(torch.zeros_like(value), parameter, its, z, *learning)

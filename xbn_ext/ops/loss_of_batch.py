@@ -64,7 +64,7 @@ def batch_loss(
     checks.tensors("batch_loss", z=z, labels=labels)
     if not isinstance(loss, OwnLoss):
         check_loss("batch_loss", loss)
-        check_unit_rows(loss, renormalize=renormalize)
+    check_unit_rows(loss, renormalize=renormalize)
     if z.dim() != 2 or z.dtype not in (torch.float32, torch.float64):  # the op would speak of its products
         raise RuntimeError(f"batch_loss: z must be [B, D], float32 or float64, got {z.dtype} {list(z.shape)}")
     if labels.shape != z.shape[:1]:

@@ -68,6 +68,7 @@ def _memory_loss(
             arguments[name] = arguments[name].double()
     if isinstance(loss, OwnLoss):
         checks.flag("renormalize", arguments["renormalize"])
+        check_unit_rows(loss, renormalize=arguments["renormalize"])
         return custom.memory_loss(z, labels, bank, bank_labels, loss, arguments)
     arguments.update(labels=labels, bank=bank.detach(), bank_labels=bank_labels)
     return _ranked("memory_loss", z, loss, arguments)

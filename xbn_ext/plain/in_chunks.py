@@ -16,6 +16,7 @@ from ..losses import InChunks, few_pairs
 from ..losses.reducers import OverElements, Recorder, SubLoss, inside
 from .chunks import is_finite
 from .custom import Result
+from .loss_of_batch import Rows
 from .loss_of_memory import BankSimilarities
 
 
@@ -95,10 +96,9 @@ def over_bank(loss: InChunks, similarities: BankSimilarities, need_grad: bool) -
     return result._replace(value=value, grad=grad)
 
 
-def over_batch(
-    loss: InChunks, z: Tensor, labels: Tensor, ids: Tensor | None, anchors: Tensor | None, need_grad: bool
-) -> Result:
+def over_batch(loss: InChunks, batch: Rows, need_grad: bool) -> Result:
     """All anchors in one call where each is ranked against all other rows; else one by one."""
+    z, labels, ids, anchors = batch.z, batch.labels, batch.ids, batch.anchors
     B = len(z)
     numbers = torch.arange(B, device=z.device)
     no_pair = torch.eye(B, dtype=torch.bool, device=z.device)
@@ -121,12 +121,12 @@ def over_batch(
     return nothing._replace(value=nan.sum(), grad=nan if need_grad else None)
 
 
-def try_out(loss: InChunks, z: Tensor) -> None:
+def try_out(loss: InChunks, z: Tensor, labels: Tensor) -> None:
     """Raises what the loss or its miner raises of embeddings of the dtype, device and width of z, and TypeError if they
     write the references: these are the memory, and the next chunk's. What they keep in buffers stays as it is."""
     loss.check()
     rows = torch.linspace(-1, 1, 6 * z.shape[1], dtype=z.dtype, device=z.device).view(6, -1).cos()
-    labels = torch.arange(6, device=z.device) % 2
+    labels = torch.arange(6, device=z.device) % 2  # of which there are pairs
     buffers = [(b, b._version, b.clone()) for b in loss.buffers() if not b.is_inference()]
     given = [] if rows.is_inference() else [(t, t._version) for t in (rows, labels)]
     with torch.no_grad():
@@ -172,7 +172,7 @@ def _rows_of(similarities: BankSimilarities) -> tuple[Tensor, Tensor]:
 
 def _loss_of(loss: InChunks, z: Tensor, labels: Tensor, chunks: Iterator[_Chunk], need_grad: bool) -> Result:
     leaf = z.detach().requires_grad_(need_grad)
-    parameters = [p for p in loss.parameters() if p.requires_grad]
+    parameters = loss.learning()
     total = _Total([leaf, *parameters] if need_grad else [])
     counts = few_pairs.Counts()
     for chunk in chunks:

@@ -4,6 +4,7 @@ that these are computed from."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +26,7 @@ def batch_loss(
     c.eps(eps)
     pair_loss = parse_loss("batch_loss", loss, parameters)
 
-    similarities = OwnSimilarities(dots, labels, ids, anchors)
-    if renormalize:
-        similarities = NormalizedSimilarities(dots, labels, ids, anchors, eps)
+    similarities = similarities_of(dots, labels, ids, anchors, renormalize, eps)
     return loss_of(similarities, pair_loss, need_grad)[:2]
 
 
@@ -123,3 +122,31 @@ class NormalizedSimilarities(OwnSimilarities):
         diagonal = by_dots.diagonal()
         diagonal.copy_(torch.where(self.is_short, diagonal, by_square))
         return by_dots
+
+
+def similarities_of(
+    dots: Tensor, labels: Tensor, ids: Tensor | None, anchors: Tensor | None, renormalize: bool, eps: float
+) -> OwnSimilarities:
+    """Of a batch, from the products of its rows."""
+    if renormalize:
+        return NormalizedSimilarities(dots, labels, ids, anchors, eps)
+    return OwnSimilarities(dots, labels, ids, anchors)
+
+
+class Rows(NamedTuple):
+    """A batch that is ranked against itself, and how: `z [B, D]` and the arguments of `batch_loss`."""
+
+    z: Tensor
+    dots: Tensor  # [B, B]
+    labels: Tensor
+    ids: Tensor | None
+    anchors: Tensor | None
+    renormalize: bool
+    eps: float
+
+    def similarities(self) -> OwnSimilarities:
+        return similarities_of(self.dots, self.labels, self.ids, self.anchors, self.renormalize, self.eps)
+
+    def by_rows(self, by_dots: Tensor | None) -> Tensor | None:
+        """The gradient by z, from that by the products."""
+        return None if by_dots is None else (by_dots + by_dots.T) @ self.z

@@ -24,6 +24,7 @@ class Chunk(NamedTuple):
     start: int  # number of the first row
     rows: Tensor | None = None  # [n, D]
     norm: Tensor | None = None  # [n], what the products with the rows have been divided by
+    weight: Tensor | None = None  # [B, n], what the terms of a `CustomLoss` are multiplied by
 
 
 class Similarities(Protocol):

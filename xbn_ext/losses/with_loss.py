@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from . import checks
-from .losses import AnyLoss, OwnLoss, PairLoss, check_loss
-from .losses.learned import LEARNABLE, at, check_offset, default_of
-from .ops.custom import try_out
-from .state import number_in
+from .. import checks
+from .custom import AnyLoss, OwnLoss
+from .kinds import check_loss
+from .learned import LEARNABLE, at, check_offset, default_of, number_in
+from .margins import LossOfDistances
+from .pair_loss import PairLoss
 
 
 class WithLoss(nn.Module):
@@ -79,11 +80,10 @@ class WithLoss(nn.Module):
     def _in_numbers(self) -> AnyLoss:
         return self.loss if isinstance(self.loss, OwnLoss) else _in_numbers(self.loss)
 
-    def _check_loss(self, device: torch.device, dtype: torch.dtype, D: int) -> None:
-        """Raises unless the loss can be computed of such embeddings."""
+    def _check_loss(self, device: torch.device) -> None:
+        """Raises unless what the loss has that are tensors can be used with embeddings on a device."""
         if self._own_loss is not None:
             checks.on_device(device, **dict(self._own_loss.named_parameters()))
-            try_out(self._own_loss, torch.empty((0, D), dtype=dtype, device=device))
         elif self._loss is not None:
             fixed = getattr(self._loss, "temperature", None)
             if isinstance(fixed, Tensor) and not (fixed.is_cpu and fixed.dim() == 0):  # that one divides anywhere
@@ -115,3 +115,16 @@ def _in_numbers(loss: PairLoss) -> PairLoss:
     """The loss with numbers for its tensors. Raises ValueError for one that is out of its range."""
     tensors = {name: t for name in loss.may_be_learned if isinstance(t := getattr(loss, name), Tensor)}
     return at(loss, **{name: number_in(t, default_of(loss, name)) for name, t in tensors.items()})
+
+
+def check_unit_rows(loss: Any, **options: bool) -> None:
+    """Raises ValueError for an option that leaves rows as long as they are, if the loss is of distances between rows of
+    unit length, or has one inside."""
+    if isinstance(loss, WithLoss):
+        loss = loss.loss
+    if isinstance(loss, LossOfDistances) and loss.distance != "cosine":
+        for name, makes_unit in options.items():
+            if not makes_unit:
+                raise ValueError(
+                    f'{name} must be True with distance="{loss.distance}", which is that of rows of unit length'
+                )
