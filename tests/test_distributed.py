@@ -9,6 +9,7 @@ import ranks
 import torch
 import torch.distributed as dist
 from loss_cases import KIN, LOSSES
+from own_losses import Exponents
 from ranks import (
     D,
     Divided,
@@ -23,7 +24,6 @@ from ranks import (
     hosts_tell_each_other_nothing,
     same_steps,
 )
-from test_custom import Exponents
 from torch import nn
 
 from xbn_ext import Contrastive, CrossBatchMemory, Margin, SigLIP, SupCon, Triplet, shared_batch_loss, shared_step

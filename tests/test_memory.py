@@ -14,7 +14,7 @@ import state
 import torch
 import torch.nn.functional as F
 from conftest import only
-from test_custom import Exponents
+from own_losses import Exponents
 from torch import nn
 
 import xbn_ext

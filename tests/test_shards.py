@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
 from loss_cases import LOSSES
+from own_losses import Exponents
 from ranks import D, Divided, M, alone_and_together, assert_close, assert_same_bits, assert_same_state, assert_same_step
-from test_custom import Exponents
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 
