@@ -26,7 +26,17 @@ from ranks import (
 )
 from torch import nn
 
-from xbn_ext import Contrastive, CrossBatchMemory, Margin, SigLIP, SupCon, Triplet, shared_batch_loss, shared_step
+from xbn_ext import (
+    Contrastive,
+    CrossBatchMemory,
+    Margin,
+    SelectPairs,
+    SigLIP,
+    SupCon,
+    Triplet,
+    shared_batch_loss,
+    shared_step,
+)
 from xbn_ext.distributed import Batch
 
 BATCHES = [
@@ -142,6 +152,16 @@ def a_loss_of_ones_own_is_that_of_one_process(rank):
     for step, sizes in enumerate(("even", "uneven", "one empty")):
         assert_same_step(one, shared, Divided(step, sizes, ids=True))
         assert_close(shared.loss.margins.grad, one.loss.margins.grad)
+    one, shared = (
+        make(SelectPairs(SupCon(nn.Parameter(torch.tensor(0.2))), near)) for make in (ranks.alone, ranks.shared)
+    )
+    for step, sizes in enumerate(("even", "uneven", "one empty")):
+        assert_same_step(one, shared, Divided(step, sizes, ids=True))
+        assert_close(shared.loss.temperature.grad, one.loss.temperature.grad)
+
+
+def near(a, b):
+    return (a - b).abs() < 2
 
 
 def a_fixed_number_of_rows_is_as_good(rank):
