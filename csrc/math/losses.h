@@ -121,7 +121,7 @@ constexpr NamedLoss kLosses[] = {
 
 // How many slots have sums: make_program fills them all. A contrastive loss of similarities whose pairs are averaged
 // together has one: its weights are 1 and -1, which tell how many are negatives.
-XBN_FORMULA int slots_of(const LossSpec& loss) {
+XBN_FORMULA constexpr int slots_of(const LossSpec& loss) {
   return loss.kind == LossKind::contrastive && loss.average != Average::groups && !loss.euclidean ? 1 : 2;
 }
 
@@ -281,7 +281,7 @@ inline bool sums_gradients(const LossSpec& loss) {
 inline bool goes_in_rounds(const LossSpec& loss) { return loss.kind == LossKind::triplet_all; }
 
 // Without a gradient, the passes that add nothing to the value are left out.
-inline Program make_program(const LossSpec& loss, bool need_grad = true) {
+constexpr Program make_program(const LossSpec& loss, bool need_grad = true) {
   const auto margin = [&](Pairs pairs) {
     return Slot{pairs, loss.euclidean ? Formula::distance : Formula::margin, loss.a, loss.b};
   };

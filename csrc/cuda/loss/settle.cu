@@ -32,16 +32,31 @@ int power_of_two_up_to(int64_t n, int most) {
   return power;
 }
 
-// The formula of a slot: where all slots of a loss have the same, known when this is compiled. (That of a Euclidean
-// distance is settled as a margin's is.)
+// The formula of all slots of a kind of loss, in whatever pass, where they have the same.
+struct OneFormula {
+  bool same;
+  Formula formula;
+};
+constexpr OneFormula one_formula_of(LossKind kind) {
+  const Program program = make_program({.kind = kind, .a = 1, .b = 1, .mining = 0});  // the longest
+  OneFormula one = {};
+  bool is_first = true;
+  for (int pass = 0; pass < program.passes; ++pass)
+    for (const Slot& slot : program.pass[pass].slot) {
+      if (slot.pairs == Pairs::none) continue;
+      one = {is_first || (one.same && slot.formula == one.formula), slot.formula};
+      is_first = false;
+    }
+  return one;
+}
+template <LossKind kKind>
+constexpr OneFormula kOneFormula = one_formula_of(kKind);
+
+// The formula of a slot: if one is that of all, known when this is compiled. (That of a Euclidean distance is settled as
+// a margin's is.)
 template <LossKind kKind>
 __device__ __forceinline__ Formula formula_of(const Filled& filled, int slot) {
-  if (kKind == LossKind::contrastive) return Formula::margin;
-  if (kKind == LossKind::triplet || kKind == LossKind::triplet_soft) return Formula::extreme;
-  if (kKind == LossKind::circle) return Formula::circle;
-  if (kKind == LossKind::siglip) return Formula::sigmoid;
-  if (kKind == LossKind::nca || kKind == LossKind::lifted_structure) return Formula::exponent;
-  return filled.formula[slot];
+  return kOneFormula<kKind>.same ? kOneFormula<kKind>.formula : filled.formula[slot];
 }
 
 // Sums over the lanes of a group of `width` threads of a warp, in a fixed tree; in all of them.
