@@ -163,6 +163,26 @@ def test_what_learns_is_a_parameter_of_the_memory():
         memory.loss = Margins()
 
 
+HEAD, SCALE = nn.Linear(3, 1), torch.ones((), requires_grad=True)
+OUTSIDE = {
+    "a parameter elsewhere": lambda: HEAD.bias[0],
+    "made of one": lambda: HEAD(torch.ones(2, 3)).exp().mean(),
+    "no parameter": lambda: SCALE,
+}
+
+
+@pytest.mark.parametrize("function", ["positive", "negative", "anchor"])
+@pytest.mark.parametrize("outside", OUTSIDE.values(), ids=OUTSIDE)
+def test_a_tensor_that_would_get_no_gradient_is_refused(outside, function):
+    kind = type("Wrong", (OwnContrastive,), {function: lambda self, *of: sum(of) * outside()})
+    memory, x, labels = CrossBatchMemory(kind(), D, 50), torch.randn(6, D), torch.arange(6) % 2
+    with pytest.raises(TypeError, match=rf"loss: {function} depends on a tensor \[.*\] that requires a gradient"):
+        memory(x, labels)
+    assert int(memory.step) == 0 and int(memory.count) == 0
+    with torch.no_grad():
+        memory(x, labels)  # nothing learns
+
+
 def test_no_rows_no_pairs():
     loss, z = Mixed(), torch.randn(B, D, requires_grad=True)
     labels = torch.zeros(B, dtype=torch.int64)

@@ -37,7 +37,8 @@ class CustomLoss(OwnLoss):
 
     A subclass says what a pair costs, as elementwise functions of its similarity. For each anchor the terms of its
     positives are reduced to one number, those of its negatives to another; `anchor` makes of the two what the anchor
-    pays; and the loss is the sum over the anchors divided by `average`. Parameters of the module learn along.
+    pays; and the loss is the sum over the anchors divided by `average`. Parameters of the module learn along; another
+    tensor that requires a gradient must not be used.
 
     Examples:
         >>> class Sigmoid(CustomLoss):
@@ -59,7 +60,8 @@ class CustomLoss(OwnLoss):
             argument being `[B, 1]`. The gradient goes through it unless you detach it. This takes twice the sweeps.
 
     Raises:
-        TypeError: a function of a subclass returns something else than as many numbers as it was given.
+        TypeError: a function of a subclass returns something else than as many numbers as it was given, or uses a
+            tensor that requires a gradient and is no parameter of the loss.
         ValueError: an attribute is not one of these words. Raised when the loss is made; and, before anything is
             written, by the step after it was set.
     """

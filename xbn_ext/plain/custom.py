@@ -46,6 +46,7 @@ class _Side:
 
     def __init__(self, term: Callable[..., Tensor], reduction: Reduction, like: Tensor, *, positive: bool) -> None:
         self.term, self.reduction, self.positive = term, reduction, positive
+        self.name = "positive" if positive else "negative"
         self.number, self.active = torch.zeros_like(like), torch.zeros_like(like)
         starts_at = -torch.inf if reduction in ("logsumexp", "max") else 0.0
         self.value = torch.full_like(like, starts_at)
@@ -66,8 +67,7 @@ class _Side:
         terms = self.term(s, *self.given)
         if not isinstance(terms, Tensor) or terms.shape != s.shape or terms.dtype != s.dtype:
             got = f"{terms.dtype} {list(terms.shape)}" if isinstance(terms, Tensor) else type(terms).__name__
-            name = getattr(self.term, "__name__", "term")
-            raise TypeError(f"loss: {name}(s) must return {s.dtype} {list(s.shape)}, got {got}")
+            raise TypeError(f"loss: {self.name}(s) must return {s.dtype} {list(s.shape)}, got {got}")
         if weight is None:
             return terms
         return terms + weight.log() if self.reduction == "logsumexp" else terms * weight
@@ -109,7 +109,7 @@ class _Gradient:
     """By the similarities and by the parameters of the loss, chunk by chunk."""
 
     def __init__(self, loss: CustomLoss, similarities: Similarities) -> None:
-        self.parameters = loss.learning()
+        self.loss, self.parameters = loss, loss.learning()
         self.of_parameters = [torch.zeros_like(p, dtype=compute_dtype(p.dtype)) for p in self.parameters]
         self.of_given: Tensor | float = 0.0  # [B] by the number of the side that was reduced first
         self.similarities = similarities
@@ -122,6 +122,7 @@ class _Gradient:
             with torch.enable_grad():
                 s = part.s.requires_grad_()
                 terms = side.terms(s, part.weight)
+            _check_learned(self.loss, terms, side.name, s, *side.given)
             known = terms.detach()
             if looks:
                 side.look(known, part)
@@ -210,10 +211,13 @@ def try_out(loss: CustomLoss, z: Tensor, labels: Tensor) -> None:
         rounds = _rounds(loss, sides)
         for some in rounds:
             for side in some[::-1]:
-                side.look(side.terms(s).detach(), _Part(s, every, ~every, None, None))
+                terms = side.terms(s)
+                _check_learned(loss, terms, side.name, s, *side.given)
+                side.look(terms.detach(), _Part(s, every, ~every, None, None))
             if some != rounds[-1]:
                 _give(loss, some[0], rounds[-1][0], s.dtype, s.requires_grad)
-        _costs(loss, sides, [side.reduced().to(s.dtype) for side in sides], None)
+        costs, _ = _costs(loss, sides, [side.reduced().to(s.dtype) for side in sides], None)
+        _check_learned(loss, costs, "anchor")
 
 
 def _is_a_sum_over_pairs(loss: CustomLoss) -> bool:
@@ -267,6 +271,25 @@ def _costs(
         of_anchors = [side.number if loss.average == "pairs" else side.active for side in sides]
         number = torch.where(pays, of_anchors[0] + of_anchors[1], 0.0).sum()
     return torch.where(pays, costs, 0.0).sum(), number.clamp(min=1).to(costs.dtype)
+
+
+def _check_learned(loss: CustomLoss, of: Tensor, function: str, *given: Tensor) -> None:
+    """Raises TypeError if what a function of the loss returns depends on something that would get no gradient: what is
+    neither given to it nor a parameter of the loss."""
+    has_gradient = {id(t) for t in (*given, *loss.parameters())}
+    nodes, seen = [of.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+        leaf = getattr(node, "variable", None)  # of what autograd ends at
+        if leaf is not None and id(leaf) not in has_gradient:
+            raise TypeError(
+                f"loss: {function} depends on a tensor {list(leaf.shape)} that requires a gradient and would get none: "
+                "make it a parameter of the loss, or detach it"
+            )
 
 
 def _count(which: Tensor) -> Tensor:
