@@ -1,7 +1,7 @@
 // Every op as the glue calls it: its params, one plain struct, and its kernels, one for a CPU (cpu/NAME.cpp) and, in
-// namespace cuda, one for a GPU (cuda/NAME.cu); those of the loss are in loss/, where memory_loss.cpp chooses among
-// several on either device. The pointers are to memory of the
-// device that runs the op; a count is read there, so that the host does not wait for it.
+// namespace cuda, one for a GPU (cuda/NAME.cu); those of the loss are in loss/, where cuda/loss/memory_loss.cpp chooses
+// a way. The pointers are to memory of the device that runs the op; a count is read there, so that the host does not
+// wait for it.
 // Letters: B batch rows, A anchors of them, M bank rows (capacity), D dimension, count filled bank rows.
 // Every matrix is row-major and dense. Statistics (moments, sums, the affine map) are always double.
 #pragma once

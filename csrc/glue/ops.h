@@ -1,6 +1,6 @@
-// Every op between torch and its kernels, a file for each file of xbn_ext/ops/, written once for all devices: check,
-// allocate, fill in the params, call. No arithmetic here. A Device (cpu/backend.cpp, cuda/backend.cpp) is made on entry;
-// its `run` calls a function with what the kernels of kernels.h are called on: a Cpu or a cuda::Gpu.
+// Every op between torch and its kernels, a file for each file of ops in xbn_ext/ops/, written once for all devices:
+// check, allocate, fill in the params, call. No arithmetic here. A Device (cpu/backend.cpp, cuda/backend.cpp) is made on
+// entry; its `run` calls a function with what the kernels of kernels.h are called on: a Cpu or a cuda::Gpu.
 #pragma once
 
 #include "step.h"

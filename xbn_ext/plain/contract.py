@@ -1,5 +1,4 @@
-"""What an op asks of its arguments, where it is not compiled: `csrc/glue/contract.h` in Python. The messages are the
-same, except that a dtype is called torch.float16 here and Half there.
+"""What an op asks of its arguments, where it is not compiled: `csrc/glue/contract.h` in Python, with the same messages.
 
 Every op begins with its checks, so that nothing is written on bad input. Only shapes, dtypes, devices and layouts are
 looked at, and on a CPU the values of counters.
