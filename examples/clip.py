@@ -35,13 +35,9 @@ def main(seed: int = 0) -> tuple[float, float]:
     features = pictures.pretrained_features([drawing.pixels for drawing in shown])
     image = nn.Sequential(nn.LayerNorm(features.shape[1]), nn.Linear(features.shape[1], SIZE))
     text = names.Encoder(SIZE)
-    temperature = nn.Parameter(torch.tensor(0.07))  # one for both directions
-    loss = xbn_ext.SupCon(temperature)
-    options = {"batch_weight": 0, "enqueue": "before"}  # rank against the memory only, where the batch's keys are, too
-    to_names = xbn_ext.CrossBatchMemory(loss, SIZE, MEMORY, **options)
-    to_pictures = xbn_ext.CrossBatchMemory(loss, SIZE, MEMORY, **options)
-    optimizer = torch.optim.Adam([*image.parameters(), *text.parameters(), temperature], lr=2e-2)
-    is_key = torch.arange(2 * BATCH) >= BATCH  # keys are stored and are not anchors; queries are the reverse
+    loss = xbn_ext.SupCon(temperature=nn.Parameter(torch.tensor(0.07)))
+    criterion = xbn_ext.TwoTowers(loss, SIZE, MEMORY)  # first pictures, second names
+    optimizer = torch.optim.Adam([*image.parameters(), *text.parameters(), *criterion.parameters()], lr=2e-2)
 
     def recall() -> float:
         with torch.no_grad():
@@ -55,16 +51,15 @@ def main(seed: int = 0) -> tuple[float, float]:
         languages = torch.randint(len(LANGUAGES), (BATCH,)).tolist()
         x = image(features[chosen])
         y = text([called[LANGUAGES[k]][shown[i].key] for k, i in zip(languages, chosen.tolist(), strict=True)])
-        both = labels[chosen].repeat(2)
-        value = to_names(torch.cat([x, y.detach()]), both, enqueue_mask=is_key)
-        value = value + to_pictures(torch.cat([y, x.detach()]), both, enqueue_mask=is_key)
+        value = criterion(x, y, labels[chosen])  # pictures and names of one emoji are positives, of whatever batch
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
-        temperature.data.clamp_(min=0.01)
+        criterion.temperature.data.clamp_(min=0.01)
 
     after = recall()
-    print(f"{len(emoji)} emoji, {int(to_names.count)} names in the memory, temperature {temperature.item():.3f}")
+    print(f"{len(emoji)} emoji, {int(criterion.second.count)} names in the memory, ", end="")
+    print(f"temperature {criterion.temperature.item():.3f}")
     print(f"Recall@1 of the name of a picture: {before:.1f} % before, {after:.1f} % after")
     return before, after
 

@@ -18,6 +18,7 @@ from .losses.margins import *  # noqa: F403
 from .memory import CrossBatchMemory
 from .ops import memory_loss
 from .sampler import ClassBalancedSampler
+from .two_towers import TwoTowers
 
 try:
     __version__ = version("xbn_ext")
@@ -32,6 +33,7 @@ __all__ = [
     "LabelSets",
     "SelectPairs",
     "SmoothAP",
+    "TwoTowers",
     "build_info",
     "evaluate",
     "loss_way",

@@ -123,12 +123,12 @@ def tensors(op: str, **values: Any) -> None:
             raise RuntimeError(f"{op}: {name} must be a tensor, got {value if value is None else kind(value)}")
 
 
-def embeddings(value: Any, columns: int) -> None:
+def embeddings(value: Any, columns: int, name: str = "embeddings") -> None:
     """A dense floating-point tensor `[B, columns]`."""
     if not is_dense(value) or not value.is_floating_point():
-        raise TypeError(f"embeddings must be a floating-point tensor, got {kind(value)}")
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind(value)}")
     if value.dim() != 2 or value.shape[1] != columns:
-        raise ValueError(f"embeddings must be [B, embedding_size={columns}], got {list(value.shape)}")
+        raise ValueError(f"{name} must be [B, embedding_size={columns}], got {list(value.shape)}")
 
 
 def rows(name: str, value: Any) -> None:

@@ -48,18 +48,27 @@ def score(
     slot: Slot, s: Tensor, positive: Tensor, pair: Tensor, given: Tensor, rows: Tensor, first: int
 ) -> tuple[Tensor, Tensor]:
     """Sums `[B, 4]` and grads `[B, D]` of one slot, from similarities `s [B, n]` with the `rows [n, D]`."""
+    sums, weight = weigh(slot, s, positive, pair, given, first)
+    if slot.adds != "extreme" or s.shape[1] == 0:
+        return sums, weight @ rows
+    row = sums[:, 0].long() - first
+    return sums, torch.where((row >= 0)[:, None], rows[row.clamp(min=0)], 0)
+
+
+def weigh(slot: Slot, s: Tensor, positive: Tensor, pair: Tensor, given: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """Sums `[B, 4]` of one slot, and the weights `[B, n]` of its pairs, scaled as the grads are."""
     take = {"negatives": pair & ~positive, "positives": pair & positive, "all": pair}[slot.pairs]
     value, weight, counts = slot.formula(s, positive, given[:, None])
     take = take & counts
     sums = no_sums(slot, s)
     sums[:, 2] = take.sum(1)
     if s.shape[1] == 0:
-        return sums, s.new_zeros(len(s), rows.shape[1])
+        return sums, torch.zeros_like(s)
     if slot.adds == "extreme":
         best, row = value.masked_fill(~take, -torch.inf).max(1)
         some = ~(best <= -torch.inf)
         sums[:, 0], sums[:, 3] = torch.where(some, row + first, -1), best.double()
-        return sums, torch.where(some[:, None], rows[row], 0)
+        return sums, torch.zeros_like(s).scatter_(1, row[:, None], some[:, None].to(s.dtype))
     if slot.adds == "exponents":
         largest = value.masked_fill(~take, -torch.inf).max(1).values
         sums[:, 3] = largest.double()
@@ -68,7 +77,7 @@ def score(
     else:
         sums[:, 1] = torch.where(take, weight, 0).sum(1, dtype=torch.float64)
     sums[:, 0] = torch.where(take, value, 0).sum(1, dtype=torch.float64)
-    return sums, torch.where(take, weight, 0) @ rows
+    return sums, torch.where(take, weight, 0)
 
 
 def no_sums(slot: Slot, like: Tensor) -> Tensor:

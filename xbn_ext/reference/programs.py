@@ -84,12 +84,20 @@ def always(s: Tensor) -> Tensor:
 
 
 def margin(loss: Contrastive | Margin) -> Formula:
+    scale = scale_of(loss)
+
     def formula(s: Tensor, positive: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         near, (pos_limit, neg_limit) = nearness(loss, s), loss.limits
         cost = torch.where(positive, pos_limit - near, near - neg_limit)
-        return cost, torch.where(positive, -1.0, 1.0).to(s.dtype) * nearness_slope(loss, s), ~(cost <= 0)
+        weight = torch.where(positive, -1.0, 1.0).to(s.dtype) * nearness_slope(loss, s)
+        return cost / scale, weight / scale, ~(cost <= 0)
 
     return formula
+
+
+def scale_of(loss: Contrastive | Margin) -> float:
+    """A loss of squared distances is twice one of similarities, and adds these up."""
+    return 2.0 if isinstance(loss, Contrastive) and loss.distance == "squared_euclidean" else 1.0
 
 
 def times(a: Any) -> Formula:
@@ -151,11 +159,10 @@ def finish(loss: PairLoss, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
     negatives, positives = first[:, 2], second[:, 2]
     match loss:
         case Contrastive() if loss.groups == 2:
-            value[:], factor[:], count[:] = sums[..., 0], 1, sums[..., 2]
+            value[:], factor[:], count[:] = scale_of(loss) * sums[..., 0], scale_of(loss), sums[..., 2]
         case Contrastive() | Margin() if loss.passes == ONE_SLOT:  # negatives have one weight, positives its negative
-            value[0], factor[0] = first[:, 0], 1
-            more = first[:, 1] / nearness_slope(loss, torch.zeros_like(first[:, 1]))  # the same at any similarity
-            negatives, positives = (first[:, 2] + more) / 2, (first[:, 2] - more) / 2
+            value[0], factor[0] = scale_of(loss) * first[:, 0], scale_of(loss)
+            negatives, positives = (first[:, 2] + first[:, 1]) / 2, (first[:, 2] - first[:, 1]) / 2
             count[0] = first[:, 2] if isinstance(loss, Margin) else 1
         case Contrastive():
             value[0], factor[:], count[0] = first[:, 0] + second[:, 0], 1, 1

@@ -1,0 +1,199 @@
+"""Two sides of a batch against each other and against a memory of either: as torch's autograd has it of all
+similarities at once."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from loss_cases import LOSSES
+from torch import nn
+
+from xbn_ext import Contrastive, CrossBatchMemory, CustomLoss, Margin, NTXent, SigLIP, SupCon, Triplet, TwoTowers
+from xbn_ext.reference.losses import pair_loss
+
+B, D, M = 9, 7, 64
+TAKEN = {name: loss for name, loss in LOSSES.items() if loss.passes}
+OPTIONS = [
+    {"drift": "none"}, {"drift": "xbn", "update": "deferred"}, {"ids": True}, {"warmup_steps": 2, "labels": False},
+    {"ids": True, "labels": False, "drift": "ema"},
+]  # fmt: skip
+
+
+def batches(steps, ids, labels, dtype=torch.float64):
+    for _ in range(steps):
+        x, y = (torch.randn(B, D, dtype=dtype).requires_grad_() for _ in range(2))
+        yield x, y, torch.randint(4, (B,)) if labels else None, torch.randint(-1, 12, (B,)) if ids else None
+
+
+def direction(loss, anchors, keys, labels, ids, memory):
+    """The loss of anchors against the rows of a memory, as they were ranked, and those of the batch."""
+    rows, of_rows, its_ids = memory
+    s = F.normalize(anchors) @ torch.cat((F.normalize(rows), F.normalize(keys))).T
+    positive = labels[:, None] == torch.cat((of_rows, labels))
+    pair = torch.ones_like(positive)
+    if ids is not None:
+        same = (ids[:, None] == torch.cat((its_ids, ids))) & (ids >= 0)[:, None]
+        own = torch.cat((torch.zeros(len(ids), len(rows)), torch.eye(len(ids))), 1).bool()
+        pair = ~same | own
+    return pair_loss(loss, s, positive, pair)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("loss", TAKEN.values(), ids=TAKEN)
+def test_loss_and_gradients(loss, options):
+    options = dict(options)
+    ids, labels = options.pop("ids", False), options.pop("labels", True)
+    criterion = TwoTowers(loss, D, M, memory_dtype=torch.float64, **options)
+    warm = options.get("warmup_steps", 0)
+    labels_of = {}
+    for step, (x, y, given, its) in enumerate(batches(5, ids, labels)):
+        before = [int(memory.count) for memory in (criterion.first, criterion.second)]
+        value = criterion(x, y, given, ids=its)
+        value.backward()
+        of_batch = torch.arange(B) + 1000 * step if given is None else given
+        again = [t.detach().clone().requires_grad_() for t in (x, y)]
+        expected = []
+        for k, memory in enumerate((criterion.first, criterion.second)):
+            n = 0 if step < warm else before[k]  # the memory is large: what was ranked lies where it lay
+            rows = memory.embedding_memory[:n]
+            stored = torch.cat([labels_of[i] for i in range(step)])[:n] if step else of_batch[:0]
+            expected.append(
+                direction(loss, again[1 - k], again[k], of_batch, its, (rows, stored, memory.id_memory[:n]))
+            )
+        (sum(expected) / 2).backward()
+        labels_of[step] = of_batch
+        torch.testing.assert_close(value, sum(expected).detach() / 2, rtol=1e-9, atol=1e-12)
+        for t, other in zip((x, y), again, strict=True):
+            torch.testing.assert_close(t.grad, other.grad, rtol=1e-7, atol=1e-11)
+    assert int(criterion.first.count) == 5 * B
+
+
+@pytest.mark.parametrize("drift", ["axbn", "none"])
+def test_each_memory_is_that_of_its_side(drift):
+    criterion = TwoTowers(SupCon(), D, 20, drift=drift)
+    alone = [CrossBatchMemory(SupCon(), D, 20, drift=drift) for _ in range(2)]
+    for x, y, labels, ids in batches(6, True, True, torch.float32):
+        criterion(x, y, labels, ids=ids)
+        for memory, side in zip(alone, (x, y), strict=True):
+            memory(side.detach(), labels, ids=ids)
+    for memory, other in zip((criterion.first, criterion.second), alone, strict=True):
+        for name, t in memory.state_dict().items():
+            if name not in ("pairs", "drift_stats"):
+                assert torch.equal(t, other.state_dict()[name]), name
+
+
+def learned(number):
+    return nn.Parameter(torch.tensor(number, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: SupCon(learned(0.2)), lambda: NTXent(learned(0.3)), lambda: SigLIP(learned(0.5), learned(-1.0)),
+     lambda: Margin(0.3, learned(0.4))],
+    ids=["supcon", "ntxent", "siglip", "margin"],
+)  # fmt: skip
+def test_what_is_learned(make):
+    criterion, theirs = TwoTowers(make(), D, M, drift="none", memory_dtype=torch.float64), make()
+    labels_of = []
+    for step, (x, y, labels, _) in enumerate(batches(3, False, True)):
+        criterion.zero_grad()
+        value = criterion(x, y, labels)
+        value.backward()
+        again = [t.detach().clone().requires_grad_() for t in (x, y)]
+        n, stored = step * B, torch.cat([*labels_of, labels[:0]])
+        expected = [
+            direction(theirs, again[1 - k], again[k], labels, None, (memory.embedding_memory[:n], stored, None))
+            for k, memory in enumerate((criterion.first, criterion.second))
+        ]
+        parameters = [getattr(theirs, name) for name in theirs.may_be_learned]
+        parameters = [p for p in parameters if isinstance(p, nn.Parameter)]
+        *grads, by_x, by_y = torch.autograd.grad(sum(expected) / 2, [*parameters, *again])
+        torch.testing.assert_close(x.grad, by_x, rtol=1e-7, atol=1e-11)
+        torch.testing.assert_close(y.grad, by_y, rtol=1e-7, atol=1e-11)
+        own = dict(criterion.named_parameters())
+        assert len(own) == len(grads)
+        names = [name for name in theirs.may_be_learned if isinstance(getattr(theirs, name), nn.Parameter)]
+        for name, grad in zip(names, grads, strict=True):
+            torch.testing.assert_close(own[name].grad, grad, rtol=1e-7, atol=1e-11)
+        labels_of.append(labels)
+
+
+def test_it_is_clip_without_a_memory_yet():
+    """And in evaluation only reads."""
+    x, y = (torch.randn(B, D, requires_grad=True) for _ in range(2))
+    logits = F.normalize(x) @ F.normalize(y).T / 0.07
+    expected = (F.cross_entropy(logits, torch.arange(B)) + F.cross_entropy(logits.T, torch.arange(B))) / 2
+    criterion = TwoTowers(SupCon(0.07), D, M)
+    before = copy.deepcopy(criterion.state_dict())
+    torch.testing.assert_close(criterion.eval()(x, y), expected)
+    assert all(torch.equal(t, before[name]) for name, t in criterion.state_dict().items())
+    torch.testing.assert_close(criterion.train()(x, y), expected)
+    assert int(criterion.first.count) == int(criterion.second.count) == B
+    criterion(x, y, ids=torch.arange(B))
+    without, with_ids = (copy.deepcopy(criterion)(x, y, ids=ids) for ids in (None, torch.arange(B)))
+    assert expected < with_ids < without  # without ids, the same things again are each other's negatives
+
+
+def test_it_resumes_and_compiles():
+    torch.manual_seed(1)
+    eager, compiled = (TwoTowers(SupCon(nn.Parameter(torch.tensor(0.1))), D, 20) for _ in range(2))
+    step = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    for x, y, labels, ids in batches(3, True, True, torch.float32):
+        leaves = [t.detach().clone().requires_grad_() for t in (x, y)]
+        values = eager(x, y, labels, ids=ids), step(*leaves, labels, ids=ids)
+        torch.testing.assert_close(*values)
+        for value in values:
+            value.backward()
+        for t, leaf in zip((x, y), leaves, strict=True):
+            torch.testing.assert_close(t.grad, leaf.grad)
+    again = TwoTowers(SupCon(nn.Parameter(torch.tensor(0.5))), D, 20)
+    again.load_state_dict(eager.state_dict())
+    assert torch.equal(again(x, y, labels), eager(x, y, labels))
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_row_that_is_not_finite_makes_the_loss_nan_and_stays_out(side):
+    criterion = TwoTowers(SupCon(), D, M)
+    x = [torch.randn(B, D), torch.randn(B, D)]
+    x[side][2, 3] = torch.inf
+    leaves = [t.requires_grad_() for t in x]
+    value = criterion(*leaves)
+    value.backward()
+    assert value.isnan() and leaves[side].grad[2].isnan().all()
+    counts = [int(criterion.first.count), int(criterion.second.count)]
+    assert counts[side] == B - 1 and counts[1 - side] == B
+
+
+def test_dtypes_and_no_rows(dtype):
+    criterion = TwoTowers(Contrastive(), D, M)
+    for x, y in ((torch.randn(B, D).bfloat16(), torch.randn(B, D).double()), (torch.randn(0, D), torch.randn(0, D))):
+        leaves = [x.requires_grad_(), y.requires_grad_()]
+        criterion(*leaves).backward()
+        assert [leaf.grad.dtype for leaf in leaves] == [x.dtype, y.dtype]
+    assert criterion(torch.randn(3, D, dtype=dtype), torch.randn(3, D, dtype=dtype)).dtype == dtype
+
+
+def test_what_is_wrong_is_named():
+    with pytest.raises(TypeError, match="loss must be a pair loss of xbn_ext such as SupCon"):
+        TwoTowers(CustomLoss(), D)
+    with pytest.raises(ValueError, match="loss: of all triplets"):
+        TwoTowers(Triplet(mining="all"), D)
+    with pytest.raises(ValueError, match="memory_size must be an integer >= 1"):
+        TwoTowers(SupCon(), D, 0)
+    criterion = TwoTowers(SupCon(), D, M)
+    x, y = torch.randn(B, D), torch.randn(B, D)
+    before = copy.deepcopy(criterion.state_dict())
+    for arguments, error, message in (
+        ((x[:, 1:], y), ValueError, r"first must be \[B, embedding_size=7\], got \[9, 6\]"),
+        ((x, y.long()), TypeError, "second must be a floating-point tensor"),
+        ((x, y[1:]), ValueError, "second must have a row for each of first, 9, got 8"),
+        ((x, y, torch.arange(3)), ValueError, r"labels must be \[B=9\]"),
+        ((x.to("meta"), y), ValueError, "first is on meta, the memory on cpu"),
+    ):
+        with pytest.raises(error, match=message):
+            criterion(*arguments)
+    with pytest.raises(TypeError, match="ids must be"):
+        criterion(x, y, ids=x[:, 0])
+    assert all(torch.equal(t, before[name]) for name, t in criterion.state_dict().items())
+    assert str(criterion).startswith("TwoTowers(\n  SupCon(temperature=0.1)")
