@@ -17,7 +17,7 @@ from .config import ConfigError
 from .program import called
 from .trained import Trained, add_weights_of
 
-PROGRAM, WEIGHTS, ABOUT = "network.pt2", "network.safetensors", "network.json"
+PROGRAM, WEIGHTS, ABOUT = checkpoint.EXPORTED
 INPUT = "uint8 [B, 3, S, S], RGB"
 OUTPUT = "float32 [B, D], of unit length"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import allowed, checkpoint, lock, loop, ranks, run, terminal
+from .. import allowed, lock, loop, place, ranks, run, terminal
 from .. import arguments as of_run
 from ..about import folder_path
 from ..config import METHODS, ConfigError
@@ -133,8 +133,8 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     try:
         plan.check()
         for folder in (given.out, given.out / RUNS):
-            checkpoint.check_place(base, folder)
-            checkpoint.require_writable(folder)
+            place.check_place(base, folder)
+            place.require_writable(folder)
         device = run.device_of(base)
         largest = "oracle" if "oracle" in given.methods else base.method
         run.require_memory(replace(base, memory_size=max(memory_sizes), method=largest), device)
