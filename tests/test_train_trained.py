@@ -190,6 +190,7 @@ def test_an_exported_network_gives_the_same_embeddings(trained: Path, tmp_path: 
         assert json.loads(weights.metadata()["embedding_dim"]) == 12
     about = json.loads((out / export.ABOUT).read_text())
     assert (about["image_size"], about["resize"], about["settings"]["loss"]) == (32, 37, "contrastive")
+    assert about["network"] == network.digest(), "as embed writes it"
 
 
 class Tied(torch.nn.Module):
