@@ -538,6 +538,21 @@ def test_a_run_that_cannot_be_begun_leaves_nothing(here: None, classes: int, why
     assert not any(out.iterdir())
 
 
+def test_a_batch_size_with_more_classes_than_there_are_is_named_by_the_first_run(here: None, tmp_path: Path) -> None:
+    base = replace(small_plan().base, data=coloured(tmp_path / "images", 16), image_size=16)
+    words = [*arguments(tmp_path, tmp_path / "out"), "--batch-sizes", "4,8,16"]
+    workshop = study.parse([*words, "--data", base.data, "--image-size", "16"])[2]
+    workshop.folder.mkdir(parents=True)
+    said = (
+        r"--batch-sizes 16 with --samples-per-class 2 needs 8 training classes and there are 6: choose --batch-sizes 12"
+    )
+    for changes in ({}, {"memory_size": 8}):
+        with pytest.raises(ConfigError, match=rf"^{said} or less, .* \(a quarter of the training classes is held out"):
+            work._do(workshop, small_plan(base=base).run(VALIDATION, "xbm", 0, **changes))
+    assert not any(workshop.folder.iterdir())
+    assert work._do(workshop, small_plan(base=base).run(TEST, "xbm", 0)), "there are 8, and the base's batch has 4"
+
+
 def test_a_file_in_the_place_of_a_run_is_named(here: None, tmp_path: Path) -> None:
     run = small_plan().map()[0]
     (tmp_path / run.name).touch()

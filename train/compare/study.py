@@ -141,7 +141,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     except ConfigError as error:
         parser.error(str(error))
     threads = base.threads or max(1, cores() // given.jobs)
-    return given.out, plan, Workshop(given.out / RUNS, given.jobs, threads, str(device))
+    return given.out, plan, Workshop(given.out / RUNS, given.jobs, threads, str(device), max(given.batch_sizes))
 
 
 def _up_to(most: int) -> Callable[[str], int]:
