@@ -7,7 +7,7 @@ from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 
-from . import checkpoint, data, settings_file
+from . import checkpoint, data, lock, settings_file
 from .checkpoint import BEST, CHECKPOINT, CURVES, EVENTS, EXPORTED, LOG, METRICS, NEIGHBOURS, REPORT, SETTINGS
 from .config import Config, ConfigError
 from .data import tree
@@ -67,10 +67,11 @@ def require_free(config: Config) -> None:
         may_go = {SETTINGS, EVENTS, *([LOG] if _read(folder / LOG).startswith(OF_LOG) else [])}
         there = [name for name in there if name not in may_go]
     if there:
-        raise ConfigError(
-            f"--out {folder}: there is no run in it, and a new one would replace {', '.join(there)}: choose another, "
-            "move what you need, or replace it with --overwrite"
-        )
+        with lock.alone(folder):  # else it is a run's that has just begun
+            raise ConfigError(
+                f"--out {folder}: there is no run in it, and a new one would replace {', '.join(there)}: choose "
+                "another, move what you need, or replace it with --overwrite"
+            )
 
 
 def require_kept(config: Config, file: Path) -> None:
