@@ -33,6 +33,8 @@ STATE: Kinds = {
 }  # fmt: skip
 WEIGHTS: Kinds = {name: STATE[name] for name in ("config", "step", "model")}
 """Of BEST: a part of STATE."""
+KEPT: Kinds = {"step": (int, type(None)), "model": dict}
+"""Of the best weights in a checkpoint: None before there are scores."""
 AVERAGE: Kinds = {"model": dict, "updates": int}
 START: Kinds = {"note": str, "frozen_bn": bool, "frozen": list}
 OVERWRITE = "--overwrite starts from the beginning"
@@ -65,7 +67,8 @@ def load(path: Path, otherwise: str = OVERWRITE, argument: str = "--out", kinds:
         if damaged is not None:
             raise ValueError(f"damaged: the checksum of {damaged} is wrong")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        later = {"data": FINGERPRINT, "start": START, "average": AVERAGE, "identity": str}  # not in all checkpoints
+        # Not in all checkpoints:
+        later = {"data": FINGERPRINT, "start": START, "average": AVERAGE, "best": KEPT, "identity": str}
         _require_kinds(state, kinds | {name: its for name, its in later.items() if name in state})
         step, steps = state["step"], state["config"].get("steps")
         if isinstance(step, bool) or not isinstance(steps, int) or not 0 <= step <= steps:
