@@ -341,6 +341,7 @@ def test_names_tell_runs_apart() -> None:
         ("--bath-size 4", "unrecognized arguments: --bath-size 4"),
         ("--seed 3", "argument --seed: a study has its own"),
         ("--validation-share 0.2", "argument --validation-share: a study holds out training classes of its own"),
+        ("--wandb mine", "argument --wandb: a study keeps no logs of its runs; leave it out"),
         ("--test-of images", "argument --test-of: a study tests on classes that are not trained on"),
         ("--test-share 0", "argument --test-share: 0 leaves nothing to compare methods on; choose more"),
         ("--see 3", "unrecognized arguments: --see 3"),

@@ -119,6 +119,8 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     for name in OWN & said:
         parser.error(f"argument {name}: a study has its own; delete its --out to start again")
     base = of_run.parse(["--recipe", RECIPE, *others], allow_abbrev=False)  # nor those of OWN, shortened
+    if base.wandb is not None:
+        parser.error("argument --wandb: a study keeps no logs of its runs; leave it out")
     if base.validation_share:
         parser.error("argument --validation-share: a study holds out training classes of its own; leave it out")
     if base.test_of != split.CLASSES:
