@@ -92,8 +92,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    text = json.dumps(content, indent=1) + "\n"
+    text = json_text(content)
     write_whole(path, lambda temporary: temporary.write_text(text))
+
+
+def json_text(content: dict[str, Any]) -> str:
+    """As a file has it."""
+    return json.dumps(content, indent=1) + "\n"
 
 
 def write_whole(path: Path, write: Callable[[Path], object], temporary: Path | None = None) -> None:
