@@ -364,6 +364,22 @@ def test_a_setting_that_is_not_allowed_is_named(
         raise AssertionError(capsys.readouterr().err)
 
 
+def test_files_in_a_folder_without_a_study_are_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("report.md", "report.html", "final.png", "map.png", "drift.png", "effects.png"):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_text("mine")
+        with pytest.raises(SystemExit, match=r"^2$"):
+            study.main(arguments(tmp_path, out))
+        said = f"--out {out}: there is no study in it, and a new one would replace {name}: choose another, or move"
+        assert said in " ".join(capsys.readouterr().err.split())
+        assert [path.name for path in out.iterdir()] == [name] and (out / name).read_text() == "mine"
+        for of_study in ("runs", "data.json"):
+            (out / of_study).mkdir()
+            assert study.parse(arguments(tmp_path, out))[0] == out
+            (out / of_study).rmdir()
+
+
 # ---- whole studies --------------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ STILL = ("batch", "xbm")
 """Methods that moving the memory is compared with."""
 SCORES = ("map@r", "recall@1", "recall@10", "recall@100")
 PICTURES = {"final": pictures.final, "map": pictures.lr_map, "drift": pictures.drift, "effects": pictures.effects}
+WRITTEN = ("report.md", "report.html", *(f"{name}.png" for name in PICTURES))
 STYLE = """body{max-width:62em;margin:2em auto;padding:0 1em;font:16px/1.5 system-ui,sans-serif;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:right}
 td:first-child,th:first-child{text-align:left}img{max-width:100%}code{background:#f4f4f4;padding:.1em .3em}"""

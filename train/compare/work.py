@@ -41,6 +41,7 @@ RESULT: checkpoint.Kinds = {
     "config": dict, "scores": (dict, type(None)), "failure": (str, type(None)), "drift": list, "seconds": (int, float),
 }  # fmt: skip
 DELETE = "delete it"
+DATA = "data.json"
 NAMED = 8
 """Runs that a message names."""
 
@@ -69,7 +70,7 @@ class Workshop:
     @property
     def data(self) -> Path:
         """The fingerprint of the data that all runs are on."""
-        return self.folder.parent / "data.json"
+        return self.folder.parent / DATA
 
 
 def read(workshop: Workshop, run: Run) -> Result | None:
