@@ -271,12 +271,22 @@ def test_the_best_weights_are_used_unless_others_are_asked_for(
     capsys.readouterr()
     assert search.main(found) == 2
     assert f"of {its.resolve()} at step 12, not of {its.resolve()} at step 10" in capsys.readouterr().err
+    digest = Trained(its).digest()
     (its / "best.pt").write_text("text")
     assert export.main([str(its)]) == 2 and "cannot read best.pt" in capsys.readouterr().err
     (its / "best.pt").unlink()
+    found_in = [Trained(its, which) for which in (None, "best", "last")]
+    assert [network.step for network in found_in] == [10, 10, 12], "the checkpoint has them, too"
+    kept = [network.digest() for network in found_in]
+    assert kept[:2] == [digest] * 2 and kept[2] != digest
+    state = checkpoint.load(its / "checkpoint.pt")
+    checkpoint.save(its / "checkpoint.pt", state | {"best": {"step": 10}})
+    assert export.main([str(its)]) == 2 and "cannot read checkpoint.pt (model is missing)" in capsys.readouterr().err
+    checkpoint.save(its / "checkpoint.pt", state | {"best": {"step": None, "scores": {}, "model": {}}})
     assert Trained(its).step == 12
     assert export.main([str(its), "--weights-of", "best"]) == 2
-    assert f"--weights-of best: RUN {its} has no best.pt: it has no --validation-share" in capsys.readouterr().err
+    said = f"--weights-of best: RUN {its} has no best weights: it has no --validation-share, or no scores yet"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.long

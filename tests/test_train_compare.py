@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import shlex
@@ -193,12 +194,51 @@ def test_a_method_gets_its_part_of_what_the_oracle_gains() -> None:
         for method, runs in tested.items()
         for run, score in zip(runs, scores[method], strict=True)
     }
+    below = {run.name: {"scores": {"map@r": 1.0 + run.config.seed}} for run in tested["oracle"]}
+    text = report._recovered(findings.Findings(found, "", results | below, chosen, ""))[-1]
+    assert text.count("| - |") == 3 and "%" not in text, "no part of what the oracle loses"
     lines = report._recovered(findings.Findings(found, "", results, chosen, ""))[-1].splitlines()
     parts = {line.split(" | ")[1]: line.split(" | ")[2:] for line in lines[2:]}
     assert parts.keys() == {"batch", "axbn", "oracle"}
     assert parts["axbn"][0] == "1.00 ± 0.25" and parts["axbn"][1].startswith("50 % (4")
     assert parts["oracle"][1] == "100 % (100 to 100) |" and parts["batch"][1].startswith("-100 %")
     assert report._recovered(findings.Findings(small_plan(), "", results, chosen, "")) == []
+
+
+def test_what_broke_down_is_marked_and_does_not_win(tmp_path: Path) -> None:
+    def found(failed: Callable[[plan.Run], bool]) -> str:
+        study = small_plan(map_seeds=2, seeds=3)
+        chosen = {method: {"lr": 1e-3} for method in study.methods}
+        runs = [*study.map(), *plan.unique(study.own(chosen) | study.effects(chosen))]
+        runs += [run for of_method in study.final(chosen).values() for run in of_method]
+        point = {
+            "age": 1,
+            **{name: math.nan if name in drift.WHOLE else -0.01 for name in (*drift.WHOLE, *drift.SHARED)},
+        }
+        good = {"age": 1, **dict.fromkeys((*drift.WHOLE, *drift.SHARED), 0.25)}
+        results = {
+            run.name: {"scores": None if failed(run) else dict.fromkeys(report.SCORES, 10.0 + run.config.seed),
+                       "failure": "the loss was nan" if failed(run) else None, "seconds": 1,
+                       "drift": [{"step": 12, **(point if failed(run) else good)}]}
+            for run in runs
+        }  # fmt: skip
+        report.write(tmp_path, findings.Findings(study, "", results, chosen, "here"))
+        return (tmp_path / "report.md").read_text()
+
+    counted = " broke down (a run that broke down counts as 0 %; numbers that it is in say so). here."
+    text = found(lambda run: False)
+    assert " 0 broke down. here." in text and text.count("broke down") == 1
+    text = found(lambda run: run.config.method == "axbn" and run.config.seed == 2 and run.part == TEST)
+    assert f" 1{counted}" in text and "**batch** is highest, MAP@R 11.00 ± 2.48." in text
+    assert "| axbn | lr 0.001 | 7.00 ± 15.11 (1 of 3 broke down) |" in text
+    assert text.count("points, corrected ± 24.82; axbn (1 of 3 broke down).") == 2, text
+    assert "| axbn | rest | 0.250 → 0.250 (-0 %) |" in text and "nan" not in text
+    assert "| axbn | rest | 0.163 → 0.163 (-0 %) |" in text, "numbers that are finite count"
+    text = found(lambda run: run.config.lr == 1e-3)
+    assert "All at learning rate 0.001: all runs broke down, no method is highest." in text and "**" in text
+    assert "axbn against xbm: all runs of both broke down." in text and "nan" not in text
+    assert "| axbn over xbm | 0.00 (4 of 4 broke down) | 0.00 |" in text
+    assert "| axbn | rest | - | - | - |" in text and "| axbn | rest | -0.010 → -0.010 (-) |" in text
 
 
 # ---- what is compared -----------------------------------------------------------------------------------------------
@@ -301,6 +341,7 @@ def test_names_tell_runs_apart() -> None:
         ("--bath-size 4", "unrecognized arguments: --bath-size 4"),
         ("--seed 3", "argument --seed: a study has its own"),
         ("--validation-share 0.2", "argument --validation-share: a study holds out training classes of its own"),
+        ("--wandb mine", "argument --wandb: a study keeps no logs of its runs; leave it out"),
         ("--test-of images", "argument --test-of: a study tests on classes that are not trained on"),
         ("--test-share 0", "argument --test-share: 0 leaves nothing to compare methods on; choose more"),
         ("--see 3", "unrecognized arguments: --see 3"),
@@ -321,6 +362,22 @@ def test_a_setting_that_is_not_allowed_is_named(
     assert exit.value.code == 2
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(capsys.readouterr().err)
+
+
+def test_files_in_a_folder_without_a_study_are_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("report.md", "report.html", "final.png", "map.png", "drift.png", "effects.png"):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_text("mine")
+        with pytest.raises(SystemExit, match=r"^2$"):
+            study.main(arguments(tmp_path, out))
+        said = f"--out {out}: there is no study in it, and a new one would replace {name}: choose another, or move"
+        assert said in " ".join(capsys.readouterr().err.split())
+        assert [path.name for path in out.iterdir()] == [name] and (out / name).read_text() == "mine"
+        for of_study in ("runs", "data.json"):
+            (out / of_study).mkdir()
+            assert study.parse(arguments(tmp_path, out))[0] == out
+            (out / of_study).rmdir()
 
 
 # ---- whole studies --------------------------------------------------------------------------------------------------
@@ -536,6 +593,21 @@ def test_a_run_that_cannot_be_begun_leaves_nothing(here: None, classes: int, why
         workers.workshop.folder.mkdir(parents=True)
         work._do(workers.workshop, small_plan(base=base).run(VALIDATION, "xbm", 0))
     assert not any(out.iterdir())
+
+
+def test_a_batch_size_with_more_classes_than_there_are_is_named_by_the_first_run(here: None, tmp_path: Path) -> None:
+    base = replace(small_plan().base, data=coloured(tmp_path / "images", 16), image_size=16)
+    words = [*arguments(tmp_path, tmp_path / "out"), "--batch-sizes", "4,8,16"]
+    workshop = study.parse([*words, "--data", base.data, "--image-size", "16"])[2]
+    workshop.folder.mkdir(parents=True)
+    said = (
+        r"--batch-sizes 16 with --samples-per-class 2 needs 8 training classes and there are 6: choose --batch-sizes 12"
+    )
+    for changes in ({}, {"memory_size": 8}):
+        with pytest.raises(ConfigError, match=rf"^{said} or less, .* \(a quarter of the training classes is held out"):
+            work._do(workshop, small_plan(base=base).run(VALIDATION, "xbm", 0, **changes))
+    assert not any(workshop.folder.iterdir())
+    assert work._do(workshop, small_plan(base=base).run(TEST, "xbm", 0)), "there are 8, and the base's batch has 4"
 
 
 def test_a_file_in_the_place_of_a_run_is_named(here: None, tmp_path: Path) -> None:

@@ -325,7 +325,7 @@ BROKEN = DataError("--data: cannot read image y")
                 ("train.events.Events.add_scalar", 0, FULL, 9, f"error: {FULL}"),
                 ("train.events.Events.close", 0, FULL, 1, f"error: {FULL}"),
                 ("train.events.Events.__init__", 0, FULL, 1, f"error: {FULL}"),
-                ("train.checkpoint.prepare", 0, FULL, 1, f"error: {FULL}"),
+                ("train.place.prepare", 0, FULL, 1, f"error: {FULL}"),
                 ("train.checkpoint.write_metrics", 0, FULL, 1, f"error: {FULL}"),
                 ("train.run._load", 0, BROKEN, 1, f"error: {BROKEN}"),
                 ("train.model.build", 1, ConfigError("--weights z"), 1, "error: rank 1: --weights z"),

@@ -14,7 +14,7 @@ import pytest
 from pages import Page
 from PIL import Image
 
-from train import checkpoint, report, run
+from train import place, report, run
 from train.checkpoint import CURVES, METRICS, NEIGHBOURS, REPORT
 
 
@@ -107,8 +107,8 @@ def test_what_is_missing_is_said_in_a_line(
 
 def test_a_run_that_starts_again_removes_the_report(its: Path) -> None:
     assert report.main([str(its)]) == 0
-    checkpoint.prepare(its)
+    place.prepare(its)
     assert not (its / REPORT).exists()
     (its / REPORT).mkdir()
     with pytest.raises(run.ConfigError, match=r"report.html in it is a folder, which no run makes"):
-        checkpoint.look(run.Config(out=its))
+        place.look(run.Config(out=its))

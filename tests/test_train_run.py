@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -490,6 +491,20 @@ def test_the_curve_of_a_loss_below_zero_is_in_the_picture() -> None:
         assert low <= min(values) < max(values) <= high and bottom in (None, low)
 
 
+def test_a_single_point_of_a_curve_is_seen() -> None:
+    of_memory = {"step": 4, "positives": 1.0, "negatives": 2.0, "gap_before": 0.2, "gap_after": 0.1}
+    draw_loss = partial(pictures._loss, config=Config().settings())
+    for draw, point in (
+        (draw_loss, {"step": 4, "loss": 2.0}),
+        (pictures._pairs, of_memory),
+        (pictures._gap, of_memory),
+    ):
+        for count, marker in ((1, "o"), (2, "")):
+            axes = Figure().subplots()
+            draw(axes, [point] * count)
+            assert {line.get_marker() for line in axes.get_lines()} == {marker}
+
+
 def test_curves_without_a_measurement_say_so(
     shapes: Path, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -560,6 +575,7 @@ def test_learning_rates() -> None:
     assert all(rates(schedule)[:4] == [0.25, 0.5, 0.75, 1.0] for schedule in ("cosine", "step", "constant"))
     assert rates("constant")[4:] == [1.0] * 20
     assert rates("step")[4:] == [1.0] * 14 + [0.1] * 6
+    assert "0.7 of the steps that are left" in Config.__dataclass_fields__["schedule"].metadata["help"]
     assert rates("cosine")[4] == 1 and rates("cosine")[14] == pytest.approx(0.5) and rates("cosine")[23] < 0.01
     assert rates("constant", warmup=0) == [1.0] * 24
 

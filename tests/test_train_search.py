@@ -87,6 +87,18 @@ def test_a_query_finds_neither_itself_nor_links_to_itself(here: Path, capsys: py
     ]  # fmt: skip
 
 
+def test_a_query_that_is_the_only_picture_of_the_folder_does_not_end_the_search_for_others(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "one").mkdir()
+    shutil.copy(here / "pictures" / "corners-03" / "red.png", here / "one" / "q.png")
+    other = "pictures/corners-04/red.png"
+    assert search.main(["run", "one", "one/q.png", other]) == 0
+    [row] = rows_of(capsys.readouterr().out)
+    assert row[:2] == [other, "1"] and row[3] == "q.png"
+    assert Page(here / "search.html").titles == ["one/q.png", other, "q.png"]
+
+
 def test_written_embeddings_give_the_same_and_are_not_computed_again(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -123,6 +123,14 @@ def test_an_argument_of_embed_that_will_not_do_is_named(
     assert f"error: {said}" in (told := capsys.readouterr().err) or said in told.splitlines()[-1]
 
 
+def test_what_cannot_be_written_is_named_as_it_was_given(
+    trained: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "none" / "all"
+    assert embed.main([str(trained), str(shapes), "--out", str(out)]) == 2
+    assert f"error: writing {out}.json failed (No such file or directory): make" in capsys.readouterr().err
+
+
 @pytest.fixture
 def no_room() -> Iterator[None]:
     with files_end_after(1000):
@@ -190,6 +198,7 @@ def test_an_exported_network_gives_the_same_embeddings(trained: Path, tmp_path: 
         assert json.loads(weights.metadata()["embedding_dim"]) == 12
     about = json.loads((out / export.ABOUT).read_text())
     assert (about["image_size"], about["resize"], about["settings"]["loss"]) == (32, 37, "contrastive")
+    assert about["network"] == network.digest(), "as embed writes it"
 
 
 class Tied(torch.nn.Module):

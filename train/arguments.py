@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from . import losses, recipes, settings_file
+from . import losses, place, recipes, settings_file
 from .about import file_path
 from .config import Config, ConfigError
 from .program import called
@@ -68,7 +68,10 @@ def parse(arguments: Sequence[str] | None = None, *, allow_abbrev: bool = True) 
         if file is not None:
             arguments = _with_file(parser, file, sys.argv[1:] if arguments is None else arguments)
         values = vars(_with_recipe(parser, arguments))
-        return Config(**{f.name: values[f.name] for f in fields(Config)})
+        config = Config(**{f.name: values[f.name] for f in fields(Config)})
+        if file is not None:
+            place.require_kept(config, file)
+        return config
     except ConfigError as error:
         parser.error(str(error))
 

@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, and whether a new run may use it."""
+"""The files in the folder of a run: their names, and how they are read and written."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import data
 from .config import Config, ConfigError
-from .data import tree
 from .data.fingerprint import Fingerprint, differences
 from .data.folder import EVENTS as EVENTS
 from .losses import PARAMETERS
 
 METRICS, CHECKPOINT, BEST, SETTINGS, LOG = "metrics.json", "checkpoint.pt", "best.pt", "config.yaml", "log.csv"
 CURVES, NEIGHBOURS, REPORT = "curves.png", "neighbours.png", "report.html"
+EXPORTED = ("network.pt2", "network.safetensors", "network.json")
+"""A program, weights, and what they take and give."""
 
 Kinds = dict[str, Any]
 """What a dictionary must hold: by key a type, several, or the kinds of a dictionary in it."""
@@ -34,96 +33,16 @@ STATE: Kinds = {
 }  # fmt: skip
 WEIGHTS: Kinds = {name: STATE[name] for name in ("config", "step", "model")}
 """Of BEST: a part of STATE."""
+KEPT: Kinds = {"step": (int, type(None)), "model": dict}
+"""Of the best weights in a checkpoint: None before there are scores."""
 AVERAGE: Kinds = {"model": dict, "updates": int}
 START: Kinds = {"note": str, "frozen_bn": bool, "frozen": list}
 OVERWRITE = "--overwrite starts from the beginning"
 
 
-class Found(Enum):
-    """What a run finds in its folder."""
-
-    NOTHING = "nothing"
-    CHECKPOINT = "a run with these settings, to be continued"
-    FINISHED = "a finished run with these settings"
-
-
-def look(config: Config) -> Found:
-    """What there is in ``config.folder``; raises ConfigError if it must not be touched. Writes nothing."""
-    folder = config.folder  # asked through os.path: Path.exists raises where a folder may not be entered
-    check_place(config, folder)
-    for name in (METRICS, CHECKPOINT, BEST, SETTINGS, LOG, CURVES, NEIGHBOURS, REPORT, EVENTS):
-        if os.path.exists(folder / name) and os.path.isdir(folder / name) != (name == EVENTS):
-            kind = "a file" if name == EVENTS else "a folder"
-            raise ConfigError(f"--out {folder}: {name} in it is {kind}, which no run makes: move it, or choose another")
-    finished, started = folder / METRICS, folder / CHECKPOINT
-    if os.path.exists(finished) and not config.overwrite:
-        require_same(config, folder, read_metrics(folder)["config"], "a finished run")
-        return Found.FINISHED
-    require_writable(folder)
-    if config.overwrite or not os.path.exists(started):
-        return Found.NOTHING
-    require_same(config, folder, load(started)["config"], "an unfinished run")
-    if not config.resume:
-        raise ConfigError(f"--out {folder} holds an unfinished run: continue it with --resume, or --overwrite it")
-    return Found.CHECKPOINT
-
-
-def check_place(config: Config, folder: Path) -> None:
-    """Raise ConfigError if ``folder`` cannot be a folder, or if pictures in it would be images of the data.
-
-    Writes nothing.
-    """
-    there, missing = _nearest(folder)
-    if not os.path.isdir(there):
-        kind = "is a link that leads to nothing" if not os.path.exists(there) else "exists and is not a folder"
-        raise ConfigError(f"--out {folder}: {there} {kind}; choose another")
-    longest = os.pathconf(there, "PC_NAME_MAX")
-    if any(len(os.fsencode(name)) > longest for name in missing):
-        raise ConfigError(f"--out {folder}: a name has at most {longest} bytes here; choose a shorter one")
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError:  # TensorBoard could not write there
-        raise ConfigError(f"--out {str(folder)!r}: is not UTF-8; choose another") from None
-    if config.data.startswith("folder:") and tree.would_read(data.place(config.data), folder):
-        raise ConfigError(
-            f"--out {folder} lies in --data {config.data}: its pictures would be images of a class; choose another"
-        )
-
-
-def require_writable(folder: Path) -> None:
-    """Raise ConfigError if ``folder``, or where it is to be made, is known to be read-only; writes nothing."""
-    there, _ = _nearest(folder)
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out {folder}: {there} may not be written to; choose another, or change its permissions")
-
-
-def _nearest(folder: Path) -> tuple[Path, list[str]]:
-    """What exists of ``folder`` and the folders that it is in, and the names of those that are to be made."""
-    there, missing = folder.absolute(), []
-    while not os.path.lexists(there):
-        missing.append(there.name)
-        there = there.parent
-    return there, missing
-
-
 def begun(folder: Path) -> bool:
     """Whether there is a run to be continued."""
     return os.path.exists(folder / CHECKPOINT)
-
-
-def prepare(folder: Path) -> None:
-    """Make the folder and remove what an earlier run left in it, and nothing else.
-
-    Raises:
-        ConfigError: the system does not allow it.
-    """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (METRICS, BEST, CHECKPOINT, SETTINGS, LOG, CURVES, NEIGHBOURS, REPORT):
-            (folder / name).unlink(missing_ok=True)
-        for place in (EVENTS, f"{EVENTS}/drift_*"):  # each curve of a chart of several has a folder
-            for events in folder.glob(f"{place}/events.out.tfevents.*"):
-                events.unlink()
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -148,7 +67,8 @@ def load(path: Path, otherwise: str = OVERWRITE, argument: str = "--out", kinds:
         if damaged is not None:
             raise ValueError(f"damaged: the checksum of {damaged} is wrong")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        later = {"data": FINGERPRINT, "start": START, "average": AVERAGE, "identity": str}  # not in all checkpoints
+        # Not in all checkpoints:
+        later = {"data": FINGERPRINT, "start": START, "average": AVERAGE, "best": KEPT, "identity": str}
         _require_kinds(state, kinds | {name: its for name, its in later.items() if name in state})
         step, steps = state["step"], state["config"].get("steps")
         if isinstance(step, bool) or not isinstance(steps, int) or not 0 <= step <= steps:
@@ -172,8 +92,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    text = json.dumps(content, indent=1) + "\n"
+    text = json_text(content)
     write_whole(path, lambda temporary: temporary.write_text(text))
+
+
+def json_text(content: dict[str, Any]) -> str:
+    """As a file has it."""
+    return json.dumps(content, indent=1) + "\n"
 
 
 def write_whole(path: Path, write: Callable[[Path], object], temporary: Path | None = None) -> None:

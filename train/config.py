@@ -225,7 +225,7 @@ class Config:
     schedule: str = field(
         default="cosine",
         metadata=about(
-            "learning rates after that; cosine: fall to 0; step: to a tenth after 0.7 of the run",
+            "learning rates after that; cosine: fall to 0; step: to a tenth after 0.7 of the steps that are left",
             choices=("cosine", "step", "constant"),
         ),
     )

@@ -91,7 +91,7 @@ def embed(
     array, names = _places(out)
 
     def write(path: Path) -> None:  # neither of the two without the other, if there is no room
-        checkpoint.write_json(path, about)
+        path.write_text(checkpoint.json_text(about))
         checkpoint.write_whole(array, lambda path: _save(path, rows))
 
     checkpoint.write_whole(names, write)

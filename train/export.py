@@ -17,7 +17,7 @@ from .config import ConfigError
 from .program import called
 from .trained import Trained, add_weights_of
 
-PROGRAM, WEIGHTS, ABOUT = "network.pt2", "network.safetensors", "network.json"
+PROGRAM, WEIGHTS, ABOUT = checkpoint.EXPORTED
 INPUT = "uint8 [B, 3, S, S], RGB"
 OUTPUT = "float32 [B, D], of unit length"
 
@@ -54,6 +54,7 @@ def export(run: Path, out: Path, weights_of: str | None = None) -> None:
     """
     trained = Trained(run, weights_of)
     settings = trained.settings
+    network = trained.digest()
     trained.network.precision = torch.float32
     example = torch.zeros(2, 3, settings.image_size, settings.image_size, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
@@ -76,6 +77,7 @@ def export(run: Path, out: Path, weights_of: str | None = None) -> None:
         "embedding_dim": settings.embedding_dim,
         "run": str(run),
         "step": trained.step,
+        "network": network,
         "settings": settings.settings(),
     }
     metadata = {name: json.dumps(value) for name, value in about.items()}

@@ -16,7 +16,7 @@ from .model import Embedder
 from .ranks import ALONE, Ranks
 
 LR_DROP, LR_DROP_AT = 0.1, 0.7
-"""--schedule step: what learning rates are multiplied by, and after which part of the run."""
+"""--schedule step: what learning rates are multiplied by, and after which part of the steps after --lr-warmup."""
 
 
 def make_criterion(config: Config, ranks: Ranks = ALONE) -> xbn_ext.CrossBatchMemory:

@@ -68,7 +68,7 @@ def curves(path: Path, metrics: dict[str, Any]) -> None:
 
 def _loss(axes: Axes, points: list[dict[str, float]], config: dict[str, Any]) -> None:
     axes.set_title("Training loss")
-    axes.plot(*_columns(points, "step", "loss"), color=BLUE)
+    _curve(axes, points, "loss", color=BLUE)
     if all(point["loss"] >= 0 for point in points):  # else by DCL, which may be below
         axes.set_ylim(bottom=0)
     terms = [f"{config['batch_weight']:g} batch"]
@@ -158,7 +158,7 @@ def _say(axes: Axes, words: str) -> None:
 def _pairs(axes: Axes, points: list[dict[str, float]]) -> None:
     axes.set_title("Rows of the memory that count")
     for name, colour in (("positives", GREEN), ("negatives", RED)):
-        axes.plot(*_columns([p for p in points if name in p], "step", name), color=colour, label=name)
+        _curve(axes, [p for p in points if name in p], name, color=colour, label=name)
     axes.set_yscale("symlog", linthresh=1)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylim(bottom=0)
@@ -170,10 +170,15 @@ def _gap(axes: Axes, points: list[dict[str, float]]) -> None:
     axes.set_title("Moments: memory and batch")
     points = [p for p in points if "gap_before" in p]
     for name, (label, colour) in GAPS.items():
-        axes.plot(*_columns(points, "step", name), color=colour, label=label)
+        _curve(axes, points, name, color=colour, label=label)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("distance of mean and standard deviation")
     axes.legend(loc="best")
+
+
+def _curve(axes: Axes, points: list[dict[str, float]], name: str, **style: Any) -> None:
+    """A line by step; a single point, which makes no line, is a dot."""
+    axes.plot(*_columns(points, "step", name), marker="o" if len(points) == 1 else "", ms=4, **style)
 
 
 def _columns(points: list[dict[str, float]], *names: str) -> list[list[float]]:

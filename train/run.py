@@ -13,13 +13,13 @@ import torch
 
 import xbn_ext
 
-from . import checkpoint, data, lock, logs, loop, losses, making, model, results, settings_file, terminal
+from . import checkpoint, data, lock, logs, loop, losses, making, model, place, results, settings_file, terminal
 from .arguments import parse
-from .checkpoint import Found
 from .config import Config, ConfigError
 from .cores import bytes_of_memory
 from .data import validation
 from .data.fingerprint import differences
+from .place import Found
 from .program import called
 from .ranks import ALONE, FAILED, STOPPED, Elsewhere, Ranks, join
 
@@ -65,7 +65,7 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None, ranks: 
     Of several processes, rank 0 alone looks at the folder and writes there; the others get from it what they need.
     """
     before = lock.state(config.folder)
-    found = ranks.leader(lambda: checkpoint.look(config))
+    found = ranks.leader(lambda: place.look(config))
     if found is Found.FINISHED:
         terminal.say(f"{config.folder} holds this run, finished; --overwrite would repeat it")
         return ranks.leader(lambda: results.show(config.folder))
@@ -101,10 +101,10 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None, ranks: 
         def take_folder() -> None:
             locked.enter_context(lock.alone(config.folder, before))
             if not goes_on:
-                checkpoint.prepare(config.folder)
-                with checkpoint.writing(config.folder):
-                    text = settings_file.text(config)
-                    (config.folder / checkpoint.SETTINGS).write_text(text, encoding="utf-8")
+                place.prepare(config.folder)
+                text = settings_file.text(config)
+                settings = config.folder / checkpoint.SETTINGS
+                checkpoint.write_whole(settings, lambda path: path.write_text(text, encoding="utf-8"))
 
         ranks.leader(take_folder)
         on = f"{device}" if ranks.size == 1 else f"{device.type}, {ranks.size} processes"

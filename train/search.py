@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             there = embed.read(given.embeddings, trained, given.run, given.folder)
         answers = search(trained, there, given.queries, given.count, given.device, given.workers)
-        if not answers[0].neighbours:
+        if not any(answer.neighbours for answer in answers):
             raise DataError(f"FOLDER {given.folder}: has no picture except {given.queries[0]}")
         write(given.out, answers, given.run, trained.step, given.folder, len(there.files))
     except (ConfigError, DataError) as error:

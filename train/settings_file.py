@@ -73,8 +73,13 @@ def _words(path: Path, name: object, value: object) -> list[str]:
 
 def text(config: Config) -> str:
     """All settings that decide a run's result, as a file that ``words`` reads."""
-    settings: dict[str, Any] = {name: value for name, value in config.settings().items() if value is not None}
-    dumped: str = yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text_of(config.settings())
+
+
+def text_of(settings: dict[str, Any]) -> str:
+    """The same of the settings that a run has stored."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    dumped: str = yaml.dump(given, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return dumped
 
 

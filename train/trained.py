@@ -34,17 +34,23 @@ def add_weights_of(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _stored(run: Path, weights_of: str | None) -> tuple[Path, checkpoint.Kinds]:
-    """The file with the weights, and what has to be in it."""
-    best = run / checkpoint.BEST
-    there = os.path.exists(best)
-    if weights_of == BEST and not there and checkpoint.begun(run):
+def _stored(run: Path, weights_of: str | None) -> tuple[Path, dict[str, Any]]:
+    """The file with the weights, and what is in it: the weights as ``model``.
+
+    Without the file of the best weights they are taken from the checkpoint, which has them, too.
+    """
+    best, last = run / checkpoint.BEST, run / checkpoint.CHECKPOINT
+    if weights_of != LAST and os.path.exists(best):
+        return best, checkpoint.load(best, NO_RUN, "RUN", checkpoint.WEIGHTS)
+    state = checkpoint.load(last, NO_RUN, "RUN")
+    kept = state.get("best", {})
+    if weights_of != LAST and kept.get("step") is not None:
+        return last, {"config": state["config"], "step": kept["step"], "model": kept["model"]}
+    if weights_of == BEST:
         raise ConfigError(
-            f"--weights-of best: RUN {run} has no {checkpoint.BEST}: it has no --validation-share, or no scores yet"
+            f"--weights-of best: RUN {run} has no best weights: it has no --validation-share, or no scores yet"
         )
-    if weights_of == LAST or not there:
-        return run / checkpoint.CHECKPOINT, checkpoint.STATE
-    return best, checkpoint.WEIGHTS
+    return last, state | {"model": state.get("average", state)["model"]}
 
 
 class Trained(nn.Module):
@@ -62,8 +68,7 @@ class Trained(nn.Module):
             ConfigError: the weights are missing or cannot be read, or their backbone is not installed here.
         """
         super().__init__()
-        stored, kinds = _stored(run, weights_of)
-        state = checkpoint.load(stored, NO_RUN, "RUN", kinds)
+        stored, state = _stored(run, weights_of)
         with checkpoint.reading(stored, NO_RUN, "RUN"):
             self.stored = state["config"] | {"weights": "none"}  # those come from the checkpoint
             """The settings, as the version that wrote them has them."""
@@ -71,7 +76,7 @@ class Trained(nn.Module):
         self.step: int = state["step"]
         self.network, _ = model.build(self.settings)
         with checkpoint.reading(stored, NO_RUN, "RUN"):
-            self.network.load_state_dict(state.get("average", state)["model"])
+            self.network.load_state_dict(state["model"])
         size, kind, interpolation = (getattr(self.settings, n) for n in ("image_size", "augment", "interpolation"))
         self.view = augment.evaluation_view(size, kind, interpolation)
         """What a test sees of an image."""

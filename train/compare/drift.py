@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,9 +35,12 @@ class Staleness:
     """Of the row as it is in the memory."""
 
     @property
-    def removed(self) -> float:
-        """The part of the staleness that is gone, in percent; negative if it has grown."""
-        return 100 * (1 - self.in_memory.mean / self.uncorrected.mean) if self.uncorrected.mean > 0 else 0.0
+    def removed(self) -> float | None:
+        """The part of the staleness that is gone, in percent; negative if it has grown, None where there was none.
+
+        The shared part is a difference of two means, and may be below 0.
+        """
+        return 100 * (1 - self.in_memory.mean / self.uncorrected.mean) if self.uncorrected.mean > 0 else None
 
 
 def staleness(
@@ -56,7 +60,8 @@ def staleness(
             for point in result["drift"]
             if phase[0] * config.steps < point["step"] <= phase[1] * config.steps
             and age[0] * steps < point["age"] <= age[1] * steps
-            and all(name in point for name in names)  # not in a run of an earlier version
+            # The names are not in a run of an earlier version; what breaks down leaves numbers that are not finite.
+            and all(math.isfinite(point.get(name, math.nan)) for name in names)
         ]
         if points:
             seeds.append(np.mean(points, axis=0))

@@ -45,6 +45,19 @@ class Findings:
         """A score over the seeds of one setting."""
         return estimate(self.scores(runs, name))
 
+    def broken(self, runs: Sequence[Run]) -> int:
+        """How many of some runs broke down in training."""
+        return sum(result["scores"] is None for result in self.of(runs))
+
+    def mark(self, runs: Sequence[Run]) -> str:
+        """What is to be said of a number that is made of these runs, if some of them broke down."""
+        count = self.broken(runs)
+        return f" ({count} of {len(runs)} broke down)" if count else ""
+
+    def cell(self, runs: Sequence[Run], name: str = SCORE) -> str:
+        """A score over the seeds of one setting, for a table."""
+        return f"{self.estimate(runs, name)}{self.mark(runs)}"
+
 
 def values_of(rows: Sequence[Row]) -> list[float | None]:
     """Each value once, ascending; the first is what is estimated."""

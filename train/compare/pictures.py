@@ -27,7 +27,7 @@ EFFECTS = {"memory_size": "memory size", "batch_size": "batch size", "warmup_ste
 
 
 def final(path: Path, findings: Findings) -> None:
-    """Scores on the test classes: every seed a dot, the mean with its interval."""
+    """Scores on the test classes: every seed a dot, the mean with its interval; a cross at 0 if a run broke down."""
     tested = findings.tested()
     rows = {"own": "each at its own\nlearning rate", "common": f"all at learning\nrate {findings.plan.base.lr:g}"}
     with matplotlib.rc_context(STYLE):
@@ -38,6 +38,8 @@ def final(path: Path, findings: Findings) -> None:
                 for x, (method, runs) in enumerate(by_method.items()):
                     values = findings.scores(runs, name)
                     axes.plot([x] * len(values), values, "o", ms=3, alpha=0.5, color=COLOURS[method])
+                    broken = findings.broken(runs)
+                    axes.plot([x] * broken, [0] * broken, "x", ms=7, color=COLOURS[method])
                     _bar(axes, x, estimate(values), COLOURS[method])
                 axes.set_xticks(range(len(by_method)), list(by_method))
                 axes.set_xlim(-0.5, len(by_method) - 0.5)

@@ -26,6 +26,7 @@ STILL = ("batch", "xbm")
 """Methods that moving the memory is compared with."""
 SCORES = ("map@r", "recall@1", "recall@10", "recall@100")
 PICTURES = {"final": pictures.final, "map": pictures.lr_map, "drift": pictures.drift, "effects": pictures.effects}
+WRITTEN = ("report.md", "report.html", *(f"{name}.png" for name in PICTURES))
 STYLE = """body{max-width:62em;margin:2em auto;padding:0 1em;font:16px/1.5 system-ui,sans-serif;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:right}
 td:first-child,th:first-child{text-align:left}img{max-width:100%}code{background:#f4f4f4;padding:.1em .3em}"""
@@ -74,12 +75,19 @@ def conclusions(findings: Findings) -> list[str]:
     """
     pairs, sentences = _pairs(findings), []
     for which, tested in findings.tested().items():
-        found = {method: findings.estimate(runs) for method, runs in tested.items()}
-        best = max(found, key=lambda method: found[method].mean)
-        sentences.append(f"{_at(findings, which)}: **{best}** is highest, MAP@R {found[best]}.")
+        found = {m: findings.estimate(runs).mean for m, runs in tested.items() if findings.broken(runs) < len(runs)}
+        if found:
+            best = max(found, key=found.__getitem__)
+            sentences.append(f"{_at(findings, which)}: **{best}** is highest, MAP@R {findings.cell(tested[best])}.")
+        else:
+            sentences.append(f"{_at(findings, which)}: all runs broke down, no method is highest.")
         for method, other in pairs:
+            if not found.keys() & {method, other}:
+                sentences.append(f"{method} against {other}: all runs of both broke down.")
+                continue
             gap = difference(findings.scores(tested[method]), findings.scores(tested[other]))
-            sentences.append(f"{method} against {other}: {judgement(gap, _comparisons(findings))}.")
+            marks = [f"; {name}{mark}" for name in (method, other) if (mark := findings.mark(tested[name]))]
+            sentences.append(f"{method} against {other}: {judgement(gap, _comparisons(findings))}{''.join(marks)}.")
     return sentences
 
 
@@ -137,7 +145,8 @@ def _opening(findings: Findings) -> list[str]:
     loss = base.pair_loss()
     reduction = f", {loss.reduction}" if isinstance(loss, Contrastive) else ""
     momentum = "; then ema's momentum" if "ema" in plan.methods else ""
-    broken = sum(result["failure"] is not None for result in findings.results.values())
+    broken = sum(result["scores"] is None for result in findings.results.values())
+    counted = " (a run that broke down counts as 0 %; numbers that it is in say so)" if broken else ""
     return [
         "# What moment matching does to a cross-batch memory",
         "\n".join(f"- **{method}**: {text}" for method, text in titles(plan.methods).items()),
@@ -150,7 +159,7 @@ def _opening(findings: Findings) -> list[str]:
         f"batches of {base.batch_size}, unless stated otherwise.",
         f"`{findings.command}`",
         f"{counts[VALIDATION]} + {counts[TEST]} runs, {seconds / 60:.0f} minutes of training in all; {broken} broke "
-        "down. " + findings.machine + ".",
+        f"down{counted}. {findings.machine}.",
         "## In short",
         *([rule(_comparisons(findings))] if _pairs(findings) else []),
         "\n".join(f"- {sentence}" for sentence in conclusions(findings)),
@@ -161,7 +170,7 @@ def _final(findings: Findings) -> list[str]:
     parts = ["## Test classes", "![scores on the test classes](final.png)"]
     for which, tested in findings.tested().items():
         rows = [
-            [method, _words(runs[0].config, findings), *(str(findings.estimate(runs, name)) for name in SCORES)]
+            [method, _words(runs[0].config, findings), *(findings.cell(runs, name) for name in SCORES)]
             for method, runs in tested.items()
         ]
         header = ["method", "settings", "MAP@R", "Recall@1", "Recall@10", "Recall@100"]
@@ -177,11 +186,15 @@ def _recovered(findings: Findings) -> list[str]:
     for which, tested in findings.tested().items():
         scores = {method: findings.scores(runs) for method, runs in tested.items()}
         gains = {method: np.subtract(own, scores["xbm"]).tolist() for method, own in scores.items() if method != "xbm"}
-        rows += [[_at(findings, which), method, str(estimate(gain)), percent(ratio(gain, gains["oracle"]))]
-                 for method, gain in gains.items()]  # fmt: skip
+        above = np.mean(gains["oracle"]) > 0
+        for method, gain in gains.items():
+            mark = findings.mark([*tested[method], *tested["xbm"]])
+            part = percent(ratio(gain, gains["oracle"]) if above else None)
+            rows.append([_at(findings, which), method, f"{estimate(gain)}{mark}", part])
     return [
         "What a method gains over xbm, and its part of what the oracle gains, which embeds all again before each "
-        f"step (in brackets the {CONFIDENCE:.0%} interval, Fieller's, of both seed by seed; -: it has no bounds):",
+        f"step (in brackets the {CONFIDENCE:.0%} interval, Fieller's, of both seed by seed; -: it has no bounds, or "
+        "the oracle gains nothing):",
         _table(["", "method", "MAP@R over xbm", "part of the oracle's"], rows),
     ]
 
@@ -199,7 +212,7 @@ def _map(findings: Findings) -> list[str]:
         [
             method,
             "-" if method == "batch" else f"{memory_size:,}",
-            *(str(findings.estimate(plan.many(VALIDATION, method, lr=lr, memory_size=memory_size))) for lr in plan.lrs),
+            *(findings.cell(plan.many(VALIDATION, method, lr=lr, memory_size=memory_size)) for lr in plan.lrs),
         ]
         for method in plan.methods
         for memory_size in plan.memory_sizes_of(method)
@@ -220,8 +233,11 @@ def _gains(findings: Findings) -> list[str]:
     for other in (other for other in STILL if other in plan.methods):
         for method in (method for method in plan.methods if method not in STILL):
             runs = [(plan.many(VALIDATION, method, lr=lr), plan.many(VALIDATION, other, lr=lr)) for lr in plan.lrs]
-            gaps = [difference(findings.scores(ours), findings.scores(theirs)) for ours, theirs in runs]
-            rows.append([f"{method} over {other}", *map(str, gaps)])
+            gaps = [
+                f"{difference(findings.scores(ours), findings.scores(theirs))}{findings.mark([*ours, *theirs])}"
+                for ours, theirs in runs
+            ]
+            rows.append([f"{method} over {other}", *gaps])
     if not rows:
         return []
     return [
@@ -260,7 +276,8 @@ def _of_drift(findings: Findings, names: tuple[str, str]) -> str:
                     cells.append("-")
                 else:
                     numbers = f"{found.uncorrected.mean:.3f} → {found.in_memory.mean:.3f}"
-                    cells.append(numbers if method == "xbm" else f"{numbers} ({-found.removed:+.0f} %)")
+                    change = "-" if found.removed is None else f"{-found.removed:+.0f} %"
+                    cells.append(numbers if method == "xbm" else f"{numbers} ({change})")
             rows.append([method, phase, *cells])
     return _table(["method", "training", *AGES], rows)
 
@@ -276,7 +293,7 @@ def _effects(findings: Findings) -> list[str]:
     for name, entries in findings.effects().items():
         values = values_of(entries)
         methods = list(dict.fromkeys(method for method, *_ in entries))
-        cells = {(method, value): str(findings.estimate(runs)) for method, value, runs in entries}
+        cells = {(method, value): findings.cell(runs) for method, value, runs in entries}
         header = [pictures.EFFECTS[name], *map(in_words, values)]
         parts.append(_table(header, [[method, *(cells[method, value] for value in values)] for method in methods]))
     return [*parts, "![MAP@R against other settings](effects.png)"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import allowed, checkpoint, lock, loop, ranks, run, terminal
+from .. import allowed, lock, loop, place, ranks, run, terminal
 from .. import arguments as of_run
 from ..about import folder_path
 from ..config import METHODS, ConfigError
@@ -22,7 +23,7 @@ from ..program import called
 from . import report
 from .findings import Findings, score
 from .plan import Plan, Run, unique
-from .work import WorkerLost, Workers, Workshop
+from .work import DATA, WorkerLost, Workers, Workshop
 
 DESCRIPTION = """Train with each method under one budget, and say what it does, with error bars. Arguments that are not
 listed here are those of a run, and hold for every run. If a study is stopped or killed, the same command
@@ -119,6 +120,8 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     for name in OWN & said:
         parser.error(f"argument {name}: a study has its own; delete its --out to start again")
     base = of_run.parse(["--recipe", RECIPE, *others], allow_abbrev=False)  # nor those of OWN, shortened
+    if base.wandb is not None:
+        parser.error("argument --wandb: a study keeps no logs of its runs; leave it out")
     if base.validation_share:
         parser.error("argument --validation-share: a study holds out training classes of its own; leave it out")
     if base.test_of != split.CLASSES:
@@ -133,15 +136,26 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     try:
         plan.check()
         for folder in (given.out, given.out / RUNS):
-            checkpoint.check_place(base, folder)
-            checkpoint.require_writable(folder)
+            place.check_place(base, folder)
+            place.require_writable(folder)
+        _require_free(given.out)
         device = run.device_of(base)
         largest = "oracle" if "oracle" in given.methods else base.method
         run.require_memory(replace(base, memory_size=max(memory_sizes), method=largest), device)
     except ConfigError as error:
         parser.error(str(error))
     threads = base.threads or max(1, cores() // given.jobs)
-    return given.out, plan, Workshop(given.out / RUNS, given.jobs, threads, str(device))
+    return given.out, plan, Workshop(given.out / RUNS, given.jobs, threads, str(device), max(given.batch_sizes))
+
+
+def _require_free(out: Path) -> None:
+    """Raise ConfigError if ``out``, where there is no study, has files that its report would replace."""
+    there = [name for name in report.WRITTEN if os.path.lexists(out / name)]
+    if there and not any(os.path.exists(out / name) for name in (RUNS, DATA)):
+        raise ConfigError(
+            f"--out {out}: there is no study in it, and a new one would replace {', '.join(there)}: choose another, or "
+            "move what you need"
+        )
 
 
 def _up_to(most: int) -> Callable[[str], int]:

@@ -30,6 +30,7 @@ from ..augment import evaluation_view
 from ..config import Config, ConfigError
 from ..data import Dataset, validation
 from ..data.fingerprint import Fingerprint
+from ..making import make_sampler
 from ..run import make_trainer
 from .plan import VALIDATION, Run
 
@@ -40,6 +41,7 @@ RESULT: checkpoint.Kinds = {
     "config": dict, "scores": (dict, type(None)), "failure": (str, type(None)), "drift": list, "seconds": (int, float),
 }  # fmt: skip
 DELETE = "delete it"
+DATA = "data.json"
 NAMED = 8
 """Runs that a message names."""
 
@@ -58,6 +60,8 @@ class Workshop:
     threads: int
     """Of each."""
     device: str
+    largest_batch: int = 0
+    """Of all runs to come."""
 
     def path(self, run: Run) -> Path:
         """The result of a run."""
@@ -66,7 +70,7 @@ class Workshop:
     @property
     def data(self) -> Path:
         """The fingerprint of the data that all runs are on."""
-        return self.folder.parent / "data.json"
+        return self.folder.parent / DATA
 
 
 def read(workshop: Workshop, run: Run) -> Result | None:
@@ -202,6 +206,8 @@ def _do(workshop: Workshop, run: Run) -> Result | None:
                 network.go_on(state)
         loaded = _load(run.part, config, network, workshop)
         trainer = make_trainer(config, network, loaded.data, torch.device(workshop.device), loaded.inputs)
+        if run.part == VALIDATION:
+            _require_classes(config, loaded.data, workshop.largest_batch)
     except (ConfigError, data.DataError):
         with suppress(OSError):  # not empty: of a run that has a checkpoint
             folder.rmdir()
@@ -252,6 +258,19 @@ def _load(part: str, config: Config, network: model.Embedder, workshop: Workshop
         inputs = features.of(found, network, view, torch.device(config.device)) if frozen else None
         _data[of] = _Loaded(found, inputs, now)
     return _data[of]
+
+
+def _require_classes(config: Config, there: Dataset, largest: int) -> None:
+    """Raise ConfigError if the largest batch of the study, in a run of its last part, has more classes than there are
+    to train on."""
+    if largest <= config.batch_size:
+        return
+    try:
+        config = replace(config, batch_size=largest, memory_size=max(largest, config.memory_size))
+        make_sampler(config, there.train.labels)
+    except ConfigError as error:
+        found = str(error).replace("--batch-size ", "--batch-sizes ")
+        raise ConfigError(f"{found} (a quarter of the training classes is held out, to choose settings by)") from error
 
 
 def _require_same_data(spec: str, workshop: Workshop, now: Fingerprint) -> None:

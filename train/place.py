@@ -1,0 +1,161 @@
+"""The folder of a run: whether a new run may use it, and what that replaces in it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+
+from . import checkpoint, data, lock, settings_file
+from .checkpoint import BEST, CHECKPOINT, CURVES, EVENTS, EXPORTED, LOG, METRICS, NEIGHBOURS, REPORT, SETTINGS
+from .config import Config, ConfigError
+from .data import tree
+
+REPLACED = (METRICS, BEST, SETTINGS, LOG, CURVES, NEIGHBOURS, REPORT, *EXPORTED, CHECKPOINT)
+"""Files that a run removes before it begins. The checkpoint is the last: until then the folder is known to be a run's,
+also if that is killed on the way."""
+OF_EVENTS = tuple(f"{place}/events.out.tfevents.*" for place in (EVENTS, f"{EVENTS}/drift_*"))
+"""Each curve of a chart of several has a folder."""
+OF_LOG = "step,seconds,train/loss,"
+"""How a run's log begins."""
+
+
+class Found(Enum):
+    """What a run finds in its folder."""
+
+    NOTHING = "nothing"
+    CHECKPOINT = "a run with these settings, to be continued"
+    FINISHED = "a finished run with these settings"
+
+
+def look(config: Config) -> Found:
+    """What there is in ``config.folder``; raises ConfigError if it must not be touched. Writes nothing."""
+    folder = config.folder  # asked through os.path: Path.exists raises where a folder may not be entered
+    check_place(config, folder)
+    for name in (*REPLACED, EVENTS):
+        if os.path.exists(folder / name) and os.path.isdir(folder / name) != (name == EVENTS):
+            kind = "a file" if name == EVENTS else "a folder"
+            raise ConfigError(f"--out {folder}: {name} in it is {kind}, which no run makes: move it, or choose another")
+    finished, started = folder / METRICS, folder / CHECKPOINT
+    if os.path.exists(finished) and not config.overwrite:
+        stored = checkpoint.read_metrics(folder)["config"]
+        checkpoint.require_same(config, folder, stored, "a finished run", _otherwise(folder, "show it"))
+        return Found.FINISHED
+    require_writable(folder)
+    if config.overwrite:
+        return Found.NOTHING
+    if not os.path.exists(started):
+        require_free(config)
+        return Found.NOTHING
+    stored = checkpoint.load(started)["config"]
+    checkpoint.require_same(config, folder, stored, "an unfinished run", _otherwise(folder, "continue it", "--resume"))
+    if not config.resume:
+        raise ConfigError(f"--out {folder} holds an unfinished run: continue it with --resume, or --overwrite it")
+    return Found.CHECKPOINT
+
+
+def require_free(config: Config) -> None:
+    """Raise ConfigError if ``config.folder``, where there is no run, has files that a run would replace.
+
+    A run with the same settings that was killed before its first checkpoint has left some, which may go.
+    """
+    folder = config.folder
+    there = [name for name in REPLACED if os.path.lexists(folder / name)]
+    there += [EVENTS] * any(any(folder.glob(files)) for files in OF_EVENTS)
+    if _read(folder / SETTINGS) == settings_file.text(config):
+        may_go = {SETTINGS, EVENTS, *([LOG] if _read(folder / LOG).startswith(OF_LOG) else [])}
+        there = [name for name in there if name not in may_go]
+    if there:
+        with lock.alone(folder):  # else it is a run's that has just begun
+            raise ConfigError(
+                f"--out {folder}: there is no run in it, and a new one would replace {', '.join(there)}: choose "
+                "another, move what you need, or replace it with --overwrite"
+            )
+
+
+def require_kept(config: Config, file: Path) -> None:
+    """Raise ConfigError if --overwrite would remove ``file``, the one of --config, and with it what no run has written.
+
+    The settings of the run that is there may go, and what the new run writes again.
+    """
+    folder = config.folder
+    names = [name for name in REPLACED if os.path.exists(folder / name) and os.path.samefile(folder / name, file)]
+    if not config.overwrite or not names:
+        return
+    written = [settings_file.text(config)]
+    for name, read in ((METRICS, checkpoint.read_json), (CHECKPOINT, checkpoint.load)):
+        with suppress(ConfigError):
+            written.append(settings_file.text_of(read(folder / name, kinds={"config": dict})["config"]))
+    if names != [SETTINGS] or _read(file) not in written:
+        raise ConfigError(
+            f"--config {file}: --overwrite would replace it, and it is not as a run has written it: move it out of "
+            f"--out {folder}, or give it another name"
+        )
+
+
+def _read(path: Path) -> str:
+    """The text of a file; none of what is no file of text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def _otherwise(folder: Path, what: str, *words: str) -> str:
+    """What to do with a run of other settings, except for going elsewhere."""
+    own = " ".join(["--config", str(folder / SETTINGS), *words])
+    return f"{what} with {own}, or --overwrite it" if os.path.exists(folder / SETTINGS) else "--overwrite it"
+
+
+def check_place(config: Config, folder: Path) -> None:
+    """Raise ConfigError if ``folder`` cannot be a folder, or if pictures in it would be images of the data.
+
+    Writes nothing.
+    """
+    there, missing = _nearest(folder)
+    if not os.path.isdir(there):
+        kind = "is a link that leads to nothing" if not os.path.exists(there) else "exists and is not a folder"
+        raise ConfigError(f"--out {folder}: {there} {kind}; choose another")
+    longest = os.pathconf(there, "PC_NAME_MAX")
+    if any(len(os.fsencode(name)) > longest for name in missing):
+        raise ConfigError(f"--out {folder}: a name has at most {longest} bytes here; choose a shorter one")
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:  # TensorBoard could not write there
+        raise ConfigError(f"--out {str(folder)!r}: is not UTF-8; choose another") from None
+    if config.data.startswith("folder:") and tree.would_read(data.place(config.data), folder):
+        raise ConfigError(
+            f"--out {folder} lies in --data {config.data}: its pictures would be images of a class; choose another"
+        )
+
+
+def require_writable(folder: Path) -> None:
+    """Raise ConfigError if ``folder``, or where it is to be made, is known to be read-only; writes nothing."""
+    there, _ = _nearest(folder)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out {folder}: {there} may not be written to; choose another, or change its permissions")
+
+
+def _nearest(folder: Path) -> tuple[Path, list[str]]:
+    """What exists of ``folder`` and the folders that it is in, and the names of those that are to be made."""
+    there, missing = folder.absolute(), []
+    while not os.path.lexists(there):
+        missing.append(there.name)
+        there = there.parent
+    return there, missing
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder and remove what an earlier run left in it, and nothing else.
+
+    Raises:
+        ConfigError: the system does not allow it.
+    """
+    with checkpoint.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for files in OF_EVENTS:
+            for events in folder.glob(files):
+                events.unlink()
+        for name in REPLACED:
+            (folder / name).unlink(missing_ok=True)
