@@ -301,6 +301,60 @@ def test_a_loss_without_a_reducer_is_a_mean_over_anchors():
     assert inner.reducer is reducer
 
 
+class MeanProduct(xbn_ext.CustomLoss):
+    reduction = "mean"
+
+    def positive(self, s):
+        return s.square()
+
+    negative = positive
+
+    def anchor(self, positives, negatives):
+        return positives
+
+
+def mean_product(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None):
+    s = embeddings @ (embeddings if ref_emb is None else ref_emb).T
+    others = torch.ones_like(s) if ref_emb is not None else 1 - torch.eye(len(s), dtype=s.dtype)
+    return ((s.square() * others).sum(1) / others.sum(1)).mean()
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("normalize_embeddings", [False, True])
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("ids", [None, torch.arange(9) // 2], ids=["no ids", "ids"])
+def test_what_has_unit_length_is_as_with_other_losses(ids, normalize_embeddings, renormalize, kind):
+    options = {"normalize_embeddings": normalize_embeddings, "renormalize": renormalize, "memory_dtype": kind}
+    memories = [CrossBatchMemory(loss, D, 50, **options) for loss in (InChunks(mean_product), MeanProduct())]
+    for scale in (1, 5, 0.1, 1e-8):
+        x, labels = scale * torch.randn(9, D, dtype=kind), torch.zeros(9, dtype=torch.int64)
+        x[0] = 0
+        leaves = [x.clone().requires_grad_() for _ in memories]
+        values = [memory(leaf, labels, ids=ids) for memory, leaf in zip(memories, leaves, strict=True)]
+        torch.testing.assert_close(*values, rtol=1e-5, atol=1e-6)
+        grads = [torch.autograd.grad(value, leaf)[0] for value, leaf in zip(values, leaves, strict=True)]
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5 / scale)
+
+
+def test_a_batch_of_unit_rows_is_one_call():
+    calls = []
+
+    def loss(embeddings, labels, indices_tuple=None, *references):
+        calls.append((len(embeddings), len(references)))
+        return mean_product(embeddings, labels, indices_tuple, *references)
+
+    for kind in (torch.float32, torch.float64):
+        x, labels = torch.rand(B, 500, dtype=kind), torch.arange(B)
+        x[3] = 0
+        for z in (xbn_ext.ops.normalize(x), F.normalize(x)):
+            calls.clear()
+            one = ops.batch_loss(z, labels, InChunks(loss))
+            assert calls == [(B, 0)] and one == ops.batch_loss(z, labels, InChunks(loss), renormalize=False)
+        calls.clear()
+        ops.batch_loss(x, labels, InChunks(loss))
+        assert calls == [(2, 2)] * B, "each against the others, twice, since an NCALoss asks for two"
+
+
 def test_a_sum_and_a_number_of_one_element_each_are_scalars():
     (z, labels), (bank, of_bank) = rows(B), rows(M)
     loss = InChunks(lambda e, *_: (e.sum()[None], torch.ones(1)), anchors=4)

@@ -27,11 +27,16 @@ class _Chunk(NamedTuple):
     rows: Tensor | None  # [n, D]; None: rows of the batch
     labels: Tensor  # [n], of the rows
     of_batch: Tensor | None = None  # [n] int64, which these are; None: all, and all are anchors
+    eps: float | None = None  # of the norms by which rows of the batch are divided; None: they are not
 
     def references(self, z: Tensor) -> tuple[Tensor, ...]:
         """What the anchors are ranked against, in a batch `z [B, D]`, and the labels; nothing: against each other."""
         rows = self.rows if self.of_batch is None else z[self.of_batch]
-        return () if rows is None else (rows, self.labels)
+        if rows is None:
+            return ()
+        if self.eps is not None:
+            rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=self.eps)
+        return rows, self.labels
 
 
 class _Total:
@@ -97,14 +102,15 @@ def over_bank(loss: InChunks, similarities: BankSimilarities, need_grad: bool) -
 
 
 def over_batch(loss: InChunks, batch: Rows, need_grad: bool) -> Result:
-    """All anchors in one call where each is ranked against all other rows; else one by one."""
+    """All anchors in one call where each is ranked against all other rows as they are; else one by one."""
     z, labels, ids, anchors = batch.z, batch.labels, batch.ids, batch.anchors
     B = len(z)
     numbers = torch.arange(B, device=z.device)
     no_pair = torch.eye(B, dtype=torch.bool, device=z.device)
     if ids is not None:
         no_pair = no_pair | ((ids[:, None] == ids) & (ids >= 0))
-    whole = (anchors is None or bool(anchors.all())) and int(no_pair.sum()) == B
+    eps = batch.eps if batch.renormalize and not _of_length_1(z) else None
+    whole = eps is None and (anchors is None or bool(anchors.all())) and int(no_pair.sum()) == B
 
     def chunks() -> Iterator[_Chunk]:
         if whole and B > 0:
@@ -112,13 +118,20 @@ def over_batch(loss: InChunks, batch: Rows, need_grad: bool) -> Result:
         for i in [] if whole else (numbers if anchors is None else numbers[anchors]).tolist():
             others = (~no_pair[i]).nonzero()[:, 0]
             if len(others) > 0:
-                yield _Chunk(numbers[i : i + 1], None, labels[others], others)
+                yield _Chunk(numbers[i : i + 1], None, labels[others], others, eps)
 
     if bool(is_finite(z).all()):
         return _loss_of(loss, z, labels, chunks(), need_grad)
     nothing = _loss_of(loss, z[:0], labels[:0], iter(()), need_grad)
     nan = torch.full_like(z, torch.nan)
     return nothing._replace(value=nan.sum(), grad=nan if need_grad else None)
+
+
+def _of_length_1(z: Tensor) -> bool:
+    """All rows, as they are rounded, or 0: to divide them by their norms changes nothing then."""
+    eps = torch.finfo(z.dtype).eps
+    norm = torch.linalg.vector_norm(z.double(), dim=1)
+    return bool((((norm - 1).abs() <= min(64 * eps, max(eps, 1e-5))) | (norm == 0)).all())
 
 
 def try_out(loss: InChunks, z: Tensor, labels: Tensor) -> None:
