@@ -292,8 +292,8 @@ class CrossBatchMemory(WithLoss, MemoryState):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """`reset_queue()`, and gives what is learned its first value again. Launchers call it after `to_empty()`.
-        If the module was made on the meta device, where it had no value, it gets the default of the loss."""
+        """`reset_queue()`, and a learned temperature, bias or boundary gets its first value; its default, if made on
+        the meta device. A loss of your own needs its own `reset_parameters`. Launchers call both after `to_empty()`."""
         self._begin_to_learn()
         self.reset_queue()  # last: a parametrization without a right_inverse has raised
 
