@@ -336,6 +336,25 @@ def test_what_has_unit_length_is_as_with_other_losses(ids, normalize_embeddings,
         torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5 / scale)
 
 
+def test_an_anchor_that_may_meet_no_row_pays_nothing_and_counts():
+    """All rows have its id. No reducer of pytorch-metric-learning counts it."""
+    (z, _), (bank, _) = rows(4), rows(5)
+    z, labels, of_bank = z.requires_grad_(), torch.zeros(4, dtype=torch.int64), torch.zeros(5, dtype=torch.int64)
+    exclude, others = torch.tensor([-1, 0, -1, -1]), [0, 2, 3]
+
+    def both(loss):
+        ranked = {"bank_ids": torch.zeros_like(of_bank), "exclude": exclude}
+        whole = ops.memory_loss(z, labels, bank, of_bank, loss, **ranked)
+        return whole, ops.memory_loss(z[others], labels[others], bank, of_bank, loss)
+
+    of_custom, _ = both(MeanProduct())
+    whole, some = both(InChunks(mean_product))
+    torch.testing.assert_close((whole, whole), (of_custom, some * 3 / 4))
+    torch.testing.assert_close(*(torch.autograd.grad(value, z)[0] for value in (whole, of_custom)))
+    torch.testing.assert_close(*both(InChunks(losses.MultiSimilarityLoss(reducer=reducers.MeanReducer()))))
+    assert ops.batch_loss(z, labels, InChunks(mean_product), ids=torch.zeros_like(labels)) == 0
+
+
 def test_a_batch_of_unit_rows_is_one_call():
     calls = []
 

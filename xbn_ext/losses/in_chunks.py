@@ -33,6 +33,9 @@ class InChunks(OwnLoss):
     The embeddings come to it with unit length, unless `normalize_embeddings=False`; so do the references, unless
     `renormalize=False`. With neither the loss itself decides whether they are normalised, as its `distance` does.
 
+    For an anchor that may meet no row, since all have its id, the loss is not called. It pays 0, and counts in the mean
+    over the anchors of a loss without a `reducer`. A reducer averages over what its loss lists, and does not count it.
+
     Examples:
         >>> from pytorch_metric_learning import losses, miners
         >>> loss = InChunks(losses.MarginLoss(), miners.TripletMarginMiner(), anchors=4)

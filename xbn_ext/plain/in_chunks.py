@@ -19,9 +19,12 @@ from .custom import Result
 from .loss_of_batch import Rows
 from .loss_of_memory import BankSimilarities
 
+MEAN = "mean over anchors"
+"""The only sub-loss of a loss without a reducer that returns a scalar."""
+
 
 class _Chunk(NamedTuple):
-    """Some anchors of a batch, and what they are ranked against."""
+    """Some anchors of a batch, and what they are ranked against; or one that may meet no row."""
 
     anchors: Tensor  # [b] int64, their numbers
     rows: Tensor | None  # [n, D]; None: rows of the batch
@@ -56,6 +59,11 @@ class _Total:
             before = self.sums.get(name)
             self.sums[name] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
             self.numbers[name] = None if part.number is None else part.number * share + (self.numbers.get(name) or 0.0)
+
+    def add_free(self, anchors: int) -> None:
+        """Anchors that pay nothing, and count where the loss is the mean over anchors."""
+        if MEAN in self.sums:
+            self.numbers[MEAN] = (self.numbers[MEAN] or 0.0) + anchors
 
     def keep_only(self, names: tuple[str, ...]) -> None:
         """Of the sub-losses."""
@@ -117,8 +125,7 @@ def over_batch(loss: InChunks, batch: Rows, need_grad: bool) -> Result:
             yield _Chunk(numbers, None, labels)
         for i in [] if whole else (numbers if anchors is None else numbers[anchors]).tolist():
             others = (~no_pair[i]).nonzero()[:, 0]
-            if len(others) > 0:
-                yield _Chunk(numbers[i : i + 1], None, labels[others], others, eps)
+            yield _Chunk(numbers[i : i + 1], None, labels[others], others, eps)
 
     if bool(is_finite(z).all()):
         return _loss_of(loss, z, labels, chunks(), need_grad)
@@ -166,8 +173,7 @@ def _against_rows(loss: InChunks, similarities: BankSimilarities, ranking: Tenso
     for i in (ranking & apart).nonzero()[:, 0].tolist():
         may_not = [similarities.excluded(start, stop, slice(i, i + 1))[0] for start, stop in similarities.spans()]
         others = (~torch.cat(may_not)[: len(labels)]).nonzero()[:, 0]
-        if len(others) > 0:
-            yield _Chunk(torch.tensor([i], device=ranking.device), all_rows[others], labels[others])
+        yield _Chunk(torch.tensor([i], device=ranking.device), all_rows[others], labels[others])
 
 
 def _rows_of(similarities: BankSimilarities) -> tuple[Tensor, Tensor]:
@@ -187,11 +193,15 @@ def _loss_of(loss: InChunks, z: Tensor, labels: Tensor, chunks: Iterator[_Chunk]
     leaf = z.detach().requires_grad_(need_grad)
     parameters = loss.learning()
     total = _Total([leaf, *parameters] if need_grad else [])
-    counts = few_pairs.Counts()
+    counts, alone = few_pairs.Counts(), 0
     for chunk in chunks:
+        if len(chunk.labels) == 0:  # a reducer averages over what the loss lists, which is not called for it
+            alone += len(chunk.anchors)
+            continue
         with torch.set_grad_enabled(need_grad):
             parts, share = _paid(loss, leaf, labels, chunk, counts)
         total.add(parts, share)
+    total.add_free(alone)
     if counts.cost_nothing(loss.loss):
         total.keep_only(few_pairs.REGULARIZERS)
     value, grads = total.averages(z)
@@ -242,7 +252,7 @@ def _called(
         raise TypeError("loss: the number that its sum is divided by must not require a gradient: detach() it")
     if whole is not value:
         return {"loss": SubLoss(whole.sum(), number.sum() if isinstance(number, Tensor) else number)}
-    return {"loss": SubLoss(value.sum() * len(embeddings), len(embeddings))}
+    return {MEAN: SubLoss(value.sum() * len(embeddings), len(embeddings))}
 
 
 def _is_scalar(value: Any) -> bool:
