@@ -349,6 +349,8 @@ def broken(rows, value):
         ({"gallery": None}, ValueError, "gallery_labels must be None without a gallery"),
         ({"gallery": None, "gallery_labels": None}, ValueError, "gallery_ids must be None without a gallery"),
         ({"labels": torch.zeros(4)}, TypeError, "labels must be an integer tensor, got torch.float32"),
+        ({"labels": GOOD["labels"].to(torch.uint64)}, TypeError, "labels must be of a dtype that int64 holds"),
+        ({"gallery_labels": torch.arange(5).to(torch.uint64)}, TypeError, "gallery_labels must be of a dtype"),
         ({"labels": torch.tensor([0])}, ValueError, r"labels must be \[Q=4\], got \[1\]"),
         ({"gallery_labels": None}, TypeError, "gallery_labels must be an integer tensor, got NoneType"),
         ({"gallery_labels": torch.arange(4)}, ValueError, r"gallery_labels must be \[G=5\], got \[4\]"),

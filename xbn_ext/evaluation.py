@@ -85,7 +85,7 @@ def evaluate(
 
     Args:
         embeddings: the queries, `[Q, D]`, of any floating-point dtype and length, on any device that has float64.
-        labels: their classes, integers `[Q]`.
+        labels: their classes, integers `[Q]`, not uint64.
         gallery: the rows to be found, `[G, D]`, on the same device. None: all rows but the query itself.
         gallery_labels: their classes, integers `[G]`.
         ks: each k of Recall@k.
