@@ -410,7 +410,10 @@ def test_smooth_average_precision():
     compare(loss, ops.batch_loss(z, labels, loss), z, smooth_ap(s, same, 0.3), again)
     memory = CrossBatchMemory(SmoothAP(), D, 50)
     for _ in range(2):
-        memory(torch.randn(20, D, requires_grad=True), torch.randint(5, (20,))).backward()
+        x, labels = torch.randn(20, D, requires_grad=True), torch.randint(5, (20,))
+        with torch.device("meta"):  # another default device
+            value = memory(x, labels)
+        value.backward()
     with pytest.raises(ValueError, match="temperature must be"):
         SmoothAP(0)
 
@@ -550,6 +553,8 @@ def test_what_is_wrong_is_named():
         (lambda e, *_: (float(e.sum()), 1), "a scalar, or a sum and a number, got float and int"),
         (lambda e, *_: (e.sum(), e.sum(1)), r"a scalar, or a sum and a number, got \[\] and \[4\]"),
         (lambda e, *_: (e.sum(), "4"), r"a scalar, or a sum and a number, got \[\] and str"),
+        (lambda e, *_: (e.sum(), -4), "the number that its sum is divided by must not be negative, got -4"),
+        (lambda e, *_: (e.sum(), torch.tensor([-0.5])), "divided by must not be negative, got -0.5"),
         (OverItsWeight(), "the number that its sum is divided by must not require a gradient"),
         (
             losses.MultiSimilarityLoss(reducer=reducers.ClassWeightedReducer(torch.rand(5))),

@@ -46,7 +46,7 @@ class InChunks(OwnLoss):
             batch against itself with the first three alone; or for each anchor with the other rows as references, where
             some of these must be left out, or only they have unit length. What an anchor pays must not depend on the
             others. Without a `reducer` it must return the mean over the anchors; or a tuple: a sum, and the number that
-            the sum over all chunks is divided by, which is a constant.
+            the sum over all chunks is divided by, a constant that is not negative.
         miner: makes the `indices_tuple`, as in pytorch-metric-learning's `CrossBatchMemory`: called with `(embeddings,
             labels, ref_emb, ref_labels)`. What it picks for an anchor must not depend on the others. None: all pairs.
         anchors: how many a chunk has.

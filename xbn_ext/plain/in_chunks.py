@@ -142,8 +142,9 @@ def _of_length_1(z: Tensor) -> bool:
 
 
 def try_out(loss: InChunks, z: Tensor, labels: Tensor) -> None:
-    """Raises what the loss or its miner raises of embeddings of the dtype, device and width of z, and TypeError if they
-    write the references: these are the memory, and the next chunk's. What they keep in buffers stays as it is."""
+    """Raises what the loss or its miner raises of embeddings of the dtype, device and width of z; TypeError if they
+    write the references, which are the memory, and the next chunk's; and ValueError if the number that a sum is divided
+    by is negative. What they keep in buffers stays as it is."""
     loss.check()
     rows = torch.linspace(-1, 1, 6 * z.shape[1], dtype=z.dtype, device=z.device).view(6, -1).cos()
     labels = torch.arange(6, device=z.device) % 2  # of which there are pairs
@@ -151,12 +152,15 @@ def try_out(loss: InChunks, z: Tensor, labels: Tensor) -> None:
     given = [] if rows.is_inference() else [(t, t._version) for t in (rows, labels)]
     with torch.no_grad():
         its = rows[:4].clone(), labels[:4].clone()
-        _called(loss, *its, _picked(loss, *its, rows, labels), rows, labels)
+        parts = _called(loss, *its, _picked(loss, *its, rows, labels), rows, labels)
         for buffer, version, value in buffers:
             if buffer._version != version:
                 buffer.copy_(value)
     if any(t._version != version for t, version in given):
         raise TypeError("loss: it, or its miner, writes ref_emb or ref_labels in place: let it copy them")
+    for part in parts.values():
+        if part.number is not None and part.number < 0:
+            raise ValueError(f"loss: the number that its sum is divided by must not be negative, got {part.number:g}")
 
 
 def _against_rows(loss: InChunks, similarities: BankSimilarities, ranking: Tensor) -> Iterator[_Chunk]:
