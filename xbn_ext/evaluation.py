@@ -168,16 +168,16 @@ def _chunks(
 def _ranked(keys: Tensor, of_class: tuple[Tensor, Tensor], of_sample: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Which of the most similar rows are right, bool, best first, as many as `of_class` has places; and how many wrong
     ones come before the first right one; there must be one. Overwrites the keys `[q, G]`, which can be doubled."""
-    keys = keys.mul_(2).add_(1)  # odd: wrong
+    keys.mul_(2)  # even: wrong
     rows, there = of_class
     keys.scatter_(
         1, rows, keys.gather(1, rows).sub_(there.to(keys.dtype))
-    )  # even: right, so a wrong one as similar is first
+    )  # odd: right, so a wrong one as similar is first
     left_out, meant = of_sample
-    least = torch.iinfo(keys.dtype).min + 1  # behind all others, as a wrong one
+    least = torch.iinfo(keys.dtype).min  # behind all others, as a wrong one
     keys.scatter_(1, left_out, keys.gather(1, left_out).masked_fill_(meant, least))
     nearest = keys.gather(1, rows).masked_fill_(~there, least).amax(1, keepdim=True)
-    right = keys.topk(rows.shape[1]).values.bitwise_and_(1) == 0
+    right = keys.topk(rows.shape[1]).values.bitwise_and_(1) == 1
     return right, (keys > nearest).sum(1)
 
 
