@@ -1,6 +1,7 @@
 """Scores of a search against a slow computation that follows the definitions word by word, and another library's."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -20,19 +21,32 @@ def of_length_1(rows):
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
 
 
-def by_definition(embeddings, labels, gallery=None, gallery_labels=None, *, ks=KS, ids=None, gallery_ids=None):
+def cosine(row, query):
+    return float(row @ query)
+
+
+def of_integers(row, query):
+    """In the order of the cosines with the query, without rounding."""
+    product = int(row @ query)
+    return Fraction(product * abs(product), int(row @ row))
+
+
+def by_definition(
+    embeddings, labels, gallery=None, gallery_labels=None, *, ks=KS, ids=None, gallery_ids=None, similarity=cosine
+):
     """In float64, one query and one place at a time."""
-    z = of_length_1(embeddings)
+    of_length = of_length_1 if similarity is cosine else np.asarray
+    z = of_length(embeddings)
     found, found_labels, found_ids = z, labels, ids
     if gallery is not None:
-        found, found_labels, found_ids = of_length_1(gallery), gallery_labels, gallery_ids
+        found, found_labels, found_ids = of_length(gallery), gallery_labels, gallery_ids
     names = [*(f"recall_at_{k}" for k in ks), "precision_at_1", "r_precision", "mean_average_precision_at_r"]
     totals, count = dict.fromkeys(names, 0.0), 0
     for query, label in enumerate(labels):
         others = [i for i in range(len(found)) if gallery is not None or i != query]
         if ids is not None and ids[query] >= 0:
             others = [i for i in others if found_ids[i] != ids[query]]
-        ranked = sorted(others, key=lambda i: (-float(found[i] @ z[query]), found_labels[i] == label))
+        ranked = sorted(others, key=lambda i: (-similarity(found[i], z[query]), found_labels[i] == label))
         right = [bool(found_labels[i] == label) for i in ranked]
         R = sum(right)
         if R == 0:
@@ -112,6 +126,23 @@ def test_any_protocol_any_chunks_and_ties(seed, count, classes, queries, with_id
             evaluate(**given)
     else:
         assert_same(evaluate(**given, ks=KS, chunk_bytes=chunk_bytes), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("largest, dim", [(1, 32), (1, 48), (3, 5), (9, 48)])
+def test_ties_of_integers_are_ties(largest, dim, kind, device):
+    """Codes are all of one length, the others are not. Whatever rounds would break ties."""
+    rng = np.random.default_rng(dim)
+    rows = rng.choice([-1, 1] if largest == 1 else range(-largest, largest + 1), (160, dim))
+    rows[(rows == 0).all(1)] = 1
+    labels = rng.integers(4, size=160)
+    expected = by_definition(rows, labels, similarity=of_integers)
+    x, y = torch.from_numpy(rows).to(device, kind), torch.from_numpy(labels).to(device)
+    lengths = 2.0 ** torch.arange(-8, 8, device=device).repeat(10)[:, None]
+    for chunk_bytes in (None, 1, 10_000):
+        columns = torch.from_numpy(rng.permutation(dim)).to(device)
+        assert_same(evaluate((x * lengths)[:, columns].to(kind), y, ks=KS, chunk_bytes=chunk_bytes), expected)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -250,11 +281,26 @@ def test_a_chunk_takes_no_more_than_it_may(in_one_class):
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
 def test_similarities_and_the_integers_for_them_are_in_the_same_order(kind):
-    small = torch.finfo(kind).smallest_normal
-    numbers = torch.tensor([0.0, small / 2, small, 1e-9, 0.5, 1.0, 1.0 + torch.finfo(kind).eps, 1.99], dtype=kind)
+    eps, small = torch.finfo(kind).eps, torch.finfo(kind).smallest_normal
+    numbers = torch.tensor([0.0, small**0.5, 2 * small**0.5, 1e-9, 0.5, 1 - eps, 1.0, 1 + eps, 1.4], dtype=kind)
     ascending = torch.cat([-numbers.flip(0), numbers])
-    keys = evaluation._in_order(ascending.clone()).mul_(2)
+    keys = evaluation._in_order(ascending.clone(), torch.ones(len(ascending), dtype=kind)).mul_(2)
     assert (keys.diff().sign() == ascending.diff().sign()).all(), "-0 is 0, and the largest can be doubled"
+    of_cosine_half = torch.tensor([[0.5, 0.25, 0.3], [-0.5, -0.25, -0.3]], dtype=kind)
+    keys = evaluation._in_order(of_cosine_half, torch.tensor([1, 0.25, 0.36], dtype=kind))
+    assert (keys == keys[:, :1]).all() and keys[0, 0] == -keys[1, 0] > 0
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_rows_are_scaled_without_rounding(kind):
+    info = torch.finfo(kind)
+    sizes = torch.tensor([info.max, 1e30, 1, 0.7, 1e-30, info.tiny, info.tiny * info.eps, 0], dtype=kind)
+    rows = sizes[:, None] * torch.tensor([[0.75, -1.0, 0.0, 0.125]], dtype=kind)
+    scaled = evaluation._scaled_rows("rows", rows, kind)
+    lengths = scaled.norm(dim=1)
+    assert ((lengths >= 0.5) & (lengths <= 1) | (sizes == 0)).all() and lengths[-1] == 0
+    assert torch.equal(torch.frexp(scaled[:, 1]).mantissa, torch.frexp(rows[:, 1]).mantissa)
+    assert torch.equal(scaled[:-2, 0], -0.75 * scaled[:-2, 1])
 
 
 def test_formulas_by_hand():
@@ -303,6 +349,8 @@ def broken(rows, value):
         ({"gallery": None}, ValueError, "gallery_labels must be None without a gallery"),
         ({"gallery": None, "gallery_labels": None}, ValueError, "gallery_ids must be None without a gallery"),
         ({"labels": torch.zeros(4)}, TypeError, "labels must be an integer tensor, got torch.float32"),
+        ({"labels": GOOD["labels"].to(torch.uint64)}, TypeError, "labels must be of a dtype that int64 holds"),
+        ({"gallery_labels": torch.arange(5).to(torch.uint64)}, TypeError, "gallery_labels must be of a dtype"),
         ({"labels": torch.tensor([0])}, ValueError, r"labels must be \[Q=4\], got \[1\]"),
         ({"gallery_labels": None}, TypeError, "gallery_labels must be an integer tensor, got NoneType"),
         ({"gallery_labels": torch.arange(4)}, ValueError, r"gallery_labels must be \[G=5\], got \[4\]"),

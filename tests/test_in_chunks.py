@@ -301,6 +301,79 @@ def test_a_loss_without_a_reducer_is_a_mean_over_anchors():
     assert inner.reducer is reducer
 
 
+class MeanProduct(xbn_ext.CustomLoss):
+    reduction = "mean"
+
+    def positive(self, s):
+        return s.square()
+
+    negative = positive
+
+    def anchor(self, positives, negatives):
+        return positives
+
+
+def mean_product(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None):
+    s = embeddings @ (embeddings if ref_emb is None else ref_emb).T
+    others = torch.ones_like(s) if ref_emb is not None else 1 - torch.eye(len(s), dtype=s.dtype)
+    return ((s.square() * others).sum(1) / others.sum(1)).mean()
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("normalize_embeddings", [False, True])
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("ids", [None, torch.arange(9) // 2], ids=["no ids", "ids"])
+def test_what_has_unit_length_is_as_with_other_losses(ids, normalize_embeddings, renormalize, kind):
+    options = {"normalize_embeddings": normalize_embeddings, "renormalize": renormalize, "memory_dtype": kind}
+    memories = [CrossBatchMemory(loss, D, 50, **options) for loss in (InChunks(mean_product), MeanProduct())]
+    for scale in (1, 5, 0.1, 1e-8):
+        x, labels = scale * torch.randn(9, D, dtype=kind), torch.zeros(9, dtype=torch.int64)
+        x[0] = 0
+        leaves = [x.clone().requires_grad_() for _ in memories]
+        values = [memory(leaf, labels, ids=ids) for memory, leaf in zip(memories, leaves, strict=True)]
+        torch.testing.assert_close(*values, rtol=1e-5, atol=1e-6)
+        grads = [torch.autograd.grad(value, leaf)[0] for value, leaf in zip(values, leaves, strict=True)]
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5 / scale)
+
+
+def test_an_anchor_that_may_meet_no_row_pays_nothing_and_counts():
+    """All rows have its id. No reducer of pytorch-metric-learning counts it."""
+    (z, _), (bank, _) = rows(4), rows(5)
+    z, labels, of_bank = z.requires_grad_(), torch.zeros(4, dtype=torch.int64), torch.zeros(5, dtype=torch.int64)
+    exclude, others = torch.tensor([-1, 0, -1, -1]), [0, 2, 3]
+
+    def both(loss):
+        ranked = {"bank_ids": torch.zeros_like(of_bank), "exclude": exclude}
+        whole = ops.memory_loss(z, labels, bank, of_bank, loss, **ranked)
+        return whole, ops.memory_loss(z[others], labels[others], bank, of_bank, loss)
+
+    of_custom, _ = both(MeanProduct())
+    whole, some = both(InChunks(mean_product))
+    torch.testing.assert_close((whole, whole), (of_custom, some * 3 / 4))
+    torch.testing.assert_close(*(torch.autograd.grad(value, z)[0] for value in (whole, of_custom)))
+    torch.testing.assert_close(*both(InChunks(losses.MultiSimilarityLoss(reducer=reducers.MeanReducer()))))
+    assert ops.batch_loss(z, labels, InChunks(mean_product), ids=torch.zeros_like(labels)) == 0
+
+
+def test_a_batch_of_unit_rows_is_one_call():
+    calls = []
+
+    def loss(embeddings, labels, indices_tuple=None, *references):
+        calls.append((len(embeddings), len(references)))
+        return mean_product(embeddings, labels, indices_tuple, *references)
+
+    for kind in (torch.float32, torch.float64):
+        x, labels = torch.rand(B, 500, dtype=kind), torch.arange(B)
+        x[3] = 0
+        for z in (xbn_ext.ops.normalize(x), F.normalize(x)):
+            calls.clear()
+            one = ops.batch_loss(z, labels, InChunks(loss))
+            assert calls == [(B, 0)] and one == ops.batch_loss(z, labels, InChunks(loss), renormalize=False)
+        calls.clear()
+        ops.batch_loss(x, labels, InChunks(loss))
+        assert calls == [(2, 2)] * B, "each against the others, twice, since an NCALoss asks for two"
+
+
 def test_a_sum_and_a_number_of_one_element_each_are_scalars():
     (z, labels), (bank, of_bank) = rows(B), rows(M)
     loss = InChunks(lambda e, *_: (e.sum()[None], torch.ones(1)), anchors=4)
@@ -337,7 +410,10 @@ def test_smooth_average_precision():
     compare(loss, ops.batch_loss(z, labels, loss), z, smooth_ap(s, same, 0.3), again)
     memory = CrossBatchMemory(SmoothAP(), D, 50)
     for _ in range(2):
-        memory(torch.randn(20, D, requires_grad=True), torch.randint(5, (20,))).backward()
+        x, labels = torch.randn(20, D, requires_grad=True), torch.randint(5, (20,))
+        with torch.device("meta"):  # another default device
+            value = memory(x, labels)
+        value.backward()
     with pytest.raises(ValueError, match="temperature must be"):
         SmoothAP(0)
 
@@ -477,6 +553,8 @@ def test_what_is_wrong_is_named():
         (lambda e, *_: (float(e.sum()), 1), "a scalar, or a sum and a number, got float and int"),
         (lambda e, *_: (e.sum(), e.sum(1)), r"a scalar, or a sum and a number, got \[\] and \[4\]"),
         (lambda e, *_: (e.sum(), "4"), r"a scalar, or a sum and a number, got \[\] and str"),
+        (lambda e, *_: (e.sum(), -4), "the number that its sum is divided by must not be negative, got -4"),
+        (lambda e, *_: (e.sum(), torch.tensor([-0.5])), "divided by must not be negative, got -0.5"),
         (OverItsWeight(), "the number that its sum is divided by must not require a gradient"),
         (
             losses.MultiSimilarityLoss(reducer=reducers.ClassWeightedReducer(torch.rand(5))),

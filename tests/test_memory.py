@@ -538,6 +538,7 @@ BAD_CALLS = [
     (([[1.0]], Y), {}, TypeError, "embeddings must be .*list"),
     ((X, Y.float()), {}, TypeError, "labels must be an integer tensor"),
     ((X, Y > 3), {}, TypeError, "labels must be an integer tensor"),
+    ((X, Y.to(torch.uint64)), {}, TypeError, "labels must be of a dtype that int64 holds, got torch.uint64"),
     ((X, Y[1:]), {}, ValueError, r"labels must be \[B=24\]"),
     ((X, Y[:, None]), {}, ValueError, "labels must be"),
     ((X, Y), {"ids": Y.float()}, TypeError, "ids must be an integer tensor"),
@@ -556,6 +557,20 @@ BAD_CALLS = [
     ((X.to("meta"), Y), {}, ValueError, "embeddings is on meta, the memory on cpu"),
     ((X, Y.to("meta")), {}, ValueError, "labels is on meta"),
 ]
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_labels_of_unsigned_dtypes(kind):
+    """int64 holds all but the last."""
+    criterion = CrossBatchMemory(Contrastive(), D, M)
+    if kind == torch.uint64:
+        for call in (lambda: criterion(X, Y.to(kind)), lambda: criterion.fill_from([(X, Y.to(kind))])):
+            with pytest.raises(TypeError, match="labels must be of a dtype that int64 holds"):
+                call()
+        assert criterion.count == 0
+    else:
+        expected = CrossBatchMemory(Contrastive(), D, M)(X, Y)
+        assert criterion(X, Y.to(kind)) == expected and torch.equal(criterion.label_memory, Y)
 
 
 @pytest.mark.parametrize("args, kwargs, error, message", BAD_CALLS, ids=[m for *_, m in BAD_CALLS])

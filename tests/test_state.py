@@ -196,6 +196,35 @@ def test_a_temperature_that_never_had_a_value_becomes_the_default():
     assert criterion.temperature.item() == pytest.approx(SupCon().temperature)
 
 
+class Weighted(CustomLoss):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+
+    def positive(self, s):
+        return self.weight * (1 - s)
+
+    def negative(self, s):
+        return s.relu()
+
+
+class WeightedAndReset(Weighted):
+    def reset_parameters(self):
+        nn.init.constant_(self.weight, 3.0)
+
+
+def test_a_loss_of_ones_own_resets_what_it_learns_itself():
+    for loss, expected in ((Weighted(), 9), (WeightedAndReset(), 3)):
+        criterion = CrossBatchMemory(loss, D, M)
+        nn.init.constant_(loss.weight, 9.0)
+        criterion.reset_parameters()
+        assert loss.weight == 9, "which a user may have loaded: only the loss knows"
+        for module in criterion.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        assert loss.weight == expected
+
+
 def test_a_parametrized_temperature_is_reset():
     class Exponential(nn.Module):
         def forward(self, logarithm):

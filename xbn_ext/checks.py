@@ -148,13 +148,23 @@ def integers(name: str, value: Any, B: int, letter: str = "B") -> None:
         raise ValueError(f"{name} must be [{letter}={B}], got {list(value.shape)}")
 
 
+def class_labels(value: Any, B: int, name: str = "labels", letter: str = "B") -> None:
+    """Integers `[B]` that int64 holds: a uint64 one of 2^63 or more would be negative there, and may be another's."""
+    integers(name, value, B, letter)
+    _in_int64(name, value)
+
+
 def sample_ids(value: Any, B: int, name: str = "ids", letter: str = "B") -> None:
     """Integers `[B]` that int64 holds: a uint64 one of 2^63 or more would be negative there, which is no id."""
     integers(name, value, B, letter)
+    _in_int64(name, value, ", and clear the top bit first if they are hashes, since a negative id is no id")
+
+
+def _in_int64(name: str, value: Tensor, advice: str = "") -> None:
+    """Not of the only dtype with integers that int64 does not hold, whatever they are: the host need not look."""
     if value.dtype == torch.uint64:
         raise TypeError(
-            f"{name} must be of a dtype that int64 holds, got torch.uint64: pass {name}.to(torch.int64), and clear the "
-            "top bit first if they are hashes, since a negative id is no id"
+            f"{name} must be of a dtype that int64 holds, got torch.uint64: pass {name}.to(torch.int64){advice}"
         )
 
 
@@ -179,7 +189,7 @@ def batch(
     """What a `CrossBatchMemory` is called with: tensors of one batch, on a device."""
     embeddings(embeddings_, columns)
     B = embeddings_.shape[0]
-    integers("labels", labels, B)
+    class_labels(labels, B)
     if indices_tuple is not None:
         raise ValueError(
             "indices_tuple must be None: pairs are never listed here. To mine, choose Triplet(mining=...) or "
@@ -199,7 +209,7 @@ def search(embeddings: Any, labels: Any, gallery: Any, gallery_labels: Any, ids:
         if isinstance(value, Tensor) and value.is_meta:
             raise ValueError(f"{name} is on the meta device, which holds no values")
     rows("embeddings", embeddings)
-    integers("labels", labels, len(embeddings), "Q")
+    class_labels(labels, len(embeddings), "labels", "Q")
     if ids is not None:
         sample_ids(ids, len(embeddings), "ids", "Q")
     if gallery is None:
@@ -212,7 +222,7 @@ def search(embeddings: Any, labels: Any, gallery: Any, gallery_labels: Any, ids:
         raise ValueError(f"gallery must be [G, D={embeddings.shape[1]}] as embeddings, got {list(gallery.shape)}")
     if gallery.device != embeddings.device:
         raise ValueError(f"gallery is on {gallery.device}, embeddings on {embeddings.device}: move one of them")
-    integers("gallery_labels", gallery_labels, len(gallery), "G")
+    class_labels(gallery_labels, len(gallery), "gallery_labels", "G")
     if (ids is None) != (gallery_ids is None):
         raise ValueError("ids and gallery_ids go together: pass both, or none of them")
     if gallery_ids is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,12 +14,12 @@ from ._autograd import without_autocast
 
 CHUNK_BYTES_ON_CPU, CHUNK_BYTES_ELSEWHERE = 1 << 26, 1 << 29
 NUMBERS_OF_A_PAIR = 3
-"""How many numbers, of the dtype of the similarity, a pair of a chunk takes: the similarity, with and without copies of
-a row, and what orders it."""
+"""How many numbers, of the dtype of the product, a pair of a chunk takes: the product, with and without copies of a
+row, and what orders it."""
 BYTES_OF_A_PLACE = 48
 """What a place of a query's list takes: the rows of its class, and the list while it is scored."""
 SOME_ROWS = 4096
-"""That are normalised at a time."""
+"""That are scaled at a time."""
 
 
 class _Alike(NamedTuple):
@@ -67,13 +68,16 @@ def evaluate(
       row is of that class, divided by R ([Musgrave et al.](https://arxiv.org/abs/2003.08505)).
 
     Each is a mean over the queries with R > 0; a query of whose class there is nothing to be found has no score, and
-    is in the gallery of the others. A row of another class that is exactly as similar as one of the query's class comes
-    before it: no score depends on the order of the rows, and embeddings that are all the same score lowest. Copies of a
-    row, too, are to be found, unless they have its id. Of rows of length 1 the values are those of
-    pytorch-metric-learning's `AccuracyCalculator`.
+    is in the gallery of the others. Copies of a row, too, are to be found, unless they have its id. Of rows of length 1
+    the values are those of pytorch-metric-learning's `AccuracyCalculator`.
 
-    The Q×G similarities are never stored: there are a normalised copy of what is given, and what one chunk of queries
-    takes. Products are float32, or float64 if the embeddings are. Autocast does not round them, TF32 does.
+    A row of another class that is exactly as similar as one of the query's class comes before it. This holds of copies,
+    so that embeddings that are all the same score lowest. It holds of integers of length 64 at most (8,192 in float64),
+    such as codes of ±1 with up to 4,096 bits, also times a power of two: their order is exact. Otherwise rows are as
+    similar as computed: of two that differ by rounding alone either comes first, by their order and `chunk_bytes`.
+
+    The Q×G similarities are never stored: there are a copy of what is given, and what one chunk of queries takes.
+    Products are float32, or float64 if the embeddings are. Autocast does not round them, TF32 does.
 
     Examples:
         >>> evaluate(embeddings, labels)["mean_average_precision_at_r"]
@@ -81,7 +85,7 @@ def evaluate(
 
     Args:
         embeddings: the queries, `[Q, D]`, of any floating-point dtype and length, on any device that has float64.
-        labels: their classes, integers `[Q]`.
+        labels: their classes, integers `[Q]`, not uint64.
         gallery: the rows to be found, `[G, D]`, on the same device. None: all rows but the query itself.
         gallery_labels: their classes, integers `[G]`.
         ks: each k of Recall@k.
@@ -111,9 +115,9 @@ def evaluate(
 
     wide = any(rows is not None and rows.dtype == torch.float64 for rows in (embeddings, gallery))
     dtype = torch.float64 if wide else torch.float32
-    queries = found = _unit_rows("embeddings", embeddings, dtype)
+    queries = found = _scaled_rows("embeddings", embeddings, dtype)
     if gallery is not None:
-        found = _unit_rows("gallery", gallery, dtype)
+        found = _scaled_rows("gallery", gallery, dtype)
     numbers = _numbered(device, labels, gallery_labels)
     samples = _numbered(device, *_samples(device, ids, gallery_ids, len(queries), gallery))
     both = (
@@ -140,6 +144,9 @@ def _chunks(
     """Of some queries after the other: how many wrong rows come before the first right one, R-precision, and the part
     in MAP@R."""
     distinct, copy_of = _distinct(gallery)
+    squares = torch.cat([some.square().sum(1) for some in distinct.split(SOME_ROWS)])
+    if copy_of is not None:
+        squares = squares[copy_of]
     asked = wanted.nonzero()[:, 0]
     asked = asked[same_class.many[asked].argsort(descending=True, stable=True)]  # lists of one length together
     lengths = same_class.many[asked].tolist()
@@ -149,39 +156,45 @@ def _chunks(
     while start < len(lengths):
         bytes_of_a_query = pairs + BYTES_OF_A_PLACE * (lengths[start] + of_a_sample)
         some = asked[start : start + max(1, chunk_bytes // bytes_of_a_query)]
-        similarity = queries[some] @ distinct.T
+        products = queries[some] @ distinct.T
         if copy_of is not None:
-            similarity = similarity[:, copy_of]
-        right, ahead = _ranked(similarity, same_class.rows(some, lengths[start]), same_sample.rows(some, of_a_sample))
+            products = products[:, copy_of]
+        keys = _in_order(products, squares)
+        right, ahead = _ranked(keys, same_class.rows(some, lengths[start]), same_sample.rows(some, of_a_sample))
         yield ahead, scores.r_precision(right, wanted[some]), scores.average_precision(right, wanted[some])
         start += len(some)
 
 
-def _ranked(
-    similarity: Tensor, of_class: tuple[Tensor, Tensor], of_sample: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
+def _ranked(keys: Tensor, of_class: tuple[Tensor, Tensor], of_sample: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Which of the most similar rows are right, bool, best first, as many as `of_class` has places; and how many wrong
-    ones come before the first right one; there must be one. Overwrites the similarity `[q, G]`."""
-    keys = _in_order(similarity).mul_(2).add_(1)  # odd: wrong
+    ones come before the first right one; there must be one. Overwrites the keys `[q, G]`, which can be doubled."""
+    keys.mul_(2)  # even: wrong
     rows, there = of_class
     keys.scatter_(
         1, rows, keys.gather(1, rows).sub_(there.to(keys.dtype))
-    )  # even: right, so a wrong one as similar is first
+    )  # odd: right, so a wrong one as similar is first
     left_out, meant = of_sample
-    least = torch.iinfo(keys.dtype).min + 1  # behind all others, as a wrong one
+    least = torch.iinfo(keys.dtype).min  # behind all others, as a wrong one
     keys.scatter_(1, left_out, keys.gather(1, left_out).masked_fill_(meant, least))
     nearest = keys.gather(1, rows).masked_fill_(~there, least).amax(1, keepdim=True)
-    right = keys.topk(rows.shape[1]).values.bitwise_and_(1) == 0
+    right = keys.topk(rows.shape[1]).values.bitwise_and_(1) == 1
     return right, (keys > nearest).sum(1)
 
 
-def _in_order(similarity: Tensor) -> Tensor:
-    """Overwrites numbers with integers of the same size in the same order, equal where the numbers are. Those of
-    cosines, which are below 2, can be doubled."""
-    bits = similarity.view(torch.int64 if similarity.dtype == torch.float64 else torch.int32)
-    limits = torch.iinfo(bits.dtype)
-    negative = bits >> limits.bits - 1  # -1 or 0
-    return bits.bitwise_and_(limits.max).bitwise_xor_(negative).sub_(negative)  # a sign and a size become a number
+def _in_order(products: Tensor, squares: Tensor) -> Tensor:
+    """Overwrites products `[q, G]` of queries with rows of these squared lengths `[G]`, all of length 1 at most, with
+    integers of the same size in the order of the cosines, which can be doubled. What is divided is the square of the
+    product: of small integers it is exact, and so is the square of a length, which a length is not, so that equal
+    cosines give equal quotients. The length of the query changes no order. In float32 a cosine below 1e-23 is 0."""
+    bits = products.view(_integers_like(products))
+    negative = bits >> torch.iinfo(bits.dtype).bits - 1  # -1 or 0
+    products.square_().div_(squares.clamp(min=torch.finfo(products.dtype).tiny))  # below 2, and not negative
+    return bits.bitwise_xor_(negative).sub_(negative)
+
+
+def _integers_like(numbers: Tensor) -> torch.dtype:
+    """Integers that have the bits of the numbers: of those that are not negative they are in the same order."""
+    return torch.int64 if numbers.dtype == torch.float64 else torch.int32
 
 
 def _distinct(rows: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -190,7 +203,7 @@ def _distinct(rows: Tensor) -> tuple[Tensor, Tensor | None]:
     G = len(rows)
     draw = torch.Generator("cpu").manual_seed(0)
     weights = torch.randint(-(2**62), 2**62, rows.shape[1:], generator=draw, device="cpu").to(rows.device)
-    kind = torch.int64 if rows.dtype == torch.float64 else torch.int32
+    kind = _integers_like(rows)
     hashes = [(some + 0.0).view(kind).long().mul_(weights).sum(1) for some in rows.split(SOME_ROWS)]  # of -0 as of 0
     if not hashes:
         return rows, None
@@ -227,15 +240,23 @@ def _numbered(device: torch.device, of_queries: Tensor, of_gallery: Tensor | Non
     return numbers[:Q], numbers[:Q] if of_gallery is None else numbers[Q:]
 
 
-def _unit_rows(name: str, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Of length 1, however long or short they are, in a copy. Raises ValueError for one that is not finite."""
-    unit = torch.empty(rows.shape, dtype=dtype, device=rows.device)
-    largest = unit.new_empty(len(rows), 1)
-    for some, some_unit, size in zip(*(t.split(SOME_ROWS) for t in (rows, unit, largest)), strict=True):
+def _scaled_rows(name: str, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """In a copy, divided by powers of two, which rounds nothing, so that lengths are within [1/2, 1], however long or
+    short the rows are; or 0. Raises ValueError for one that is not finite."""
+    scaled = torch.empty(rows.shape, dtype=dtype, device=rows.device)
+    largest = scaled.new_empty(len(rows), 1)
+    for some, some_scaled, size in zip(*(t.split(SOME_ROWS) for t in (rows, scaled, largest)), strict=True):
         torch.amax(some.to(dtype).abs(), 1, keepdim=True, out=size)
-        some_unit.copy_(some).div_(size.clamp(min=torch.finfo(dtype).tiny))  # so that no square overflows
-        some_unit.div_(some_unit.norm(dim=1, keepdim=True).clamp(min=torch.finfo(dtype).tiny))
+        some_scaled.copy_(some).div_(_power_of_two(size))  # so that no square overflows
+        some_scaled.div_(2 * _power_of_two(some_scaled.norm(dim=1, keepdim=True)))
     bad = (~largest.isfinite()).nonzero()
     if len(bad):
         raise ValueError(f"{name} must be finite: row {int(bad[0, 0])} has NaN or Inf")
-    return unit
+    return scaled
+
+
+def _power_of_two(numbers: Tensor) -> Tensor:
+    """The largest one that each number, which is not negative, is not below; at least the smallest normal one."""
+    exponent = torch.full_like(numbers, math.inf).view(_integers_like(numbers))  # all bits of it, and no others
+    power = numbers.view(exponent.dtype).bitwise_and(exponent).view(numbers.dtype)
+    return power.clamp(min=torch.finfo(numbers.dtype).tiny)

@@ -238,7 +238,7 @@ class CrossBatchMemory(WithLoss, MemoryState):
 
         Args:
             embeddings: `[B, D]`, any floating dtype (16-bit ones are computed in float32), on the module's device.
-            labels: `[B]` integers, any values; with `no_class`, from -2^62 on.
+            labels: `[B]` integers, any values, but not uint64; with `no_class`, from -2^62 on.
             indices_tuple: must be None; it is here for the argument order of pytorch-metric-learning.
             enqueue_mask: `[B]` bool. Rows marked True enter the memory and are not anchors; the others are
                 anchors and stay out (pytorch-metric-learning's meaning). None: every row is an anchor and is stored.
@@ -292,8 +292,8 @@ class CrossBatchMemory(WithLoss, MemoryState):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """`reset_queue()`, and gives what is learned its first value again. Launchers call it after `to_empty()`.
-        If the module was made on the meta device, where it had no value, it gets the default of the loss."""
+        """`reset_queue()`, and a learned temperature, bias or boundary gets its first value; its default, if made on
+        the meta device. A loss of your own needs its own `reset_parameters`. Launchers call both after `to_empty()`."""
         self._begin_to_learn()
         self.reset_queue()  # last: a parametrization without a right_inverse has raised
 

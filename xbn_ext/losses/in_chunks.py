@@ -28,9 +28,13 @@ class InChunks(OwnLoss):
     """A loss of pytorch-metric-learning that takes reference embeddings, for `CrossBatchMemory` and `memory_loss`: a
     few anchors of the batch at a time, each against all of the memory. The pairs of a chunk are stored, no others.
 
-    Value and gradient are those of one call with the whole batch. Parameters of the loss learn along. With
-    `normalize_embeddings=False, renormalize=False` the loss itself decides whether embeddings are normalised, as its
-    `distance` does; else they come to it with unit length.
+    Value and gradient are those of one call with the whole batch. Parameters of the loss learn along.
+
+    The embeddings come to it with unit length, unless `normalize_embeddings=False`; so do the references, unless
+    `renormalize=False`. With neither the loss itself decides whether they are normalised, as its `distance` does.
+
+    For an anchor that may meet no row, since all have its id, the loss is not called. It pays 0, and counts in the mean
+    over the anchors of a loss without a `reducer`. A reducer averages over what its loss lists, and does not count it.
 
     Examples:
         >>> from pytorch_metric_learning import losses, miners
@@ -39,9 +43,10 @@ class InChunks(OwnLoss):
 
     Args:
         loss: called with `(embeddings [b, D], labels [b], indices_tuple, ref_emb [n, D], ref_labels [n])`, and for the
-            batch against itself with the first three alone. What an anchor pays must not depend on the others. Without
-            a `reducer` it must return the mean over the anchors; or a tuple: a sum, and the number that the sum over
-            all chunks is divided by, which is a constant.
+            batch against itself with the first three alone; or for each anchor with the other rows as references, where
+            some of these must be left out, or only they have unit length. What an anchor pays must not depend on the
+            others. Without a `reducer` it must return the mean over the anchors; or a tuple: a sum, and the number that
+            the sum over all chunks is divided by, a constant that is not negative.
         miner: makes the `indices_tuple`, as in pytorch-metric-learning's `CrossBatchMemory`: called with `(embeddings,
             labels, ref_emb, ref_labels)`. What it picks for an anchor must not depend on the others. None: all pairs.
         anchors: how many a chunk has.

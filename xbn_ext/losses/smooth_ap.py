@@ -44,7 +44,7 @@ class _AveragePrecision(nn.Module):
     def forward(
         self, embeddings: Tensor, labels: Tensor, indices_tuple: None = None, ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, int]:  # fmt: skip
         rows, of_rows = (embeddings, labels) if ref_emb is None or ref_labels is None else (ref_emb, ref_labels)
         s = F.normalize(embeddings, dim=1) @ F.normalize(rows, dim=1).T
         others = torch.ones_like(s, dtype=torch.bool)
@@ -52,7 +52,7 @@ class _AveragePrecision(nn.Module):
             others.fill_diagonal_(False)
         right = others & (labels[:, None] == of_rows)
         costs = [self._cost(*of_anchor) for of_anchor in zip(s, others, right, strict=True) if of_anchor[2].any()]
-        return sum(costs, s.sum() * 0), torch.as_tensor(len(costs))
+        return sum(costs, s.sum() * 0), len(costs)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature:g}"

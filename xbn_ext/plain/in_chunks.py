@@ -19,19 +19,27 @@ from .custom import Result
 from .loss_of_batch import Rows
 from .loss_of_memory import BankSimilarities
 
+MEAN = "mean over anchors"
+"""The only sub-loss of a loss without a reducer that returns a scalar."""
+
 
 class _Chunk(NamedTuple):
-    """Some anchors of a batch, and what they are ranked against."""
+    """Some anchors of a batch, and what they are ranked against; or one that may meet no row."""
 
     anchors: Tensor  # [b] int64, their numbers
     rows: Tensor | None  # [n, D]; None: rows of the batch
     labels: Tensor  # [n], of the rows
     of_batch: Tensor | None = None  # [n] int64, which these are; None: all, and all are anchors
+    eps: float | None = None  # of the norms by which rows of the batch are divided; None: they are not
 
     def references(self, z: Tensor) -> tuple[Tensor, ...]:
         """What the anchors are ranked against, in a batch `z [B, D]`, and the labels; nothing: against each other."""
         rows = self.rows if self.of_batch is None else z[self.of_batch]
-        return () if rows is None else (rows, self.labels)
+        if rows is None:
+            return ()
+        if self.eps is not None:
+            rows = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=self.eps)
+        return rows, self.labels
 
 
 class _Total:
@@ -51,6 +59,11 @@ class _Total:
             before = self.sums.get(name)
             self.sums[name] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
             self.numbers[name] = None if part.number is None else part.number * share + (self.numbers.get(name) or 0.0)
+
+    def add_free(self, anchors: int) -> None:
+        """Anchors that pay nothing, and count where the loss is the mean over anchors."""
+        if MEAN in self.sums:
+            self.numbers[MEAN] = (self.numbers[MEAN] or 0.0) + anchors
 
     def keep_only(self, names: tuple[str, ...]) -> None:
         """Of the sub-losses."""
@@ -97,22 +110,22 @@ def over_bank(loss: InChunks, similarities: BankSimilarities, need_grad: bool) -
 
 
 def over_batch(loss: InChunks, batch: Rows, need_grad: bool) -> Result:
-    """All anchors in one call where each is ranked against all other rows; else one by one."""
+    """All anchors in one call where each is ranked against all other rows as they are; else one by one."""
     z, labels, ids, anchors = batch.z, batch.labels, batch.ids, batch.anchors
     B = len(z)
     numbers = torch.arange(B, device=z.device)
     no_pair = torch.eye(B, dtype=torch.bool, device=z.device)
     if ids is not None:
         no_pair = no_pair | ((ids[:, None] == ids) & (ids >= 0))
-    whole = (anchors is None or bool(anchors.all())) and int(no_pair.sum()) == B
+    eps = batch.eps if batch.renormalize and not _of_length_1(z) else None
+    whole = eps is None and (anchors is None or bool(anchors.all())) and int(no_pair.sum()) == B
 
     def chunks() -> Iterator[_Chunk]:
         if whole and B > 0:
             yield _Chunk(numbers, None, labels)
         for i in [] if whole else (numbers if anchors is None else numbers[anchors]).tolist():
             others = (~no_pair[i]).nonzero()[:, 0]
-            if len(others) > 0:
-                yield _Chunk(numbers[i : i + 1], None, labels[others], others)
+            yield _Chunk(numbers[i : i + 1], None, labels[others], others, eps)
 
     if bool(is_finite(z).all()):
         return _loss_of(loss, z, labels, chunks(), need_grad)
@@ -121,9 +134,17 @@ def over_batch(loss: InChunks, batch: Rows, need_grad: bool) -> Result:
     return nothing._replace(value=nan.sum(), grad=nan if need_grad else None)
 
 
+def _of_length_1(z: Tensor) -> bool:
+    """All rows, as they are rounded, or 0: to divide them by their norms changes nothing then."""
+    eps = torch.finfo(z.dtype).eps
+    norm = torch.linalg.vector_norm(z.double(), dim=1)
+    return bool((((norm - 1).abs() <= min(64 * eps, max(eps, 1e-5))) | (norm == 0)).all())
+
+
 def try_out(loss: InChunks, z: Tensor, labels: Tensor) -> None:
-    """Raises what the loss or its miner raises of embeddings of the dtype, device and width of z, and TypeError if they
-    write the references: these are the memory, and the next chunk's. What they keep in buffers stays as it is."""
+    """Raises what the loss or its miner raises of embeddings of the dtype, device and width of z; TypeError if they
+    write the references, which are the memory, and the next chunk's; and ValueError if the number that a sum is divided
+    by is negative. What they keep in buffers stays as it is."""
     loss.check()
     rows = torch.linspace(-1, 1, 6 * z.shape[1], dtype=z.dtype, device=z.device).view(6, -1).cos()
     labels = torch.arange(6, device=z.device) % 2  # of which there are pairs
@@ -131,12 +152,15 @@ def try_out(loss: InChunks, z: Tensor, labels: Tensor) -> None:
     given = [] if rows.is_inference() else [(t, t._version) for t in (rows, labels)]
     with torch.no_grad():
         its = rows[:4].clone(), labels[:4].clone()
-        _called(loss, *its, _picked(loss, *its, rows, labels), rows, labels)
+        parts = _called(loss, *its, _picked(loss, *its, rows, labels), rows, labels)
         for buffer, version, value in buffers:
             if buffer._version != version:
                 buffer.copy_(value)
     if any(t._version != version for t, version in given):
         raise TypeError("loss: it, or its miner, writes ref_emb or ref_labels in place: let it copy them")
+    for part in parts.values():
+        if part.number is not None and part.number < 0:
+            raise ValueError(f"loss: the number that its sum is divided by must not be negative, got {part.number:g}")
 
 
 def _against_rows(loss: InChunks, similarities: BankSimilarities, ranking: Tensor) -> Iterator[_Chunk]:
@@ -153,8 +177,7 @@ def _against_rows(loss: InChunks, similarities: BankSimilarities, ranking: Tenso
     for i in (ranking & apart).nonzero()[:, 0].tolist():
         may_not = [similarities.excluded(start, stop, slice(i, i + 1))[0] for start, stop in similarities.spans()]
         others = (~torch.cat(may_not)[: len(labels)]).nonzero()[:, 0]
-        if len(others) > 0:
-            yield _Chunk(torch.tensor([i], device=ranking.device), all_rows[others], labels[others])
+        yield _Chunk(torch.tensor([i], device=ranking.device), all_rows[others], labels[others])
 
 
 def _rows_of(similarities: BankSimilarities) -> tuple[Tensor, Tensor]:
@@ -174,11 +197,15 @@ def _loss_of(loss: InChunks, z: Tensor, labels: Tensor, chunks: Iterator[_Chunk]
     leaf = z.detach().requires_grad_(need_grad)
     parameters = loss.learning()
     total = _Total([leaf, *parameters] if need_grad else [])
-    counts = few_pairs.Counts()
+    counts, alone = few_pairs.Counts(), 0
     for chunk in chunks:
+        if len(chunk.labels) == 0:  # a reducer averages over what the loss lists, which is not called for it
+            alone += len(chunk.anchors)
+            continue
         with torch.set_grad_enabled(need_grad):
             parts, share = _paid(loss, leaf, labels, chunk, counts)
         total.add(parts, share)
+    total.add_free(alone)
     if counts.cost_nothing(loss.loss):
         total.keep_only(few_pairs.REGULARIZERS)
     value, grads = total.averages(z)
@@ -229,7 +256,7 @@ def _called(
         raise TypeError("loss: the number that its sum is divided by must not require a gradient: detach() it")
     if whole is not value:
         return {"loss": SubLoss(whole.sum(), number.sum() if isinstance(number, Tensor) else number)}
-    return {"loss": SubLoss(value.sum() * len(embeddings), len(embeddings))}
+    return {MEAN: SubLoss(value.sum() * len(embeddings), len(embeddings))}
 
 
 def _is_scalar(value: Any) -> bool:
