@@ -495,6 +495,14 @@ class Writing(Own):
         return value
 
 
+class OfAnother(Own):
+    def forward(self, *args):
+        return super().forward(*args) * SCALES.sum()
+
+
+SCALES = nn.Parameter(torch.ones(3))
+
+
 class Twice(losses.SupConLoss):
     def forward(self, *args):
         super().forward(*args)
@@ -565,6 +573,7 @@ def test_what_is_wrong_is_named():
         (Writing(1), "it, or its miner, writes ref_emb or ref_labels in place"),
         (Doubled(), "it must call its reducer once, and return what that returns"),
         (Twice(), "it must call its reducer once, and return what that returns"),
+        (OfAnother(), r"it depends on a tensor \[3\] that requires a gradient and would get none"),
     ],
 )
 def test_a_loss_that_raises_leaves_the_memory_as_it_was(loss, error):

@@ -28,7 +28,8 @@ class InChunks(OwnLoss):
     """A loss of pytorch-metric-learning that takes reference embeddings, for `CrossBatchMemory` and `memory_loss`: a
     few anchors of the batch at a time, each against all of the memory. The pairs of a chunk are stored, no others.
 
-    Value and gradient are those of one call with the whole batch. Parameters of the loss learn along.
+    Value and gradient are those of one call with the whole batch. Parameters of the loss learn along; it must
+    not use another tensor that requires a gradient.
 
     The embeddings come to it with unit length, unless `normalize_embeddings=False`; so do the references, unless
     `renormalize=False`. With neither the loss itself decides whether they are normalised, as its `distance` does.

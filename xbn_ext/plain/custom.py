@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._autograd import without_autocast
 from ..dtypes import compute_dtype
-from ..losses.custom import CustomLoss, Reduction
+from ..losses.custom import CustomLoss, OwnLoss, Reduction
 from . import chunks
 from .loss_of_batch import Rows
 from .loss_of_memory import BankSimilarities
@@ -122,7 +122,7 @@ class _Gradient:
             with torch.enable_grad():
                 s = part.s.requires_grad_()
                 terms = side.terms(s, part.weight)
-            _check_learned(self.loss, terms, side.name, s, *side.given)
+            check_learned(self.loss, terms, side.name, s, *side.given)
             known = terms.detach()
             if looks:
                 side.look(known, part)
@@ -212,12 +212,12 @@ def try_out(loss: CustomLoss, z: Tensor, labels: Tensor) -> None:
         for some in rounds:
             for side in some[::-1]:
                 terms = side.terms(s)
-                _check_learned(loss, terms, side.name, s, *side.given)
+                check_learned(loss, terms, side.name, s, *side.given)
                 side.look(terms.detach(), _Part(s, every, ~every, None, None))
             if some != rounds[-1]:
                 _give(loss, some[0], rounds[-1][0], s.dtype, s.requires_grad)
         costs, _ = _costs(loss, sides, [side.reduced().to(s.dtype) for side in sides], None)
-        _check_learned(loss, costs, "anchor")
+        check_learned(loss, costs, "anchor")
 
 
 def _is_a_sum_over_pairs(loss: CustomLoss) -> bool:
@@ -273,9 +273,9 @@ def _costs(
     return torch.where(pays, costs, 0.0).sum(), number.clamp(min=1).to(costs.dtype)
 
 
-def _check_learned(loss: CustomLoss, of: Tensor, function: str, *given: Tensor) -> None:
-    """Raises TypeError if what a function of the loss returns depends on something that would get no gradient: what is
-    neither given to it nor a parameter of the loss."""
+def check_learned(loss: OwnLoss, of: Tensor, function: str, *given: Tensor) -> None:
+    """Raises TypeError if `of`, which a function of the loss returns, depends on something that would get no gradient:
+    what is neither given to it nor a parameter of the loss."""
     has_gradient = {id(t) for t in (*given, *loss.parameters())}
     nodes, seen = [of.grad_fn], set()
     while nodes:

@@ -15,7 +15,7 @@ from ..dtypes import compute_dtype
 from ..losses import InChunks, few_pairs
 from ..losses.reducers import OverElements, Recorder, SubLoss, inside
 from .chunks import is_finite
-from .custom import Result
+from .custom import Result, check_learned
 from .loss_of_batch import Rows
 from .loss_of_memory import BankSimilarities
 
@@ -150,15 +150,16 @@ def try_out(loss: InChunks, z: Tensor, labels: Tensor) -> None:
     labels = torch.arange(6, device=z.device) % 2  # of which there are pairs
     buffers = [(b, b._version, b.clone()) for b in loss.buffers() if not b.is_inference()]
     given = [] if rows.is_inference() else [(t, t._version) for t in (rows, labels)]
+    its = rows[:4].clone(), labels[:4].clone()
+    parts = _called(loss, *its, _picked(loss, *its, rows, labels), rows, labels)
     with torch.no_grad():
-        its = rows[:4].clone(), labels[:4].clone()
-        parts = _called(loss, *its, _picked(loss, *its, rows, labels), rows, labels)
         for buffer, version, value in buffers:
             if buffer._version != version:
                 buffer.copy_(value)
     if any(t._version != version for t, version in given):
         raise TypeError("loss: it, or its miner, writes ref_emb or ref_labels in place: let it copy them")
     for part in parts.values():
+        check_learned(loss, part.sum, "it")
         if part.number is not None and part.number < 0:
             raise ValueError(f"loss: the number that its sum is divided by must not be negative, got {part.number:g}")
 
