@@ -32,7 +32,7 @@ class Result(NamedTuple):
 class _Part(NamedTuple):
     """The pairs of one side in a chunk."""
 
-    s: Tensor  # [B, n], 0 where there is no pair: there a term, or its derivative, could be infinite
+    s: Tensor  # [B, n], 0 where there is no pair, since a term or its derivative could be infinite there
     which: Tensor  # [B, n] bool, the pairs
     others: Tensor  # [B, n] bool, what is not a pair of this side
     weight: Tensor | None  # [B, n], of the terms
@@ -44,16 +44,20 @@ class _Side:
 
     given: tuple[Tensor, ...] = ()  # [B, 1] the number of the side that is reduced first, if this is the other
 
-    def __init__(self, term: Callable[..., Tensor], reduction: Reduction, like: Tensor, *, positive: bool) -> None:
+    def __init__(
+        self, term: Callable[..., Tensor], reduction: Reduction, like: Tensor, dtype: torch.dtype, *, positive: bool
+    ) -> None:
         self.term, self.reduction, self.positive = term, reduction, positive
         self.name = "positive" if positive else "negative"
         self.number, self.active = torch.zeros_like(like), torch.zeros_like(like)
+        self.zero = like.new_zeros((), dtype=dtype)  # in the place of a number, it saves a copy of that
         starts_at = -torch.inf if reduction in ("logsumexp", "max") else 0.0
         self.value = torch.full_like(like, starts_at)
         self.taken = torch.zeros_like(like, dtype=torch.bool)  # anchors whose largest term has been found again
 
-    def part(self, chunk: Chunk) -> _Part:
-        """Its pairs. Positives are few: where the host may look, only the columns that have some."""
+    def part(self, chunk: Chunk, alone: bool = False) -> _Part:
+        """Its pairs. Positives are few: where the host may look, only the columns that have some. `alone`: terms and
+        their derivatives by s are all that is asked for, and those of no pair are left out."""
         s, which, weight, columns = chunk.s, chunk.positive if self.positive else chunk.negative, chunk.weight, None
         if self.positive and chunks.reads(s.device) and which.numel() > 0:
             columns = which.view(torch.uint8).amax(0).nonzero()[:, 0]  # as any(0), in a tenth of its time
@@ -61,7 +65,7 @@ class _Side:
         others = ~which
         if weight is not None:
             weight = torch.where(others, 1.0, weight.to(s.dtype))
-        return _Part(torch.where(others, 0.0, s), which, others, weight, columns)
+        return _Part(s.detach() if alone else torch.where(others, self.zero, s), which, others, weight, columns)
 
     def terms(self, s: Tensor, weight: Tensor | None = None) -> Tensor:
         terms = self.term(s, *self.given)
@@ -78,7 +82,7 @@ class _Side:
         self.number += _count(part.which)
         self.active += _count(terms.bool() & part.which)
         if self.reduction in ("sum", "mean"):
-            self.value = self.value + torch.where(part.others, 0.0, terms).sum(1).double()
+            self.value = self.value + torch.where(part.others, self.zero, terms).sum(1).double()
             return
         of_pairs = torch.where(part.others, -torch.inf, terms)
         if self.reduction == "max":
@@ -118,7 +122,8 @@ class _Gradient:
         """Of some sides, by the derivatives by their numbers. `looks`: the terms have not been reduced yet, and are."""
         weight = None
         for side, its in zip(sides, of_reduced, strict=True):
-            part = side.part(chunk)
+            alone = not side.given and not self.parameters
+            part = side.part(chunk, alone)
             with torch.enable_grad():
                 s = part.s.requires_grad_()
                 terms = side.terms(s, part.weight)
@@ -127,12 +132,12 @@ class _Gradient:
             if looks:
                 side.look(known, part)
             by = [s, *side.given, *self.parameters]
-            if side.reduction == "sum" and len(by) == 1:  # what is no pair is left out below
+            if side.reduction == "sum" and alone:  # what is no pair is left out below
                 weights = its[:, None].expand_as(terms)
             else:
                 weights = side.weights(known, part.which, its)
             by_s, *by_others = _derivatives(terms, by, weights)
-            by_s = torch.where(part.others, 0.0, by_s)
+            by_s = torch.where(part.others, side.zero, by_s)
             if part.columns is not None:
                 weight = torch.zeros_like(chunk.s) if weight is None else weight
                 weight.index_add_(1, part.columns, by_s)
@@ -161,7 +166,7 @@ def loss_of(loss: CustomLoss, similarities: Similarities, dtype: torch.dtype, ne
     """`similarities` are of `dtype`, as what `loss` is given is. Without `need_grad` nothing is looked at twice."""
     loss.check()
     like = similarities.grad.new_zeros(len(similarities.grad), dtype=torch.float64)
-    sides, anchors = _sides(loss, like), similarities.anchors
+    sides, anchors = _sides(loss, like, dtype), similarities.anchors
     rounds = _rounds(loss, sides)
     gradient = _Gradient(loss, similarities)
     in_one = need_grad and _is_a_sum_over_pairs(loss) and all(p.dtype != torch.float16 for p in gradient.parameters)
@@ -207,7 +212,7 @@ def try_out(loss: CustomLoss, z: Tensor, labels: Tensor) -> None:
     with without_autocast(z.device.type):
         s = z.new_full((2, 3), 0.5, requires_grad=torch.is_grad_enabled())
         every = torch.ones_like(s, dtype=torch.bool)
-        sides = _sides(loss, s.new_zeros(2, dtype=torch.float64))
+        sides = _sides(loss, s.new_zeros(2, dtype=torch.float64), s.dtype)
         rounds = _rounds(loss, sides)
         for some in rounds:
             for side in some[::-1]:
@@ -227,11 +232,11 @@ def _is_a_sum_over_pairs(loss: CustomLoss) -> bool:
     return plain and loss.first is None and loss.reductions == ("sum", "sum")
 
 
-def _sides(loss: CustomLoss, like: Tensor) -> tuple[_Side, _Side]:
+def _sides(loss: CustomLoss, like: Tensor, dtype: torch.dtype) -> tuple[_Side, _Side]:
     of_positives, of_negatives = loss.reductions
     return (
-        _Side(loss.positive, of_positives, like, positive=True),
-        _Side(loss.negative, of_negatives, like, positive=False),
+        _Side(loss.positive, of_positives, like, dtype, positive=True),
+        _Side(loss.negative, of_negatives, like, dtype, positive=False),
     )
 
 
