@@ -32,6 +32,11 @@ def parse_loss(op: str, kind: str, parameters: Sequence[float]) -> PairLoss:
 def loss_of(similarities: Similarities, loss: PairLoss, need_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, its gradient `[B, n]` (`[0, n]` unless `need_grad`) and pairs `[2]` per anchor."""
     pairs = BY_FORMULA[loss.formula](loss, similarities.grad, similarities.anchors)
+    return result_of(pairs, similarities, need_grad)
+
+
+def result_of(pairs: Pairs[Any], similarities: Similarities, need_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of pairs that have met none yet."""
     grad = _gradient(pairs, similarities, need_grad)
     value = (pairs.value / pairs.number.clamp(min=1)).sum()
     return value.to(grad.dtype), grad, pairs.counts / pairs.number_of_anchors().clamp(min=1)
