@@ -63,15 +63,20 @@ def _memory_loss(
 ) -> tuple[Tensor, Tensor]:
     arguments = complete(function, options, LOSS_DEFAULTS)
     checks.tensors("memory_loss", z=z, labels=labels, bank=bank, bank_labels=bank_labels)
-    for name in ("scale", "shift"):
-        if isinstance(arguments[name], Tensor):  # what is neither this nor None, torch refuses by name
-            arguments[name] = arguments[name].double()
+    _widen(arguments)
     if isinstance(loss, OwnLoss):
         checks.flag("renormalize", arguments["renormalize"])
         check_unit_rows(loss, renormalize=arguments["renormalize"])
         return custom.memory_loss(z, labels, bank, bank_labels, loss, arguments)
     arguments.update(labels=labels, bank=bank.detach(), bank_labels=bank_labels)
     return _ranked("memory_loss", z, loss, arguments)
+
+
+def _widen(arguments: dict[str, Any]) -> None:
+    """Makes the map float64. What is neither a tensor nor None, torch refuses by name."""
+    for name in ("scale", "shift"):
+        if isinstance(arguments[name], Tensor):
+            arguments[name] = arguments[name].double()
 
 
 def _ranked(
@@ -174,9 +179,7 @@ def memory_sums(
     check_loss("memory_sums", loss)
     arguments = complete("memory_sums", options, LOSS_DEFAULTS)
     check_unit_rows(loss, renormalize=arguments["renormalize"])
-    for name in ("scale", "shift"):
-        if isinstance(arguments[name], Tensor):
-            arguments[name] = arguments[name].double()
+    _widen(arguments)
     arguments.update(z=z.detach(), labels=labels, bank=bank.detach(), bank_labels=bank_labels, given=given)
     arguments.update(loss=loss.kind, parameters=loss.parameters, number=number, first=first, need_grad=need_grad)
     return call("memory_sums", arguments)  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..dtypes import compute_dtype
-from ..reference.ops import GAIN_RATE, LEAST_GAIN, MOST_GAIN
+from ..reference.ops import GAIN_RATE, LEAST_GAIN, MOST_GAIN, left
 from . import chunks
 from .batch import moments
 from .chunks import exact, is_finite
@@ -160,10 +160,7 @@ def standardize_(
 
     in_all = count if ring_count is None else ring_count
     mean, std = bank_moments(sums if ring_sums is None else ring_sums, in_all)
-    size = scale.abs()
-    live = size * std >= eps
-    died = (size * std < eps) & ~((size >= 1 / 64) & (size <= 64))
-    off = died | (live & ((mean.abs() > 4) | (std > 4) | (std < 0.25)))
+    live, died, off = left(scale, mean, std, eps)
     wanted = off.any() & (in_all > 0)
     if chunks.reads(bank.device) and not wanted:
         return

@@ -194,6 +194,15 @@ def sums_of(rows: Tensor) -> Tensor:
     return sums
 
 
+def left(scale: Tensor, mean: Tensor, std: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the dimensions `[D]` of stored rows with these moments and this map: which are live, which must be rewritten
+    though dead, and which of all have left the standardised coordinates (`standardize_`)."""
+    size = scale.abs()
+    live = size * std >= eps
+    died = (size * std < eps) & ~((size >= 1 / 64) & (size <= 64))
+    return live, died, died | (live & ((mean.abs() > 4) | (std > 4) | (std < 0.25)))
+
+
 def standardize_(
     bank: Tensor,
     sums: Tensor,
@@ -215,10 +224,7 @@ def standardize_(
     """
     in_all = count if ring_count is None else ring_count
     mean, std = bank_moments(sums if ring_sums is None else ring_sums, in_all)
-    size = scale.abs()
-    live = size * std >= eps
-    died = (size * std < eps) & ~((size >= 1 / 64) & (size <= 64))
-    off = died | (live & ((mean.abs() > 4) | (std > 4) | (std < 0.25)))
+    live, died, off = left(scale, mean, std, eps)
     if in_all == 0 or not off.any():
         return
     compute = compute_dtype(bank.dtype)
