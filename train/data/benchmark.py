@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import DataError, Part, images, split
+from . import images, split
+from .part import DataError, Part
 
 SHOWN = 3
 """Missing files that a message names."""

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from . import DataError
+from .part import DataError
 
 Arrays = dict[str, NDArray[np.generic]]
 _DIGEST = "sha256"

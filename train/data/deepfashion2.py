@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from . import Dataset, Part, benchmark, deepfashion2_index, images
+from . import benchmark, deepfashion2_index, images
 from .benchmark import Source
+from .dataset import Dataset
 from .deepfashion2_index import Garment
+from .part import Part
 
 SOURCE = Source(
     "deepfashion2",

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 from tqdm import tqdm
 
-from . import DataError, cache, images
+from . import cache, images
 from .images import Box
+from .part import DataError
 
 VERSION = 1
 """To be raised when what is stored changes."""

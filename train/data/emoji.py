@@ -16,8 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import DataError, Dataset, cache, emoji_names, iconify, npm, split, svg
+from . import cache, emoji_names, iconify, npm, split, svg
+from .dataset import Dataset
 from .emoji_names import IconSet
+from .part import DataError
 from .split import DEFAULT, Test
 
 PACKAGES = {  # vendor: version of the npm package @iconify-json/VENDOR

@@ -13,22 +13,22 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from . import DataError, Dataset, Part, Pixels, images
+from . import images
+from .part import DataError, Part, Pixels
 
 Fingerprint = dict[str, str]
 """``summary``, the counts in words, and a digest of each aspect of a data set, by its name."""
 
 
-def of(data: Dataset) -> Fingerprint:
-    """The fingerprint of a data set.
+def of(summary: str, sides: Sequence[Part], positions: Sequence[NDArray[np.int64] | None]) -> Fingerprint:
+    """The fingerprint of a data set: of its parts, and which test images are queries and gallery.
 
     Raises:
         DataError: names an image that is not there any more.
     """
-    sides = tuple(data.parts.values())
-    asked = [np.zeros(0, np.int64) if where is None else where for where in (data.queries, data.gallery)]
+    asked = [np.zeros(0, np.int64) if where is None else where for where in positions]
     return {
-        "summary": data.summary(),
+        "summary": summary,
         "class names": _digest(name.encode() for part in sides for name in (*part.classes, "")),
         "labels": _digest([*(part.labels.tobytes() for part in sides), *(where.tobytes() for where in asked)]),
         "image names": _digest(os.fsencode(name) for part in sides for name in (*part.sources, "")),

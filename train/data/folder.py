@@ -6,9 +6,11 @@ import os
 import sys
 from pathlib import Path
 
-from . import DataError, Dataset, images, own, split
+from . import images, own, split
+from .dataset import Dataset
 from .formats import SUFFIXES
 from .own import MIN_IMAGES
+from .part import DataError
 from .split import DEFAULT, Test
 from .tree import Tree, hidden
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import DataError, svg
+from . import svg
+from .part import DataError
 
 FLIPS = ("hFlip", "vFlip")
 TRANSFORMS = (*FLIPS, "rotate")

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import DataError, Dataset, cache, icon_names, iconify, npm, parts, split, svg
+from . import cache, icon_names, iconify, npm, parts, split, svg
+from .dataset import Dataset
 from .icon_names import Name
 from .mapped import Mapped, check
+from .part import DataError
 from .split import DEFAULT, Test
 
 PACKAGE = "@iconify/json@2.2.535"

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from . import DataError, Dataset, benchmark
+from . import benchmark
 from .benchmark import Row, Source, Unique
+from .dataset import Dataset
+from .part import DataError
 
 SOURCE = Source(
     "inshop",

@@ -10,7 +10,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from . import Pixels, cache
+from . import cache
+from .part import Pixels
 
 BLOCK = 1 << 20
 """Bytes read at once."""

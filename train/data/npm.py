@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import DataError
+from .part import DataError
 
 TIMEOUT_SECONDS = 600
 

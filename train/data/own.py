@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import DataError, Dataset, Part, benchmark, images
+from . import benchmark, images
+from .dataset import Dataset
+from .part import DataError, Part
 
 FAR = 1 << 31
 """Pixels: no image is as wide."""

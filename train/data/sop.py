@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import DataError, Dataset, benchmark
+from . import benchmark
 from .benchmark import Row, Source, Unique
+from .dataset import Dataset
+from .part import DataError
 
 SOURCE = Source(
     "sop",

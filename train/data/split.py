@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import DataError, Dataset, Part, Pixels
+from .dataset import Dataset
+from .part import DataError, Part, Pixels
 
 SPLIT_SEED = 0
 MIN_CLASSES = 4

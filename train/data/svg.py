@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..cores import cores
-from . import DataError, Pixels
+from .part import DataError, Pixels
 
 SUPERSAMPLING = 2
 SMALL_JOB = 200

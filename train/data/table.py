@@ -21,8 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import DataError, Dataset, benchmark, images, own, split
+from . import benchmark, images, own, split
+from .dataset import Dataset
 from .own import FAR, WHOLE, Image
+from .part import DataError
 from .split import DEFAULT, Test
 
 REQUIRED = ("label", "path")

@@ -14,8 +14,9 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import DataError, images
+from . import images
 from .formats import SUFFIXES
+from .part import DataError
 
 COPIES = frozenset(
     ("@eaDir", "__MACOSX", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")

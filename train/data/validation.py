@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from . import DataError, Dataset, Part, images, split
+from . import images, split
+from .dataset import Dataset
+from .part import DataError, Part
 
 HELD_OUT = 0.25
 """Of the training classes."""
