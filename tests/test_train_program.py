@@ -164,17 +164,19 @@ def test_the_installed_program(way: str, tmp_path: Path, emoji_cache: Path) -> N
     words = ("--recipe", "emoji-small", "--cache", emoji_cache, "--max-classes", 40, "--steps", 3, "--memory-size", 16)
     said = there.run(program, *words, "--out", "run")
     assert "3 steps in" in said and "Traceback" not in said
+    there.run(program, "report", "run")
+    assert len(Page(tmp_path / "run" / "report.html").pictures) == 2
+    said = there.run(there.programs / "python", "-m", "xbn_train", "report", "none", status=2)
+    assert said.startswith("python -m xbn_train report: error: RUN none: ")
+    if way != "wheel":  # what else it can do, it does with the same files
+        return
     folder = tmp_path / "pictures"
     miniatures.make_shapes(folder)
     there.run(program, "export", "run")
     there.run(program, "embed", "run", folder, "--out", "all")
     there.run(program, "search", "run", folder, folder / "corners-03" / "red.png", "--embeddings", "all")
-    there.run(program, "report", "run")
-    pages = [Page(tmp_path / name) for name in ("search.html", "run/report.html")]
-    assert [len(page.pictures) for page in pages] == [9, 2]
+    assert len(Page(tmp_path / "search.html").pictures) == 9
     assert "usage: xbn-train compare " in there.run(program, "compare", "--help")
-    said = there.run(there.programs / "python", "-m", "xbn_train", "report", "none", status=2)
-    assert said.startswith("python -m xbn_train report: error: RUN none: ")
     (tmp_path / "without").mkdir()
     for module in ("faiss", "torchvision", "resvg_py", "matplotlib"):
         broken = tmp_path / "without" / f"{module}.py"
