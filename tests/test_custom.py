@@ -183,6 +183,20 @@ def test_a_tensor_that_would_get_no_gradient_is_refused(outside, function):
         memory(x, labels)  # nothing learns
 
 
+def test_a_parameter_that_is_made_of_others_learns():
+    """As hypernetworks have them."""
+    memory, scale = CrossBatchMemory(Margins(), D, 50), torch.ones((), requires_grad=True)
+    x, labels = torch.randn(20, D), torch.randint(5, (20,))
+    made = {"loss.margins": memory.loss.margins * scale}
+    torch.func.functional_call(memory, made, (x, labels)).backward()
+    memory.reset_queue()
+    expected = memory.loss.margins.grad
+    memory.loss.margins.grad = None
+    memory(x, labels).backward()
+    torch.testing.assert_close(memory.loss.margins.grad, expected)
+    torch.testing.assert_close(scale.grad, (expected * memory.loss.margins).sum().float())
+
+
 def test_no_rows_no_pairs():
     loss, z = Mixed(), torch.randn(B, D, requires_grad=True)
     labels = torch.zeros(B, dtype=torch.int64)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from loss_cases import LOSSES, is_of_distance
 from own_losses import KINDS, at_once
 from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
 import xbn_ext
 from xbn_ext import (
@@ -251,7 +252,10 @@ def test_label_sets_train():
         assert value.isfinite() and x.grad.isfinite().all()
         assert value != one(x.detach(), torch.where(samples < 0, -1, relation.table[samples, 0]))
     assert torch.equal(criterion.label_memory[:16], one.label_memory[:16]) is False
-    assert "relation.table" not in " ".join(criterion.state_dict())
+    assert "table" not in " ".join([*criterion.state_dict(), *dict(criterion.named_buffers())])
+    emptied = copy.deepcopy(criterion).to_empty(device="cpu")
+    emptied.reset_parameters()
+    assert torch.equal(emptied.loss.relation.table, relation.table)
     copied = pickle.loads(pickle.dumps(criterion))
     assert torch.equal(copied.loss.relation.table, relation.table)
     again = copy.deepcopy(criterion)
@@ -288,6 +292,12 @@ def test_what_is_wrong_is_named():
             LabelSets(wrong)
     with pytest.raises(ValueError, match=r"table must be \[N, k\], got \[3\]"):
         LabelSets(torch.arange(3))
+    with pytest.raises(ValueError, match="table is on the meta device"):
+        LabelSets(torch.zeros(2, 2, dtype=torch.int64, device="meta"))
+    with torch.device("meta"):
+        assert LabelSets([[3]]).table.tolist() == [[3]]
+    with pytest.raises(AttributeError, match="loss is chosen once and cannot be set: make another SelectPairs"):
+        SelectPairs(SupCon()).loss = KINDS[0]()
 
 
 def returning(*parts):
@@ -302,6 +312,8 @@ RELATIONS = {
     "both": (returning(TRUE, TRUE), ValueError, "a pair must not be positive and negative"),
     "four": (returning(TRUE, ~TRUE, TRUE.float(), TRUE), TypeError, "got 4 values"),
     "weights": (returning(TRUE, ~TRUE, TRUE.float()), TypeError, "weights need a CustomLoss, and the loss is SupCon"),
+    "writes": (lambda a, b: a.div_(2, rounding_mode="floor") == b, TypeError, "it must not write the labels"),
+    "elsewhere": (returning(TRUE.to("meta")), TypeError, "positives must be on cpu, as the labels are, got meta"),
     "raises": (lambda a, b: torch.zeros(3)[a + 100 + b], IndexError, "out of bounds"),
 }
 
@@ -326,13 +338,41 @@ def test_a_weight_that_is_none_leaves_the_memory_as_it_was(weight):
 
 
 def test_a_function_may_take_the_place_of_a_module():
-    loss = SelectPairs(SupCon(), LabelSets([[0]]))
+    class Equal(nn.Module):
+        def forward(self, a, b):
+            return a == b
+
+    loss = SelectPairs(SupCon(), Equal())
     loss.relation = near
     assert loss.relation is near and not list(loss.children())
-    loss.relation = LabelSets([[1]])
+    loss.relation = Equal()
     assert len(list(loss.children())) == 1
     loss.relation = None
     assert loss.relation is None and "relation=None" in str(loss)
+
+
+class Exponential(nn.Module):
+    def forward(self, x):
+        return x.exp()
+
+    def right_inverse(self, y):
+        return y.log()
+
+
+def test_a_parametrized_temperature_learns():
+    """As with the native loss."""
+    losses = SupCon(learned(0.3)), SelectPairs(SupCon(learned(0.3)))
+    memories = [CrossBatchMemory(loss, D, 30) for loss in losses]
+    for module in (memories[0], memories[1].loss):
+        register_parametrization(module, "temperature", Exponential())
+    for _ in range(3):
+        x, labels = torch.randn(B, D, dtype=torch.float64), torch.randint(4, (B,))
+        grads = []
+        for memory in memories:
+            memory.zero_grad()
+            memory(x, labels).backward()
+            grads.append([p.grad for p in memory.parameters()])
+        torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)
 
 
 def test_reset_parameters_gives_what_is_learned_its_first_value():

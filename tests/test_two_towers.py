@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from elsewhere import Elsewhere
 from loss_cases import LOSSES
 from torch import nn
 
@@ -152,6 +153,22 @@ def test_it_resumes_and_compiles():
     assert torch.equal(again(x, y, labels), eager(x, y, labels))
 
 
+def test_it_stays_on_the_cpu_where_there_is_no_float64():
+    loss = SigLIP(nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.tensor(-1.0)))
+    criterion = TwoTowers(loss, D, M)
+    here = copy.deepcopy(criterion)
+    x, y = torch.randn(B, D), torch.randn(B, D)
+    expected = [here(x, y) for _ in range(2)]
+    with Elsewhere("mps", float64=False) as there:
+        criterion.to(there.device)
+        for value in expected:
+            found = criterion(x.to(there.device), y.to(there.device))
+            assert found.device == there.device
+            torch.testing.assert_close(found.detach().cpu(), value.detach())
+        found.backward()
+    assert {p.device.type for p in criterion.parameters()} == {"cpu"} and criterion.temperature.grad is not None
+
+
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_row_that_is_not_finite_makes_the_loss_nan_and_stays_out(side):
     criterion = TwoTowers(SupCon(), D, M)
@@ -196,4 +213,6 @@ def test_what_is_wrong_is_named():
     with pytest.raises(TypeError, match="ids must be"):
         criterion(x, y, ids=x[:, 0])
     assert all(torch.equal(t, before[name]) for name, t in criterion.state_dict().items())
+    with pytest.raises(AttributeError, match="loss is chosen once and cannot be set: make another TwoTowers"):
+        criterion.loss = Contrastive()
     assert str(criterion).startswith("TwoTowers(\n  SupCon(temperature=0.1)")

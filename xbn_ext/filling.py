@@ -8,7 +8,7 @@ import torch
 
 from . import ops
 from .distributed import Batch
-from .dtypes import is_narrow
+from .dtypes import compute_dtype, is_narrow
 from .reference import bank_moments
 from .state import MemoryState, flat
 from .stored import Stored
@@ -44,7 +44,7 @@ def fill(
         embeddings = batch.embeddings
         batch = batch._replace(labels=apart(batch.labels, no_class, FILLED + rows))
         rows += len(embeddings)
-        z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+        z = embeddings.to(compute_dtype(embeddings.dtype))
         if normalizes:
             z = ops.normalize(z, eps)
         stored = Stored(filled)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import checks, composed, ops, shared_step
 from ._autograd import check_not_transformed, check_step
 from .distributed import Batch, Ranks
-from .dtypes import is_narrow
+from .dtypes import compute_dtype, is_narrow
 from .filling import fill
 from .filter import Drift, make_filter
 from .losses import AnyLoss, OwnLoss, check_unit_rows
@@ -272,7 +272,7 @@ class CrossBatchMemory(WithLoss, MemoryState):
         if self.no_class is not None:
             batch = batch._replace(labels=apart(batch.labels, self.no_class, self.step * OF_A_STEP))
         x, y, mask, sample, *_ = batch
-        x = x if x.dtype == torch.float64 else x.float()
+        x = x.to(compute_dtype(x.dtype))
         of_loss: Any = {name: getattr(self, name) for name in OF_LOSS}
         of_step: Any = {"normalize_embeddings": self.normalize_embeddings}
         if self.training:

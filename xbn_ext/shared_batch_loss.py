@@ -11,7 +11,8 @@ from ._autograd import along_rows, with_gradient
 from .distributed import Batch, Ranks
 from .losses import PairLoss
 from .losses.learned import fold_temperature, learned_of, with_offset
-from .ops.loss_of_batch import not_finite_as_nan
+from .ops.loss_of_memory import averages
+from .reference.loss import nan_unless_finite
 
 # It takes two more exchanges and more calls of ops. On a CPU that is worth so many multiply-adds of a rank: a core does
 # them in 6 ms. On a GPU it is an estimate: of 1,024 rows of 512 dimensions the whole loss took an H200 0.13 ms.
@@ -46,7 +47,7 @@ def batch_loss(
     own = ranks.own(batch)
     temperature = getattr(loss, "temperature", None)
     if not renormalize:
-        z = not_finite_as_nan(z)
+        z = nan_unless_finite(z)
     rows = ops.normalize(z, eps) if renormalize else z
     given, (loss, ranking) = loss, fold_temperature(loss, z[own])
     sides = torch.cat((z[own], rows[own]))
@@ -56,10 +57,7 @@ def batch_loss(
     totals, grad = ops.batch_sums(
         ranking @ rows.T, labels, loss, first=own.start, ids=ids, anchors=of_own, need_grad=batch.learns
     )
-    totals = ranks.total(totals)
-    average = 1 / totals[2:4].clamp(min=1)
-    value = (average * totals[:2]).sum().to(z.dtype)
-    pairs = totals[5:] / totals[4].clamp(min=1)
+    value, average, pairs = averages(ranks.total(totals), z.dtype)
     if not batch.learns:
         return with_offset(value, given, pairs)
     of_negatives, of_positives = average.to(z.dtype)

@@ -18,6 +18,7 @@ from .composed import Losses
 from .distributed import Batch, Ranks
 from .losses import PairLoss, Triplet
 from .losses.learned import fold_temperature, learned_of, with_offset
+from .ops.loss_of_memory import averages
 from .options import LossOptions
 from .shards import Shards
 from .shared_triplets import triplet_sums
@@ -126,11 +127,7 @@ def memory_loss(
     else:
         totals, grads, factor = _pass_by_pass(shards, ranking, labels, memory, loss, own, sizes, need_grad, options)
 
-    totals = ranks.total(totals)
-    value, count, in_all = totals[:2], totals[2:4], totals[4:]
-    average = 1 / count.clamp(min=1)
-    pairs = in_all[1:] / in_all[0].clamp(min=1)
-    result = (average * value).sum().to(z.dtype)
+    result, average, pairs = averages(ranks.total(totals), z.dtype)
     if not need_grad:
         return with_offset(result, given, pairs), pairs
     factor = (factor * average[: loss.groups, None]).to(z.dtype)[..., None]

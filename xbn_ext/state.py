@@ -69,7 +69,7 @@ class MemoryState(StatefulModule):
             super()._apply(fn, recurse)
         else:
             self._stands_for = where
-            super()._apply(lambda t: torch.empty_like(t, device="cpu") if t.is_meta else t.cpu(), recurse)
+            super()._apply(on_cpu, recurse)
         return self
 
     def _given_back(self, value: Tensor) -> Tensor:
@@ -220,6 +220,11 @@ class MemoryState(StatefulModule):
             yield "scale must not be 0"
         if (state["target_std"] < 0).any():  # a sum of squares may be, by what rounding leaves of rows that have left
             yield "target_std must not be negative"
+
+
+def on_cpu(t: Tensor) -> Tensor:
+    """Where what belongs to a memory stays if that cannot be where it is moved to."""
+    return torch.empty_like(t, device="cpu") if t.is_meta else t.cpu()
 
 
 def flat(t: Tensor) -> Tensor:

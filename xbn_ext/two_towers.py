@@ -3,6 +3,7 @@ ranked against the rows of the other: those of its memory and those of the batch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -11,18 +12,23 @@ from torch import Tensor
 
 from . import checks, composed, ops
 from ._autograd import check_step, needs_grad, with_gradient, without_autocast
+from ._devices import has_float64
 from .composed import Losses
 from .distributed import Batch
+from .dtypes import compute_dtype
 from .filter import Drift
 from .losses import PairLoss
 from .losses.learned import fold_temperature, learned_of, learns_temperature, with_offset, with_temperature
 from .losses.with_loss import WithLoss
 from .memory import CrossBatchMemory
+from .ops.loss_of_memory import averages
+from .ops.step import ranked_rows
 from .options import LossOptions
 from .reference.loss import nan_unless_finite
 from .reference.parts import weigh
 from .reference.programs import program
-from .unlabelled import FIRST, OF_A_STEP
+from .state import on_cpu
+from .unlabelled import OF_A_STEP, apart
 
 
 class TwoTowers(WithLoss):
@@ -47,8 +53,8 @@ class TwoTowers(WithLoss):
     The others are those of `CrossBatchMemory`, for both memories. Embeddings and rows are normalised.
 
     Attributes:
-        first, second: the memories, two `CrossBatchMemory`, with `stats()`, `fill_from` and what else these have. They
-            are not called themselves.
+        first, second: the memories, two `CrossBatchMemory`, with `stats()`, `fill_from` and what else these have; pairs
+            in `stats()` are those with the batch, too. They are not called themselves.
 
     Raises:
         TypeError: the loss is one of one's own.
@@ -85,6 +91,17 @@ class TwoTowers(WithLoss):
             )  # fmt: skip
 
         self.first, self.second = memory(), memory()
+        if self.first._stands_for is not None:  # what is learned may have been made there, too
+            self.to(self.first._stands_for)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TwoTowers:
+        if has_float64(fn(torch.empty(0, device=self.first.bank.device)).device):
+            super()._apply(fn, recurse)
+        else:  # the memories stay where they are, and so does what is learned
+            for memory in (self.first, self.second):
+                memory._apply(fn)
+            super()._apply(on_cpu, recurse=False)
+        return self
 
     def forward(
         self, first: Tensor, second: Tensor, labels: Tensor | None = None, *, ids: Tensor | None = None
@@ -121,9 +138,11 @@ class TwoTowers(WithLoss):
         if self.training or learns:
             check_step(self.first.step, first, second, labels, ids, *of_loss, learns=learns)
         if labels is None:
-            apart = FIRST + self.first.step * OF_A_STEP + numbers.to(self.first.step.device)
-            sides = [batch._replace(labels=apart) for batch in sides]
-        wide = torch.float64 if any(batch.embeddings.dtype == torch.float64 for batch in sides) else torch.float32
+            own = apart(
+                torch.zeros_like(sides[0].labels), 0, torch.maximum(self.first.step, self.second.step) * OF_A_STEP
+            )
+            sides = [batch._replace(labels=own) for batch in sides]
+        wide = compute_dtype(torch.promote_types(*(batch.embeddings.dtype for batch in sides)))
         sides = [batch._replace(embeddings=batch.embeddings.to(wide)) for batch in sides]
         with without_autocast(self.first.bank.device.type):
             z = [ops.normalize(batch.embeddings, self.first.eps) for batch in sides]
@@ -166,14 +185,12 @@ def _loss_and_pairs(
     folded, scaled = fold_temperature(loss, z)
     sides = torch.cat((scaled, rows))
     need_grad, (anchors, keys) = needs_grad(sides) or learns_temperature(loss), sides.detach().tensor_split(2)
-    ranked = torch.where(memory.step < memory.warmup_steps, 0, memory.count) if memory.warmup_steps else memory.count
-    given: LossOptions = {"count": ranked, "scale": memory.scale, "shift": memory.shift, "eps": memory.eps}
+    given: LossOptions = {"scale": memory.scale, "shift": memory.shift, "eps": memory.eps}
+    given["count"] = ranked_rows(memory, memory.warmup_steps)
     if batch.ids is not None:
         given |= {"bank_ids": memory.bank_ids, "exclude": torch.where(batch.ids >= 0, batch.ids, -1)}
     totals, of_memory, factor, by_s = _pass_by_pass(memory, batch, folded, anchors, keys, need_grad, given)
-    average = 1 / totals[2:4].clamp(min=1)
-    value = (average * totals[:2]).sum().to(z.dtype)
-    counted = totals[5:] / totals[4].clamp(min=1)
+    value, average, counted = averages(totals, z.dtype)
     if pairs is not None:
         pairs.copy_(counted)
     if need_grad:

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import checks
 
 
-class LabelSets(nn.Module):
+class LabelSets:
     """A relation for `SelectPairs`: two samples are positives if they share a class. The label of a sample is then its
     row in a table of classes, such as its number in the data set.
 
@@ -22,25 +22,25 @@ class LabelSets(nn.Module):
 
     Args:
         table: the classes of each sample, integers from 0 on: lists, or a tensor `[N, k]` filled up with negative
-            numbers. A class that is listed twice counts once.
+            numbers. A class that is listed twice counts once. It is copied: to the CPU, and to where labels are.
         jaccard: gives a positive pair the weight |shared classes| / |classes of either|, a negative one 1. The loss is
             then a `CustomLoss`.
 
     A sample without classes, and a label that is no row of the table, is a negative of all. The time that a pair takes
-    grows with k. `state_dict()` does not have the table.
+    grows with k, the size of the largest set.
 
     Raises:
         TypeError, ValueError: `table` is not as above.
     """
 
+    # No buffer of a module: it would be broadcast, averaged, and left without values by `to_empty`.
     table: Tensor  # [N, k] int64, each class once, then -1
 
     def __init__(self, table: Tensor | Iterable[Iterable[int]], *, jaccard: bool = False) -> None:
-        super().__init__()
         self.jaccard = checks.flag("jaccard", jaccard)
-        self.register_buffer("table", _each_once(table if isinstance(table, Tensor) else _filled_up(table)), False)
+        self.table = self._there = _each_once(table if isinstance(table, Tensor) else _filled_up(table))
 
-    def forward(self, labels: Tensor, of_rows: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, labels: Tensor, of_rows: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """`[b, n]` bool, whether anchors of `labels [b, 1]` and rows of `of_rows [1, n]` share a class; with `jaccard`
         this, its reverse, and the weights."""
         a, b = self._classes(labels[:, 0]), self._classes(of_rows[0])
@@ -60,14 +60,17 @@ class LabelSets(nn.Module):
 
     def _classes(self, labels: Tensor) -> Tensor:
         """`[n, k]` of labels `[n]`."""
-        N = len(self.table)
+        if self._there.device != labels.device:
+            self._there = self.table.to(labels.device)
+        N = len(self._there)
         if N == 0:
-            return self.table.new_full((len(labels), self.table.shape[1]), -1)
+            return self._there.new_full((len(labels), self._there.shape[1]), -1)
         has = (labels >= 0) & (labels < N)
-        return torch.where(has[:, None], self.table[torch.where(has, labels, 0)], -1)
+        return torch.where(has[:, None], self._there[torch.where(has, labels, 0)], -1)
 
-    def extra_repr(self) -> str:
-        return f"{len(self.table)} samples of up to {self.table.shape[1]} classes" + (", jaccard" * self.jaccard)
+    def __repr__(self) -> str:
+        jaccard = ", jaccard" * self.jaccard
+        return f"LabelSets({len(self.table)} samples of up to {self.table.shape[1]} classes{jaccard})"
 
 
 def _filled_up(table: Any) -> Tensor:
@@ -79,7 +82,8 @@ def _filled_up(table: Any) -> Tensor:
     for row in rows:
         for c in row:
             checks.whole("a class of the table", c, 0)
-    return torch.tensor([row + [-1] * (k - len(row)) for row in rows], dtype=torch.int64).reshape(len(rows), k)
+    filled = [row + [-1] * (k - len(row)) for row in rows]
+    return torch.tensor(filled, dtype=torch.int64, device="cpu").reshape(len(rows), k)
 
 
 def _each_once(table: Tensor) -> Tensor:
@@ -87,7 +91,9 @@ def _each_once(table: Tensor) -> Tensor:
         raise TypeError(f"table must be of integers, got {checks.kind(table)}")
     if table.dim() != 2:
         raise ValueError(f"table must be [N, k], got {list(table.shape)}")
-    ordered = table.to(torch.int64).clamp(min=-1).sort(1, descending=True).values
+    if table.is_meta:
+        raise ValueError("table is on the meta device, which holds no values")
+    ordered = table.detach().to("cpu", torch.int64).clamp(min=-1).sort(1, descending=True).values
     if ordered.shape[1] > 0:
         again = torch.zeros_like(ordered, dtype=torch.bool)
         again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]

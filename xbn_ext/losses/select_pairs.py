@@ -37,9 +37,9 @@ class SelectPairs(WithLoss, OwnLoss):
             pairs are positives, and the others are negatives; or two of these, positives and negatives, and what is
             neither is no pair; or with them weights `[b, n]`, numbers from 0 on, by which the terms of a `CustomLoss`
             are multiplied (with `"logsumexp"` e to the terms), one of weight 0 being no pair. It must give the same of
-            a pair each time. A module with tensors, as `LabelSets`, moves along with this one; what it learns would get
-            no gradient. None: positives are of equal labels. With `no_class`, rows of none come to it with labels of
-            their own below -2^62.
+            a pair each time. If it is a module, its tensors move along with this one; what it learns would get no
+            gradient. None: positives are of equal labels. With `no_class`, rows of none come to it with labels of their
+            own below -2^62.
         false_negative_margin: a negative that is more similar than the anchor's most similar positive, by more than
             this, is no pair: it may well be of the same class. In cosines, unless rows keep their length; below 0 it
             leaves out some that are less similar, too. Where an anchor has no positive, all its negatives count. The
@@ -49,9 +49,10 @@ class SelectPairs(WithLoss, OwnLoss):
         relation, false_negative_margin: may be set later; the next step looks at them.
 
     Raises:
-        TypeError: `loss` is neither of these, or `relation` cannot be called or returns something else.
+        TypeError: `loss` is neither of these; `relation` cannot be called, writes the labels or returns something else.
         ValueError: `false_negative_margin` is not finite; weights are not, or are negative; a pair is positive and
-            negative; or the relation has parameters that learn.
+            negative; or the relation has parameters that learn. What a relation returns is looked at before a step, for
+            the labels of the batch.
     """
 
     def __init__(
@@ -99,7 +100,11 @@ class SelectPairs(WithLoss, OwnLoss):
 
     def try_relation(self, labels: Tensor) -> None:
         """Raises TypeError or ValueError for what is wrong with the relation, as far as labels `[B]` show it."""
-        positive, negative, weight = self._given(labels, labels)
+        its, of_rows = labels.clone(), labels.clone()
+        versions = its._version, of_rows._version
+        positive, negative, weight = self._given(its, of_rows)
+        if (its._version, of_rows._version) != versions:
+            raise TypeError("relation: it must not write the labels, which are the caller's and the memory's")
         if bool((positive & negative).any()):
             raise ValueError("relation: a pair must not be positive and negative")
         if weight is not None and not bool((weight.isfinite() & (weight >= 0)).all()):
@@ -117,6 +122,8 @@ class SelectPairs(WithLoss, OwnLoss):
         for what, part in zip(("positives", "negatives"), parts, strict=False):
             if not isinstance(part, Tensor) or part.dtype != torch.bool or part.shape != shape:
                 raise TypeError(f"relation: {what} must be torch.bool {list(shape)}, got {_said(part)}")
+            if part.device != labels.device:
+                raise TypeError(f"relation: {what} must be on {labels.device}, as the labels are, got {part.device}")
         positive, negative, weight = parts[0], parts[1] if len(parts) > 1 else ~parts[0], None
         if len(parts) == 3:
             weight = parts[2]

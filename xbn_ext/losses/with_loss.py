@@ -43,6 +43,11 @@ class WithLoss(nn.Module):
         _in_numbers(loss)  # a tensor's value is looked at once, here
         self._loss = at(loss, **{name: default_of(loss, name) for name in self._first_values})
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "loss":  # a module would get past the property
+            raise AttributeError(f"loss is chosen once and cannot be set: make another {type(self).__name__}")
+        super().__setattr__(name, value)
+
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Also what sets one. Whether a number of the loss is learned is chosen with the loss: without the parameter
         its loss would be at another one."""

@@ -22,9 +22,11 @@ from ..losses.learned import (
 from ..plain.contract import Contract
 from ..plain.loss import parse_loss
 from ..plain.loss_of_batch import check_batch
+from ..reference.loss import nan_unless_finite
 from . import custom
 from ._namespace import call, fake
 from .batch import normalize
+from .loss_of_memory import averages
 
 __all__ = ["batch_loss", "batch_sums"]
 
@@ -72,7 +74,7 @@ def batch_loss(
     Contract("batch_loss", z).eps(eps)  # not every way below looks at it, or as this op
     with without_autocast(z.device.type):
         if not renormalize:
-            z = not_finite_as_nan(z)
+            z = nan_unless_finite(z)
         if isinstance(loss, OwnLoss):
             checks.flag("renormalize", renormalize)
             return custom.batch_loss(z, labels, loss, ids, anchors, renormalize, eps)
@@ -115,20 +117,13 @@ def _in_sums(
     check_batch(Contract("batch_loss", dots), dots, labels, ids, anchors, None)
     parse_loss("batch_loss", folded.kind, folded.parameters)
     totals, by_dots = batch_sums(dots, labels, folded, ids=ids, anchors=anchors, need_grad=need_grad)
-    average = 1 / totals[2].clamp(min=1)
-    value = (average * totals[0]).to(z.dtype)
+    value, average, pairs = averages(totals, z.dtype)
     if need_grad:
-        by_dots = by_dots * average.to(z.dtype)
+        by_dots = by_dots * average[0].to(z.dtype)
         by_ranking = by_dots @ rows
         value = with_gradient(value, sides, torch.cat((by_ranking, by_dots.T @ ranking)), *learned_of(loss))
         value = with_temperature(value, loss, by_ranking, ranking, sides, *learned_of(loss))
-    return with_offset(value, loss, totals[5:] / totals[4].clamp(min=1), sides)
-
-
-def not_finite_as_nan(z: Tensor) -> Tensor:
-    """A copy of `z [B, D]` with NaN for each row that has a NaN or an Inf: where no norm makes that of it, a product of
-    Inf could cost nothing."""
-    return z * torch.where(z.isfinite().all(dim=1, keepdim=True), 1.0, torch.nan).to(z.dtype)
+    return with_offset(value, loss, pairs, sides)
 
 
 def sides_of(loss: PairLoss, z: Tensor, renormalize: bool, eps: float) -> tuple[PairLoss, Tensor | None]:

@@ -218,6 +218,12 @@ def settle_sums(
     return call("settle_sums", arguments)  # type: ignore[no-any-return]
 
 
+def averages(totals: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Of totals `[7]`: the loss `[]`, what sums of the two groups are multiplied by `[2]`, and pairs `[2]`."""
+    average = 1 / totals[2:4].clamp(min=1)
+    return (average * totals[:2]).sum().to(dtype), average, totals[5:] / totals[4].clamp(min=1)
+
+
 @fake("settle_sums")
 def _(parts: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     n, slots, B, _ = parts.shape

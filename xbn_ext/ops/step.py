@@ -16,9 +16,10 @@ from ..filter import Filter
 from ..losses import AnyLoss, PairLoss, check_loss, check_unit_rows
 from ..losses.learned import has_sides, learned_of, learned_offset, learns_temperature, with_temperature
 from ..options import LossOptions
+from ..reference.loss import nan_unless_finite
 from ._namespace import arguments_of, call, fake
 from .batch import normalize
-from .loss_of_batch import batch_loss, not_finite_as_nan, sides_of
+from .loss_of_batch import batch_loss, sides_of
 from .loss_of_memory import memory_loss
 
 __all__ = ["loss_of", "losses_of", "step_"]
@@ -85,7 +86,7 @@ def step_(
         raise TypeError("step_: this op centres no gradient where the temperature is a tensor; CrossBatchMemory does")
     state = {name: getattr(memory, name) for name in STATE} | {name: getattr(memory, name, None) for name in MEASURED}
     with without_autocast(embeddings.device.type):
-        x, normalizes = embeddings if normalize_embeddings else not_finite_as_nan(embeddings), normalize_embeddings
+        x, normalizes = embeddings if normalize_embeddings else nan_unless_finite(embeddings), normalize_embeddings
         sides, given = None, loss
         if has_sides(loss):
             x, normalizes = normalize(x, eps) if normalizes else x, False
@@ -164,20 +165,23 @@ def losses_of(
         own = against_itself(z, labels, loss, ids=ids, anchors=anchors, renormalize=renormalize, eps=eps)
         values.append(batch_weight * own)
     if memory_weight != 0:
-        # No rows are visible while warming up: decided on the device, so nothing waits.
-        ranked = torch.where(memory.step < warmup_steps, 0, memory.count) if warmup_steps else memory.count
         given: LossOptions = {
-            "count": ranked, "scale": memory.scale, "shift": memory.shift, "anchors": anchors,
-            "renormalize": renormalize, "eps": eps,
+            "count": ranked_rows(memory, warmup_steps), "scale": memory.scale, "shift": memory.shift,
+            "anchors": anchors, "renormalize": renormalize, "eps": eps,
         }  # fmt: skip
         if ids is not None:  # a negative one could be that of a row without an id
-            without = torch.full_like(ids, -1) if slots is None else torch.where(slots >= 0, -2 - slots, -1)
+            without = torch.full_like(ids, -1) if slots is None else -2 - slots
             given |= {"bank_ids": memory.bank_ids, "exclude": torch.where(ids >= 0, ids, without)}
         elif slots is not None:  # without ids, a row's is its slot
             given |= {"exclude": slots}
         ranking = with_centered_gradient(z, anchors) if center_gradient and torch.is_grad_enabled() else z
         values.append(memory_weight * against(ranking, given))
     return sum(values[1:], values[0])
+
+
+def ranked_rows(memory: Any, warmup_steps: int) -> Tensor:
+    """How many rows of a memory are ranked: while it warms up none are, which the device decides."""
+    return torch.where(memory.step < warmup_steps, 0, memory.count) if warmup_steps else memory.count
 
 
 @fake("step_")

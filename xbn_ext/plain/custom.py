@@ -281,8 +281,9 @@ def _costs(
 def check_learned(loss: OwnLoss, of: Tensor, function: str, *given: Tensor) -> None:
     """Raises TypeError if `of`, which a function of the loss returns, depends on something that would get no gradient:
     what is neither given to it nor a parameter of the loss."""
-    has_gradient = {id(t) for t in (*given, *loss.parameters())}
-    nodes, seen = [of.grad_fn], set()
+    known = (*given, *loss.parameters())
+    has_gradient = {id(t) for t in known}
+    nodes, seen = [of.grad_fn], {t.grad_fn for t in known}  # of a parameter that is made of others, it has its own
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:

@@ -99,7 +99,8 @@ def try_out(loss: SelectPairs, z: Tensor, labels: Tensor) -> None:
 
 def _loss_of(loss: SelectPairs, selected: Selected, by: Tensor, need_grad: bool) -> Result:
     """`by` is what the similarities collect the gradient by, in which they are linear."""
-    inside = loss.loss
+    with torch.enable_grad():  # a parametrization computes what learns
+        inside = loss.loss
     if isinstance(inside, CustomLoss):
         return custom.loss_of(inside, selected, by.dtype, need_grad)
     assert isinstance(inside, PairLoss)
