@@ -369,15 +369,15 @@ def test_files_in_a_folder_without_a_study_are_not_replaced(tmp_path: Path, caps
         out = tmp_path / name
         out.mkdir()
         (out / name).write_text("mine")
+        (out / "runs").mkdir()  # of runs, not of a study
+        (out / "runs" / "axbn").mkdir()
         with pytest.raises(SystemExit, match=r"^2$"):
             study.main(arguments(tmp_path, out))
         said = f"--out {out}: there is no study in it, and a new one would replace {name}: choose another, or move"
         assert said in " ".join(capsys.readouterr().err.split())
-        assert [path.name for path in out.iterdir()] == [name] and (out / name).read_text() == "mine"
-        for of_study in ("runs", "data.json"):
-            (out / of_study).mkdir()
-            assert study.parse(arguments(tmp_path, out))[0] == out
-            (out / of_study).rmdir()
+        assert {path.name for path in out.iterdir()} == {name, "runs"} and (out / name).read_text() == "mine"
+        (out / "runs" / "validation-xbm-lr0.001.json").write_text("{}")
+        assert study.parse(arguments(tmp_path, out))[0] == out
 
 
 # ---- whole studies --------------------------------------------------------------------------------------------------

@@ -37,13 +37,22 @@ def add_weights_of(parser: argparse.ArgumentParser) -> None:
 def _stored(run: Path, weights_of: str | None) -> tuple[Path, dict[str, Any]]:
     """The file with the weights, and what is in it: the weights as ``model``.
 
-    Without the file of the best weights they are taken from the checkpoint, which has them, too.
+    The checkpoint has the best weights, too, and is written first: they are taken from it where the file of the best is
+    missing or of an earlier step.
     """
     best, last = run / checkpoint.BEST, run / checkpoint.CHECKPOINT
+    found = None
     if weights_of != LAST and os.path.exists(best):
-        return best, checkpoint.load(best, NO_RUN, "RUN", checkpoint.WEIGHTS)
-    state = checkpoint.load(last, NO_RUN, "RUN")
+        found = checkpoint.load(best, NO_RUN, "RUN", checkpoint.WEIGHTS)
+    try:
+        state = checkpoint.load(last, NO_RUN, "RUN")
+    except ConfigError:
+        if found is None:
+            raise
+        return best, found
     kept = state.get("best", {})
+    if found is not None and not (kept.get("step") or 0) > found["step"]:
+        return best, found
     if weights_of != LAST and kept.get("step") is not None:
         return last, {"config": state["config"], "step": kept["step"], "model": kept["model"]}
     if weights_of == BEST:

@@ -188,9 +188,11 @@ def _recovered(findings: Findings) -> list[str]:
         gains = {method: np.subtract(own, scores["xbm"]).tolist() for method, own in scores.items() if method != "xbm"}
         above = np.mean(gains["oracle"]) > 0
         for method, gain in gains.items():
-            mark = findings.mark([*tested[method], *tested["xbm"]])
-            part = percent(ratio(gain, gains["oracle"]) if above else None)
-            rows.append([_at(findings, which), method, f"{estimate(gain)}{mark}", part])
+            runs = [*tested[method], *tested["xbm"]]
+            found = ratio(gain, gains["oracle"]) if above else None
+            mark = "" if found is None else findings.mark([*runs, *tested["oracle"]])
+            gained = f"{estimate(gain)}{findings.mark(runs)}"
+            rows.append([_at(findings, which), method, gained, f"{percent(found)}{mark}"])
     return [
         "What a method gains over xbm, and its part of what the oracle gains, which embeds all again before each "
         f"step (in brackets the {CONFIDENCE:.0%} interval, Fieller's, of both seed by seed; -: it has no bounds, or "

@@ -22,8 +22,8 @@ from ..data import DataError, split
 from ..program import called
 from . import report
 from .findings import Findings, score
-from .plan import Plan, Run, unique
-from .work import DATA, WorkerLost, Workers, Workshop
+from .plan import TEST, VALIDATION, Plan, Run, unique
+from .work import WorkerLost, Workers, Workshop
 
 DESCRIPTION = """Train with each method under one budget, and say what it does, with error bars. Arguments that are not
 listed here are those of a run, and hold for every run. If a study is stopped or killed, the same command
@@ -151,7 +151,8 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
 def _require_free(out: Path) -> None:
     """Raise ConfigError if ``out``, where there is no study, has files that its report would replace."""
     there = [name for name in report.WRITTEN if os.path.lexists(out / name)]
-    if there and not any(os.path.exists(out / name) for name in (RUNS, DATA)):
+    results = [found for part in (VALIDATION, TEST) for found in (out / RUNS).glob(f"{part}-*.json")]
+    if there and not results:  # a study has some before it has a report
         raise ConfigError(
             f"--out {out}: there is no study in it, and a new one would replace {', '.join(there)}: choose another, or "
             "move what you need"
