@@ -16,8 +16,7 @@ First = Literal["positives", "negatives"]
 
 
 class OwnLoss(nn.Module):
-    """A loss of the user's own in the place of a `PairLoss`: `CustomLoss`, `InChunks`, `SelectPairs`. PyTorch computes
-    it."""
+    """A loss in the place of a `PairLoss` that PyTorch computes: `CustomLoss`, `InChunks`, `SelectPairs`, `DCLW`."""
 
     passes: ClassVar[tuple[tuple[int, ...], ...]] = ()
     """None that could be added up over parts of a memory."""

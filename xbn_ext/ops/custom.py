@@ -1,4 +1,4 @@
-"""A loss of the user's own in the place of a native one: no op, but PyTorch, with its gradients. `plain/custom.py`,
+"""A loss that no kernel knows in the place of a native one: no op, but PyTorch, with its gradients. `plain/custom.py`,
 `in_chunks.py`, `select_pairs.py` and `dclw.py` have what each kind does."""
 
 from __future__ import annotations

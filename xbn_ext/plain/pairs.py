@@ -1,7 +1,8 @@
 """The pairs of a loss, a chunk of the bank at a time.
 
 A loss looks at all chunks, at most twice, to collect a few numbers per anchor, and then weighs the pairs of each chunk:
-their dLoss/ds. What is kept meanwhile is [B]. No shape depends on the data, and the host waits for nothing.
+their dLoss/ds. What is kept meanwhile is [B]. No shape depends on the data, and the host waits for nothing; of all
+triplets (`triplets.py`) neither holds.
 """
 
 from __future__ import annotations
