@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import miniatures
 import pytest
@@ -123,6 +124,15 @@ def test_a_table_of_other_columns_goes_on(tmp_path: Path) -> None:
     path.write_bytes(b"\xff")
     logs.Table(path, ["loss"], 3)
     assert path.read_text() == "step,loss\n"
+
+
+def test_a_table_that_may_not_be_read_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("step,loss\n1,0.5\n")
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match=r"log.csv failed \(Permission denied\)"):
+        patch.setattr(Path, "read_bytes", Mock(side_effect=PermissionError(13, "Permission denied")))
+        logs.Table(path, ["loss"], 2)
+    assert path.read_text() == "step,loss\n1,0.5\n"
 
 
 def test_a_table_that_cannot_be_written_is_named(shapes: Path, tmp_path: Path) -> None:

@@ -95,12 +95,14 @@ class Table:
         checkpoint.write_whole(path, lambda temporary: temporary.write_text(whole, encoding="utf-8"))
 
     def _found(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with checkpoint.writing(self.path):  # one that may not be read must not be replaced either
+            content = self.path.read_bytes()
         try:
-            whole, _, _ = self.path.read_text(encoding="utf-8").rpartition(
-                "\n"
-            )  # a full disk may have cut the last line
+            whole, _, _ = content.decode().rpartition("\n")  # a full disk may have cut the last line
             return list(csv.DictReader(io.StringIO(whole)))
-        except (OSError, UnicodeError, csv.Error):  # no such file, or not ours
+        except (UnicodeError, csv.Error):  # not ours
             return []
 
     def _lines(self, rows: Sequence[Mapping[str, Any]], *, header: bool) -> str:
