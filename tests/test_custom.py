@@ -45,6 +45,22 @@ def test_against_a_memory(kind, renormalize, few_at_a_time):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_with_few_positives(kind):
+    """Then only their columns are looked at, of either side."""
+    loss, M = kind(), 400
+    z, bank = F.normalize(torch.randn(B, D, dtype=torch.float64)), torch.randn(M, D, dtype=torch.float64)
+    z.requires_grad_()
+    labels, bank_labels = torch.arange(B), torch.arange(M) % 190
+    ops.memory_loss(z, labels, bank, bank_labels, loss).backward()
+    again, theirs = z.detach().clone().requires_grad_(), copy.deepcopy(loss)
+    theirs.margins.grad = None
+    same, everyone = labels[:, None] == bank_labels, torch.ones(B, dtype=torch.bool)
+    at_once(theirs, again @ F.normalize(bank).T, same, ~same, everyone).backward()
+    torch.testing.assert_close(z.grad, again.grad, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(loss.margins.grad, theirs.margins.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("renormalize", [True, False])
 def test_of_a_batch_against_itself(kind, renormalize):
     loss = kind()
