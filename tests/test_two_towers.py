@@ -10,7 +10,19 @@ from elsewhere import Elsewhere
 from loss_cases import LOSSES
 from torch import nn
 
-from xbn_ext import Contrastive, CrossBatchMemory, CustomLoss, Margin, NTXent, SigLIP, SupCon, Triplet, TwoTowers
+from xbn_ext import (
+    Contrastive,
+    CrossBatchMemory,
+    CustomLoss,
+    LabelSets,
+    Margin,
+    NTXent,
+    SelectPairs,
+    SigLIP,
+    SupCon,
+    Triplet,
+    TwoTowers,
+)
 from xbn_ext.reference.losses import pair_loss
 
 B, D, M = 9, 7, 64
@@ -216,3 +228,24 @@ def test_what_is_wrong_is_named():
     with pytest.raises(AttributeError, match="loss is chosen once and cannot be set: make another TwoTowers"):
         criterion.loss = Contrastive()
     assert str(criterion).startswith("TwoTowers(\n  SupCon(temperature=0.1)")
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_nothing(default):
+    relation = LabelSets([[0, 1], [1], [2]])
+    modules = [
+        TwoTowers(SupCon(), D, M),
+        CrossBatchMemory(SelectPairs(SupCon(), relation), D, M),
+        CrossBatchMemory(Contrastive(), D, M, normalize_embeddings=False),
+    ]
+    x, y, labels = torch.randn(B, D), torch.randn(B, D), torch.arange(B) % 3
+    results = []
+    for dtype in (torch.float32, default):
+        torch.set_default_dtype(dtype)
+        try:
+            its = [copy.deepcopy(module) for module in modules]
+            results.append([its[0](x, y, labels), its[1](x, labels), its[2](x, labels)])
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for first, second in zip(*results, strict=True):
+        assert first.dtype == second.dtype == torch.float32 and torch.equal(first, second)

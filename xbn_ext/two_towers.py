@@ -138,30 +138,28 @@ class TwoTowers(WithLoss):
         if self.training or learns:
             check_step(self.first.step, first, second, labels, ids, *of_loss, learns=learns)
         if labels is None:
-            own = apart(
-                torch.zeros_like(sides[0].labels), 0, torch.maximum(self.first.step, self.second.step) * OF_A_STEP
-            )
-            sides = [batch._replace(labels=own) for batch in sides]
+            steps = torch.maximum(self.first.step, self.second.step)
+            apart_from_all = apart(torch.zeros_like(sides[0].labels), 0, steps * OF_A_STEP)
+            sides = [batch._replace(labels=apart_from_all) for batch in sides]
         wide = compute_dtype(torch.promote_types(*(batch.embeddings.dtype for batch in sides)))
-        sides = [batch._replace(embeddings=batch.embeddings.to(wide)) for batch in sides]
         with without_autocast(self.first.bank.device.type):
-            z = [ops.normalize(batch.embeddings, self.first.eps) for batch in sides]
+            z = [ops.normalize(batch.embeddings.to(wide), self.first.eps) for batch in sides]
         values = [
-            self._ranked(memory, batch, other)
-            for memory, batch, other in zip((self.first, self.second), sides, z[::-1], strict=True)
+            self._ranked(memory, batch._replace(embeddings=own), other)
+            for memory, batch, own, other in zip((self.first, self.second), sides, z, z[::-1], strict=True)
         ]
         return self.first._given_back((values[0] + values[1]) / 2)
 
     def _ranked(self, memory: CrossBatchMemory, batch: Batch, anchors: Tensor) -> Tensor:
-        """The loss of the anchors of the other side; in training mode a step of this memory."""
+        """The loss of the anchors of the other side; in training mode a step of this memory. Both are normalised."""
         loss = self.loss
         assert isinstance(loss, PairLoss)
         losses: Losses = partial(_loss_and_pairs, memory, batch, loss, anchors)
         if not self.training:
-            return composed.loss_of(memory, batch, losses, normalize_embeddings=True, eps=memory.eps)
+            return composed.loss_of(memory, batch, losses, normalize_embeddings=False, eps=memory.eps)
         return composed.step_(
             memory, batch, losses, filter=memory.filter, update=memory.update, enqueue="after",
-            normalize_embeddings=True, eps=memory.eps,
+            normalize_embeddings=False, eps=memory.eps,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -180,8 +178,8 @@ def _loss_and_pairs(
     memory: CrossBatchMemory, batch: Batch, loss: PairLoss, z: Tensor, rows: Tensor, slots: Tensor | None,
     pairs: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """The loss of anchors `z [B, D]` against a memory as it lies and the rows `[B, D]` that will enter it: two parts of
-    what is ranked, the sums of which are settled together. `pairs` is written."""
+    """The loss of anchors `z [B, D]` against a memory as it lies and the rows `[B, D]` that will enter it. These are
+    two parts, and their sums are settled together. Writes `pairs`."""
     folded, scaled = fold_temperature(loss, z)
     sides = torch.cat((scaled, rows))
     need_grad, (anchors, keys) = needs_grad(sides) or learns_temperature(loss), sides.detach().tensor_split(2)

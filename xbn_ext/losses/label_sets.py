@@ -45,11 +45,12 @@ class LabelSets:
         this, its reverse, and the weights."""
         a, b = self._classes(labels[:, 0]), self._classes(of_rows[0])
         known = a[a >= 0].unique()  # few: of the anchors
-        has = torch.zeros((len(a), len(known) + 1), device=a.device)  # the last column is of all other classes
+        # A column for each of these classes, and the last for all others.
+        has = torch.zeros((len(a), len(known) + 1), dtype=torch.float32, device=a.device)
         has[:, :-1] = (a[:, :, None] == known).any(1)
         column = torch.searchsorted(known, b)
         column = torch.where(torch.isin(b, known), column, len(known))
-        shared = torch.zeros((len(a), len(b)), device=a.device)
+        shared = torch.zeros((len(a), len(b)), dtype=torch.float32, device=a.device)
         for of_b in column.T:
             shared += has.index_select(1, of_b)
         positive = shared > 0

@@ -147,7 +147,7 @@ def try_out(loss: InChunks, z: Tensor, labels: Tensor) -> None:
     by is negative. What they keep in buffers stays as it is."""
     loss.check()
     rows = torch.linspace(-1, 1, 6 * z.shape[1], dtype=z.dtype, device=z.device).view(6, -1).cos()
-    labels = torch.arange(6, device=z.device) % 2  # of which there are pairs
+    labels = torch.arange(6, device=z.device) % 2  # so that there are pairs of both kinds
     buffers = [(b, b._version, b.clone()) for b in loss.buffers() if not b.is_inference()]
     given = [] if rows.is_inference() else [(t, t._version) for t in (rows, labels)]
     its = rows[:4].clone(), labels[:4].clone()

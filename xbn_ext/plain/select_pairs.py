@@ -20,7 +20,8 @@ from .pairs import Chunk, Similarities
 
 
 class Selected:
-    """Similarities `of` anchors of `labels [B]` and rows of `of_rows [n]`, of which the loss selects the pairs."""
+    """The similarities `of`, with other pairs: those that the loss selects by the labels of anchors `labels [B]` and of
+    rows `of_rows [n]`."""
 
     temperature: Tensor | None = None  # what the similarities are divided by
 

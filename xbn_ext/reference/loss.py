@@ -31,7 +31,7 @@ def similarity(z: Tensor, rows: Tensor, renormalize: bool = True, eps: float = 1
 
 def nan_unless_finite(z: Tensor) -> Tensor:
     """`z [B, D]`, in which a row with a NaN or an Inf is NaN throughout."""
-    return z * torch.where(z.isfinite().all(dim=1, keepdim=True), 1.0, torch.nan)
+    return z * torch.where(z.isfinite().all(dim=1, keepdim=True), 1.0, torch.nan).to(z.dtype)
 
 
 def memory_loss(
