@@ -224,6 +224,10 @@ def test_what_is_wrong_is_named():
             criterion(*arguments)
     with pytest.raises(TypeError, match="ids must be"):
         criterion(x, y, ids=x[:, 0])
+    with torch.inference_mode():
+        untracked = torch.randn(B, D)
+    with pytest.raises(RuntimeError, match="embeddings were made in inference mode"):
+        criterion(x.requires_grad_(), untracked)
     assert all(torch.equal(t, before[name]) for name, t in criterion.state_dict().items())
     with pytest.raises(AttributeError, match="loss is chosen once and cannot be set: make another TwoTowers"):
         criterion.loss = Contrastive()

@@ -3,6 +3,7 @@ or computed a second time."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -53,9 +54,9 @@ def _has_autocast(device_type: str) -> bool:
 _has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def check_step(step: Tensor, *given: Tensor | None, learns: bool) -> None:
+def check_step(step: Tensor, *given: Tensor | None, of_loss: Sequence[Tensor], learns: bool) -> None:
     """Raises RuntimeError, before a memory is written, where its loss has no derivative or would be computed twice.
-    What is given are embeddings, labels and the like, and what the loss has that are tensors.
+    What is given are embeddings, labels and the like; `of_loss` is what the loss has that are tensors.
 
     Activation checkpointing calls what it wraps once more during the backward pass. A memory that has moved since would
     move again and rank another loss than the one returned.
@@ -65,11 +66,11 @@ def check_step(step: Tensor, *given: Tensor | None, learns: bool) -> None:
         return
     _check_not_in_backward(step)
     check_not_transformed(
-        "where it writes its memory or something learns: call it in eval() and under no_grad()", *given
+        "where it writes its memory or something learns: call it in eval() and under no_grad()", *given, *of_loss
     )
-    for t in given if learns else ():
+    for t in (*given, *of_loss) if learns else ():
         if t is not None and t.is_floating_point() and t.is_inference():
-            which = "embeddings were" if t is given[0] else "a parameter of the loss was"
+            which = "a parameter of the loss was" if any(t is one for one in of_loss) else "embeddings were"
             raise RuntimeError(f"{which} made in inference mode, and autograd cannot use that: clone it outside")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks, composed, ops, shared_step
-from ._autograd import check_not_transformed, check_step
+from ._autograd import check_not_transformed
 from .distributed import Batch, Ranks
 from .dtypes import compute_dtype, is_narrow
 from .filling import fill
@@ -259,11 +259,8 @@ class CrossBatchMemory(WithLoss, MemoryState):
         def check() -> Batch:
             checks.some_weight(self.batch_weight, self.memory_weight)  # set since, one after the other
             batch = self._check(embeddings, labels, indices_tuple, enqueue_mask, ids)
-            of_loss = self._tensors_of_loss()
-            learns = any(t is not None and t.requires_grad for t in (embeddings, *of_loss)) and torch.is_grad_enabled()
-            if self.training or learns:
-                check_step(self.step, *batch[:4], *of_loss, learns=learns)
-            elif self._ranks is not None:
+            learns = self._check_step(self.step, batch.embeddings, others=batch[1:4])
+            if self._ranks is not None and not (self.training or learns):
                 check_not_transformed("where it has a process_group", *batch[:4])
             return batch._replace(learns=learns)
 

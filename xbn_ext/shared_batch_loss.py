@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from . import ops
-from ._autograd import along_rows, with_gradient
+from ._autograd import with_gradient
 from .distributed import Batch, Ranks
 from .losses import PairLoss
-from .losses.learned import fold_temperature, learned_of, with_offset
+from .losses.learned import by_temperature, fold_temperature, learned_of, with_offset, with_slope
 from .ops.loss_of_memory import averages
 from .reference.loss import nan_unless_finite
 
@@ -45,13 +45,12 @@ def batch_loss(
     needs none: its anchors are in those of the others.
     """
     own = ranks.own(batch)
-    temperature = getattr(loss, "temperature", None)
     if not renormalize:
         z = nan_unless_finite(z)
     rows = ops.normalize(z, eps) if renormalize else z
-    given, (loss, ranking) = loss, fold_temperature(loss, z[own])
-    sides = torch.cat((z[own], rows[own]))
-    rows, ranking = rows.detach(), ranking.detach()
+    given, (loss, scaled) = loss, fold_temperature(loss, z[own])
+    sides = torch.cat((scaled, rows[own]))
+    rows, ranking = rows.detach(), scaled.detach()
 
     of_own = None if anchors is None else anchors[own]
     totals, grad = ops.batch_sums(
@@ -67,14 +66,9 @@ def batch_loss(
         grad = grad * of_negatives
     by_ranking = grad @ rows
     by_rows = ranks.total_of_own(grad.T @ ranking, batch.sizes)
-    if not isinstance(temperature, Tensor):
-        whole = with_gradient(value, sides, torch.cat((by_ranking, by_rows)), *learned_of(given))
-        return with_offset(whole, given, pairs, sides)
-    # What ranks is z / temperature.
-    by_sides = torch.cat((by_ranking / temperature.detach().to(z.dtype), by_rows))
-    whole = with_offset(with_gradient(value, sides, by_sides, *learned_of(given)), given, pairs, sides)
+    whole = with_gradient(value, sides, torch.cat((by_ranking, by_rows)), *learned_of(given))
+    whole = with_offset(whole, given, pairs, sides)
     if learned is None:
         return whole
-    by_temperature = -ranks.total(along_rows(by_ranking, ranking, value)) / temperature.detach().double()
-    others = sides, *learned_of(given)
-    return whole + with_gradient(torch.zeros_like(value), temperature, by_temperature.to(temperature.dtype), *others)
+    slope = ranks.total(by_temperature(learned, by_ranking, ranking, value))
+    return with_slope(whole, given.temperature, slope, sides, *learned_of(given))  # type: ignore[attr-defined]

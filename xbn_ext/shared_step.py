@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from . import ops, shared_batch_loss
-from ._autograd import across, along_rows, needs_grad, with_gradient
+from ._autograd import across, needs_grad, with_gradient
 from .composed import Losses
 from .distributed import Batch, Ranks
 from .losses import PairLoss, Triplet
-from .losses.learned import fold_temperature, learned_of, with_offset
+from .losses.learned import by_temperature, fold_temperature, learned_of, with_offset, with_slope
 from .ops.loss_of_memory import averages
 from .options import LossOptions
 from .shards import Shards
@@ -115,9 +115,8 @@ def memory_loss(
     shards, learned = ranks.shards, memory.temperature
     line, own = ranks.line(batch), ranks.own(batch)
     sizes, labels = batch.sizes[shards.members], batch.labels[line]
-    temperature = getattr(loss, "temperature", None)
     given, (loss, ranking) = loss, fold_temperature(loss, z[line])
-    z, own = z[own], slice(own.start - line.start, own.stop - line.start)  # of the line's anchors
+    own = slice(own.start - line.start, own.stop - line.start)  # of the line's anchors
     exchanges = shards.size > 1 or learned is not None or center_gradient
     need_grad = batch.learns if exchanges else needs_grad(ranking)
     if isinstance(loss, Triplet) and not loss.passes:
@@ -132,21 +131,15 @@ def memory_loss(
         return with_offset(result, given, pairs), pairs
     factor = (factor * average[: loss.groups, None]).to(z.dtype)[..., None]
     grad = shards.to_owners(torch.where(factor == 0, 0, factor * grads).sum(0), sizes).sum(0)
-    ranking = ranking[own]
-    grad = by_rows = torch.where(ranking.isfinite().all(1, keepdim=True), grad, torch.nan)
+    rows = ranking[own]
+    grad = by_rows = torch.where(rows.isfinite().all(1, keepdim=True), grad, torch.nan)
     if center_gradient:
-        by_rows = _centered(ranks, grad, ranking, None if batch.mask is None else ~batch.mask[ranks.own(batch)])
-    if not isinstance(temperature, Tensor):
-        return with_offset(with_gradient(result, z, by_rows, *learned_of(given)), given, pairs, z), pairs
-    # What ranks is z / temperature.
-    value = with_gradient(result, z, by_rows / temperature.detach().to(z.dtype), *learned_of(given))
-    value = with_offset(value, given, pairs, z)
+        by_rows = _centered(ranks, grad, rows.detach(), None if batch.mask is None else ~batch.mask[ranks.own(batch)])
+    value = with_offset(with_gradient(result, rows, by_rows, *learned_of(given)), given, pairs, rows)
     if learned is None:
         return value, pairs
-    by_temperature = -ranks.total(along_rows(grad, ranking, result)) / temperature.detach().double()
-    others = z, *learned_of(given)
-    by_temperature = by_temperature.to(temperature.dtype)
-    return value + with_gradient(torch.zeros_like(result), temperature, by_temperature, *others), pairs
+    slope = ranks.total(by_temperature(learned, grad, rows, result))
+    return with_slope(value, given.temperature, slope, rows, *learned_of(given)), pairs  # type: ignore[attr-defined]
 
 
 def _centered(ranks: Ranks, grad: Tensor, z: Tensor, anchors: Tensor | None) -> Tensor:

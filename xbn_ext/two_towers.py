@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import checks, composed, ops
-from ._autograd import check_step, needs_grad, with_gradient, without_autocast
+from ._autograd import needs_grad, with_gradient, without_autocast
 from ._devices import has_float64
 from .composed import Losses
 from .distributed import Batch
@@ -24,6 +24,7 @@ from .memory import CrossBatchMemory
 from .ops.loss_of_memory import averages
 from .ops.step import ranked_rows
 from .options import LossOptions
+from .plain.loss_of_batch import other_samples
 from .reference.loss import nan_unless_finite
 from .reference.parts import weigh
 from .reference.programs import program
@@ -133,10 +134,7 @@ class TwoTowers(WithLoss):
             for memory, x in ((self.first, first), (self.second, second))
         ]
         self._check_loss(self.first.bank.device)
-        of_loss = self._tensors_of_loss()
-        learns = any(t.requires_grad for t in (first, second, *of_loss)) and torch.is_grad_enabled()
-        if self.training or learns:
-            check_step(self.first.step, first, second, labels, ids, *of_loss, learns=learns)
+        self._check_step(self.first.step, first, second, others=(labels, ids))
         if labels is None:
             steps = torch.maximum(self.first.step, self.second.step)
             apart_from_all = apart(torch.zeros_like(sides[0].labels), 0, steps * OF_A_STEP)
@@ -210,9 +208,7 @@ def _pass_by_pass(
     `[2, B, B]`."""
     B, labels, ids = len(anchors), batch.labels, batch.ids
     s, positive = nan_unless_finite(anchors) @ keys.T, labels[:, None] == labels
-    pair = torch.ones_like(positive)
-    if ids is not None:
-        pair = (ids[:, None] < 0) | (ids[:, None] != ids) | torch.eye(B, dtype=torch.bool, device=ids.device)
+    pair = other_samples(labels, ids) | torch.eye(B, dtype=torch.bool, device=labels.device)  # and its own key
     parts = anchors.new_zeros(2, 2, B, 4, dtype=torch.float64)
     of_memory = torch.zeros_like(anchors, memory_format=torch.contiguous_format).repeat(2, 1, 1)
     weights = torch.zeros_like(s, memory_format=torch.contiguous_format).repeat(2, 1, 1)

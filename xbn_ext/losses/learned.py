@@ -81,9 +81,19 @@ def with_temperature(value: Tensor, loss: PairLoss, grad: Tensor, ranking: Tenso
     if not learns_temperature(loss):
         return value
     temperature: Tensor = loss.temperature  # type: ignore[attr-defined]
-    slope = -along_rows(grad, ranking.detach(), value.detach()) / temperature.detach().double()
-    slope = slope.to(temperature.dtype).reshape(temperature.shape)
-    return value + with_gradient(torch.zeros_like(value), temperature, slope, ranking, *others)
+    return with_slope(value, temperature, by_temperature(temperature, grad, ranking, value), ranking, *others)
+
+
+def by_temperature(temperature: Tensor, grad: Tensor, ranking: Tensor, value: Tensor) -> Tensor:
+    """dvalue/dtemperature, float64, where `ranking = z / temperature` and `grad` is the gradient by it; both `[B, D]`,
+    or similarities `[B, n]`."""
+    return -along_rows(grad, ranking.detach(), value.detach()) / temperature.detach().double()
+
+
+def with_slope(value: Tensor, learned: Tensor, slope: Tensor, *others: Tensor) -> Tensor:
+    """`value`, which depends also on one learned number, by a slope that depends on the others."""
+    slope = slope.to(learned.dtype).reshape(learned.shape)
+    return value + with_gradient(torch.zeros_like(value), learned, slope, *others)
 
 
 def with_offset(value: Tensor, loss: PairLoss, pairs: Tensor, *others: Tensor) -> Tensor:
@@ -92,5 +102,4 @@ def with_offset(value: Tensor, loss: PairLoss, pairs: Tensor, *others: Tensor) -
     offset = learned_offset(loss)
     if offset is None or not torch.is_grad_enabled():
         return value
-    slope = loss.slope(*pairs.detach().unbind()).to(offset.dtype).reshape(offset.shape)
-    return value + with_gradient(torch.zeros_like(value), offset, slope, *others, *learned_of(loss))
+    return with_slope(value, offset, loss.slope(*pairs.detach().unbind()), *others, *learned_of(loss))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from .. import checks
+from .._autograd import check_step
 from .custom import AnyLoss, OwnLoss
 from .kinds import check_loss
 from .learned import LEARNABLE, at, check_offset, default_of, number_in
@@ -84,6 +86,15 @@ class WithLoss(nn.Module):
 
     def _in_numbers(self) -> AnyLoss:
         return self.loss if isinstance(self.loss, OwnLoss) else _in_numbers(self.loss)
+
+    def _check_step(self, step: Tensor, *embeddings: Tensor, others: Sequence[Tensor | None]) -> bool:
+        """Whether something learns from a call with these. Raises what `check_step` raises, if it does or a memory at
+        this step would be written."""
+        of_loss = self._tensors_of_loss()
+        learns = torch.is_grad_enabled() and any(t.requires_grad for t in (*embeddings, *of_loss))
+        if self.training or learns:
+            check_step(step, *embeddings, *others, of_loss=of_loss, learns=learns)
+        return learns
 
     def _check_loss(self, device: torch.device) -> None:
         """Raises unless what the loss has that are tensors can be used with embeddings on a device."""

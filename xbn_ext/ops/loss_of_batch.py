@@ -13,6 +13,7 @@ from .._autograd import needs_grad, with_gradient, without_autocast
 from ..losses import AnyLoss, OwnLoss, PairLoss, check_loss, check_unit_rows
 from ..losses.learned import (
     fold_temperature,
+    has_sides,
     learned_of,
     learned_offset,
     learns_temperature,
@@ -80,13 +81,13 @@ def batch_loss(
             return custom.batch_loss(z, labels, loss, ids, anchors, renormalize, eps)
         if learned_offset(loss) is not None and torch.is_grad_enabled():
             return _in_sums(z, labels, loss, ids, anchors, renormalize, eps)
-        given, (loss, sides) = loss, sides_of(loss, z, renormalize, eps)
         options = {"labels": labels, "ids": ids, "anchors": anchors, "eps": eps}
-        if sides is None:
+        if not has_sides(loss):
             rows, need_grad = z.detach(), needs_grad(z)
             value, grad_dots = _from_products(rows @ rows.T, loss, renormalize, need_grad, options)
             return with_gradient(value, z, (grad_dots + grad_dots.T) @ rows) if need_grad else value
         # Both gradients are made here: a backward pass inside an autocast block would take these products in 16 bits.
+        given, (loss, sides) = loss, sides_of(loss, z, renormalize, eps)
         need_grad, (ranking, rows) = needs_grad(sides) or learns_temperature(given), sides.detach().tensor_split(2)
         value, grad_dots = _from_products(ranking @ rows.T, loss, False, need_grad, options)
         if not need_grad:
@@ -109,8 +110,7 @@ def _in_sums(
     z: Tensor, labels: Tensor, loss: PairLoss, ids: Tensor | None, anchors: Tensor | None, renormalize: bool, eps: float
 ) -> Tensor:
     """The loss of a batch whose offset is learned, by the op that says how many pairs there were."""
-    folded, scaled = fold_temperature(loss, z)
-    sides = torch.cat((scaled, normalize(z, eps) if renormalize else z))
+    folded, sides = sides_of(loss, z, renormalize, eps)
     ranking, rows = sides.detach().tensor_split(2)
     need_grad, dots = needs_grad(sides) or learns_temperature(loss), ranking @ rows.T
     # batch_sums would speak of itself.
@@ -126,12 +126,12 @@ def _in_sums(
     return with_offset(value, loss, pairs, sides)
 
 
-def sides_of(loss: PairLoss, z: Tensor, renormalize: bool, eps: float) -> tuple[PairLoss, Tensor | None]:
-    """A loss with a temperature that is a tensor, as one with a number, and `[2 B, D]`: the rows of `z [B, D]` divided
-    by the temperature, which rank, and those that are ranked. The norms of these cannot be found in the products, so
-    they are normalised, if they are to be. None where the batch is both sides."""
+def sides_of(loss: PairLoss, z: Tensor, renormalize: bool, eps: float) -> tuple[PairLoss, Tensor]:
+    """A loss with a number for its temperature, and `[2 B, D]`: the rows of `z [B, D]`, which rank, divided by the
+    temperature if that is a tensor, and those that are ranked. The norms of these cannot be found in the products, so
+    they are normalised, if they are to be."""
     folded, scaled = fold_temperature(loss, z)
-    return folded, None if scaled is z else torch.cat((scaled, normalize(z, eps) if renormalize else z))
+    return folded, torch.cat((scaled, normalize(z, eps) if renormalize else z))
 
 
 @fake("batch_loss")

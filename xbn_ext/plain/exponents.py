@@ -32,23 +32,33 @@ class SigLIPPairs(Pairs[SigLIP]):
         return push.sub_(pull).mul_((self.shares()[0] / self.loss.temperature).to(self.dtype))
 
 
-class PullAndLogSum(Pairs[T]):
+class LookedAt(Pairs[L]):
+    """A loss that looks once, and counts each anchor's pairs."""
+
+    def __init__(self, loss: L, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(loss, z, anchors)
+        self.positives, self.negatives = self.zeros(), self.zeros()
+        self.looks = [self.look]
+
+    def look(self, chunk: Chunk) -> None:
+        self.positives += chunk.positive.sum(1)
+        self.negatives += chunk.negative.sum(1)
+
+
+class PullAndLogSum(LookedAt[T]):
     """A loss of a sum over an anchor's positives, and of a log-sum-exp over some of its pairs."""
 
     def __init__(self, loss: T, z: Tensor, anchors: Tensor | None) -> None:
         super().__init__(loss, z, anchors)
-        self.lse = LogSum(self.zeros())
-        self.positives, self.negatives, self.sums = self.zeros(), self.zeros(), self.zeros()
-        self.looks = [self.look]
+        self.lse, self.sums = LogSum(self.zeros()), self.zeros()
 
     def pushed(self, chunk: Chunk) -> Tensor:
         """What the log-sum-exp is over."""
         raise NotImplementedError
 
     def look(self, chunk: Chunk) -> None:
+        super().look(chunk)
         x = chunk.s / self.loss.temperature
-        self.positives += chunk.positive.sum(1)
-        self.negatives += chunk.negative.sum(1)
         self.sums += torch.where(chunk.positive, x, 0).sum(1)
         self.lse.add(x, self.pushed(chunk))
 
@@ -125,7 +135,7 @@ class DCLPairs(PullAndLogSum[DCL]):
         return push.sub_(torch.where(chunk.positive, self.narrow(self.pull), 0))
 
 
-class TwoLogSums(Pairs[L]):
+class TwoLogSums(LookedAt[L]):
     """A loss of two log-sum-exps: of an anchor's positives and of its negatives, the exponents linear in s."""
 
     lines: tuple[tuple[float, float], tuple[float, float]]  # slope and offset of the exponents
@@ -133,12 +143,9 @@ class TwoLogSums(Pairs[L]):
     def __init__(self, loss: L, z: Tensor, anchors: Tensor | None) -> None:
         super().__init__(loss, z, anchors)
         self.sums = LogSum(self.zeros()), LogSum(self.zeros())
-        self.positives, self.negatives = self.zeros(), self.zeros()
-        self.looks = [self.look]
 
     def look(self, chunk: Chunk) -> None:
-        self.positives += chunk.positive.sum(1)
-        self.negatives += chunk.negative.sum(1)
+        super().look(chunk)
         for (slope, offset), lse, keep in zip(self.lines, self.sums, (chunk.positive, chunk.negative), strict=True):
             lse.add(slope * chunk.s + offset, keep)
 
@@ -230,12 +237,10 @@ class MultiSimilarityPairs(Pairs[MultiSimilarity]):
         return push.sub_(pull).mul_(self.shares()[0].to(self.dtype))
 
 
-class CirclePairs(Pairs[Circle]):
+class CirclePairs(LookedAt[Circle]):
     def __init__(self, loss: Circle, z: Tensor, anchors: Tensor | None) -> None:
         super().__init__(loss, z, anchors)
         self.pulls, self.pushes = LogSum(self.zeros()), LogSum(self.zeros())
-        self.positives, self.negatives = self.zeros(), self.zeros()
-        self.looks = [self.look]
 
     def pull(self, s: Tensor) -> tuple[Tensor, Tensor]:
         """Pace, exponent."""
@@ -247,8 +252,7 @@ class CirclePairs(Pairs[Circle]):
         return pace, pace * (s - self.loss.m)
 
     def look(self, chunk: Chunk) -> None:
-        self.positives += chunk.positive.sum(1)
-        self.negatives += chunk.negative.sum(1)
+        super().look(chunk)
         self.pulls.add(self.pull(chunk.s)[1], chunk.positive)
         self.pushes.add(self.push(chunk.s)[1], chunk.negative)
 

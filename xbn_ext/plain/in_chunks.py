@@ -16,7 +16,7 @@ from ..losses import InChunks, few_pairs
 from ..losses.reducers import OverElements, Recorder, SubLoss, inside
 from .chunks import is_finite
 from .custom import Result, check_learned
-from .loss_of_batch import Rows
+from .loss_of_batch import Rows, other_samples
 from .loss_of_memory import BankSimilarities
 
 MEAN = "mean over anchors"
@@ -114,17 +114,15 @@ def over_batch(loss: InChunks, batch: Rows, need_grad: bool) -> Result:
     z, labels, ids, anchors = batch.z, batch.labels, batch.ids, batch.anchors
     B = len(z)
     numbers = torch.arange(B, device=z.device)
-    no_pair = torch.eye(B, dtype=torch.bool, device=z.device)
-    if ids is not None:
-        no_pair = no_pair | ((ids[:, None] == ids) & (ids >= 0))
+    pair = other_samples(labels, ids)
     eps = batch.eps if batch.renormalize and not _of_length_1(z) else None
-    whole = eps is None and (anchors is None or bool(anchors.all())) and int(no_pair.sum()) == B
+    whole = eps is None and (anchors is None or bool(anchors.all())) and int(pair.sum()) == B * (B - 1)
 
     def chunks() -> Iterator[_Chunk]:
         if whole and B > 0:
             yield _Chunk(numbers, None, labels)
         for i in [] if whole else (numbers if anchors is None else numbers[anchors]).tolist():
-            others = (~no_pair[i]).nonzero()[:, 0]
+            others = pair[i].nonzero()[:, 0]
             yield _Chunk(numbers[i : i + 1], None, labels[others], others, eps)
 
     if bool(is_finite(z).all()):

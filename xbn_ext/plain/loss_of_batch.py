@@ -57,6 +57,12 @@ def check_batch(
     check(in_range, f"{c.op}: first must be within [0, B - A] = [0, {B - A}], got {first}")
 
 
+def other_samples(labels: Tensor, ids: Tensor | None) -> Tensor:
+    """`[B, B]`, which rows of a batch are neither an anchor's own nor another of its id (>= 0)."""
+    other = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    return other if ids is None else other & ((ids[:, None] < 0) | (ids[:, None] != ids))
+
+
 class OwnSimilarities:
     """Of some rows of a batch, from row `first` on, with all of it, from the products `dots [A, B]`, all in one chunk;
     the gradient `grad [A, B]` is that by the similarities."""
@@ -68,11 +74,9 @@ class OwnSimilarities:
         self.squares = dots.diagonal(first)
         self.finite = (self.squares * 0 == 0)[:, None]
         own = slice(first, first + len(dots))
-        pair = ~torch.eye(len(labels), dtype=torch.bool, device=dots.device)[own]
-        if ids is not None:
-            pair &= (ids[own, None] < 0) | (ids[own, None] != ids)
+        pair = other_samples(labels, ids)[own]
         if anchors is not None:
-            pair &= anchors[:, None]
+            pair = pair & anchors[:, None]
         of_one_label = labels[own, None] == labels
         self.positive, self.negative = pair & of_one_label, pair & ~of_one_label
         self.grad = torch.zeros_like(dots, memory_format=torch.contiguous_format)

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .._autograd import along_rows
 from ..dtypes import compute_dtype
 from ..losses import CustomLoss, PairLoss, SelectPairs
-from ..losses.learned import at
+from ..losses.learned import at, by_temperature
 from . import custom
 from .custom import Result
 from .loss import loss_of
@@ -120,6 +119,6 @@ def _loss_of(loss: SelectPairs, selected: Selected, by: Tensor, need_grad: bool)
             slope = inside.slope(*pairs.unbind())
         else:
             of_pairs = torch.where(selected.grad == 0, 0, by)  # of what is no pair it may be no number
-            slope = -along_rows(selected.grad, of_pairs, value) / learned.detach().double()
+            slope = by_temperature(learned, selected.grad, of_pairs, value)
         slopes.append(slope.to(compute_dtype(learned.dtype)).reshape(learned.shape))
     return Result(value, grad, slopes, pairs)
