@@ -51,7 +51,7 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     collected = list(items)
     every = config.getoption("all") or "long" in config.getoption("markexpr")  # asked for by -m long
-    items[:] = [item for item in select(config, items) if every or not is_long(item)]
+    items[:] = select(config, items, every)
     kept = set(items)
     config.hook.pytest_deselected(items=[item for item in collected if item not in kept])
     yield

@@ -63,11 +63,14 @@ def drawn(items, together):
     return chosen
 
 
-def select(config, items):
-    """The items that are ever run; those among them that only `make test-all` runs get the mark for it."""
+def select(config, items, every):
+    """The items that `make test` runs; or every item that is ever run, where those of `make test-all` alone get the
+    mark for it."""
     possible = [item for item in items if goes_this_way(item)]
     quick = drawn([item for item in possible if not is_long(item)], together)
-    kept = quick | drawn(possible, lambda item: together(item) + 1)
+    kept = quick
+    if every:
+        kept = quick | drawn(possible, lambda item: together(item) + 1)
     config.stash[SELECTED] = [
         (test_of(item), together(item), columns(item), is_long(item), item in quick) for item in possible
     ]

@@ -46,10 +46,13 @@ def test_a_recomputed_criterion_raises(use_reentrant):
 @pytest.mark.parametrize(
     "options",
     [
-        {}, {"update": "deferred"},
+        {},
         *(
             pytest.param(options, marks=pytest.mark.long)
-            for options in ({"warmup_steps": 1}, {"enqueue": "before"}, {"drift": "none"}, {"batch_weight": 0.0})
+            for options in (
+                {"update": "deferred"}, {"warmup_steps": 1}, {"enqueue": "before"}, {"drift": "none"},
+                {"batch_weight": 0.0},
+            )
         ),
     ],
     ids=str,
@@ -81,7 +84,7 @@ def test_evaluation_is_no_way_round(use_reentrant, at_first):
         value.backward()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_temperature_that_learns_is_reason_enough(compiled):
     """Of embeddings that learn nothing."""
     torch._dynamo.reset()
@@ -188,8 +191,7 @@ def test_the_memory_may_be_filled_before_backward():
         assert torch.equal(a, b)
 
 
-@pytest.mark.singly
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "loss_of",
     [

@@ -68,7 +68,11 @@ def test_command(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "loss"), [*((kernel, "contrastive") for kernel in KERNELS), ("loss", "supcon"), ("step", "triplet_all")]
+    ("kernel", "loss"),
+    [
+        *((kernel, "contrastive") for kernel in KERNELS),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in (("loss", "supcon"), ("step", "triplet_all"))),
+    ],
 )
 def test_every_kernel(kernel, loss, in_this_process, tmp_path, capsys):
     file = tmp_path / "rows.json"
@@ -91,12 +95,17 @@ def test_every_kernel(kernel, loss, in_this_process, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--update", "inplace"], [OURS, "eager-tuned"]),
         (["--update", "deferred", "--drift", "ema"], ["xbn_ext deferred", "eager-tuned"]),
-        (["--drift", "none"], [OURS, "eager-tuned"]),
         (["--drift", "xbn", "--dtype", "float64"], [OURS, "xbn_ext deferred", "eager-tuned"]),
-        (["--dtype", "float16"], ["xbn_ext deferred", "eager-tuned"]),
-        (["--kernel", "transform", "--dtype", "bfloat16"], [OURS, "eager-tuned"]),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                (["--update", "inplace"], [OURS, "eager-tuned"]),
+                (["--drift", "none"], [OURS, "eager-tuned"]),
+                (["--dtype", "float16"], ["xbn_ext deferred", "eager-tuned"]),
+                (["--kernel", "transform", "--dtype", "bfloat16"], [OURS, "eager-tuned"]),
+            )
+        ),
     ],
 )
 def test_options_of_a_step(arguments, expected, in_this_process):
@@ -590,7 +599,7 @@ def test_table_with_a_column_for_each_way():
 # --- Memory -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("update", [OURS, "xbn_ext deferred"])
+@pytest.mark.parametrize("update", [OURS, pytest.param("xbn_ext deferred", marks=pytest.mark.long)])
 def test_a_step_needs_less_than_16_megabytes_besides_the_bank(update):
     assert peak_extra_megabytes(update, Problem(batch=64, memory=65536, dim=128), threads=2) < 16
 
@@ -648,6 +657,7 @@ def peaks_of_all_losses(threads):
     return result
 
 
+@pytest.mark.long
 def test_a_loss_needs_less_than_16_megabytes_besides_the_bank():
     measured = in_fresh_process(peaks_of_all_losses, 2)
     assert measured.keys() == COMPARISONS.keys()
@@ -671,7 +681,9 @@ def die(signal):
     os.kill(os.getpid(), signal)
 
 
-@pytest.mark.parametrize(("signal", "error"), [(9, MemoryError), (15, RuntimeError)])
+@pytest.mark.parametrize(
+    ("signal", "error"), [(9, MemoryError), pytest.param(15, RuntimeError, marks=pytest.mark.long)]
+)
 def test_a_process_that_dies_is_an_error(signal, error):
     with pytest.raises(error, match=rf"exit code -{signal}"):
         in_fresh_process(die, signal)

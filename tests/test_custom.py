@@ -140,6 +140,7 @@ def test_options_that_are_none_are_named():
             function(*tensors, SmoothAP(), renormalize="x")
 
 
+@pytest.mark.long
 def test_a_compiled_step_computes_it_outside_of_its_graphs():
     def train(compiled):
         torch.manual_seed(0)

@@ -84,6 +84,7 @@ def python(code, *arguments, path=ROOT, **environ):
     return done.stdout.strip().splitlines(), done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not xbn_ext.build_info()["native"], reason="there is no library to compare with")
 def test_a_run_goes_on_with_the_library_and_without(tmp_path):
     """It says so once, and a state that one has saved the other loads."""

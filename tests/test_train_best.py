@@ -146,7 +146,7 @@ def test_a_continued_run_has_the_same_best_weights(
     assert all(miniatures.same(*pair) for pair in ends) and ends[1][0]["step"] == 10
 
 
-@pytest.mark.parametrize("time", [1, 2])
+@pytest.mark.parametrize("time", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_run_that_dies_between_its_two_files_goes_on_from_there(
     time: int, shapes: Path, tmp_path: Path, scripted: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +321,7 @@ def test_a_page_and_a_picture_have_validation_and_test_apart(shapes: Path, tmp_p
 # ---- nothing tested -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.singly
 @pytest.mark.parametrize("share", [0.0, 0.3])
 @pytest.mark.parametrize("features", ["live", "frozen"])
 def test_a_run_may_test_nothing(

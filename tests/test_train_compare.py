@@ -205,6 +205,7 @@ def test_a_method_gets_its_part_of_what_the_oracle_gains() -> None:
     assert report._recovered(findings.Findings(small_plan(), "", results, chosen, "")) == []
 
 
+@pytest.mark.long
 def test_what_broke_down_is_marked_and_does_not_win(tmp_path: Path) -> None:
     def found(failed: Callable[[plan.Run], bool]) -> str:
         study = small_plan(map_seeds=2, seeds=3)

@@ -47,6 +47,7 @@ def test_an_unreadable_image_is_named_without_a_traceback() -> None:
         load("unreadable")
 
 
+@pytest.mark.long
 def test_a_killed_process_is_told_with_advice() -> None:
     with pytest.raises(DataError, match=r"--workers: the system has ended a process .* fewer --workers need less"):
         load("killed")

@@ -55,6 +55,7 @@ def test_a_second_run_leaves_the_first_alone(
     assert [(path.name, path.read_bytes()) for path in taken.iterdir()] == [(checkpoint.CURVES, b"first")]
 
 
+@pytest.mark.long
 def test_a_second_study_leaves_the_first_alone(taken: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert study.main(["--data", "folder:/nowhere", "--out", str(taken)]) == 2
     assert f"error: --out {taken}: another process is at work there" in capsys.readouterr().err

@@ -79,6 +79,7 @@ def test_the_best_weights_have_columns_of_their_own(shapes: Path, tmp_path: Path
     assert not any("test/" in name for name in rows(tmp_path / "none")[0])
 
 
+@pytest.mark.singly
 @pytest.mark.parametrize("stop", [3, 5, 11])
 @pytest.mark.parametrize("lost", [0, 2])
 def test_a_run_that_goes_on_has_each_step_once(

@@ -101,6 +101,7 @@ def test_many_images_are_embedded_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen == [4, 4, 4, 4]
 
 
+@pytest.mark.long
 def test_a_memory_of_an_oracle_is_less_stale(shapes: Path, tmp_path: Path) -> None:
     of = {
         method: run.run(settings(shapes, tmp_path / method, method=method, lr=0.01, steps=24))["history"]["drift"]

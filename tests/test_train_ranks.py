@@ -185,7 +185,8 @@ def test_scores_are_those_of_one_process_by_bits(shapes: Path, tmp_path: Path, p
         assert trainer.scores(trainer.test_embeddings()).items() <= last.items()
 
 
-@pytest.mark.parametrize("share", [0.5, pytest.param(0.0, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("share", [0.5, 0.0])
 def test_the_best_weights_are_those_of_one_process(
     share: float, shapes: Path, tmp_path: Path, processes: Processes
 ) -> None:
@@ -345,7 +346,9 @@ def test_a_fault_of_one_ends_all_with_one_message(
     assert not (tmp_path / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("place", ["TrainingBatches.__getitem__", "EvaluationBatches.__getitem__"])
+@pytest.mark.parametrize(
+    "place", ["TrainingBatches.__getitem__", pytest.param("EvaluationBatches.__getitem__", marks=pytest.mark.long)]
+)
 def test_what_torch_says_of_a_fault_in_its_workers_becomes_a_line(
     place: str, shapes: Path, tmp_path: Path, processes: Processes
 ) -> None:
@@ -371,6 +374,7 @@ def overflow(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ranks._Several if own_rank() or "RANK" in os.environ else ranks.Ranks, "add_up", add_up)
 
 
+@pytest.mark.long
 def test_gradients_that_overflow_in_one_are_skipped_by_all(shapes: Path, tmp_path: Path, processes: Processes) -> None:
     (_, first), (_, second) = values(
         processes(2, train, arguments(shapes, tmp_path, "--precision", "float16"), overflow)

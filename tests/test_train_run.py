@@ -983,6 +983,7 @@ def test_embeddings_that_are_not_finite_have_no_scores(shapes: Path, tmp_path: P
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_a_run_that_can_be_continued(shapes: Path, tmp_path: Path) -> None:
     small = command(
         "--data", f"folder:{shapes}", "--image-size", 32, "--batch-size", 8, "--samples-per-class", 2, "--memory-size",

@@ -106,6 +106,7 @@ def test_the_best_weights_are_averages(shapes: Path, tmp_path: Path) -> None:
     assert miniatures.same(dict(Trained(tmp_path / "whole", "best").network.state_dict()), dict(best["model"]))
 
 
+@pytest.mark.singly
 @pytest.mark.parametrize("stop", [1, 5])
 @pytest.mark.parametrize("changes", [{}, {"precision": "float16", "validation_share": 0.5, "batch_size": 4}])
 def test_a_run_with_averaged_weights_goes_on_exactly(
@@ -207,7 +208,7 @@ def test_a_gradient_that_is_not_finite_spoils_its_step_alone(clip: float, shapes
             made.train_step([(images, labels)])
 
 
-@pytest.mark.parametrize("stop", [1, 4, 5])
+@pytest.mark.parametrize("stop", [5, *(pytest.param(stop, marks=pytest.mark.long) for stop in (1, 4))])
 def test_a_run_with_several_batches_a_step_goes_on_exactly(stop: int, shapes: Path, tmp_path: Path) -> None:
     changes = {"accumulate": 2, "memory_size": 48, "ema": 0.8, "warmup_steps": 2}
     straight = settings(shapes, tmp_path / "straight", **changes)
@@ -249,7 +250,13 @@ def test_a_compiled_run_is_the_run_and_its_checkpoint_has_the_same_names(
     assert Trained(tmp_path / "compiled").step == STEPS
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema": 0.8, "accumulate": 2, "memory_size": 48}, {"features": "frozen"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ema": 0.8, "accumulate": 2, "memory_size": 48},
+        *(pytest.param(changes, marks=pytest.mark.long) for changes in ({}, {"features": "frozen"})),
+    ],
+)
 def test_a_compiled_run_goes_on_exactly(
     changes: dict[str, Any], shapes: Path, tmp_path: Path, quickly: list[Any]
 ) -> None:
@@ -258,6 +265,7 @@ def test_a_compiled_run_goes_on_exactly(
     assert len(quickly) == 3
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_it_or_without(shapes: Path, tmp_path: Path, quickly: list[Any]) -> None:
     for first in (True, False):
         with pytest.raises(loop.Interrupted):

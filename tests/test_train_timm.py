@@ -197,7 +197,7 @@ def test_a_run_goes_on_exactly_without_fetching_weights_again(
         run.run(settings(shapes, tmp_path / "new"))
 
 
-@pytest.mark.parametrize("backbone", [RESNET, VIT])
+@pytest.mark.parametrize("backbone", [RESNET, pytest.param(VIT, marks=pytest.mark.long)])
 def test_what_it_has_trained_is_exported_embedded_and_searched(
     backbone: str, shapes: Path, tmp_path: Path, no_pictures: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,6 +237,7 @@ def as_before(name: str) -> str:
     return f"_blocks.{number}.{(wide if number else plain)[part]}.{rest}"
 
 
+@pytest.mark.long
 def test_a_run_with_efficientnet_lite0_of_an_earlier_version_goes_on_exactly(
     shapes: Path, tmp_path: Path, no_pictures: None
 ) -> None:
