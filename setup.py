@@ -28,7 +28,7 @@ from pathlib import Path
 from setuptools import setup
 
 OLDEST_TORCH = (2, 10)
-ARCHITECTURES = "75;80;86;89;90a;100;120;80-ptx"  # those of them that the nvcc at hand knows
+ARCHITECTURES = "75;80;86;90a;100;120;80-ptx"  # those of them that the nvcc at hand knows; an 89 takes code for 86
 OLDEST_CAPABILITY = 75
 WITHOUT_GPU = "80"  # that every nvcc knows, and that has all ways of the loss
 OLDEST_NVCC = (12, 0)  # of those that know C++20

@@ -168,7 +168,7 @@ def test_targets(setup):
     """Where the sources ask for the architecture, it is that of the GPU or an older one of its generation."""
     assert setup.targets(setup.ARCHITECTURES.split(";")) == [
         "-gencode=arch=compute_75,code=[sm_75]",
-        "-gencode=arch=compute_80,code=[sm_80,sm_86,sm_89,compute_80]",
+        "-gencode=arch=compute_80,code=[sm_80,sm_86,compute_80]",
         "-gencode=arch=compute_90a,code=[sm_90a]",
         "-gencode=arch=compute_100,code=[sm_100,sm_120]",
     ]
