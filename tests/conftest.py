@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from selection import dealt, is_long, select
+from selection import dealt, select
 
 import xbn_ext
 from xbn_ext.options import WAYS_FOR_TESTS

@@ -370,6 +370,15 @@ def test_bad_arguments(changed, error, words):
         evaluate(**GOOD | changed)
 
 
+@pytest.mark.parametrize("integer", [torch.uint8, torch.uint16, torch.uint32, torch.int8])
+def test_ids_of_any_integer_type(integer):
+    """Torch does not compare some of them."""
+    x, labels, ids = torch.randn(8, 4), torch.arange(8) % 3, torch.arange(8) // 2
+    for others in ({}, {"gallery": x, "gallery_labels": labels, "gallery_ids": ids}):
+        narrow = {name: t.to(integer) if name == "gallery_ids" else t for name, t in others.items()}
+        assert evaluate(x, labels, ids=ids.to(integer), **narrow) == evaluate(x, labels, ids=ids, **others)
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_nothing_to_be_found(rows):
     with pytest.raises(ValueError, match="labels: no query has a row of its class to be found"):

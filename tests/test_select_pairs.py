@@ -292,6 +292,8 @@ def test_what_is_wrong_is_named():
             LabelSets(wrong)
     with pytest.raises(ValueError, match=r"table must be \[N, k\], got \[3\]"):
         LabelSets(torch.arange(3))
+    with pytest.raises(TypeError, match="table must be of a dtype that int64 holds"):
+        LabelSets(torch.tensor([[2**63]], dtype=torch.uint64))
     with pytest.raises(ValueError, match="table is on the meta device"):
         LabelSets(torch.zeros(2, 2, dtype=torch.int64, device="meta"))
     with torch.device("meta"):

@@ -13,7 +13,7 @@ from processes import context, start
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from xbn_ext import Contrastive, CrossBatchMemory, CustomLoss, SupCon, Triplet
+from xbn_ext import Contrastive, CrossBatchMemory, CustomLoss, SelectPairs, SupCon, Triplet, TwoTowers
 
 D, M, B = 8, 32, 6
 OLD = Path(__file__).parent / "data" / "memory-0.1.0.pt"
@@ -410,6 +410,16 @@ class Own(CustomLoss):
 
     def negative(self, s):
         return s.relu()
+
+
+@pytest.mark.parametrize(
+    "made", [CrossBatchMemory, TwoTowers, lambda loss, *of: CrossBatchMemory(SelectPairs(loss), *of)]
+)
+def test_what_is_learned_keeps_its_dtype(made):
+    criterion = made(SupCon(nn.Parameter(torch.tensor(0.07))), D, M)
+    for cast in (criterion.half, criterion.double, lambda: criterion.to(torch.bfloat16)):
+        [parameter] = cast().parameters()
+        assert parameter.dtype == torch.float32 and parameter == torch.tensor(0.07)
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,11 @@ def test_a_row_that_is_not_finite_makes_the_loss_nan_and_stays_out(side):
 
 def test_dtypes_and_no_rows(dtype):
     criterion = TwoTowers(Contrastive(), D, M)
-    for x, y in ((torch.randn(B, D).bfloat16(), torch.randn(B, D).double()), (torch.randn(0, D), torch.randn(0, D))):
+    made = torch.randn(B, D)
+    for x, y in (
+        (made.bfloat16(), torch.randn(B, D).double()), (torch.randn(0, D), torch.randn(0, D)),
+        (made.to(torch.float8_e4m3fn), made.half()), (made.to(torch.float8_e4m3fn), made.to(torch.float8_e5m2)),
+    ):  # fmt: skip
         leaves = [x.requires_grad_(), y.requires_grad_()]
         criterion(*leaves).backward()
         assert [leaf.grad.dtype for leaf in leaves] == [x.dtype, y.dtype]

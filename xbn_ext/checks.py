@@ -151,16 +151,16 @@ def integers(name: str, value: Any, B: int, letter: str = "B") -> None:
 def class_labels(value: Any, B: int, name: str = "labels", letter: str = "B") -> None:
     """Integers `[B]` that int64 holds: a uint64 one of 2^63 or more would be negative there, and may be another's."""
     integers(name, value, B, letter)
-    _in_int64(name, value)
+    in_int64(name, value)
 
 
 def sample_ids(value: Any, B: int, name: str = "ids", letter: str = "B") -> None:
     """Integers `[B]` that int64 holds: a uint64 one of 2^63 or more would be negative there, which is no id."""
     integers(name, value, B, letter)
-    _in_int64(name, value, ", and clear the top bit first if they are hashes, since a negative id is no id")
+    in_int64(name, value, ", and clear the top bit first if they are hashes, since a negative id is no id")
 
 
-def _in_int64(name: str, value: Tensor, advice: str = "") -> None:
+def in_int64(name: str, value: Tensor, advice: str = "") -> None:
     """Not of the only dtype with integers that int64 does not hold, whatever they are: the host need not look."""
     if value.dtype == torch.uint64:
         raise TypeError(

@@ -222,12 +222,14 @@ def _samples(
     device: torch.device, ids: Tensor | None, gallery_ids: Tensor | None, Q: int, gallery: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Which sample each of Q queries and each row of the gallery is, which is None where the queries are it."""
+    known = None if ids is None else ids.long()  # torch compares no uint16 and no uint32
     if gallery is None:
-        own = -1 - torch.arange(Q, device=device if ids is None else ids.device)
-        return (own if ids is None else torch.where(ids < 0, own, ids.long())), None
-    if ids is None or gallery_ids is None:
+        own = -1 - torch.arange(Q, device=device if known is None else known.device)
+        return (own if known is None else torch.where(known < 0, own, known)), None
+    if known is None or gallery_ids is None:
         return torch.full((Q,), -1, device=device), torch.full((len(gallery),), -2, device=device)
-    return ids.long().clamp(min=-1), torch.where(gallery_ids < 0, -2, gallery_ids.long())
+    found = gallery_ids.long()
+    return known.clamp(min=-1), torch.where(found < 0, -2, found)
 
 
 def _numbered(device: torch.device, of_queries: Tensor, of_gallery: Tensor | None) -> tuple[Tensor, Tensor]:

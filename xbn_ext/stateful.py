@@ -13,6 +13,16 @@ from . import checks
 from .dtypes import holds
 
 
+def keeping_dtypes(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Moves a tensor as fn does, but does not cast it."""
+
+    def move(t: Tensor) -> Tensor:
+        moved = _lasting(fn(t))
+        return moved if moved.dtype == t.dtype else t.to(moved.device)
+
+    return move
+
+
 class StatefulModule(nn.Module):
     """A module with tensors that are in `state_dict()`, move with `.to()` and are copied with the module, but that
     `named_buffers()` does not list.
@@ -69,11 +79,7 @@ class StatefulModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StatefulModule:
         """Moves parameters, buffers and state, but keeps their dtypes: `.half()` must not round statistics."""
-
-        def move(t: Tensor) -> Tensor:
-            moved = _lasting(fn(t))
-            return moved if moved.dtype == t.dtype else t.to(moved.device)
-
+        move = keeping_dtypes(fn)
         if recurse:
             for child in self.children():
                 child._apply(fn)

@@ -29,6 +29,7 @@ from .reference.loss import nan_unless_finite
 from .reference.parts import weigh
 from .reference.programs import program
 from .state import on_cpu
+from .stateful import keeping_dtypes
 from .unlabelled import OF_A_STEP, apart
 
 
@@ -96,12 +97,11 @@ class TwoTowers(WithLoss):
             self.to(self.first._stands_for)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TwoTowers:
-        if has_float64(fn(torch.empty(0, device=self.first.bank.device)).device):
-            super()._apply(fn, recurse)
-        else:  # the memories stay where they are, and so does what is learned
-            for memory in (self.first, self.second):
-                memory._apply(fn)
-            super()._apply(on_cpu, recurse=False)
+        for memory in (self.first, self.second) if recurse else ():
+            memory._apply(fn)
+        # Where the memories stay on the CPU, so does what is learned.
+        stays = not has_float64(fn(torch.empty(0, device=self.first.bank.device)).device)
+        super()._apply(on_cpu if stays else keeping_dtypes(fn), recurse=False)
         return self
 
     def forward(
@@ -139,7 +139,7 @@ class TwoTowers(WithLoss):
             steps = torch.maximum(self.first.step, self.second.step)
             apart_from_all = apart(torch.zeros_like(sides[0].labels), 0, steps * OF_A_STEP)
             sides = [batch._replace(labels=apart_from_all) for batch in sides]
-        wide = compute_dtype(torch.promote_types(*(batch.embeddings.dtype for batch in sides)))
+        wide = torch.promote_types(*(compute_dtype(batch.embeddings.dtype) for batch in sides))
         with without_autocast(self.first.bank.device.type):
             z = [ops.normalize(batch.embeddings.to(wide), self.first.eps) for batch in sides]
         values = [

@@ -94,6 +94,7 @@ def _each_once(table: Tensor) -> Tensor:
         raise ValueError(f"table must be [N, k], got {list(table.shape)}")
     if table.is_meta:
         raise ValueError("table is on the meta device, which holds no values")
+    checks.in_int64("table", table)
     ordered = table.detach().to("cpu", torch.int64).clamp(min=-1).sort(1, descending=True).values
     if ordered.shape[1] > 0:
         again = torch.zeros_like(ordered, dtype=torch.bool)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
+from ..stateful import keeping_dtypes
 from .custom import CustomLoss, OwnLoss
 from .learned import learned_of
 from .pair_loss import PairLoss
@@ -68,6 +69,13 @@ class SelectPairs(WithLoss, OwnLoss):
         self._hold(loss)
         self.relation, self.false_negative_margin = relation, false_negative_margin
         self.check()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SelectPairs:
+        """What the loss learns keeps its dtype, as it does in a memory."""
+        for child in self.children() if recurse else ():
+            child._apply(fn)
+        super()._apply(keeping_dtypes(fn), recurse=False)
+        return self
 
     def check(self) -> None:
         """Raises TypeError or ValueError for a relation or a margin that it does not take."""
