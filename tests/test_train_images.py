@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from train.data import DataError, formats, images
@@ -85,13 +87,56 @@ def test_modes(name: str, image: Image.Image, options: dict[str, Any], expected:
     assert np.abs(pixels.astype(int) - expected).max() <= 2
 
 
+def orientation(turned: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = turned
+    return exif
+
+
 @pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.webp", "x.tif"])
 def test_the_size_is_that_of_the_upright_image(name: str, tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6  # turned by a quarter
-    Image.new("RGB", (8, 4)).save(tmp_path / name, exif=exif)
+    Image.new("RGB", (8, 4)).save(tmp_path / name, exif=orientation(6))  # turned by a quarter
     assert images.check(tmp_path / name) == (4, 8)
     assert images.decode(tmp_path / name).shape == (8, 4, 3)
+
+
+@pytest.mark.parametrize("width", [8, 512])
+def test_a_png_may_say_behind_its_pixels_that_it_is_turned(width: int, tmp_path: Path) -> None:
+    """As exiftool writes it; of the larger one the end alone is looked at."""
+    pixels = np.random.default_rng(0).integers(256, size=(256, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=orientation(6))
+    content = (tmp_path / "x.png").read_bytes()
+    at = content.index(b"eXIf") - 4
+    chunk = content[at : at + 12 + int.from_bytes(content[at : at + 4], "big")]
+    end = len(content) - 12
+    (tmp_path / "x.png").write_bytes(content[:at] + content[at + len(chunk) : end] + chunk + content[end:])
+    assert images.check(tmp_path / "x.png") == (256, width)
+    assert np.array_equal(images.decode(tmp_path / "x.png"), np.rot90(pixels, -1))
+
+
+TURNED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    1: np.asarray, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a.swapaxes(0, 1), 2), 8: np.rot90,
+}  # fmt: skip
+"""By the number of an orientation, what a viewer makes of the pixels."""
+
+
+@pytest.mark.singly
+@pytest.mark.parametrize("turned", TURNED)
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK", "P", "1", "I;16"])
+@pytest.mark.parametrize("others", [{}, {"compression": "tiff_lzw"}, {"tiffinfo": {700: b"<x/>"}}], ids=str)
+def test_a_turned_tiff_is_as_a_viewer_shows_it(others: dict[str, Any], mode: str, turned: int, tmp_path: Path) -> None:
+    """Also where its pixels could be mapped, and where it has metadata of another kind."""
+    grey = np.kron(np.arange(0, 240, 40, dtype=np.uint8).reshape(2, 3), np.ones((8, 8), np.uint8))
+    image = Image.fromarray(grey.astype(np.uint16) << 8) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    image.save(tmp_path / "upright.tif")
+    if "tiffinfo" in others:
+        image.save(tmp_path / "turned.tif", tiffinfo=others["tiffinfo"] | {ExifTags.Base.Orientation.value: turned})
+    else:
+        image.save(tmp_path / "turned.tif", exif=orientation(turned), **others)
+    shown = TURNED[turned](images.decode(tmp_path / "upright.tif"))
+    assert np.array_equal(images.decode(tmp_path / "turned.tif"), shown)
+    assert images.check(tmp_path / "turned.tif") == (shown.shape[1], shown.shape[0])
 
 
 def test_a_png_is_not_decoded_to_be_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

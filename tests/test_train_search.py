@@ -153,6 +153,7 @@ def of_another_version() -> None:
         (lambda: Path("written.npy").write_text("text"), "cannot read written.npy"),
         (lambda: np.save("written.npy", np.zeros((32, 11), np.float32)), r"of float32 \[32, 11\] for 32 pictures"),
         (lambda: np.save("written.npy", np.array([None] * 32)), "cannot read written.npy"),
+        (lambda: np.save("written.npy", np.full((32, 12), np.nan, np.float32)), "not all of its numbers are finite"),
         (lambda: Path("written.npy").unlink(), r"cannot read written.npy \(No such file or directory\)"),
         (lambda: Path("written.json").unlink(), r"cannot read written.json \(No such file or directory\)"),
         (lambda: Path("written.json").write_text("[]"), "cannot read written.json"),

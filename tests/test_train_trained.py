@@ -123,6 +123,17 @@ def test_an_argument_of_embed_that_will_not_do_is_named(
     assert f"error: {said}" in (told := capsys.readouterr().err) or said in told.splitlines()[-1]
 
 
+def test_a_picture_that_cannot_be_looked_at_is_named(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What its link leads to is not only absent."""
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "x.png").symlink_to("x" * 300)
+    assert embed.main([str(trained), str(tmp_path / "pictures"), "--out", str(tmp_path / "all")]) == 2
+    assert re.search(r"error: .*cannot read image .*x\.png: ", capsys.readouterr().err)
+    assert not list(tmp_path.glob("all*"))
+
+
 def test_what_cannot_be_written_is_named_as_it_was_given(
     trained: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -92,7 +93,7 @@ def _of_timm(name: str, weights: str, size: int) -> tuple[nn.Module, Loaded]:
         except ValueError as error:
             raise ConfigError(f"--weights {weights}: {file} does not fit --backbone: {error}") from error
         except Exception as error:
-            reason = "there is no such file" if not file.exists() else checkpoint.why(error)
+            reason = "there is no such file" if not os.path.exists(file) else checkpoint.why(error)
             raise ConfigError(f"--weights {weights}: cannot read it ({reason}); {WANTED}") from error
     if not timm_models.has_weights(name):
         return backbone, (False, "timm has no pretrained weights of it, so RANDOM ones")

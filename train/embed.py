@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,6 +136,8 @@ def read(name: Path, trained: Trained, run: Path, pictures: Path) -> Embeddings:
         rows = np.load(array, allow_pickle=False)
         if rows.dtype != np.float32 or rows.shape != (len(files), trained.settings.embedding_dim):
             raise ValueError(f"an array of {rows.dtype} {list(rows.shape)} for {len(files)} pictures")
+        if not np.isfinite(rows).all():
+            raise ValueError("not all of its numbers are finite")
     return Embeddings(files, torch.from_numpy(rows))
 
 
@@ -145,7 +148,7 @@ def _places(out: Path) -> tuple[Path, Path]:
 def _listing(files: list[Path], pictures: Path) -> dict[str, list[str] | list[int]]:
     """Paths below the folder, and sizes: what tells pictures from others."""
     paths = [file.relative_to(pictures).as_posix() for file in files]
-    return {"paths": paths, "bytes": [file.stat().st_size if file.exists() else 0 for file in files]}
+    return {"paths": paths, "bytes": [os.stat(file).st_size if os.path.exists(file) else 0 for file in files]}
 
 
 def _save(path: Path, embeddings: Tensor) -> None:

@@ -28,6 +28,8 @@ class Embedder(nn.Module):
     precision = torch.float32
     note = ""
     """A line that says what its first weights were."""
+    lacking: ConfigError | None = None
+    """Why they could not be loaded, of a network that goes on."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module, norm: Normalisation, *, frozen_bn: bool) -> None:
         super().__init__()
@@ -69,6 +71,9 @@ class Embedder(nn.Module):
         """Become the network of a checkpoint, whatever pretrained weights there are now.
 
         Checkpoints of earlier versions have the weights alone.
+
+        Raises:
+            ConfigError: of such a one, the weights that it began with are gone.
         """
         self.load_state_dict(state["model"])
         if "start" in state:
@@ -77,6 +82,8 @@ class Embedder(nn.Module):
             frozen = {lite0.renamed_within(name) for name in start["frozen"]}
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(name not in frozen)
+        elif self.lacking is not None:
+            raise self.lacking
 
     def train(self, mode: bool = True) -> Embedder:
         """Training mode, but frozen batch normalisation stays as it is."""
@@ -92,7 +99,7 @@ def build(config: Config, *, goes_on: bool = False) -> tuple[Embedder, str]:
 
     Args:
         config: the settings.
-        goes_on: a checkpoint has the weights, so that timm need not fetch any.
+        goes_on: a checkpoint has the weights, so that timm need not fetch any, nor those of a file be there.
 
     Raises:
         ConfigError: there is no such network, or it cannot have such weights or images.
@@ -101,7 +108,14 @@ def build(config: Config, *, goes_on: bool = False) -> tuple[Embedder, str]:
         config = replace(config, weights="none")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(torch_seed(config.seed, Stream.INITIALISATION))
-        backbone, width, norm, (pretrained, note) = backbones.make(config)
+        lacking = None
+        try:
+            made = backbones.make(config)
+        except ConfigError as error:
+            if not goes_on:
+                raise
+            made, lacking = backbones.make(replace(config, weights="none")), error
+        backbone, width, norm, (pretrained, note) = made
         frozen = config.batchnorm == "frozen" or (config.batchnorm == "auto" and pretrained)
         model = Embedder(backbone, _head(width, config.hidden, config.embedding_dim), norm, frozen_bn=frozen)
     if pretrained or config.features == "frozen":
@@ -109,7 +123,7 @@ def build(config: Config, *, goes_on: bool = False) -> tuple[Embedder, str]:
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _try(model, width, config)  # in float32, as it is not yet on its device
     model.precision = getattr(torch, config.precision)
-    model.note = f"{config.backbone}: {note}"
+    model.note, model.lacking = f"{config.backbone}: {note}", lacking
     return model, model.note
 
 

@@ -23,6 +23,12 @@ _UNSIGNED = ("PNG", "TIFF", "PPM", "JPEG2000")
 """Formats whose grey of 16 bits goes from black, 0, to white, 65535 (a TIFF may say otherwise)."""
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """The last bytes of a whole file."""
+_WIDTH, _HEIGHT = TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH
+_TAIL = 1 << 16
+"""Bytes at the end of a PNG in which what is said behind the pixels begins."""
+_ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+"""What may say how a camera was held, in Pillow's ``info``; below, in a PNG."""
+_ORIENTED_PNG = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 SHOWN = 3
 """Files that a message names."""
 
@@ -86,7 +92,8 @@ def decode(path: Path, box: Box | None = None) -> Pixels:
             or that holds no part of the box.
     """
     try:
-        with Image.open(path, formats=DECODED) as file:
+        # By its name, Pillow 13 maps an uncompressed TIFF as if it were not turned.
+        with open(path, "rb") as stream, Image.open(stream, formats=DECODED) as file:
             wide = _wide_grey(file)
             image = ImageOps.exif_transpose(file)
             if box is not None:
@@ -142,7 +149,7 @@ def _narrow(image: Image.Image, wide: _WideGrey) -> Pixels:
 
 
 def check(path: Path) -> tuple[int, int]:
-    """Width and height that ``decode`` would give; reads the file's first and last bytes, and more where they look odd.
+    """Width and height that ``decode`` would give; reads the file's beginning and end, and more where they look odd.
 
     Raises:
         DataError: names the file that does not start like an image, that ``decode`` would refuse, or that is cut short.
@@ -150,18 +157,21 @@ def check(path: Path) -> tuple[int, int]:
     try:
         with open(path, "rb") as stream, Image.open(stream, formats=DECODED) as file:
             _wide_grey(file)
-            told = "exif" in file.info or "xmp" in file.info  # getexif() of a PNG that has neither decodes it
-            turned = told and file.getexif().get(_ORIENTATION) in _QUARTER_TURNS
-            size = (file.height, file.width) if turned else (file.width, file.height)
-            end = _ENDS.get(file.format or "")
+            end, tail = _ENDS.get(file.format or ""), b""
             if end is not None:
                 header = stream.tell()
-                stream.seek(max(0, stream.seek(0, os.SEEK_END) - len(end)))
-                found = stream.read()
+                stream.seek(max(0, stream.seek(0, os.SEEK_END) - (_TAIL if file.format == "PNG" else len(end))))
+                tail = stream.read()
                 stream.seek(header)
-                if found != end:  # cut short; or there is something behind the image
-                    file.draft("L", (1, 1))
-                    file.load()
+            tiff = isinstance(file, TiffImagePlugin.TiffImageFile)
+            size = (file.tag_v2[_WIDTH], file.tag_v2[_HEIGHT]) if tiff else file.size  # Pillow turns that of a TIFF
+            # A PNG that is asked in vain is decoded.
+            told = tiff or any(name in file.info for name in _ORIENTED) or any(name in tail for name in _ORIENTED_PNG)
+            if told and file.getexif().get(_ORIENTATION) in _QUARTER_TURNS:
+                size = size[::-1]
+            if end is not None and not tail.endswith(end):  # cut short; or there is something behind the image
+                file.draft("L", (1, 1))
+                file.load()
             return size
     except Exception as error:
         raise _unreadable(path, error) from error
