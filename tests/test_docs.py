@@ -14,11 +14,15 @@ WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
-def test_python_blocks(page):
+def test_python_blocks(page, capsys):
     pytest.importorskip("pytorch_metric_learning")
     names = {}
     for block in BLOCK.findall(page.read_text(encoding="utf-8")):
         exec(compile(block, str(page), "exec"), names)
+        printed = "".join(capsys.readouterr().out.split())
+        for shown in re.findall(r"^print\(.*\n((?:#.*\n)+)", block, re.MULTILINE):
+            shown = "".join(shown.replace("#", "").split())
+            assert shown in printed, "what the page says is printed"
 
 
 def test_the_pages_with_code_are_found():

@@ -109,7 +109,7 @@ def test_if_the_last_weights_are_the_best_they_are_scored_once(shapes: Path, tmp
     assert [p["step"] for p in metrics["history"]["evaluation"]] == [12] == [metrics["validation"]["step"]]
     assert miniatures.same(weights(tmp_path / "best.pt")["model"], checkpoint.load(tmp_path / "checkpoint.pt")["model"])
     assert list(results.tables(metrics)["test classes"]) == [
-        "frozen backbone", "untrained head", "trained, axbn, best: step 12"
+        "backbone alone", "untrained head", "trained, axbn, best: step 12"
     ]  # fmt: skip
 
 

@@ -147,7 +147,8 @@ def rates(workers: int, *steps: tuple[float, float, float]) -> Rates:
     return found
 
 
-def test_the_rates_are_of_the_work_not_of_waiting() -> None:
+def test_the_rates_are_of_the_work_not_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.loading.cores", lambda: 3)
     found = rates(0, (9.0, 9.0, 99.0), (0.5, 0.5, 2.5))
     assert (found.loading, found.network) == pytest.approx((200.0, 50.0))
     assert found.words() == f"200 {PREPARED}, 50 {THROUGH}; preparing them takes 20 % of the time; try --workers"
@@ -157,6 +158,8 @@ def test_the_rates_are_of_the_work_not_of_waiting() -> None:
     assert found.words() == (
         f"25 {PREPARED}, 100 {THROUGH}; with 1 process preparing them, the network waits: try more --workers"
     )
+    found = rates(2, (9.0, 9.0, 99.0), (4.0, 3.0, 4.0))  # no core is left
+    assert found.words() == f"50 {PREPARED}, 100 {THROUGH}; with 2 processes preparing them, the network waits"
     assert rates(2, (9.0, 9.0, 99.0)).words() == "", "the first step is like no other"
     assert "takes 1 % of the time" in rates(0, (1.0, 1.0, 1.0), (0.01, 0.01, 1.0)).words()
 

@@ -65,7 +65,7 @@ def test_credit_and_harm_are_named(its: Path) -> None:
     change(its, data=data, before=dict.fromkeys(metrics(its)["before"], 100.0), backbone="</p><img src=x>")
     report.main([str(its)])
     shown = Page(its / REPORT)
-    assert "A & B, CC BY 4.0" in shown.text and "Recall@1 and MAP@R fell below the frozen backbone" in shown.text
+    assert "A & B, CC BY 4.0" in shown.text and "Recall@1 and MAP@R fell below the backbone alone" in shown.text
     assert "</title><script>x</script>" in shown.text and "</p><img src=x>" in shown.text
 
 

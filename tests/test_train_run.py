@@ -411,7 +411,7 @@ def test_a_run_leaves_what_it_promises(
     assert (tmp_path / "curves.png").exists() and (tmp_path / "neighbours.png").exists()
     assert list((tmp_path / "tensorboard").glob("events.*"))
     printed = capsys.readouterr().out
-    assert "frozen backbone" in printed and f"trained, {method}" in printed and str(tmp_path / "curves.png") in printed
+    assert "backbone alone" in printed and f"trained, {method}" in printed and str(tmp_path / "curves.png") in printed
 
 
 @pytest.mark.parametrize("augment", ["mild", "photo", "none"])

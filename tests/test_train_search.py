@@ -143,10 +143,10 @@ def of_another_version() -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (of_another_step, r"they are of .*/run at step 3, not of .*/run at step 2; write them again with .* embed"),
-        (change_weights, "they are of .*/run at step 3, which has been trained again since; write them again"),
-        (of_another_folder, "they are of .*/moved, not of .*/pictures; write them again"),
-        (of_another_version, r"cannot read written.json \(network is missing\); write them again"),
+        (of_another_step, r"they are of .*/run at step 3, not of .*/run at step 2; write them with .* embed"),
+        (change_weights, "they are of .*/run at step 3, which has been trained again since; write them with"),
+        (of_another_folder, "they are of .*/moved, not of .*/pictures; write them with"),
+        (of_another_version, r"cannot read written.json \(network is missing\); write them with"),
         (lambda: Path("pictures/corners-03/red.png").unlink(), "pictures has changed since, in 'corners-03/red.png'; "),
         (lambda: shutil.copy("pictures/corners-03/red.png", "pictures/z.png"), "has changed since, in 'z.png'; "),
         (lambda: Image.new("RGB", (9, 9)).save("pictures/corners-03/red.png"), "changed since, in 'corners-03/red"),
@@ -165,7 +165,7 @@ def test_embeddings_of_something_else_are_refused(
     assert embed.main(["run", "pictures", "--out", "written"]) == 0
     spoil()
     assert search.main(["run", "pictures", "pictures/corners-04/red.png", "--embeddings", "written"]) == 2
-    refused(capsys, f"--embeddings .*{said}")
+    refused(capsys, f"--embeddings written: .*{said}")
 
 
 def refused(capsys: pytest.CaptureFixture[str], said: str) -> None:

@@ -212,6 +212,24 @@ def test_an_exported_network_gives_the_same_embeddings(trained: Path, tmp_path: 
     assert about["network"] == network.digest(), "as embed writes it"
 
 
+def test_the_page_says_how_a_picture_becomes_an_input(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"^``` \{\.python\}\n(.*?torch\.export\.load.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "runs").mkdir()
+    assert export.main([str(trained), "--out", str(tmp_path / "runs" / "axbn")]) == 0
+    pixels = np.random.default_rng(0).integers(256, size=(90, 70, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "picture.jpg", exif=exif)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(block, "docs/training.md", "exec"), names)
+    expected = Trained(trained).embed(images.Files([Path("picture.jpg")]))
+    torch.testing.assert_close(names["embeddings"], expected, rtol=1e-4, atol=1e-5)
+
+
 class Tied(torch.nn.Module):
     """A backbone that has a weight twice, as some of timm's do."""
 

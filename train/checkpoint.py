@@ -138,26 +138,32 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_json(path: Path, kinds: Kinds, otherwise: str = OVERWRITE, argument: str = "--out") -> dict[str, Any]:
+def read_json(
+    path: Path, kinds: Kinds, otherwise: str = OVERWRITE, argument: str = "--out", given: Path | None = None
+) -> dict[str, Any]:
     """The content of a file, in which there must be entries of these kinds; raises ConfigError as ``reading`` does."""
-    with reading(path, otherwise, argument):
+    with reading(path, otherwise, argument, given):
         content: dict[str, Any] = json.loads(path.read_text())
         _require_kinds(content, kinds)
         return content
 
 
 @contextmanager
-def reading(path: Path, otherwise: str = OVERWRITE, argument: str = "--out") -> Iterator[None]:
+def reading(
+    path: Path, otherwise: str = OVERWRITE, argument: str = "--out", given: Path | None = None
+) -> Iterator[None]:
     """While open, a file that a run has left is read, and what it holds is taken over.
 
     Raises:
-        ConfigError: that failed, in whatever way; names ``argument``, which gave the folder, and ``path``, and
-            ``otherwise`` says what to do.
+        ConfigError: that failed, in whatever way; names ``argument`` with what was ``given``, None: the folder of
+            ``path``; and ``path``; and ``otherwise`` says what to do.
     """
     try:
         yield
     except Exception as error:
-        raise ConfigError(f"{argument} {path.parent}: cannot read {path.name} ({why(error)}); {otherwise}") from error
+        raise ConfigError(
+            f"{argument} {given or path.parent}: cannot read {path.name} ({why(error)}); {otherwise}"
+        ) from error
 
 
 def why(error: Exception) -> str:

@@ -20,7 +20,7 @@ from .program import called
 from .trained import Trained, add_weights_of
 
 ABOUT: checkpoint.Kinds = {"run": str, "step": int, "network": str, "folder": str, "paths": list, "bytes": list}
-AGAIN = "write them again with the command embed"
+AGAIN = "write them with the command embed"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -119,7 +119,7 @@ def read(name: Path, trained: Trained, run: Path, pictures: Path) -> Embeddings:
         DataError: there are no pictures.
     """
     array, names = _places(name)
-    about = checkpoint.read_json(names, ABOUT, AGAIN, "--embeddings")
+    about = checkpoint.read_json(names, ABOUT, AGAIN, "--embeddings", name)
     if about["network"] != trained.digest():
         wanted, found = f"{run.resolve()} at step {trained.step}", f"{about['run']} at step {about['step']}"
         other = f"of {found}, not of {wanted}" if found != wanted else f"of {found}, which has been trained again since"
@@ -132,7 +132,7 @@ def read(name: Path, trained: Trained, run: Path, pictures: Path) -> Embeddings:
         before, after = ({*zip(map(str, i["paths"]), map(str, i["bytes"]), strict=False)} for i in (about, there))
         changed = images.few(sorted({path for path, _ in before ^ after}))
         raise ConfigError(f"--embeddings {name}: {pictures} has changed since, in {changed}; {AGAIN}")
-    with checkpoint.reading(array, AGAIN, "--embeddings"):
+    with checkpoint.reading(array, AGAIN, "--embeddings", name):
         rows = np.load(array, allow_pickle=False)
         if rows.dtype != np.float32 or rows.shape != (len(files), trained.settings.embedding_dim):
             raise ValueError(f"an array of {rows.dtype} {list(rows.shape)} for {len(files)} pictures")

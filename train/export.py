@@ -74,6 +74,7 @@ def export(run: Path, out: Path, weights_of: str | None = None) -> None:
         "image_size": settings.image_size,
         "resize": augment.short_side(settings.image_size, settings.augment),
         "interpolation": settings.interpolation,
+        "antialias": True,
         "embedding_dim": settings.embedding_dim,
         "run": str(run),
         "step": trained.step,

@@ -81,8 +81,9 @@ class Rates:
             part = round(100 * loading / (loading + network))
             return f"{rates}; preparing them takes {part} % of the time" + "; try --workers" * (part >= WORTHWHILE)
         by = f"{self.workers} process{'es' * (self.workers > 1)}"
-        slower = "the network decides" if loading <= network else "the network waits: try more --workers"
-        return f"{rates}; with {by} preparing them, {slower}"
+        slower = "the network decides" if loading <= network else "the network waits"
+        more = loading > network and self.workers + 1 < cores()  # one core is the network's
+        return f"{rates}; with {by} preparing them, {slower}" + ": try more --workers" * more
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def _scores(axes: Axes, metrics: dict[str, Any]) -> None:
                       (-4, -15 if near and name == "map@r" else 7),
                       textcoords="offset points", ha="right", color=colour, fontweight="bold")  # fmt: skip
         axes.axhline(before[name], color=colour, ls=":", lw=1.2)
-        axes.annotate(f"frozen backbone {before[name]:.1f}", (0, before[name]), (4, 4),
+        axes.annotate(f"backbone alone {before[name]:.1f}", (0, before[name]), (4, 4),
                       textcoords="offset points", color=colour, fontsize=9)  # fmt: skip
     axes.set_ylabel("%")
     axes.set_ylim(0, top)

@@ -142,7 +142,7 @@ def _table(
     metrics: dict[str, Any], start: dict[str, Any], trained: dict[str, Any], last: dict[str, Any] | None
 ) -> dict[str, evaluate.Scores]:
     """``start`` has the scores before training; ``last`` those of the last weights, where ``trained`` has the best."""
-    networks = {"frozen backbone": start["before"], "untrained head": start["untrained_head"]}
+    networks = {"backbone alone": start["before"], "untrained head": start["untrained_head"]}
     name = f"trained, {metrics['method']}"
     if last is not None:
         best = metrics["validation"]["step"]
