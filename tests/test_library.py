@@ -12,6 +12,8 @@ import torch
 import xbn_ext
 
 ROOT = Path(__file__).parent.parent
+OF_OPS = {"test_memory_loss.py", "test_memory_sums.py"}
+OF_THE_MEMORY = sorted({path.name for path in Path(__file__).parent.glob("test_memory_*.py")} - OF_OPS)
 TRAIN = """
 import torch
 import xbn_ext
@@ -148,12 +150,16 @@ def test_a_checkout_that_hides_an_installed_library_says_so(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("module", ["test_ops_contract", "test_autograd", "test_memory", "test_state"])
-def test_all_that_is_built_on_the_ops_works_without_the_library(module):
+@pytest.mark.parametrize(
+    "files",
+    [["test_ops_contract.py"], ["test_autograd.py"], OF_THE_MEMORY, ["test_state.py"]],
+    ids=["test_ops_contract", "test_autograd", "test_memory", "test_state"],
+)
+def test_all_that_is_built_on_the_ops_works_without_the_library(files):
     """torch's checks of the ops, compiled steps, distributed ones, as they are tested with the library."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not emu and not inductor",
-         f"tests/{module}.py"],
+         *(f"tests/{name}" for name in files)],
         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"XBN_NATIVE": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -18,7 +18,11 @@ from ..wheel_check.report import Outcome, attempt
 from ..wheel_check.run import Failed, Unavailable, run
 from ..wheel_check.wheel import Wheel
 
-TESTS = ("test_memory.py",)
+TESTS = (  # of CrossBatchMemory
+    "test_memory_arguments.py", "test_memory_batches.py", "test_memory_checkpoints.py", "test_memory_fill.py",
+    "test_memory_not_finite.py", "test_memory_reference.py", "test_memory_stats.py", "test_memory_temperature.py",
+    "test_memory_training.py",
+)  # fmt: skip
 NO_COMPILER = """
 import shutil
 found = [name for name in ("c++", "g++", "gcc", "cc", "clang", "nvcc", "ninja") if shutil.which(name)]
