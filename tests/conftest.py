@@ -37,8 +37,8 @@ IMPLEMENTATIONS = [
 ]
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 FORCED_WAYS = [way for way in WAYS_FOR_TESTS if way != "auto"]
-WAYS = {  # of the loss on a GPU, by test module
-    "test_losses": [way for way in FORCED_WAYS if way not in ("screen", "pairs")],  # which few losses take
+WAYS = {  # of the loss on a GPU, by how the name of a test module begins
+    "test_losses_": [way for way in FORCED_WAYS if way not in ("screen", "pairs")],  # which few losses take
     "test_memory_loss": FORCED_WAYS,
 }
 
@@ -81,7 +81,8 @@ def pytest_generate_tests(metafunc):
         if has_dtype:
             metafunc.parametrize("dtype", dtypes.values(), ids=dtypes)
         return
-    ways = WAYS.get(metafunc.module.__name__, ["auto"])
+    module = metafunc.module.__name__
+    ways = next((ways for start, ways in WAYS.items() if module.startswith(start)), ["auto"])
     cases = {}
     for name in IMPLEMENTATIONS:
         if name not in ("cpu", "cuda") and "compiled" in wanted:
