@@ -193,6 +193,14 @@ def no_pictures(monkeypatch):
         monkeypatch.setattr(results.pictures, picture, lambda path, *_: path.write_bytes(b"."))
 
 
+@pytest.fixture
+def tiny(no_pictures, monkeypatch):
+    """Makes resnet18 tiny, without pictures."""
+    from tiny_runs import make_tiny
+
+    make_tiny(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     """The folder of a small data set, of polygons."""
