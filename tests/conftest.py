@@ -146,6 +146,15 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """All tables of the benchmarks without the time to start processes and to measure the machine; the second shape of
+    the memory table as tiny as the first."""
+    from benchmark_cases import stay_in_this_process
+
+    stay_in_this_process(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def emoji_cache(tmp_path_factory):
     """A cache folder that holds a few classes of real emoji, fetched once for all processes."""
