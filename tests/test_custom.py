@@ -11,7 +11,18 @@ from own_losses import KINDS, Hardest, Margins, Mixed, WithoutFalseNegatives, at
 from torch import nn
 
 import xbn_ext
-from xbn_ext import Contrastive, CrossBatchMemory, CustomLoss, InChunks, MultiSimilarity, SmoothAP, ops
+from xbn_ext import (
+    DCLW,
+    Contrastive,
+    CrossBatchMemory,
+    CustomLoss,
+    InChunks,
+    MultiSimilarity,
+    SelectPairs,
+    SmoothAP,
+    SupCon,
+    ops,
+)
 
 B, M, D = 12, 150, 7
 
@@ -162,6 +173,19 @@ def test_a_compiled_step_computes_it_outside_of_its_graphs():
         RuntimeError, match="a loss of your own is computed outside of graphs: compile without fullgraph"
     ):
         whole(torch.randn(B, D), torch.arange(B))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("loss", [Margins(), DCLW(), SelectPairs(SupCon(0.2), false_negative_margin=0.1)], ids=str)
+def test_a_compiled_step_is_compiled_once(loss):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    criterion = CrossBatchMemory(loss, D, 19)
+    step, graphs = torch.compile(lambda x, labels: criterion(x, labels), backend="eager"), []
+    for _ in range(5):
+        step(torch.randn(B, D, requires_grad=True), torch.arange(B) % 3).backward()
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] > 1 and graphs == graphs[:1] * 5
 
 
 def test_what_learns_is_a_parameter_of_the_memory():

@@ -175,7 +175,9 @@ def losses_of(
         elif slots is not None:  # without ids, a row's is its slot
             given |= {"exclude": slots}
         ranking = with_centered_gradient(z, anchors) if center_gradient and torch.is_grad_enabled() else z
-        values.append(memory_weight * against(ranking, given))
+        # A graph may end in there; what then waits in no variable, as values.append, is compiled anew at every call.
+        of_memory = against(ranking, given)
+        values.append(memory_weight * of_memory)
     return sum(values[1:], values[0])
 
 
