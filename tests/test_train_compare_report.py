@@ -39,8 +39,26 @@ def test_a_method_gets_its_part_of_what_the_oracle_gains() -> None:
     assert report._recovered(findings.Findings(small_plan(), "", results, chosen, "")) == []
 
 
+@pytest.mark.parametrize(
+    ("ks", "broken"), [((1, 10, 20, 30, 40, 50), False), ((1, 10, 20), False), ((1, 100, 10), False), ((1,), True)]
+)
+def test_the_table_has_the_recalls_of_the_data(ks: tuple[int, ...], broken: bool) -> None:
+    """In-Shop has others than Stanford Online Products."""
+    study = small_plan(methods=("batch", "xbm"), seeds=2)
+    chosen = {method: {"lr": 1e-3} for method in study.methods}
+    scores = {"map@r": 5.0} | {f"recall@{k}": float(k) for k in ks}
+    runs = [run for of_method in study.final(chosen).values() for run in of_method]
+    results = {run.name: {"scores": None if broken else scores} for run in runs}
+    header, _, *rows = report._final(findings.Findings(study, "", results, chosen, ""))[-1].splitlines()
+    assert header == "| method | settings | MAP@R | " + " | ".join(f"Recall@{k}" for k in sorted(ks)) + " |"
+    assert len(rows) == 2 and all(row.count("|") == header.count("|") for row in rows)
+    assert ("broke down" in rows[0]) == broken and (broken or f"{max(ks)}.00" in rows[0])
+
+
 @pytest.mark.long
 def test_what_broke_down_is_marked_and_does_not_win(tmp_path: Path) -> None:
+    scores = ("map@r", "recall@1", "recall@10")
+
     def found(failed: Callable[[plan.Run], bool]) -> str:
         study = small_plan(map_seeds=2, seeds=3)
         chosen = {method: {"lr": 1e-3} for method in study.methods}
@@ -52,7 +70,7 @@ def test_what_broke_down_is_marked_and_does_not_win(tmp_path: Path) -> None:
         }
         good = {"age": 1, **dict.fromkeys((*drift.WHOLE, *drift.SHARED), 0.25)}
         results = {
-            run.name: {"scores": None if failed(run) else dict.fromkeys(report.SCORES, 10.0 + run.config.seed),
+            run.name: {"scores": None if failed(run) else dict.fromkeys(scores, 10.0 + run.config.seed),
                        "failure": "the loss was nan" if failed(run) else None, "seconds": 1,
                        "drift": [{"step": 12, **(point if failed(run) else good)}]}
             for run in runs

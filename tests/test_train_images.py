@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,14 +103,17 @@ def test_the_size_is_that_of_the_upright_image(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("width", [8, 512])
 def test_a_png_may_say_behind_its_pixels_that_it_is_turned(width: int, tmp_path: Path) -> None:
-    """As exiftool writes it; of the larger one the end alone is looked at."""
+    """As exiftool writes it, and more behind it."""
     pixels = np.random.default_rng(0).integers(256, size=(256, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png", exif=orientation(6))
     content = (tmp_path / "x.png").read_bytes()
     at = content.index(b"eXIf") - 4
-    chunk = content[at : at + 12 + int.from_bytes(content[at : at + 4], "big")]
+    behind = 12 + int.from_bytes(content[at : at + 4], "big")
+    chunk = content[at : at + behind]
+    text = b"tEXt" + bytes(100_000)
+    chunk += (len(text) - 4).to_bytes(4, "big") + text + zlib.crc32(text).to_bytes(4, "big")
     end = len(content) - 12
-    (tmp_path / "x.png").write_bytes(content[:at] + content[at + len(chunk) : end] + chunk + content[end:])
+    (tmp_path / "x.png").write_bytes(content[:at] + content[at + behind : end] + chunk + content[end:])
     assert images.check(tmp_path / "x.png") == (256, width)
     assert np.array_equal(images.decode(tmp_path / "x.png"), np.rot90(pixels, -1))
 
@@ -139,8 +143,12 @@ def test_a_turned_tiff_is_as_a_viewer_shows_it(others: dict[str, Any], mode: str
     assert images.check(tmp_path / "turned.tif") == (shown.shape[1], shown.shape[0])
 
 
-def test_a_png_is_not_decoded_to_be_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("behind", [b"", b"\0\0\0\x06tEXtdate\0x\x96\xd9\x9d\x84"])
+def test_a_png_is_not_decoded_to_be_checked(behind: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor where it says something else behind its pixels."""
     Image.new("RGB", (8, 4)).save(tmp_path / "x.png")
+    content = (tmp_path / "x.png").read_bytes()
+    (tmp_path / "x.png").write_bytes(content[:-12] + behind + content[-12:])
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda *_: pytest.fail("decoded"))
     assert images.check(tmp_path / "x.png") == (8, 4)
 

@@ -37,6 +37,11 @@ class Findings:
         found = self.plan.effects(self.chosen) | self.plan.own(self.chosen)
         return {name: rows for name, rows in found.items() if len(values_of(rows)) > 1}
 
+    def recalls(self) -> list[str]:
+        """Those that runs on this data have; of runs that all broke down, "recall@1"."""
+        scored = next((result["scores"] for result in self.results.values() if result["scores"]), {"recall@1": 0.0})
+        return sorted((name for name in scored if name.startswith("recall@")), key=lambda name: int(name[7:]))
+
     def scores(self, runs: Sequence[Run], name: str = SCORE) -> list[float]:
         """One score of each run."""
         return [score(result, name) for result in self.of(runs)]

@@ -24,7 +24,6 @@ from .work import Workshop
 
 STILL = ("batch", "xbm")
 """Methods that moving the memory is compared with."""
-SCORES = ("map@r", "recall@1", "recall@10", "recall@100")
 PICTURES = {"final": pictures.final, "map": pictures.lr_map, "drift": pictures.drift, "effects": pictures.effects}
 WRITTEN = ("report.md", "report.html", *(f"{name}.png" for name in PICTURES))
 STYLE = """body{max-width:62em;margin:2em auto;padding:0 1em;font:16px/1.5 system-ui,sans-serif;color:#222}
@@ -168,12 +167,13 @@ def _opening(findings: Findings) -> list[str]:
 
 def _final(findings: Findings) -> list[str]:
     parts = ["## Test classes", "![scores on the test classes](final.png)"]
+    recalls = findings.recalls()
     for which, tested in findings.tested().items():
         rows = [
-            [method, _words(runs[0].config, findings), *(findings.cell(runs, name) for name in SCORES)]
+            [method, _words(runs[0].config, findings), *(findings.cell(runs, name) for name in ("map@r", *recalls))]
             for method, runs in tested.items()
         ]
-        header = ["method", "settings", "MAP@R", "Recall@1", "Recall@10", "Recall@100"]
+        header = ["method", "settings", "MAP@R", *(name.capitalize() for name in recalls)]
         parts += [f"{_at(findings, which)}:", _table(header, rows)]
     return [*parts, *_recovered(findings)]
 

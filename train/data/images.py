@@ -6,7 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import BinaryIO, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,10 @@ _UNSIGNED = ("PNG", "TIFF", "PPM", "JPEG2000")
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """The last bytes of a whole file."""
 _WIDTH, _HEIGHT = TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH
-_TAIL = 1 << 16
-"""Bytes at the end of a PNG in which what is said behind the pixels begins."""
 _ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 """What may say how a camera was held, in Pillow's ``info``; below, in a PNG."""
-_ORIENTED_PNG = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+_ORIENTED_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+_LONGEST = max(map(len, _ORIENTED_TEXTS))
 SHOWN = 3
 """Files that a message names."""
 
@@ -149,7 +148,8 @@ def _narrow(image: Image.Image, wide: _WideGrey) -> Pixels:
 
 
 def check(path: Path) -> tuple[int, int]:
-    """Width and height that ``decode`` would give; reads the file's beginning and end, and more where they look odd.
+    """Width and height that ``decode`` would give; reads the file's beginning, its end and the heads of a PNG's
+    chunks, and more where they look odd.
 
     Raises:
         DataError: names the file that does not start like an image, that ``decode`` would refuse, or that is cut short.
@@ -157,16 +157,16 @@ def check(path: Path) -> tuple[int, int]:
     try:
         with open(path, "rb") as stream, Image.open(stream, formats=DECODED) as file:
             _wide_grey(file)
-            end, tail = _ENDS.get(file.format or ""), b""
+            end, tail, header = _ENDS.get(file.format or ""), b"", stream.tell()
             if end is not None:
-                header = stream.tell()
-                stream.seek(max(0, stream.seek(0, os.SEEK_END) - (_TAIL if file.format == "PNG" else len(end))))
+                stream.seek(max(0, stream.seek(0, os.SEEK_END) - len(end)))
                 tail = stream.read()
-                stream.seek(header)
+            says_more = file.format == "PNG" and _says_more(stream)
+            stream.seek(header)
             tiff = isinstance(file, TiffImagePlugin.TiffImageFile)
             size = (file.tag_v2[_WIDTH], file.tag_v2[_HEIGHT]) if tiff else file.size  # Pillow turns that of a TIFF
             # A PNG that is asked in vain is decoded.
-            told = tiff or any(name in file.info for name in _ORIENTED) or any(name in tail for name in _ORIENTED_PNG)
+            told = tiff or says_more or any(name in file.info for name in _ORIENTED)
             if told and file.getexif().get(_ORIENTATION) in _QUARTER_TURNS:
                 size = size[::-1]
             if end is not None and not tail.endswith(end):  # cut short; or there is something behind the image
@@ -175,6 +175,18 @@ def check(path: Path) -> tuple[int, int]:
             return size
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+def _says_more(stream: BinaryIO) -> bool:
+    """Whether a PNG has behind its pixels what may say how a camera was held; reads the head of each chunk."""
+    at, pixels = 8, False
+    while len(head := stream.read(8 + _LONGEST) if stream.seek(at) else b"") >= 8:
+        kind, content = head[4:8], head[8:]
+        pixels = pixels or kind == b"IDAT"
+        if pixels and (kind == b"eXIf" or content.startswith(_ORIENTED_TEXTS)):
+            return True
+        at += 12 + int.from_bytes(head[:4], "big")
+    return False
 
 
 def check_all(paths: Iterable[Path]) -> list[tuple[int, int]]:
