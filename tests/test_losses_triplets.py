@@ -103,17 +103,17 @@ def test_all_triplets_are_what_going_through_them_finds(loss, margin, classes, n
 
 @pytest.mark.parametrize("loss", [Triplet(0.2, mining="all")], ids=["triplet_all"])
 @pytest.mark.parametrize("classes", [1, 2, 20])
-@pytest.mark.parametrize("of", ["positive", "negative", "nobody"])
+@pytest.mark.parametrize("of", ["positive", "negative", "neither"])
 def test_a_bank_row_that_is_not_finite_makes_the_loss_nan(loss, classes, of, ops, device, dtype):
     z, labels, bank, bank_labels = problem(70, 500, 16, dtype, device, classes=classes)
     labels.fill_(0)
     bank_labels[7] = 0 if of == "positive" else 1 if classes > 1 else 0
-    if of == "nobody":
+    if of == "neither":
         labels.fill_(30)
     bank[7, 3] = torch.nan
     value, _ = run(ops.memory_loss, z, labels, bank, bank_labels, loss)
     assert value.isnan() == reference.memory_loss(z, labels, bank, bank_labels, loss).isnan()
-    assert value.isnan() == (of != "nobody" and classes > 1)
+    assert value.isnan() == (of != "neither" and classes > 1)
 
 
 @pytest.mark.parametrize("their_label", [0, 30], ids=["only positives", "only negatives"])

@@ -175,7 +175,8 @@ def losses_of(
         elif slots is not None:  # without ids, a row's is its slot
             given |= {"exclude": slots}
         ranking = with_centered_gradient(z, anchors) if center_gradient and torch.is_grad_enabled() else z
-        # A graph may end in there; what then waits in no variable, as values.append, is compiled anew at every call.
+        # Named first: a compiled graph may end in this call, and with values.append pending it would be compiled again
+        # at every step.
         of_memory = against(ranking, given)
         values.append(memory_weight * of_memory)
     return sum(values[1:], values[0])
