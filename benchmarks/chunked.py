@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from xbn_ext.losses import DCL, NCA, LiftedStructure, PairLoss, SigLIP, Triplet
+from xbn_ext.losses import DCL, DCLW, NCA, LiftedStructure, PairLoss, SigLIP, Triplet
 
 from . import chunked_losses
 from .chunked_exponents import ExponentPairs, SigLIPPairs
@@ -49,6 +49,6 @@ def _pairs_of(loss: PairLoss, z: Tensor) -> chunked_losses.Pairs:
     match loss:
         case SigLIP():
             return SigLIPPairs(loss, z)
-        case DCL() | NCA() | LiftedStructure():
+        case DCL() | DCLW() | NCA() | LiftedStructure():
             return ExponentPairs(loss, z)
     return chunked_losses.pairs_of(loss, z)

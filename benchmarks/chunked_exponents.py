@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xbn_ext.losses import DCL, NCA, LiftedStructure, SigLIP
+from xbn_ext.losses import DCL, DCLW, NCA, LiftedStructure, SigLIP
 
 from .chunked_losses import Chunk, Pairs
 from .dense import log_sum_exp_of, softplus
@@ -30,7 +30,7 @@ class SigLIPPairs(Pairs):
 class ExponentPairs(Pairs):
     """`lse` is that of the negatives at a slope and offset; `pull` that of the positives."""
 
-    def __init__(self, loss: DCL | NCA | LiftedStructure, z: Tensor) -> None:
+    def __init__(self, loss: DCL | DCLW | NCA | LiftedStructure, z: Tensor) -> None:
         super().__init__(z)
         self.loss = loss
         self.looks = [self.look]
@@ -41,7 +41,7 @@ class ExponentPairs(Pairs):
             case NCA():
                 self.slope, self.offset = loss.softmax_scale, 0.0
                 self.of_positives = (self.slope, 0.0)
-            case DCL():
+            case DCL() | DCLW():
                 self.slope, self.offset = 1 / float(loss.temperature), 0.0
                 self.of_positives = (self.slope, 0.0)
 
@@ -57,10 +57,14 @@ class ExponentPairs(Pairs):
         self.pull = log_sum_exp_of(x, anchor, self.B)
         some = self.pull > -torch.inf
         match self.loss:
-            case DCL():
+            case DCL() | DCLW():
                 number = torch.zeros_like(self.lse).index_add_(0, anchor, torch.ones_like(x))
                 pairs = number.sum().clamp(min=1)
-                self.value = ((number * self.lse).sum() - x.sum()) / pairs
+                weight = torch.ones_like(s)
+                if isinstance(self.loss, DCLW):
+                    self.log_mean = (s / self.loss.sigma).logsumexp(0) - pairs.log()
+                    weight = self.weight_of(s)
+                self.value = ((number * self.lse).sum() - (weight * x).sum()) / pairs
                 self.push_share, self.pull_share = number / pairs, None
                 self.each = slope / pairs
             case NCA():
@@ -75,10 +79,16 @@ class ExponentPairs(Pairs):
                 self.push_share = cost.sign() / self.B
                 self.pull_share = slope * self.push_share
 
+    def weight_of(self, s: Tensor) -> Tensor:
+        """DCLW's, of positives."""
+        return 2 - (s / self.loss.sigma - self.log_mean).exp()  # type: ignore[union-attr]
+
     def weigh(self, s: Tensor, positive: Tensor) -> Tensor:
         anchor, row = positive.nonzero(as_tuple=True)
         if self.pull_share is None:
             pull = -self.each.expand(len(anchor))
+            if isinstance(self.loss, DCLW):
+                pull = pull * self.weight_of(s[anchor, row])
         else:
             slope, offset = self.of_positives
             x = slope * s[anchor, row] + offset

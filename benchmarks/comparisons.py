@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xbn_ext.losses import (
     DCL,
+    DCLW,
     NCA,
     Circle,
     Contrastive,
@@ -99,6 +100,7 @@ COMPARISONS = {
     "margin": Comparison(Margin()),
     "siglip": Comparison(SigLIP()),
     "dcl": Comparison(DCL()),
+    "dclw": Comparison(DCLW()),
     "nca": Comparison(NCA(softmax_scale=8.0), "NCALoss", ("softmax_scale",)),
     "lifted_structure": Comparison(LiftedStructure(), "GeneralizedLiftedStructureLoss", ("pos_margin", "neg_margin")),
 }

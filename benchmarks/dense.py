@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xbn_ext.losses import (
     DCL,
+    DCLW,
     NCA,
     Circle,
     Contrastive,
@@ -35,6 +36,8 @@ def dense_loss(loss: PairLoss, s: Tensor, positive: Tensor) -> Tensor:
             return siglip(loss, s, positive)
         case DCL():
             return dcl(loss, s, positive)
+        case DCLW():
+            return dclw(loss, s, positive)
         case NCA():
             return nca(loss, s, positive)
         case LiftedStructure():
@@ -80,6 +83,14 @@ def dcl(loss: DCL, s: Tensor, positive: Tensor) -> Tensor:
     anchor, row = positive.nonzero(as_tuple=True)
     negatives = x.masked_fill(positive, -torch.inf).logsumexp(1)
     return (negatives[anchor] - x[anchor, row]).sum() / max(len(anchor), 1)
+
+
+def dclw(loss: DCLW, s: Tensor, positive: Tensor) -> Tensor:
+    anchor, row = positive.nonzero(as_tuple=True)
+    share = (s.detach()[anchor, row] / loss.sigma).softmax(0)  # of the sum of e^(s / sigma)
+    x = s.div_(loss.temperature)
+    negatives = x.masked_fill(positive, -torch.inf).logsumexp(1)
+    return (negatives[anchor] - (2 - len(anchor) * share) * x[anchor, row]).sum() / max(len(anchor), 1)
 
 
 def nca(loss: NCA, s: Tensor, positive: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ OF_ROW = 3 * 8  # label, id, mask
 TOTALS = 7 * 8  # the sums over a rank's anchors
 COLLECTIVES = 4  # the hosts' one, of the embeddings, of what goes with them, of the totals
 OF_SLOT = 4 * 8  # the sums of an anchor
+IN_COMMON = 2 * 8  # what a rank adds to what all anchors are given
 OF_SHARD = 5 * 8  # of each dimension: what the stored rows add up to, and what changed
 
 
@@ -49,17 +50,20 @@ def received(
     """Bytes that a rank receives in a step at most: of each other `batch` rows, what goes with them, totals; where the
     loss of the batch against itself is divided, too, its totals and a gradient of the rank's rows; of each other shard
     the own rows' sums, pass by pass, their gradient, what that is multiplied by, and the memory's sums."""
-    passes = (loss or xbn_ext.Contrastive()).passes
+    loss = loss or xbn_ext.Contrastive()
+    passes = loss.passes
     of_anchor = sum(map(len, passes)) * OF_SLOT + (len(passes) + 1) * 8 + dim * itemsize
     of_batch = TOTALS + 4 * batch * dim if divides_batch else 0
-    of_all = (ranks - 1) * (batch * (dim * itemsize + OF_ROW) + OF_ROW + HOST + TOTALS + of_batch)
+    of_loss = TOTALS + (IN_COMMON if loss.gives_in_common else 0)
+    of_all = (ranks - 1) * (batch * (dim * itemsize + OF_ROW) + OF_ROW + HOST + of_loss + of_batch)
     return of_all + (shards - 1) * (batch * of_anchor + dim * OF_SHARD)
 
 
 def collectives(shards: int, loss: xbn_ext.PairLoss, divides_batch: bool = False) -> int:
     """How many a step takes: of shards two more for each pass, one of the gradient, one of the memory's sums; two of a
-    batch whose own loss is divided."""
-    return COLLECTIVES + (2 * len(loss.passes) + 2 if shards > 1 else 0) + (2 if divides_batch else 0)
+    batch whose own loss is divided; one of what all anchors are given in common."""
+    of_shards = 2 * len(loss.passes) + 2 if shards > 1 else 0
+    return COLLECTIVES + of_shards + (2 if divides_batch else 0) + int(loss.gives_in_common)
 
 
 def share(problem: Problem, ranks: int, shards: int = 1) -> Work:
@@ -80,6 +84,8 @@ def share(problem: Problem, ranks: int, shards: int = 1) -> Work:
 def divides_batch(problem: Problem, ranks: int) -> bool:
     """Whether GPUs would divide the loss of the batch against itself."""
     whole = ranks * problem.batch
+    if problem.pair_loss.gives_in_common:
+        return False
     return shared_batch_loss.saved(whole, problem.batch, problem.dim) >= shared_batch_loss.LEAST_SAVED_ON_A_GPU
 
 

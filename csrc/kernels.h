@@ -150,10 +150,10 @@ struct SettleSumsParams {
   const bool* anchors;   // [B] rows that rank, or null for all of them
   int64_t n, B;          //
   int passes;            // of the loss's program that are done
-  double* given;         // [B] out: to the next pass; zeros after the last
+  double* given;         // [B] out: to the next pass; zeros after the last, and for rows that do not rank
   double* scale;   // [n, kSlots, B] out: what the gradient of each part is multiplied by, besides the average over
                    // the anchors; zeros before the last pass is done
-  double* totals;  // [7] out: LossSum
+  double* totals;  // [7] out: LossSum; of a loss that gives in common, after its first pass: store_in_common
 };
 
 // For what does not look at the bank: it need not be compiled for each of its dtypes.

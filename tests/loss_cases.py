@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from xbn_ext import (
     DCL,
+    DCLW,
     NCA,
     Circle,
     Contrastive,
@@ -32,6 +33,7 @@ LOSSES = {
     "triplet_soft": Triplet(margin=0.3, soft=True),
     "triplet_all": Triplet(margin=0.3, mining="all"),
     "dcl": DCL(),
+    "dclw": DCLW(0.2, 0.3),
     "nca": NCA(softmax_scale=8.0),
     "margin": Margin(margin=0.3, beta=0.55),
     "siglip": SigLIP(bias=-5.0),
@@ -102,6 +104,8 @@ def run_with_pairs(module, z, *args, **options):
 def stiffness(loss):
     """By how much an error of a similarity is magnified on its way to the loss or to a weight."""
     match loss:
+        case DCLW():
+            return (1 + 1 / loss.sigma) / loss.temperature
         case LossWithTemperature():
             return 1 / loss.temperature
         case MultiSimilarity():

@@ -8,7 +8,7 @@ from loss_cases import LOSSES, each_of, few_losses, problem, run
 
 from xbn_ext import Contrastive, reference
 
-ALL = LOSSES | {"mean": Contrastive(0.9, 0.2)}
+ALL = {name: loss for name, loss in LOSSES.items() if not loss.gives_in_common} | {"mean": Contrastive(0.9, 0.2)}
 every_loss, each_kind_of_loss = each_of(ALL, long=()), each_of(ALL)
 
 

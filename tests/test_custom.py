@@ -12,7 +12,6 @@ from torch import nn
 
 import xbn_ext
 from xbn_ext import (
-    DCLW,
     Contrastive,
     CrossBatchMemory,
     CustomLoss,
@@ -176,7 +175,7 @@ def test_a_compiled_step_computes_it_outside_of_its_graphs():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("loss", [Margins(), DCLW(), SelectPairs(SupCon(0.2), false_negative_margin=0.1)], ids=str)
+@pytest.mark.parametrize("loss", [Margins(), SelectPairs(SupCon(0.2), false_negative_margin=0.1)], ids=str)
 def test_a_compiled_step_is_compiled_once(loss):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

@@ -27,6 +27,7 @@ from ranks import (
 from torch import nn
 
 from xbn_ext import (
+    DCLW,
     Contrastive,
     CrossBatchMemory,
     Margin,
@@ -238,8 +239,9 @@ def test_from_how_many_rows_on_a_batch_is_divided(device, W, rows):
     """As the documentation has it. What is not a CPU counts as a GPU."""
     for N, divides in ((rows, True), (rows - 7, False)):
         batch = Batch(torch.empty(N, 512, device=device), torch.empty(N, device=device))
-        assert shared_batch_loss.is_worth_it(SimpleNamespace(size=W), batch) == divides
-    assert not shared_batch_loss.is_worth_it(SimpleNamespace(size=1), batch)
+        assert shared_batch_loss.is_worth_it(SimpleNamespace(size=W), batch, SupCon()) == divides
+        assert not shared_batch_loss.is_worth_it(SimpleNamespace(size=W), batch, DCLW())
+    assert not shared_batch_loss.is_worth_it(SimpleNamespace(size=1), batch, SupCon())
 
 
 @pytest.mark.parametrize(("W", "of_screened"), [(2, False), (8, False), (64, True)])

@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.ranks import HOST, received
 from benchmarks.ranks import collectives as number_of_collectives
-from xbn_ext import Contrastive, CrossBatchMemory, SupCon, collectives
+from xbn_ext import DCLW, Contrastive, CrossBatchMemory, SupCon, collectives
 
 
 def a_rank_receives_what_the_benchmark_says(rank):
@@ -40,6 +40,7 @@ def a_rank_receives_what_the_benchmark_says(rank):
         (LOSSES["mined"], None, True),
         (SupCon(), 6, True),
         (SupCon(), 6, False),
+        (DCLW(), None, True),
     ):
         together, received_bytes = ranks.shared(loss, batch_size=batch_size), []
 
@@ -57,8 +58,9 @@ def a_rank_receives_what_the_benchmark_says(rank):
             together(*Divided(0).part()[:2]).backward()
         collectives.gather, collectives.exchange = gather, exchange
         of_hosts = 0 if told else (W - 1) * HOST
-        assert sum(received_bytes) == received(W, 6, D, shards=S, loss=loss, divides_batch=True) - of_hosts
-        assert len(received_bytes) == number_of_collectives(S, loss, divides_batch=True) - (not told)
+        divides = not loss.gives_in_common
+        assert sum(received_bytes) == received(W, 6, D, shards=S, loss=loss, divides_batch=divides) - of_hosts
+        assert len(received_bytes) == number_of_collectives(S, loss, divides_batch=divides) - (not told)
 
 
 class WithoutWaiting(TorchDispatchMode):

@@ -21,7 +21,7 @@ from loss_cases import (
 from shapes import PAIRS, name
 from state import NARROW_DTYPES
 
-from xbn_ext import Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet, reference
+from xbn_ext import DCLW, Circle, Contrastive, MultiSimilarity, NTXent, SupCon, Triplet, reference
 from xbn_ext import ops as cpu_ops
 from xbn_ext.losses import DISTANCES, KINDS
 from xbn_ext.plain.losses import BY_FORMULA
@@ -189,8 +189,8 @@ def test_anchors_that_pay_next_to_nothing_count(ops, device, dtype):
 @only(dtype="f64")
 @every_loss
 def test_gradcheck(loss, ops, device, dtype):
-    if isinstance(loss, Circle):
-        pytest.skip("its gradient takes the self-paced factors for constants")
+    if isinstance(loss, (Circle, DCLW)):
+        pytest.skip("its gradient takes factors for constants: the self-paced ones, or the positives' weights")
     z, labels, bank, bank_labels = problem(5, 40, 6, torch.float64, device, classes=4)
     anchors = loss_cases.clear_anchors(loss, z, labels, bank, bank_labels)
     assert anchors.sum() >= 4
@@ -239,6 +239,7 @@ parameters = st.one_of(
         MultiSimilarity, st.floats(0.1, 10), st.floats(0.5, 80), st.floats(-0.5, 1), st.none() | st.floats(0, 0.5)
     ),
     st.builds(Circle, st.floats(0, 0.6), st.floats(1, 128)),
+    st.builds(DCLW, st.floats(0.01, 2), st.floats(0.05, 2)),
     st.builds(Triplet, st.floats(0, 1), st.sampled_from(["hardest", "all"])),
     st.builds(Triplet, st.floats(0, 1), soft=st.booleans(), distance=st.sampled_from(DISTANCES)),
     st.builds(

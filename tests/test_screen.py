@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 import xbn_ext
-from xbn_ext import Contrastive, Margin, MultiSimilarity, NTXent, Triplet, loss_way
+from xbn_ext import DCLW, Contrastive, Margin, MultiSimilarity, NTXent, Triplet, loss_way
 from xbn_ext import ops as cpu_ops
 
 MARGIN = 0.5
@@ -16,9 +16,9 @@ EUCLIDEAN = Contrastive(distance="euclidean"), Triplet(distance="euclidean")  # 
 SQUARED = Triplet(margin=0.2, mining="all", distance="squared_euclidean")
 LOSSES = pytest.mark.parametrize(
     "loss",
-    [MEAN, AVERAGE, HARDEST, SOFT, MINED, ALL, NTXent(0.1), Margin(0.1, 0.4), *EUCLIDEAN, SQUARED],
+    [MEAN, AVERAGE, HARDEST, SOFT, MINED, ALL, NTXent(0.1), DCLW(), Margin(0.1, 0.4), *EUCLIDEAN, SQUARED],
     ids=[
-        *("mean", "avg_nonzero", "triplet", "triplet_soft", "mined", "triplet_all", "ntxent", "margin"),
+        *("mean", "avg_nonzero", "triplet", "triplet_soft", "mined", "triplet_all", "ntxent", "dclw", "margin"),
         *("mean_euclidean", "triplet_euclidean", "triplet_all_squared"),
     ],
 )
@@ -242,7 +242,7 @@ def test_a_bank_row_that_is_not_finite(value, column):
     exclude, ids = torch.arange(64) % 2, torch.ones(900).long()
     assert_same_bits(z, labels[0], bank, labels[1], AVERAGE, exclude=exclude, bank_ids=ids)
     assert_same_bits(z, labels[0] % 7, bank, labels[1] % 7, HARDEST)
-    for loss in (MINED, ALL, NTXent(0.1)):  # a positive of some of a whole block
+    for loss in (MINED, ALL, NTXent(0.1), DCLW()):  # a positive of some of a whole block
         assert_same_bits(z, 0 * labels[0], bank, 0 * labels[1], loss, exclude=exclude, bank_ids=ids)
 
 

@@ -118,6 +118,7 @@ def test_a_setting_that_is_not_allowed_is_named(
         ("--loss multi_similarity", xbn_ext.MultiSimilarity()),
         ("--loss multi_similarity --alpha 1 --beta 4 --base 0 --mining 0", xbn_ext.MultiSimilarity(1.0, 4.0, 0.0, 0.0)),
         ("--loss circle", xbn_ext.Circle()),
+        ("--loss dclw --sigma 0.3", xbn_ext.DCLW(0.1, 0.3)),
         ("--loss circle --m 0.25 --gamma 256", xbn_ext.Circle(0.25, 256.0)),
         ("--loss triplet", xbn_ext.Triplet()),
         ("--loss triplet --margin 0 --mining hardest", xbn_ext.Triplet(0.0)),
@@ -145,7 +146,7 @@ def test_parameters_of_losses_say_in_help_which_losses_have_them(capsys: pytest.
         parse(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     for said in (
-        "supcon, ntxent, dcl, siglip: what similarities are divided by (default: 0.1, 0.07, 0.1, 0.1)",
+        "supcon, ntxent, dcl, dclw, siglip: what similarities are divided by (default: 0.1, 0.07, 0.1, 0.1, 0.1)",
         "(default: avg_nonzero)",
     ):
         assert said in text

@@ -116,9 +116,7 @@ class Config:
         type=str,
         choices=("cosine", *DISTANCES),
     )
-    pos_margin: float | None = of_loss(
-        "pos_margin", "pairs of one class are pulled up to this cosine similarity, or to this distance"
-    )
+    pos_margin: float | None = of_loss("pos_margin", "pairs of one class are pulled to this similarity or distance")
     neg_margin: float | None = of_loss(
         "neg_margin", "pairs of two classes are pushed down to this cosine similarity, or away to this distance"
     )
@@ -129,6 +127,7 @@ class Config:
         choices=("mean", "avg_nonzero"),
     )
     temperature: float | None = of_loss("temperature", "what similarities are divided by")
+    sigma: float | None = of_loss("sigma", "the smaller, the less weigh pairs that are similar already")
     alpha: float | None = of_loss("alpha", "how sharply pairs of one class are weighted by how far apart they are")
     beta: float | None = of_loss(
         "beta", "how sharply pairs of two classes are weighted by how close they are; margin: the boundary of classes"

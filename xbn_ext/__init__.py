@@ -12,7 +12,7 @@ from . import _devices, _library, losses, ops, reference
 from ._devices import path_of
 from ._way import loss_way
 from .evaluation import evaluate
-from .losses import DCLW, CustomLoss, InChunks, LabelSets, SelectPairs, SmoothAP
+from .losses import CustomLoss, InChunks, LabelSets, SelectPairs, SmoothAP
 from .losses.exponents import *  # noqa: F403  what each file of losses says that it has
 from .losses.margins import *  # noqa: F403
 from .memory import CrossBatchMemory
@@ -26,7 +26,6 @@ except PackageNotFoundError:  # built in place, not installed
     __version__ = "0+unknown"
 
 __all__ = [
-    "DCLW",
     "ClassBalancedSampler",
     "CrossBatchMemory",
     "CustomLoss",

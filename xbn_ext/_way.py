@@ -29,10 +29,10 @@ class loss_way:
 
     On a CPU "simt", "tensor" and "composite" are the same: all similarities are computed. "auto" and "screen" are the
     same, too: products of bytes find the negatives that may have a weight, and if they are few, only these and the
-    positives are computed in float32. This takes `Contrastive`, `Margin`, `Triplet`,
-    `MultiSimilarity` with mining, or of `NTXent` the pass over the positives; float32 embeddings with D >= 64; and AVX2
-    or aarch64's dot products. The others compute all similarities. Loss and gradient have the same bits either way
-    (of `NTXent` the loss may differ in the last one).
+    positives are computed in float32. This takes `Contrastive`, `Margin`, `Triplet`, `MultiSimilarity` with mining, or
+    of `NTXent` and `DCLW` the pass over the positives; float32 embeddings with D >= 64; and AVX2 or aarch64's dot
+    products. The others compute all similarities. Loss and gradient have the same bits either way (of `NTXent` and
+    `DCLW` the loss may differ in the last one).
 
     A call sets it for the process. As a context manager, which can be entered again, it sets it back at the end:
 

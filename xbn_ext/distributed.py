@@ -151,9 +151,13 @@ class Ranks:
                 return
             yield self._exchange(batch, told, step)
 
+    def of_each(self, t: Tensor) -> Tensor:
+        """`[W, …]` what each rank has."""
+        return collectives.gather(t, self.size, self._name)
+
     def total(self, t: Tensor) -> Tensor:
         """The sum over all ranks, the same bits on each."""
-        return collectives.gather(t, self.size, self._name).sum(0)
+        return self.of_each(t).sum(0)
 
     def total_of_own(self, t: Tensor, sizes: Sequence[int]) -> Tensor:
         """Of `t [N, D]` this rank's rows, summed over all ranks; `sizes` are those of the batch. The same bits every

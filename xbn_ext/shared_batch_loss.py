@@ -20,9 +20,11 @@ LEAST_SAVED = 1 << 28
 LEAST_SAVED_ON_A_GPU = 1 << 31
 
 
-def is_worth_it(ranks: Ranks, batch: Batch) -> bool:
-    """Whether it is faster that each ranks its own rows than that all rank all, by `ops.batch_loss`. The same on all
-    ranks."""
+def is_worth_it(ranks: Ranks, batch: Batch, loss: PairLoss) -> bool:
+    """Whether it is faster that each ranks its own rows than that all rank all, by `ops.batch_loss`; and possible. The
+    same on all ranks."""
+    if loss.gives_in_common:
+        return False
     N, D = batch.embeddings.shape
     least = LEAST_SAVED if batch.embeddings.device.type == "cpu" else LEAST_SAVED_ON_A_GPU
     return saved(N, N // ranks.size, D) >= least

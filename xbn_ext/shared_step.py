@@ -20,7 +20,7 @@ from .losses import PairLoss, Triplet
 from .losses.learned import by_temperature, fold_temperature, learned_of, with_offset, with_slope
 from .ops.loss_of_memory import averages
 from .options import LossOptions
-from .shards import Shards
+from .reference.programs import mean_in_common
 from .shared_triplets import triplet_sums
 
 # On a GPU `memory_sums` has only the composite way. 64 rows against 60,000 of 512 dimensions took an H200 0.73 ms by it
@@ -34,7 +34,7 @@ LEAST_SAVED = 1 << 31  # multiply-adds of a rank
 def is_worth_it(ranks: Ranks, batch: Batch, bank: Tensor, loss: PairLoss, batch_weight: float) -> bool:
     """Whether it is faster that each ranks its own rows, against the memory or the batch, than that all rank all, by
     `ops.step_`; or there is no other way. The same on all."""
-    divides_batch = batch_weight != 0 and shared_batch_loss.is_worth_it(ranks, batch)
+    divides_batch = batch_weight != 0 and shared_batch_loss.is_worth_it(ranks, batch, loss)
     return divides_batch or _divides_memory(ranks, batch, bank, loss)
 
 
@@ -92,7 +92,7 @@ def _losses(
         return value
 
     against_itself = ops.batch_loss
-    if shared_batch_loss.is_worth_it(ranks, batch):
+    if shared_batch_loss.is_worth_it(ranks, batch, loss):
         against_itself = partial(shared_batch_loss.batch_loss, ranks, batch, memory.temperature)
     return ops.losses_of(
         memory, z, batch.labels, loss, against, against_itself, mask=batch.mask, ids=batch.ids, slots=slots, **options
@@ -124,7 +124,7 @@ def memory_loss(
         factor = grads.new_ones(1, len(ranking))
         grads = grads[None]
     else:
-        totals, grads, factor = _pass_by_pass(shards, ranking, labels, memory, loss, own, sizes, need_grad, options)
+        totals, grads, factor = _pass_by_pass(ranks, ranking, labels, memory, loss, own, sizes, need_grad, options)
 
     result, average, pairs = averages(ranks.total(totals), z.dtype)
     if not need_grad:
@@ -151,12 +151,12 @@ def _centered(ranks: Ranks, grad: Tensor, z: Tensor, anchors: Tensor | None) -> 
 
 
 def _pass_by_pass(
-    shards: Shards, ranking: Tensor, labels: Tensor, memory: Any, loss: PairLoss, own: slice, sizes: Sequence[int],
+    ranks: Ranks, ranking: Tensor, labels: Tensor, memory: Any, loss: PairLoss, own: slice, sizes: Sequence[int],
     need_grad: bool, options: LossOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Totals `[7]` of the own anchors; and, of all that meet the block, its gradients `[2, A, D]` and what these are to
     be multiplied by, besides the averages, `[2, A]`."""
-    anchors = options.get("anchors")
+    shards, anchors = ranks.shards, options.get("anchors")
     of_own = None if anchors is None else anchors[own]
     sums = ranking.new_zeros(shards.size, sizes[shards.place], 2, 4, dtype=torch.float64)
     grads = torch.zeros_like(ranking, memory_format=torch.contiguous_format).repeat(2, 1, 1)
@@ -173,5 +173,13 @@ def _pass_by_pass(
         parts = sums.transpose(1, 2).contiguous()
         for_next, scale, totals = ops.settle_sums(parts, loss, number + 1, of_own)
         if number + 1 < len(loss.passes):
+            if loss.gives_in_common:
+                for_next = _in_common(ranks, totals).repeat(len(for_next))
             given = shards.to_shards(for_next.expand(shards.size, -1), sizes)
     return totals, grads, shards.to_shards(scale.transpose(1, 2).contiguous(), sizes).t()
+
+
+def _in_common(ranks: Ranks, totals: Tensor) -> Tensor:
+    """What the anchors of all ranks are given, from what the own ones add to it."""
+    log_sums, numbers = ranks.of_each(totals[:3:2].contiguous()).unbind(1)
+    return mean_in_common(log_sums.logsumexp(0), numbers.sum())

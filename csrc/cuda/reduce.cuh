@@ -20,6 +20,7 @@ struct Largest {
   }
 };
 
+// Of a struct there is one beside the struct, where BlockReduction finds it.
 template <typename T>
 __device__ __forceinline__ T shuffle_xor(T value, int step) {
   return __shfl_xor_sync(0xffffffffu, value, step);

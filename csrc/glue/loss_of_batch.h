@@ -93,6 +93,7 @@ std::tuple<Tensor, Tensor> batch_sums(const Tensor& dots, const Tensor& labels, 
                                       const std::vector<double>& parameters, int64_t first, bool need_grad) {
   const OwnAnchors r(Contract("batch_sums", dots), dots, {labels, ids, anchors}, false, first, need_grad);
   const LossSpec spec = parse_loss("batch_sums", loss, parameters);
+  check(!gives_in_common(spec), "batch_sums: ", loss, " weighs pairs by a mean over all anchors");
   const Tensor totals = torch::stable::new_empty(dots, {7}, ScalarType::Double);
   const Device device("batch_sums", r.dots);
   dispatch(dots, [&](auto type) {

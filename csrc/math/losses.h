@@ -10,6 +10,7 @@
 // What a weight is multiplied by may depend on the anchor's sums, which are known only afterwards: `finish` turns them
 // into the anchor's part of the loss and one factor per slot. So one pass is enough for most losses; where a pair's
 // weight itself needs a sum (NTXent's positives, mined pairs), a further pass is `given` that number for each anchor.
+// DCLW's positives need a mean over all anchors: each is given the same.
 //
 //   loss               pass 1                               pass 2                    pass 3
 //   Contrastive, Margin  negatives, positives: margin       (both in one slot where the average allows it)
@@ -18,6 +19,7 @@
 //   SupCon             all: exponent; positives: similarity
 //   NTXent             negatives: exponent                  positives: ntxent
 //   DCL                negatives: exponent; positives: similarity
+//   DCLW               negatives, positives: exponent       positives: weighted
 //   NCA, LiftedStructure  negatives, positives: exponent
 //   MultiSimilarity    negatives, positives: exponent
 //     with mining      positives: extreme                   negatives: exponent       positives: exponent
@@ -46,6 +48,7 @@ enum class LossKind {
   triplet_soft,
   triplet_all,
   dcl,
+  dclw,
   nca,
   lifted_structure,
   siglip,
@@ -61,6 +64,7 @@ enum class Distance { cosine, euclidean, squared_euclidean };
 // A loss and its numbers, which are:
 //   contrastive, lifted_structure   a: pos_margin, b: neg_margin
 //   supcon, ntxent, dcl, siglip     a: temperature; siglip b: bias
+//   dclw                            a: temperature, b: sigma
 //   multi_similarity                a: alpha, b: beta, c: base, and mining: its epsilon, negative for none
 //   circle                          a: m, b: gamma
 //   triplet                         a: margin
@@ -105,6 +109,7 @@ constexpr NamedLoss kLosses[] = {
     {"triplet_soft", LossKind::triplet_soft, 1, {}},
     {"triplet_all", LossKind::triplet_all, 1, {}},
     {"dcl", LossKind::dcl, 1, {"temperature"}},
+    {"dclw", LossKind::dclw, 2, {"temperature", "sigma"}},
     {"nca", LossKind::nca, 1, {"softmax_scale"}},
     {"lifted_structure", LossKind::lifted_structure, 2, {}},
     {"siglip", LossKind::siglip, 2, {"temperature"}},
@@ -183,6 +188,7 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
       r.factor[1] = -1 / loss.a;
       return r;
     case LossKind::dcl:
+    case LossKind::dclw:
       r.count[0] = 0;
       if (first.pairs == 0 || second.pairs == 0) return r;
       r.positives = r.count[0] = second.pairs;
@@ -260,10 +266,39 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
   return r;
 }
 
-// What an anchor is given for pass `next` of the program, from its sums so far.
-XBN_FORMULA double given_for(const LossSpec& loss, int next, const RowSums (&sums)[kSlots]) {
+// Whether the second pass is given a mean over all anchors, each the same.
+XBN_FORMULA constexpr bool gives_in_common(const LossSpec& loss) { return loss.kind == LossKind::dclw; }
+
+// What an anchor adds to the sum in common: the positives of one that has negatives, too, and is finite.
+XBN_FORMULA RowSums part_in_common(const RowSums (&sums)[kSlots]) {
+  const bool adds = sums[0].pairs > 0 && 0 * sums[1].value == 0;
+  return adds ? sums[1] : no_sums(Formula::exponent);
+}
+
+// What all are given, from that sum: the log of the mean of e^x.
+XBN_FORMULA double mean_in_common(const RowSums& sum) {
+  return sum.pairs == 0 ? 0.0 : log_sum(sum) - std::log(sum.pairs);
+}
+
+// The sum in common, in the place of totals [7].
+XBN_FORMULA void store_in_common(const RowSums& sum, double* totals) {
+  totals[0] = log_sum(sum), totals[2] = sum.pairs;
+}
+
+// It, over anchors [0, B) by sums_of(i), the sums of each so far; nothing, of a loss that gives none.
+template <typename SumsOf>
+RowSums sum_in_common(const LossSpec& loss, int64_t B, const SumsOf& sums_of) {
+  RowSums sum = no_sums(Formula::exponent);
+  for (int64_t i = 0; gives_in_common(loss) && i < B; ++i)
+    sum = add(Formula::exponent, sum, part_in_common(sums_of(i).of));
+  return sum;
+}
+
+// What an anchor is given for pass `next` of the program, from its sums so far and what all are given in common.
+XBN_FORMULA double given_for(const LossSpec& loss, int next, const RowSums (&sums)[kSlots], double common) {
   switch (loss.kind) {
     case LossKind::ntxent: return log_sum(sums[0]);
+    case LossKind::dclw: return common;
     case LossKind::triplet_all: return 0;  // it has its thresholds
     case LossKind::multi_similarity:
       if (next == 1) return -sums[1].shift - loss.mining;               // negatives above the hardest positive, nearly
@@ -286,44 +321,49 @@ constexpr Program make_program(const LossSpec& loss, bool need_grad = true) {
     return Slot{pairs, loss.euclidean ? Formula::distance : Formula::margin, loss.a, loss.b};
   };
   const auto circle = [&](Pairs pairs) { return Slot{pairs, Formula::circle, loss.a, loss.b}; };
-  const auto extreme = [&](Pairs pairs) { return Slot{pairs, Formula::extreme}; };
+  const auto extreme = [&](Pairs pairs) { return Slot{pairs, Formula::extreme, 0, 0, false, true}; };
   constexpr Pairs negatives = Pairs::negatives, positives = Pairs::positives, all = Pairs::all;
   const Slot none = {};
   switch (loss.kind) {
     case LossKind::contrastive:
-      if (slots_of(loss) == 1) return {1, {{{margin(all), none}, true}}};
-      return {1, {{{margin(negatives), margin(positives)}, true}}};
+      if (slots_of(loss) == 1) return {1, {{{margin(all), none}}}};
+      return {1, {{{margin(negatives), margin(positives)}}}};
     case LossKind::supcon:
-      return {1, {{{{all, Formula::exponent, 1 / loss.a}, {positives, Formula::similarity, 1 / loss.a}}, true}}};
+      return {1, {{{{all, Formula::exponent, 1 / loss.a}, {positives, Formula::similarity, 1 / loss.a}}}}};
     case LossKind::ntxent:
-      return {2,
-              {{{{negatives, Formula::exponent, 1 / loss.a}, none}, true},
-               {{none, {positives, Formula::ntxent, 1 / loss.a}}, true}}};
+      return {
+          2,
+          {{{{negatives, Formula::exponent, 1 / loss.a}, none}}, {{none, {positives, Formula::ntxent, 1 / loss.a}}}}};
     case LossKind::siglip:
-      return {1,
-              {{{{negatives, Formula::sigmoid, 1 / loss.a, loss.b}, {positives, Formula::sigmoid, 1 / loss.a, loss.b}},
-                true}}};
+      return {
+          1,
+          {{{{negatives, Formula::sigmoid, 1 / loss.a, loss.b}, {positives, Formula::sigmoid, 1 / loss.a, loss.b}}}}};
     case LossKind::dcl:
-      return {1, {{{{negatives, Formula::exponent, 1 / loss.a}, {positives, Formula::similarity, 1 / loss.a}}, true}}};
+      return {1, {{{{negatives, Formula::exponent, 1 / loss.a}, {positives, Formula::similarity, 1 / loss.a}}}}};
+    case LossKind::dclw:
+      return {
+          2,
+          {{{{negatives, Formula::exponent, 1 / loss.a}, {positives, Formula::exponent, 1 / loss.b, 0, false, true}}},
+           {{none, {positives, Formula::weighted, 1 / loss.a, 1 / loss.b}}}}};
     case LossKind::nca:
-      return {1, {{{{negatives, Formula::exponent, loss.a}, {positives, Formula::exponent, loss.a}}, true}}};
+      return {1, {{{{negatives, Formula::exponent, loss.a}, {positives, Formula::exponent, loss.a}}}}};
     case LossKind::lifted_structure:
-      return {1, {{{{negatives, Formula::exponent, 1, -loss.b}, {positives, Formula::exponent, -1, loss.a}}, true}}};
+      return {1, {{{{negatives, Formula::exponent, 1, -loss.b}, {positives, Formula::exponent, -1, loss.a}}}}};
     case LossKind::multi_similarity: {
       const bool mined = loss.mining >= 0;
       const Slot push = {negatives, Formula::exponent, loss.b, -loss.b * loss.c, mined};
       const Slot pull = {positives, Formula::exponent, -loss.a, loss.a * loss.c, mined};
-      if (!mined) return {1, {{{push, pull}, true}}};
-      return {3, {{{none, extreme(positives)}, false}, {{push, none}, true}, {{none, pull}, true}}};
+      if (!mined) return {1, {{{push, pull}}}};
+      return {3, {{{none, extreme(positives)}}, {{push, none}}, {{none, pull}}}};
     }
-    case LossKind::circle: return {1, {{{circle(negatives), circle(positives)}, true}}};
+    case LossKind::circle: return {1, {{{circle(negatives), circle(positives)}}}};
     case LossKind::triplet:
-    case LossKind::triplet_soft: return {1, {{{extreme(negatives), extreme(positives)}, false}}};
+    case LossKind::triplet_soft: return {1, {{{extreme(negatives), extreme(positives)}}}};
     case LossKind::triplet_all:
       return {need_grad ? 3 : 2,
-              {{{none, {positives, Formula::threshold}}, false},
-               {{{negatives, Formula::rank, loss.a}, none}, true},
-               {{none, {positives, Formula::weigh}}, true}}};
+              {{{none, {positives, Formula::threshold, 0, 0, false, true}}},
+               {{{negatives, Formula::rank, loss.a}, none}},
+               {{none, {positives, Formula::weigh}}}}};
   }
   return {};
 }

@@ -16,14 +16,18 @@ struct Slot {
   Pairs pairs;
   Formula formula;
   double a, b;
-  bool mined;  // exponent: only negatives above, positives below what the anchor is given
+  bool mined;      // exponent: only negatives above, positives below what the anchor is given
+  bool only_sums;  // it adds up no weight * row
 };
 
 constexpr int kSlots = 2;
 
 struct Pass {
   Slot slot[kSlots];
-  bool gradient;
+
+  // Whether it fills a slot that adds up a gradient.
+  XBN_FORMULA bool weighs(int k) const { return slot[k].pairs != Pairs::none && !slot[k].only_sums; }
+  bool weighs() const { return weighs(0) || weighs(1); }
 };
 
 struct Program {

@@ -13,6 +13,10 @@ struct RowSums {
   double shift;   // of exponents, the largest x; of an extreme, it: the largest s, or the largest -s of positives
 };
 
+struct SlotSums {
+  RowSums of[kSlots] = {};
+};
+
 // Sums before the first pair.
 XBN_FORMULA RowSums no_sums(Formula formula) {
   const bool extreme = formula == Formula::extreme;

@@ -76,6 +76,7 @@ inline xbn::LossSpec random_loss() {
     case LossKind::multi_similarity: return {known.kind, one, 2, 20, 0.3, up_to(1) ? 0.1 : -1.0};
     case LossKind::circle: return {known.kind, one, 0.4, 1};  // anchors are long: more would multiply what is rounded
     case LossKind::dcl: return {known.kind, one, 0.5};
+    case LossKind::dclw: return {known.kind, one, 0.5, 0.8};
     case LossKind::nca: return {known.kind, one, 2};
     case LossKind::lifted_structure: return {known.kind, one, 0.9, 3};
     case LossKind::triplet:

@@ -9,7 +9,6 @@ similarity of a pair.
 
 from . import exponents, margins
 from .custom import AnyLoss, CustomLoss, OwnLoss
-from .dclw import DCLW
 from .exponents import *  # noqa: F403
 from .in_chunks import InChunks
 from .kinds import KINDS, LOSSES, check_loss
@@ -22,7 +21,6 @@ from .smooth_ap import SmoothAP
 from .with_loss import check_unit_rows
 
 __all__ = [
-    "DCLW",
     "DISTANCES",
     "KINDS",
     "LOSSES",

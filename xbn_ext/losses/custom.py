@@ -16,7 +16,7 @@ First = Literal["positives", "negatives"]
 
 
 class OwnLoss(nn.Module):
-    """A loss in the place of a `PairLoss` that PyTorch computes: `CustomLoss`, `InChunks`, `SelectPairs`, `DCLW`."""
+    """A loss in the place of a `PairLoss` that PyTorch computes: `CustomLoss`, `InChunks`, `SelectPairs`."""
 
     passes: ClassVar[tuple[tuple[int, ...], ...]] = ()
     """None that could be added up over parts of a memory."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from .pair_loss import LossWithTemperature, PairLoss
 
 # These are xbn_ext's, too.
-__all__ = ["DCL", "NCA", "Circle", "LiftedStructure", "MultiSimilarity", "NTXent", "SigLIP", "SupCon"]
+__all__ = ["DCL", "DCLW", "NCA", "Circle", "LiftedStructure", "MultiSimilarity", "NTXent", "SigLIP", "SupCon"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,33 @@ class DCL(LossWithTemperature):
 
     name = "dcl"
     temperature: float | Tensor = 0.1
+
+
+@dataclass(frozen=True)
+class DCLW(LossWithTemperature):
+    """Weighted decoupled contrastive loss with labels (Yeh et al. 2021, arXiv 2110.06848): `DCL`, with less weight on
+    positives that are similar already.
+
+    A positive pair costs `log sum_n e^(s_n / temperature) - w s / temperature`, `n` running over the anchor's
+    negatives. Its weight is `w = 2 - e^(s / sigma) / E`, E being the mean of `e^(s / sigma)` over the positive pairs of
+    all anchors that have negatives and are finite; it is taken for a constant in the gradient. Averaged over the
+    positive pairs of anchors that have negatives.
+
+    Args:
+        temperature: positive. It can not be learned: the weights would not be those of the same sigma.
+        sigma: positive; the smaller, the more do weights differ.
+    """
+
+    name = "dclw"
+    must_be_positive = ("temperature", "sigma")
+    may_be_learned = ()
+    gives_in_common = True
+    temperature: float = 0.1
+    sigma: float = 0.5
+
+    @property
+    def passes(self) -> tuple[tuple[int, ...], ...]:
+        return (0, 1), (1,)
 
 
 @dataclass(frozen=True)
@@ -191,4 +218,4 @@ class Circle(PairLoss):
     gamma: float = 80.0
 
 
-KINDS = SupCon(), NTXent(), DCL(), SigLIP(), NCA(), LiftedStructure(), MultiSimilarity(), Circle()
+KINDS = SupCon(), NTXent(), DCL(), DCLW(), SigLIP(), NCA(), LiftedStructure(), MultiSimilarity(), Circle()

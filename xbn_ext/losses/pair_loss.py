@@ -33,6 +33,8 @@ class PairLoss:
     """Its parameters that are."""
     may_be_learned: ClassVar[tuple[str, ...]] = ()
     """Its parameters that may be tensors, whose values are not checked here."""
+    gives_in_common: ClassVar[bool] = False
+    """Whether the second pass is given a mean over all anchors, the same for each: they can't be ranked one by one."""
     offset: ClassVar[str] = ""
     """The one among them that similarities are shifted by, if there is one. Its value is read on the host in each step,
     and must be finite."""
@@ -107,7 +109,7 @@ class LossWithTemperature(PairLoss):
     """A loss of `s / temperature`. A temperature may be a tensor of shape [] or [1], whose value only a
     memory checks, when it is made."""
 
-    must_be_positive = ("temperature",)
+    must_be_positive: ClassVar[tuple[str, ...]] = ("temperature",)
     may_be_learned: ClassVar[tuple[str, ...]] = ("temperature",)
     temperature: float | Tensor
 

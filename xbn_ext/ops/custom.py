@@ -1,5 +1,5 @@
 """A loss that no kernel knows in the place of a native one: no op, but PyTorch, with its gradients. `plain/custom.py`,
-`in_chunks.py`, `select_pairs.py` and `dclw.py` have what each kind does."""
+`in_chunks.py` and `select_pairs.py` have what each kind does."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from .. import checks
 from .._autograd import needs_grad, with_gradient, without_autocast
 from ..dtypes import compute_dtype
-from ..losses import DCLW, CustomLoss, InChunks, OwnLoss, SelectPairs
-from ..plain import custom, dclw, in_chunks, select_pairs
+from ..losses import CustomLoss, InChunks, OwnLoss, SelectPairs
+from ..plain import custom, in_chunks, select_pairs
 from ..plain.contract import Contract
 from ..plain.loss_of_batch import Rows, check_batch
 from ..plain.loss_of_memory import BankSimilarities, Ranked, check_memory_loss
@@ -90,12 +90,7 @@ class _Runner(Protocol):
         """Raises what the loss would."""
 
 
-_RUNNERS: dict[type[OwnLoss], _Runner] = {
-    CustomLoss: custom,
-    InChunks: in_chunks,
-    SelectPairs: select_pairs,
-    DCLW: dclw,
-}
+_RUNNERS: dict[type[OwnLoss], _Runner] = {CustomLoss: custom, InChunks: in_chunks, SelectPairs: select_pairs}
 
 
 def _runner(loss: OwnLoss) -> _Runner:

@@ -155,7 +155,7 @@ def batch_sums(
     Args:
         dots: `[A, B]` float32 or float64, the similarity of each of these rows with every row of the batch.
         labels: `[B]` int64, of the batch.
-        loss: which loss; its temperature is a number.
+        loss: any but DCLW, which weighs pairs by a mean over all anchors; its temperature is a number.
         first: number of the first of these rows in the batch. None is paired with itself.
         ids: `[B]` int64 sample ids: rows with the same id (>= 0) are not paired.
         anchors: `[A]` bool, those of the rows that rank; None: all.

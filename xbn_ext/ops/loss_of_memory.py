@@ -207,7 +207,8 @@ def settle_sums(
         part's gradient is multiplied by, besides the average over the anchors; totals `[7]`, sums over the anchors:
         `value` and `count` of the two groups, anchors, positives and negatives that have a weight. The loss is
         `sum(value / max(count, 1))` over the groups. Contrastive with "avg_nonzero" has two, one for each slot; the
-        other losses have one. All float64.
+        other losses have one. All float64. Of DCLW, after its first pass, all anchors are given the same, and totals 0
+        and 2 are what that is made of: the log of the sum of e^(s / sigma), and over how many positives.
 
     Raises:
         RuntimeError: an argument is not as above, naming it.

@@ -7,9 +7,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..losses import DCL, NCA, Circle, LiftedStructure, MultiSimilarity, NTXent, SigLIP, SupCon
+from ..losses import DCLW, NCA, Circle, LiftedStructure, MultiSimilarity, NTXent, SigLIP, SupCon
 from ..losses.pair_loss import LossWithTemperature
 from ..reference.losses import softplus
+from ..reference.programs import LARGEST_EXPONENT
 from .pairs import Chunk, Hardest, L, LogSum, Pairs
 
 T = TypeVar("T", bound=LossWithTemperature)
@@ -115,12 +116,12 @@ class NTXentPairs(Pairs[NTXent]):
         return push.sub_(torch.where(chunk.positive, gap.sigmoid_(), 0)).mul_(self.scale)
 
 
-class DCLPairs(PullAndLogSum[DCL]):
+class DCLPairs(PullAndLogSum[T]):
     def pushed(self, chunk: Chunk) -> Tensor:
         return chunk.negative
 
     def finish(self) -> None:
-        both = (self.positives > 0) & (self.negatives > 0)
+        self.both = both = (self.positives > 0) & (self.negatives > 0)
         self.count(self.positives * both, self.negatives * both)
         self.value[0] = torch.where(both, self.positives * self.lse.value - self.sums, 0).sum()
         self.number[0] = self.counts[0]
@@ -133,6 +134,42 @@ class DCLPairs(PullAndLogSum[DCL]):
             x.sub_(self.narrow(self.lse.value)).exp_().mul_(self.narrow(self.push)).masked_fill_(~self.pushed(chunk), 0)
         )
         return push.sub_(torch.where(chunk.positive, self.narrow(self.pull), 0))
+
+
+class DCLWPairs(DCLPairs[DCLW]):
+    """The look also adds up e^(s / sigma) over positives, and s times it: a weight is 1, as in DCL, and 1 less
+    e^(s / sigma) over its mean."""
+
+    def __init__(self, loss: DCLW, z: Tensor, anchors: Tensor | None) -> None:
+        super().__init__(loss, z, anchors)
+        self.lse_of_positives = LogSum(self.zeros())
+        self.products = self.zeros()  # of s / temperature and e^(s / sigma), over the sum of the latter
+
+    def look(self, chunk: Chunk) -> None:
+        super().look(chunk)
+        before = self.lse_of_positives.value
+        self.lse_of_positives.add(chunk.s / self.loss.sigma, chunk.positive)
+        after = self.lse_of_positives.value
+        exponents = (chunk.s / self.loss.sigma - self.narrow(after)).exp_()
+        products = torch.where(chunk.positive, chunk.s / self.loss.temperature * exponents, 0).sum(1)
+        kept = torch.where(before == -torch.inf, 0, (before - after).exp())
+        self.products = self.products * kept + products
+
+    def finish(self) -> None:
+        super().finish()
+        of_anchors = self.lse_of_positives.value
+        common = self.both & of_anchors.isfinite()
+        number = torch.where(common, self.positives, 0).sum()
+        log_sum = torch.where(common.any(), of_anchors.masked_fill(~common, -torch.inf), 0).logsumexp(0)
+        self.log_mean = log_sum - number.clamp(min=1).log()
+        relative = torch.where(self.both, (of_anchors - self.log_mean).exp() * self.products, 0)
+        self.value[0] += (relative - torch.where(self.both, self.sums, 0)).sum()
+
+    def weigh(self, chunk: Chunk) -> Tensor:
+        exponents = chunk.s / self.loss.sigma - self.log_mean.to(self.dtype)
+        more = 1 - exponents.clamp_(max=LARGEST_EXPONENT).exp_()
+        weight = super().weigh(chunk)  # it overwrites the similarities
+        return weight.sub_(torch.where(chunk.positive, self.narrow(self.pull) * more, 0))
 
 
 class TwoLogSums(LookedAt[L]):
@@ -279,6 +316,7 @@ BY_FORMULA = {
     "supcon": SupConPairs,
     "ntxent": NTXentPairs,
     "dcl": DCLPairs,
+    "dclw": DCLWPairs,
     "nca": NCAPairs,
     "lifted_structure": LiftedStructurePairs,
     "multi_similarity": MultiSimilarityPairs,

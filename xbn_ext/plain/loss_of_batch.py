@@ -37,6 +37,7 @@ def batch_sums(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     check_batch(Contract("batch_sums", dots), dots, labels, ids, anchors, first)
     pair_loss = parse_loss("batch_sums", loss, parameters)
+    check(not pair_loss.gives_in_common, f"batch_sums: {loss} weighs pairs by a mean over all anchors")
     return totals_of(OwnSimilarities(dots, labels, ids, anchors, first), pair_loss, need_grad)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..losses import (
     DCL,
+    DCLW,
     NCA,
     Circle,
     Contrastive,
@@ -116,6 +117,17 @@ def dcl(loss: DCL, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
     return [cost.sum()], [p.sum()], p, n
 
 
+def dclw(loss: DCLW, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
+    x, e = s / loss.temperature, s.detach() / loss.sigma
+    both = (p.any(1) & n.any(1))[:, None]
+    p, n = p & both, n & both
+    common = p & torch.where(p, e, 0.0).isfinite().all(1, keepdim=True)
+    log_mean = e.masked_fill(~common, -torch.inf).flatten().logsumexp(0) - at_least_one(common.sum().to(s.dtype)).log()
+    weight = torch.where(p, 2 - (e - log_mean).exp(), 0.0)
+    cost = torch.where(p, log_sum_exp(x, n)[:, None] - weight * x, 0.0)
+    return [cost.sum()], [p.sum()], p, n
+
+
 def nca(loss: NCA, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
     x, has_positives = loss.softmax_scale * s, p.any(1)
     cost = softplus(log_sum_exp(x, n) - torch.where(has_positives, log_sum_exp(x, p), 0.0))
@@ -191,6 +203,7 @@ FORMULAS: dict[str, Callable[[Any, Tensor, Tensor, Tensor, Tensor], Result]] = {
     "triplet_soft": triplet_soft,
     "triplet_all": triplet_all,
     "dcl": dcl,
+    "dclw": dclw,
     "nca": nca,
     "lifted_structure": lifted_structure,
 }

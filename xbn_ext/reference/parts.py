@@ -24,7 +24,7 @@ from ..losses import PairLoss
 from ..options import LossOptions
 from .loss import pairs_in_batch, similarities
 from .losses import evaluate
-from .programs import Slot, finish, given_for, program
+from .programs import Slot, finish, given_for, given_in_common, mean_in_common, program
 
 
 def memory_sums(
@@ -124,7 +124,7 @@ def settle_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """From the sums `[n, 2, B, 4]` of n parts after so many passes: given `[B]` for the next; or, after the last, scale
     `[n, 2, B]` of the parts' gradients, and totals `[7]`: value and count of the two groups, anchors, positives and
-    negatives that have a weight."""
+    negatives that have a weight. Where all anchors are given the same, totals 0 and 2 are what that is made of."""
     n, _, B, _ = parts.shape
     given, scale, totals = parts.new_zeros(B), parts.new_zeros(n, 2, B), parts.new_zeros(7)
     ranks = torch.ones(B, dtype=torch.bool, device=parts.device) if anchors is None else anchors
@@ -137,6 +137,9 @@ def settle_sums(
         for part in parts:
             sums[k] = add(slot, sums[k], part[k])
     if passes < len(program(loss)):
+        if loss.gives_in_common:
+            totals[0], totals[2] = common = given_in_common(loss, ranks, sums)
+            return torch.where(ranks, mean_in_common(*common), given), scale, totals
         return torch.where(ranks, given_for(loss, passes, sums), given), scale, totals
     value, count, factor, positives, negatives = finish(loss, sums)
     for k, slot in slots.items():

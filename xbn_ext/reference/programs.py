@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..losses import (
     DCL,
+    DCLW,
     NCA,
     Circle,
     Contrastive,
@@ -25,6 +26,9 @@ from ..losses import (
 from .losses import nearness, nearness_slope, softplus
 
 ONE_SLOT = ((0,),)
+
+LARGEST_EXPONENT = 60.0
+"""Of a DCLW weight; larger than that of any pair that is in the mean, whose weight is at most the number of these."""
 
 Formula = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """Of similarities, whether a pair is a positive, what the anchor is given: value (or x), weight, whether it counts."""
@@ -59,6 +63,12 @@ def program(loss: PairLoss) -> list[dict[int, Slot]]:
         case DCL():
             a = 1 / loss.temperature
             return [{0: Slot("negatives", "exponents", exponent(a)), 1: Slot("positives", "values", times(a))}]
+        case DCLW():
+            push = Slot("negatives", "exponents", exponent(1 / loss.temperature))
+            return [
+                {0: push, 1: Slot("positives", "exponents", exponent(1 / loss.sigma))},
+                {1: Slot("positives", "values", weighted(loss))},
+            ]
         case NCA():
             of_both = exponent(loss.softmax_scale)
             return [{0: Slot("negatives", "exponents", of_both), 1: Slot("positives", "exponents", of_both)}]
@@ -109,6 +119,16 @@ def cross_entropy(a: Any) -> Formula:
     return lambda s, positive, given: (softplus(given - a * s), (given - a * s).sigmoid(), always(s))
 
 
+def weighted(loss: DCLW) -> Formula:
+    """Less of what is similar already; all anchors are given the log of the mean of e^(s / sigma)."""
+
+    def formula(s: Tensor, positive: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weight = 2 - (s / loss.sigma - given).clamp(max=LARGEST_EXPONENT).exp()
+        return weight * s / loss.temperature, weight, always(s)
+
+    return formula
+
+
 def sigmoid(loss: SigLIP) -> Formula:
     def formula(s: Tensor, positive: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = s / loss.temperature + loss.bias
@@ -139,6 +159,21 @@ def paced(loss: Circle) -> Formula:
 
 def log_sum(sums: Tensor) -> Tensor:
     return torch.where(sums[..., 2] == 0, -torch.inf, sums[..., 0].log() + sums[..., 3])
+
+
+def given_in_common(loss: PairLoss, ranks: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a loss that `gives_in_common`: the log of the sum of e^(s / sigma) over the positives of anchors that have
+    negatives, and of how many that is, from sums `[2, B, 4]` of the anchors that `ranks [B]`."""
+    assert isinstance(loss, DCLW)
+    first, second = sums
+    x, number = log_sum(second), second[:, 2]
+    common = ranks & (first[:, 2] > 0) & x.isfinite()
+    return x.masked_fill(~common, -torch.inf).logsumexp(0), torch.where(common, number, 0).sum()
+
+
+def mean_in_common(log_sum: Tensor, number: Tensor) -> Tensor:
+    """What that comes to, and all anchors are given."""
+    return torch.where(number > 0, log_sum - number.log(), 0)
 
 
 def given_for(loss: PairLoss, number: int, sums: Tensor) -> Tensor:
@@ -179,7 +214,7 @@ def finish(loss: PairLoss, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
         case NTXent():
             value[0], count[0] = second[:, 0], positives
             factor[0], factor[1] = torch.where(negatives == 0, 0, second[:, 1] / first[:, 0]), -1 / loss.temperature
-        case DCL():
+        case DCL() | DCLW():
             both = (positives > 0) & (negatives > 0)
             positives, negatives = positives * both, negatives * both
             value[0] = torch.where(both, positives * log_sum(first) - second[:, 0], 0)

@@ -87,13 +87,27 @@ struct Batch {
 
 namespace {
 
+// What all anchors are given in common for the second pass: the first is then done twice.
+template <typename T>
+double given_in_common(const Batch<T>& batch, const LossSpec& loss, const Cpu& cpu) {
+  const BatchLossParams<T>& p = batch.p;
+  if (!gives_in_common(loss)) return 0;
+  std::vector<SlotSums> sums(p.A);
+  cpu.parallel(ceil_div(p.A, kBatchAnchors), p.A * p.B, [&](int64_t unit) {
+    XBN_CALL_ISA(cpu.isa, look_at_anchors(p, loss, batch, unit * kBatchAnchors, sums.data()));
+  });
+  const auto sums_of = [&](int64_t i) { return batch.ranks(i) ? sums[i] : SlotSums(); };
+  return mean_in_common(sum_in_common(loss, p.A, sums_of));
+}
+
 // What the anchors add up to; grad_dots is that by the similarities, up to the averages.
 template <typename T>
 LossSum rank_batch(const Batch<T>& batch, const LossSpec& loss, const Cpu& cpu) {
   const BatchLossParams<T>& p = batch.p;
+  const double common = given_in_common(batch, loss, cpu);
   std::vector<RowResult> results(p.A);
   cpu.parallel(ceil_div(p.A, kBatchAnchors), p.A * p.B, [&](int64_t unit) {
-    XBN_CALL_ISA(cpu.isa, rank_anchors(p, loss, batch, unit * kBatchAnchors, results.data()));
+    XBN_CALL_ISA(cpu.isa, rank_anchors(p, loss, batch, common, unit * kBatchAnchors, results.data()));
   });
   LossSum sum;
   for (int64_t i = 0; i < p.A; ++i)

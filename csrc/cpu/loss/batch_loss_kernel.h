@@ -16,6 +16,7 @@ struct BatchUnit {
   const LossSpec& loss;
   const Batch<T>& batch;
   const int64_t first;
+  const double common = 0;  // what all anchors are given
   const int64_t B = p.B, count = std::min(U, p.A - first), tiles = ceil_div(B, kScoredRows);
   const std::vector<char> mixed = batch.mixed(first, count);  // [B]
 
@@ -50,11 +51,17 @@ struct BatchUnit {
             .sums = sums[slot]};
   }
 
-  // All passes; then the anchors' results [count].
-  void rank(RowResult* results) {
+  void begin() {
     for (int64_t i = 0; i < count; ++i)
       if (!batch.is_finite(first + i)) nan[i] = std::numeric_limits<T>::quiet_NaN();
     if (count < U) std::fill_n(tile, kScoredRows * U, T(0));
+  }
+
+  SlotSums sums_of(int64_t i) const { return {{sums[0][i], sums[1][i]}}; }
+
+  // All passes; then the anchors' results [count].
+  void rank(RowResult* results) {
+    begin();
     const bool extremes = !sums_gradients(loss);
     if (extremes || goes_in_rounds(loss))
       std::fill_n(weights.data(), kSlots * B * U, T(0));  // not all rows are weighed
@@ -65,9 +72,9 @@ struct BatchUnit {
       for (int64_t i = 0; i < U; ++i) {
         if (program.pass[k].slot[1].formula == Formula::threshold) triplets->sort(i);
         if (program.pass[k].slot[0].formula == Formula::rank) triplets->settle(i, sums[0][i], sums[1][i]);
-        const RowSums both[kSlots] = {sums[0][i], sums[1][i]};
-        if (k + 1 < program.passes) given[i] = static_cast<T>(given_for(loss, k + 1, both));
-        if (i < count) results[i] = finish(loss, both);
+        const SlotSums so_far = sums_of(i);
+        if (k + 1 < program.passes) given[i] = static_cast<T>(given_for(loss, k + 1, so_far.of, common));
+        if (i < count) results[i] = finish(loss, so_far.of);
       }
     }
     for (int64_t i = 0; extremes && i < count; ++i)
@@ -140,11 +147,21 @@ struct BatchUnit {
   }
 };
 
+// The sums of the first pass of anchors from `first` on.
+template <typename T>
+void look_at_anchors(const BatchLossParams<T>& p, const LossSpec& loss, const Batch<T>& batch, int64_t first,
+                     SlotSums* sums) {
+  BatchUnit<T> unit{.p = p, .loss = loss, .batch = batch, .first = first};
+  unit.begin();
+  unit.score(make_program(loss).pass[0]);
+  for (int64_t i = 0; i < unit.count; ++i) sums[first + i] = unit.sums_of(i);
+}
+
 // Anchors from `first` on: their results, and the derivative of those by their similarities.
 template <typename T>
-void rank_anchors(const BatchLossParams<T>& p, const LossSpec& loss, const Batch<T>& batch, int64_t first,
-                  RowResult* results) {
-  BatchUnit<T> unit{.p = p, .loss = loss, .batch = batch, .first = first};
+void rank_anchors(const BatchLossParams<T>& p, const LossSpec& loss, const Batch<T>& batch, double common,
+                  int64_t first, RowResult* results) {
+  BatchUnit<T> unit{.p = p, .loss = loss, .batch = batch, .first = first, .common = common};
   unit.rank(results + first);
   if (p.grad_dots != nullptr) unit.write_gradient(results + first);
 }

@@ -127,11 +127,14 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
       if (triplets && pass.slot[0].formula == Formula::rank)
         cpu.parallel(sweep.rows(), p.B * sweep.count,
                      [&](int64_t i) { triplets->settle(i, passes.sums(0, i), passes.sums(1, i)); });
-      for (int64_t i = 0; i < p.B; ++i) {
+      for (int64_t i = 0; i < p.B; ++i)
         for (int slot = 0; slot < kSlots; ++slot)
-          if (triplets || pass.slot[slot].pairs != Pairs::none) totals[i].sums[slot] = passes.sums(slot, i);
-        if (k + 1 < program.passes) sweep.given[i] = static_cast<T>(given_for(loss, k + 1, totals[i].sums));
-      }
+          if (triplets || pass.slot[slot].pairs != Pairs::none) totals[i].sums.of[slot] = passes.sums(slot, i);
+      if (k + 1 == program.passes) continue;
+      const double common = mean_in_common(
+          sum_in_common(loss, p.B, [&](int64_t i) { return is_marked(p.anchors, i) ? totals[i].sums : SlotSums(); }));
+      for (int64_t i = 0; i < p.B; ++i)
+        sweep.given[i] = static_cast<T>(given_for(loss, k + 1, totals[i].sums.of, common));
     }
   }
 
@@ -140,7 +143,7 @@ void rank(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Cpu& cpu,
   LossSum sum;
   for (int64_t i = 0; i < p.B; ++i) {
     if (!is_marked(p.anchors, i)) continue;
-    const RowResult row = finish(loss, totals[i].sums);
+    const RowResult row = finish(loss, totals[i].sums.of);
     sum.add(row);
     for (int slot = 0; slot < kSlots; ++slot) totals[i].factor[slot] = row.factor[slot];
   }

@@ -116,7 +116,7 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T, kA
   const int64_t last_block = std::min(first_block + plan.group_blocks, plan.blocks);
   const int64_t end = std::min((split + 1) * plan.split_rows, sweep.count), padded = plan.padded_dim;
   const bool positives_only = pass.slot[0].pairs == Pairs::none;
-  const bool gradient = pass.gradient && p.grad_z != nullptr;
+  const bool gradient = pass.weighs() && p.grad_z != nullptr;
   const bool in_chains = std::is_same_v<T, float> && may_be_screened(pass);
 
   Tile<T> tile(plan);
@@ -147,7 +147,7 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T, kA
         const Slot& slot = pass.slot[k];
         if (slot.pairs == Pairs::none) continue;
         T* weight = s + k * plan.tile_rows * kAnchorBlock;
-        T* grad = gradient ? part.grad(k, block - first_block) : nullptr;
+        T* grad = gradient && !slot.only_sums ? part.grad(k, block - first_block) : nullptr;
         char& touched = part.touched(k, block - first_block);
         list.clear();
         Scorer<T, kAnchorBlock> scorer{.rows = tile.scored(),
@@ -163,7 +163,7 @@ void sweep_unit(const MemoryLossParams<T, S>& p, Sweep<T>& sweep, Triplets<T, kA
               .add();
         else
           scorer.add(touched ? grad : nullptr, padded);
-        if (!gradient) continue;
+        if (grad == nullptr) continue;
         if (triplets == nullptr) scorer.list_weighted_rows(list);
         if (list.empty()) continue;
         if (!touched) std::fill(grad, grad + kAnchorBlock * padded, T(0));
@@ -239,7 +239,7 @@ void gather_gradient(const MemoryLossParams<T, S>& p, const Sweep<T>& sweep, con
   Scratch<T> row(p.D);
   for (int slot = 0; slot < kSlots; ++slot) {
     if (total.factor[slot] == 0) continue;
-    const T inverse = load_row(p, sweep, static_cast<int64_t>(total.sums[slot].value), row.data());
+    const T inverse = load_row(p, sweep, static_cast<int64_t>(total.sums.of[slot].value), row.data());
     const T factor = static_cast<T>(total.factor[slot]) * inverse;
     const T* r = row.data();
 #pragma omp simd

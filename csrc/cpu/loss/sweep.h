@@ -137,7 +137,7 @@ struct Tile {
 
 // An anchor's sums over the whole bank, and what its gradients are multiplied by.
 struct Total {
-  RowSums sums[kSlots] = {};
+  SlotSums sums;
   double factor[kSlots] = {0, 0};
 };
 

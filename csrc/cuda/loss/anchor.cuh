@@ -4,7 +4,14 @@
 
 #include "../reduce.cuh"
 
-namespace xbn::cuda {
+namespace xbn {
+
+__device__ __forceinline__ RowSums shuffle_xor(const RowSums& sums, int step) {
+  return {cuda::shuffle_xor(sums.value, step), cuda::shuffle_xor(sums.weight, step),
+          cuda::shuffle_xor(sums.pairs, step), cuda::shuffle_xor(sums.shift, step)};
+}
+
+namespace cuda {
 
 // Bits of an anchor's state.
 constexpr uint8_t kRanks = 1;   // it is one of the anchors
@@ -106,6 +113,12 @@ __device__ __forceinline__ Extreme<T> shuffle_xor(Extreme<T> value, int step) {
   return {shuffle_xor(value.x, step), shuffle_xor(value.row, step)};
 }
 
+struct AddExponents {
+  __device__ __forceinline__ RowSums operator()(const RowSums& a, const RowSums& b) const {
+    return add(Formula::exponent, a, b);
+  }
+};
+
 struct Better {
   template <typename T>
   __device__ __forceinline__ Extreme<T> operator()(Extreme<T> a, Extreme<T> b) const {
@@ -152,6 +165,17 @@ __device__ __forceinline__ LossSum sum_of_anchors(const RowResult* results, int6
   return {{all[0], all[1]}, {all[2], all[3]}, all[4], all[5], all[6]};
 }
 
+// The sum in common, from the anchors' parts [B], which other blocks have just written: by all threads of a block; all
+// have it.
+template <int kThreads>
+__device__ __forceinline__ RowSums sum_in_common(const RowSums* parts, int64_t B) {
+  RowSums sum = no_sums(Formula::exponent);
+  for (int64_t i = threadIdx.x; i < B; i += kThreads)
+    sum = add(Formula::exponent, sum,
+              {__ldcg(&parts[i].value), __ldcg(&parts[i].weight), __ldcg(&parts[i].pairs), __ldcg(&parts[i].shift)});
+  return BlockReduction<kThreads, 1, RowSums, AddExponents>({sum})[0];
+}
+
 // Of a bank row as it is ranked, before it is divided by row_length.
 template <typename T, typename S>
 __device__ __forceinline__ T row_value(const MemoryLossParams<T, S>& p, int64_t row, int64_t d) {
@@ -176,4 +200,5 @@ template <typename T, typename S>
 int launch_settle(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Program& program, int k,
                   const PartialLoss<T>& partial, const Gpu& gpu);
 
-}  // namespace xbn::cuda
+}  // namespace cuda
+}  // namespace xbn

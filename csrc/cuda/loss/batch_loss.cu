@@ -7,7 +7,8 @@
 //          is as in sweep.cu, except that the rows carry a gradient, too. It is in dots_jj:
 //          dL/ddots_ij = g_ij / |z_j|,  dL/ddots_jj = -sum_i g_ij dots_ij / (2 |z_j|^3),  g = dL/ds
 //          batch_sums has s_ij = dots_ij, and g up to the averages, which are those of all anchors
-//   grid   batch_norms_kernel: a thread to a row. batch_rank_kernel, or batch_triplets_kernel: a block to an anchor,
+//   grid   batch_norms_kernel: a thread to a row. batch_common_kernel, of a loss that gives in common: as the next,
+//          without weights. batch_rank_kernel, or batch_triplets_kernel: a block to an anchor,
 //          which reads its pairs once for every slot of the loss, twice for exponents (score_block.cuh), then once more
 //          for their weights; the block that finishes last adds up the anchors. batch_settle_kernel, not of batch_sums:
 //          a block to 32 columns
@@ -26,13 +27,15 @@ constexpr int kBelow = kBlockThreads / kColumns;
 
 template <typename T>
 struct BatchWorkspace {
-  BatchWorkspace(void* memory, int64_t A, int64_t B, bool triplets) {
+  BatchWorkspace(void* memory, int64_t A, int64_t B, bool triplets, bool common) {
     Carver carve(memory);
     norm = carve.take<T>(B);
     inverse_norm = carve.take<T>(B);
     result = carve.take<RowResult>(A);
     average = carve.take<T>(kSlots);
-    ticket = carve.take<unsigned>(1);
+    ticket = carve.take<unsigned>(2);
+    parts = common ? carve.take<RowSums>(A) : nullptr;
+    given = carve.take<T>(1);
     positives = triplets ? carve.take<int>(A * B) : nullptr;
     bytes = carve.bytes();
   }
@@ -40,7 +43,9 @@ struct BatchWorkspace {
   T *norm, *inverse_norm;  // [B]
   RowResult* result;       // [A]
   T* average;              // [kSlots]
-  unsigned* ticket;        // [1]
+  unsigned* ticket;        // [2]
+  RowSums* parts;          // [A] what each adds to the sum in common
+  T* given;                // [1] to all anchors for the second pass
   int* positives;          // [A, B]
   int64_t bytes;
 };
@@ -49,7 +54,7 @@ template <typename T>
 __global__ void __launch_bounds__(kBlockThreads, 2)
     batch_norms_kernel(const BatchLossParams<T> p, const BatchWorkspace<T> w) {
   const int64_t j = static_cast<int64_t>(blockIdx.x) * kBlockThreads + threadIdx.x;
-  if (j == 0) *w.ticket = 0;
+  if (j == 0) w.ticket[0] = w.ticket[1] = 0;
   if (j >= p.B) return;
   const T norm = p.renormalize ? std::sqrt(p.dots[j * p.B + j]) : T(1), eps = static_cast<T>(p.eps);
   w.norm[j] = norm;
@@ -110,6 +115,28 @@ __device__ __forceinline__ void finish_batch(const BatchLossParams<T>& p, const 
   *p.loss = static_cast<T>(sum.loss());
 }
 
+// The first pass by itself, where all anchors are given the same for the second.
+template <typename T>
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    batch_common_kernel(const BatchLossParams<T> p, const Pass pass, const BatchWorkspace<T> w) {
+  __shared__ bool last;
+  __shared__ RowSums sums[kSlots];
+  const BatchPairs<T> block(p, w);
+  if (threadIdx.x == 0) {
+#pragma unroll
+    for (int k = 0; k < kSlots; ++k) sums[k] = no_sums(pass.slot[k].formula);
+  }
+  __syncthreads();
+  if (block.ranks()) {
+#pragma unroll
+    for (int k = 0; k < kSlots; ++k) score_pairs<T>(block, pass.slot[k], sums + k, NoWeights());
+  }
+  if (threadIdx.x == 0 && block.i < p.A) w.parts[block.i] = part_in_common(sums);
+  if (!is_last_block(w.ticket + 1, gridDim.x, &last)) return;
+  const RowSums common = sum_in_common<kBlockThreads>(w.parts, p.A);
+  if (threadIdx.x == 0) *w.given = static_cast<T>(mean_in_common(common));
+}
+
 // The gradient of an anchor that does not rank is zero, of one that is not finite NaN.
 template <typename T>
 __device__ __forceinline__ bool has_weights(const BatchLossParams<T>& p, const BatchPairs<T>& block) {
@@ -141,7 +168,8 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     for (int pass = 0; pass < passes.passes; ++pass) {
       const Slot(&slots)[kSlots] = passes.pass[pass].slot;
       if (threadIdx.x == 0) {  // the sums are its own
-        const T of_pass = pass > 0 ? static_cast<T>(given_for(loss, pass, sums)) : T(0);
+        const double common = gives_in_common(loss) ? *w.given : 0;
+        const T of_pass = pass > 0 ? static_cast<T>(given_for(loss, pass, sums, common)) : T(0);
 #pragma unroll 1
         for (int k = 0; k < kSlots; ++k)
           if (slots[k].pairs != Pairs::none)
@@ -257,17 +285,22 @@ dim3 blocks(int64_t n) { return dim3(static_cast<unsigned>(larger(1, n))); }
 // The anchors' results, what they add up to and, up to the averages, the derivative by their similarities.
 template <typename T>
 int rank_batch(const BatchLossParams<T>& p, const LossSpec& loss, const BatchWorkspace<T>& w, const Gpu& gpu) {
-  const int error = run(batch_norms_kernel<T>, blocks(ceil_div(p.B, kBlockThreads)), kBlockThreads, gpu, p, w);
+  int error = run(batch_norms_kernel<T>, blocks(ceil_div(p.B, kBlockThreads)), kBlockThreads, gpu, p, w);
   if (error != cudaSuccess) return error;
   if (goes_in_rounds(loss)) return run(batch_triplets_kernel<T>, blocks(p.A), kBlockThreads, gpu, p, loss, w);
-  return run(batch_rank_kernel<T>, blocks(p.A), kBlockThreads, gpu, p, loss, make_program(loss), w);
+  const Program program = make_program(loss);
+  if (gives_in_common(loss)) {
+    error = run(batch_common_kernel<T>, blocks(p.A), kBlockThreads, gpu, p, program.pass[0], w);
+    if (error != cudaSuccess) return error;
+  }
+  return run(batch_rank_kernel<T>, blocks(p.A), kBlockThreads, gpu, p, loss, program, w);
 }
 
 }  // namespace
 
 template <typename T>
 int batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Gpu& gpu) {
-  const auto w = make_workspace<BatchWorkspace<T>>(gpu, p.A, p.B, goes_in_rounds(loss));
+  const auto w = make_workspace<BatchWorkspace<T>>(gpu, p.A, p.B, goes_in_rounds(loss), gives_in_common(loss));
   const int error = rank_batch(p, loss, w, gpu);
   if (error != cudaSuccess || p.grad_dots == nullptr || p.B == 0) return error;
   return run(batch_settle_kernel<T>, blocks(ceil_div(p.B, kColumns)), kBlockThreads, gpu, p, loss, w);
@@ -275,7 +308,7 @@ int batch_loss(const BatchLossParams<T>& p, const LossSpec& loss, const Gpu& gpu
 
 template <typename T>
 int batch_sums(const BatchSumsParams<T>& p, const LossSpec& loss, const Gpu& gpu) {
-  const auto w = make_workspace<BatchWorkspace<T>>(gpu, p.A, p.B, goes_in_rounds(loss));
+  const auto w = make_workspace<BatchWorkspace<T>>(gpu, p.A, p.B, goes_in_rounds(loss), gives_in_common(loss));
   return rank_batch(BatchLossParams<T>{p, false, 1, nullptr}, loss, w, gpu);
 }
 

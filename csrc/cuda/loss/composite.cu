@@ -177,8 +177,7 @@ int weigh_chunk(const MemoryLossParams<T, T>& p, const Pass& pass, int64_t first
   int error = run(score_kernel<T>, dim3(static_cast<unsigned>(ceil_div(p.B, kAnchors))), kBlockThreads, gpu, p, pass, w,
                   first, chunks.rows, w.s);
   for (int k = 0; k < kSlots && error == cudaSuccess; ++k)
-    if (pass.slot[k].pairs != Pairs::none && is_exponential(pass.slot[k].formula) && w.partial.grad != nullptr &&
-        first > 0)
+    if (pass.weighs(k) && is_exponential(pass.slot[k].formula) && w.partial.grad != nullptr && first > 0)
       error = run(rescale_kernel<T>, dim3(static_cast<unsigned>(p.B)), kBlockThreads, gpu, w.rescale + k * p.B, p.D,
                   w.partial.grad + k * p.B * p.D);
   return error;
@@ -189,7 +188,7 @@ template <typename T, typename S>
 int run_pass(const MemoryLossParams<T, S>& p, const Pass& pass, const Given& given, int64_t round, const Chunks& chunks,
              const CompositeWorkspace<T>& w, const Gpu& gpu) {
   const int64_t B = p.B, D = p.D, n = chunks.rows;
-  const int64_t slot = pass.slot[0].pairs == Pairs::none, slots = pass.slot[1].pairs == Pairs::none ? 1 : 2 - slot;
+  const int64_t slot = !pass.weighs(0), slots = pass.weighs(0) + pass.weighs(1);  // of the gradient
   T* const grad = w.partial.grad;
   const MemoryLossParams<T, T> batch = without_bank(p);
   int error = begin_pass(batch, pass, given, round, chunks, w, gpu);
@@ -199,7 +198,7 @@ int run_pass(const MemoryLossParams<T, S>& p, const Pass& pass, const Given& giv
     if (error != cudaSuccess) break;
     gpu.multiply_transposed(p.z, w.rows, B, n, D, w.s);
     error = weigh_chunk(batch, pass, first, chunks, w, gpu);
-    if (grad != nullptr && pass.gradient && error == cudaSuccess)
+    if (grad != nullptr && slots > 0 && error == cudaSuccess)
       gpu.add_product(w.s + slot * B * n, w.rows, slots * B, n, D, grad + slot * B * D);
   }
   return error;
@@ -236,7 +235,7 @@ template <typename T, typename S>
 int composite_pass(const MemorySumsParams<T, S>& p, const LossSpec& loss, const Chunks& chunks, const Gpu& gpu,
                    PartialLoss<T>* partial) {
   const Pass pass = make_program(loss).pass[p.number];
-  const bool need_grad = p.grad_z != nullptr && sums_gradients(loss) && pass.gradient;
+  const bool need_grad = p.grad_z != nullptr && sums_gradients(loss) && pass.weighs();
   const auto w = make_workspace<CompositeWorkspace<T>>(gpu, p.B, p.D, slots_of(loss), chunks, need_grad);
   *partial = w.partial;
   const int error = clear_gradient(without_bank(p), w, gpu);

@@ -7,7 +7,7 @@
 //          if renormalize;  losses.h: given_for, finish; sums.h: sum_of_parts, scale_of_part
 //   grid   after those of composite.cu, sums_kernel: a warp to a slot of an anchor.  settle_sums_kernel: a thread to an
 //          anchor;  totals_kernel: one block
-//   keeps  the workspace of composite.cu;  results [B]
+//   keeps  the workspace of composite.cu;  results [B], parts of the sum in common [B]
 //   needs  any GPU; float and double, banks of any dtype
 //   order  as composite.cu; parts one after the other, anchors as the block's threads take them: the same bits every run
 #include "composite.cuh"
@@ -50,9 +50,22 @@ __global__ void __launch_bounds__(kSumsThreads)
   }
 }
 
+struct SettleWorkspace {
+  RowResult* results;  // [B]
+  RowSums* common;     // [B] what each adds to the sum in common
+  int64_t bytes;
+
+  SettleWorkspace(void* memory, int64_t B) {
+    Carver carve(memory);
+    results = carve.take<RowResult>(B);
+    common = carve.take<RowSums>(B);
+    bytes = carve.bytes();
+  }
+};
+
 __global__ void __launch_bounds__(kSettleThreads)
     settle_sums_kernel(const SettleSumsParams p, const LossSpec loss, const Filled filled, bool done,
-                       RowResult* results) {
+                       const SettleWorkspace w) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kSettleThreads + threadIdx.x;
   if (i >= p.B) return;
   const bool counts = is_marked(p.anchors, i);
@@ -61,10 +74,11 @@ __global__ void __launch_bounds__(kSettleThreads)
   for (int slot = 0; slot < kSlots; ++slot)
     if (counts && filled.some[slot])
       sums[slot] = sum_of_parts(filled.formula[slot], p.parts + slot * p.B + i, p.n, kSlots * p.B);
-  p.given[i] = counts && !done ? given_for(loss, p.passes, sums) : 0.0;
+  w.common[i] = part_in_common(sums);
+  p.given[i] = counts && !done ? given_for(loss, p.passes, sums, 0) : 0.0;
   const bool settles = counts && done;
   const RowResult result = settles ? finish(loss, sums) : RowResult{};
-  results[i] = result;
+  w.results[i] = result;
 #pragma unroll 1
   for (int64_t k = 0; k < p.n; ++k)
 #pragma unroll
@@ -77,22 +91,16 @@ __global__ void __launch_bounds__(kSettleThreads)
 }
 
 __global__ void __launch_bounds__(kTotalsThreads)
-    totals_kernel(const SettleSumsParams p, bool done, const RowResult* results) {
+    totals_kernel(const SettleSumsParams p, const LossSpec loss, bool done, const SettleWorkspace w) {
   const LossSum all =
-      sum_of_anchors<kTotalsThreads>(results, p.B, [&](int64_t i) { return done && is_marked(p.anchors, i); });
+      sum_of_anchors<kTotalsThreads>(w.results, p.B, [&](int64_t i) { return done && is_marked(p.anchors, i); });
   if (threadIdx.x == 0) all.store(p.totals);
+  if (done || !gives_in_common(loss)) return;
+  const RowSums common = sum_in_common<kTotalsThreads>(w.common, p.B);
+  if (threadIdx.x == 0) store_in_common(common, p.totals);
+  for (int64_t i = threadIdx.x; i < p.B; i += kTotalsThreads)
+    p.given[i] = is_marked(p.anchors, i) ? mean_in_common(common) : 0.0;
 }
-
-struct SettleWorkspace {
-  RowResult* results;  // [B]
-  int64_t bytes;
-
-  SettleWorkspace(void* memory, int64_t B) {
-    Carver carve(memory);
-    results = carve.take<RowResult>(B);
-    bytes = carve.bytes();
-  }
-};
 
 }  // namespace
 
@@ -113,10 +121,10 @@ int settle_sums(const SettleSumsParams& p, const LossSpec& loss, const Gpu& gpu)
   if (p.B > 0) {
     const dim3 grid(static_cast<unsigned>(ceil_div(p.B, kSettleThreads)));
     const int error =
-        run(settle_sums_kernel, grid, kSettleThreads, gpu, p, loss, Filled::after(program, p.passes), done, w.results);
+        run(settle_sums_kernel, grid, kSettleThreads, gpu, p, loss, Filled::after(program, p.passes), done, w);
     if (error != cudaSuccess) return error;
   }
-  return run(totals_kernel, dim3(1), kTotalsThreads, gpu, p, done, w.results);
+  return run(totals_kernel, dim3(1), kTotalsThreads, gpu, p, loss, done, w);
 }
 
 #define XBN_OF(T, S) \

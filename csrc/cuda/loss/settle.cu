@@ -7,7 +7,8 @@
 //          average being 1 / sum of their counts;  grad_z_i = sum_slot average factor_i
 //          sum_split e^(shift_split - shift) grad.  Losses of extremes gather the two rows instead. 0 for a row that is
 //          no anchor, NaN for one that is not finite, so that a gradient scaler, which looks at gradients only, sees it
-//   grid   settle_kernel: up to a warp to an anchor; the block that finishes last adds up the anchors. gradient_kernel:
+//   grid   settle_kernel: up to a warp to an anchor; the block that finishes last adds up the anchors, after the last pass
+//          and where they are given a mean over all. gradient_kernel:
 //          a block to an anchor and 64 or more columns, up to 16 threads to the splits of one, each with four loads on
 //          their way; gather_kernel: a warp to an anchor
 //   keeps  of each anchor its totals, result and factors in the workspace: anchor.cuh
@@ -61,12 +62,7 @@ __device__ __forceinline__ Formula formula_of(const Filled& filled, int slot) {
 
 // Sums over the lanes of a group of `width` threads of a warp, in a fixed tree; in all of them.
 __device__ __forceinline__ RowSums group_add(Formula formula, RowSums sums, int width) {
-  for (int step = 1; step < width; step *= 2) {
-    const RowSums other = {
-        __shfl_xor_sync(0xffffffffu, sums.value, step, width), __shfl_xor_sync(0xffffffffu, sums.weight, step, width),
-        __shfl_xor_sync(0xffffffffu, sums.pairs, step, width), __shfl_xor_sync(0xffffffffu, sums.shift, step, width)};
-    sums = add(formula, sums, other);
-  }
+  for (int step = 1; step < width; step *= 2) sums = add(formula, sums, shuffle_xor(sums, step));
   return sums;
 }
 
@@ -119,7 +115,14 @@ __global__ void __launch_bounds__(kSettleThreads, 2)
     if (filled.some[slot]) total[slot] = group_add(formula_of<kKind>(filled, slot), total[slot], width);
 
   if (next != 0) {
-    if (ranks && lane == 0) partial.given[i] = static_cast<T>(given_for(loss, next, total));
+    if constexpr (!gives_in_common({.kind = kKind})) {
+      if (ranks && lane == 0) partial.given[i] = static_cast<T>(given_for(loss, next, total, 0));
+    } else {
+      if (i < B && lane == 0) partial.total[i] = ranks ? part_in_common(total) : no_sums(Formula::exponent);
+      if (!is_last_block(partial.ticket, gridDim.x, &last)) return;
+      const T common = static_cast<T>(mean_in_common(sum_in_common<kSettleThreads>(partial.total, B)));
+      for (int64_t k = threadIdx.x; k < B; k += kSettleThreads) partial.given[k] = common;
+    }
     return;
   }
   const RowResult result = ranks ? finish(loss, total) : RowResult{};

@@ -72,7 +72,7 @@ int sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, bool te
   for (int k = 0; k < program.passes; ++k) {
     const Pass& pass = program.pass[k];
     PartialLoss<float> of_pass = partial;
-    if (!pass.gradient) of_pass.grad = nullptr;
+    if (!pass.weighs()) of_pass.grad = nullptr;
     if (k == 0) of_pass.given = nullptr;  // nothing has been written there
     int error = launch_sweep_pass(p, pass, of_pass, plan, tensor, gpu);
     if (error == cudaSuccess) error = launch_settle(p, loss, program, k, partial, gpu);

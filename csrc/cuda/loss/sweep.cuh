@@ -60,6 +60,7 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
     shared.shift[d] = p.scale != nullptr && d < p.D ? static_cast<float>(p.shift[d]) : 0.0f;
   }
 
+  const auto weighs = [&] { return partial.grad != nullptr && !shared.slot.only_sums; };
   Products products;
   for (int64_t begin = first_row; begin < shared.end; begin += kTile) {
     const int rows = static_cast<int>(smaller(kTile, shared.end - begin));
@@ -81,9 +82,9 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
     // Computed again: it takes no registers through the other phases.
     const int64_t anchors = static_cast<int64_t>(hidden(static_cast<int>(blockIdx.x))) * Sizes::kAnchors;
     Products::similarities(p, shared, anchors, begin, rows, wide, dot);
-    const Scored scored = score_tile<kDim>(shared, begin, rows, partial.grad != nullptr, dot);
+    const Scored scored = score_tile<kDim>(shared, begin, rows, weighs(), dot);
     if (scored.rescale) products.rescale(shared.rescale);
-    if (partial.grad != nullptr) products.add(p, shared, begin, scored.rows, wide);
+    if (weighs()) products.add(p, shared, begin, scored.rows, wide);
   }
 
   __syncthreads();
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
   const int64_t slice = (hidden(static_cast<int>(blockIdx.y)) * partial.slots + filled) * p.B;
   const int64_t first = static_cast<int64_t>(hidden(static_cast<int>(blockIdx.x))) * Sizes::kAnchors;
   if (thread < Sizes::kAnchors && first + thread < p.B) partial.sums[slice + first + thread] = shared.sums[thread];
-  if (partial.grad == nullptr) return;
+  if (!weighs()) return;
   products.store(partial.grad + (slice + first) * p.D, p.B - first, p.D, wide);
 }
 
