@@ -7,8 +7,9 @@ import state
 import torch
 from conftest import only
 from memory_cases import OF_EACH_WAY, B, D, M, batches, memory_of, train
+from torch import nn
 
-from xbn_ext import Contrastive, CrossBatchMemory, reference
+from xbn_ext import Contrastive, CrossBatchMemory, SupCon, reference
 
 
 @pytest.mark.parametrize("update", ["inplace", "deferred"])
@@ -87,6 +88,20 @@ def test_the_memory_has_the_target_moments(drift, update, device):
     torch.testing.assert_close(rows.std(0, correction=0), std)
     if drift == "xbn":
         torch.testing.assert_close(mean, (x + 1).double().mean(0))
+
+
+@pytest.mark.parametrize("dynamic", [True, None])
+def test_compiled_numbers_may_change(dynamic):
+    """A number of which the compiler knows only that it is one."""
+    criterion = CrossBatchMemory(SupCon(nn.Parameter(torch.tensor(0.1))), D, M, center_gradient=True)
+    fast = torch.compile(criterion, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for eps in (1e-6, 1e-3):
+        criterion.eps = eps
+        x, labels = torch.randn(6, D) / 100, torch.arange(6) % 3
+        fast(x, labels).backward()
+        criterion.eval()
+        torch.testing.assert_close(fast(x, labels), criterion(x, labels))
+        criterion.train()
 
 
 @only(compiled=True)  # the emulated ops have no fake kernels

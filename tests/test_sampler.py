@@ -191,4 +191,17 @@ def test_bad_steps():
             sampler.batch(step)
         with pytest.raises(ValueError, match="step must be an integer >= 0"):
             sampler.load_state_dict({"seed": 3, "step": step})
+        with pytest.raises(ValueError, match="step must be an integer >= 0"):
+            sampler.step = step
+        with pytest.raises(ValueError, match="seed must be an integer >= 0"):
+            sampler.seed = step
     assert sampler.state_dict() == {"seed": 0, "step": 0}, "and nothing has changed"
+
+
+def test_a_step_that_is_set_is_a_number_of_its_own():
+    sampler, counter = ClassBalancedSampler(LABELS, 8, 2), torch.tensor(3)
+    for given in (counter, np.int64(3)):
+        sampler.step = given
+        next(iter(sampler))
+        assert type(sampler.state_dict()["step"]) is int and sampler.step == 4
+    assert counter == 3

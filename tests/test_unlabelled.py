@@ -71,3 +71,9 @@ def test_what_is_wrong_is_named():
     with pytest.raises(ValueError, match="no_class must be"):
         memory.no_class = 0.5
     assert memory.no_class == 3
+
+
+def test_the_last_label_that_a_class_may_have():
+    memory, labels = CrossBatchMemory(Contrastive(), D, M, no_class=-1), torch.tensor([-(2**62), -1, 5])
+    memory(torch.randn(3, D), labels)
+    assert torch.equal(memory.label_memory, labels)

@@ -73,8 +73,9 @@ def evaluate(
 
     A row of another class that is exactly as similar as one of the query's class comes before it. This holds of copies,
     so that embeddings that are all the same score lowest. It holds of integers of length 64 at most (8,192 in float64),
-    such as codes of ±1 with up to 4,096 bits, also times a power of two: their order is exact. Otherwise rows are as
-    similar as computed: of two that differ by rounding alone either comes first, by their order and `chunk_bytes`.
+    also times a power of two; of those of one length, such as codes of ±1 with up to 4,096 bits, the order is exact,
+    while cosines that differ by 1e-7 of themselves or less (2e-16) may count as equal. Otherwise rows are as similar
+    as computed: of two that differ by rounding alone either comes first, by their order and `chunk_bytes`.
 
     The Q×G similarities are never stored: there are a copy of what is given, and what one chunk of queries takes.
     Products are float32, or float64 if the embeddings are. Autocast does not round them, TF32 does.

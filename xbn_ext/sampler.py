@@ -70,8 +70,7 @@ class ClassBalancedSampler:
     ) -> None:
         self.batch_size = checks.whole("batch_size", batch_size, 1)
         self.samples_per_class = checks.whole("samples_per_class", samples_per_class, 1)
-        self.seed = checks.whole("seed", seed, 0)
-        self.step = 0
+        self.seed, self.step = seed, 0
         self._members = _members(labels)
         self._classes_per_batch, remainder = divmod(self.batch_size, self.samples_per_class)
         if remainder or self._classes_per_batch > len(self._members):
@@ -118,6 +117,24 @@ class ClassBalancedSampler:
         while self.step < end:
             self.step += 1
             yield self.batch(self.step - 1)
+
+    @property
+    def seed(self) -> int:
+        """Setting it raises ValueError unless it is an integer >= 0."""
+        return self._seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._seed = checks.whole("seed", seed, 0)
+
+    @property
+    def step(self) -> int:
+        """The number of the next batch. Setting it raises ValueError unless it is an integer >= 0."""
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step = checks.whole("step", step, 0)
 
     def state_dict(self) -> dict[str, int]:
         """Seed and step."""

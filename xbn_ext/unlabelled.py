@@ -8,7 +8,7 @@ from torch import Tensor
 FIRST = torch.iinfo(torch.int64).min + 1
 OF_A_STEP = 1 << 24  # rows, at most; so there is room for 2^37 steps
 FILLED = 1 << 61  # where the labels of `fill_from` begin
-END = FIRST + (1 << 62)
+END = -(1 << 62)  # the first that a class may have
 
 
 def apart(labels: Tensor, no_class: int | None, first: Tensor | int) -> Tensor:

@@ -1,7 +1,8 @@
 """Pair losses over cosine similarities: what the pairs of an anchor cost. The formulas are in `reference/losses.py`
 (PyTorch) and `csrc/math/losses.h` (kernels). Parameters and values are those of pytorch-metric-learning with
-`CosineSimilarity`, where it has the loss; so are the defaults, except for the margins of `Contrastive` and `Triplet`,
-whose defaults there are meant for Euclidean distances. These two have them with `distance="euclidean"`.
+`CosineSimilarity`, where it has the loss; so are the defaults, except for margins, which there are meant for Euclidean
+distances, and for `Contrastive`'s reduction. `Contrastive` and `Triplet` have those margins with
+`distance="euclidean"`.
 
 An anchor's *positives* are the other rows of its class, its *negatives* all rows of other classes; `s` is the
 similarity of a pair.

@@ -95,7 +95,8 @@ class Contract:
 
     def eps(self, eps: float) -> None:
         check(isinstance(eps, Real), f"{self.op}: eps must be a number, got {type(eps).__name__}")
-        check(1e-30 <= eps <= 1e30, f"{self.op}: eps must be positive, within [1e-30, 1e30], got {eps:g}")
+        if not 1e-30 <= eps <= 1e30:  # as in `parse_loss`, no text unless it is raised
+            raise RuntimeError(f"{self.op}: eps must be positive, within [1e-30, 1e30], got {eps:g}")
 
 
 def apart(op: str, written: Mapping[str, Tensor | None], read: Mapping[str, Tensor | None]) -> None:

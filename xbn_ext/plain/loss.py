@@ -25,7 +25,8 @@ def parse_loss(op: str, kind: str, parameters: Sequence[float]) -> PairLoss:
     check(all(map(math.isfinite, parameters)), f"{op}: the parameters of {kind} must be finite")
     for name, value in zip(loss.numbers(), parameters, strict=True):
         in_range = name not in loss.must_be_positive or 1e-30 <= value <= 1e30  # float32 holds it and its reciprocal
-        check(in_range, f"{op}: the {name} of {kind} must be within [1e-30, 1e30], got {value:g}")
+        if not in_range:  # torch's compiler cannot print a number that it does not know
+            raise RuntimeError(f"{op}: the {name} of {kind} must be within [1e-30, 1e30], got {value:g}")
     return loss.with_parameters(parameters)
 
 
