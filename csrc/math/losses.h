@@ -193,7 +193,7 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
       if (first.pairs == 0 || second.pairs == 0) return r;
       r.positives = r.count[0] = second.pairs;
       r.negatives = first.pairs;
-      r.value[0] = second.pairs * log_sum(first) - second.value;
+      r.value[0] = second.pairs * log_sum(first) - second.value / (loss.kind == LossKind::dclw ? loss.a : 1);
       r.factor[0] = second.pairs / first.value;
       r.factor[1] = -1 / loss.a;
       return r;
@@ -344,7 +344,7 @@ constexpr Program make_program(const LossSpec& loss, bool need_grad = true) {
       return {
           2,
           {{{{negatives, Formula::exponent, 1 / loss.a}, {positives, Formula::exponent, 1 / loss.b, 0, false, true}}},
-           {{none, {positives, Formula::weighted, 1 / loss.a, 1 / loss.b}}}}};
+           {{none, {positives, Formula::weighted, 1 / loss.b}}}}};
     case LossKind::nca:
       return {1, {{{{negatives, Formula::exponent, loss.a}, {positives, Formula::exponent, loss.a}}}}};
     case LossKind::lifted_structure:

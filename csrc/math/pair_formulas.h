@@ -220,16 +220,16 @@ struct NTXentFormula {  // given: the log of the sum of e^(a s) over the negativ
 };
 
 template <typename T>
-struct WeightedFormula {  // given: the log of the mean of e^(b s); a weight is 2 less what e^(b s) is to it
+struct WeightedFormula {  // given: the log of the mean of e^(a s); a weight is 2 less what e^(a s) is to that mean
   static constexpr bool kExponential = is_exponential(Formula::weighted);
   static constexpr bool kSumsWeights = false;
-  T a, b;
+  T a;
   template <typename V>
   XBN_FORMULA Score<V> operator()(V s, Truth<V>, V given) const {
     // No pair that is in the mean is as much as e^60 of it. One of an anchor that pays nothing may be.
-    const V zero = V(), most = zero + T(60), one = zero + T(1), x = b * s - given, up = x > most ? most : x;
-    const V e = exp_of_negative(up > zero ? -up : up), weight = T(2) - (up > zero ? one / e : e);
-    return {a * s * weight, weight, zero == zero};
+    const V zero = V(), most = zero + T(60), one = zero + T(1), x = a * s - given, up = x > most ? most : x;
+    const V e = exp_of_negative(up > zero ? -up : up), more = one - (up > zero ? one / e : e);
+    return {s + more * s, one + more, zero == zero};  // no product is left to be fused with the sum, or not
   }
 };
 
@@ -280,7 +280,7 @@ XBN_KERNEL_FORMULA void with_formula(const Slot& slot, const F& f) {
     case Formula::distance: return f(DistanceFormula<T>{a, b});
     case Formula::similarity: return f(SimilarityFormula<T>{a});
     case Formula::ntxent: return f(NTXentFormula<T>{a});
-    case Formula::weighted: return f(WeightedFormula<T>{a, b});
+    case Formula::weighted: return f(WeightedFormula<T>{a});
     case Formula::exponent: return f(ExponentFormula<T>{a, b, slot.mined});
     case Formula::circle: return f(CircleFormula<T>{a, b});
     case Formula::sigmoid: return f(SigmoidFormula<T>{a, b});

@@ -124,7 +124,7 @@ def weighted(loss: DCLW) -> Formula:
 
     def formula(s: Tensor, positive: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weight = 2 - (s / loss.sigma - given).clamp(max=LARGEST_EXPONENT).exp()
-        return weight * s / loss.temperature, weight, always(s)
+        return weight * s, weight, always(s)
 
     return formula
 
@@ -217,7 +217,8 @@ def finish(loss: PairLoss, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
         case DCL() | DCLW():
             both = (positives > 0) & (negatives > 0)
             positives, negatives = positives * both, negatives * both
-            value[0] = torch.where(both, positives * log_sum(first) - second[:, 0], 0)
+            pull = second[:, 0] / loss.temperature if isinstance(loss, DCLW) else second[:, 0]
+            value[0] = torch.where(both, positives * log_sum(first) - pull, 0)
             count[0] = positives
             factor[0] = torch.where(both, positives / first[:, 0], 0)
             factor[1] = torch.where(both, -1 / loss.temperature, 0)
