@@ -200,8 +200,8 @@ def test_bad_steps():
 
 def test_a_step_that_is_set_is_a_number_of_its_own():
     sampler, counter = ClassBalancedSampler(LABELS, 8, 2), torch.tensor(3)
-    for given in (counter, np.int64(3)):
-        sampler.step = given
+    for number in (counter, np.int64(3)):
+        sampler.step = number
         next(iter(sampler))
         assert type(sampler.state_dict()["step"]) is int and sampler.step == 4
     assert counter == 3

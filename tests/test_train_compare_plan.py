@@ -71,6 +71,13 @@ def test_the_best_on_held_out_classes_is_chosen() -> None:
     assert chosen["axbn"] == {"lr": 1e-3} and found.final(chosen)["axbn"][0].config.process_noise is None
 
 
+def test_what_only_one_method_has_is_tried_at_the_base_too() -> None:
+    for own, tried in ((0.5, [0.5, 0.1, 0.3]), (0.3, [0.1, 0.3])):
+        found = study.parse(["--methods", "ema", "--ema-momentum", str(own), "--momenta", "0.1,0.3"])[1]
+        rows = found.own({"ema": {"lr": 1e-3}})["ema_momentum"]
+        assert [value for _, value, _ in rows] == tried
+
+
 def test_learning_rates_are_chosen_from_runs_that_there_are() -> None:
     found = study.parse(["--memory-size", "1000", "--memory-sizes", "64,4096"])[1]
     assert found.memory_sizes == (64, 1000, 4096)

@@ -207,9 +207,9 @@ def test_ctrl_c_leaves_a_run_that_can_be_continued(shapes: Path, tmp_path: Path)
     assert 0 < checkpoint.load(tmp_path / "checkpoint.pt")["step"] < 100000
 
 
-@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize(("begun", "instead"), [(True, ""), (True, "--overwrite"), (False, "")])
 def test_ctrl_c_outside_of_training_ends_in_a_line(
-    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    begun: bool, instead: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(config: Config) -> None:
         if begun:
@@ -217,8 +217,9 @@ def test_ctrl_c_outside_of_training_ends_in_a_line(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "_load", interrupted)
-    assert run.main(command("--backbone", "convnet", "--image-size", 32, "--out", tmp_path)) == 130
-    goes_on = f"; the same command with --resume continues from {tmp_path}"
+    assert run.main(command("--backbone", "convnet", "--image-size", 32, "--out", tmp_path, *instead.split())) == 130
+    changed = f"--resume in place of {instead}" if instead else "--resume"
+    goes_on = f"; the same command with {changed} continues from {tmp_path}"
     assert capsys.readouterr().err == f"stopped{goes_on if begun else ''}\n"
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from train.config import Config
 from train.data import DataError, Dataset, images, load, tree
 
 CLASSES, IMAGES = 4, 3
@@ -221,6 +222,13 @@ def test_a_name_is_the_same_in_both_spellings_of_unicode(root: Path) -> None:
     (root / "c3").rename(root / decomposed)
     with pytest.raises(DataError, match=r"two sub-folders are 'cañón', in two spellings of Unicode"):
         load(f"folder:{root}")
+
+
+def test_the_folder_one_is_in_has_a_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for at, place in ((root, "."), (root / "c0", "..")):
+        monkeypatch.chdir(at)
+        assert load(f"folder:{place}").name == f"folder {root.name}"
+        assert Config(data=f"folder:{place}").folder == Path(f"runs/{root.name}-axbn-0")
 
 
 def test_odd_names(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,8 @@ def test_defaults_are_allowed_and_every_setting_has_help(capsys: pytest.CaptureF
         ("--test-share nan", "--test-share nan: must be a finite number"),
         ("--test-of files", "argument --test-of: invalid choice: 'files'"),
         ("--validation-share 1", "--validation-share 1.0: must be 0 or more and less than 1"),
+        ("--best recall@1", "--best recall@1: must be map@r without --validation-share"),
+        ("--out ~no-one-here/x", "argument --out: '~no-one-here/x' cannot be found, as there is no such home folder"),
         ("--best loss", "argument --best: invalid choice: 'loss'"),
         ("--ema-momentum 0", "--ema-momentum 0.0: must be more than 0 and at most 1"),
         ("--accumulate 0", "--accumulate 0: must be more than 0"),

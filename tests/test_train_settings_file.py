@@ -62,6 +62,9 @@ def test_another_loss_than_the_file_s_has_its_own_parameters(tmp_path: Path) -> 
         said = [f"--{line.replace(': ', '=').replace('_', '-')}" for line in content.split("\n")]
         words = command.split()
         assert parse(["--config", str(file), *words]).pair_loss() == parse([*said, *words]).pair_loss()
+    file.write_text("loss: contrastive\nneg_margin: 0.3\n")
+    assert parse(["--config", str(file), "--distance", "euclidean"]).neg_margin is None, "it is of a cosine"
+    assert parse(["--config", str(file), "--distance", "cosine"]).neg_margin == 0.3
     file.write_text("loss: triplet\nsoft: true\n")
     assert parse(["--config", str(file), "--loss", "triplet"]).soft
     assert parse(["--config", str(file), "--loss", "ntxent"]).soft is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 from PIL import Image
 
 from train import evaluate, run
-from train.data import DataError, Dataset, load, table
+from train.data import DataError, Dataset, Test, load, table
+from train.data.split import IMAGES
 from train.index import Index
 
 Rows = list[dict[str, Any]]
@@ -52,8 +54,8 @@ def write(folder: Path, rows: Rows, delimiter: str = ",", encoding: str = "utf-8
     return folder / "table.csv"
 
 
-def read(path: Path) -> Dataset:
-    return load(f"csv:{path}")
+def read(path: Path, **how: Test) -> Dataset:
+    return load(f"csv:{path}", **how)
 
 
 def asked(data: Dataset) -> tuple[list[str], list[str]]:
@@ -128,6 +130,18 @@ def test_a_box_may_end_anywhere_and_a_label_is_spelled_either_way(folder: Path) 
     data = read(write(folder, rows))
     assert data.train.labels.tolist().count(data.train.classes.index("\u00e9")) == 2
     assert data.train.images[0].shape == (4, 6, 3)
+
+
+def test_boxes_of_a_file_are_on_one_side_by_whatever_name(folder: Path) -> None:
+    """Of a linked folder, too."""
+    (folder / "linked").symlink_to(folder)
+    rows = []
+    for prefix, left in (("", 0), ("./", 1), ("linked/", 2)):
+        box = {"x_1": lambda *_, left=left: left, "y_1": lambda *_: 0, "x_2": lambda *_: 6, "y_2": lambda *_: 4}
+        rows += [row | {"path": prefix + row["path"]} for row in listed(**box)]
+    data = read(write(folder, rows), test=Test(0.34, IMAGES))
+    train, test = ({os.path.realpath(folder / source) for source in part.sources} for part in (data.train, data.test))
+    assert train and test and not train & test
 
 
 def test_what_is_seen_once_is_tested_on_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,4 +45,7 @@ def file_path(text: str) -> Path:
 def _path(text: str) -> Path:
     if "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} has a null character, which no name has")
-    return Path(text)
+    try:
+        return Path(text).expanduser()  # no shell has, of what a file of settings says
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be found, as there is no such home folder") from None

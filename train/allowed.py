@@ -53,6 +53,7 @@ def require(config: Any) -> None:
     check("max_classes", lambda v: v is None or v >= 4, "4 or more")
     for name in ("test_share", "validation_share"):
         check(name, lambda v: v is None or 0 <= v < 1, "0 or more and less than 1")
+    check("best", lambda v: v == "map@r" or config.validation_share > 0, "map@r without --validation-share")
     check("ema_momentum", lambda v: 0 < v <= 1, "more than 0 and at most 1")
     check("ema", lambda v: 0 <= v < 1, "0 or more and less than 1, such as 0.99")
     check("freeze", lambda v: 0 <= v <= 1, "between 0 and 1")

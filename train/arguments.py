@@ -78,11 +78,12 @@ def parse(arguments: Sequence[str] | None = None, *, allow_abbrev: bool = True) 
 
 def _with_file(parser: argparse.ArgumentParser, file: Path, arguments: Sequence[str]) -> list[str]:
     """The command line after what a file says: without the parameters of a loss, if the file names that loss, or its
-    distance, and the command line another."""
+    distance, and the command line another. A loss that is named without a distance is of cosine similarity."""
     words = settings_file.words(file)
     of_file, given = parser.parse_args(words), parser.parse_args([*words, *arguments])
-    named = [name for name in ("loss", "distance") if any(w.startswith(f"--{name}=") for w in words)]
-    if any(getattr(of_file, name) != getattr(given, name) for name in named):
+    says_loss, says_distance = (any(w.startswith(f"--{name}=") for w in words) for name in ("loss", "distance"))
+    other_distance = (of_file.distance or "cosine") != (given.distance or "cosine")
+    if (says_loss and of_file.loss != given.loss) or ((says_loss or says_distance) and other_distance):
         of_loss = tuple(map(losses.flag, losses.PARAMETERS))
         words = [word for word in words if word.partition("=")[0] not in of_loss]
     return [*words, *arguments]

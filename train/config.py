@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -332,7 +333,7 @@ class Config:
     def folder(self) -> Path:
         """Where results go."""
         data = self.data.partition(":")[2] or self.data
-        return self.out or Path("runs") / f"{Path(data).name}-{self.method}-{self.seed}"
+        return self.out or Path("runs") / f"{Path(os.path.abspath(data)).name}-{self.method}-{self.seed}"
 
     @property
     def test(self) -> split.Test:

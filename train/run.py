@@ -54,7 +54,8 @@ def _main(config: Config, ranks: Ranks) -> int:
 
 
 def _stopped(config: Config) -> int:
-    goes_on = f"; the same command with --resume continues from {config.folder}"
+    instead = " in place of --overwrite" * config.overwrite
+    goes_on = f"; the same command with --resume{instead} continues from {config.folder}"
     print("stopped" + goes_on * checkpoint.begun(config.folder), file=sys.stderr)
     return STOPPED
 

@@ -38,7 +38,7 @@ def load(path: Path, *, max_classes: int | None = None, test: Test = DEFAULT) ->
         both = {os.path.realpath(image.file) for image in train} & {os.path.realpath(image.file) for image in tested_on}
         if both:
             raise DataError(f"--data folder:{path}: {len(both)} images are in both folders: {images.few(sorted(both))}")
-        return own.dataset(f"folder:{path}", f"folder {path.name}", train, tested_on, max_classes)
+        return own.dataset(f"folder:{path}", f"folder {name_of(path)}", train, tested_on, max_classes)
     tree = _tree(path)
     usable = [name for name, files in tree.classes.items() if len(files) >= MIN_IMAGES]
     if len(usable) < test.least_classes:
@@ -54,13 +54,19 @@ def load(path: Path, *, max_classes: int | None = None, test: Test = DEFAULT) ->
     files = [(name, file) for name in chosen for file in tree.classes[name]]
     images.check_all(file for _, file in files)
     return split.divide(
-        f"folder {path.name}",
+        f"folder {name_of(path)}",
         [name for name, _ in files],
         [tree.source(file) for _, file in files],
         pick=lambda where: images.Files([files[i][1] for i in where.tolist()]),
         test=test,
+        files=[file for _, file in files],
         mirror=True,
     )
+
+
+def name_of(path: Path) -> str:
+    """The name of a folder, of "." and ".." too."""
+    return Path(os.path.abspath(path)).name or str(path)
 
 
 def pictures(path: Path) -> list[Path]:

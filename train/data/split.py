@@ -7,8 +7,10 @@ were found matters: the same data gives the same split on every machine, now and
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -122,6 +124,7 @@ def divide(
     pick: Callable[[NDArray[np.int64]], Sequence[Pixels]],
     *,
     test: Test,
+    files: Sequence[Path] | None = None,
     titles: dict[str, str] | None = None,
     mirror: bool,
     credit: tuple[str, ...] = (),
@@ -134,6 +137,7 @@ def divide(
         sources: each image's source.
         pick: gives the images at the given positions, int64 [n].
         test: what is tested on.
+        files: each image's, if it is of one: what comes from one, by whatever name, is on one side.
         titles: a readable name for each class; the key itself where absent.
         mirror: as of Dataset, and so is ``credit``.
 
@@ -150,7 +154,7 @@ def divide(
         readable = tuple((titles or {}).get(key, key) for key in map(str, members))
         return Part(pick(where), labels.astype(np.int64), readable, tuple(sources[i] for i in where.tolist()))
 
-    tested = _tested(classes, keys, sources, test)
+    tested = _tested(classes, keys, sources if files is None else _by_file(sources, files), test)
     train, tested_on = part(np.flatnonzero(~tested)), part(np.flatnonzero(tested))
     if test.share != 0 and len(tested_on.classes) < 2:
         raise DataError(
@@ -158,6 +162,12 @@ def divide(
             f"{KEPT} to train on and {ASKED} to test on; two are needed"
         )
     return Dataset(name, train, tested_on, mirror=mirror, credit=credit)
+
+
+def _by_file(sources: Sequence[str], files: Sequence[Path]) -> list[str]:
+    """Sources, that of the first image of a file for all of it."""
+    first: dict[str, str] = {}
+    return [first.setdefault(os.path.realpath(file), source) for source, file in zip(sources, files, strict=True)]
 
 
 def _tested(classes: Sequence[str], keys: Sequence[str], sources: Sequence[str], test: Test) -> NDArray[np.bool_]:

@@ -72,6 +72,7 @@ def load(path: Path, *, max_classes: int | None = None, test: Test = DEFAULT) ->
         [image.source for image in usable],
         pick=lambda where: own.files([usable[i] for i in where.tolist()]),
         test=test,
+        files=[image.file for image in usable],
         mirror=True,
     )
 
