@@ -79,7 +79,7 @@ class DCLW(LossWithTemperature):
     positive pairs of anchors that have negatives.
 
     Args:
-        temperature: positive. It can not be learned: the weights would not be those of the same sigma.
+        temperature: positive. It cannot be learned: the weights would not be those of the same sigma.
         sigma: positive; the smaller, the more do weights differ.
     """
 
