@@ -93,6 +93,7 @@ def test_the_memory_has_the_target_moments(drift, update, device):
 @pytest.mark.parametrize("dynamic", [True, None])
 def test_compiled_numbers_may_change(dynamic):
     """A number of which the compiler knows only that it is one."""
+    torch._dynamo.reset()
     criterion = CrossBatchMemory(SupCon(nn.Parameter(torch.tensor(0.1))), D, M, center_gradient=True)
     fast = torch.compile(criterion, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for eps in (1e-6, 1e-3):

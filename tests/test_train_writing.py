@@ -127,6 +127,7 @@ def test_a_log_that_cannot_be_written_to_later_is_named(
         raise OSError(28, "No space left on device")
 
     log = events.Events(tmp_path, 0)
+    log.file_writer.event_writer._async_writer._byte_queue.join()  # the head of the file is there
     monkeypatch.setattr(log.file_writer.event_writer._async_writer._writer, "write", fail)
     log.add_scalar("loss", 0.5, 1)
     with pytest.raises(ConfigError, match=rf"writing {tmp_path} failed \(No space left on device\)"):
