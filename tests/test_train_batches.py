@@ -72,8 +72,8 @@ class Noted(list):
 
 
 def test_workers_prepare_the_same_batches_in_the_same_order() -> None:
-    alone = list(batches().loader(3, 7, workers=0, pin=False))
-    helped = list(batches().loader(3, 7, workers=2, pin=False))
+    alone = list(batches().prepared(3, 7, workers=0, pin=False))
+    helped = list(batches().prepared(3, 7, workers=2, pin=False))
     assert len(alone) == len(helped) == 4
     for (images, labels, seconds), (others, other_labels, other_seconds) in zip(alone, helped, strict=True):
         assert torch.equal(images, others) and torch.equal(labels, other_labels)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,8 @@ from train.data import DataError, Part, Pixels, svg
 from train.features import as_they_are
 from train.loading import FEW, MOST, Rates, plain_errors, workers
 from xbn_ext import ClassBalancedSampler
+
+ROOT = Path(__file__).parent.parent
 
 
 class Broken(Dataset[torch.Tensor]):
@@ -84,7 +89,7 @@ def test_a_first_signal_to_all_processes_is_left_to_the_run(kind: str, number: i
         if kind == "evaluation":
             return next(EvaluationBatches(part, as_they_are).batches(workers=1))
         batches = TrainingBatches(part, ClassBalancedSampler(part.labels, count, count), as_they_are, seed=0)
-        return next(iter(batches.loader(0, 1, workers=1, pin=False)))
+        return next(iter(batches.prepared(0, 1, workers=1, pin=False)))
 
     assert first(1) is not None
     with pytest.raises(DataError, match="--workers: the system has ended"), plain_errors():
@@ -170,3 +175,33 @@ def test_several_batches_make_a_step() -> None:
         found.prepared(1.0, 0.5)
     found.step(4.5)
     assert (found.loading, found.network) == pytest.approx((100.0, 100.0))
+
+
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+def test_processes_end_with_what_asks_for_images(kind: str) -> None:
+    part = Part(np.zeros((2000, 2, 2, 3), np.uint8), np.arange(2000) // 1000, ("a", "b"), ("",) * 2000)
+    if kind == "evaluation":
+        wanted: Iterator[Any] = EvaluationBatches(part, as_they_are).batches(workers=1)
+    else:
+        batches = TrainingBatches(part, ClassBalancedSampler(part.labels, 4, 2), as_they_are, seed=0)
+        wanted = batches.prepared(0, 50, workers=1, pin=False)
+    next(wanted)
+    (process,) = multiprocessing.active_children()
+    del wanted
+    assert process.exitcode == 0
+
+
+def test_a_program_ends_though_something_still_asks_for_images() -> None:
+    """As an error does that somebody keeps."""
+    program = """
+import numpy as np
+from train.augment import EvaluationBatches
+from train.data import Part
+from train.features import as_they_are
+part = Part(np.zeros((2000, 2, 2, 3), np.uint8), np.zeros(2000, np.int64), ("a",), ("",) * 2000)
+wanted = [EvaluationBatches(part, as_they_are).batches(workers=1)]
+next(wanted[0])
+wanted.append(wanted)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=120, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -107,13 +107,14 @@ class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
         torch.default_generator.manual_seed(seed)  # what the transforms draw from
         return self.view(to_tensor(self.part.images[image]))
 
-    def loader(self, first: int, last: int, *, workers: int, pin: bool) -> DataLoader[tuple[Tensor, Tensor, float]]:
+    def prepared(self, first: int, last: int, *, workers: int, pin: bool) -> Iterator[tuple[Tensor, Tensor, float]]:
         """The batches ``first`` .. ``last - 1`` in order, prepared ahead by ``workers`` processes, with the seconds
         that each took."""
-        return DataLoader(
+        loader = DataLoader(
             _Timed(self), None, sampler=range(first, last), num_workers=workers, pin_memory=pin,
             generator=_own_generator(), worker_init_fn=loading.begin,
         )  # fmt: skip
+        return loading.batches(loader)
 
 
 class _Timed(Dataset[tuple[Tensor, Tensor, float]]):
@@ -151,7 +152,7 @@ class EvaluationBatches(Dataset[Tensor]):
         loader = DataLoader(
             self, None, sampler=wanted, num_workers=workers, generator=_own_generator(), worker_init_fn=loading.begin
         )
-        return iter(loader)
+        return loading.batches(loader)
 
 
 def _own_generator() -> torch.Generator:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader
 
 from .cores import cores
 from .data import DataError, Pixels
@@ -19,6 +23,8 @@ MOST = 8
 """Processes, where nothing else is said: each takes some 200 MB."""
 WORTHWHILE = 20
 """Per cent of the time that preparing images takes from which on a process for it is worth a try."""
+
+T = TypeVar("T")
 
 
 def workers(
@@ -108,6 +114,28 @@ def plain_errors() -> Iterator[None]:
             "--workers: the system has ended a process that prepares images, most likely because memory ran out; "
             f"fewer --workers need less ({error})"
         ) from error
+
+
+def batches(loader: DataLoader[T]) -> Iterator[T]:
+    """What a loader brings. Its processes end when it raises or is no longer asked for, and do not wait for the garbage
+    collector: that may close what they are told by before they are told."""
+    iterator = iter(loader)
+    try:
+        yield from iterator
+    finally:
+        end = getattr(iterator, "_shutdown_workers", None)  # not of one without processes
+        if end is not None:
+            end()
+
+
+@atexit.register
+def _end_all() -> None:
+    """Those that are left as the program ends. Python would send each SIGTERM, once, and wait for it: see `begin`."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            with suppress(RuntimeError):  # torch tells of it
+                process.kill()
+                process.join()
 
 
 def begin(worker: int) -> None:

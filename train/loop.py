@@ -222,8 +222,7 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         """This process's part of the batches of the steps to come."""
         first, last = (step * self.config.accumulate for step in (self.step, self.config.steps))
-        loader = self.batches.loader(first, last, workers=self.workers, pin=self.device.type == "cuda")
-        prepared = iter(loader)
+        prepared = self.batches.prepared(first, last, workers=self.workers, pin=self.device.type == "cuda")
         for _ in range(first, last):
             began = time.perf_counter()
             with self.ranks.together(), loading.plain_errors():
