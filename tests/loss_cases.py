@@ -61,7 +61,8 @@ def each_of(losses, long=KIN):
 
 
 every_loss = each_of(LOSSES, long=())
-few_losses = each_of(LOSSES, long=LOSSES.keys() - {"contrastive", "mined", "triplet_all"})
+FEW = {"contrastive", "mined", "triplet_all"}
+few_losses = each_of(LOSSES, long=LOSSES.keys() - FEW)
 each_kind_of_loss = each_of(LOSSES)
 
 NEAR = 1e-5

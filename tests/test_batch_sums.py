@@ -4,12 +4,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from loss_cases import LOSSES, each_of, few_losses, problem, run
+from loss_cases import FEW, LOSSES, each_of, problem, run
 
 from xbn_ext import Contrastive, reference
 
 ALL = {name: loss for name, loss in LOSSES.items() if not loss.gives_in_common} | {"mean": Contrastive(0.9, 0.2)}
 every_loss, each_kind_of_loss = each_of(ALL, long=()), each_of(ALL)
+few_losses = each_of(ALL, long=ALL.keys() - FEW)
 
 
 def loss_of_parts(module, dots, labels, loss, n, ids=None, anchors=None):
