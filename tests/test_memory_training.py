@@ -92,7 +92,7 @@ def test_the_memory_has_the_target_moments(drift, update, device):
 
 @pytest.mark.parametrize("dynamic", [True, None])
 def test_compiled_numbers_may_change(dynamic):
-    """A number of which the compiler knows only that it is one."""
+    """The compiler does not take `eps` for a constant."""
     torch._dynamo.reset()
     criterion = CrossBatchMemory(SupCon(nn.Parameter(torch.tensor(0.1))), D, M, center_gradient=True)
     fast = torch.compile(criterion, fullgraph=True, dynamic=dynamic, backend="aot_eager")

@@ -179,6 +179,7 @@ def test_several_batches_make_a_step() -> None:
 
 @pytest.mark.parametrize("kind", ["training", "evaluation"])
 def test_processes_end_with_what_asks_for_images(kind: str) -> None:
+    before = {*multiprocessing.active_children()}
     part = Part(np.zeros((2000, 2, 2, 3), np.uint8), np.arange(2000) // 1000, ("a", "b"), ("",) * 2000)
     if kind == "evaluation":
         wanted: Iterator[Any] = EvaluationBatches(part, as_they_are).batches(workers=1)
@@ -186,7 +187,7 @@ def test_processes_end_with_what_asks_for_images(kind: str) -> None:
         batches = TrainingBatches(part, ClassBalancedSampler(part.labels, 4, 2), as_they_are, seed=0)
         wanted = batches.prepared(0, 50, workers=1, pin=False)
     next(wanted)
-    (process,) = multiprocessing.active_children()
+    (process,) = {*multiprocessing.active_children()} - before
     del wanted
     assert process.exitcode == 0
 

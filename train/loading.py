@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ WORTHWHILE = 20
 """Per cent of the time that preparing images takes from which on a process for it is worth a try."""
 
 T = TypeVar("T")
+
+_started: WeakSet[BaseProcess] = WeakSet()
+"""The processes of `batches`."""
 
 
 def workers(
@@ -120,6 +124,7 @@ def batches(loader: DataLoader[T]) -> Iterator[T]:
     """What a loader brings. Its processes end when it raises or is no longer asked for, and do not wait for the garbage
     collector: that may close what they are told by before they are told."""
     iterator = iter(loader)
+    _started.update(getattr(iterator, "_workers", ()))
     try:
         yield from iterator
     finally:
@@ -131,8 +136,8 @@ def batches(loader: DataLoader[T]) -> Iterator[T]:
 @atexit.register
 def _end_all() -> None:
     """Those that are left as the program ends. Python would send each SIGTERM, once, and wait for it: see `begin`."""
-    for process in multiprocessing.active_children():
-        if process.daemon:
+    for process in list(_started):
+        if process.is_alive():
             with suppress(RuntimeError):  # torch tells of it
                 process.kill()
                 process.join()

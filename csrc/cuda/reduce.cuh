@@ -20,7 +20,7 @@ struct Largest {
   }
 };
 
-// Of a struct there is one beside the struct, where BlockReduction finds it.
+// A struct has an overload of its own, in its namespace: BlockReduction finds it there.
 template <typename T>
 __device__ __forceinline__ T shuffle_xor(T value, int step) {
   return __shfl_xor_sync(0xffffffffu, value, step);

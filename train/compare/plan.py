@@ -113,7 +113,8 @@ class Plan:
     def own(self, chosen: Chosen) -> Effects:
         """What only one method has: its runs with each value, at its learning rate."""
         noises = (self.base.process_noise, *(noise for noise in self.noises if noise != self.base.process_noise))
-        momenta = (*(m for m in (self.base.ema_momentum,) if m not in self.momenta), *self.momenta)
+        own = self.base.ema_momentum
+        momenta = self.momenta if own in self.momenta else (own, *self.momenta)
         values = {"axbn": ("process_noise", noises), "ema": ("ema_momentum", momenta)}
         return {
             setting: self._vary([method], setting, tried, chosen)
