@@ -63,8 +63,8 @@ def pytest_collection_finish():
 
 
 def only(**names):
-    """Restricts a test: `only(dtype="f64")`, `only(way="composite")` of a GPU's ways, and `only(compiled=True)` to ops
-    of torch, without the emulator's kernels and plain functions."""
+    """Restricts a test: `only(dtype="f64")`, `only(ways=["composite"])` of a GPU's ways, and `only(compiled=True)` to
+    ops of torch, without the emulator's kernels and plain functions."""
 
     def decorate(test):
         test.only = names
@@ -88,7 +88,7 @@ def pytest_generate_tests(metafunc):
         if name not in ("cpu", "cuda") and "compiled" in wanted:
             continue
         for way in ways if name in ("emu", "cuda") else ["auto"]:
-            if way not in ("auto", wanted.get("way", way)):
+            if way not in ("auto", *wanted.get("ways", [way])):
                 continue
             for dtype in dtypes if has_dtype else ["f32"]:
                 if way not in ("auto", "composite") and dtype == "f64":

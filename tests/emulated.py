@@ -66,6 +66,7 @@ def screen(
     tensors = (z, labels, bank, bank_labels, count, scale, shift, anchors)
     assert all(t is None or t.is_contiguous() for t in tensors)
     addresses = (0 if t is None else t.data_ptr() for t in tensors)
-    found = executor.screen(*addresses, B, M, D, renormalize, eps, margin, bounded, mask.data_ptr())
+    of_dtype = getattr(executor, f"screen_{str(bank.dtype).removeprefix('torch.')}")
+    found = of_dtype(*addresses, B, M, D, renormalize, eps, margin, bounded, mask.data_ptr())
     bits = mask[:, :, None] >> torch.arange(32, dtype=torch.int32) & 1
     return bits.reshape(B, -1)[:, :M].bool(), found

@@ -89,24 +89,41 @@ def launches(call, *args, **options):
 
 
 @pytest.mark.parametrize(
-    "loss, B, D, precision, way",
+    "loss, B, D, precision, bank_dtype, way",
     [
-        (Contrastive(), 600, 1024, torch.float32, "screen"),
-        (Contrastive(), 511, 7, torch.float32, "sweep"),
-        (Contrastive(), 512, 7, torch.float32, "composite"),
-        (SupCon(), 511, 8, torch.float32, "sweep"),
-        (SupCon(), 512, 8, torch.float32, "composite"),
-        (Contrastive(), 5, 1028, torch.float32, "composite"),
-        (Contrastive(), 5, 8, torch.float64, "composite"),
+        (Contrastive(), 600, 1024, torch.float32, torch.float32, "screen"),
+        (Contrastive(), 511, 7, torch.float32, torch.float32, "sweep"),
+        (Contrastive(), 512, 7, torch.float32, torch.float32, "composite"),
+        (SupCon(), 511, 8, torch.float32, torch.float32, "sweep"),
+        (SupCon(), 512, 8, torch.float32, torch.float32, "composite"),
+        (Contrastive(), 5, 1028, torch.float32, torch.float32, "composite"),
+        (Contrastive(), 5, 8, torch.float64, torch.float64, "composite"),
+        (Contrastive(), 5, 8, torch.float32, torch.float64, "composite"),
+        (Contrastive(), 5, 1024, torch.float32, torch.float16, "screen"),
+        (Contrastive(), 5, 12, torch.float32, torch.bfloat16, "composite"),
+        (SupCon(), 511, 8, torch.float32, torch.bfloat16, "sweep"),
+        (SupCon(), 512, 8, torch.float32, torch.float16, "composite"),
+        (SupCon(), 5, 8, torch.float64, torch.float16, "composite"),
     ],
 )
-def test_which_way_the_loss_goes(loss, B, D, precision, way, executor):
+def test_which_way_the_loss_goes(loss, B, D, precision, bank_dtype, way, executor):
     z, labels = torch.randn(B, D, dtype=precision, requires_grad=True), torch.zeros(B, dtype=torch.int64)
-    bank, bank_labels = torch.randn(9, D, dtype=precision), torch.arange(9)
+    bank, bank_labels = torch.randn(9, D, dtype=bank_dtype), torch.arange(9)
     products = executor.products()
     n = launches(ops.memory_loss, z, labels, bank, bank_labels, loss)
     assert n == {"sweep": 3, "screen": 5, "composite": 5}[way]  # the last two add up
     assert (executor.products() > products) == (way == "composite")
+
+
+@pytest.mark.parametrize("bank_dtype, way", [(torch.float32, "sweep"), (torch.float16, "composite")])
+def test_a_bank_that_no_vector_load_can_read(bank_dtype, way, executor):
+    z, labels = torch.randn(5, 8, requires_grad=True), torch.zeros(5, dtype=torch.int64)
+    bank, bank_labels = torch.randn(9 * 8 + 1).to(bank_dtype)[1:].view(9, 8), torch.arange(9)
+    for forced in ("auto", "screen", "tensor"):
+        before = torch.ops.xbn_emu.set_loss_way(forced)
+        n = launches(ops.memory_loss, z, labels, bank, bank_labels, Contrastive())
+        torch.ops.xbn_emu.set_loss_way(before)
+        assert n == {"sweep": 3, "composite": 5}[way]
 
 
 @pytest.mark.parametrize("way", ["tensor", "simt"])

@@ -14,6 +14,7 @@ if HAS_EMULATOR:
 
 pytestmark = pytest.mark.skipif(not HAS_EMULATOR, reason="there is a real GPU, or no g++")
 MARGIN = 0.5
+BANK_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 EXTREMES = [torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 65519.0, 65520.0, 7e4, 1e-45, 1e-38, -1e-20, 6e-8, 6e-5]
 
 
@@ -70,8 +71,10 @@ def at_the_margin(B, M, D, off, margin=MARGIN):
     "B, M, D",
     [(1, 33, 4), (7, 500, 64), (64, 1000, 128), (65, 999, 132), (130, 500, 260), (70, 300, 512), (33, 200, 1000)],
 )
-def test_no_pair_is_missed(B, M, D, classes):
-    bank = random_rows(M, D) + 0.3 * random_rows(1, D)
+@pytest.mark.parametrize("bank_dtype", BANK_DTYPES, ids=str)
+def test_no_pair_is_missed(B, M, D, classes, bank_dtype):
+    D = -(-D * bank_dtype.itemsize // 16) * 16 // bank_dtype.itemsize  # rows of whole 16 bytes
+    bank = (random_rows(M, D) + 0.3 * random_rows(1, D)).to(bank_dtype)
     z = normalize(random_rows(B, D) + 0.5 * random_rows(1, D), dim=1)
     labels, bank_labels = torch.randint(classes, (B,)), torch.randint(classes, (M,))
     for count in (M, M - 5, 1, 0):
@@ -82,13 +85,14 @@ def test_no_pair_is_missed(B, M, D, classes):
 
 
 @pytest.mark.parametrize("D", [64, 512, 1024])
-def test_similarities_at_the_margin(D):
+@pytest.mark.parametrize("bank_dtype", BANK_DTYPES, ids=str)
+def test_similarities_at_the_margin(D, bank_dtype):
     labels, bank_labels = torch.zeros(64).long(), torch.ones(1000).long()
     without = 0
     for off in (0, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2):
         z, bank = at_the_margin(64, 1000, D, off)
         for renormalize in (True, False):
-            args = (z, labels, bank, bank_labels, MARGIN)
+            args = (z, labels, bank.to(bank_dtype), bank_labels, MARGIN)
             missed, _ = missed_and_kept(*args, renormalize=renormalize)
             assert missed == 0
             without += missed_and_kept(*args, renormalize=renormalize, bounded=False)[0]
@@ -135,8 +139,9 @@ def test_rows_of_any_length(scale):
 
 
 @pytest.mark.parametrize("value", EXTREMES)
-def test_extreme_values(value):
-    z, bank = random_rows(70, 64), random_rows(300, 64)
+@pytest.mark.parametrize("bank_dtype", BANK_DTYPES, ids=str)
+def test_extreme_values(value, bank_dtype):
+    z, bank = random_rows(70, 64), random_rows(300, 64).to(bank_dtype)
     z[3, 5], z[40] = value, value
     bank[7, 9], bank[100], bank[101, ::2] = value, value, -value
     bank[200:] = -bank[200:].abs()
@@ -202,11 +207,13 @@ def with_candidates(share, B=64, M=4000, D=64):
 @pytest.mark.singly
 @pytest.mark.parametrize("reduction", ["mean", "avg_nonzero"])
 @pytest.mark.parametrize("way", ["screen", "pairs"])
-def test_both_sides_of_the_limit(way, reduction):
+@pytest.mark.parametrize("bank_dtype", BANK_DTYPES, ids=str)
+def test_both_sides_of_the_limit(way, reduction, bank_dtype):
     """From more than 5 % on the sweep takes over, into the same sums."""
     loss = Contrastive(neg_margin=MARGIN, reduction=reduction)
     for share in (0, 0.002, 0.049, 0.051, 0.3):
-        args = with_candidates(share)
+        z, labels, bank, bank_labels = with_candidates(share)
+        args = z, labels, bank.to(bank_dtype), bank_labels
         torch.ops.xbn_emu.set_loss_way(way)
         before = emulated.executor.launches()
         assert_right(ops, *args, loss)

@@ -119,11 +119,11 @@ __device__ __forceinline__ double hidden(double x) {
   return x;
 }
 
-// Asks for n floats to be brought to the second-level cache, by all threads of a block. n <= 0: nothing.
-template <int kThreads>
-__device__ __forceinline__ void prefetch_by_block(const float* begin, int64_t n) {
+// Asks for n values to be brought to the second-level cache, by all threads of a block. n <= 0: nothing.
+template <int kThreads, typename S>
+__device__ __forceinline__ void prefetch_by_block(const S* begin, int64_t n) {
 #ifdef __CUDA_ARCH__
-  constexpr int kLine = 32;  // floats
+  constexpr int kLine = 128 / sizeof(S);
   for (int64_t i = static_cast<int64_t>(threadIdx.x) * kLine; i < n; i += kThreads * kLine)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(begin + i));
 #endif
@@ -139,13 +139,19 @@ __device__ __forceinline__ void prefetch_by_warp(const S* row, int64_t n) {
 #endif
 }
 
-// Starts to copy four floats to shared memory, or zeros if they do not exist; both addresses are multiples of 16.
-__device__ __forceinline__ void copy4_async(float* to, const float* from, bool exist) {
+// Starts to copy four values to shared memory, or zeros if they do not exist; both addresses are multiples of their
+// bytes.
+template <typename S>
+__device__ __forceinline__ void copy4_async(S* to, const S* from, bool exist) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(exist ? 16 : 0) : "memory");
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(to)), bytes = exist ? 4 * sizeof(S) : 0;
+  if constexpr (sizeof(S) == 4)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
 #else
-  *reinterpret_cast<float4*>(to) = exist ? *reinterpret_cast<const float4*>(from) : make_float4(0, 0, 0, 0);
+  using Four = Vector<S, 4>;
+  *reinterpret_cast<Four*>(to) = exist ? *reinterpret_cast<const Four*>(from) : Four{};
 #endif
 }
 

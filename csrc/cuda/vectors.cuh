@@ -1,4 +1,4 @@
-// Four floats at a time.
+// Four floats at a time, or four stored values as floats.
 #pragma once
 
 #include "device.cuh"
@@ -6,6 +6,26 @@
 namespace xbn::cuda {
 
 __device__ __forceinline__ float4 zeros4() { return make_float4(0, 0, 0, 0); }
+
+// Of stored values that are next to each other, the k-th four.
+template <typename S, int kWidth>
+__device__ __forceinline__ float4 four_of(const Vector<S, kWidth>& u, int k) {
+  return make_float4(as<float>(u.value[4 * k]), as<float>(u.value[4 * k + 1]), as<float>(u.value[4 * k + 2]),
+                     as<float>(u.value[4 * k + 3]));
+}
+
+// By one access. To nvcc a struct's copy may be one for each of its parts, if it stands under a condition.
+template <typename S>
+__device__ __forceinline__ float4 four_at(const S* values) {
+  Vector<S, 4> u;
+#ifdef __CUDA_ARCH__
+  const auto word = *reinterpret_cast<const std::conditional_t<sizeof(S) == 4, uint4, uint2>*>(values);
+  memcpy(&u, &word, sizeof(u));
+#else
+  u = *reinterpret_cast<const Vector<S, 4>*>(values);
+#endif
+  return four_of(u, 0);
+}
 
 // scale * u + shift, where those of u's columns begin at k.
 __device__ __forceinline__ float4 affine4(const float* scale, const float* shift, int k, float4 u) {

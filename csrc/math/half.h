@@ -94,7 +94,9 @@ XBN_FORMULA T as(S stored) {
   return static_cast<T>(static_cast<typename Compute<S>::type>(stored));
 }
 
-// X(S, torch's name of S, its name in a message) for every dtype of a bank.
+// X(S, torch's name of S, its name in a message) for every dtype of a bank, and for those with which arithmetic can be
+// in float.
+#define XBN_FOR_EACH_FLOAT_BANK(X) X(float, Float, float32) X(Float16, Half, float16) X(BFloat16, BFloat16, bfloat16)
 #define XBN_FOR_EACH_BANK(X) \
   X(float, Float, float32) X(double, Double, float64) X(Float16, Half, float16) X(BFloat16, BFloat16, bfloat16)
 

@@ -408,15 +408,16 @@ class MemoryRound {
       run(no_grad);
       close(what, difference(value, value64, 1), tolerance, n_);
     };
-    if constexpr (std::is_same_v<T, float> && std::is_same_v<S, float>) {
+    if constexpr (std::is_same_v<T, float> && !std::is_same_v<S, double>) {
+      const bool wide = n_.D * sizeof(S) % 16 == 0;
       for (const bool tensor : {true, false})
-        if (!goes_in_rounds(loss) && (!tensor || n_.D % 4 == 0))  // else it would go as simt
+        if (!goes_in_rounds(loss) && (tensor ? wide : std::is_same_v<S, float>))
           check(tensor ? "tensor" : "simt", [&](const auto& p) {
             launch([&](const cuda::Gpu& gpu) { return cuda::sweep(p, loss, tensor, gpu); });
           });
       // Of the pairs the screen may leave as many as it may, then none and all: the sweep runs, then the exact pairs.
       for (const double most : {cuda::kFew, 0.0, 1.0})
-        if (cuda::takes_screen(loss) && n_.D % 4 == 0)
+        if (cuda::takes_screen(loss) && wide)
           check("screen", [&](const auto& p) {
             launch([&](const cuda::Gpu& gpu) { return cuda::screened(p, loss, most, gpu); });
           });
@@ -541,9 +542,9 @@ void compare_all(const Sizes& n, bool in_place, const Draw&... draw) {
 
 }  // namespace
 
-// fuzz SEED ROUNDS B,M,D…: as many rounds of random shapes, then each shape with memories of float and of what is
-// narrower, in place and deferred in turn: that of float with a loss that goes by all ways and with the one that goes by
-// the composite way only. A batch against itself where M is 1, for it depends on B and D only.
+// fuzz SEED ROUNDS B,M,D…: as many rounds of random shapes, then each shape with a memory of float and, with columns for
+// 16-byte accesses, one of 16 bits, in place and deferred in turn: that of float with a loss that goes by all ways and
+// with the one that goes by the composite way only. A batch against itself where M is 1, for it depends on B and D only.
 int main(int argc, char** argv) {
   if (argc < 3) return std::fputs("usage: fuzz SEED ROUNDS B,M,D...\n", stderr), 2;
   const int seed = std::atoi(argv[1]), rounds = std::atoi(argv[2]);
@@ -563,11 +564,13 @@ int main(int argc, char** argv) {
     Sizes n{up_to(kind % 3 == 0 ? 140 : 40), 1 + up_to(kind % 3 == 1 ? 260 : 130), 1 + up_to(kind % 3 == 2 ? 200 : 70)};
     if (kind % 8 == 7) n = {1 + up_to(6), 1 + up_to(70), 257 + up_to(767)};          // the wide kernels
     if (kind % 4 == 2) emu::settings().multiprocessors = 1, n.M = 130 + up_to(130);  // blocks of several tiles
-    if (up_to(2) == 0) n.D = (n.D + 3) / 4 * 4;                                      // 16-byte accesses
+    if (up_to(2) == 0) n.D = (n.D + 7) / 8 * 8;                                      // 16-byte accesses
     const bool in_place = up_to(1) == 1;
     const LossSpec loss = random_loss();
     MemoryRound<float, float>(n, in_place).compare(loss);
     if (kind % 4 == 1) MemoryRound<float, double>(n, in_place).compare(loss);
+    if (kind % 8 == 3) MemoryRound<float, Float16>(n, in_place).compare(loss);
+    if (kind % 8 == 5) MemoryRound<float, BFloat16>(n, in_place).compare(loss);
     int turn = 0;
 #define XBN_ROUND(S, ...) \
   if (kind % kBankDtypes == turn++) MemoryRound<double, S>(n, in_place).compare(loss);
@@ -586,10 +589,13 @@ int main(int argc, char** argv) {
   };
   const auto of_all_ways = [&] { return draw(true); };
   const auto of_one_way = [&] { return draw(false); };
-  // This loss runs both kernels that depend on the bank's dtype.
-  const auto hardest_triplets = [&] {
-    vary();
-    return LossSpec{LossKind::triplet, Average::anchors, 0.3};
+  // Between them these losses run all kernels that depend on the bank's dtype; triplets have one for the chosen rows.
+  const auto of_bank = [&] {
+    const int64_t kind = up_to(2);
+    LossSpec loss;
+    do loss = draw(true);
+    while (kind == 0 && !cuda::takes_screen(loss));
+    return kind == 1 ? LossSpec{LossKind::triplet, Average::anchors, 0.3} : loss;
   };
   int shapes = 0;
   for (; shapes < argc - 3; ++shapes) {
@@ -597,12 +603,12 @@ int main(int argc, char** argv) {
     if (std::sscanf(argv[3 + shapes], "%lld,%lld,%lld", &B, &M, &D) != 3) return 2;
     const Sizes n{B, M, D};
     emu::settings().identities_of_warp = 2;
-    int turn = seed + shapes;
-    compare_all<float, float>(n, turn++ % 2 == 0, of_all_ways, of_one_way);
-#define XBN_NARROW(S, ...) \
-  if constexpr (sizeof(S) < sizeof(float)) compare_all<float, S>(n, turn++ % 2 == 0, hardest_triplets);
-    XBN_FOR_EACH_BANK(XBN_NARROW)
-#undef XBN_NARROW
+    const int turn = seed + shapes;
+    compare_all<float, float>(n, turn % 2 == 0, of_all_ways, of_one_way);
+    const Sizes wide{B, M, (D + 7) / 8 * 8};
+    const bool in_place = turn / 2 % 2 == 0;
+    turn % 2 == 0 ? compare_all<float, Float16>(wide, in_place, of_bank)
+                  : compare_all<float, BFloat16>(wide, in_place, of_bank);
     normalize_round<float>(n);
     step_round<float>(n);
     for (const bool all_ways : {true, false})

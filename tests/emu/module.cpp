@@ -7,14 +7,18 @@
 
 namespace {
 
-// Tensors by the addresses of their data, 0: none.
+using xbn::BFloat16;
+using xbn::Float16;
+
+// Tensors by the addresses of their data, 0: none. The bank is of S.
+template <typename S>
 std::uint64_t screen(std::uintptr_t z, std::uintptr_t labels, std::uintptr_t bank, std::uintptr_t bank_labels,
                      std::uintptr_t count, std::uintptr_t scale, std::uintptr_t shift, std::uintptr_t anchors,
                      std::int64_t B, std::int64_t M, std::int64_t D, bool renormalize, double eps, float margin,
                      bool bounded, std::uintptr_t mask) {
-  xbn::MemoryLossParams<float, float> p = {};
+  xbn::MemoryLossParams<float, S> p = {};
   p.z = reinterpret_cast<const float*>(z), p.labels = reinterpret_cast<const std::int64_t*>(labels);
-  p.bank = reinterpret_cast<const float*>(bank), p.bank_labels = reinterpret_cast<const std::int64_t*>(bank_labels);
+  p.bank = reinterpret_cast<const S*>(bank), p.bank_labels = reinterpret_cast<const std::int64_t*>(bank_labels);
   p.count = reinterpret_cast<const std::int64_t*>(count), p.anchors = reinterpret_cast<const bool*>(anchors);
   p.scale = reinterpret_cast<const double*>(scale), p.shift = reinterpret_cast<const double*>(shift);
   p.B = B, p.M = M, p.D = D, p.renormalize = renormalize, p.eps = eps;
@@ -39,7 +43,10 @@ PYBIND11_MODULE(xbn_emu, m) {
   m.def(
       "set_launch_error", [](int error) { emu::settings().launch_error = error; }, pybind11::arg("error"),
       "The CUDA error that every launch fails with; 0: none.");
-  m.def("screen", &screen, "Fills a mask [B, ceil(M / 32)] of 32-bit words and returns how many bits it has set.");
+#define XBN_DEFINE(S, dtype, name) \
+  m.def("screen_" #name, &screen<S>, "Fills a mask [B, ceil(M / 32)] of 32-bit words, returns how many bits are set.");
+  XBN_FOR_EACH_FLOAT_BANK(XBN_DEFINE)
+#undef XBN_DEFINE
   m.def("launches", [] { return emu::settings().launches; }, "Kernels launched so far.");
   m.def("products", [] { return emu::settings().products; }, "Matrix products asked of torch so far.");
 }

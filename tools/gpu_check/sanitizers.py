@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import sys
@@ -19,10 +20,12 @@ CASES: list[tuple[int, int, int, Way, Reduction]] = [
     (70, 300, 128, "tensor", "avg_nonzero"),
     (3, 70, 129, "composite", "avg_nonzero"),
     (33, 65, 1000, "tensor", "mean"),
-    (1, 1, 1, "simt", "mean"),
+    (70, 300, 128, "screen", "mean"),
+    (64, 257, 512, "screen", "avg_nonzero"),
     (70, 300, 128, "simt", "mean"),
     (64, 257, 512, "tensor", "avg_nonzero"),
     (64, 257, 512, "simt", "mean"),
+    (1, 1, 1, "simt", "mean"),
     (5, 63, 200, "tensor", "mean"),
     (129, 1, 7, "composite", "mean"),
     (2, 1000, 65, "composite", "mean"),
@@ -40,10 +43,11 @@ def drive(tool: str) -> None:
 
     from xbn_ext import Contrastive, CrossBatchMemory, Triplet, loss_way, ops
 
+    banks = itertools.cycle([torch.float32, torch.float16, torch.bfloat16])  # of what an op is called with
     for B, M, D, way, reduction in CASES_OF[tool]:
         generator = torch.Generator().manual_seed(B + M + D)
         x = F.normalize(torch.randn(B, D, generator=generator), dim=1).cuda()
-        bank = torch.randn(M, D, generator=generator).cuda()
+        bank = torch.randn(M, D, generator=generator).to(next(banks)).cuda()
         labels, bank_labels = (torch.randint(5, (n,), generator=generator).cuda() for n in (B, M))
         loss = Contrastive(0.9, 0.0, reduction)
         with loss_way(way):

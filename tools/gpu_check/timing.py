@@ -73,7 +73,7 @@ def loss_cases(shapes: list[Shape], ways: list[str]) -> list[Row]:
             rows += [case_of("loss", shape, way, density=x) for x in DENSITIES if all_densities or x == TRAINED]
     for name in OTHER_LOSSES:
         rows += [case_of(name, shapes[0], way) for way in ways if way in ("simt", "tensor")]
-    rows.append(case_of("loss", shapes[0], "composite float16", density=TRAINED))
+    rows += [case_of("loss", shapes[0], f"{way} float16", density=TRAINED) for way in ways if way != "simt"]
     return rows
 
 
@@ -94,6 +94,8 @@ def step_cases(shapes: list[Shape], ways: list[str]) -> list[Row]:
             densities = DENSITIES if shape == shapes[0] else (TRAINED,)
             rows += [case_of("step", shape, way, density=x) for x in densities]
             rows.append(case_of("step", shape, f"{way} deferred", density=TRAINED))
+            if shape == shapes[0]:
+                rows.append(case_of("step", shape, f"{way} deferred float16", density=TRAINED))
         if shape[0] >= 512:
             rows.append(case_of("step", shape, "auto tf32", density=TRAINED))
     return rows
@@ -247,8 +249,9 @@ def _step(case: Row, x: Tensor, labels: Tensor, bank: Tensor, bank_labels: Tenso
     def memory(neg_margin: float) -> CrossBatchMemory:
         loss = Contrastive(POS_MARGIN, neg_margin)
         return CrossBatchMemory(
-            loss, D, M, process_noise=PROCESS_NOISE, measurement_noise=MEASUREMENT_NOISE, update=update
-        ).to(bank.device)
+            loss, D, M, process_noise=PROCESS_NOISE, measurement_noise=MEASUREMENT_NOISE, update=update,
+            memory_dtype=problem_of(case, str(bank.device)).dtype,
+        ).to(bank.device)  # fmt: skip
 
     def step() -> object:
         criterion.head.zero_()

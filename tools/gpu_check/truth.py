@@ -26,6 +26,7 @@ MEMORIES = [1, 15, 64, 65, 1000, 60007]
 DIMS = [1, 7, 64, 100, 128, 257, 512, 768, 1024, 1500]
 WAYS = ["simt", "tensor", "screen", "composite", "composite tf32", "composite float64"]
 SWEEP_MAX_DIM = 1024
+BANKS = ["", "", "float16", "bfloat16"]  # dtype of the bank; "": that of the anchors
 TF32_UNIT = 2.0**-10  # of an operand whose lower bits are cut off
 
 
@@ -50,6 +51,7 @@ def cases(small: bool = False, n: int = 400, seed: int = 0) -> list[Row]:
             "exclude": draw.random() < 0.5,
             "anchors": draw.random() < 0.5,
             "unaligned": draw.choice(["", "", "z", "bank", "z bank"]),
+            "bank": draw.choice(BANKS),
         }
         result.append(row)
     return result
@@ -80,9 +82,9 @@ class Problem:
         count = self.options.get("count")
         return count if isinstance(count, Tensor) else None
 
-    def run(self, function: Callable[..., Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, function: Callable[..., Tensor], z: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
         z = z.detach().requires_grad_()
-        value = function(z, self.labels, self.bank.to(z.dtype), self.bank_labels, self.loss, **self.options)
+        value = function(z, self.labels, bank, self.bank_labels, self.loss, **self.options)
         (grad,) = torch.autograd.grad(value, z)
         return value.detach(), grad
 
@@ -109,7 +111,7 @@ def make(case: Row, device: str) -> Problem:
         options["anchors"] = torch.rand(B, device=device) < 0.6
     problem = Problem(
         _placed(z.to(dtype), "z" in case["unaligned"]), labels - 2,
-        _placed(bank.to(dtype), "bank" in case["unaligned"]), bank_labels - 2,
+        _placed(bank.to(getattr(torch, case["bank"] or str(dtype)[6:])), "bank" in case["unaligned"]), bank_labels - 2,
         Contrastive(0.9, 0.2, case["reduction"]), options,
     )  # fmt: skip
     if case["all_active"]:
@@ -196,8 +198,8 @@ def check(case: Row, device: str) -> Row:
     """One case, twice: within budget, and the same bits both times. Errors are reported as shares of the budget."""
     tf32 = case["way"] == "composite tf32"
     p = make(case, device)
-    value, grad = p.run(reference.memory_loss, p.z.double())
-    torch_value, torch_grad = p.run(reference.memory_loss, p.z)
+    value, grad = p.run(reference.memory_loss, p.z.double(), p.bank.double())
+    torch_value, torch_grad = p.run(reference.memory_loss, p.z, p.bank.to(p.z.dtype))
     allowed = budget(p, value, grad, torch_value, torch_grad, tf32)
     runs = []
     with loss_way(case["way"].split()[0]):
@@ -205,7 +207,7 @@ def check(case: Row, device: str) -> Row:
         try:
             for _ in range(2):
                 poison(device)
-                runs.append(p.run(ops.memory_loss, p.z))
+                runs.append(p.run(ops.memory_loss, p.z, p.bank))
         finally:
             torch.set_float32_matmul_precision("highest")
     ours, our_grad = runs[0]

@@ -80,8 +80,8 @@ struct Anchor {
   }
 };
 
-template <typename T, typename S>
-__device__ __forceinline__ int64_t excluded_id(const MemoryLossParams<T, S>& p, int64_t i) {
+template <typename T>
+__device__ __forceinline__ int64_t excluded_id(const RankParams<T>& p, int64_t i) {
   return p.exclude != nullptr && is_id(p.exclude[i]) ? p.exclude[i] : kAnchorWithoutId;
 }
 
@@ -91,8 +91,8 @@ __device__ __forceinline__ int64_t row_id(const int64_t* bank_ids, int64_t j) {
 }
 
 // The state of anchor i, by a full warp.
-template <typename T, typename S>
-__device__ __forceinline__ uint8_t anchor_state(const MemoryLossParams<T, S>& p, int64_t i) {
+template <typename T>
+__device__ __forceinline__ uint8_t anchor_state(const RankParams<T>& p, int64_t i) {
   const bool ranks = is_marked(p.anchors, i);
   return static_cast<uint8_t>((ranks ? kRanks : 0) | (warp_row_is_finite(p.z + i * p.D, p.D) ? kFinite : 0));
 }

@@ -15,38 +15,43 @@ constexpr int64_t kCompositeFrom = 512;  // anchors
 // Beyond these the screen's mask, a bit for each pair, would take more than 256 MB.
 constexpr int64_t kMostScreened = int64_t{1} << 31;  // pairs
 
+// Whether the fused ways take them: arithmetic in float.
 template <typename T, typename S>
-constexpr bool kSinglePrecision = std::is_same_v<T, float> && std::is_same_v<S, float>;
+constexpr bool kInFloat = std::is_same_v<T, float> && !std::is_same_v<S, double>;
 
-// The one asked for, or by the shapes. Throws if that is impossible.
+// The one asked for, or by the shapes. Throws if that is impossible. What the tensor cores' ways cannot read goes by
+// ordinary arithmetic, or by library products if its bank is of 16 bits.
 template <typename T, typename S>
 LossWay way_of(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Gpu& gpu) {
   const LossWay wanted = loss_way();
   if (wanted == LossWay::composite) return wanted;
   const bool has_tensor_cores = gpu.capability >= 80, can_screen = takes_screen(loss);
-  const bool can_sweep = kSinglePrecision<T, S> && p.D <= kSweepMaxDim && !goes_in_rounds(loss);
+  const bool can_sweep = kInFloat<T, S> && p.D <= kSweepMaxDim && !goes_in_rounds(loss);
+  const LossWay otherwise = can_sweep && std::is_same_v<S, float> ? LossWay::simt : LossWay::composite;
+  bool multiplies = false;
+  if constexpr (kInFloat<T, S>) multiplies = can_sweep && has_tensor_cores && is_wide(p);
   if (wanted == LossWay::automatic) {
-    const bool multiplies = can_sweep && has_tensor_cores && p.D % 4 == 0;
     if (multiplies && can_screen && p.B <= kMostScreened / (p.M > 0 ? p.M : 1)) return LossWay::screen;
     if (!can_sweep || p.B >= kCompositeFrom) return LossWay::composite;
-    return multiplies ? LossWay::tensor : LossWay::simt;
+    return multiplies ? LossWay::tensor : otherwise;
   }
   const char* name = name_of(wanted);
   const bool screens = wanted == LossWay::screen || wanted == LossWay::pairs;
   check(!goes_in_rounds(loss), gpu.op, ": way '", name, "' does not have triplet_all");
   check(!screens || can_screen, gpu.op, ": way '", name,
         "' has contrastive and margin losses only, of cosine or squared Euclidean distance");
-  check(can_sweep, gpu.op, ": way '", name, "' takes float32 embeddings and bank of at most ", kSweepMaxDim,
+  check(can_sweep, gpu.op, ": way '", name, "' takes float32 embeddings, no float64 bank, and at most ", kSweepMaxDim,
         " dimensions");
   check(wanted == LossWay::simt || has_tensor_cores, gpu.op, ": way '", name,
         "' needs a GPU of compute capability 8.0 or later, this one has ", gpu.capability / 10, ".",
         gpu.capability % 10);
-  return wanted;
+  check(wanted != LossWay::simt || otherwise == wanted, gpu.op, ": way '", name, "' takes a float32 bank");
+  return wanted == LossWay::simt || multiplies ? wanted : otherwise;
 }
 
 template <typename T, typename S>
 int go(LossWay way, const MemoryLossParams<T, S>& p, const LossSpec& loss, const Gpu& gpu) {
-  if constexpr (kSinglePrecision<T, S>) {
+  if constexpr (kInFloat<T, S>) {
     if (way == LossWay::screen) return screened(p, loss, kFew, gpu);
     if (way == LossWay::pairs) return screened(p, loss, 1.0, gpu);
     if (way != LossWay::composite) return sweep(p, loss, way == LossWay::tensor, gpu);

@@ -10,7 +10,7 @@
 namespace xbn::cuda {
 
 // Whether code is compiled for a GPU that has this product. Elsewhere, and in what is compiled for all GPUs from 7.5
-// on, the kernels that want it use ordinary arithmetic instead.
+// on, the kernels that want it do nothing, and are not launched.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 constexpr bool kHasTensorCores = true;
 #else

@@ -1,7 +1,7 @@
 // The pairs of memory_loss that the screen has left, exactly: their similarities, scores and gradient in float.
 //
 //   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], bank_ids [M] or null; mask [B, words], found [1] of the
-//          screen. float32, D <= 1024, rows of a multiple of 16 bytes and aligned to that
+//          screen. z in float32, bank in that or 16 bits; D <= 1024, rows of a multiple of 16 bytes and aligned to that
 //   out    of every segment of the bank, slot and anchor the sums, [segments, slots, B], and the sum of weight * row,
 //          [segments, slots, B, D]; state [B] of the anchors. Nothing if the screen has left too many; few [1]
 //   math   as sweep.cu. Labels and ids are compared in full: a pair the screen has kept for its hash is dropped.
@@ -91,9 +91,9 @@ class Candidates {
   uint32_t coming_;
 };
 
-template <int kDim>
+template <int kDim, typename S>
 __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
-    pair_kernel(const MemoryLossParams<float, float> p, const Pass pass, const Screen screen, const double most,
+    pair_kernel(const MemoryLossParams<float, S> p, const Pass pass, const Screen screen, const double most,
                 const PartialLoss<float> partial) {
   constexpr int kVectors = PairShape<kDim>::kVectors, kFlight = PairShape<kDim>::kFlight;
   __shared__ PairMemory<kDim> shared;
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
   const int64_t words = ceil_div(ceil_div(count, 32), partial.screened.segments);
   const int64_t first = smaller(segment * words * 32, count);
   const int rows = static_cast<int>(smaller(words * 32, count - first));
-  const float* bank = p.bank + first * p.D + 4 * lane;
+  const S* bank = p.bank + first * p.D + 4 * lane;
   double value = 0;
   int weights = 0, counted = 0;  // a weight is 1 or -1
   Candidates candidates(screen.mask + static_cast<int64_t>(i) * screen.words(p.M) + first / 32, rows,
@@ -164,10 +164,10 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
           const int source = exists[q] ? __ffs(static_cast<int>(left)) - 1 : 0;
           left &= left - 1;
           is_positive[q] = positives >> source & 1u;
-          const float* at = bank + static_cast<int64_t>(__shfl_sync(0xffffffffu, row, source)) * D;
+          const S* at = bank + static_cast<int64_t>(__shfl_sync(0xffffffffu, row, source)) * D;
 #pragma unroll
           for (int v = 0; v < kVectors; ++v)
-            r[q][v] = exists[q] && 128 * v + 4 * lane < D ? *reinterpret_cast<const float4*>(at + 128 * v) : zeros4();
+            r[q][v] = exists[q] && 128 * v + 4 * lane < D ? four_at(at + 128 * v) : zeros4();
         }
         float dot[kFlight] = {}, square[kFlight] = {};
 #pragma unroll
@@ -212,15 +212,22 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
 
 }  // namespace
 
-int launch_pairs(const MemoryLossParams<float, float>& p, const Pass& pass, const Screen& screen, double most,
+template <typename S>
+int launch_pairs(const MemoryLossParams<float, S>& p, const Pass& pass, const Screen& screen, double most,
                  const PartialLoss<float>& partial, const Gpu& gpu) {
   const int64_t segments = partial.screened.segments, tasks = segments * partial.slots * p.B;
   const dim3 grid(static_cast<unsigned>(ceil_div(tasks, kPairWarps)));
   const auto with = [&](auto kernel) { return run(kernel, grid, kPairThreads, gpu, p, pass, screen, most, partial); };
-  if (p.D <= 128) return with(pair_kernel<128>);
-  if (p.D <= 256) return with(pair_kernel<256>);
-  if (p.D <= 512) return with(pair_kernel<512>);
-  return with(pair_kernel<1024>);
+  if (p.D <= 128) return with(pair_kernel<128, S>);
+  if (p.D <= 256) return with(pair_kernel<256, S>);
+  if (p.D <= 512) return with(pair_kernel<512, S>);
+  return with(pair_kernel<1024, S>);
 }
+
+#define XBN_INSTANTIATE(S, ...)                                                                    \
+  template int launch_pairs(const MemoryLossParams<float, S>&, const Pass&, const Screen&, double, \
+                            const PartialLoss<float>&, const Gpu&);
+XBN_FOR_EACH_FLOAT_BANK(XBN_INSTANTIATE)
+#undef XBN_INSTANTIATE
 
 }  // namespace xbn::cuda

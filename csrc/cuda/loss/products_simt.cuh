@@ -22,21 +22,22 @@ class SimtProducts {
 
  public:
   // Phase 1: dot[i][j] = anchor kSquare * y + i times row 4 * x + j of the tile, and the rows' inverse norms.
-  static __device__ __forceinline__ void similarities(const MemoryLossParams<float, float>& p, Shared<kDim>& shared,
+  template <typename S>
+  static __device__ __forceinline__ void similarities(const MemoryLossParams<float, S>& p, Shared<kDim>& shared,
                                                       int64_t first_anchor, int64_t begin, int rows, bool wide,
                                                       float (&dot)[kSquare][4]) {
     const int x = threadIdx.x % kSide, y = threadIdx.x / kSide, D = static_cast<int>(p.D);
     float* anchors = shared.operands();
     float* tile = anchors + kDepth * kTile;
     constexpr int kAnchorLoads = kAnchors / Staging::kStep;
-    const float* bank = p.bank + begin * p.D;
+    const S* bank = p.bank + begin * p.D;
     RowNorms norms;
     float4 z[kAnchorLoads], u[RowNorms::kLoads];
     const auto load = [&](int k) {
 #pragma unroll
       for (int q = 0; q < kAnchorLoads; ++q) {
         const int64_t i = first_anchor + Staging::row(q);
-        z[q] = i < p.B ? load4(p.z + i * p.D, k + Staging::column(), D, wide) : make_float4(0, 0, 0, 0);
+        z[q] = i < p.B ? load4(p.z + i * p.D, k + Staging::column(), D, wide) : zeros4();
       }
 #pragma unroll
       for (int q = 0; q < RowNorms::kLoads; ++q) {
@@ -101,8 +102,9 @@ class SimtProducts {
   }
 
   // Phase 3: the sum += weights of the n listed rows times those rows.
-  __device__ __forceinline__ void add(const MemoryLossParams<float, float>& p, Shared<kDim>& shared, int64_t begin,
-                                      int n, bool wide) {
+  template <typename S>
+  __device__ __forceinline__ void add(const MemoryLossParams<float, S>& p, Shared<kDim>& shared, int64_t begin, int n,
+                                      bool wide) {
     const int D = static_cast<int>(p.D);
     float* tile = shared.operands();  // [kDepth][kChunk]
     for (int first = 0; first < n; first += kDepth) {

@@ -32,13 +32,15 @@ class TensorProducts {
 
  public:
   // Phase 1: dot[i][j] = anchor kSquare * y + i times row 4 * x + j of the tile, and the rows' inverse norms.
-  static __device__ __forceinline__ void similarities(const MemoryLossParams<float, float>& p, Shared<kDim>& shared,
+  template <typename S>
+  static __device__ __forceinline__ void similarities(const MemoryLossParams<float, S>& p, Shared<kDim>& shared,
                                                       int64_t first_anchor, int64_t begin, int rows, bool /*wide*/,
                                                       float (&dot)[kSquare][4]) {
     const Place at;
     const int band = at.warp % kBands, strip = at.warp / kBands, D = static_cast<int>(p.D);
     const auto set = [&](int k) { return shared.products + k / kDepth % 2 * kSet; };  // of operands
-    const float *z = p.z + first_anchor * p.D, *bank = p.bank + begin * p.D;
+    const float* z = p.z + first_anchor * p.D;
+    const S* bank = p.bank + begin * p.D;
     const int anchors_left = static_cast<int>(smaller(kAnchors, p.B - first_anchor));
     const auto load = [&](int k) {
       const Place here;
@@ -51,7 +53,8 @@ class TensorProducts {
 #pragma unroll
       for (int q = 0; q < RowNorms::kLoads; ++q) {
         const int j = row + q * Staging::kStep;
-        copy4_async(set(k) + kAnchors * kDepth + in_row(j, group), bank + j * D + column, j < rows && column < D);
+        copy4_async(reinterpret_cast<S*>(set(k) + kAnchors * kDepth + in_row(j, group)), bank + j * D + column,
+                    j < rows && column < D);
       }
     };
     RowNorms norms;
@@ -62,7 +65,7 @@ class TensorProducts {
 #pragma unroll
       for (int q = 0; q < RowNorms::kLoads; ++q) {
         float* four = set(k) + kAnchors * kDepth + in_row(row + q * Staging::kStep, group);
-        const float4 r = affine4(shared.scale, shared.shift, k + 4 * group, *reinterpret_cast<const float4*>(four));
+        const float4 r = affine4(shared.scale, shared.shift, k + 4 * group, four_at(reinterpret_cast<const S*>(four)));
         norms.add(q, r);
         *reinterpret_cast<float4*>(four) = r;
       }
@@ -143,8 +146,9 @@ class TensorProducts {
   }
 
   // Phase 3: the sum += weights of the n listed rows times those rows.
-  __device__ __forceinline__ void add(const MemoryLossParams<float, float>& p, Shared<kDim>& shared, int64_t begin,
-                                      int n, bool /*wide*/) {
+  template <typename S>
+  __device__ __forceinline__ void add(const MemoryLossParams<float, S>& p, Shared<kDim>& shared, int64_t begin, int n,
+                                      bool /*wide*/) {
     constexpr int kLanes = kChunk / 4, kGroups = kThreads / kLanes;  // threads side by side and below each other
     const Place at;
     const int lane = at.thread % kLanes, group = at.thread / kLanes;

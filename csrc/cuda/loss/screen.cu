@@ -1,7 +1,7 @@
 // The screen of memory_loss: which pairs may have a weight, by one product in fp16 and a bound of its error.
 //
-//   in     z [B, D], labels [B]; bank [M, D], bank_labels [M]; rows [0, count) count; float32, D <= 1024, rows
-//          of a multiple of 16 bytes and aligned to that
+//   in     z [B, D], labels [B]; bank [M, D], bank_labels [M]; rows [0, count) count; z in float32, bank in
+//          that or 16 bits; D <= 1024, rows of a multiple of 16 bytes and aligned to that
 //   out    mask [B, words]: a bit for each pair; found [1]: how many are set
 //   math   r_j = scale * u_j + shift.  A negative pair has a weight where z_i . r_j > margin max(|r_j|, eps) (without
 //          renormalize: > margin). Of an s that is off by at most `error`, the bit is clear where
@@ -30,8 +30,9 @@
 //          limit. |z| is the largest of the block's anchors.
 //   grid   (blocks of 64 anchors, 32 above D = 512) x shares of the bank. A warp takes 16 rows at a time, or 32, and
 //          all D columns of them against the block's anchors; no warp waits for another. A lane's 16 bytes of a row are
-//          what it needs of a product's operand: the 16 columns of a step are taken in an order of their own, the same
-//          for anchors and rows. Some steps ahead are on their way, the next rows' when these end.
+//          what it needs of a product's operand, of two products' where they hold eight values: the columns of a step
+//          are taken in an order of their own, the same for anchors and rows. Some loads are on their way, the next
+//          rows' when these end.
 //   keeps  the anchors as operands in fp16, and the map: in shared memory, 69 KB at D = 512
 //   needs  compute capability 8.0; fewer than 2^31 bank rows; no spills
 //   order  sums of integers only: the same bits every run, whatever the grid
@@ -58,6 +59,18 @@ struct ScreenShape {
   static constexpr int kTeams = kScreenWarps / kBands;  // of a warp to each band, while the anchors are brought
   static_assert(kRows == 16 || kRows == 32);
   static_assert(kSteps % kAhead == 0 && kScreenWarps % kBands == 0);
+};
+
+// A lane's load of a row is its part of as many steps as it has fours of columns.
+template <typename S>
+struct ScreenLoad {
+  static constexpr int kWidth = 16 / sizeof(S);
+  static constexpr int kFours = kWidth / 4;
+
+  // The first of lane t's four columns in a step.
+  static __device__ __forceinline__ int column(int step, int t) {
+    return (step / kFours * 4 + t) * kWidth + step % kFours * 4;
+  }
 };
 
 // Below which a pair of different labels has no weight.
@@ -110,8 +123,8 @@ __device__ __forceinline__ float sum_of_four_lanes(float x) {
 }
 
 // The block's anchors, and the map, to shared memory; by all threads.
-template <int kDim>
-__device__ __forceinline__ void load_operands(const MemoryLossParams<float, float>& p, const ScreenLimit& limit_of,
+template <int kDim, typename S>
+__device__ __forceinline__ void load_operands(const RankParams<float>& p, const ScreenLimit& limit_of,
                                               ScreenMemory<kDim>& shared) {
   using Shape = ScreenShape<kDim>;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * Shape::kAnchors;
@@ -120,7 +133,7 @@ __device__ __forceinline__ void load_operands(const MemoryLossParams<float, floa
   float square[2] = {};
 #pragma unroll 4
   for (int step = team; step < Shape::kSteps; step += Shape::kTeams) {
-    const int column = 16 * step + 4 * t;
+    const int column = ScreenLoad<S>::column(step, t);
     float4 x[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -168,13 +181,15 @@ __device__ __forceinline__ void load_operands(const MemoryLossParams<float, floa
 }
 
 // Sixteen rows after the other, from one warp's to the next that are its own, as a lane loads them.
-template <int kDim>
+template <int kDim, typename S>
 class ScreenRows {
   using Shape = ScreenShape<kDim>;
-  static constexpr int kEights = Shape::kEights, kRows = Shape::kRows, kAhead = Shape::kAhead;
+  static constexpr int kEights = Shape::kEights, kRows = Shape::kRows, kWidth = ScreenLoad<S>::kWidth;
 
  public:
-  __device__ __forceinline__ explicit ScreenRows(const MemoryLossParams<float, float>& p, int count) : tile_(first()) {
+  using Columns = Vector<S, kWidth>;
+
+  __device__ __forceinline__ explicit ScreenRows(const MemoryLossParams<float, S>& p, int count) : tile_(first()) {
     begin(p, count);
   }
 
@@ -188,17 +203,19 @@ class ScreenRows {
     return left < 0 ? 0 : left < kRows ? left : kRows;
   }
 
-  // Step q of those at hand: columns 4 t … 4 t + 3 of rows g, 8 + g …, zeros beyond the matrix.
-  __device__ __forceinline__ void load(int q, int D, float4 (&to)[kEights]) const {
+  // Load q of those at hand: this lane's columns of rows g, 8 + g …, zeros beyond the matrix.
+  __device__ __forceinline__ void load(int q, int D, Columns (&to)[kEights]) const {
+    const int further = 4 * kWidth * q;
 #pragma unroll
     for (int n = 0; n < kEights; ++n)
-      to[n] = 8 * n + g() < rows_ && column_ + 16 * q < D ? *reinterpret_cast<const float4*>(at_ + 8 * n * D + 16 * q)
-                                                          : zeros4();
+      to[n] = 8 * n + g() < rows_ && column_ + further < D
+                  ? *reinterpret_cast<const Columns*>(at_ + 8 * n * D + further)
+                  : Columns{};
   }
 
-  // To the steps that follow; after the last, to the first of the next rows.
-  __device__ __forceinline__ void go_on(const MemoryLossParams<float, float>& p, int count, int columns) {
-    column_ += 16 * kAhead, at_ += 16 * kAhead;
+  // To the loads that follow; after the last, to the first of the next rows.
+  __device__ __forceinline__ void go_on(const MemoryLossParams<float, S>& p, int count, int columns) {
+    column_ += 16 * Shape::kAhead, at_ += 16 * Shape::kAhead;
     if (column_ < columns) return;
     tile_ += apart();
     begin(p, count);
@@ -207,33 +224,34 @@ class ScreenRows {
  private:
   static __device__ __forceinline__ int g() { return static_cast<int>(threadIdx.x) % kWarp / 4; }
 
-  __device__ __forceinline__ void begin(const MemoryLossParams<float, float>& p, int count) {
-    column_ = static_cast<int>(threadIdx.x) % 4 * 4;
+  __device__ __forceinline__ void begin(const MemoryLossParams<float, S>& p, int count) {
+    column_ = static_cast<int>(threadIdx.x) % 4 * kWidth;
     rows_ = rows_of(count, tile_);
     at_ = p.bank + (static_cast<int64_t>(tile_) * kRows + g()) * p.D + column_;
   }
 
-  const float* at_;
+  const S* at_;
   int tile_, rows_, column_;
 };
 
-template <int kDim>
+template <int kDim, typename S>
 __global__ void __launch_bounds__(kScreenThreads, 1)
-    screen_kernel(const MemoryLossParams<float, float> p, const ScreenLimit limit_of, const Screen screen) {
+    screen_kernel(const MemoryLossParams<float, S> p, const ScreenLimit limit_of, const Screen screen) {
   using Shape = ScreenShape<kDim>;
-  using Rows = ScreenRows<kDim>;
+  using Rows = ScreenRows<kDim, S>;
   constexpr int kBands = Shape::kBands, kEights = Shape::kEights, kRows = Shape::kRows, kAhead = Shape::kAhead;
+  constexpr int kFours = ScreenLoad<S>::kFours, kLoads = kAhead / kFours;
   if constexpr (!kHasTensorCores) return;
   ScreenMemory<kDim>& shared = dynamic_shared_memory<ScreenMemory<kDim>>();
   const int lane = threadIdx.x % kWarp, t = lane % 4, D = static_cast<int>(p.D);
   const int columns = (D + 16 * kAhead - 1) / (16 * kAhead) * (16 * kAhead);  // beyond D zeros
   const int count = static_cast<int>(stored_rows(p.count, p.M));
   Rows coming(p, count);
-  float4 ahead[kAhead][kEights];
+  typename Rows::Columns ahead[kLoads][kEights];
 #pragma unroll
-  for (int q = 0; q < kAhead; ++q) coming.load(q, D, ahead[q]);
+  for (int q = 0; q < kLoads; ++q) coming.load(q, D, ahead[q]);
   coming.go_on(p, count, columns);
-  load_operands<kDim>(p, limit_of, shared);  // while the first rows are on their way
+  load_operands<kDim, S>(p, limit_of, shared);  // while the first rows are on their way
   unsigned found = 0;
 #pragma unroll 1
   for (int tile = Rows::first(); Rows::rows_of(count, tile) > 0; tile += Rows::apart()) {
@@ -243,20 +261,25 @@ __global__ void __launch_bounds__(kScreenThreads, 1)
 #pragma unroll 1
     for (int k = 0; k < columns; k += 16 * kAhead) {
 #pragma unroll
-      for (int q = 0; q < kAhead; ++q) {
-        uint2 operand[kEights];
+      for (int q = 0; q < kLoads; ++q) {
 #pragma unroll
-        for (int n = 0; n < kEights; ++n) {
-          const float4 r = affine4(shared.scale, shared.shift, k + 16 * q + 4 * t, ahead[q][n]);
-          square[n] = dot4(r, r, square[n]);
-          operand[n] = make_uint2(pack_f16(r.x, r.y), pack_f16(r.z, r.w));
-        }
-        coming.load(q, D, ahead[q]);
+        for (int four = 0; four < kFours; ++four) {
+          const int step = kFours * q + four;
+          uint2 operand[kEights];
 #pragma unroll
-        for (int band = 0; band < kBands; ++band) {
-          const uint4 z = shared.anchors[(band * Shape::kSteps + k / 16 + q) * kWarp + lane];
+          for (int n = 0; n < kEights; ++n) {
+            const float4 r =
+                affine4(shared.scale, shared.shift, k + ScreenLoad<S>::column(step, t), four_of(ahead[q][n], four));
+            square[n] = dot4(r, r, square[n]);
+            operand[n] = make_uint2(pack_f16(r.x, r.y), pack_f16(r.z, r.w));
+          }
+          if (four == kFours - 1) coming.load(q, D, ahead[q]);
 #pragma unroll
-          for (int n = 0; n < kEights; ++n) multiply_add_f16(sum[band][n], z, operand[n]);
+          for (int band = 0; band < kBands; ++band) {
+            const uint4 z = shared.anchors[(band * Shape::kSteps + k / 16 + step) * kWarp + lane];
+#pragma unroll
+            for (int n = 0; n < kEights; ++n) multiply_add_f16(sum[band][n], z, operand[n]);
+          }
         }
       }
       coming.go_on(p, count, columns);
@@ -314,15 +337,16 @@ __global__ void __launch_bounds__(kScreenThreads, 1)
   if (lane == 0 && of_warp != 0) atomicAdd(screen.found, of_warp);
 }
 
-template <int kDim>
-int launch_of(const MemoryLossParams<float, float>& p, float margin, const ScreenBound& bound, const Screen& screen,
+template <int kDim, typename S>
+int launch_of(const MemoryLossParams<float, S>& p, float margin, const ScreenBound& bound, const Screen& screen,
               const Gpu& gpu) {
   using Shape = ScreenShape<kDim>;
   const int64_t blocks = ceil_div(p.B, Shape::kAnchors);
   const int64_t shares = larger(1, smaller(gpu.multiprocessors / blocks, ceil_div(p.M, Shape::kRows)));
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(shares));
   const ScreenLimit limit = {bound, margin, static_cast<float>(p.eps), p.renormalize};
-  return run_with_memory(sizeof(ScreenMemory<kDim>), screen_kernel<kDim>, grid, kScreenThreads, gpu, p, limit, screen);
+  return run_with_memory(sizeof(ScreenMemory<kDim>), screen_kernel<kDim, S>, grid, kScreenThreads, gpu, p, limit,
+                         screen);
 }
 
 }  // namespace
@@ -333,7 +357,8 @@ ScreenBound screen_bound(int64_t D) {
           static_cast<float>((d / 4 + 32) * unit), 0x1p-22f, 0x1p-68f};
 }
 
-int launch_screen(const MemoryLossParams<float, float>& p, float margin, const ScreenBound& bound, const Screen& screen,
+template <typename S>
+int launch_screen(const MemoryLossParams<float, S>& p, float margin, const ScreenBound& bound, const Screen& screen,
                   const Gpu& gpu) {
   const int error = cudaMemsetAsync(screen.found, 0, sizeof(*screen.found), static_cast<cudaStream_t>(gpu.stream));
   if (error != cudaSuccess) return error;
@@ -342,5 +367,10 @@ int launch_screen(const MemoryLossParams<float, float>& p, float margin, const S
   if (p.D <= 512) return launch_of<512>(p, margin, bound, screen, gpu);
   return launch_of<1024>(p, margin, bound, screen, gpu);
 }
+
+#define XBN_INSTANTIATE(S, ...) \
+  template int launch_screen(const MemoryLossParams<float, S>&, float, const ScreenBound&, const Screen&, const Gpu&);
+XBN_FOR_EACH_FLOAT_BANK(XBN_INSTANTIATE)
+#undef XBN_INSTANTIATE
 
 }  // namespace xbn::cuda

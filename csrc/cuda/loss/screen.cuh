@@ -34,11 +34,13 @@ struct Screen {
 };
 
 // B, M > 0; z and bank can be read by 16 bytes. `margin` is that of negatives.
-int launch_screen(const MemoryLossParams<float, float>& p, float margin, const ScreenBound& bound, const Screen& screen,
+template <typename S>
+int launch_screen(const MemoryLossParams<float, S>& p, float margin, const ScreenBound& bound, const Screen& screen,
                   const Gpu& gpu);
 
 // Says whether the screen has left few pairs, at most a share of `most`, and then fills the splits of partial.screened.
-int launch_pairs(const MemoryLossParams<float, float>& p, const Pass& pass, const Screen& screen, double most,
+template <typename S>
+int launch_pairs(const MemoryLossParams<float, S>& p, const Pass& pass, const Screen& screen, double most,
                  const PartialLoss<float>& partial, const Gpu& gpu);
 
 }  // namespace xbn::cuda

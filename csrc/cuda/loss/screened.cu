@@ -1,8 +1,7 @@
 // memory_loss of Contrastive and Margin by a screen and then exact pairs: most negatives are far below the margin, and
 // for those it is enough to know that.
 //
-//   in     as sweep.cu; rows of z and bank are multiples of 16 bytes long, and aligned to that; otherwise the sweep
-//          runs
+//   in     as sweep.cu; rows of z and bank are multiples of 16 bytes long, and aligned to that
 //   out    as sweep.cu
 //   passes one over all of the bank, the screen's: screen.cu. Then exact similarities of what it leaves, with the
 //          gradient, pairs.cu. Where it leaves more than `most` of all pairs, the exact kernel returns at once
@@ -56,8 +55,9 @@ struct ScreenWorkspace {
 
 }  // namespace
 
-int screened(const MemoryLossParams<float, float>& p, const LossSpec& loss, double most, const Gpu& gpu) {
-  if (p.B == 0 || p.M == 0 || p.M > INT32_MAX || !is_wide(p)) return sweep(p, loss, true, gpu);
+template <typename S>
+int screened(const MemoryLossParams<float, S>& p, const LossSpec& loss, double most, const Gpu& gpu) {
+  if (p.B == 0 || p.M == 0 || p.M > INT32_MAX) return sweep(p, loss, true, gpu);
   const bool need_grad = p.grad_z != nullptr;
   auto w = make_workspace<ScreenWorkspace>(gpu, p.B, p.M, p.D, loss, need_grad, gpu.multiprocessors);
   PartialLoss<float>& partial = w.partial;
@@ -72,5 +72,10 @@ int screened(const MemoryLossParams<float, float>& p, const LossSpec& loss, doub
   if (error == cudaSuccess) error = launch_settle(p, loss, program, 0, partial, gpu);
   return error;
 }
+
+#define XBN_INSTANTIATE(S, ...) \
+  template int screened(const MemoryLossParams<float, S>&, const LossSpec&, double, const Gpu&);
+XBN_FOR_EACH_FLOAT_BANK(XBN_INSTANTIATE)
+#undef XBN_INSTANTIATE
 
 }  // namespace xbn::cuda

@@ -1,6 +1,7 @@
-// memory_loss, fused: the loss of B anchors against the bank and its derivative by the anchors, in one sweep. float32.
+// memory_loss, fused: the loss of B anchors against the bank and its derivative by the anchors, in one sweep.
 //
-//   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], bank_ids [M] or null; rows [0, count) count; D <= 1024
+//   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], bank_ids [M] or null; rows [0, count) count; D <= 1024.
+//          float32; on tensor cores the bank may be of 16 bits
 //   out    what settle.cu adds up: of every split, slot and anchor its sums, [splits, slots, B], and the sum of
 //          weight * row, [splits, slots, B, D]; state [B] of the anchors
 //   passes one for most losses; losses.h says which pairs each takes, and into which slots. Two slots of a pass are two
@@ -40,11 +41,12 @@ SweepGrid plan_sweep(int64_t B, int64_t M, int64_t D, int multiprocessors) {
   return {blocks, larger(1, smaller(resident / blocks, ceil_div(M, kTile)))};
 }
 
-int launch_sweep_pass(const MemoryLossParams<float, float>& p, const Pass& pass, const PartialLoss<float>& partial,
+template <typename S>
+int launch_sweep_pass(const MemoryLossParams<float, S>& p, const Pass& pass, const PartialLoss<float>& partial,
                       const SweepGrid& grid, bool tensor, const Gpu& gpu) {
-  const bool wide = is_wide(p);
-  return tensor && wide ? launch_pass<true>(p, pass, partial, grid, wide, gpu)
-                        : launch_pass<false>(p, pass, partial, grid, wide, gpu);
+  if constexpr (std::is_same_v<S, float>)
+    if (!tensor) return launch_pass<false>(p, pass, partial, grid, is_wide(p), gpu);
+  return launch_pass<true>(p, pass, partial, grid, true, gpu);
 }
 
 namespace {
@@ -64,7 +66,8 @@ struct SweepWorkspace {
 
 }  // namespace
 
-int sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, bool tensor, const Gpu& gpu) {
+template <typename S>
+int sweep(const MemoryLossParams<float, S>& p, const LossSpec& loss, bool tensor, const Gpu& gpu) {
   const SweepGrid plan = plan_sweep(p.B, p.M, p.D, gpu.multiprocessors);
   const PartialLoss<float> partial =
       make_workspace<SweepWorkspace>(gpu, plan, loss, p.B, p.D, p.grad_z != nullptr).partial;
@@ -80,5 +83,12 @@ int sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, bool te
   }
   return cudaSuccess;
 }
+
+#define XBN_INSTANTIATE(S, ...)                                                                             \
+  template int launch_sweep_pass(const MemoryLossParams<float, S>&, const Pass&, const PartialLoss<float>&, \
+                                 const SweepGrid&, bool, const Gpu&);                                       \
+  template int sweep(const MemoryLossParams<float, S>&, const LossSpec&, bool, const Gpu&);
+XBN_FOR_EACH_FLOAT_BANK(XBN_INSTANTIATE)
+#undef XBN_INSTANTIATE
 
 }  // namespace xbn::cuda

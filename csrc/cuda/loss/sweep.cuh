@@ -1,5 +1,5 @@
-// The kernel of both sweeps, sweep.cu and sweep_tensor.cu, and how it is launched: a file each, so that they are
-// compiled side by side.
+// The kernel of all sweeps, sweep.cu, sweep_tensor.cu and sweep_tensor_16bit.cu, and how it is launched: a file each, so
+// that they are compiled side by side.
 #pragma once
 
 #include <type_traits>
@@ -13,7 +13,7 @@ namespace xbn::cuda {
 
 // Anchors of this block. Padding and rows that are no anchors lack kRanks and form no pairs.
 template <int kDim>
-__device__ void load_anchors(const MemoryLossParams<float, float>& p, Shared<kDim>& shared, int64_t first,
+__device__ void load_anchors(const RankParams<float>& p, Shared<kDim>& shared, int64_t first,
                              const PartialLoss<float>& partial, bool reports) {
   if (reports && blockIdx.x == 0 && threadIdx.x == 0) *partial.ticket = 0;
   for (int k = threadIdx.x / kWarp; k < Shape<kDim>::kAnchors; k += kThreads / kWarp) {
@@ -36,11 +36,12 @@ __device__ __forceinline__ int64_t first_tile(int64_t split, int64_t count) {
   return smaller(split, splits) * tiles / splits;
 }
 
-template <int kDim, bool kTensor>
+template <int kDim, bool kTensor, typename S>
 __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
-    sweep_kernel(const MemoryLossParams<float, float> p, const Pass pass, const PartialLoss<float> partial, bool wide) {
+    sweep_kernel(const MemoryLossParams<float, S> p, const Pass pass, const PartialLoss<float> partial, bool wide) {
   using Sizes = Shape<kDim>;
-  using Products = std::conditional_t<kTensor && kHasTensorCores, TensorProducts<kDim>, SimtProducts<kDim>>;
+  using Products = std::conditional_t<kTensor, TensorProducts<kDim>, SimtProducts<kDim>>;
+  if constexpr (kTensor && !kHasTensorCores) return;
   __shared__ Shared<kDim> shared;
   if (partial.screened.leaves_few()) return;
   const int thread = threadIdx.x;
@@ -104,24 +105,27 @@ inline int padded_dim(int64_t D) {
   return dim;
 }
 
-template <bool kTensor>
-int launch_pass(const MemoryLossParams<float, float>& p, const Pass& pass, const PartialLoss<float>& partial,
+template <bool kTensor, typename S>
+int launch_pass(const MemoryLossParams<float, S>& p, const Pass& pass, const PartialLoss<float>& partial,
                 const SweepGrid& plan, bool wide, const Gpu& gpu) {
   const bool both = pass.slot[0].pairs != Pairs::none && pass.slot[1].pairs != Pairs::none;
   const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.splits), both ? 2 : 1);
   const auto with = [&](auto kernel) { return run(kernel, grid, kThreads, gpu, p, pass, partial, wide); };
   switch (padded_dim(p.D)) {
-    case 64: return with(sweep_kernel<64, kTensor>);
-    case 128: return with(sweep_kernel<128, kTensor>);
-    case 256: return with(sweep_kernel<256, kTensor>);
-    case 512: return with(sweep_kernel<512, kTensor>);
-    case 1024: return with(sweep_kernel<1024, kTensor>);
+    case 64: return with(sweep_kernel<64, kTensor, S>);
+    case 128: return with(sweep_kernel<128, kTensor, S>);
+    case 256: return with(sweep_kernel<256, kTensor, S>);
+    case 512: return with(sweep_kernel<512, kTensor, S>);
+    case 1024: return with(sweep_kernel<1024, kTensor, S>);
   }
   return cudaErrorInvalidValue;
 }
 
-// Compiled in sweep_tensor.cu.
-extern template int launch_pass<true>(const MemoryLossParams<float, float>&, const Pass&, const PartialLoss<float>&,
-                                      const SweepGrid&, bool, const Gpu&);
+// Compiled in sweep_tensor.cu and sweep_tensor_16bit.cu.
+#define XBN_DECLARE(S, ...)                                                                                        \
+  extern template int launch_pass<true>(const MemoryLossParams<float, S>&, const Pass&, const PartialLoss<float>&, \
+                                        const SweepGrid&, bool, const Gpu&);
+XBN_FOR_EACH_FLOAT_BANK(XBN_DECLARE)
+#undef XBN_DECLARE
 
 }  // namespace xbn::cuda

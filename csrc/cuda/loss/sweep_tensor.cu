@@ -5,7 +5,7 @@
 //   math   as sweep.cu; a product of floats is three in TF32, mma.cuh
 //   grid   as sweep.cu; what the warps of a block take is in products_tensor.cuh
 //   keeps  as sweep.cu
-//   needs  compute capability 8.0 (code for older GPUs is that of sweep.cu); 36 to 42 KB of shared memory; no spills
+//   needs  compute capability 8.0 (code for older GPUs does nothing); 36 to 42 KB of shared memory; no spills
 //   order  as sweep.cu
 #include "sweep.cuh"
 

@@ -30,10 +30,11 @@ struct Shape {
 };
 
 // Columns k … k + 3 of a row, zero beyond D.
-__device__ __forceinline__ float4 load4(const float* row, int k, int D, bool wide) {
-  if (wide) return k < D ? *reinterpret_cast<const float4*>(row + k) : make_float4(0, 0, 0, 0);
-  return make_float4(k < D ? row[k] : 0.0f, k + 1 < D ? row[k + 1] : 0.0f, k + 2 < D ? row[k + 2] : 0.0f,
-                     k + 3 < D ? row[k + 3] : 0.0f);
+template <typename S>
+__device__ __forceinline__ float4 load4(const S* row, int k, int D, bool wide) {
+  if (wide) return k < D ? four_at(row + k) : zeros4();
+  const auto at = [&](int d) { return d < D ? as<float>(row[d]) : 0.0f; };
+  return make_float4(at(k), at(k + 1), at(k + 2), at(k + 3));
 }
 
 template <int kDim>
@@ -89,7 +90,7 @@ class RowNorms {
   }
 
   // After all columns: what the rows' similarities are to be multiplied by.
-  __device__ __forceinline__ void store_inverses(const MemoryLossParams<float, float>& p, float* inverse_norm) {
+  __device__ __forceinline__ void store_inverses(const RankParams<float>& p, float* inverse_norm) {
 #pragma unroll
     for (int q = 0; q < kLoads; ++q) {
       for (int step = 1; step < Staging::kAcross; step *= 2)

@@ -8,21 +8,31 @@ namespace xbn {
 
 namespace cuda {
 
-// simt, tensor (sweep.cu): one fused sweep over the bank, float32, D <= kSweepMaxDim. Its products by tensor cores
-// (which a GPU has from compute capability 8.0 on; code for older ones ignores it) or by ordinary arithmetic.
+// simt, tensor (sweep.cu): one fused sweep over the bank, float32, D <= kSweepMaxDim. Its products by ordinary
+// arithmetic; or by tensor cores, from compute capability 8.0 on, where the bank may be of 16 bits and must be wide.
 constexpr int64_t kSweepMaxDim = 1024;
 
-int sweep(const MemoryLossParams<float, float>& p, const LossSpec& loss, bool tensor, const Gpu& gpu);
+// Whether z and bank can be read by 16 bytes.
+template <typename S>
+bool is_wide(const MemoryLossParams<float, S>& p) {
+  constexpr int64_t kWidth = 16 / sizeof(S);
+  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+  return p.D % kWidth == 0 && aligned(p.z) && aligned(p.bank);
+}
 
-// screen, pairs (screened.cu): Contrastive and Margin with D, z and bank as for the sweep, by a screen in fp16 of all
-// pairs and exact similarities of those it leaves; if these are more than `most` of all, by the sweep on tensor cores
-// after all. Compute capability >= 8.0.
+template <typename S>
+int sweep(const MemoryLossParams<float, S>& p, const LossSpec& loss, bool tensor, const Gpu& gpu);
+
+// screen, pairs (screened.cu): Contrastive and Margin, with D, z and bank as for the sweep on tensor cores. By a screen in
+// fp16 of all pairs and exact similarities of those it leaves; if these are more than `most` of all, by that sweep after
+// all. Compute capability >= 8.0.
 constexpr double kFew = 0.05;
 
 // Contrastive losses of similarities, whose weights are 1 and -1.
 inline bool takes_screen(const LossSpec& loss) { return loss.kind == LossKind::contrastive && !loss.euclidean; }
 
-int screened(const MemoryLossParams<float, float>& p, const LossSpec& loss, double most, const Gpu& gpu);
+template <typename S>
+int screened(const MemoryLossParams<float, S>& p, const LossSpec& loss, double most, const Gpu& gpu);
 
 // composite (composite.cu): two library products for each chunk of the bank. Any dtypes, dimension and loss.
 struct Chunks {
