@@ -91,6 +91,14 @@ def test_rows_of_no_length(loss, ops, device, dtype):
 
 
 @each_kind_of_loss
+@pytest.mark.parametrize("length", [1e14, 1e-15])
+def test_rows_of_any_length(length, loss, ops, device, dtype):
+    """The gradient by a norm has the third power of its inverse, which float32 does not hold."""
+    z, labels, _, _ = problem(20, 1, 6, dtype, device, classes=3)
+    assert_right(ops, z * length, labels, loss, eps=1e-18)
+
+
+@each_kind_of_loss
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_not_finite(bad, loss, ops, device, dtype):
     """As memory_loss has it: a row that is not finite makes the loss NaN, and so the gradient of all that it meets."""

@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from memory_cases import B, D, M, X, Y, batches, train
 
-from xbn_ext import Contrastive, CrossBatchMemory
+from xbn_ext import Contrastive, CrossBatchMemory, SupCon, reference
+
+
+def learned():
+    return SupCon(torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64)))
 
 
 @pytest.mark.parametrize("batch_dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -27,6 +32,25 @@ def test_embeddings_of_any_length(size, device):
         other(b, labels).backward()
         torch.testing.assert_close(size * b.grad, a.grad, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(other.bank, plain.bank, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Contrastive(1.0, -0.5), lambda: SupCon(0.3), learned], ids=["contrastive", "supcon", "learned"]
+)
+@pytest.mark.parametrize("length", [0, 1e-8, 1e-7])
+def test_a_row_shorter_than_eps_is_divided_by_it_once(length, make, device):
+    """Twice, its gradient would be a million times as large."""
+    loss = make()
+    x, labels = X.double().clone().to(device), (Y % 5).to(device)
+    x[1] = length * F.normalize(x[1], dim=0)
+    x.requires_grad_()
+    for training in (True, False):
+        criterion = CrossBatchMemory(loss, D, M, memory_weight=0.0, memory_dtype=torch.float64).to(device)
+        (grad,) = torch.autograd.grad(criterion.train(training)(x, labels), x)
+        z = F.normalize(x, dim=1, eps=criterion.eps)
+        value = reference.batch_loss(z, labels, loss, renormalize=False)
+        torch.testing.assert_close(criterion(x, labels), value)
+        torch.testing.assert_close(grad, *torch.autograd.grad(value, x))
 
 
 def test_batches_of_any_size(device):

@@ -41,7 +41,9 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "eps": checks.finite_positive,
     "no_class": checks.none_or_label,
 }
-OF_LOSS = ("renormalize", "batch_weight", "memory_weight", "center_gradient", "warmup_steps", "eps")
+OF_LOSS = (
+    "normalize_embeddings", "renormalize", "batch_weight", "memory_weight", "center_gradient", "warmup_steps", "eps",
+)  # fmt: skip
 # What is chosen when the memory is made.
 CHOSEN_ONCE = ("loss", "embedding_size", "memory_size", "drift", "filter", "process_group", "shards", "batch_size")
 
@@ -271,9 +273,9 @@ class CrossBatchMemory(WithLoss, MemoryState):
         x, y, mask, sample, *_ = batch
         x = x.to(compute_dtype(x.dtype))
         of_loss: Any = {name: getattr(self, name) for name in OF_LOSS}
-        of_step: Any = {"normalize_embeddings": self.normalize_embeddings}
+        of_step: Any = {}
         if self.training:
-            of_step |= {"filter": self.filter, "update": self.update, "enqueue": self.enqueue}
+            of_step = {"filter": self.filter, "update": self.update, "enqueue": self.enqueue}
         loss, batch = self.loss, batch._replace(embeddings=x)
         if isinstance(loss, OwnLoss):
             losses = composed.losses_by_ops(self, batch, loss, **of_loss)
@@ -285,7 +287,8 @@ class CrossBatchMemory(WithLoss, MemoryState):
             in_one = ops.step_ if self.training else ops.loss_of
             return self._given_back(in_one(self, x, y, loss, enqueue_mask=mask, ids=sample, **of_loss, **of_step))
         in_parts = composed.step_ if self.training else composed.loss_of
-        return self._given_back(in_parts(self, batch, losses, eps=self.eps, **of_step))
+        of_step |= {"normalize_embeddings": self.normalize_embeddings, "eps": self.eps}
+        return self._given_back(in_parts(self, batch, losses, **of_step))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -91,12 +91,9 @@ def _losses(
             pairs.copy_(counted)
         return value
 
-    against_itself = ops.batch_loss
     if shared_batch_loss.is_worth_it(ranks, batch, loss):
-        against_itself = partial(shared_batch_loss.batch_loss, ranks, batch, memory.temperature)
-    return ops.losses_of(
-        memory, z, batch.labels, loss, against, against_itself, mask=batch.mask, ids=batch.ids, slots=slots, **options
-    )
+        options["against_itself"] = partial(shared_batch_loss.batch_loss, ranks, batch, memory.temperature)
+    return ops.losses_of(memory, z, batch.labels, loss, against, mask=batch.mask, ids=batch.ids, slots=slots, **options)
 
 
 def memory_loss(

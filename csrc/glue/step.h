@@ -145,7 +145,8 @@ std::tuple<Tensor, Tensor> step(
       c, batch.anchors, labels, bank, bank_labels,
       {chosen.ranked, scale, shift, ids_of_bank, chosen.exclude, chosen.anchors, renormalize, eps, need_grad}, pairs);
   const Tensor dots = torch::stable::new_empty(batch.z, {B, B});
-  const OwnRanking own(c, dots, {labels, ids.tensor, chosen.anchors}, renormalize && !sides, eps, need_grad);
+  const OwnRanking own(c, dots, {labels, ids.tensor, chosen.anchors}, renormalize && !normalizes && !sides, eps,
+                       need_grad);
   const Tensor own_anchors = torch::stable::new_empty(batch.z, {need_grad ? B : 0, D});  // derivatives of the own loss
   const Tensor own_rows = torch::stable::new_empty(batch.z, {need_grad ? B : 0, D});     // by the two sides
   const Tensor value = torch::stable::new_empty(batch.z, {});

@@ -63,11 +63,18 @@ def batch_loss(
         RuntimeError: an argument is not as above; or a second derivative or a forward-mode one is asked for.
         ValueError: renormalize is False and the loss of distances.
     """
-
     checks.tensors("batch_loss", z=z, labels=labels)
     if not isinstance(loss, OwnLoss):
         check_loss("batch_loss", loss)
     check_unit_rows(loss, renormalize=renormalize)
+    return of_batch(z, labels, loss, ids=ids, anchors=anchors, renormalize=renormalize, eps=eps)
+
+
+def of_batch(
+    z: Tensor, labels: Tensor, loss: AnyLoss, *, ids: Tensor | None, anchors: Tensor | None, renormalize: bool,
+    eps: float,
+) -> Tensor:  # fmt: skip
+    """As `batch_loss`; without `renormalize` rows that a loss of distances takes may be of unit length already."""
     if z.dim() != 2 or z.dtype not in (torch.float32, torch.float64):  # the op would speak of its products
         raise RuntimeError(f"batch_loss: z must be [B, D], float32 or float64, got {z.dtype} {list(z.shape)}")
     if labels.shape != z.shape[:1]:

@@ -19,7 +19,7 @@ from ..options import LossOptions
 from ..reference.loss import nan_unless_finite
 from ._namespace import arguments_of, call, fake
 from .batch import normalize
-from .loss_of_batch import batch_loss, sides_of
+from .loss_of_batch import of_batch, sides_of
 from .loss_of_memory import memory_loss
 
 __all__ = ["loss_of", "losses_of", "step_"]
@@ -90,7 +90,7 @@ def step_(
         sides, given = None, loss
         if has_sides(loss):
             x, normalizes = normalize(x, eps) if normalizes else x, False
-            loss, sides = sides_of(loss, x, renormalize, eps)
+            loss, sides = sides_of(loss, x, renormalize and not normalize_embeddings, eps)
         source = x if sides is None else sides
         need_grad = needs_grad(source) or learns_temperature(given)
         noises = dict(zip(Filter._fields, filter or Filter(math.inf, 1.0, None), strict=True))
@@ -132,7 +132,10 @@ def loss_of(
 
     with without_autocast(embeddings.device.type):
         z = normalize(embeddings, eps) if normalize_embeddings else embeddings
-        return losses_of(memory, z, labels, loss, against, mask=enqueue_mask, ids=ids, eps=eps, **options)
+        return losses_of(
+            memory, z, labels, loss, against, mask=enqueue_mask, ids=ids, normalize_embeddings=normalize_embeddings,
+            eps=eps, **options,
+        )  # fmt: skip
 
 
 def losses_of(
@@ -141,11 +144,12 @@ def losses_of(
     labels: Tensor,
     loss: AnyLoss,
     against: Callable[[Tensor, LossOptions], Tensor],
-    against_itself: Callable[..., Tensor] = batch_loss,
+    against_itself: Callable[..., Tensor] = of_batch,
     *,
     mask: Tensor | None,
     ids: Tensor | None,
     slots: Tensor | None = None,
+    normalize_embeddings: bool,
     renormalize: bool,
     batch_weight: float,
     memory_weight: float,
@@ -153,16 +157,19 @@ def losses_of(
     warmup_steps: int,
     eps: float,
 ) -> Tensor:
-    """The weighted losses of a normalised batch, against itself and against a memory as it lies.
+    """The weighted losses of a batch z, against itself and against a memory as it lies.
 
     Args:
         against: the loss against the memory, from z and what it is to be told.
-        against_itself: that of the batch, with the arguments of `batch_loss`.
+        against_itself: that of the batch, with the arguments of `of_batch`.
         slots: `[B]` where the rows have been stored, -1 for nowhere; None: nowhere.
+        normalize_embeddings: whether the rows of z have been normalised. Then those of the batch are not once more, as
+            it is ranked against itself: a short row's gradient would grow with the square of 1 / eps.
     """
     anchors, values = None if mask is None else ~mask, []
     if batch_weight != 0:
-        own = against_itself(z, labels, loss, ids=ids, anchors=anchors, renormalize=renormalize, eps=eps)
+        again = renormalize and not normalize_embeddings
+        own = against_itself(z, labels, loss, ids=ids, anchors=anchors, renormalize=again, eps=eps)
         values.append(batch_weight * own)
     if memory_weight != 0:
         given: LossOptions = {

@@ -121,9 +121,8 @@ class NormalizedSimilarities(OwnSimilarities):
 
     def gradient(self) -> Tensor:
         """dLoss/ddots, which by its norm depends on the diagonal."""
-        by_s = super().gradient()
-        by_dots = by_s * self.inverse_norm
-        by_square = -0.5 * self.inverse_norm**3 * (by_s * self.dots).sum(0)
+        by_dots = super().gradient() * self.inverse_norm
+        by_square = (by_dots * self.dots).sum(0) * self.inverse_norm * (-0.5 * self.inverse_norm)
         diagonal = by_dots.diagonal()
         diagonal.copy_(torch.where(self.is_short, diagonal, by_square))
         return by_dots

@@ -92,8 +92,8 @@ def step_(
     value, grad, grad_rows = z.new_zeros(()), torch.zeros_like(ranking), torch.zeros_like(rows)
     if batch_weight != 0:
         dots = ranking @ rows.T
-        once = renormalize and sides is None
-        own_loss, grad_dots = batch_loss(dots, labels, ids, anchors, loss, parameters, once, eps, need_grad)
+        again = renormalize and not normalizes and sides is None
+        own_loss, grad_dots = batch_loss(dots, labels, ids, anchors, loss, parameters, again, eps, need_grad)
         value = value + batch_weight * own_loss
         if need_grad:
             grad = grad + batch_weight * (grad_dots @ rows)

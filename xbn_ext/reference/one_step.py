@@ -105,7 +105,8 @@ def step_(
     anchors = None if enqueue_mask is None else ~enqueue_mask
     total = z.new_zeros(())
     if batch_weight != 0:  # 0 times NaN would be NaN
-        total = batch_weight * batch_loss(z, labels, loss, ids=ids, anchors=anchors, renormalize=renormalize, eps=eps)
+        again = renormalize and not normalize_embeddings
+        total = batch_weight * batch_loss(z, labels, loss, ids=ids, anchors=anchors, renormalize=again, eps=eps)
     if memory_weight != 0:
         ranked = m.count * (m.step >= warmup_steps)
         ranking = z

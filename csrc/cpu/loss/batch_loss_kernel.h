@@ -178,9 +178,8 @@ void settle_anchors(const BatchLossParams<T>& p, const Batch<T>& batch, T of_neg
     T* grad = p.grad_dots + i * p.B;
 #pragma omp simd
     for (int64_t j = 0; j < p.B; ++j) {
-      const T g = grad[j] * (label[j] == label[i] ? of_positives : of_negatives);
-      sums[j] += g * dots[j];
-      grad[j] = g * inverse_norm[j];
+      grad[j] *= (label[j] == label[i] ? of_positives : of_negatives) * inverse_norm[j];
+      sums[j] += grad[j] * dots[j];
     }
   }
 }
@@ -195,6 +194,6 @@ void settle_norms(const BatchLossParams<T>& p, const Batch<T>& batch, const T* s
   for (int64_t j = first; j < end; ++j) {
     const T inverse = batch.inverse_norm[j];
     if (!(batch.norm[j] < static_cast<T>(p.eps)))
-      p.grad_dots[j * p.B + j] = T(-0.5) * inverse * inverse * inverse * sum[j - first];
+      p.grad_dots[j * p.B + j] = sum[j - first] * inverse * (T(-0.5) * inverse);  // a factor at a time, or it overflows
   }
 }

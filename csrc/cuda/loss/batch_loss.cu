@@ -267,9 +267,9 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     const T inverse = w.inverse_norm[j];
 #pragma unroll 4
     for (int64_t i = threadIdx.x / kColumns; i < p.B; i += kBelow) {
-      const T g = p.grad_dots[i * p.B + j] * (p.labels[i] == label ? average[1] : average[0]);
+      const T g = p.grad_dots[i * p.B + j] * (p.labels[i] == label ? average[1] : average[0]) * inverse;
       sum += g * p.dots[i * p.B + j];
-      p.grad_dots[i * p.B + j] = g * inverse;
+      p.grad_dots[i * p.B + j] = g;
     }
   }
   sums[threadIdx.x] = sum;
@@ -277,7 +277,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   if (threadIdx.x >= kColumns || j >= p.B || !p.renormalize || w.norm[j] < static_cast<T>(p.eps)) return;
   for (int k = 1; k < kBelow; ++k) sum += sums[k * kColumns + threadIdx.x];
   const T inverse = w.inverse_norm[j];
-  p.grad_dots[j * p.B + j] = T(-0.5) * inverse * inverse * inverse * sum;
+  p.grad_dots[j * p.B + j] = sum * inverse * (T(-0.5) * inverse);  // a factor at a time, or it overflows
 }
 
 dim3 blocks(int64_t n) { return dim3(static_cast<unsigned>(larger(1, n))); }
