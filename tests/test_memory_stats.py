@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from loss_cases import each_kind_of_loss
 from memory_cases import B, D, M, batches, train
 
 from xbn_ext import Contrastive, CrossBatchMemory
@@ -90,3 +91,16 @@ def test_stats_are_not_of_the_default_dtype(device):
     finally:
         torch.set_default_dtype(torch.float32)
     assert stats["age"] == expected["age"] == 100_001.5 and stats["fill"] == expected["fill"]
+
+
+@each_kind_of_loss
+@pytest.mark.parametrize("labels", [[5, 6], [0, 0], [0, 6]], ids=["negatives", "positives", "both"])
+def test_rows_that_contribute_nothing_are_not_counted(labels, loss, ops, device, dtype):
+    """An anchor without positives, or without negatives, has no gradient by most losses: none of its rows counts."""
+    bank, bank_labels = torch.randn(6, 4, dtype=dtype, device=device), torch.tensor([0, 0, 0, 1, 1, 1], device=device)
+    if labels == [0, 0]:
+        bank_labels[:] = 0
+    z = F.normalize(torch.randn(2, 4, dtype=dtype, device=device), dim=1).requires_grad_()
+    value, pairs = ops.memory_loss_and_pairs(z, torch.tensor(labels, device=device), bank, bank_labels, loss)
+    (grad,) = torch.autograd.grad(value, z)
+    assert bool(grad.any()) == bool(pairs.any())

@@ -169,19 +169,18 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
       r.negatives = first.weight;
       return r;
     case LossKind::supcon:
-      r.positives = second.pairs;
-      r.negatives = first.pairs - second.pairs;
       r.count[0] = 0;
       if (second.pairs == 0) return r;
       r.value[0] = log_sum(first) - second.value / second.pairs;
       r.factor[0] = 1 / first.value;
       r.factor[1] = -1 / (loss.a * second.pairs);
-      r.count[0] =
-          first.pairs > 1 ? 1 : 0;  // an only pair costs nothing; of several each adds to the sum, however little
+      if (first.pairs == 1) return r;  // an only pair costs nothing; of several each adds to the sum, however little
+      r.positives = second.pairs;
+      r.negatives = first.pairs - second.pairs;
+      r.count[0] = 1;
       return r;
     case LossKind::ntxent:
-      r.positives = second.pairs;
-      r.negatives = first.pairs;
+      if (first.pairs > 0 && second.pairs > 0) r.positives = second.pairs, r.negatives = first.pairs;
       r.value[0] = second.value;
       r.count[0] = second.pairs;
       r.factor[0] = first.pairs == 0 ? 0 : second.weight / first.value;
@@ -200,8 +199,7 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
     case LossKind::nca: {
       r.count[0] = 0;
       if (second.pairs == 0) return r;
-      r.positives = second.pairs;
-      r.negatives = first.pairs;
+      if (first.pairs > 0) r.positives = second.pairs, r.negatives = first.pairs;
       r.count[0] = 1;
       const double x = log_sum(first) - log_sum(second);  // without negatives -inf, or a NaN that the positives have
       r.value[0] = softplus(x);

@@ -34,7 +34,7 @@ class SigLIPPairs(Pairs[SigLIP]):
 
 
 class LookedAt(Pairs[L]):
-    """A loss that looks once, and counts each anchor's pairs."""
+    """A loss that counts each anchor's pairs as it first looks."""
 
     def __init__(self, loss: L, z: Tensor, anchors: Tensor | None) -> None:
         super().__init__(loss, z, anchors)
@@ -69,9 +69,9 @@ class SupConPairs(PullAndLogSum[SupCon]):
         return chunk.positive | chunk.negative
 
     def finish(self) -> None:
-        self.count(self.positives, self.negatives)
         some = self.positives > 0
         paying = some & (self.positives + self.negatives > 1)  # an only pair costs nothing
+        self.count(self.positives * paying, self.negatives * paying)
         of_each = self.positives.clamp(min=1)
         self.value[0] = torch.where(some, self.lse.value - self.sums / of_each, 0).sum()
         self.number[0] = paying.sum()
@@ -85,7 +85,7 @@ class SupConPairs(PullAndLogSum[SupCon]):
         return weight.sub_(torch.where(chunk.positive, self.narrow(self.pull), 0))
 
 
-class NTXentPairs(Pairs[NTXent]):
+class NTXentPairs(LookedAt[NTXent]):
     """What a positive costs needs the sum over the negatives, and what a negative weighs what all positives cost."""
 
     def __init__(self, loss: NTXent, z: Tensor, anchors: Tensor | None) -> None:
@@ -95,7 +95,7 @@ class NTXentPairs(Pairs[NTXent]):
         self.looks = [self.look_at_negatives, self.look_at_positives]
 
     def look_at_negatives(self, chunk: Chunk) -> None:
-        self.count(chunk.positive, chunk.negative)
+        super().look(chunk)
         self.lse.add(chunk.s / self.loss.temperature, chunk.negative)
 
     def gap(self, chunk: Chunk) -> Tensor:
@@ -107,7 +107,9 @@ class NTXentPairs(Pairs[NTXent]):
         self.share += torch.where(chunk.positive, gap.sigmoid(), 0).sum(1)
 
     def finish(self) -> None:
-        self.value[0], self.number[0] = self.cost.sum(), self.counts[0]
+        both = (self.positives > 0) & (self.negatives > 0)
+        self.count(self.positives * both, self.negatives * both)
+        self.value[0], self.number[0] = self.cost.sum(), self.positives.sum()
         self.scale = (self.shares()[0] / self.loss.temperature).to(self.dtype)
 
     def weigh(self, chunk: Chunk) -> Tensor:
@@ -212,7 +214,8 @@ class NCAPairs(TwoLogSums[NCA]):
 
     def settle(self) -> tuple[Tensor, Tensor]:
         has_positives = self.positives > 0
-        self.count(self.positives, self.negatives * has_positives)
+        both = has_positives & (self.negatives > 0)
+        self.count(self.positives * both, self.negatives * both)
         pull, push = (lse.value for lse in self.sums)
         x = torch.where(has_positives, push - pull, -torch.inf)  # without negatives -inf, or the NaN of a positive
         self.value[0], self.number[0] = softplus(x).sum(), has_positives.sum()

@@ -100,13 +100,14 @@ def supcon(loss: SupCon, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Re
     pull = torch.where(p, x, 0.0).sum(1) / at_least_one(p.sum(1))
     cost = torch.where(has_positives, log_sum_exp(x, p | n), 0.0) - pull
     paying = has_positives & ((p | n).sum(1) > 1)  # an only pair costs nothing
-    return [cost.sum()], [paying.sum()], p, n
+    return [cost.sum()], [paying.sum()], p & paying[:, None], n & paying[:, None]
 
 
 def ntxent(loss: NTXent, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
     x = s / loss.temperature
     cost = torch.where(p, softplus(log_sum_exp(x, n)[:, None] - x), 0.0)
-    return [cost.sum()], [p.sum()], p, n
+    both = (p.any(1) & n.any(1))[:, None]
+    return [cost.sum()], [p.sum()], p & both, n & both
 
 
 def dcl(loss: DCL, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
@@ -131,7 +132,8 @@ def dclw(loss: DCLW, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result
 def nca(loss: NCA, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:
     x, has_positives = loss.softmax_scale * s, p.any(1)
     cost = softplus(log_sum_exp(x, n) - torch.where(has_positives, log_sum_exp(x, p), 0.0))
-    return [torch.where(has_positives, cost, 0.0).sum()], [has_positives.sum()], p, n & has_positives[:, None]
+    both = (has_positives & n.any(1))[:, None]
+    return [torch.where(has_positives, cost, 0.0).sum()], [has_positives.sum()], p & both, n & both
 
 
 def lifted_structure(loss: LiftedStructure, s: Tensor, p: Tensor, n: Tensor, anchors: Tensor) -> Result:

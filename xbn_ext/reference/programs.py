@@ -206,14 +206,17 @@ def finish(loss: PairLoss, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
             negatives, positives = first[:, 1], -second[:, 1]
         case SupCon():
             has = positives > 0
-            negatives = first[:, 2] - positives
+            pays = has & (first[:, 2] > 1)
             value[0] = torch.where(has, log_sum(first) - second[:, 0] / positives, 0)
-            count[0] = has & (first[:, 2] > 1)
+            count[0] = pays
             factor[0] = torch.where(has, 1 / first[:, 0], 0)
             factor[1] = torch.where(has, -1 / (loss.temperature * positives), 0)
+            positives, negatives = positives * pays, (first[:, 2] - positives) * pays
         case NTXent():
             value[0], count[0] = second[:, 0], positives
             factor[0], factor[1] = torch.where(negatives == 0, 0, second[:, 1] / first[:, 0]), -1 / loss.temperature
+            both = (positives > 0) & (negatives > 0)
+            positives, negatives = positives * both, negatives * both
         case DCL() | DCLW():
             both = (positives > 0) & (negatives > 0)
             positives, negatives = positives * both, negatives * both
@@ -224,11 +227,11 @@ def finish(loss: PairLoss, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
             factor[1] = torch.where(both, -1 / loss.temperature, 0)
         case NCA():
             has, both = positives > 0, (positives > 0) & (negatives > 0)
-            negatives = negatives * has
             x = torch.where(has, log_sum(first) - log_sum(second), -torch.inf)
             value[0], count[0] = softplus(x), has
             factor[0] = torch.where(both, x.sigmoid() / first[:, 0], 0)
             factor[1] = torch.where(has, -x.sigmoid() / second[:, 0], 0)
+            positives, negatives = positives * both, negatives * both
         case LiftedStructure():
             x = torch.where(sums[..., 2] > 0, log_sum(sums), 0).sum(0)
             pays = ~(x <= 0)
