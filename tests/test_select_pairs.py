@@ -2,6 +2,7 @@
 when they are given these pairs."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -17,6 +18,7 @@ import xbn_ext
 from xbn_ext import (
     Contrastive,
     CrossBatchMemory,
+    CustomLoss,
     LabelSets,
     Margin,
     SelectPairs,
@@ -144,6 +146,34 @@ def test_a_loss_of_ones_own_and_weights_of_its_terms(kind, relation, few_at_a_ti
     torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(z.grad, again.grad, rtol=1e-8, atol=1e-12)
     torch.testing.assert_close(selected.loss.margins.grad, theirs.margins.grad, rtol=1e-8, atol=1e-12)
+
+
+class Sparse(CustomLoss):
+    """Terms of 0, which do not count."""
+
+    reduction, average = "logsumexp", "active pairs"
+
+    def positive(self, s):
+        return (0.5 - s).relu()
+
+    def negative(self, s):
+        return s.relu()
+
+    def anchor(self, positives, negatives):
+        return positives.nan_to_num(neginf=0) + negatives.nan_to_num(neginf=0)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.999, 2.0, 0.0])
+def test_a_weight_makes_no_pair_active(weight):
+    """What is divided by is the number of terms that are not 0; under a log-sum-exp weights are added to them."""
+    z, bank = torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[1, 0], [0.8, 0.6], [0.4, 0.9], [0.6, -0.8]]).double()
+    labels, bank_labels = torch.tensor([0]), torch.tensor([0, 0, 0, 1])
+    selected = SelectPairs(Sparse(), lambda a, b: (a == b, a != b, torch.full((len(a), b.shape[1]), weight).double()))
+    value, pairs = ops.memory_loss_and_pairs(z, labels, bank, bank_labels, selected, renormalize=False)
+    positive = torch.tensor([0.0, 0, 0.1]).exp().sum().mul(weight).log() if weight else torch.tensor(0.0)
+    negative = 0.6 + math.log(weight) if weight else 0.0
+    assert pairs.tolist() == ([1, 1] if weight else [0, 0])
+    torch.testing.assert_close(value, ((positive + negative) / 2).double(), check_dtype=False, rtol=1e-6, atol=1e-7)
 
 
 def learned(number):

@@ -78,20 +78,26 @@ class _Side:
             part = part._replace(weight=part.filled(weight.to(s.dtype), 1.0))
         return part if alone else part._replace(s=part.filled(s, 0.0))
 
-    def terms(self, s: Tensor, weight: Tensor | None = None) -> Tensor:
+    def terms(self, s: Tensor) -> Tensor:
+        """As the loss has them, without weights of pairs."""
         terms = self.term(s, *self.given)
         if not isinstance(terms, Tensor) or terms.shape != s.shape or terms.dtype != s.dtype:
             got = f"{terms.dtype} {list(terms.shape)}" if isinstance(terms, Tensor) else type(terms).__name__
             raise TypeError(f"loss: {self.name}(s) must return {s.dtype} {list(s.shape)}, got {got}")
-        if weight is None:
+        return terms
+
+    def weighted(self, terms: Tensor, part: _Part) -> Tensor:
+        if part.weight is None:
             return terms
-        return terms + weight.log() if self.reduction == "logsumexp" else terms * weight
+        return terms + part.weight.log() if self.reduction == "logsumexp" else terms * part.weight
 
     def look(self, terms: Tensor, part: _Part) -> None:
         if terms.shape[1] == 0:  # of nothing there is no largest
             return
+        active = terms.bool() & part.which
         self.number += _count(part.which)
-        self.active += _count(terms.bool() & part.which)
+        self.active += _count(active if part.weight is None else active & part.weight.bool())
+        terms = self.weighted(terms, part)
         if self.reduction in ("sum", "mean"):
             self.value = self.value + part.filled(terms, 0.0).sum(1).double()
             return
@@ -137,17 +143,17 @@ class _Gradient:
             part = side.part(chunk, alone)
             with torch.enable_grad():
                 s = part.s.requires_grad_()
-                terms = side.terms(s, part.weight)
+                of_pairs = side.terms(s)
+                terms = side.weighted(of_pairs, part)
             if chunk.start == 0:  # the others depend on the same
                 check_learned(self.loss, terms, side.name, s, *side.given)
-            known = terms.detach()
             if looks:
-                side.look(known, part)
+                side.look(of_pairs.detach(), part)
             by = [s, *side.given, *self.parameters]
             if side.reduction == "sum" and alone:  # what is no pair is left out below
                 weights = its[:, None].expand_as(terms)
             else:
-                weights = side.weights(known, part, its)
+                weights = side.weights(terms.detach(), part, its)
             by_s, *by_others = _derivatives(terms, by, weights)
             by_s = part.filled(by_s, 0.0)
             if part.columns is not None:
@@ -191,7 +197,7 @@ def loss_of(loss: CustomLoss, similarities: Similarities, dtype: torch.dtype, ne
                 else:
                     for side in some:
                         part = side.part(chunk)
-                        side.look(side.terms(part.s, part.weight), part)
+                        side.look(side.terms(part.s), part)
             if some != rounds[-1]:
                 _give(loss, some[0], rounds[-1][0], dtype, need_grad)
     pairs = torch.stack([side.active.sum() for side in sides]) / _ranking(anchors, like).clamp(min=1)
