@@ -223,6 +223,18 @@ def test_ctrl_c_outside_of_training_ends_in_a_line(
     assert capsys.readouterr().err == f"stopped{goes_on if begun else ''}\n"
 
 
+def test_ctrl_c_before_anything_is_overwritten_is_no_run_to_be_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(config: Config) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "checkpoint.pt").touch()
+    monkeypatch.setattr(run, "_load", interrupted)
+    assert run.main(command("--backbone", "convnet", "--image-size", 32, "--out", tmp_path, "--overwrite")) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
 @pytest.mark.long
 def test_a_killed_run_continues_from_its_last_checkpoint_to_the_same_numbers(
     shapes: Path, tmp_path: Path, no_pictures: None

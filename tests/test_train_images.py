@@ -101,6 +101,36 @@ def test_the_size_is_that_of_the_upright_image(name: str, tmp_path: Path) -> Non
     assert images.decode(tmp_path / name).shape == (8, 4, 3)
 
 
+def png(depth: int, colour: int, row: bytes, key: bytes) -> bytes:
+    """Of one row of four pixels, those of a colour transparent."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+    header = struct.pack(">IIBBBBB", 4, 1, depth, colour, 0, 0, 0)
+    parts = (b"IHDR", header), (b"tRNS", key), (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "row", "key", "expected"),
+    [
+        (2, 0, bytes([0b01001110]), (1,), [255, 0, 255, 170]),
+        (4, 0, bytes([0x70, 0xF3]), (7,), [255, 0, 255, 51]),
+        (8, 0, bytes([7, 0, 255, 3]), (7,), [255, 0, 255, 3]),
+        (16, 0, struct.pack(">4H", 0x8000, 0, 0xFFFF, 0x8001), (0x8000,), [255, 0, 255, 128]),
+        (8, 2, bytes([7] * 3 + [0] * 3 + [255] * 3 + [3] * 3), (7, 7, 7), [255, 0, 255, 3]),
+        (16, 2, struct.pack(">12H", *[0x8012] * 3, *[0] * 3, *[0xFFFF] * 3, *[0x4000] * 3), (0x8012,) * 3,
+         [255, 0, 255, 64]),
+    ],
+)  # fmt: skip
+def test_a_colour_that_is_transparent_is_white(
+    depth: int, colour: int, row: bytes, key: tuple[int, ...], expected: list[int], tmp_path: Path
+) -> None:
+    (tmp_path / "x.png").write_bytes(png(depth, colour, row, struct.pack(f">{len(key)}H", *key)))
+    assert images.decode(tmp_path / "x.png")[0].tolist() == [[grey] * 3 for grey in expected]
+
+
 @pytest.mark.parametrize("width", [8, 512])
 def test_a_png_may_say_behind_its_pixels_that_it_is_turned(width: int, tmp_path: Path) -> None:
     """As exiftool writes it, and more behind it."""

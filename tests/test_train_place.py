@@ -127,6 +127,17 @@ def test_a_file_of_settings_in_the_folder_of_the_run_is_not_lost(
     assert parse([*again, "--overwrite"]).overwrite
 
 
+def test_the_table_of_the_images_is_not_overwritten(shapes: Path, tmp_path: Path, tiny: None) -> None:
+    """Under a name that a run gives to a file of its own."""
+    images = sorted(shapes.rglob("*.png"))
+    table = tmp_path / "log.csv"
+    table.write_text("label,path\n" + "".join(f"{image.parent.name},{image}\n" for image in images))
+    config = settings(shapes, tmp_path, data=f"csv:{table}", overwrite=True)
+    with pytest.raises(ConfigError, match=r"--data csv:.*: --overwrite would replace it: move it out of --out"):
+        run.run(config)
+    assert table.read_text().startswith("label,path\n")
+
+
 @pytest.mark.parametrize("stop", [False, True])
 def test_other_settings_than_those_of_the_run_are_refused_with_what_helps(
     stop: bool, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -6,10 +6,12 @@ import ast
 import importlib.metadata
 import os
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from pages import Page
 
 from tools.wheel_check.built import copy_sources
 from train import program
+from train.compare.work import interrupts_held_back
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "train").rglob("*.py"))
@@ -58,6 +61,46 @@ def test_every_command_has_help_and_is_documented(capsys: pytest.CaptureFixture[
         with pytest.raises(SystemExit, match="0"):
             program.main([command, "--help"])
         assert f"train {command} " in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_every_command_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(words: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    for command, module in program.COMMANDS.items():
+        monkeypatch.setattr(f"train.{module}.main", interrupted)
+        assert program.main([command]) == 130 and capsys.readouterr().err == "stopped\n"
+
+
+def test_ctrl_c_while_modules_are_imported_ends_without_a_word() -> None:
+    words = (
+        "import signal, sys; from train import program; print(flush=True); sys.exit(program.main(['embed', '--help']))"
+    )
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what a shell starts with & ignores it
+        )  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGINT and error == ""
+
+
+def test_a_process_that_is_started_with_interrupts_held_back_gets_none() -> None:
+    words = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
+    with interrupts_held_back():
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0 and error == b""
 
 
 @pytest.mark.parametrize("module", program.NEEDED)

@@ -44,14 +44,19 @@ def test_a_terminal_that_lacks_characters_ends_no_run(shapes: Path, tmp_path: Pa
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("closed", ["stdout", "stderr", "reader"])
+@pytest.mark.parametrize("closed", ["stdout", "stderr", "reader", "full", "reader of both"])
 def test_a_closed_output_ends_no_run(closed: str, shapes: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(shapes, tmp_path / "data"))
+    (data / "note.txt").touch()  # which a line says is left out, on standard error
     arguments = command(
-        "--data", f"folder:{shapes}", "--out", tmp_path / "out", "--steps", 4, "--eval-every", 1, "--backbone",
+        "--data", f"folder:{data}", "--out", tmp_path / "out", "--steps", 4, "--eval-every", 1, "--backbone",
         "convnet", "--image-size", 32, "--batch-size", 8, "--samples-per-class", 2, "--memory-size", 16, "--threads", 1,
     )  # fmt: skip
     words = "".join(f" '{word}'" for word in [sys.executable, "-u", "-m", "train", *arguments])
-    redirected = {"stdout": " >&-", "stderr": " 2>&-", "reader": " | head -1"}[closed]
+    redirected = {
+        "stdout": " >&-", "stderr": " 2>&-", "reader": " | head -1", "full": " 2>/dev/full",
+        "reader of both": " 2>&1 | true",
+    }[closed]  # fmt: skip
     subprocess.run(["sh", "-c", words + redirected], check=True, stdout=subprocess.DEVNULL)
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["steps"] == 4
 

@@ -219,14 +219,14 @@ def test_the_page_says_how_a_picture_becomes_an_input(
     [block] = re.findall(r"^``` \{\.python\}\n(.*?torch\.export\.load.*?)^```", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "runs").mkdir()
     assert export.main([str(trained), "--out", str(tmp_path / "runs" / "axbn")]) == 0
-    pixels = np.random.default_rng(0).integers(256, size=(90, 70, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(256, size=(90, 70, 4), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(pixels).save(tmp_path / "picture.jpg", exif=exif)
+    Image.fromarray(pixels).save(tmp_path / "picture.png", exif=exif)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(compile(block, "docs/training.md", "exec"), names)
-    expected = Trained(trained).embed(images.Files([Path("picture.jpg")]))
+    expected = Trained(trained).embed(images.Files([Path("picture.png")]))
     torch.testing.assert_close(names["embeddings"], expected, rtol=1e-4, atol=1e-5)
 
 

@@ -44,6 +44,7 @@ def look(config: Config) -> Found:
         return Found.FINISHED
     require_writable(folder)
     if config.overwrite:
+        require_data_kept(config)
         return Found.NOTHING
     if not os.path.exists(started):
         require_free(config)
@@ -79,8 +80,7 @@ def require_kept(config: Config, file: Path) -> None:
 
     The settings of the run that is there may go, and what the new run writes again.
     """
-    folder = config.folder
-    names = [name for name in REPLACED if os.path.exists(folder / name) and os.path.samefile(folder / name, file)]
+    folder, names = config.folder, _replaced(config.folder, file)
     if not config.overwrite or not names:
         return
     written = [settings_file.text(config)]
@@ -92,6 +92,21 @@ def require_kept(config: Config, file: Path) -> None:
             f"--config {file}: --overwrite would replace it, and it is not as a run has written it: move it out of "
             f"--out {folder}, or give it another name"
         )
+
+
+def require_data_kept(config: Config) -> None:
+    """Raise ConfigError if a run would replace the table that it is to be trained on."""
+    if config.data.startswith("csv:") and _replaced(config.folder, data.place(config.data)):
+        raise ConfigError(
+            f"--data {config.data}: --overwrite would replace it: move it out of --out {config.folder}, or give it "
+            "another name"
+        )
+
+
+def _replaced(folder: Path, file: Path) -> list[str]:
+    """The names under which a run in ``folder`` would write to ``file``."""
+    there = [name for name in REPLACED if os.path.exists(folder / name)] if os.path.exists(file) else []
+    return [name for name in there if os.path.samefile(folder / name, file)]
 
 
 def _read(path: Path) -> str:

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 NAME = "xbn-train"
+FAILED, STOPPED = 2, 130
+"""What a command exits with that is in error, or was asked to stop."""
 PACKAGE = __name__.partition(".")[0]
 """``train`` in a checkout, ``xbn_train`` where it is installed."""
 COMMANDS = {
@@ -46,6 +51,20 @@ def called(command: str = "") -> str:
     return f"{program} {command}".rstrip()
 
 
+@contextmanager
+def ended_by_ctrl_c() -> Iterator[None]:
+    """While open, Ctrl-C ends the process without a word: for what takes seconds and leaves nothing, as imports do."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     # Threads that wait must not spin: on a machine with anything else to do, spinning costs a factor of ten.
@@ -53,12 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = words.pop(0) if words and words[0] in COMMANDS else ""
     try:
-        module = importlib.import_module(f"{PACKAGE}.{COMMANDS.get(command, 'run')}")
+        with ended_by_ctrl_c():
+            module = importlib.import_module(f"{PACKAGE}.{COMMANDS.get(command, 'run')}")
         status: int = module.main(words)
         return status
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return STOPPED
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in NEEDED:
             raise
         print(f"{called(command)}: error: there is no module {missing}: pip install 'xbn_ext[train]'", file=sys.stderr)
-        return 2
+        return FAILED

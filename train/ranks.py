@@ -19,10 +19,9 @@ from xbn_ext.sampler import dealt
 
 from .config import ConfigError
 from .data import DataError
+from .program import FAILED, STOPPED
 
 T = TypeVar("T")
-FAILED, STOPPED = 2, 130
-"""What a run exits with that is in error, or was asked to stop."""
 GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "failed to recv")
 """What torch says of a process that is there no more."""
 

@@ -20,8 +20,8 @@ from .cores import bytes_of_memory
 from .data import validation
 from .data.fingerprint import differences
 from .place import Found
-from .program import called
-from .ranks import ALONE, FAILED, STOPPED, Elsewhere, Ranks, join
+from .program import FAILED, STOPPED, called
+from .ranks import ALONE, Elsewhere, Ranks, join
 
 CREDIT_SHOWN = 12
 """Lines of credit that are printed; of more only the number."""
@@ -40,23 +40,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(config: Config, ranks: Ranks) -> int:
+    before = lock.state(config.folder)
     try:
         with ranks.all_alive():
             run(config, ranks=ranks)
     except (loop.Interrupted, KeyboardInterrupt):  # the latter outside of training, or by a second Ctrl-C
-        return _stopped(config)
+        return _stopped(config, before)
     except (ConfigError, data.DataError, loop.TrainingError, Elsewhere) as error:
         if isinstance(error, Elsewhere) and error.status == STOPPED:
-            return _stopped(config)
+            return _stopped(config, before)
         print(f"{called()}: error: {error}", file=sys.stderr)
         return FAILED
     return 0
 
 
-def _stopped(config: Config) -> int:
+def _stopped(config: Config, before: lock.State) -> int:
+    """Say how to go on. A run that was to overwrite another, whose folder is as ``before``, has not begun."""
+    begun = checkpoint.begun(config.folder) and not (config.overwrite and lock.state(config.folder) == before)
     instead = " in place of --overwrite" * config.overwrite
     goes_on = f"; the same command with --resume{instead} continues from {config.folder}"
-    print("stopped" + goes_on * checkpoint.begun(config.folder), file=sys.stderr)
+    print("stopped" + goes_on * begun, file=sys.stderr)
     return STOPPED
 
 

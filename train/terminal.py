@@ -7,10 +7,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any, TextIO, cast
 
 from tqdm import tqdm
 
-from .program import called
+from .program import FAILED, called
 
 
 def prepare() -> None:
@@ -21,6 +22,8 @@ def prepare() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    if type(sys.stderr) is io.TextIOWrapper:
+        sys.stderr = cast(TextIO, _Lenient(sys.stderr))
 
 
 def say(*lines: object) -> None:
@@ -30,8 +33,37 @@ def say(*lines: object) -> None:
         tqdm.write("\n".join(map(str, lines)))
         sys.stdout.flush()
     except OSError:
-        with suppress(OSError):  # no file of the system
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget(sys.stdout)
+
+
+def _forget(stream: TextIO) -> None:
+    """From now on what is written to it leads to nothing."""
+    with suppress(OSError):  # no file of the system
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class _Lenient:
+    """Standard error for notes: once it is closed, or its disk is full, they lead to nothing, and the program goes
+    on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            _forget(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            _forget(self._stream)
 
 
 def printable(text: str) -> str:
@@ -44,7 +76,7 @@ def printable(text: str) -> str:
 def refuse(command: str, error: Exception) -> int:
     """Say in one line why a command ends; returns its exit status."""
     print(f"{called(command)}: error: {printable(str(error).removeprefix('--data: '))}", file=sys.stderr)
-    return 2
+    return FAILED
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from ..about import folder_path
 from ..config import METHODS, ConfigError
 from ..cores import cores
 from ..data import DataError, split
-from ..program import called
+from ..program import FAILED, STOPPED, called
 from . import report
 from .findings import Findings, score
 from .plan import TEST, VALIDATION, Plan, Run, unique
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if ranks.expected() > 1:
         if ranks.is_first():
             print(f"{called('compare')}: error: {NOT_SHARED}", file=sys.stderr)
-        return 2
+        return FAILED
     out, plan, workshop = parse(arguments)
     command = f"{called('compare')} {shlex.join(arguments)}"
     try:
@@ -76,13 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             terminal.say(f"{len(findings.results)} runs, {seconds:.0f} s just now; the report is in {out}")
     except (ConfigError, DataError) as error:
         print(f"{called('compare')}: error: {error}", file=sys.stderr)
-        return 2
+        return FAILED
     except WorkerLost as error:
         print(f"{called('compare')}: error: {error}", file=sys.stderr)
         return 1
     except (loop.Interrupted, KeyboardInterrupt):
         print("stopped; the same command continues from here", file=sys.stderr)
-        return 130
+        return STOPPED
     return 0
 
 

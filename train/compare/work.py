@@ -13,10 +13,10 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -130,9 +130,10 @@ class Workers:
             shutil.rmtree(self.workshop.folder / name, ignore_errors=True)
         left: dict[Future[Result | None], Run] = {}
         try:
-            for run in runs:
-                if run.name not in results:
-                    left[self.pool.submit(_do, self.workshop, run)] = run
+            with interrupts_held_back():
+                for run in runs:
+                    if run.name not in results:
+                        left[self.pool.submit(_do, self.workshop, run)] = run
             with tqdm(total=len(runs), initial=len(results), desc=title, unit=" runs", disable=None) as bar:
                 for done in as_completed(left):
                     result = done.result()
@@ -157,6 +158,17 @@ class Workers:
         )
 
 
+@contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C waits until this is closed, and never reaches a process that is started here: its imports take seconds,
+    and it knows of no parent to leave that to."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Loaded(NamedTuple):
     """The data of a part of the runs."""
 
@@ -173,10 +185,10 @@ _data: dict[tuple[Any, ...], _Loaded] = {}
 
 
 def _begin(stop: Event, threads: int, parent: int) -> None:
-    """A working process starts. Ctrl-C reaches it, too, and is left to the parent; without a parent it ends."""
+    """A working process starts. Ctrl-C is left to the parent; without a parent it ends."""
     global _stop
     _stop = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what it starts has no such mask
     torch.set_num_threads(threads)
 
     def end_with_parent() -> None:

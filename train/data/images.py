@@ -93,7 +93,7 @@ def decode(path: Path, box: Box | None = None) -> Pixels:
     try:
         # By its name, Pillow 13 maps an uncompressed TIFF as if it were not turned.
         with open(path, "rb") as stream, Image.open(stream, formats=DECODED) as file:
-            wide = _wide_grey(file)
+            wide, key = _wide_grey(file), _key(file)
             image = ImageOps.exif_transpose(file)
             if box is not None:
                 inside = clip(box, image.size)
@@ -102,6 +102,8 @@ def decode(path: Path, box: Box | None = None) -> Pixels:
                 image = image.crop(inside)
             if wide is not None:
                 return _narrow(image, wide)
+            if key is not None:
+                image.info["transparency"] = key
             if image.mode == "P" or "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -134,6 +136,18 @@ def _wide_grey(file: ImageFile.ImageFile) -> _WideGrey | None:
     (bits,) = tiff.get(TiffImagePlugin.BITSPERSAMPLE, (16,))
     white_is_zero = tiff.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
     return _WideGrey(bits, white_is_zero)
+
+
+def _key(file: ImageFile.ImageFile) -> int | tuple[int, ...] | None:
+    """The grey or the colour that a PNG calls transparent, in 8 bits, where Pillow 13 leaves it as the file has it and
+    pixels are of 8; of 16 bits the upper ones."""
+    key = file.info.get("transparency")
+    stored = file.tile[0].args if file.format == "PNG" and file.tile else None
+    if stored in ("L;2", "L;4") and isinstance(key, int):
+        return key * (255 // (3 if stored == "L;2" else 15))
+    if stored == "RGB;16B" and isinstance(key, tuple):
+        return tuple(number >> 8 for number in key)
+    return None
 
 
 def _narrow(image: Image.Image, wide: _WideGrey) -> Pixels:
