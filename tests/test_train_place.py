@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +134,21 @@ def test_the_table_of_the_images_is_not_overwritten(shapes: Path, tmp_path: Path
     table = tmp_path / "log.csv"
     table.write_text("label,path\n" + "".join(f"{image.parent.name},{image}\n" for image in images))
     config = settings(shapes, tmp_path, data=f"csv:{table}", overwrite=True)
-    with pytest.raises(ConfigError, match=r"--data csv:.*: --overwrite would replace it: move it out of --out"):
-        run.run(config)
-    assert table.read_text().startswith("label,path\n")
+    (tmp_path / "tensorboard").mkdir()
+    events = tmp_path / "tensorboard" / "events.out.tfevents.csv"
+    events.symlink_to(table)
+    for name in (table, events):
+        with pytest.raises(ConfigError, match=r"--data csv:.*: --overwrite would replace it: move it out of --out"):
+            run.run(replace(config, data=f"csv:{name}"))
+    assert table.read_text().startswith("label,path\n") and events.is_symlink()
+
+    (tmp_path / "link").symlink_to(tmp_path)
+    picture = Path(shutil.copy(images[0], tmp_path / "neighbours.png"))
+    other = tmp_path / "other.csv"
+    other.write_text(table.read_text().replace(f"{images[0]}", f"{tmp_path / 'link' / picture.name}"))
+    with pytest.raises(ConfigError, match=r"--overwrite would replace .*/link/neighbours.png, a picture of it: move"):
+        run.run(replace(config, data=f"csv:{other}"))
+    assert picture.exists() and table.exists()
 
 
 @pytest.mark.parametrize("stop", [False, True])

@@ -130,7 +130,8 @@ def batches(loader: DataLoader[T]) -> Iterator[T]:
     finally:
         end = getattr(iterator, "_shutdown_workers", None)  # not of one without processes
         if end is not None:
-            end()
+            with suppress(RuntimeError):  # torch tells of one that a second Ctrl-C has ended
+                end()
 
 
 @atexit.register

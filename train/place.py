@@ -80,7 +80,7 @@ def require_kept(config: Config, file: Path) -> None:
 
     The settings of the run that is there may go, and what the new run writes again.
     """
-    folder, names = config.folder, _replaced(config.folder, file)
+    folder, names = config.folder, [path.name for path in _replaced(config.folder, file)]
     if not config.overwrite or not names:
         return
     written = [settings_file.text(config)]
@@ -103,10 +103,39 @@ def require_data_kept(config: Config) -> None:
         )
 
 
-def _replaced(folder: Path, file: Path) -> list[str]:
-    """The names under which a run in ``folder`` would write to ``file``."""
-    there = [name for name in REPLACED if os.path.exists(folder / name)] if os.path.exists(file) else []
-    return [name for name in there if os.path.samefile(folder / name, file)]
+def require_pictures_kept(config: Config, dataset: data.Dataset) -> None:
+    """Raise ConfigError if a run that overwrites another would remove a picture of its own data."""
+    replaced = {_real(path, {}) for path in _in_the_way(config.folder)} if config.overwrite else set()
+    if not replaced:
+        return
+    folders: dict[str, str] = {}
+    for part in (dataset.train, dataset.test, dataset.validation):
+        for path in getattr(part.images, "paths", ()) if part is not None else ():
+            if _real(path, folders) in replaced:
+                raise ConfigError(
+                    f"--data {config.data}: --overwrite would replace {path}, a picture of it: move it out of --out "
+                    f"{config.folder}, or give it another name"
+                )
+
+
+def _replaced(folder: Path, file: Path) -> list[Path]:
+    """What a run in ``folder`` would replace that is ``file``."""
+    there = filter(os.path.exists, _in_the_way(folder)) if os.path.exists(file) else ()
+    return [path for path in there if os.path.samefile(path, file)]
+
+
+def _real(path: Path, folders: dict[str, str]) -> str:
+    """A file by the real place of its folder; ``folders`` has what is known of these."""
+    folder, name = os.path.split(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    return os.path.join(folders[folder], name)
+
+
+def _in_the_way(folder: Path) -> list[Path]:
+    """All that there is and a run replaces."""
+    there = [folder / name for name in REPLACED if os.path.lexists(folder / name)]
+    return [*there, *(events for files in OF_EVENTS for events in folder.glob(files))]
 
 
 def _read(path: Path) -> str:
@@ -169,8 +198,5 @@ def prepare(folder: Path) -> None:
     """
     with checkpoint.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for files in OF_EVENTS:
-            for events in folder.glob(files):
-                events.unlink()
-        for name in REPLACED:
-            (folder / name).unlink(missing_ok=True)
+        for path in _in_the_way(folder):
+            path.unlink(missing_ok=True)

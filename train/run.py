@@ -84,6 +84,7 @@ def run(config: Config, asked_to_stop: Callable[[], bool] | None = None, ranks: 
     network, _ = ranks.one_first(lambda: model.build(config, goes_on=goes_on))  # which may fetch weights
     dataset = ranks.one_first(lambda: _load(config))
     require_same_everywhere(config, dataset, ranks)
+    ranks.leader(lambda: place.require_pictures_kept(config, dataset))
     stored = config.folder / checkpoint.CHECKPOINT
     # Rank 0's network, too: what pretrained weights there are may differ from machine to machine.
     state = ranks.leader(lambda: checkpoint.load(stored) if goes_on else network.beginning())
