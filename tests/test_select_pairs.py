@@ -163,6 +163,19 @@ class Sparse(CustomLoss):
         return positives.nan_to_num(neginf=0) + negatives.nan_to_num(neginf=0)
 
 
+def test_a_weight_that_is_0_in_float32_is_no_pair():
+    """Its logarithm would be -inf, and an anchor with no other pair would get a NaN."""
+
+    def far(a, b):
+        return a == a + 0 * b, a != a + 0 * b, torch.exp(-300.0 * (a - b).abs().double())
+
+    z = torch.randn(2, 8, requires_grad=True)
+    criterion = CrossBatchMemory(SelectPairs(KINDS[1](), far), 8, 16)
+    value = criterion(z, torch.tensor([0, 1]))
+    (grad,) = torch.autograd.grad(value, z)
+    assert value == 0 and not grad.any()
+
+
 @pytest.mark.parametrize("weight", [1.0, 0.999, 2.0, 0.0])
 def test_a_weight_makes_no_pair_active(weight):
     """What is divided by is the number of terms that are not 0; under a log-sum-exp weights are added to them."""
@@ -346,6 +359,12 @@ RELATIONS = {
     "weights": (returning(TRUE, ~TRUE, TRUE.float()), TypeError, "weights need a CustomLoss, and the loss is SupCon"),
     "writes": (lambda a, b: a.div_(2, rounding_mode="floor") == b, TypeError, "it must not write the labels"),
     "elsewhere": (returning(TRUE.to("meta")), TypeError, "positives must be on cpu, as the labels are, got meta"),
+    "weights elsewhere": (
+        returning(TRUE, ~TRUE, TRUE.float().to("meta")),
+        TypeError,
+        "weights must be on cpu, as the labels are, got meta",
+    ),
+    "sparse": (returning(TRUE.to_sparse()), TypeError, "positives must be dense, got torch.sparse_coo"),
     "raises": (lambda a, b: torch.zeros(3)[a + 100 + b], IndexError, "out of bounds"),
 }
 
@@ -361,10 +380,10 @@ def test_a_relation_that_is_wrong_leaves_the_memory_as_it_was(relation, error, m
     assert all(torch.equal(t, before[name]) for name, t in criterion.state_dict().items())
 
 
-@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), 1e300])
 def test_a_weight_that_is_none_leaves_the_memory_as_it_was(weight):
-    criterion = CrossBatchMemory(SelectPairs(KINDS[0](), returning(TRUE, ~TRUE, TRUE.float() * weight)), D, 20)
-    with pytest.raises(ValueError, match="relation: weights must be finite and not negative"):
+    criterion = CrossBatchMemory(SelectPairs(KINDS[0](), returning(TRUE, ~TRUE, TRUE.double() * weight)), D, 20)
+    with pytest.raises(ValueError, match="relation: weights must be finite in float32, and not negative"):
         criterion(torch.randn(B, D), torch.arange(B))
     assert int(criterion.count) == 0
 

@@ -103,7 +103,7 @@ class SelectPairs(WithLoss, OwnLoss):
         negative = negative & ~positive
         if weight is None:
             return positive, negative, None
-        has = weight != 0
+        has = weight.float() != 0  # as it is where similarities are float32
         return positive & has, negative & has, weight.detach()
 
     def try_relation(self, labels: Tensor) -> None:
@@ -115,8 +115,8 @@ class SelectPairs(WithLoss, OwnLoss):
             raise TypeError("relation: it must not write the labels, which are the caller's and the memory's")
         if bool((positive & negative).any()):
             raise ValueError("relation: a pair must not be positive and negative")
-        if weight is not None and not bool((weight.isfinite() & (weight >= 0)).all()):
-            raise ValueError("relation: weights must be finite and not negative")
+        if weight is not None and not bool((weight.float().isfinite() & (weight >= 0)).all()):
+            raise ValueError("relation: weights must be finite in float32, and not negative")
 
     def _given(self, labels: Tensor, of_rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.relation is None:
@@ -130,13 +130,13 @@ class SelectPairs(WithLoss, OwnLoss):
         for what, part in zip(("positives", "negatives"), parts, strict=False):
             if not isinstance(part, Tensor) or part.dtype != torch.bool or part.shape != shape:
                 raise TypeError(f"relation: {what} must be torch.bool {list(shape)}, got {_said(part)}")
-            if part.device != labels.device:
-                raise TypeError(f"relation: {what} must be on {labels.device}, as the labels are, got {part.device}")
+            _check_place(what, part, labels)
         positive, negative, weight = parts[0], parts[1] if len(parts) > 1 else ~parts[0], None
         if len(parts) == 3:
             weight = parts[2]
             if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.shape != shape:
                 raise TypeError(f"relation: weights must be floating-point numbers {list(shape)}, got {_said(weight)}")
+            _check_place("weights", weight, labels)
             if not isinstance(self.loss, CustomLoss):
                 raise TypeError(f"relation: weights need a CustomLoss, and the loss is {type(self.loss).__name__}")
         return positive, negative, weight
@@ -153,6 +153,13 @@ class SelectPairs(WithLoss, OwnLoss):
         return f"{self._name_of_loss()}, relation={relation if self.relation is not None else None}" + (
             "" if self.false_negative_margin is None else f", false_negative_margin={self.false_negative_margin}"
         )
+
+
+def _check_place(what: str, part: Tensor, labels: Tensor) -> None:
+    if part.layout != torch.strided:
+        raise TypeError(f"relation: {what} must be dense, got {part.layout}")
+    if part.device != labels.device:
+        raise TypeError(f"relation: {what} must be on {labels.device}, as the labels are, got {part.device}")
 
 
 def _said(value: Any) -> str:
