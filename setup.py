@@ -267,7 +267,7 @@ class Build(BuildExtension):
         version = ".".join(map(str, nvcc.version))
         folder = Path("build", "cuda", f"{version}_{'_'.join(architectures)}")
         folder.mkdir(parents=True, exist_ok=True)
-        # What takes longest first: the sweeps, up to a minute each, and then by size.
+        # What takes longest first: the sweeps, up to two minutes each, and then by size.
         sweeps_first = sorted(CUDA_SOURCES, key=lambda s: ('"sweep.cuh"' in Path(s).read_text(), os.path.getsize(s)))
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             return list(pool.map(lambda source: nvcc.compile(source, architectures, folder), sweeps_first[::-1]))
