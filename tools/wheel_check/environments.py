@@ -26,13 +26,13 @@ class Environment:
         run([python, "-m", "venv", folder], Unavailable)
 
     def install(self, *arguments: str | Path, otherwise: type[Exception] = Unavailable) -> None:
-        """Runs `pip install`; nothing is compiled.
+        """Runs `pip install`; no kernels are compiled, and modules to bytecode only when they are imported.
 
         Raises:
             Exception: of the type `otherwise`, with the end of what pip printed.
         """
-        pip = ["-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
-        run([self.programs / "python", *pip, *arguments], otherwise)
+        pip = ["-I", "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
+        run([self.programs / "python", *pip, "--only-binary=:all:", *arguments], otherwise)
 
     def run(self, program: str, *arguments: str | Path) -> str:
         """Runs a program of this environment where no other is found, a compiler least of all; returns its output.
