@@ -150,16 +150,11 @@ def test_a_checkout_that_hides_an_installed_library_says_so(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "files",
-    [["test_ops_contract.py"], ["test_autograd.py"], OF_THE_MEMORY, ["test_state.py"]],
-    ids=["test_ops_contract", "test_autograd", "test_memory", "test_state"],
-)
-def test_all_that_is_built_on_the_ops_works_without_the_library(files):
+def test_all_that_is_built_on_the_ops_works_without_the_library():
     """torch's checks of the ops, compiled steps, distributed ones, as they are tested with the library."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not emu and not inductor",
-         *(f"tests/{name}" for name in files)],
+         *(f"tests/{name}" for name in ["test_ops_contract.py", "test_autograd.py", *OF_THE_MEMORY, "test_state.py"])],
         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"XBN_NATIVE": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
