@@ -432,3 +432,23 @@ def test_reset_parameters_gives_what_is_learned_its_first_value():
         loss.temperature.fill_(9)
     loss.reset_parameters()
     assert loss.temperature.item() == 0.5 and loss.loss.temperature is loss.temperature
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("labels_too", [False, True])
+def test_where_nothing_is_tracked(training, labels_too):
+    """As Lightning validates."""
+    writes = SelectPairs(SupCon(), lambda a, b: a.div_(2, rounding_mode="floor") == b)
+    for select in (SelectPairs(SupCon(), false_negative_margin=0.1), SelectPairs(SupCon(), lambda a, b: a == b)):
+        criterion = CrossBatchMemory(select, D, 32)
+        x, labels = torch.randn(8, D), torch.arange(8) % 4
+        criterion(x, labels)
+        criterion.train(training)
+        other = copy.deepcopy(criterion)
+        with torch.no_grad():
+            expected = other(x, labels)
+        with torch.inference_mode():
+            its = labels.clone() if labels_too else labels
+            assert torch.equal(criterion(x, its), expected)
+            with pytest.raises(TypeError, match="it must not write the labels"):
+                CrossBatchMemory(writes, D, 32)(x, its)

@@ -23,6 +23,7 @@ from xbn_ext import (
     Triplet,
     TwoTowers,
 )
+from xbn_ext.memory import OPTIONS as OF_A_MEMORY
 from xbn_ext.reference.losses import pair_loss
 
 B, D, M = 9, 7, 64
@@ -235,7 +236,23 @@ def test_what_is_wrong_is_named():
     assert all(torch.equal(t, before[name]) for name, t in criterion.state_dict().items())
     with pytest.raises(AttributeError, match="loss is chosen once and cannot be set: make another TwoTowers"):
         criterion.loss = Contrastive()
+    with pytest.raises(RuntimeError, match="not called itself: call the TwoTowers"):
+        criterion.first(x, torch.arange(B))
     assert str(criterion).startswith("TwoTowers(\n  SupCon(temperature=0.1)")
+
+
+@pytest.mark.parametrize("name", [*OF_A_MEMORY, "drift", "memory_size"])
+def test_an_option_that_does_nothing_cannot_be_set(name):
+    criterion = copy.deepcopy(TwoTowers(SupCon(), D, M))
+    for memory in (criterion.first, criterion.second):
+        value = getattr(memory, name)
+        if name in ("update", "warmup_steps", "eps"):
+            setattr(memory, name, value)
+        else:
+            with pytest.raises(AttributeError, match=f"^{name} .*cannot be set"):
+                setattr(memory, name, value)
+    with pytest.raises(AttributeError, match=f"^{name} .*(cannot be set|set it on first and second)"):
+        setattr(criterion, name, value)
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])

@@ -79,7 +79,7 @@ class CrossBatchMemory(WithLoss, MemoryState):
             the map has grown so far that rounding would show. None: in place; deferred for a 16-bit memory, which
             would not survive being rounded at every step.
         normalize_embeddings: L2-normalise the embeddings first. A loss of distances needs this and the next.
-        renormalize: L2-normalise memory rows as they are read (the stored rows keep their exact moments).
+        renormalize: L2-normalise what anchors are compared with: rows of the batch, and of the memory as they are read.
         batch_weight: weight of the loss of the batch against itself; 0 skips it.
         memory_weight: weight of the loss of the batch against the memory; 0 skips it.
         center_gradient: takes off the gradient of the loss against the memory what turns all anchors the same way, as a

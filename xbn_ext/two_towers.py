@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from .filter import Drift
 from .losses import PairLoss
 from .losses.learned import fold_temperature, learned_of, learns_temperature, with_offset, with_temperature
 from .losses.with_loss import WithLoss
-from .memory import CrossBatchMemory
+from .memory import CHOSEN_ONCE, OPTIONS, CrossBatchMemory
 from .ops.loss_of_memory import averages
 from .ops.step import ranked_rows
 from .options import LossOptions
@@ -31,6 +31,23 @@ from .reference.programs import program
 from .state import on_cpu
 from .stateful import keeping_dtypes
 from .unlabelled import OF_A_STEP, apart
+
+OF_EACH_MEMORY = ("update", "warmup_steps", "eps")
+
+
+class MemoryOfTower(CrossBatchMemory):
+    """The memory of one side. What `TwoTowers` does with it depends on few of its options; the others cannot be set."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in OPTIONS and name not in OF_EACH_MEMORY and "bank" in self.__dict__:
+            raise AttributeError(
+                f"{name} cannot be set: of {', '.join(OPTIONS)} TwoTowers has {', '.join(OF_EACH_MEMORY)}"
+            )
+        super().__setattr__(name, value)
+
+    def forward(self, *_: object, **__: object) -> NoReturn:
+        """Raises RuntimeError: it would move and store alone."""
+        raise RuntimeError("a memory of TwoTowers is not called itself: call the TwoTowers")
 
 
 class TwoTowers(WithLoss):
@@ -56,11 +73,13 @@ class TwoTowers(WithLoss):
 
     Attributes:
         first, second: the memories, two `CrossBatchMemory`, with `stats()`, `fill_from` and what else these have; pairs
-            in `stats()` are those with the batch, too. They are not called themselves.
+            in `stats()` are those with the batch, too. Their options `update`, `warmup_steps` and `eps` may be set at
+            any time. They are not called themselves.
 
     Raises:
         TypeError: the loss is one of one's own.
         ValueError: it is that of all triplets; or an argument is not as `CrossBatchMemory` takes it.
+        AttributeError: an option is set here, or one of a memory that does nothing there.
     """
 
     def __init__(
@@ -85,8 +104,8 @@ class TwoTowers(WithLoss):
             raise ValueError("loss: of all triplets there are no sums that could be added up over batch and memory")
         self._hold(loss)
 
-        def memory() -> CrossBatchMemory:
-            return CrossBatchMemory(
+        def memory() -> MemoryOfTower:
+            return MemoryOfTower(
                 self._in_numbers(), embedding_size, memory_size, drift=drift, process_noise=process_noise,
                 measurement_noise=measurement_noise, ema_momentum=ema_momentum, update=update,
                 warmup_steps=warmup_steps, memory_dtype=memory_dtype, eps=eps,
@@ -95,6 +114,13 @@ class TwoTowers(WithLoss):
         self.first, self.second = memory(), memory()
         if self.first._stands_for is not None:  # what is learned may have been made there, too
             self.to(self.first._stands_for)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in OF_EACH_MEMORY:
+            raise AttributeError(f"{name} is an option of each memory: set it on first and second")
+        if name in OPTIONS or (name in CHOSEN_ONCE and not hasattr(type(self), name)):
+            raise AttributeError(f"{name} cannot be set: make another TwoTowers")
+        super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TwoTowers:
         for memory in (self.first, self.second) if recurse else ():

@@ -108,7 +108,8 @@ class SelectPairs(WithLoss, OwnLoss):
 
     def try_relation(self, labels: Tensor) -> None:
         """Raises TypeError or ValueError for what is wrong with the relation, as far as labels `[B]` show it."""
-        its, of_rows = labels.clone(), labels.clone()
+        with torch.inference_mode(False):  # where a tensor counts how often it was written
+            its, of_rows = labels.clone(), labels.clone()
         versions = its._version, of_rows._version
         positive, negative, weight = self._given(its, of_rows)
         if (its._version, of_rows._version) != versions:
