@@ -153,9 +153,12 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
       const bool counts = loss.average != Average::anchors, apart = slots_of(loss) == 2;
       if (counts) r.count[0] = 0;
       for (int slot = 0; slot < kSlots; ++slot) {
-        r.value[group_of(loss, slot)] += loss.scale * sums[slot].value;
         r.factor[slot] = loss.scale;
-        if (counts) r.count[group_of(loss, slot)] += sums[slot].pairs;
+        for (int group = 0; group < kSlots; ++group) {  // at an index of run time they would be in a stack frame
+          if (group != group_of(loss, slot)) continue;
+          r.value[group] += loss.scale * sums[slot].value;
+          if (counts) r.count[group] += sums[slot].pairs;
+        }
       }
       // In one slot, weights are 1 for negatives and -1 for positives.
       r.positives = apart ? second.pairs : (first.pairs - first.weight) / 2;
