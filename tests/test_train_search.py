@@ -184,6 +184,7 @@ def refused(capsys: pytest.CaptureFixture[str], said: str) -> None:
         (lambda: None, ["run", "pictures", "none.png"], "QUERY: cannot read image none.png: "),
         (lambda: None, ["run", "pictures", "q.png", "pictures"], "QUERY: cannot read image pictures: "),
         (lambda: Path("q.txt").write_text("text"), ["run", "pictures", "q.png", "q.txt"], "QUERY: cannot .* q.txt"),
+        (lambda: os.mkfifo("p.png"), ["run", "pictures", "p.png"], "QUERY: cannot read image p.png: it is a pipe"),
         (lambda: Path("q\n.png").write_text("text"), ["run", "pictures", "q\n.png"], r"QUERY: cannot read .* q\\n.png"),
         (lambda: Path("pictures/x.png").write_text("text"), ["run", "pictures", "q.png"], "cannot .* pictures/x"),
         (lambda: hollow("pictures/x.bmp"), ["run", "pictures", "q.png"], "cannot read image pictures/x.bmp"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -98,6 +99,16 @@ def test_data_without_a_split_are_divided_as_asked(spec: str, root: Path, capsys
     assert every.summary() == "train: 30 images of 6 classes, no test" and every.fingerprint
     assert len(load(spec, max_classes=4, test=split.Test(0.0)).train.classes) == 4
     assert "no line is of validation" not in capsys.readouterr().err
+
+
+def test_names_that_are_not_utf8_are_divided_too(tmp_path: Path) -> None:
+    for c in range(2):
+        (tmp_path / f"c{c}").mkdir()
+        for i in range(4):
+            Image.new("L", (6, 4), 10 * c + i).save(tmp_path / f"c{c}" / f"{i}.png")
+        (tmp_path / f"c{c}" / "0.png").rename(os.fsdecode(bytes(tmp_path / f"c{c}") + b"/caf\xe9.png"))
+    train, test = images_of(load(f"folder:{tmp_path}", test=split.Test(0.5, IMAGES)))
+    assert len(train) == len(test) == 4 and {os.fsdecode(b"c0/caf\xe9.png")} < train | test
 
 
 def test_two_classes_are_enough_where_no_class_is_tested_on(tmp_path: Path) -> None:

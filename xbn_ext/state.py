@@ -174,8 +174,8 @@ class MemoryState(StatefulModule):
           they were moved, `sqrt(|mean - mean|² + |std - std|²)`. Part of it is the noise of a batch.
         * `gain`: the share of the last batch's measurement that the filter took over; 0 if nothing was measured.
 
-        Undefined entries are NaN: all of them before the first step, `age` of an empty memory, pairs without a memory
-        loss, gain with `drift="none"`.
+        Undefined entries are NaN: all but `fill` before the first step, `age` of an empty memory, pairs without a
+        memory loss, gain with `drift="none"`.
         """
         stored_steps = self.stored_steps if self._shards.size > 1 else self.bank_steps.sum()  # 0 where nothing is
         positives, negatives = self.pairs.unbind()

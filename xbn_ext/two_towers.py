@@ -40,9 +40,7 @@ class MemoryOfTower(CrossBatchMemory):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in OPTIONS and name not in OF_EACH_MEMORY and "bank" in self.__dict__:
-            raise AttributeError(
-                f"{name} cannot be set: of {', '.join(OPTIONS)} TwoTowers has {', '.join(OF_EACH_MEMORY)}"
-            )
+            raise AttributeError(f"{name} cannot be set: TwoTowers reads {', '.join(OF_EACH_MEMORY)} only")
         super().__setattr__(name, value)
 
     def forward(self, *_: object, **__: object) -> NoReturn:

@@ -66,7 +66,7 @@ def read(folder: Path, cache_dir: Path | None) -> Index:
         DataError: names the annotation that is broken, or the image that is missing or broken.
     """
     state = _state(folder)
-    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+    place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
     path = cache.folder(cache_dir) / f"deepfashion2-{folder.name}-{place}.npz"
     try:
         stored = cache.read(path)
@@ -90,7 +90,7 @@ def _state(folder: Path) -> str:
         with os.scandir(folder / name) as entries:
             files = [(entry.name, entry.stat()) for entry in entries]
         for file, stat in sorted(files, key=lambda pair: pair[0]):
-            sha.update(f"{name}/{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            sha.update(f"{name}/{file} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return sha.hexdigest()
 
 

@@ -169,6 +169,8 @@ def check(path: Path) -> tuple[int, int]:
         DataError: names the file that does not start like an image, that ``decode`` would refuse, or that is cut short.
     """
     try:
+        if path.is_fifo():
+            raise OSError("it is a pipe")  # to open it would wait for a writer
         with open(path, "rb") as stream, Image.open(stream, formats=DECODED) as file:
             _wide_grey(file)
             end, tail, header = _ENDS.get(file.format or ""), b"", stream.tell()

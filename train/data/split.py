@@ -66,8 +66,12 @@ DEFAULT = Test()
 
 
 def shuffled(keys: Sequence[str], salt: str = "") -> list[str]:
-    """``keys`` in a random-looking order that depends on the keys alone."""
-    return sorted(keys, key=lambda key: hashlib.sha256(f"{SPLIT_SEED}:{salt}:{key}".encode()).digest())
+    """``keys`` in a random-looking order that depends on the keys alone; names of files need not be UTF-8."""
+
+    def order(key: str) -> bytes:
+        return hashlib.sha256(f"{SPLIT_SEED}:{salt}:{key}".encode(errors="surrogateescape")).digest()
+
+    return sorted(keys, key=order)
 
 
 def choose(keys: Sequence[str], max_classes: int | None) -> list[str]:
