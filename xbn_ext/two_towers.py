@@ -116,7 +116,7 @@ class TwoTowers(WithLoss):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in OF_EACH_MEMORY:
             raise AttributeError(f"{name} is an option of each memory: set it on first and second")
-        if name in OPTIONS or (name in CHOSEN_ONCE and not hasattr(type(self), name)):
+        if name != "loss" and name in (*OPTIONS, *CHOSEN_ONCE):
             raise AttributeError(f"{name} cannot be set: make another TwoTowers")
         super().__setattr__(name, value)
 
