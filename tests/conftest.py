@@ -156,13 +156,33 @@ def in_this_process(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def emoji_cache(tmp_path_factory):
+def of_this_run(tmp_path_factory):
+    """A folder for what is made once for all processes; who makes it locks a file there."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def trusted_kernels(of_this_run):
+    """Objects by g++, without sanitizers: of the CPU kernels for the baseline alone, and what stands in for cuBLAS."""
+    import fuzzers
+
+    folder = of_this_run / "trusted"
+    with open(of_this_run / "compiling", "w") as compiling:
+        fcntl.flock(compiling, fcntl.LOCK_EX)
+        if not folder.exists():
+            part = of_this_run / "trusted.part"
+            part.mkdir(exist_ok=True)
+            fuzzers.compile(part, "g++", *fuzzers.TRUSTED)
+            part.rename(folder)
+    return sorted(folder.glob("*.o"))
+
+
+@pytest.fixture(scope="session")
+def emoji_cache(of_this_run):
     """A cache folder that holds a few classes of real emoji, fetched once for all processes."""
     from train.data import load, npm
 
-    of_this_run = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        of_this_run = of_this_run.parent
     with open(of_this_run / "fetching", "w") as fetching:
         fcntl.flock(fetching, fcntl.LOCK_EX)
         try:

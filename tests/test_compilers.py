@@ -1,18 +1,13 @@
 """The CPU kernels by another compiler than g++, and for another processor: fuzzed, with the results that g++ has."""
 
 import importlib.util
-import os
 import platform
 import re
 import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+from fuzzers import CPU_KERNELS, FUZZ, ROOT, compile, link, run
 
-ROOT = Path(__file__).parent.parent
-CPU_KERNELS = [s for s in sorted((ROOT / "csrc" / "cpu").rglob("*.cpp")) if s.name != "backend.cpp"]  # glue needs torch
 AARCH64 = ["aarch64-linux-gnu-g++", "aarch64-linux-gnu-objdump", "qemu-aarch64"]
 
 pytestmark = [
@@ -28,24 +23,10 @@ def cpu_flags(machine):
     return setup.cpu_flags(machine)
 
 
-def run(*command, **environ):
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environ)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def build(folder, compiler, *flags):
     """The fuzz, with the objects that it is linked of beside it."""
-
-    def compile(source):
-        target = folder / f"{source.stem}.o"
-        run(compiler, "-pthread", *flags, "-c", source, "-o", target)
-        return target
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile, [*CPU_KERNELS, ROOT / "tests" / "native" / "fuzz.cpp"]))
-    run(compiler, "-pthread", *flags, *objects, "-o", folder / "fuzz")
-    return folder / "fuzz"
+    objects = compile(folder, compiler, [*CPU_KERNELS, FUZZ], "-pthread", *flags)
+    return link(folder / "fuzz", compiler, objects, "-pthread", *flags)
 
 
 def result(*fuzz, **environ):
@@ -56,10 +37,11 @@ def result(*fuzz, **environ):
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory):
-    """The sum by g++, for any x86-64."""
-    flags = ["-O1", "-std=c++20", "-fopenmp-simd", "-DXBN_BASELINE_ONLY"]
-    isa, total = result(build(tmp_path_factory.mktemp("gcc"), "g++", *flags))
+def expected(trusted_kernels, tmp_path_factory):
+    """The sum by g++, for the baseline."""
+    folder = tmp_path_factory.mktemp("gcc")
+    fuzz = compile(folder, "g++", [FUZZ], "-std=c++20", "-O1")
+    isa, total = result(link(folder / "fuzz", "g++", [*fuzz, *trusted_kernels], "-pthread"))
     assert isa == "baseline"
     return pytest.approx(total, rel=1e-6)  # most of it is float32
 
@@ -80,7 +62,7 @@ def test_aarch64(expected, tmp_path):
     compiler, objdump, emulator = AARCH64
     fuzz = build(tmp_path, compiler, *cpu_flags("aarch64"), "-Werror", "-static")
     assert result(emulator, fuzz) == ("neon", expected)
-    listing = run(objdump, "--disassemble", "--demangle", tmp_path / "memory_loss.o")
+    listing = run(objdump, "--disassemble", "--demangle", tmp_path / "memory_loss_cpp.o")
     products = re.findall(
         r"<void xbn::baseline::(?:similarity_kernel<[18], |gradient_kernel<)6, 4.*?>:\n(.*?)\n\n", listing, re.DOTALL
     )
@@ -88,7 +70,7 @@ def test_aarch64(expected, tmp_path):
     for body in products:
         assert len(re.findall(r"\tfmla\t", body)) == 24
         assert not re.search(r"\tst[rp]\tq.*\[sp", body), "an accumulator is on the stack"
-    listing = run(objdump, "--disassemble", "--demangle", tmp_path / "screen_neon.o")
+    listing = run(objdump, "--disassemble", "--demangle", tmp_path / "screen_neon_cpp.o")
     of_bytes = re.findall(r"\tsdot\t.*\tsdot\t", listing, re.DOTALL)
     assert len(of_bytes) == 1 and of_bytes[0].count("\tsdot\t") == 96
     assert "[sp" not in of_bytes[0], "an accumulator is on the stack"

@@ -2,7 +2,6 @@
 
 import fcntl
 import functools
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -38,14 +37,10 @@ def compile_to(output, *options):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # which all workers share
-
+def run(of_this_run):
     @functools.cache
     def build(variant):
-        built = folder / f"selftest-{variant}"
+        built = of_this_run / f"selftest-{variant}"
         with open(f"{built}.lock", "w") as building:
             fcntl.flock(building, fcntl.LOCK_EX)
             return built if built.exists() else compile_to(built, *VARIANTS[variant])

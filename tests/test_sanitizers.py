@@ -4,16 +4,14 @@ UndefinedBehaviorSanitizer, then under ThreadSanitizer: to that a CUDA thread is
 import math
 import os
 import shutil
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+from fuzzers import CPU_KERNELS, CUDA_FUZZ, CUDA_KERNELS, EMU, FUZZ, compile, link, run
 from shapes import SHAPES, SIZES
 
 pytestmark = pytest.mark.long
 
-ROOT = Path(__file__).parent.parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fopenmp-simd", "-pthread"]
 SANITIZERS = {
@@ -26,30 +24,6 @@ SANITIZERS = {
     ],
     "thread": ["-fsanitize=thread"],
 }
-CPU_KERNELS = [s for s in sorted((ROOT / "csrc" / "cpu").rglob("*.cpp")) if s.name != "backend.cpp"]  # glue needs torch
-CUDA_KERNELS = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
-
-
-def build(program, sources, sanitizers, *flags, trusted=()):
-    """The trusted sources are compiled without sanitizers, for the baseline alone. They come last, so that of an inline
-    function that both have the linker keeps the sanitized one."""
-    sanitized = [*FLAGS, *SANITIZERS[sanitizers], *flags]
-
-    def compile(source):
-        target = program.parent / f"{source.stem}_{source.suffix[1:]}.o"
-        options = [*FLAGS, *flags, "-DXBN_BASELINE_ONLY"] if source in trusted else sanitized
-        run(COMPILER, *options, "-x", "c++", "-c", str(source), "-o", str(target))
-        return str(target)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile, [*sources, *trusted]))
-    run(COMPILER, *sanitized, *objects, "-o", str(program))
-
-
-def run(*command):
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 PARTS = 8  # programs; as many run at once as there are processors
@@ -64,18 +38,21 @@ ROUNDS = 3  # at random in each part: by size, dtypes and identities of a warp t
         ("thread", 257, ["--param=tsan-instrument-func-entry-exit=0"]),  # a report has the line, not who called it
     ],
 )
-def test_cuda_kernels(sanitizers, largest, options, tmp_path):
+def test_cuda_kernels(sanitizers, largest, options, trusted_kernels, tmp_path):
     """Every kind of round at random once, and the shapes of the other tests. What threads share is the same in the
     fifth tile as in the ninth, so ThreadSanitizer, half as fast, is spared the largest two sizes."""
-    program = tmp_path / "fuzz"
-    sources = [*CUDA_KERNELS, ROOT / "tests" / "emu" / "fuzz.cpp"]
-    flags = ["-march=native", "-Wno-unknown-pragmas", "-I", str(ROOT / "tests" / "emu" / "include"), *options]
-    build(program, sources, sanitizers, *flags, trusted=[*CPU_KERNELS, ROOT / "tests" / "emu" / "products.cpp"])
+    flags = [*FLAGS, *SANITIZERS[sanitizers], "-march=native", "-Wno-unknown-pragmas", "-I", EMU, *options]
+    # The headers of the stand-in for CUDA are compiled once: they are half of what a small kernel takes.
+    run("g++", *flags, "-x", "c++-header", EMU / "cuda_runtime.h", "-o", tmp_path / "cuda_runtime.h.gch")
+    included = ("-include", tmp_path / "cuda_runtime.h")
+    sanitized = compile(tmp_path, "g++", [*CUDA_KERNELS, CUDA_FUZZ], *flags, *included)
+    # The CPU's kernels come last, so that of an inline function that both have the linker keeps the sanitized one.
+    program = link(tmp_path / "fuzz", "g++", [*sanitized, *trusted_kernels], *flags)
     by_size = sorted((shape for shape in SHAPES if max(shape) <= largest), key=math.prod, reverse=True)
 
     def fuzz(part):
         shapes = by_size[part::PARTS]
-        output = run(str(program), str(part), str(ROUNDS), *(",".join(map(str, shape)) for shape in shapes))
+        output = run(program, part, ROUNDS, *(",".join(map(str, shape)) for shape in shapes))
         assert output.startswith(f"{ROUNDS} rounds, {len(shapes)} shapes"), output
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -86,6 +63,6 @@ def test_cuda_kernels(sanitizers, largest, options, tmp_path):
 @pytest.mark.parametrize("sanitizers, isas", [("address,undefined", []), ("thread", ["best"])])
 def test_cpu_kernels(sanitizers, isas, tmp_path):
     """ThreadSanitizer sees the best instruction set only: what threads share is the same for all."""
-    program = tmp_path / "fuzz"
-    build(program, [*CPU_KERNELS, ROOT / "tests" / "native" / "fuzz.cpp"], sanitizers)
-    assert "16 rounds" in run(str(program), "16", *isas)
+    flags = [*FLAGS, *SANITIZERS[sanitizers]]
+    program = link(tmp_path / "fuzz", COMPILER, compile(tmp_path, COMPILER, [*CPU_KERNELS, FUZZ], *flags), *flags)
+    assert "16 rounds" in run(program, "16", *isas)
