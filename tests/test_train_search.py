@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +86,22 @@ def test_a_query_finds_neither_itself_nor_links_to_itself(here: Path, capsys: py
     assert [row[:2] for row in rows_of(capsys.readouterr().out)] == [
         ["few/b.png", "1"], ["few/link.png", "1"], ["few/b.png", "1"]
     ]  # fmt: skip
+
+
+def test_a_table_that_cannot_be_written_is_an_error_and_one_that_is_not_read_is_none(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    for file, status, said in (
+        ("/dev/full", 2, "python -m train search: error: standard output: No space left on device\n"),
+        (writer, 0, ""),
+    ):
+        with open(file, "w") as output, monkeypatch.context() as its:
+            its.setattr(sys, "stdout", output)
+            assert search.main(["run", "pictures", "pictures/corners-04/red.png"]) == status
+            assert capsys.readouterr().err == said
+    assert len(Page(here / "search.html").pictures) == 9
 
 
 def test_a_query_that_is_the_only_picture_of_the_folder_does_not_end_the_search_for_others(

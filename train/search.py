@@ -71,7 +71,10 @@ def main(arguments: list[str] | None = None) -> int:
         write(given.out, answers, given.run, trained.step, given.folder, len(there.files))
     except (ConfigError, DataError) as error:
         return terminal.refuse("search", error)
-    terminal.say(*table(answers, given.folder), f"shown in {terminal.printable(str(given.out))}")
+    try:
+        terminal.answer(*table(answers, given.folder), f"shown in {terminal.printable(str(given.out))}")
+    except OSError as error:
+        return terminal.refuse("search", OSError(f"standard output: {error.strerror}"))
     return 0
 
 

@@ -36,6 +36,21 @@ def say(*lines: object) -> None:
         _forget(sys.stdout)
 
 
+def answer(*lines: object) -> None:
+    """Print what was asked for, of which no line may be lost. A reader who has left, such as ``head``, has seen enough.
+
+    Raises:
+        OSError: it cannot be written, as where the disk is full.
+    """
+    try:
+        print(*lines, sep="\n", flush=True)
+    except BrokenPipeError:
+        _forget(sys.stdout)
+    except OSError:
+        _forget(sys.stdout)  # else Python tries once more as it ends
+        raise
+
+
 def _forget(stream: TextIO) -> None:
     """From now on what is written to it leads to nothing."""
     with suppress(OSError):  # no file of the system
