@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from studies import SMALL_METHODS, small_plan
 
-from train.compare import drift, findings, plan, report
+from train.compare import drift, findings, plan, report, work
 from train.compare.plan import TEST
 from train.config import ConfigError
 
@@ -105,6 +105,20 @@ def test_settings_with_several_values_are_shown_and_what_is_estimated_is_one() -
     assert {run.name for run in runs} <= {run.name for run in found.plan.map()}, "nothing is run twice"
     given = small_plan(base=replace(small_plan().base, process_noise=0.1))
     assert [value for _, value, _ in given.own(found.chosen)["process_noise"]] == [0.1, 1.0]
+
+
+def test_a_report_names_the_weights_that_the_networks_began_from() -> None:
+    study = small_plan()
+    runs = study.map()[:3]
+
+    def named(*notes: dict[str, str]) -> str:
+        results: dict[str, work.Result] = {run.name: note for run, note in zip(runs, notes, strict=True)}
+        return report._networks(findings.Findings(study, "", results, {}, ""))
+
+    before, of_a_file, random = {}, {"network": "lite0: weights of a: b"}, {"network": "lite0: random weights"}
+    assert named(before, before, before) == study.base.backbone
+    assert named(of_a_file, of_a_file, of_a_file) == "lite0, weights of a: b"
+    assert named(of_a_file, random, of_a_file) == "lite0, random weights; lite0, weights of a: b"
 
 
 def test_a_report_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,7 @@ def test_a_study_leaves_a_report_with_its_pictures(whole: Path) -> None:
     text, page = (whole / "report.md").read_text(), (whole / "report.html").read_text()
     assert "python -m train compare --data emoji --max-classes 40" in text
     assert f"--out {shlex.quote(str(whole))}" in text, "a shell takes the command as it stands"
+    assert "Network: convnet, random weights, as asked for. Loss: " in text
     assert "All at learning rate 0.001: **" in text
     rates = 1 + ("Each method at its own learning rate: **" in text)  # where one has another
     judged = [line for line in text.splitlines() if " against " in line and line.startswith("- ")]

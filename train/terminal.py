@@ -37,7 +37,7 @@ def say(*lines: object) -> None:
 
 
 def answer(*lines: object) -> None:
-    """Print what was asked for, of which no line may be lost. A reader who has left, such as ``head``, has seen enough.
+    """Print what was asked for: no line of it may be lost. A reader who has left, such as ``head``, has seen enough.
 
     Raises:
         OSError: it cannot be written, as where the disk is full.

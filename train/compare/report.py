@@ -154,8 +154,8 @@ def _opening(findings: Findings) -> list[str]:
         f"classes, held out for that ({_seeds(plan.map_seeds)}){momentum}. The test "
         f"classes are used once, with the chosen settings ({_seeds(plan.seeds)}; ± is half of the {CONFIDENCE:.0%} "
         "interval, Student's).",
-        f"Data: {base.data}. Network: {base.backbone}. Loss: {base.loss}{reduction}. Memory of {base.memory_size:,}, "
-        f"batches of {base.batch_size}, unless stated otherwise.",
+        f"Data: {base.data}. Network: {_networks(findings)}. Loss: {base.loss}{reduction}. Memory of "
+        f"{base.memory_size:,}, batches of {base.batch_size}, unless stated otherwise.",
         f"`{findings.command}`",
         f"{counts[VALIDATION]} + {counts[TEST]} runs, {seconds / 60:.0f} minutes of training in all; {broken} broke "
         f"down{counted}. {findings.machine}.",
@@ -163,6 +163,12 @@ def _opening(findings: Findings) -> list[str]:
         *([rule(_comparisons(findings))] if _pairs(findings) else []),
         "\n".join(f"- {sentence}" for sentence in conclusions(findings)),
     ]
+
+
+def _networks(findings: Findings) -> str:
+    """The network and the weights that it began from; more than one where a run has found other weights."""
+    notes = {result.get("network", findings.plan.base.backbone) for result in findings.results.values()}
+    return "; ".join(note.replace(": ", ", ", 1) for note in sorted(notes))
 
 
 def _final(findings: Findings) -> list[str]:

@@ -35,7 +35,8 @@ from ..run import make_trainer
 from .plan import VALIDATION, Run
 
 Result = dict[str, Any]
-"""``scores`` (None: training broke down), ``failure``, ``drift`` and ``memory`` over time, ``seconds``, ``config``."""
+"""``scores`` (None: training broke down), ``failure``, ``drift`` and ``memory`` over time, ``seconds``, ``config``, and
+``network``, with the weights that it began from, which older results lack."""
 
 RESULT: checkpoint.Kinds = {
     "config": dict, "scores": (dict, type(None)), "failure": (str, type(None)), "drift": list, "seconds": (int, float),
@@ -243,6 +244,7 @@ def _do(workshop: Workshop, run: Run) -> Result | None:
         "drift": trainer.history["drift"],
         "memory": trainer.history["memory"],
         "seconds": round(trainer.seconds, 1),
+        "network": network.note,
         "config": config.settings(),
     }
     checkpoint.write_json(workshop.path(run), result)
