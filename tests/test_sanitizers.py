@@ -25,7 +25,6 @@ SANITIZERS = {
     "thread": ["-fsanitize=thread"],
 }
 
-
 PARTS = 8  # programs; as many run at once as there are processors
 ROUNDS = 3  # at random in each part: by size, dtypes and identities of a warp there are 24 kinds
 

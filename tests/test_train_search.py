@@ -88,6 +88,7 @@ def test_a_query_finds_neither_itself_nor_links_to_itself(here: Path, capsys: py
     ]  # fmt: skip
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 def test_a_table_that_cannot_be_written_is_an_error_and_one_that_is_not_read_is_none(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
