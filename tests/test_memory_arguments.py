@@ -10,7 +10,7 @@ import torch
 from memory_cases import D, M, X, Y, batches, train
 
 import xbn_ext
-from xbn_ext import Contrastive, CrossBatchMemory
+from xbn_ext import Contrastive, CrossBatchMemory, SupCon, TwoTowers
 from xbn_ext.losses import PairLoss
 
 BAD_CALLS = [
@@ -155,6 +155,22 @@ def test_what_is_chosen_once_cannot_be_set(name):
         with pytest.raises(AttributeError, match=f"{name} is chosen once and cannot be set"):
             setattr(one, name, None)
         assert getattr(one, name) is chosen
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("memory_dtype", torch.float16), ("bank_dtype", torch.float16), ("process_noise", 1.0),
+     ("measurement_noise", 2.0), ("ema_momentum", 0.5)],
+)  # fmt: skip
+def test_an_argument_that_went_into_another_cannot_be_set(name, value):
+    """It did nothing, silently."""
+    criterion = CrossBatchMemory(Contrastive(), D, M, drift="ema")
+    with pytest.raises(AttributeError, match=f"{name} is chosen once and cannot be set"):
+        setattr(criterion, name, value)
+    towers = TwoTowers(SupCon(), D, M)
+    for module in (towers, towers.second):
+        with pytest.raises(AttributeError, match=f"{name} .*cannot be set"):
+            setattr(module, name, value)
 
 
 def test_repr():

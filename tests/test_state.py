@@ -593,6 +593,27 @@ def test_functional_call_takes_no_state_of_another_shape(name):
     assert_state(criterion, before)
 
 
+@pytest.mark.parametrize(
+    "name, change, error, message",
+    [
+        ("bank", torch.Tensor.int, TypeError, "torch.float32, got torch.int32"),
+        ("bank_labels", torch.Tensor.int, TypeError, "torch.int64, got torch.int32"),
+        ("head", torch.Tensor.float, TypeError, "torch.int64, got torch.float32"),
+        ("pairs", torch.Tensor.float, TypeError, "torch.float64, got torch.float32"),
+        ("bank", lambda t: t.T.contiguous().T, ValueError, "contiguous"),
+        ("scale", lambda t: torch.zeros(2 * D, dtype=t.dtype)[::2], ValueError, "contiguous"),
+    ],
+)
+def test_state_is_replaced_by_nothing_that_a_step_does_not_take(name, change, error, message):
+    """The last op of a step raised, when others had written."""
+    criterion = train(CrossBatchMemory(SelectPairs(Contrastive()), D, M))
+    before = state_of(criterion)
+    with pytest.raises(error, match=f"{name} is state of CrossBatchMemory and must be {message}"):
+        setattr(criterion, name, change(getattr(criterion, name)))
+    assert_state(criterion, before)
+    criterion(torch.randn(B, D), torch.arange(B))
+
+
 def test_functional_call_compiles():
     torch._dynamo.reset()
     criterion = train(CrossBatchMemory(Contrastive(neg_margin=0.2), D, M))

@@ -23,7 +23,7 @@ from xbn_ext import (
     Triplet,
     TwoTowers,
 )
-from xbn_ext.memory import OPTIONS as OF_A_MEMORY
+from xbn_ext.memory_options import OPTIONS as OF_A_MEMORY
 from xbn_ext.reference.losses import pair_loss
 
 B, D, M = 9, 7, 64
@@ -239,6 +239,25 @@ def test_what_is_wrong_is_named():
     with pytest.raises(RuntimeError, match="not called itself: call the TwoTowers"):
         criterion.first(x, torch.arange(B))
     assert str(criterion).startswith("TwoTowers(\n  SupCon(temperature=0.1)")
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("at_fault", ["first", "second"])
+def test_both_memories_take_their_state_or_neither(at_fault, assign):
+    """They would be at different steps."""
+    ahead, behind = (torch.nn.ModuleDict({"loss": TwoTowers(SupCon(), D, M)}) for _ in range(2))
+    for x, y, labels, _ in batches(2, False, True, torch.float32):
+        ahead["loss"](x, y, labels)
+    before, good = ({name: t.clone() for name, t in module.state_dict().items()} for module in (behind, ahead))
+    bad = good | {f"loss.{at_fault}.count": torch.tensor(M + 1)}
+    sound = "first" if at_fault == "second" else "second"
+    with pytest.raises(RuntimeError, match=f"{at_fault}.count must be within") as raised:
+        behind.load_state_dict(bad, assign=assign)
+    its = f"loss.{sound}: the state of loss.{at_fault} is at fault; nothing of the state was loaded"
+    assert its in str(raised.value)
+    assert all(torch.equal(t, before[name]) for name, t in behind.state_dict().items())
+    behind.load_state_dict(good, assign=assign)  # what was at fault then is forgotten
+    assert all(torch.equal(t, good[name]) for name, t in behind.state_dict().items())
 
 
 @pytest.mark.parametrize("name", [*OF_A_MEMORY, "drift", "memory_size"])

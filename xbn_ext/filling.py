@@ -36,7 +36,7 @@ def fill(
         setattr(filled, name, torch.empty_like(getattr(memory, name)))
     standardizes = follows and is_narrow(filled.bank.dtype)
     if standardizes:
-        filled.bank = torch.empty_like(filled.bank, dtype=torch.float32)
+        filled.__dict__["bank"] = torch.empty_like(filled.bank, dtype=torch.float32)  # an attribute keeps its dtype
     filled.reset_queue()
     filled.step.copy_(memory.step)
     rows = 0
@@ -70,7 +70,7 @@ def _standardize(filled: MemoryState, dtype: torch.dtype, eps: float) -> None:
     bank = torch.zeros_like(filled.bank, dtype=dtype)
     for some, rounded in zip(rows.split(SOME_ROWS), bank.split(SOME_ROWS), strict=False):
         rounded[: len(some)].copy_((some.double() - mean) / scale)
-    filled.bank = bank
+    filled.__dict__["bank"] = bank
     stored = Stored(filled)
     stored.follow("inplace", eps)  # by 1 and 0: counts the sums
     stored.settle()

@@ -4,7 +4,7 @@ op, `ops/step.py`, or put together from several, `composed.py`."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from .filter import Drift, make_filter
 from .losses import AnyLoss, OwnLoss, check_unit_rows
 from .losses.learned import has_sides, learned_offset
 from .losses.with_loss import WithLoss
+from .memory_options import CHOSEN_ONCE, OF_LOSS, OPTIONS
 from .ops.custom import try_out
 from .shards import Shards
 from .state import MemoryState
@@ -27,25 +28,6 @@ from .unlabelled import OF_A_STEP, apart
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
-
-# What may be set at any time, and its check.
-OPTIONS: dict[str, Callable[[str, Any], Any]] = {
-    "update": checks.one_of("inplace", "deferred"),
-    "enqueue": checks.one_of("after", "before"),
-    "normalize_embeddings": checks.flag,
-    "renormalize": checks.flag,
-    "batch_weight": checks.moderate,
-    "memory_weight": checks.moderate,
-    "center_gradient": checks.flag,
-    "warmup_steps": checks.whole_from(0),
-    "eps": checks.finite_positive,
-    "no_class": checks.none_or_label,
-}
-OF_LOSS = (
-    "normalize_embeddings", "renormalize", "batch_weight", "memory_weight", "center_gradient", "warmup_steps", "eps",
-)  # fmt: skip
-# What is chosen when the memory is made.
-CHOSEN_ONCE = ("loss", "embedding_size", "memory_size", "drift", "filter", "process_group", "shards", "batch_size")
 
 
 class CrossBatchMemory(WithLoss, MemoryState):
@@ -113,8 +95,9 @@ class CrossBatchMemory(WithLoss, MemoryState):
 
     Raises:
         ValueError, TypeError: naming the argument, here, when set or when called, before anything is written.
-        AttributeError: `loss`, `embedding_size`, `memory_size`, `drift`, `filter`, `process_group`, `shards` or
-            `batch_size` is set, or a temperature that is learned to None: they are chosen once.
+        AttributeError: one of `loss`, `embedding_size`, `memory_size`, `drift`, `process_noise`, `measurement_noise`,
+            `ema_momentum`, `filter`, `memory_dtype`, `process_group`, `shards` and `batch_size` is set, or a
+            temperature that is learned to None: they are chosen once.
     """
 
     temperature: nn.Parameter | None
@@ -193,7 +176,7 @@ class CrossBatchMemory(WithLoss, MemoryState):
     def __setattr__(self, name: str, value: Any) -> None:
         """Options may be set at any time. A bad one raises here: a step would find it with the memory half moved, or
         not at all. What is chosen once cannot be set: the memory would not be of that size, or follow that drift."""
-        if name in CHOSEN_ONCE and (name in self.__dict__ or hasattr(type(self), name)):
+        if name in CHOSEN_ONCE and "bank" in self.__dict__:
             raise AttributeError(f"{name} is chosen once and cannot be set: make another CrossBatchMemory")
         check = OPTIONS.get(name)
         if check is not None:

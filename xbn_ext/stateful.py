@@ -35,6 +35,8 @@ class StatefulModule(nn.Module):
     moved or loaded with `assign=True`; it keeps its dtype whatever the module is cast to.
     """
 
+    _held_back = ""
+    """Why the next `load_state_dict` of a sound state is to be refused, if it is."""
     _added: Mapping[str, float] = {}
     """Of state tensors that an earlier version's `state_dict()` does not have, what all their elements are then."""
 
@@ -54,8 +56,9 @@ class StatefulModule(nn.Module):
         self._persistent[name] = persistent
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """State may be replaced by a tensor of its shape, as `torch.func.functional_call` does, and by nothing else: a
-        step would find it with the memory half moved. An attribute `step` of a subclass would replace it, too."""
+        """State may be replaced by a tensor of its shape and dtype, as `torch.func.functional_call` does, and by
+        nothing else: a step would find it with the memory half moved. An attribute `step` of a subclass would replace
+        it, too."""
         if name in self.__dict__.get("_persistent", ()):
             its = f"{name} is state of {type(self).__name__} and must be"
             if not isinstance(value, Tensor):
@@ -63,6 +66,10 @@ class StatefulModule(nn.Module):
             own = self.__dict__.get(name, value)
             if value.shape != own.shape:
                 raise ValueError(f"{its} {list(own.shape)}, got {list(value.shape)}")
+            if value.dtype != own.dtype:
+                raise TypeError(f"{its} {own.dtype}, got {value.dtype}")
+            if not value.is_contiguous():
+                raise ValueError(f"{its} contiguous")
         super().__setattr__(name, value)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -118,23 +125,34 @@ class StatefulModule(nn.Module):
 
         `assign=True` replaces the tensors by copies: what is written in place must not be shared with the dictionary.
         """
-        assign = metadata.get("assign_to_params_buffers", False)
+        assign, held_back, self._held_back = metadata.get("assign_to_params_buffers", False), self._held_back, ""
         foreign: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, foreign, errors)  # hooks go first
         unexpected.extend(key for key in foreign if not self._persistent.get(key.removeprefix(prefix)))
-        state = {name: state_dict[prefix + name] for name, _ in self.named_state(True) if prefix + name in state_dict}
+        state = self._state_in(state_dict, prefix)
         if not state:
             missing.extend(prefix + name for name, _ in self.named_state(persistent=True))
             return
+        faults = [prefix + fault for fault in self._faults_in(state, assign)]
+        if held_back and not faults:
+            faults = [f"{prefix.removesuffix('.')}: {held_back}"]
+        errors.extend(f"{fault}; nothing of the state was loaded" for fault in faults)
+        if not faults:
+            self._take({name: self._own(name, t) for name, t in state.items()}, assign)
+
+    def _state_in(self, state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        return {name: state_dict[prefix + name] for name, _ in self.named_state(True) if prefix + name in state_dict}
+
+    def _faults_in(self, state: Mapping[str, Any], assign: bool) -> list[str]:
+        """Why that cannot become the state."""
         faults = list(self._faults_of(state, assign))
-        if not faults:
-            state = {name: self._own(name, t) for name, t in state.items()}
-            own = dict(self.named_state(persistent=True))
-            if not any(map(_is_empty, (*state.values(), *own.values()))):
-                faults = list(self._impossible({name: t.to(own[name].dtype) for name, t in state.items()}))
-        errors.extend(f"{prefix}{fault}; nothing of the state was loaded" for fault in faults)
-        if not faults:
-            self._take(state, assign)
+        if faults:
+            return faults
+        parts = {name: self._own(name, t) for name, t in state.items()}
+        own = dict(self.named_state(persistent=True))
+        if any(map(_is_empty, (*parts.values(), *own.values()))):
+            return []
+        return list(self._impossible({name: t.to(own[name].dtype) for name, t in parts.items()}))
 
     @torch.no_grad()
     def _take(self, state: Mapping[str, Tensor], assign: bool) -> None:

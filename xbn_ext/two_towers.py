@@ -3,7 +3,7 @@ ranked against the rows of the other: those of its memory and those of the batch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NoReturn
 
@@ -20,7 +20,8 @@ from .filter import Drift
 from .losses import PairLoss
 from .losses.learned import fold_temperature, learned_of, learns_temperature, with_offset, with_temperature
 from .losses.with_loss import WithLoss
-from .memory import CHOSEN_ONCE, OPTIONS, CrossBatchMemory
+from .memory import CrossBatchMemory
+from .memory_options import CHOSEN_ONCE, OPTIONS
 from .ops.loss_of_memory import averages
 from .ops.step import ranked_rows
 from .options import LossOptions
@@ -127,6 +128,14 @@ class TwoTowers(WithLoss):
         stays = not has_float64(fn(torch.empty(0, device=self.first.bank.device)).device)
         super()._apply(on_cpu if stays else keeping_dtypes(fn), recurse=False)
         return self
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, *others: Any) -> None:
+        """The memories are in step: if one refuses its state, so does the other."""
+        super()._load_from_state_dict(state_dict, prefix, metadata, *others)  # hooks go first
+        assign = metadata.get("assign_to_params_buffers", False)
+        for refusing, name, other in ((self.first, "first", self.second), (self.second, "second", self.first)):
+            state = refusing._state_in(state_dict, f"{prefix}{name}.")
+            other._held_back = f"the state of {prefix}{name} is at fault" if refusing._faults_in(state, assign) else ""
 
     def forward(
         self, first: Tensor, second: Tensor, labels: Tensor | None = None, *, ids: Tensor | None = None

@@ -28,7 +28,8 @@ class InChunks(OwnLoss):
     """A loss of pytorch-metric-learning that takes reference embeddings, for `CrossBatchMemory` and `memory_loss`: a
     few anchors of the batch at a time, each against all of the memory. The pairs of a chunk are stored, no others.
 
-    Value and gradient are those of one call with the whole batch. Parameters of the loss learn along; it must
+    Value and gradient are those of one call with the whole batch, except where `NCALoss` returns 0 or NaN for all of
+    it, since it has one row or no positive: here each anchor counts alone. Parameters of the loss learn along; it must
     not use another tensor that requires a gradient.
 
     The embeddings come to it with unit length, unless `normalize_embeddings=False`; so do the references, unless
