@@ -13,7 +13,7 @@ from xbn_ext import _library
 
 ROOT = Path(__file__).parent.parent
 FLAGS = [
-    *("-O2", "-std=c++20", "-march=native", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-unknown-pragmas"),
+    *("-O1", "-std=c++20", "-march=native", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-unknown-pragmas"),
     *("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DXBN_CUDA_KEY=CPU"),
 ]  # fmt: skip
 MODULE = ["csrc/extension.cpp", "csrc/cpu/cpu.cpp", "csrc/loss_way.cpp"]
