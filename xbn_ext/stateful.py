@@ -133,26 +133,27 @@ class StatefulModule(nn.Module):
         if not state:
             missing.extend(prefix + name for name, _ in self.named_state(persistent=True))
             return
-        faults = [prefix + fault for fault in self._faults_in(state, assign)]
+        parts, found = self._parts_and_faults(state, assign)
+        faults = [prefix + fault for fault in found]
         if held_back and not faults:
             faults = [f"{prefix.removesuffix('.')}: {held_back}"]
         errors.extend(f"{fault}; nothing of the state was loaded" for fault in faults)
         if not faults:
-            self._take({name: self._own(name, t) for name, t in state.items()}, assign)
+            self._take(parts, assign)
 
     def _state_in(self, state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         return {name: state_dict[prefix + name] for name, _ in self.named_state(True) if prefix + name in state_dict}
 
-    def _faults_in(self, state: Mapping[str, Any], assign: bool) -> list[str]:
-        """Why that cannot become the state."""
+    def _parts_and_faults(self, state: Mapping[str, Any], assign: bool) -> tuple[dict[str, Tensor], list[str]]:
+        """What this module has of it, and why that cannot become its state."""
         faults = list(self._faults_of(state, assign))
         if faults:
-            return faults
+            return {}, faults
         parts = {name: self._own(name, t) for name, t in state.items()}
         own = dict(self.named_state(persistent=True))
-        if any(map(_is_empty, (*parts.values(), *own.values()))):
-            return []
-        return list(self._impossible({name: t.to(own[name].dtype) for name, t in parts.items()}))
+        if not any(map(_is_empty, (*parts.values(), *own.values()))):
+            faults = list(self._impossible({name: t.to(own[name].dtype) for name, t in parts.items()}))
+        return parts, faults
 
     @torch.no_grad()
     def _take(self, state: Mapping[str, Tensor], assign: bool) -> None:

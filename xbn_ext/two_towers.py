@@ -134,8 +134,8 @@ class TwoTowers(WithLoss):
         super()._load_from_state_dict(state_dict, prefix, metadata, *others)  # hooks go first
         assign = metadata.get("assign_to_params_buffers", False)
         for refusing, name, other in ((self.first, "first", self.second), (self.second, "second", self.first)):
-            state = refusing._state_in(state_dict, f"{prefix}{name}.")
-            other._held_back = f"the state of {prefix}{name} is at fault" if refusing._faults_in(state, assign) else ""
+            _, faults = refusing._parts_and_faults(refusing._state_in(state_dict, f"{prefix}{name}."), assign)
+            other._held_back = f"the state of {prefix}{name} is at fault" if faults else ""
 
     def forward(
         self, first: Tensor, second: Tensor, labels: Tensor | None = None, *, ids: Tensor | None = None
