@@ -12,13 +12,15 @@ from matplotlib.figure import Figure
 
 from .drift import AGES, PHASES, staleness
 from .findings import Findings, in_words, values_of
-from .plan import VALIDATION
+from .plan import CENTRED, VALIDATION, moves, uncentred
 from .statistics import FEW, Estimate, estimate
 
 STYLE: Any = {"font.size": 10, "savefig.dpi": 110, "axes.spines.top": False, "axes.spines.right": False,
          "axes.grid": True, "grid.alpha": 0.25}  # fmt: skip
 COLOURS = {"batch": "#777777", "xbm": "#c0392b", "xbn": "#2e86c1", "axbn": "#1e8449", "ema": "#b9770e",
            "oracle": "#6c3483"}  # fmt: skip
+DASHED = (0, (4, 2))
+"""Lines of methods with centred gradients."""
 LEAST_SPAN = 4
 """Percentage points that an axis shows."""
 TITLES = {"map@r": "MAP@R", "recall@1": "Recall@1", "recall@10": "Recall@10"}
@@ -37,11 +39,12 @@ def final(path: Path, findings: Findings) -> None:
             for axes, (name, title) in zip(row, TITLES.items(), strict=True):
                 for x, (method, runs) in enumerate(by_method.items()):
                     values = findings.scores(runs, name)
-                    axes.plot([x] * len(values), values, "o", ms=3, alpha=0.5, color=COLOURS[method])
+                    colour = COLOURS[uncentred(method)]
+                    axes.plot([x] * len(values), values, "o", ms=3, alpha=0.5, color=colour)
                     broken = findings.broken(runs)
-                    axes.plot([x] * broken, [0] * broken, "x", ms=7, color=COLOURS[method])
-                    _bar(axes, x, estimate(values), COLOURS[method])
-                axes.set_xticks(range(len(by_method)), list(by_method))
+                    axes.plot([x] * broken, [0] * broken, "x", ms=7, color=colour)
+                    _bar(axes, x, estimate(values), _style(method))
+                axes.set_xticks(range(len(by_method)), [method.replace("-", "\n") for method in by_method])
                 axes.set_xlim(-0.5, len(by_method) - 0.5)
                 axes.set_title(f"{title}, % of test images")
             row[0].set_ylabel(rows[which])
@@ -84,9 +87,10 @@ def drift(path: Path, findings: Findings) -> None:
                 found = [staleness(findings.of(runs), plan.base, when, age) for age in AGES.values()]
                 shown = [(i, s) for i, s in enumerate(found) if s is not None]
                 xs = [i for i, _ in shown]
-                if method != "xbm":
-                    axes.plot(xs, [s.uncorrected.mean for _, s in shown], ":", color=COLOURS[method], lw=1.2)
-                axes.plot(xs, [s.in_memory.mean for _, s in shown], "o-", color=COLOURS[method], ms=4, label=method)
+                if moves(method):
+                    colour = COLOURS[uncentred(method)]
+                    axes.plot(xs, [s.uncorrected.mean for _, s in shown], ":", color=colour, lw=1.2)
+                axes.plot(xs, [s.in_memory.mean for _, s in shown], ms=4, label=method, **_style(method))
             axes.set_xticks(range(len(AGES)), [name.replace(" ", "\n") for name in AGES])
             axes.set_ylim(bottom=0)
             axes.set_title(f"{phase} of training")
@@ -136,11 +140,18 @@ def effects(path: Path, findings: Findings) -> None:
 def _line(axes: Axes, points: Sequence[tuple[float, Estimate]], method: str) -> None:
     """Means in a line, with their intervals where there are seeds enough for them."""
     xs = [x for x, _ in points]
-    axes.plot(xs, [found.mean for _, found in points], "o-", ms=4, color=COLOURS[method], label=method)
+    axes.plot(xs, [found.mean for _, found in points], ms=4, label=method, **_style(method))
     for x, found in points:
         if found.count >= FEW:
-            axes.plot([x, x], [found.low, found.high], "-", color=COLOURS[method], alpha=0.5, lw=1.2)
+            axes.plot([x, x], [found.low, found.high], "-", color=COLOURS[uncentred(method)], alpha=0.5, lw=1.2)
 
 
-def _bar(axes: Axes, x: float, found: Estimate, colour: str) -> None:
-    axes.errorbar(x + 0.16, found.mean, found.high - found.mean, fmt="s", color=colour, ms=5, capsize=4, lw=1.6)
+def _style(method: str) -> dict[str, Any]:
+    """Centred methods have the colour of the others, dashed lines and hollow dots."""
+    style = {"color": COLOURS[uncentred(method)], "marker": "o", "linestyle": "-"}
+    return style | ({"linestyle": DASHED, "markerfacecolor": "white"} if method.endswith(CENTRED) else {})
+
+
+def _bar(axes: Axes, x: float, found: Estimate, style: dict[str, Any]) -> None:
+    style = style | {"marker": "s", "linestyle": "none"}
+    axes.errorbar(x + 0.16, found.mean, found.high - found.mean, ms=5, capsize=4, lw=1.6, **style)

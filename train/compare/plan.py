@@ -7,11 +7,20 @@ the end, with what was chosen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..config import METHODS, Config
 
+CENTRED = "-centred"
+"""Ends the name of a method whose gradients are centred: --center-gradient, which the others are without."""
+STUDIED = METHODS | {
+    f"{name}{CENTRED}": (drift, f"{name} with --center-gradient: without what turns all of a batch the same way")
+    for name, (drift, _) in METHODS.items()
+    if name != "batch"
+}
+"""As METHODS: what a study compares."""
 SCORE = "map@r"
 VALIDATION, TEST = "validation", "test"
 Chosen = dict[str, dict[str, float]]
@@ -29,12 +38,13 @@ class Run:
     @property
     def name(self) -> str:
         """What tells it from the other runs of a study; a file name."""
-        c = self.config
+        c, method = self.config, self.config.method
+        method += CENTRED * c.center_gradient
         own = f"-m{_exact(c.ema_momentum)}" if c.method == "ema" else ""
         if c.method == "axbn" and c.process_noise is not None:
             own = f"-q{_exact(c.process_noise)}"
         memory = "" if c.method == "batch" else f"-memory{c.memory_size}-warmup{c.warmup_steps}"
-        return f"{self.part}-{c.method}{own}-lr{_exact(c.lr)}-batch{c.batch_size}{memory}-seed{c.seed}"
+        return f"{self.part}-{method}{own}-lr{_exact(c.lr)}-batch{c.batch_size}{memory}-seed{c.seed}"
 
 
 def _exact(value: float) -> str:
@@ -73,7 +83,8 @@ class Plan:
 
     def run(self, part: str, method: str, seed: int, **changes: object) -> Run:
         """A run of the base settings with these changes."""
-        config = replace(self.base, method=method, seed=seed, **changes)  # type: ignore[arg-type]
+        centred = method.endswith(CENTRED)
+        config = replace(self.base, method=uncentred(method), center_gradient=centred, seed=seed, **changes)  # type: ignore[arg-type]
         return Run(part, config)
 
     def many(self, part: str, method: str, **changes: object) -> list[Run]:
@@ -116,19 +127,21 @@ class Plan:
         own = self.base.ema_momentum
         momenta = self.momenta if own in self.momenta else (own, *self.momenta)
         values = {"axbn": ("process_noise", noises), "ema": ("ema_momentum", momenta)}
-        return {
-            setting: self._vary([method], setting, tried, chosen)
-            for method, (setting, tried) in values.items()
-            if method in self.methods
-        }
+        found = {}
+        for method, (setting, tried) in values.items():
+            if variants := [name for name in self.methods if uncentred(name) == method]:
+                found[setting] = self._vary(variants, setting, tried, chosen)
+        return found
 
     def choose_own(self, chosen: Chosen, mean_score: MeanScore) -> Chosen:
         """The same with the best value of what only one method has."""
         found = {method: dict(settings) for method, settings in chosen.items()}
         for setting in self.own(chosen).keys() & CHOSEN:
-            method, value, _ = max(self.own(chosen)[setting], key=lambda row: mean_score(row[2]))
-            if value is not None:
-                found[method][setting] = value
+            best: dict[str, float] = {}
+            for method, value, runs in self.own(chosen)[setting]:
+                mean = mean_score(runs)
+                if value is not None and mean > best.get(method, -math.inf):
+                    best[method], found[method][setting] = mean, value
         return found
 
     def effects(self, chosen: Chosen) -> Effects:
@@ -166,6 +179,16 @@ def unique(effects: Effects) -> list[Run]:
     return list({run.name: run for rows in effects.values() for *_, runs in rows for run in runs}.values())
 
 
+def uncentred(method: str) -> str:
+    """The method of a run, of one in a study."""
+    return method.removesuffix(CENTRED)
+
+
+def moves(method: str) -> bool:
+    """Whether rows of its memory change once they are stored."""
+    return uncentred(method) not in ("batch", "xbm")
+
+
 def titles(methods: Iterable[str]) -> dict[str, str]:
     """What each method is."""
-    return {method: METHODS[method][1] for method in methods}
+    return {method: STUDIED[method][1] for method in methods}

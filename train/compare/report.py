@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +14,17 @@ import torch
 from xbn_ext import Contrastive
 
 from .. import checkpoint
-from ..config import METHODS, Config
+from ..config import Config
 from ..results import machine as machine_of
 from . import pictures
 from .drift import AGES, PHASES, SHARED, WHOLE, staleness
 from .findings import Findings, in_words, values_of
-from .plan import TEST, VALIDATION, titles
+from .plan import CENTRED, TEST, VALIDATION, moves, titles, uncentred
 from .statistics import CONFIDENCE, Estimate, corrected, difference, estimate, ratio
 from .work import Workshop
 
 STILL = ("batch", "xbm")
-"""Methods that moving the memory is compared with."""
+"""Methods that all others, except an oracle, are compared with."""
 PICTURES = {"final": pictures.final, "map": pictures.lr_map, "drift": pictures.drift, "effects": pictures.effects}
 WRITTEN = ("report.md", "report.html", *(f"{name}.png" for name in PICTURES))
 STYLE = """body{max-width:62em;margin:2em auto;padding:0 1em;font:16px/1.5 system-ui,sans-serif;color:#222}
@@ -68,9 +69,9 @@ def page(text: str) -> str:
 def conclusions(findings: Findings) -> list[str]:
     """What the runs on the test classes show of MAP@R.
 
-    Each method that moves its memory is compared with those that do not, at each method's own learning rate and at one
-    for all. A comparison is decided by the paired interval of the difference, seed by seed, corrected by Bonferroni
-    for the number of all these comparisons: see ``judgement``.
+    Each method that moves its memory or centres its gradients is compared with those that do neither, at each method's
+    own learning rate and at one for all. A comparison is decided by the paired interval of the difference, seed by
+    seed, corrected by Bonferroni for the number of all these comparisons: see ``judgement``.
     """
     pairs, sentences = _pairs(findings), []
     for which, tested in findings.tested().items():
@@ -91,10 +92,10 @@ def conclusions(findings: Findings) -> list[str]:
 
 
 def _pairs(findings: Findings) -> list[tuple[str, str]]:
-    """Each method that moves its memory with each that does not."""
+    """Each method that does something about staleness with each that does not."""
     methods = findings.plan.methods
-    moving = [method for method in methods if METHODS[method][0] != "none"]
-    return [(method, other) for method in moving for other in STILL if other in methods]
+    others = [method for method in methods if method not in STILL and uncentred(method) != "oracle"]
+    return [(method, other) for method in others for other in STILL if other in methods]
 
 
 def _comparisons(findings: Findings) -> int:
@@ -131,9 +132,9 @@ def _at(findings: Findings, which: str) -> str:
     return "Each method at its own learning rate"
 
 
-def _words(config: Config, findings: Findings) -> str:
+def _words(method: str, config: Config, findings: Findings) -> str:
     """The settings that were chosen, in this run's values."""
-    names = findings.chosen[config.method]
+    names = findings.chosen[method]
     return ", ".join(f"{name.replace('_', ' ')} {getattr(config, name):g}" for name in names)
 
 
@@ -176,7 +177,11 @@ def _final(findings: Findings) -> list[str]:
     recalls = findings.recalls()
     for which, tested in findings.tested().items():
         rows = [
-            [method, _words(runs[0].config, findings), *(findings.cell(runs, name) for name in ("map@r", *recalls))]
+            [
+                method,
+                _words(method, runs[0].config, findings),
+                *(findings.cell(runs, name) for name in ("map@r", *recalls)),
+            ]
             for method, runs in tested.items()
         ]
         header = ["method", "settings", "MAP@R", *(name.capitalize() for name in recalls)]
@@ -235,23 +240,32 @@ def _map(findings: Findings) -> list[str]:
 
 
 def _gains(findings: Findings) -> list[str]:
-    """Of the same runs, with the base's memory: each method against those that do not move it, seed by seed."""
+    """Of the same runs, with the base's memory: each method against those that do nothing about staleness, and what
+    centring and moving add to one another, seed by seed."""
     plan = findings.plan
     rows = []
-    for other in (other for other in STILL if other in plan.methods):
-        for method in (method for method in plan.methods if method not in STILL):
-            runs = [(plan.many(VALIDATION, method, lr=lr), plan.many(VALIDATION, other, lr=lr)) for lr in plan.lrs]
-            gaps = [
-                f"{difference(findings.scores(ours), findings.scores(theirs))}{findings.mark([*ours, *theirs])}"
-                for ours, theirs in runs
-            ]
-            rows.append([f"{method} over {other}", *gaps])
+    for other, method in itertools.product(plan.methods, plan.methods):
+        if not _adds(method, other):
+            continue
+        runs = [(plan.many(VALIDATION, method, lr=lr), plan.many(VALIDATION, other, lr=lr)) for lr in plan.lrs]
+        gaps = [
+            f"{difference(findings.scores(ours), findings.scores(theirs))}{findings.mark([*ours, *theirs])}"
+            for ours, theirs in runs
+        ]
+        rows.append([f"{method} over {other}", *gaps])
     if not rows:
         return []
     return [
         f"Differences of these, seed by seed, with a memory of {plan.base.memory_size:,}:",
         _table(["", *(f"lr {lr:g}" for lr in plan.lrs)], rows),
     ]
+
+
+def _adds(method: str, other: str) -> bool:
+    """Whether a method does something about staleness that the other does not, and all that the other does."""
+    if other in STILL:
+        return method not in STILL
+    return method.endswith(CENTRED) and method != other and other in (uncentred(method), f"xbm{CENTRED}")
 
 
 def _drift(findings: Findings) -> list[str]:
@@ -285,7 +299,7 @@ def _of_drift(findings: Findings, names: tuple[str, str]) -> str:
                 else:
                     numbers = f"{found.uncorrected.mean:.3f} → {found.in_memory.mean:.3f}"
                     change = "-" if found.removed is None else f"{-found.removed:+.0f} %"
-                    cells.append(numbers if method == "xbm" else f"{numbers} ({change})")
+                    cells.append(numbers if not moves(method) else f"{numbers} ({change})")
             rows.append([method, phase, *cells])
     return _table(["method", "training", *AGES], rows)
 

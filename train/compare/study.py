@@ -16,13 +16,13 @@ import numpy as np
 from .. import allowed, lock, loop, place, ranks, run, terminal
 from .. import arguments as of_run
 from ..about import folder_path
-from ..config import METHODS, ConfigError
+from ..config import ConfigError
 from ..cores import cores
 from ..data import DataError, split
 from ..program import FAILED, STOPPED, called
 from . import report
 from .findings import Findings, score
-from .plan import TEST, VALIDATION, Plan, Run, unique
+from .plan import CENTRED, STUDIED, TEST, VALIDATION, Plan, Run, uncentred, unique
 from .work import WorkerLost, Workers, Workshop
 
 DESCRIPTION = """Train with each method under one budget, and say what it does, with error bars. Arguments that are not
@@ -32,8 +32,9 @@ RECIPE = "emoji-small"
 RUNS = "runs"
 """The folder of the runs, in --out."""
 MOST_SEEDS = 1000
-BY_DEFAULT = tuple(method for method in METHODS if method != "oracle")
-"""An oracle's run takes many times as long as the others."""
+BY_DEFAULT = ("batch", "xbm", "xbn", "axbn", f"xbm{CENTRED}", f"axbn{CENTRED}")
+"""Not the oracle: its runs take many times as long as the others."""
+CENTRING = {"--center-gradient", "--no-center-gradient"}
 OWN = {"--method", "--seed", "--resume", "--overwrite"}
 """Arguments of a run that say what a study decides itself."""
 
@@ -90,7 +91,8 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     """Where results go, what is compared, and how; exits with a usage message that names the argument at fault."""
     parser = argparse.ArgumentParser(called("compare"), description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--methods", type=_methods, default=BY_DEFAULT, metavar="A,B,...",
-                        help=f"of {', '.join(METHODS)} (default: all but oracle)")  # fmt: skip
+                        help=f"of {', '.join(STUDIED)}; those of a name with {CENTRED} are with --center-gradient, "
+                        f"the others without (default: {','.join(BY_DEFAULT)})")  # fmt: skip
     parser.add_argument(
         "--seeds", type=_up_to(MOST_SEEDS), default=5, metavar="N", help="of the final runs (default: 5)"
     )
@@ -117,6 +119,8 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     said = {word.partition("=")[0] for word in others}
     if "--config" in said:
         parser.error("argument --config: a study decides some settings itself; give the others as arguments")
+    if CENTRING & said:
+        parser.error("argument --center-gradient: a study has methods with and without it: see --methods")
     for name in OWN & said:
         parser.error(f"argument {name}: a study has its own; delete its --out to start again")
     base = of_run.parse(["--recipe", RECIPE, *others], allow_abbrev=False)  # nor those of OWN, shortened
@@ -140,7 +144,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
             place.require_writable(folder)
         _require_free(given.out)
         device = run.device_of(base)
-        largest = "oracle" if "oracle" in given.methods else base.method
+        largest = "oracle" if "oracle" in map(uncentred, given.methods) else base.method
         run.require_memory(replace(base, memory_size=max(memory_sizes), method=largest), device)
     except ConfigError as error:
         parser.error(str(error))
@@ -171,9 +175,9 @@ def _up_to(most: int) -> Callable[[str], int]:
 
 def _methods(text: str) -> tuple[str, ...]:
     methods = tuple(text.split(","))
-    unknown = [method for method in methods if method not in METHODS]
+    unknown = [method for method in methods if method not in STUDIED]
     if unknown or len(set(methods)) < len(methods):
-        raise argparse.ArgumentTypeError(f"{text}: must be different ones of {', '.join(METHODS)}")
+        raise argparse.ArgumentTypeError(f"{text}: must be different ones of {', '.join(STUDIED)}")
     return methods
 
 
