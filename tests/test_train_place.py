@@ -178,3 +178,12 @@ def test_what_was_exported_of_another_network_does_not_stay(shapes: Path, tmp_pa
     shutil.copy(__file__, tmp_path / "mine" / "network.pt2")
     place.prepare(tmp_path)
     assert (tmp_path / "mine" / "network.pt2").exists()
+
+
+def test_a_run_from_before_a_setting_goes_on_as_it_was_begun() -> None:
+    """It has no center_gradient, which is on by default now."""
+    stored = Config().settings()
+    del stored["center_gradient"]
+    checkpoint.require_same(replace(Config(), center_gradient=False), Path("out"), stored, "a run")
+    with pytest.raises(ConfigError, match=r"other settings \(--center-gradient False there, True now\)"):
+        checkpoint.require_same(Config(), Path("out"), stored, "a run")

@@ -15,7 +15,7 @@ PLACES = {"sop": "sop:x", "inshop": "inshop:x", "deepfashion2": "deepfashion2:x"
 COMMANDS = [
     "",
     "--method xbn --lr 1e-5 --seed 7 --max-classes 40 --test-share 0.25 --validation-share 0.2 --best recall@1",
-    "--loss triplet --soft --margin 0.2",
+    "--loss triplet --soft --margin 0.2 --no-center-gradient",
     "--loss triplet --mining all",
     "--loss multi_similarity --mining 0.1",
     "--loss contrastive --distance euclidean --reduction mean",
@@ -40,6 +40,9 @@ def test_the_command_line_overrides_the_file_and_that_the_recipe(tmp_path: Path)
     assert (config.backbone, config.batch_size, config.lr, config.steps) == ("convnet", 32, 1e-4, 80)
     assert config.out == Path("runs/é") and config.hidden == 0
     assert parse(["--config", str(file), "--recipe", "emoji"]).backbone == "efficientnet-lite0"
+    file.write_text("center_gradient: false\n")
+    assert not parse(["--config", str(file)]).center_gradient
+    assert parse(["--config", str(file), "--center-gradient"]).center_gradient
     file.write_text("# nothing yet\n")
     assert parse(["--config", str(file)]) == parse([])
 

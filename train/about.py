@@ -28,6 +28,11 @@ def of_loss(parameter: str, text: str, **argument: Any) -> Any:
     return field(default=None, metadata=about(losses.about(parameter, text), **of_number | argument))
 
 
+def switch(text: str) -> dict[str, Any]:
+    """The same of a setting that is on until the command line has it with ``--no-``."""
+    return about(text, action=argparse.BooleanOptionalAction)
+
+
 def folder_path(text: str) -> Path:
     """A path that was given: an empty one, as of a shell variable that is not set, would be the current folder."""
     if not text:

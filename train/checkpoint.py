@@ -206,8 +206,9 @@ def require_same(
 
 
 def _complete(stored: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a run; those that an earlier version did not have are at their defaults, which change nothing."""
-    return {name: value for name, value in Config().settings().items() if name not in PARAMETERS} | stored
+    """Settings of a run; those that an earlier version did not have are such that they change nothing."""
+    defaults = {name: value for name, value in Config().settings().items() if name not in PARAMETERS}
+    return defaults | {"center_gradient": False} | stored
 
 
 def require_same_data(

@@ -10,7 +10,7 @@ from typing import Any
 from xbn_ext.losses import DISTANCES, LOSSES, PairLoss
 
 from . import allowed, losses, timm_models
-from .about import about, folder_path, of_loss
+from .about import about, folder_path, of_loss, switch
 from .allowed import ConfigError as ConfigError
 from .data import split
 
@@ -106,8 +106,8 @@ class Config:
     memory_weight: float = field(default=1.0, metadata=about("weight of the loss against the memory"))
     batch_weight: float = field(default=1.0, metadata=about("weight of the loss within the batch"))
     center_gradient: bool = field(
-        default=False,
-        metadata=about("take off the memory's gradient what turns all of a batch the same way", action="store_true"),
+        default=True,
+        metadata=switch("take off the memory's gradient what turns all of a batch the same way"),
     )
     warmup_steps: int = field(default=0, metadata=about("steps before the memory takes part in the loss"))
     loss: str = field(default="contrastive", metadata=about("what pairs of images cost", choices=tuple(LOSSES)))

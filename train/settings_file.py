@@ -13,8 +13,8 @@ from .config import Config, ConfigError
 RECIPE = "recipe"
 OF_THE_MOMENT = {"resume", "overwrite"}
 """Said when a run is started, not kept."""
-FLAGS = {f.name for f in fields(Config) if f.metadata["argument"].get("action", "").startswith("store_")}
-"""Settings without a value: true, or left out."""
+FLAGS = {f.name: f.default is True for f in fields(Config) if "action" in f.metadata["argument"]}
+"""Settings that are true or false, on the command line words without a value: whether they are on by default."""
 NAMES = {f.name for f in fields(Config)} - OF_THE_MOMENT | {RECIPE}
 
 
@@ -65,7 +65,8 @@ def _words(path: Path, name: object, value: object) -> list[str]:
     if field in FLAGS:
         if not isinstance(value, bool):
             raise ConfigError(f"--config {path}: {name} must be true or false, got {value!r}")
-        return [argument] * value
+        no = [f"--no-{argument[2:]}"] if FLAGS[field] else []
+        return [argument] if value else no
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ConfigError(f"--config {path}: {name} must be a number or a text, got {value!r}")
     return [f"{argument}={value}"]

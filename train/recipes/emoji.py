@@ -9,7 +9,7 @@ SETTINGS: dict[str, Any] = {
     "method": "axbn",
     "memory_size": 4096,
     "memory_weight": 1.0,
-    "center_gradient": False,
+    "center_gradient": True,
     "batch_weight": 1.0,
     "warmup_steps": 0,
     "loss": "contrastive",

@@ -13,7 +13,7 @@ SETTINGS: dict[str, Any] = {
     "method": "axbn",  # ours; "xbm" for XBM itself
     "memory_size": 55000,  # XBM, nearly all of the 59,551 training images
     "memory_weight": 1.0,  # XBM
-    "center_gradient": False,
+    "center_gradient": True,  # ours
     "batch_weight": 1.0,  # XBM
     "warmup_steps": 1000,  # XBM, whose memory is empty then; here it fills meanwhile
     "loss": "contrastive",  # XBM
