@@ -122,7 +122,10 @@ def test_names_tell_runs_apart() -> None:
         ("--test-of images", "argument --test-of: a study tests on classes that are not trained on"),
         ("--test-share 0", "argument --test-share: 0 leaves nothing to compare methods on; choose more"),
         ("--no-center-gradient", "argument --center-gradient: a study has methods with and without it: see --methods"),
-        ("--methods batch-centred", "argument --methods: batch-centred: must be different ones of batch, .*, xbm-centred,"),
+        (
+            "--methods batch-centred",
+            "argument --methods: batch-centred: must be different ones of batch, .*, xbm-centred,",
+        ),
         ("--see 3", "unrecognized arguments: --see 3"),
         ("--metho xbm", "unrecognized arguments: --metho xbm"),
         ("--overw", "unrecognized arguments: --overw"),

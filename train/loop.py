@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, compiling, features, loading, terminal
+from . import checkpoint, compiling, features, heap, loading, terminal
 from .augment import TrainingBatches, evaluation_view, training_view
 from .averaged import Averaged
 from .best import Best
@@ -212,6 +212,7 @@ class Trainer:
                     self.seconds = time.perf_counter() - started
                 with ranks.together():
                     self.journal.end(self.step)
+                heap.trim(self.step)
                 stop = not last and ranks.any_says(asked_to_stop())
                 if last or due or stop:
                     self.save()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._devices import has_float64
 from .collectives import is_own
+from .distributed import reads_at_once
 from .dtypes import compute_dtype
 from .filter import Filter
 from .shards import Shards
@@ -197,6 +198,16 @@ class MemoryState(StatefulModule):
         """Empties the memory and forgets the drift and the warm-up: the state of a new module."""
         for name in self._fresh():
             flat(getattr(self, name)).fill_(FRESH[name])
+
+    def _check_ring(self) -> None:
+        """Raises for a `head` or `count` that has been written out of range, where reading them waits for nothing. An
+        op would find it as well, but one of a step in parts when others have written."""
+        if type(self.count) is not Tensor or not reads_at_once(self.count):
+            return
+        for name, most in (("head", self.memory_size - 1), ("count", self.memory_size)):
+            value = int(getattr(self, name))
+            if not 0 <= value <= most:
+                raise RuntimeError(f"{name} must be within [0, {most}], got {value}")
 
     def _impossible(self, state: Mapping[str, Tensor]) -> Iterator[str]:
         M = self.memory_size
