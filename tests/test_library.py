@@ -14,6 +14,7 @@ import xbn_ext
 ROOT = Path(__file__).parent.parent
 OF_OPS = {"test_memory_loss.py", "test_memory_sums.py"}
 OF_THE_MEMORY = sorted({path.name for path in Path(__file__).parent.glob("test_memory_*.py")} - OF_OPS)
+OF_ITS_STATE = ["test_state.py", "test_state_loading.py", "test_state_wrappers.py"]
 TRAIN = """
 import torch
 import xbn_ext
@@ -154,7 +155,7 @@ def test_all_that_is_built_on_the_ops_works_without_the_library():
     """torch's checks of the ops, compiled steps, distributed ones, as they are tested with the library."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not emu and not inductor",
-         *(f"tests/{name}" for name in ["test_ops_contract.py", "test_autograd.py", *OF_THE_MEMORY, "test_state.py"])],
+         *(f"tests/{name}" for name in ["test_ops_contract.py", "test_autograd.py", *OF_THE_MEMORY, *OF_ITS_STATE])],
         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"XBN_NATIVE": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

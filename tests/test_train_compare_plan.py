@@ -71,6 +71,30 @@ def test_the_best_on_held_out_classes_is_chosen() -> None:
     assert chosen["axbn"] == {"lr": 1e-3} and found.final(chosen)["axbn"][0].config.process_noise is None
 
 
+@pytest.mark.parametrize("recipe", ["emoji-small", "icons"])
+def test_a_method_s_name_says_whether_its_gradients_are_centred(recipe: str) -> None:
+    found = study.parse(["--recipe", recipe, "--methods", "batch,xbm,axbn-centred"])[1]
+    runs = found.map()
+    assert {(run.config.method, run.config.center_gradient) for run in runs} == {
+        ("batch", False), ("xbm", False), ("axbn", True),
+    }  # fmt: skip
+    assert all(run.name.startswith("validation-axbn-centred-lr") == run.config.center_gradient for run in runs)
+
+
+def test_each_variant_chooses_of_what_it_alone_has() -> None:
+    found = small_plan(methods=("ema", "ema-centred", "axbn-centred"), momenta=(0.1, 0.3))
+    chosen = {method: {"lr": 1e-3} for method in found.methods}
+    best = {"ema": 0.1, "ema-centred": 0.3}
+    own = found.choose_own(
+        chosen,
+        lambda runs: float(
+            best["ema-centred" if runs[0].config.center_gradient else "ema"] == runs[0].config.ema_momentum
+        ),
+    )
+    assert {method: settings.get("ema_momentum") for method, settings in own.items()} == best | {"axbn-centred": None}
+    assert {method for method, *_ in found.own(chosen)["process_noise"]} == {"axbn-centred"}
+
+
 def test_what_only_one_method_has_is_tried_at_the_base_too() -> None:
     for own, tried in ((0.5, [0.5, 0.1, 0.3]), (0.3, [0.1, 0.3])):
         found = study.parse(["--methods", "ema", "--ema-momentum", str(own), "--momenta", "0.1,0.3"])[1]
@@ -86,10 +110,10 @@ def test_learning_rates_are_chosen_from_runs_that_there_are() -> None:
 
 
 def test_names_tell_runs_apart() -> None:
-    found = small_plan(methods=("batch", "xbm", "xbn", "axbn", "ema"))
+    found = small_plan(methods=tuple(plan.STUDIED))
     chosen = {method: {"lr": 1e-3} for method in found.methods}
     runs = [*found.map(), *plan.unique(found.own(chosen) | found.effects(chosen))]
-    for method, setting in (("xbm", "lr"), ("axbn", "process_noise"), ("ema", "ema_momentum")):
+    for method, setting in (("xbm", "lr"), ("axbn-centred", "process_noise"), ("ema", "ema_momentum")):
         runs += [found.run(plan.TEST, method, 0, **{setting: value}) for value in (0.25, 0.2500000001)]
     by_name: dict[str, Config] = {}
     for run in runs:

@@ -55,6 +55,19 @@ def test_the_table_has_the_recalls_of_the_data(ks: tuple[int, ...], broken: bool
     assert ("broke down" in rows[0]) == broken and (broken or f"{max(ks)}.00" in rows[0])
 
 
+def test_what_does_something_about_staleness_is_compared_with_what_does_nothing() -> None:
+    methods = ("batch", "xbm", "axbn", "xbm-centred", "axbn-centred", "oracle", "oracle-centred")
+    found = findings.Findings(small_plan(methods=methods), "", {}, {}, "")
+    others = ("axbn", "xbm-centred", "axbn-centred")
+    assert report._pairs(found) == [(method, other) for method in others for other in ("batch", "xbm")]
+    added = {other: [method for method in methods if report._adds(method, other)] for other in methods}
+    assert added == {
+        "batch": [*others, "oracle", "oracle-centred"], "xbm": [*others, "oracle", "oracle-centred"],
+        "axbn": ["axbn-centred"], "xbm-centred": ["axbn-centred", "oracle-centred"], "axbn-centred": [],
+        "oracle": ["oracle-centred"], "oracle-centred": [],
+    }  # fmt: skip
+
+
 @pytest.mark.long
 def test_what_broke_down_is_marked_and_does_not_win(tmp_path: Path) -> None:
     scores = ("map@r", "recall@1", "recall@10")
