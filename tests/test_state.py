@@ -299,3 +299,16 @@ def test_functional_call_compiles():
         assert given["step"] == 7
         assert_state(criterion, before)
     torch.testing.assert_close(*values)
+
+
+def test_a_parameter_does_not_become_state():
+    """It stayed one: of the optimizer, of DistributedDataParallel, and what is chosen once could be set."""
+    criterion = train(CrossBatchMemory(Contrastive(), D, M))
+    before = state_of(criterion)
+    given = nn.Parameter(criterion.bank.clone())
+    with pytest.raises(TypeError, match=r"^bank is state of CrossBatchMemory and must be a tensor, got Parameter"):
+        criterion.bank = given
+    with pytest.raises(TypeError, match=r"^bank is state of CrossBatchMemory and must be a tensor, got Parameter"):
+        torch.func.functional_call(criterion, {"bank": given}, (torch.randn(B, D), torch.arange(B)))
+    assert not list(criterion.parameters())
+    assert_state(criterion, before)

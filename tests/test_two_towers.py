@@ -293,3 +293,11 @@ def test_the_default_dtype_changes_nothing(default):
             torch.set_default_dtype(torch.float32)
     for first, second in zip(*results, strict=True):
         assert first.dtype == second.dtype == torch.float32 and torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["labels", "ids"])
+def test_labels_that_are_no_tensor_are_named(name):
+    towers = TwoTowers(SupCon(), 4, 8)
+    with pytest.raises(TypeError, match=f"^{name} must be an integer tensor, got list"):
+        towers(torch.randn(2, 4), torch.randn(2, 4), **{name: [0, 1]})
+    assert towers.first.count == 0
