@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from memory_cases import B, D, M, X, Y, batches, train
+from torch import nn
 
-from xbn_ext import Contrastive, CrossBatchMemory, SupCon, reference
+from xbn_ext import Contrastive, CrossBatchMemory, SelectPairs, SigLIP, SupCon, reference
 
 
 def learned():
@@ -85,11 +86,14 @@ def test_labels_of_unsigned_dtypes(kind):
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_rows_of_the_memory_may_be_a_batch(normalize, device):
+@pytest.mark.parametrize("enqueue", ["after", "before"])
+@pytest.mark.parametrize(
+    "make", [Contrastive, lambda: SelectPairs(Contrastive()), lambda: SigLIP(bias=nn.Parameter(torch.tensor(-1.0)))]
+)
+def test_rows_of_the_memory_may_be_a_batch(make, enqueue, normalize, device):
     """What is given is read before it is overwritten."""
-    given, copied = (
-        CrossBatchMemory(Contrastive(), D, M, normalize_embeddings=normalize, drift="xbn").to(device) for _ in range(2)
-    )
+    options = {"normalize_embeddings": normalize, "drift": "xbn", "enqueue": enqueue}
+    given, copied = (CrossBatchMemory(make(), D, M, **options).to(device) for _ in range(2))
     for criterion in (given, copied):
         train(criterion, batches(5, device=device), ids=torch.arange(B, device=device))
     assert given.head == 20
