@@ -12,7 +12,7 @@ from op_calls import loss_arguments
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from xbn_ext import Contrastive, CrossBatchMemory, ops, plain, reference
+from xbn_ext import Contrastive, CrossBatchMemory, distributed, ops, plain, reference
 from xbn_ext.options import LOSS_DEFAULTS
 from xbn_ext.plain import chunks, triplets
 from xbn_ext.plain.loss_of_memory import Ranked
@@ -158,6 +158,7 @@ def test_a_step_that_looks_at_no_counter_waits_for_nothing_and_computes_the_same
     results = []
     for knows in (True, False):
         monkeypatch.setattr(chunks, "reads", lambda device, knows=knows: knows)
+        monkeypatch.setattr(distributed, "reads_at_once", lambda t, knows=knows: knows)
         criterion = CrossBatchMemory(loss, 8, 70, update=update, enqueue=enqueue, drift="xbn", warmup_steps=1)
         criterion.bank.fill_(torch.nan)  # beyond the count there may be anything
         got = []

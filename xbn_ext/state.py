@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import distributed
 from ._devices import has_float64
 from .collectives import is_own
-from .distributed import reads_at_once
 from .dtypes import compute_dtype
 from .filter import Filter
 from .shards import Shards
@@ -202,7 +202,7 @@ class MemoryState(StatefulModule):
     def _check_ring(self) -> None:
         """Raises for a `head` or `count` that has been written out of range, where reading them waits for nothing. An
         op would find it as well, but one of a step in parts when others have written."""
-        if type(self.count) is not Tensor or not reads_at_once(self.count):
+        if type(self.count) is not Tensor or not distributed.reads_at_once(self.count):
             return
         for name, most in (("head", self.memory_size - 1), ("count", self.memory_size)):
             value = int(getattr(self, name))
