@@ -6,6 +6,7 @@ import ctypes
 import gc
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def test_what_was_freed_between_blocks_that_stay_is_given_back() -> None:
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (AttributeError, OSError, TypeError):
-        monkeypatch.setattr(ctypes, "CDLL", lambda _, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(ctypes, "CDLL", mock.Mock(side_effect=error))
         heap._trim.cache_clear()
         heap.trim(0)
     monkeypatch.undo()

@@ -301,3 +301,20 @@ def test_labels_that_are_no_tensor_are_named(name):
     with pytest.raises(TypeError, match=f"^{name} must be an integer tensor, got list"):
         towers(torch.randn(2, 4), torch.randn(2, 4), **{name: [0, 1]})
     assert towers.first.count == 0
+
+
+@pytest.mark.parametrize("name", ["labels", "ids"])
+def test_labels_and_ids_of_a_memory_may_be_a_batch_s(name):
+    """The memories had moved when the last op of the step refused them."""
+    given, copied = (TwoTowers(SupCon(), 4, 8) for _ in range(2))
+    for step in range(2):
+        torch.manual_seed(step)
+        x, y, numbers = torch.randn(4, 4), torch.randn(4, 4), torch.arange(4)
+        assert given(x, y, numbers, ids=numbers) == copied(x, y, numbers, ids=numbers)
+    x, y = torch.randn(8, 4), torch.randn(8, 4)
+    stored = getattr(given.second, f"bank_{name}")
+    expected = copied(x, y, **{name: stored.clone()})
+    assert given(x, y, **{name: stored}) == expected
+    for own, other in ((given.first, copied.first), (given.second, copied.second)):
+        for (state, tensor), (_, there) in zip(own.named_state(), other.named_state(), strict=True):
+            assert torch.equal(tensor, there), state

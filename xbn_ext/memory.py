@@ -261,11 +261,13 @@ class CrossBatchMemory(WithLoss, MemoryState):
             of_step = {"filter": self.filter, "update": self.update, "enqueue": self.enqueue}
         loss, batch = self.loss, batch._replace(embeddings=x)
         if isinstance(loss, OwnLoss):
-            losses = composed.losses_by_ops(self, batch := self._apart(batch), loss, **of_loss)
+            batch = self._apart(batch)
+            losses = composed.losses_by_ops(self, batch, loss, **of_loss)
         elif ranks is not None and shared_step.is_worth_it(ranks, batch, self.bank, loss, self.batch_weight):
             losses = shared_step.losses_of(ranks, self, batch, loss, **of_loss)
         elif learned_offset(loss) is not None or (self.center_gradient and has_sides(loss)):
-            losses = composed.losses_by_ops(self, batch := self._apart(batch), loss, **of_loss)
+            batch = self._apart(batch)
+            losses = composed.losses_by_ops(self, batch, loss, **of_loss)
         else:
             in_one = ops.step_ if self.training else ops.loss_of
             return self._given_back(in_one(self, x, y, loss, enqueue_mask=mask, ids=sample, **of_loss, **of_step))
@@ -324,7 +326,7 @@ class CrossBatchMemory(WithLoss, MemoryState):
         return Batch(embeddings, labels, enqueue_mask, ids)
 
     def _apart(self, batch: Batch) -> Batch:
-        """A batch that may be rows and labels of the memory, before a step in parts writes there."""
+        """The batch, copied before a step in parts writes: it may be rows, labels or ids of the memory."""
         if not self.training:
             return batch
         x, y, _, ids, *_ = batch

@@ -201,7 +201,7 @@ class MemoryState(StatefulModule):
 
     def _check_ring(self) -> None:
         """Raises for a `head` or `count` that has been written out of range, where reading them waits for nothing. An
-        op would find it as well, but one of a step in parts when others have written."""
+        op would find it as well, but one of a step in parts when others have written. Fake tensors hold no number."""
         if type(self.count) is not Tensor or not distributed.reads_at_once(self.count):
             return
         for name, most in (("head", self.memory_size - 1), ("count", self.memory_size)):

@@ -62,9 +62,7 @@ class StatefulModule(nn.Module):
         if name in self.__dict__.get("_persistent", ()):
             its = f"{name} is state of {type(self).__name__} and must be"
             if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):  # which a module would train
-                raise TypeError(
-                    f"{its} a tensor, got {'Parameter' if isinstance(value, Tensor) else checks.kind(value)}"
-                )
+                raise TypeError(f"{its} a tensor, got {type(value).__name__}")
             own = self.__dict__.get(name, value)
             if value.shape != own.shape:
                 raise ValueError(f"{its} {list(own.shape)}, got {list(value.shape)}")

@@ -159,15 +159,11 @@ class TwoTowers(WithLoss):
         checks.embeddings(second, self.second.embedding_size, "second")
         if len(second) != len(first):
             raise ValueError(f"second must have a row for each of first, {len(first)}, got {len(second)}")
-        if labels is not None:
-            checks.class_labels(labels, len(first))
-        if ids is not None:
-            checks.sample_ids(ids, len(first))
         device = self.first._stands_for or self.first.bank.device
-        checks.on_device(device, first=first, second=second, labels=labels, ids=ids)
+        checks.on_device(device, first=first, second=second)
         numbers = torch.arange(len(first), device=device)
         sides = [
-            memory._check(x, numbers if labels is None else labels, None, None, ids)
+            memory._apart(memory._check(x, numbers if labels is None else labels, None, None, ids))
             for memory, x in ((self.first, first), (self.second, second))
         ]
         self._check_loss(self.first.bank.device)

@@ -34,7 +34,6 @@ RUNS = "runs"
 MOST_SEEDS = 1000
 BY_DEFAULT = ("batch", "xbm", "xbn", "axbn", f"xbm{CENTRED}", f"axbn{CENTRED}")
 """Not the oracle: its runs take many times as long as the others."""
-CENTRING = {"--center-gradient", "--no-center-gradient"}
 OWN = {"--method", "--seed", "--resume", "--overwrite"}
 """Arguments of a run that say what a study decides itself."""
 
@@ -119,7 +118,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Plan, Workshop]:
     said = {word.partition("=")[0] for word in others}
     if "--config" in said:
         parser.error("argument --config: a study decides some settings itself; give the others as arguments")
-    if CENTRING & said:
+    if said & {"--center-gradient", "--no-center-gradient"}:
         parser.error("argument --center-gradient: a study has methods with and without it: see --methods")
     for name in OWN & said:
         parser.error(f"argument {name}: a study has its own; delete its --out to start again")
