@@ -5,6 +5,7 @@ import torch
 from loss_cases import problem
 
 from xbn_ext import (
+    DCLW,
     Circle,
     Contrastive,
     CrossBatchMemory,
@@ -15,6 +16,7 @@ from xbn_ext import (
     SigLIP,
     SupCon,
     Triplet,
+    reference,
 )
 from xbn_ext import ops as cpu_ops
 from xbn_ext.losses import KINDS
@@ -44,7 +46,6 @@ def test_what_a_memory_begins_with_is_in_its_range():
         (SigLIP, "bias"),
         (MultiSimilarity, "base"),
         (MultiSimilarity, "mining"),
-        (Circle, "m"),
         (LiftedStructure, "pos_margin"),
         (Triplet, "margin"),
     ],
@@ -54,6 +55,37 @@ def test_a_number_beyond_those_of_similarities_is_refused(loss, name):
     loss(**{name: 1e15})
     with pytest.raises(ValueError, match=rf"{name} must be within \[-1e15, 1e15\], got 1e\+38"):
         loss(**{name: 1e38})
+
+
+@pytest.mark.parametrize(
+    "loss, name, bounds, beyond",
+    [
+        (DCLW, "sigma", r"\[0.0001, 1e30\]", [0.99e-4, 1e-9]),
+        (Circle, "m", r"\[-10, 10\]", [-10.1, 10.1, 1e15]),
+    ],
+)
+def test_a_number_beside_which_float32_would_lose_similarities_is_refused(loss, name, bounds, beyond):
+    """Weights were e^60, gradients NaN."""
+    for value in beyond:
+        with pytest.raises(ValueError, match=f"{name} must be within {bounds}, got"):
+            loss(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *(MultiSimilarity(base=base, mining=mining) for base in (1e6, -1e6) for mining in (None, 0.1)),
+        *(LiftedStructure(by, neg) for by, neg in ((1e6, 0.5), (1.0, -1e6), (1e6, 1e6))),
+    ],
+    ids=lambda loss: f"{loss.name}-{loss.parameters}",
+)
+def test_what_all_exponents_share_rounds_no_similarity(loss, ops, device):
+    z, labels, bank, bank_labels = problem(9, 150, 16, torch.float32, device, classes=5)
+    z.requires_grad_()
+    ops.memory_loss(z, labels, bank, bank_labels, loss).backward()
+    wide = z.detach().double().requires_grad_()
+    reference.memory_loss(wide, labels, bank.double(), bank_labels, loss).backward()
+    torch.testing.assert_close(z.grad, wide.grad.float(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", KINDS.values(), ids=KINDS)

@@ -72,8 +72,7 @@ def finite(name: str, value: Any) -> float:
 def moderate(name: str, value: Any) -> float:
     """`finite`, and within [-1e15, 1e15]: float32 holds its product with another one, and more."""
     number = finite(name, value)
-    if abs(number) > 1e15:
-        raise ValueError(f"{name} must be within [-1e15, 1e15], got {number}")
+    within(name, number, -1e15, 1e15)
     return number
 
 
@@ -88,8 +87,14 @@ def positive(name: str, value: float) -> None:
     """Within [1e-30, 1e30]: float32 holds it and its reciprocal."""
     if not value > 0:
         raise ValueError(f"{name} must be positive, got {value}")
-    if not 1e-30 <= value <= 1e30:
-        raise ValueError(f"{name} must be within [1e-30, 1e30], got {value}")
+    within(name, value, 1e-30, 1e30)
+
+
+def within(name: str, value: float, least: float, most: float) -> None:
+    """Both included."""
+    if not least <= value <= most:
+        bounds = f"[{least:g}, {most:g}]".replace("+", "")
+        raise ValueError(f"{name} must be within {bounds}, got {value}")
 
 
 def finite_positive(name: str, value: Any) -> float:

@@ -211,7 +211,8 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
       return r;
     }
     case LossKind::lifted_structure: {
-      const double push = first.pairs == 0 ? 0 : log_sum(first), pull = second.pairs == 0 ? 0 : log_sum(second);
+      const double push = first.pairs == 0 ? 0 : log_sum(first) - loss.b;
+      const double pull = second.pairs == 0 ? 0 : log_sum(second) + loss.a;
       if (push + pull <= 0) return r;
       r.positives = second.pairs;
       r.negatives = first.pairs;
@@ -220,13 +221,15 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
       r.factor[1] = second.pairs == 0 ? 0 : 1 / second.value;
       return r;
     }
-    case LossKind::multi_similarity:
+    case LossKind::multi_similarity: {
+      const double push = -loss.b * loss.c, pull = loss.a * loss.c;
       r.positives = second.pairs;
       r.negatives = first.pairs;
-      r.value[0] = softplus(log_sum(first)) / loss.b + softplus(log_sum(second)) / loss.a;
-      r.factor[0] = softplus_factor(first) / loss.b;
-      r.factor[1] = softplus_factor(second) / loss.a;
+      r.value[0] = softplus(log_sum(first) + push) / loss.b + softplus(log_sum(second) + pull) / loss.a;
+      r.factor[0] = softplus_factor(first, push) / loss.b;
+      r.factor[1] = softplus_factor(second, pull) / loss.a;
       return r;
+    }
     case LossKind::circle: {
       r.count[0] = 0;
       if (first.pairs == 0 || second.pairs == 0) return r;
@@ -302,9 +305,9 @@ XBN_FORMULA double given_for(const LossSpec& loss, int next, const RowSums (&sum
     case LossKind::dclw: return common;
     case LossKind::triplet_all: return 0;  // it has its thresholds
     case LossKind::multi_similarity:
-      if (next == 1) return -sums[1].shift - loss.mining;               // negatives above the hardest positive, nearly
-      return (sums[0].shift + loss.b * loss.c) / loss.b + loss.mining;  // positives below the hardest negative, nearly
-    default: return NAN;                                                // no other loss has a second pass
+      if (next == 1) return -sums[1].shift - loss.mining;  // negatives above the hardest positive, nearly
+      return sums[0].shift / loss.b + loss.mining;         // positives below the hardest negative, nearly
+    default: return NAN;                                   // no other loss has a second pass
   }
 }
 
@@ -349,11 +352,11 @@ constexpr Program make_program(const LossSpec& loss, bool need_grad = true) {
     case LossKind::nca:
       return {1, {{{{negatives, Formula::exponent, loss.a}, {positives, Formula::exponent, loss.a}}}}};
     case LossKind::lifted_structure:
-      return {1, {{{{negatives, Formula::exponent, 1, -loss.b}, {positives, Formula::exponent, -1, loss.a}}}}};
+      return {1, {{{{negatives, Formula::exponent, 1}, {positives, Formula::exponent, -1}}}}};
     case LossKind::multi_similarity: {
       const bool mined = loss.mining >= 0;
-      const Slot push = {negatives, Formula::exponent, loss.b, -loss.b * loss.c, mined};
-      const Slot pull = {positives, Formula::exponent, -loss.a, loss.a * loss.c, mined};
+      const Slot push = {negatives, Formula::exponent, loss.b, 0, mined};
+      const Slot pull = {positives, Formula::exponent, -loss.a, 0, mined};
       if (!mined) return {1, {{{push, pull}}}};
       return {3, {{{none, extreme(positives)}}, {{push, none}}, {{none, pull}}}};
     }

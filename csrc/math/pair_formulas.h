@@ -247,14 +247,14 @@ struct SigmoidFormula {  // x = a s + b; a positive costs log(1 + e^-x), a negat
 };
 
 template <typename T>
-struct ExponentFormula {  // x = a s + b
+struct ExponentFormula {  // x = a s
   static constexpr bool kExponential = is_exponential(Formula::exponent);
-  T a, b;
+  T a;
   bool mined;
   template <typename V>
   XBN_FORMULA Exponent<V> operator()(V s, Truth<V> positive, V given) const {
     const Truth<V> easy = positive ? s >= given : s <= given, none = Truth<V>();
-    return {a * s + b, V() + a, (mined ? easy : none) == none};
+    return {a * s, V() + a, (mined ? easy : none) == none};
   }
 };
 
@@ -281,7 +281,7 @@ XBN_KERNEL_FORMULA void with_formula(const Slot& slot, const F& f) {
     case Formula::similarity: return f(SimilarityFormula<T>{a});
     case Formula::ntxent: return f(NTXentFormula<T>{a});
     case Formula::weighted: return f(WeightedFormula<T>{a});
-    case Formula::exponent: return f(ExponentFormula<T>{a, b, slot.mined});
+    case Formula::exponent: return f(ExponentFormula<T>{a, slot.mined});
     case Formula::circle: return f(CircleFormula<T>{a, b});
     case Formula::sigmoid: return f(SigmoidFormula<T>{a, b});
     case Formula::extreme:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import checks
 from .pair_loss import LossWithTemperature, PairLoss
 
 # These are xbn_ext's, too.
@@ -80,7 +81,8 @@ class DCLW(LossWithTemperature):
 
     Args:
         temperature: positive. It cannot be learned: the weights would not be those of the same sigma.
-        sigma: positive; the smaller, the more do weights differ.
+        sigma: at least 1e-4; the smaller, the more do weights differ. (Of less, float32 would round e^(s / sigma) by
+            more than a thousandth.)
     """
 
     name = "dclw"
@@ -89,6 +91,11 @@ class DCLW(LossWithTemperature):
     gives_in_common = True
     temperature: float = 0.1
     sigma: float = 0.5
+
+    def _check_number(self, name: str, value: Any) -> None:
+        super()._check_number(name, value)
+        if name == "sigma":
+            checks.within(name, value, 1e-4, 1e30)
 
     @property
     def passes(self) -> tuple[tuple[int, ...], ...]:
@@ -208,7 +215,7 @@ class Circle(PairLoss):
     `a_p = max(1 + m - s_p, 0)`, which count as constants in the gradient. Averaged over those anchors.
 
     Args:
-        m: relaxation of the margin.
+        m: relaxation of the margin, within [-10, 10].
         gamma: positive, scale of the similarities.
     """
 
@@ -216,6 +223,11 @@ class Circle(PairLoss):
     must_be_positive = ("gamma",)
     m: float = 0.4
     gamma: float = 80.0
+
+    def _check_number(self, name: str, value: Any) -> None:
+        super()._check_number(name, value)
+        if name == "m":  # beside a larger square of it, float32 would round similarities away
+            checks.within(name, value, -10, 10)
 
 
 KINDS = SupCon(), NTXent(), DCL(), DCLW(), SigLIP(), NCA(), LiftedStructure(), MultiSimilarity(), Circle()

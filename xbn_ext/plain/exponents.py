@@ -175,9 +175,9 @@ class DCLWPairs(DCLPairs[DCLW]):
 
 
 class TwoLogSums(LookedAt[L]):
-    """A loss of two log-sum-exps: of an anchor's positives and of its negatives, the exponents linear in s."""
+    """A loss of two log-sum-exps: of an anchor's positives and of its negatives, the exponents multiples of s."""
 
-    lines: tuple[tuple[float, float], tuple[float, float]]  # slope and offset of the exponents
+    slopes: tuple[float, float]
 
     def __init__(self, loss: L, z: Tensor, anchors: Tensor | None) -> None:
         super().__init__(loss, z, anchors)
@@ -185,13 +185,13 @@ class TwoLogSums(LookedAt[L]):
 
     def look(self, chunk: Chunk) -> None:
         super().look(chunk)
-        for (slope, offset), lse, keep in zip(self.lines, self.sums, (chunk.positive, chunk.negative), strict=True):
-            lse.add(slope * chunk.s + offset, keep)
+        for slope, lse, keep in zip(self.slopes, self.sums, (chunk.positive, chunk.negative), strict=True):
+            lse.add(slope * chunk.s, keep)
 
     def finish(self) -> None:
         by_sums = self.settle()
         share = self.shares()[0]
-        self.weights = [slope * by * share for (slope, _), by in zip(self.lines, by_sums, strict=True)]
+        self.weights = [slope * by * share for slope, by in zip(self.slopes, by_sums, strict=True)]
 
     def settle(self) -> tuple[Tensor, Tensor]:
         """Sets value and number. Returns dCost/dlog-sum-exp `[B]` of both."""
@@ -199,10 +199,10 @@ class TwoLogSums(LookedAt[L]):
 
     def weigh(self, chunk: Chunk) -> Tensor:
         parts = []
-        for (slope, offset), lse, weight, keep in zip(
-            self.lines, self.sums, self.weights, (chunk.positive, chunk.negative), strict=True
+        for slope, lse, weight, keep in zip(
+            self.slopes, self.sums, self.weights, (chunk.positive, chunk.negative), strict=True
         ):
-            x = slope * chunk.s + offset
+            x = slope * chunk.s
             parts.append(x.sub_(self.narrow(lse.value)).exp_().mul_(self.narrow(weight)).masked_fill_(~keep, 0))
         return parts[0].add_(parts[1])
 
@@ -210,7 +210,7 @@ class TwoLogSums(LookedAt[L]):
 class NCAPairs(TwoLogSums[NCA]):
     def __init__(self, loss: NCA, z: Tensor, anchors: Tensor | None) -> None:
         super().__init__(loss, z, anchors)
-        self.lines = ((loss.softmax_scale, 0.0),) * 2
+        self.slopes = loss.softmax_scale, loss.softmax_scale
 
     def settle(self) -> tuple[Tensor, Tensor]:
         has_positives = self.positives > 0
@@ -225,11 +225,15 @@ class NCAPairs(TwoLogSums[NCA]):
 class LiftedStructurePairs(TwoLogSums[LiftedStructure]):
     def __init__(self, loss: LiftedStructure, z: Tensor, anchors: Tensor | None) -> None:
         super().__init__(loss, z, anchors)
-        self.lines = (-1.0, loss.pos_margin), (1.0, -loss.neg_margin)
+        self.slopes = -1.0, 1.0
 
     def settle(self) -> tuple[Tensor, Tensor]:
         numbers = self.positives, self.negatives
-        pull, push = (torch.where(n > 0, lse.value, 0) for n, lse in zip(numbers, self.sums, strict=True))
+        margins = self.loss.pos_margin, -self.loss.neg_margin
+        pull, push = (
+            torch.where(n > 0, lse.value + margin, 0)
+            for n, lse, margin in zip(numbers, self.sums, margins, strict=True)
+        )
         cost = (pull + push).relu()
         pays = ~(cost <= 0)
         self.count(*(n * pays for n in numbers))
@@ -255,8 +259,7 @@ class MultiSimilarityPairs(Pairs[MultiSimilarity]):
         return chunk.positive & ~easy_positive, chunk.negative & ~easy_negative
 
     def exponents(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        loss = self.loss
-        return -loss.alpha * (s - loss.base), loss.beta * (s - loss.base)
+        return -self.loss.alpha * s, self.loss.beta * s
 
     def look(self, chunk: Chunk) -> None:
         kept = self.kept(chunk)
@@ -265,8 +268,11 @@ class MultiSimilarityPairs(Pairs[MultiSimilarity]):
             lse.add(x, keep)
 
     def finish(self) -> None:
-        self.pull, self.push = softplus(self.pulls.value), softplus(self.pushes.value)
-        self.value[0] = (self.pull / self.loss.alpha + self.push / self.loss.beta).sum()
+        loss = self.loss
+        of_pulls, of_pushes = loss.alpha * loss.base, -loss.beta * loss.base  # what all exponents are to be more
+        pull, push = softplus(self.pulls.value + of_pulls), softplus(self.pushes.value + of_pushes)
+        self.value[0] = (pull / loss.alpha + push / loss.beta).sum()
+        self.pull, self.push = pull - of_pulls, push - of_pushes
         self.number[0] = self.number_of_anchors()
 
     def weigh(self, chunk: Chunk) -> Tensor:

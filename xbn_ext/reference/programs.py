@@ -73,12 +73,11 @@ def program(loss: PairLoss) -> list[dict[int, Slot]]:
             of_both = exponent(loss.softmax_scale)
             return [{0: Slot("negatives", "exponents", of_both), 1: Slot("positives", "exponents", of_both)}]
         case LiftedStructure():
-            of_negatives, of_positives = exponent(1, -loss.neg_margin), exponent(-1, loss.pos_margin)
-            return [{0: Slot("negatives", "exponents", of_negatives), 1: Slot("positives", "exponents", of_positives)}]
+            return [{0: Slot("negatives", "exponents", exponent(1)), 1: Slot("positives", "exponents", exponent(-1))}]
         case MultiSimilarity():
             mined = loss.mining is not None
-            push = Slot("negatives", "exponents", exponent(loss.beta, -loss.beta * loss.base, mined))
-            pull = Slot("positives", "exponents", exponent(-loss.alpha, loss.alpha * loss.base, mined))
+            push = Slot("negatives", "exponents", exponent(loss.beta, mined))
+            pull = Slot("positives", "exponents", exponent(-loss.alpha, mined))
             return (
                 [{1: Slot("positives", "extreme", times(-1))}, {0: push}, {1: pull}] if mined else [{0: push, 1: pull}]
             )
@@ -138,12 +137,12 @@ def sigmoid(loss: SigLIP) -> Formula:
     return formula
 
 
-def exponent(a: Any, b: float = 0.0, mined: bool = False) -> Formula:
-    """`x = a s + b`; if mined only negatives above, positives below what the anchor is given."""
+def exponent(a: Any, mined: bool = False) -> Formula:
+    """`x = a s`; if mined only negatives above, positives below what the anchor is given."""
 
     def formula(s: Tensor, positive: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         left_out = torch.where(positive, s >= given, s <= given)
-        return a * s + b, torch.full_like(s, a), ~left_out if mined else always(s)
+        return a * s, torch.full_like(s, a), ~left_out if mined else always(s)
 
     return formula
 
@@ -183,7 +182,7 @@ def given_for(loss: PairLoss, number: int, sums: Tensor) -> Tensor:
     assert isinstance(loss, MultiSimilarity) and loss.mining is not None
     if number == 1:
         return -sums[1, :, 3] - loss.mining  # negatives above the hardest positive, nearly
-    return (sums[0, :, 3] + loss.beta * loss.base) / loss.beta + loss.mining  # positives below the hardest negative
+    return sums[0, :, 3] / loss.beta + loss.mining  # positives below the hardest negative
 
 
 def finish(loss: PairLoss, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -233,16 +232,20 @@ def finish(loss: PairLoss, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
             factor[1] = torch.where(has, -x.sigmoid() / second[:, 0], 0)
             positives, negatives = positives * both, negatives * both
         case LiftedStructure():
-            x = torch.where(sums[..., 2] > 0, log_sum(sums), 0).sum(0)
+            push = torch.where(negatives > 0, log_sum(first) - loss.neg_margin, 0)
+            pull = torch.where(positives > 0, log_sum(second) + loss.pos_margin, 0)
+            x = push + pull
             pays = ~(x <= 0)
             value[0], count[0] = torch.where(pays, x, 0), 1
             factor[:] = torch.where(pays & (sums[..., 2] > 0), 1 / sums[..., 0], 0)
             positives, negatives = positives * pays, negatives * pays
         case MultiSimilarity():
             count[0] = 1
-            value[0] = softplus(log_sum(first)) / loss.beta + softplus(log_sum(second)) / loss.alpha
-            for k, by in enumerate((loss.beta, loss.alpha)):
-                factor[k] = torch.where(sums[k, :, 2] == 0, 0, 1 / ((-sums[k, :, 3]).exp() + sums[k, :, 0]) / by)
+            for k, a in enumerate((loss.beta, -loss.alpha)):
+                by, offset = abs(a), -a * loss.base
+                value[0] += softplus(log_sum(sums[k]) + offset) / by
+                largest = sums[k, :, 3] + offset
+                factor[k] = torch.where(sums[k, :, 2] == 0, 0, 1 / ((-largest).exp() + sums[k, :, 0]) / by)
         case Circle():
             both = (positives > 0) & (negatives > 0)
             x = torch.where(both, log_sum(first) + log_sum(second), -torch.inf)

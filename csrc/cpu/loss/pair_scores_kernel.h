@@ -68,7 +68,7 @@ struct PairScorer {
   // Exponents of one slot: the largest of each anchor, then the sums that go with it.
   void add_exponents(int slot) const {
     const Slot& its = pass.slot[slot];
-    const ExponentFormula<T> formula{static_cast<T>(its.a), static_cast<T>(its.b), its.mined};
+    const ExponentFormula<T> formula{static_cast<T>(its.a), its.mined};
     RowSums* const sums = part.sums(slot, place);
     float top[kAnchorBlock];
     for (int64_t i = 0; i < kAnchorBlock; ++i) top[i] = static_cast<float>(sums[i].shift);
