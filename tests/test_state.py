@@ -276,6 +276,7 @@ def test_functional_call_takes_no_state_of_another_shape(name):
         ("pairs", torch.Tensor.float, TypeError, "torch.float64, got torch.float32"),
         ("bank", lambda t: t.T.contiguous().T, ValueError, "contiguous"),
         ("scale", lambda t: torch.zeros(2 * D, dtype=t.dtype)[::2], ValueError, "contiguous"),
+        ("bank", torch.Tensor.to_sparse, TypeError, "dense, got torch.float32, torch.sparse_coo"),
     ],
 )
 def test_state_is_replaced_by_nothing_that_a_step_does_not_take(name, change, error, message):
@@ -286,6 +287,67 @@ def test_state_is_replaced_by_nothing_that_a_step_does_not_take(name, change, er
         setattr(criterion, name, change(getattr(criterion, name)))
     assert_state(criterion, before)
     criterion(torch.randn(B, D), torch.arange(B))
+
+
+@pytest.mark.parametrize(
+    "name, other", [("head", "count"), ("bank_labels", "bank_ids"), ("scale", "shift"), ("sums", "sums")]
+)
+def test_state_is_replaced_by_no_other_state(name, other):
+    """The last op of a step raised, when others had written."""
+    criterion = train(CrossBatchMemory(SelectPairs(Contrastive()), D, M))
+    before = state_of(criterion)
+    given = getattr(criterion, other)
+    for same in (given, given.detach(), given.view(given.shape)):
+        if name == other:
+            setattr(criterion, name, same)
+            continue
+        with pytest.raises(ValueError, match=f"{name} is state of CrossBatchMemory and must be apart from {other}, wi"):
+            setattr(criterion, name, same)
+        with pytest.raises(ValueError, match=f"{name} is state of CrossBatchMemory and must be apart from {other}, wi"):
+            torch.func.functional_call(criterion, {name: same}, (torch.randn(B, D), torch.arange(B)))
+    assert_state(criterion, before)
+    criterion(torch.randn(B, D), torch.arange(B))
+
+
+UNFIT = {  # by what is said of it: a state tensor that takes the place of another
+    "head is on meta, bank on cpu: move one of them": ("head", lambda t: t.to("meta")),
+    "pairs requires a gradient, and a memory has none: detach it": ("pairs", lambda t: t.clone().requires_grad_()),
+    "step was made in inference mode and cannot be written": ("step", torch.inference_mode()(torch.Tensor.clone)),
+}
+
+
+@pytest.mark.parametrize("message", UNFIT)
+@pytest.mark.parametrize("towers", [False, True], ids=["one memory", "two towers"])
+def test_a_step_refuses_state_that_it_could_not_write(towers, message):
+    """The last op of a step raised, when others had written; of two towers, one had made its step."""
+    name, change = UNFIT[message]
+    x, labels = torch.randn(B, D), torch.arange(B)
+    criterion: nn.Module = TwoTowers(SupCon(), D, M) if towers else CrossBatchMemory(SelectPairs(Contrastive()), D, M)
+    memories = [criterion.first, criterion.second] if towers else [criterion]
+    batch = (x, torch.randn(B, D), labels) if towers else (x, labels)
+    criterion(*batch)
+    before = [state_of(memory) for memory in memories]
+    given = change(getattr(memories[-1], name))
+    with pytest.raises(RuntimeError, match=message):
+        torch.func.functional_call(criterion, {"second." * towers + name: given}, batch)
+    kept = getattr(memories[-1], name)
+    setattr(memories[-1], name, given)
+    with pytest.raises(RuntimeError, match=message):
+        criterion(*batch)
+    setattr(memories[-1], name, kept)
+    for memory, its in zip(memories, before, strict=True):
+        assert_state(memory, its)
+    criterion(*batch)
+
+
+def test_state_made_in_inference_mode_is_written_in_it():
+    criterion = CrossBatchMemory(SelectPairs(Contrastive()), D, M)
+    with torch.inference_mode():
+        torch.func.functional_call(criterion, state_of(criterion), (torch.randn(B, D), torch.arange(B)))
+        criterion.step = criterion.step.clone()
+        criterion(torch.randn(B, D), torch.arange(B))
+        assert criterion.step == 1
+    criterion.eval()(torch.randn(B, D), torch.arange(B))
 
 
 def test_functional_call_compiles():

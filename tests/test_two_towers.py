@@ -260,6 +260,64 @@ def test_both_memories_take_their_state_or_neither(at_fault, assign):
     assert all(torch.equal(t, good[name]) for name, t in behind.state_dict().items())
 
 
+@pytest.mark.parametrize("assign", [False, True])
+def test_hooks_of_the_memories_see_their_state_first(assign):
+    """A sound state was refused; or one of the two was loaded."""
+
+    def renamed(module, state, prefix, *_):
+        for name in [name for name in state if name.startswith(prefix)]:
+            state[name.replace("old_bank", "bank")] = state.pop(name)
+
+    def spoilt(module, state, prefix, *_):
+        state[f"{prefix}count"] = torch.tensor(M + 1)
+
+    ahead, behind = TwoTowers(SupCon(), D, M), TwoTowers(SupCon(), D, M)
+    for x, y, labels, _ in batches(2, False, True, torch.float32):
+        ahead(x, y, labels)
+    good = {name: t.clone() for name, t in ahead.state_dict().items()}
+    before = {name: t.clone() for name, t in behind.state_dict().items()}
+    old = {name.replace("bank", "old_bank"): t for name, t in good.items()}
+    hook = behind.first.register_load_state_dict_pre_hook(renamed)
+    with pytest.raises(RuntimeError, match="first: the state of second is at fault; nothing of the state was loaded"):
+        behind.load_state_dict(old, assign=assign)
+    assert all(torch.equal(t, before[name]) for name, t in behind.state_dict().items())
+    other = behind.second.register_load_state_dict_pre_hook(renamed)
+    behind.load_state_dict(old, assign=assign)
+    assert all(torch.equal(t, good[name]) for name, t in behind.state_dict().items())
+    hook.remove(), other.remove()
+    behind = TwoTowers(SupCon(), D, M)
+    behind.second.register_load_state_dict_pre_hook(spoilt)
+    with pytest.raises(RuntimeError, match="first: the state of second is at fault; nothing of the state was loaded"):
+        behind.load_state_dict(good, assign=assign)
+    assert all(torch.equal(t, before[name]) for name, t in behind.state_dict().items())
+
+
+def test_a_load_that_a_hook_ends_has_no_effect_on_the_next():
+    def ends(module, state, prefix, *_):
+        raise KeyboardInterrupt
+
+    towers = TwoTowers(SupCon(), D, M)
+    for x, y, labels, _ in batches(2, False, True, torch.float32):
+        towers(x, y, labels)
+    good = {name: t.clone() for name, t in towers.state_dict().items()}
+    bad = good | {"first.count": torch.tensor(M + 1)}
+    hook = towers.second.register_load_state_dict_pre_hook(ends)
+    with pytest.raises(KeyboardInterrupt):
+        towers.load_state_dict(bad)
+    hook.remove()
+    assert all(torch.equal(t, good[name]) for name, t in towers.state_dict().items())
+    towers.second.load_state_dict({name.removeprefix("second."): t for name, t in good.items() if "second." in name})
+    towers.load_state_dict(good)
+
+
+def test_the_state_of_one_memory_is_not_loaded_alone():
+    towers = TwoTowers(SupCon(), D, M)
+    half = {name: t for name, t in towers.state_dict().items() if name.startswith("first.")}
+    with pytest.raises(RuntimeError, match="first: the state of second is missing; nothing of the state was loaded"):
+        towers.load_state_dict(half, strict=False)
+    assert towers.load_state_dict({}, strict=False).missing_keys
+
+
 @pytest.mark.parametrize("name", [*OF_A_MEMORY, "drift", "memory_size"])
 def test_an_option_that_does_nothing_cannot_be_set(name):
     criterion = copy.deepcopy(TwoTowers(SupCon(), D, M))

@@ -285,6 +285,13 @@ def is_dense(value: Any) -> bool:
     )
 
 
+def shares_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two dense tensors do."""
+    if a.numel() == 0 or b.numel() == 0:
+        return False
+    return a.data_ptr() < b.data_ptr() + b.nbytes and b.data_ptr() < a.data_ptr() + a.nbytes
+
+
 def kind(value: Any) -> str:
     """What a message calls the type of a value."""
     if not isinstance(value, Tensor):

@@ -319,7 +319,7 @@ class CrossBatchMemory(WithLoss, MemoryState):
             embeddings, labels = embeddings.to(device), labels.to(device)
             enqueue_mask, ids = (None if t is None else t.to(device) for t in (enqueue_mask, ids))
         labels, ids = labels.to(torch.int64), None if ids is None else ids.to(torch.int64)
-        self._check_ring()
+        self._check_state()
         self._check_loss(device)
         if self._own_loss is not None:
             try_out(self._own_loss, embeddings, apart(labels, self.no_class, 0))

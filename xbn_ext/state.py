@@ -199,9 +199,10 @@ class MemoryState(StatefulModule):
         for name in self._fresh():
             flat(getattr(self, name)).fill_(FRESH[name])
 
-    def _check_ring(self) -> None:
-        """Raises for a `head` or `count` that has been written out of range, where reading them waits for nothing. An
-        op would find it as well, but one of a step in parts when others have written. Fake tensors hold no number."""
+    def _check_state(self) -> None:
+        """Also for a `head` or `count` that has been written out of range, where reading them waits for nothing. Fake
+        tensors hold no number."""
+        super()._check_state()
         if type(self.count) is not Tensor or not distributed.reads_at_once(self.count):
             return
         for name, most in (("head", self.memory_size - 1), ("count", self.memory_size)):

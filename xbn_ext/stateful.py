@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,19 @@ def keeping_dtypes(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     return move
 
 
+class Loaded(NamedTuple):
+    """What a module's part of a dictionary comes to."""
+
+    prefix: str
+    """Of the module's names in it."""
+    parts: dict[str, Tensor]
+    """What may become its state; empty, also if there is nothing of it."""
+    faults: list[str]
+    assign: bool
+    errors: list[str]
+    """Of the whole `load_state_dict`, to which those of the module are added."""
+
+
 class StatefulModule(nn.Module):
     """A module with tensors that are in `state_dict()`, move with `.to()` and are copied with the module, but that
     `named_buffers()` does not list.
@@ -35,8 +48,6 @@ class StatefulModule(nn.Module):
     moved or loaded with `assign=True`; it keeps its dtype whatever the module is cast to.
     """
 
-    _held_back = ""
-    """Why the next `load_state_dict` of a sound state is to be refused, if it is."""
     _added: Mapping[str, float] = {}
     """Of state tensors that an earlier version's `state_dict()` does not have, what all their elements are then."""
 
@@ -68,8 +79,13 @@ class StatefulModule(nn.Module):
                 raise ValueError(f"{its} {list(own.shape)}, got {list(value.shape)}")
             if value.dtype != own.dtype:
                 raise TypeError(f"{its} {own.dtype}, got {value.dtype}")
+            if not checks.is_dense(value):
+                raise TypeError(f"{its} dense, got {checks.kind(value)}")
             if not value.is_contiguous():
                 raise ValueError(f"{its} contiguous")
+            for other, tensor in self.named_state():
+                if other != name and _shares_memory(value, tensor):
+                    raise ValueError(f"{its} apart from {other}, with which it shares memory")
         super().__setattr__(name, value)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -83,6 +99,21 @@ class StatefulModule(nn.Module):
         for name, is_persistent in self._persistent.items():
             if persistent is None or persistent == is_persistent:
                 yield name, getattr(self, name)
+
+    def _check_state(self) -> None:
+        """Raises for state that a step could not write: it would find that when it has written other tensors."""
+        compiled = torch.compiler.is_compiling()  # its graphs have no inference tensors
+        writes_lasting = self.training and not compiled and not torch.is_inference_mode_enabled()
+        device: torch.device | None = None
+        for name, tensor in self.named_state():
+            if device is None:
+                first, device = name, tensor.device
+            if tensor.device != device:
+                raise RuntimeError(f"{name} is on {tensor.device}, {first} on {device}: move one of them")
+            if tensor.requires_grad:
+                raise RuntimeError(f"{name} requires a gradient, and a memory has none: detach it")
+            if writes_lasting and tensor.is_inference():
+                raise RuntimeError(f"{name} was made in inference mode and cannot be written outside it: clone it")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StatefulModule:
         """Moves parameters, buffers and state, but keeps their dtypes: `.half()` must not round statistics."""
@@ -125,24 +156,22 @@ class StatefulModule(nn.Module):
 
         `assign=True` replaces the tensors by copies: what is written in place must not be shared with the dictionary.
         """
-        assign, held_back, self._held_back = metadata.get("assign_to_params_buffers", False), self._held_back, ""
+        assign = metadata.get("assign_to_params_buffers", False)
         foreign: list[str] = []
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, foreign, errors)  # hooks go first
         unexpected.extend(key for key in foreign if not self._persistent.get(key.removeprefix(prefix)))
-        state = self._state_in(state_dict, prefix)
+        names = [name for name, _ in self.named_state(persistent=True)]
+        state = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
+        parts, faults = self._parts_and_faults(state, assign) if state else ({}, [])
         if not state:
-            missing.extend(prefix + name for name, _ in self.named_state(persistent=True))
-            return
-        parts, found = self._parts_and_faults(state, assign)
-        faults = [prefix + fault for fault in found]
-        if held_back and not faults:
-            faults = [f"{prefix.removesuffix('.')}: {held_back}"]
-        errors.extend(f"{fault}; nothing of the state was loaded" for fault in faults)
-        if not faults:
-            self._take(parts, assign)
+            missing.extend(prefix + name for name in names)
+        self._decide(Loaded(prefix, parts, [prefix + fault for fault in faults], assign, errors))
 
-    def _state_in(self, state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        return {name: state_dict[prefix + name] for name, _ in self.named_state(True) if prefix + name in state_dict}
+    def _decide(self, loaded: Loaded) -> None:
+        """Takes what has no fault."""
+        loaded.errors.extend(f"{fault}; nothing of the state was loaded" for fault in loaded.faults)
+        if loaded.parts and not loaded.faults:
+            self._take(loaded.parts, loaded.assign)
 
     def _parts_and_faults(self, state: Mapping[str, Any], assign: bool) -> tuple[dict[str, Tensor], list[str]]:
         """What this module has of it, and why that cannot become its state."""
@@ -209,6 +238,12 @@ def _lasting(t: Tensor) -> Tensor:
         return t
     with torch.inference_mode(False):
         return t.clone()
+
+
+def _shares_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors do, where that can be said: of what is compiled, transformed or empty, if they are one."""
+    unknown = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    return a is b or (not (unknown or _is_empty(a) or _is_empty(b)) and checks.shares_memory(a, b))
 
 
 def _is_empty(t: Tensor) -> bool:

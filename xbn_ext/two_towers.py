@@ -3,9 +3,9 @@ ranked against the rows of the other: those of its memory and those of the batch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -30,19 +30,49 @@ from .reference.loss import nan_unless_finite
 from .reference.parts import weigh
 from .reference.programs import program
 from .state import on_cpu
-from .stateful import keeping_dtypes
+from .stateful import Loaded, keeping_dtypes
 from .unlabelled import OF_A_STEP, apart
 
 OF_EACH_MEMORY = ("update", "warmup_steps", "eps")
 
 
+class Together(NamedTuple):
+    """A `load_state_dict` of both memories, which are in step: if one refuses its state, so does the other."""
+
+    errors: list[str]
+    """By which it is known."""
+    sides: list[tuple[MemoryOfTower, Loaded]]
+    """Those that have looked at theirs."""
+
+    def decide(self) -> None:
+        """When both have."""
+        for (memory, loaded), (_, others) in zip(self.sides, self.sides[::-1], strict=True):
+            is_sound = loaded.parts and not loaded.faults
+            if is_sound and (others.faults or not others.parts):
+                name, other = loaded.prefix.removesuffix("."), others.prefix.removesuffix(".")
+                fault = f"{name}: the state of {other} is {'at fault' if others.faults else 'missing'}"
+                loaded = loaded._replace(faults=[fault])
+            CrossBatchMemory._decide(memory, loaded)
+
+
 class MemoryOfTower(CrossBatchMemory):
     """The memory of one side. What `TwoTowers` does with it depends on few of its options; the others cannot be set."""
+
+    _together: Together | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in OPTIONS and name not in OF_EACH_MEMORY and "bank" in self.__dict__:
             raise AttributeError(f"{name} cannot be set: TwoTowers reads {', '.join(OF_EACH_MEMORY)} only")
         super().__setattr__(name, value)
+
+    def _decide(self, loaded: Loaded) -> None:
+        together, self._together = self._together, None
+        if together is None or together.errors is not loaded.errors:  # loaded by itself
+            super()._decide(loaded)
+            return
+        together.sides.append((self, loaded))
+        if len(together.sides) == 2:
+            together.decide()
 
     def forward(self, *_: object, **__: object) -> NoReturn:
         """Raises RuntimeError: it would move and store alone."""
@@ -129,13 +159,10 @@ class TwoTowers(WithLoss):
         super()._apply(on_cpu if stays else keeping_dtypes(fn), recurse=False)
         return self
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, metadata: Any, *others: Any) -> None:
-        """The memories are in step: if one refuses its state, so does the other."""
-        super()._load_from_state_dict(state_dict, prefix, metadata, *others)  # hooks go first
-        assign = metadata.get("assign_to_params_buffers", False)
-        for refusing, name, other in ((self.first, "first", self.second), (self.second, "second", self.first)):
-            _, faults = refusing._parts_and_faults(refusing._state_in(state_dict, f"{prefix}{name}."), assign)
-            other._held_back = f"the state of {prefix}{name} is at fault" if faults else ""
+    def _load_from_state_dict(self, *given: Any) -> None:
+        super()._load_from_state_dict(*given)
+        *_, errors = given
+        self.first._together = self.second._together = Together(errors, [])
 
     def forward(
         self, first: Tensor, second: Tensor, labels: Tensor | None = None, *, ids: Tensor | None = None

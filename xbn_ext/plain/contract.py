@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import MEMORY_DTYPE_NAMES, is_dense, kind
+from ..checks import MEMORY_DTYPE_NAMES, is_dense, kind, shares_memory
 from ..dtypes import MEMORY_DTYPES
 from . import chunks
 
@@ -110,13 +110,6 @@ def apart(op: str, written: Mapping[str, Tensor | None], read: Mapping[str, Tens
             first, second = (name, other) if other in written and other not in read else (other, name)
             check(not shares_memory(t, its), f"{op}: {first} must not share memory with {second}")
         others.append((name, t))
-
-
-def shares_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether two dense tensors do."""
-    if a.numel() == 0 or b.numel() == 0:
-        return False
-    return a.data_ptr() < b.data_ptr() + b.nbytes and b.data_ptr() < a.data_ptr() + a.nbytes
 
 
 def dense(t: Tensor | None) -> Tensor | None:

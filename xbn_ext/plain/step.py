@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .._autograd import centered
+from ..checks import shares_memory
 from .bank import check_enqueue, check_track, check_transform, enqueue_, standardize_, track_, transform_
 from .batch import normalize, normalize_backward
 from .chunks import exact
-from .contract import Contract, apart, check, dense, shares_memory
+from .contract import Contract, apart, check, dense
 from .loss import loss_of, parse_loss
 from .loss_of_batch import batch_loss
 from .loss_of_memory import BankSimilarities, Ranked, check_memory_loss
