@@ -156,6 +156,7 @@ def test_names_tell_runs_apart() -> None:
         ("--data folder:runs --out runs/x", "--out runs/x lies in --data folder:runs"),
         ("--out pyproject.toml/x", "pyproject.toml exists and is not a folder"),
         (f"--out {300 * 'x'}", "a name has at most 255 bytes here"),
+        (f"--out x{400 * '/123456789'}", "its path may have 3,584 bytes here; choose a shorter one"),
         ("--overwrite", "argument --overwrite: a study has its own; delete its --out to start again"),
         ("--config=x.yaml", "argument --config: a study decides some settings itself"),
     ],

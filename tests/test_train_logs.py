@@ -18,7 +18,7 @@ import pytest
 from full_disk import files_end_after
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from train import checkpoint, logs, loop, run
+from train import checkpoint, events, logs, loop, run
 from train.config import Config, ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
@@ -107,6 +107,21 @@ def test_tensorboard_keeps_the_step_of_the_checkpoint(shapes: Path, tmp_path: Pa
     log.Reload()
     assert [event.step for event in log.Scalars("train/loss")] == list(range(1, STEPS + 1))
     assert [event.step for event in log.Scalars("test/map@r")] == [5, 10, 12]
+
+
+def test_a_chart_of_a_run_that_was_killed_has_each_step_once(tmp_path: Path) -> None:
+    """Its curves have logs of their own."""
+    for first, steps in ((1, (4, 8, 12)), (9, (12, 16))):
+        log = events.Events(tmp_path, first)
+        for step in steps:
+            log.chart("drift", {"uncorrected": step / 100, "in memory": first / 100}, step)
+        log.close()
+    for curve, values in (("uncorrected", (0.04, 0.08, 0.12, 0.16)), ("in memory", (0.01, 0.01, 0.09, 0.09))):
+        log = EventAccumulator(str(tmp_path / f"drift_{curve}"))
+        log.Reload()
+        assert [(event.step, event.value) for event in log.Scalars("drift")] == [
+            (step, pytest.approx(value)) for step, value in zip((4, 8, 12, 16), values, strict=True)
+        ]
 
 
 def test_a_run_that_starts_again_begins_the_table_again(shapes: Path, tmp_path: Path) -> None:

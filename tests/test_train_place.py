@@ -76,7 +76,7 @@ def test_a_run_killed_before_its_first_checkpoint_is_begun_again(
     assert left == {"config.yaml", "log.csv", "tensorboard"}
     with pytest.raises(ConfigError, match=r"a new one would replace config.yaml, log.csv, tensorboard: choose another"):
         run.run(settings(shapes, tmp_path, seed=1))
-    assert run.run(settings(shapes, tmp_path, resume=resume))["steps"] == 2
+    assert run.run(settings(shapes, tmp_path, resume=resume, eval_every=1))["steps"] == 2
     assert len(list((tmp_path / "tensorboard").glob("events*"))) == 1
 
 
@@ -122,7 +122,11 @@ def test_a_file_of_settings_in_the_folder_of_the_run_is_not_lost(
             assert said in capsys.readouterr().err and (out / name).read_text() == mine
     whole = settings_file.text(parse(["--config", str(own)]))
     own.write_text(whole)  # nothing is lost where the new run writes it again
-    assert parse([*again, "--overwrite"]).seed == 1
+    assert parse([*again, "--overwrite", "--eval-every", "7"]).seed == 1
+    own.write_text(f"{whole}# mine\n")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        parse([*again, "--overwrite"])
+    own.write_text(whole)
     for name in (checkpoint.METRICS, checkpoint.CHECKPOINT):
         (out / name).write_text("broken")
     assert parse([*again, "--overwrite"]).overwrite
@@ -144,10 +148,12 @@ def test_the_table_of_the_images_is_not_overwritten(shapes: Path, tmp_path: Path
 
     (tmp_path / "link").symlink_to(tmp_path)
     picture = Path(shutil.copy(images[0], tmp_path / "neighbours.png"))
+    (tmp_path / "linked.png").symlink_to(picture)
     other = tmp_path / "other.csv"
-    other.write_text(table.read_text().replace(f"{images[0]}", f"{tmp_path / 'link' / picture.name}"))
-    with pytest.raises(ConfigError, match=r"--overwrite would replace .*/link/neighbours.png, a picture of it: move"):
-        run.run(replace(config, data=f"csv:{other}"))
+    for name in (f"link/{picture.name}", "linked.png"):
+        other.write_text(table.read_text().replace(f"{images[0]}", f"{tmp_path / name}"))
+        with pytest.raises(ConfigError, match=rf"--overwrite would replace .*/{name}, a picture of it: move"):
+            run.run(replace(config, data=f"csv:{other}"))
     assert picture.exists() and table.exists()
 
 

@@ -187,6 +187,7 @@ def test_parameters_of_losses_say_in_help_which_losses_have_them(capsys: pytest.
         ("--out {link}/out", "link is a link that leads to nothing"),
         (f"--out {{new}}/{300 * 'x'}", "a name has at most 255 bytes here"),
         (f"--out {{new}}/{130 * 'ü'}", "a name has at most 255 bytes here"),
+        (f"--out {{new}}{400 * '/123456789'}", "its path may have 3,584 bytes here; choose a shorter one"),
     ],
 )
 def test_errors_come_before_any_work(

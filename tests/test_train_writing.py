@@ -16,6 +16,7 @@ from tiny_runs import settings
 
 from train import checkpoint, events, results, run
 from train.config import Config, ConfigError
+from train.data import tree
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -82,6 +83,29 @@ def test_results_are_not_written_among_the_images(shapes: Path, tmp_path: Path, 
     assert run.run(settings(images, pool / ".runs", steps=1))["steps"] == 1
 
 
+@pytest.mark.parametrize("link", ["corners-03/more", "corners-03/deep/er", "pool/more"])
+def test_nor_where_a_link_below_a_class_leads(link: str, shapes: Path, tmp_path: Path) -> None:
+    """A later run was trained on its curves."""
+    images, other = tmp_path / "images", tmp_path / "other"
+    shutil.copytree(shapes, images)
+    (tmp_path / "pool").mkdir()
+    (images / "pool").symlink_to(tmp_path / "pool")
+    (images / link).parent.mkdir(exist_ok=True)
+    (images / link).symlink_to(other / "kept")
+    for round_ in (images, other):
+        (images / f"corners-03/to-{round_.name}").symlink_to(round_)
+    for read in (other, other / "kept", other / "x"):
+        (other / "kept").mkdir(parents=True, exist_ok=True)
+        assert tree.would_read(images, read / "run")
+        assert not tree.would_read(images, read / ".hidden" / "run")
+    (images / "corners-03/to-other").unlink()
+    assert tree.would_read(images, other / "kept")
+    assert not tree.would_read(images, other) and not tree.would_read(images, tmp_path)
+    (images / link).unlink()
+    (images / "corners-03/.hidden").symlink_to(other / "kept")
+    assert not tree.would_read(images, other / "kept")
+
+
 @pytest.fixture
 def full_disk() -> Iterator[None]:
     with files_end_after(100_000):
@@ -102,6 +126,13 @@ def test_what_cannot_be_written_is_named_and_leaves_the_old_file_whole(
     with pytest.raises(ConfigError, match=rf"writing {tmp_path / name} failed \(File too large\): make sure .* room"):
         write(tmp_path / name, content)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"old")]
+
+
+@pytest.mark.parametrize("name", ["checkpoint.tmp", "best.tmp"])
+def test_a_file_of_yours_beside_a_checkpoint_stays(name: str, shapes: Path, tmp_path: Path, tiny: None) -> None:
+    (tmp_path / name).write_text("mine")
+    run.run(settings(shapes, tmp_path, steps=1, batch_size=4, validation_share=0.5))
+    assert (tmp_path / name).read_text() == "mine" and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("name", ["curves.png", "tensorboard"])

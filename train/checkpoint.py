@@ -56,7 +56,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         with temporary.open("wb") as file:  # an error of such a file says why; torch's own writer does not
             torch.save(state, file)
 
-    write_whole(path, write, path.with_suffix(".tmp"))
+    write_whole(path, write, path.with_name(f".{path.name}.tmp"))  # one name: what a killed run leaves is large
 
 
 def load(path: Path, otherwise: str = OVERWRITE, argument: str = "--out", kinds: Kinds = STATE) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -30,20 +31,28 @@ class Events(SummaryWriter):
     def __init__(self, log: Path, first_step: int) -> None:
         """Make the folder ``log``; what an earlier start logged of ``first_step`` and later ones is void."""
         _leave_out_tensorboard()
+        self.log, self.first_step = log, first_step
+        self.curves: dict[str, Events] = {}
+        """Of charts, by folder: each has a log of its own. (The base's own would not be told the first step.)"""
         with writing(log):
             super().__init__(log, purge_step=first_step)
 
     def add_scalar(self, *arguments: object) -> None:
         """As in the base, and so are the others; raises ConfigError if events cannot be written."""
-        with writing(Path(self.log_dir)):
+        with writing(self.log):
             super().add_scalar(*arguments)
 
-    def add_scalars(self, *arguments: object) -> None:
+    def chart(self, name: str, curves: Mapping[str, float], step: int) -> None:
         """Several curves in one chart."""
-        with writing(Path(self.log_dir)):
-            super().add_scalars(*arguments)
+        for curve, value in curves.items():
+            folder = f"{name}_{curve}"
+            if folder not in self.curves:
+                self.curves[folder] = Events(self.log / folder, self.first_step)
+            self.curves[folder].add_scalar(name, value, step)
 
     def close(self) -> None:
         """Write the rest."""
-        with writing(Path(self.log_dir)):
+        for curve in self.curves.values():
+            curve.close()
+        with writing(self.log):
             super().close()

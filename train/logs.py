@@ -48,7 +48,7 @@ class Logs:
     def chart(self, name: str, curves: Mapping[str, float], step: int) -> None:
         """Note values for several curves in one chart, in TensorBoard alone."""
         if self.events is not None:
-            self.events.add_scalars(name, curves, step)
+            self.events.chart(name, curves, step)
 
     def in_row(self, name: str, value: float) -> None:
         """Note a value in the row of this step alone."""

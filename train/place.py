@@ -17,6 +17,8 @@ REPLACED = (METRICS, BEST, SETTINGS, LOG, CURVES, NEIGHBOURS, REPORT, *EXPORTED,
 also if that is killed on the way."""
 OF_EVENTS = tuple(f"{place}/events.out.tfevents.*" for place in (EVENTS, f"{EVENTS}/drift_*"))
 """Each curve of a chart of several has a folder."""
+OF_FILES = 512
+"""Bytes that the path of a file in the folder is longer than the folder's, at most."""
 OF_LOG = "step,seconds,train/loss,"
 """How a run's log begins."""
 
@@ -64,7 +66,7 @@ def require_free(config: Config) -> None:
     folder = config.folder
     there = [name for name in REPLACED if os.path.lexists(folder / name)]
     there += [EVENTS] * any(any(folder.glob(files)) for files in OF_EVENTS)
-    if _read(folder / SETTINGS) == settings_file.text(config):
+    if settings_file.is_of(_read(folder / SETTINGS), config.settings()):
         may_go = {SETTINGS, EVENTS, *([LOG] if _read(folder / LOG).startswith(OF_LOG) else [])}
         there = [name for name in there if name not in may_go]
     if there:
@@ -83,11 +85,11 @@ def require_kept(config: Config, file: Path) -> None:
     folder, names = config.folder, [path.name for path in _replaced(config.folder, file)]
     if not config.overwrite or not names:
         return
-    written = [settings_file.text(config)]
+    written = [config.settings()]
     for name, read in ((METRICS, checkpoint.read_json), (CHECKPOINT, checkpoint.load)):
         with suppress(ConfigError):
-            written.append(settings_file.text_of(read(folder / name, kinds={"config": dict})["config"]))
-    if names != [SETTINGS] or _read(file) not in written:
+            written.append(read(folder / name, kinds={"config": dict})["config"])
+    if names != [SETTINGS] or not any(settings_file.is_of(_read(file), settings) for settings in written):
         raise ConfigError(
             f"--config {file}: --overwrite would replace it, and it is not as a run has written it: move it out of "
             f"--out {folder}, or give it another name"
@@ -111,7 +113,7 @@ def require_pictures_kept(config: Config, dataset: data.Dataset) -> None:
     folders: dict[str, str] = {}
     for part in (dataset.train, dataset.test, dataset.validation):
         for path in getattr(part.images, "paths", ()) if part is not None else ():
-            if _real(path, folders) in replaced:
+            if replaced & {_real(path, folders), os.path.realpath(path) if os.path.islink(path) else ""}:
                 raise ConfigError(
                     f"--data {config.data}: --overwrite would replace {path}, a picture of it: move it out of --out "
                     f"{config.folder}, or give it another name"
@@ -164,6 +166,9 @@ def check_place(config: Config, folder: Path) -> None:
     longest = os.pathconf(there, "PC_NAME_MAX")
     if any(len(os.fsencode(name)) > longest for name in missing):
         raise ConfigError(f"--out {folder}: a name has at most {longest} bytes here; choose a shorter one")
+    most = os.pathconf(there, "PC_PATH_MAX") - OF_FILES
+    if len(os.fsencode(folder.absolute())) > most:
+        raise ConfigError(f"--out {folder}: its path may have {most:,} bytes here; choose a shorter one")
     try:
         str(folder).encode()
     except UnicodeEncodeError:  # TensorBoard could not write there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from .config import Config, ConfigError
 
 RECIPE = "recipe"
+SCORED = "eval_every"
 OF_THE_MOMENT = {"resume", "overwrite"}
 """Said when a run is started, not kept."""
 FLAGS = {f.name: f.default is True for f in fields(Config) if "action" in f.metadata["argument"]}
@@ -73,12 +75,18 @@ def _words(path: Path, name: object, value: object) -> list[str]:
 
 
 def text(config: Config) -> str:
-    """All settings that decide a run's result, as a file that ``words`` reads."""
-    return text_of(config.settings())
+    """All settings that decide a run's result, and when it is scored, as a file that ``words`` reads."""
+    return _dumped(config.settings() | {SCORED: config.eval_every})
 
 
-def text_of(settings: dict[str, Any]) -> str:
-    """The same of the settings that a run has stored."""
+def is_of(content: str, settings: dict[str, Any]) -> bool:
+    """Whether a run that has stored these settings has written that; it may change when it is scored."""
+    its = _dumped(settings)
+    rest = content.removeprefix(its)
+    return content.startswith(its) and re.fullmatch(rf"({SCORED}: \d+\n)?", rest) is not None
+
+
+def _dumped(settings: dict[str, Any]) -> str:
     given = {name: value for name, value in settings.items() if value is not None}
     dumped: str = yaml.dump(given, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return dumped

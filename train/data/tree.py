@@ -163,27 +163,35 @@ _NO_IMAGES = "files that Pillow does not decode here"
 
 
 def would_read(root: Path, place: Path) -> bool:
-    """Whether images in the folder ``place``, which need not be there, would be images of a class of ``root``.
-
-    Of the links that would lead there, those in ``root`` itself are looked at.
-    """
+    """Whether images in the folder ``place``, which need not be there, would be images of a class of ``root``."""
     place, root = place.resolve(), root.resolve()
     if place != root and place.is_relative_to(root):
         return not any(map(hidden, place.relative_to(root).parts))
     return any(
         place.is_relative_to(linked) and not any(map(hidden, place.relative_to(linked).parts))
-        for linked in _linked_classes(root)
+        for linked in _linked(root)
     )
 
 
-def _linked_classes(root: Path) -> list[Path]:
-    """The folders that links in ``root`` lead to; none if it cannot be read, which is told when it is."""
-    try:
-        with os.scandir(root) as entries:
-            links = [entry for entry in entries if entry.is_symlink() and not hidden(entry.name)]
-    except OSError:
-        return []
-    return [Path(os.path.realpath(entry.path)) for entry in links if _is_folder(entry)]
+def _linked(root: Path) -> Iterator[Path]:
+    """The real folders that links below ``root`` lead to. What cannot be read is left out: that is told when the data
+    are loaded."""
+    waiting = [os.fspath(root)]
+    seen = set(waiting)
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as found:
+                folders = [entry for entry in found if not hidden(entry.name) and _is_folder(entry)]
+        except OSError:
+            continue
+        for entry in folders:
+            real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+            if real in seen:
+                continue
+            seen.add(real)
+            waiting.append(real)
+            if entry.is_symlink():
+                yield Path(real)
 
 
 def hidden(name: str) -> bool:
