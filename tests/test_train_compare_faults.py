@@ -22,6 +22,8 @@ from train.data import DataError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+RESULT = '{"config": {}, "failure": null, "seconds": 1, "scores": %s, "drift": [%s]}'
+
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +84,10 @@ def test_a_study_does_not_go_on_with_other_data(
         ("[]", "it is not a dictionary but of type list"),
         ("{}", "config is missing"),
         ('{"config": {}, "scores": 1}', "scores is of type int"),
+        (RESULT % ("{}", ""), "recall@1 is missing"),
+        (RESULT % ('{"recall@1": 1, "map@r": "x"}', ""), "map@r is of type str"),
+        (RESULT % ("null", "1"), "drift is not a dictionary but of type int"),
+        (RESULT % ("null", '{"step": 1}'), "age is missing"),
     ],
 )
 def test_a_damaged_result_is_named(content: str, why: str, tmp_path: Path) -> None:
@@ -136,7 +142,7 @@ def test_a_checkpoint_that_is_a_folder_is_named(here: None, tmp_path: Path) -> N
     base = replace(small_plan().base, data=coloured(tmp_path / "images", 16), image_size=16)
     run = small_plan(base=base).run(VALIDATION, "xbm", 0)
     (tmp_path / "runs" / run.name / checkpoint.CHECKPOINT).mkdir(parents=True)
-    with pytest.raises(ConfigError, match=rf"{run.name}: cannot read checkpoint.pt \(Is a directory\); delete it"):
+    with pytest.raises(ConfigError, match=rf"{run.name}: cannot read checkpoint.pt \(not a file\); delete it"):
         work._do(work.Workshop(tmp_path / "runs", 1, 1, "cpu"), run)
 
 

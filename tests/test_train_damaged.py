@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import miniatures
 import pytest
 from tiny_runs import make_tiny, settings
 
-from train import checkpoint, loop, run
+from train import checkpoint, loop, report, run
 from train.config import Config, ConfigError
+from train.trained import Trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,6 +63,18 @@ def unfinished(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (lambda state: state["criterion"]["head"].fill_(999) and state, "Error.* for CrossBatchMemory: head .*"),
         (lambda state: state["criterion"].pop("bank_steps").sum() >= 0 and state, "Error.* bank_steps: missing .*"),
         (lambda state: state | {"drift": {}}, "there is no 'probes' in it"),
+        (lambda state: state | {"recent_losses": ["a"]}, "recent_losses is of type str"),
+        (lambda state: state | {"bad_steps": "a"}, "bad_steps is of type str"),
+        (lambda state: state["history"]["loss"].append({}) or state, "step is missing"),
+        (
+            lambda state: state["history"]["evaluation"].append({"step": 1, "seconds": 0}) or state,
+            "recall@1 is missing",
+        ),
+        (lambda state: state["history"]["memory"].append({"step": 1, "gain": ""}) or state, "gain is of type str"),
+        (lambda state: state["history"]["drift"].append({"step": 1, "age": 1}) or state, "uncorrected is missing"),
+        (lambda state: state | {"before": {"frozen": {}, "untrained_head": {}}}, "recall@1 is missing"),
+        (lambda state: state["before"].pop("frozen") and state, "frozen is missing"),
+        (lambda state: state["optimizer"]["state"].clear() or state, "the optimizer's state is missing"),
     ],
 )
 def test_a_checkpoint_that_is_not_one_of_a_run_is_refused(
@@ -71,6 +85,38 @@ def test_a_checkpoint_that_is_not_one_of_a_run_is_refused(
         ConfigError, match=rf"--out {tmp_path}: cannot read checkpoint.pt \({why}\); --overwrite starts"
     ):
         run.run(settings(shapes, tmp_path, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda state: state["history"].pop("validation") and state, "validation is missing"),
+        (lambda state: state["history"].update(validation="") or state, "validation is of type str"),
+        (lambda state: state["before"].pop("validation") and state, "validation is missing"),
+        (lambda state: state["best"]["scores"].pop("map@r") and state, "map@r is missing"),
+    ],
+)
+def test_a_checkpoint_without_scores_of_validation_is_refused(
+    change: Callable[[Any], Any], why: str, shapes: Path, tmp_path: Path, tiny: None
+) -> None:
+    config = settings(shapes, tmp_path, batch_size=4, eval_every=1, validation_share=0.5, resume=True)
+    with pytest.raises(loop.Interrupted):
+        run.run(config, asked_to_stop=miniatures.after(2))
+    stored = tmp_path / "checkpoint.pt"
+    checkpoint.save(stored, change(checkpoint.load(stored)))
+    with pytest.raises(ConfigError, match=rf"cannot read checkpoint.pt \({why}\); --overwrite starts"):
+        run.run(config)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "metrics.json", "config.yaml", "log.csv"])
+def test_a_pipe_is_not_waited_for(name: str, shapes: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ConfigError, match=f"{name} in it is a pipe or a device, which no run"):
+        run.run(settings(shapes, tmp_path, resume=True))
+    if name in ("checkpoint.pt", "metrics.json"):
+        for read in (lambda: Trained(tmp_path), lambda: report.write(tmp_path, tmp_path / "x.html")):
+            with pytest.raises(ConfigError, match=f"RUN {tmp_path}: cannot read"):
+                read()
 
 
 def test_one_bit_of_a_checkpoint_that_is_wrong_is_noticed(unfinished: Path, shapes: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from .config import Config, ConfigError
 from .data.fingerprint import Fingerprint, differences
 from .data.folder import EVENTS as EVENTS
+from .kinds import NUMBER, Kinds, require
 from .losses import PARAMETERS
 
 METRICS, CHECKPOINT, BEST, SETTINGS, LOG = "metrics.json", "checkpoint.pt", "best.pt", "config.yaml", "log.csv"
@@ -23,11 +24,9 @@ CURVES, NEIGHBOURS, REPORT = "curves.png", "neighbours.png", "report.html"
 EXPORTED = ("network.pt2", "network.safetensors", "network.json")
 """A program, weights, and what they take and give."""
 
-Kinds = dict[str, Any]
-"""What a dictionary must hold: by key a type, several, or the kinds of a dictionary in it."""
 FINGERPRINT: Kinds = dict.fromkeys(("summary", "class names", "labels", "image names", "images"), str)
 STATE: Kinds = {
-    "config": dict, "step": int, "seconds": (int, float), "recent_losses": list, "before": dict,
+    "config": dict, "step": int, "seconds": NUMBER, "recent_losses": list, "before": dict,
     "history": dict.fromkeys(("loss", "evaluation", "drift", "memory"), list),
     **dict.fromkeys(("model", "criterion", "optimizer", "scaler", "drift"), dict),
 }  # fmt: skip
@@ -62,14 +61,17 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path, otherwise: str = OVERWRITE, argument: str = "--out", kinds: Kinds = STATE) -> dict[str, Any]:
     """Read a checkpoint, or of ``kinds`` WEIGHTS, on the CPU; raises ConfigError as ``reading`` does."""
     with reading(path, otherwise, argument):
+        _require_file(path)
         with zipfile.ZipFile(path) as stored:  # torch.load does not look at checksums
             damaged = stored.testzip()
         if damaged is not None:
             raise ValueError(f"damaged: the checksum of {damaged} is wrong")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         # Not in all checkpoints:
-        later = {"data": FINGERPRINT, "start": START, "average": AVERAGE, "best": KEPT, "identity": str}
-        _require_kinds(state, kinds | {name: its for name, its in later.items() if name in state})
+        later = {
+            "data": FINGERPRINT, "start": START, "average": AVERAGE, "best": KEPT, "identity": str, "bad_steps": int
+        }  # fmt: skip
+        require(state, {**kinds, **{name: its for name, its in later.items() if name in state}})
         step, steps = state["step"], state["config"].get("steps")
         if isinstance(step, bool) or not isinstance(steps, int) or not 0 <= step <= steps:
             raise ValueError(f"step {step} of {steps}")
@@ -143,8 +145,9 @@ def read_json(
 ) -> dict[str, Any]:
     """The content of a file, in which there must be entries of these kinds; raises ConfigError as ``reading`` does."""
     with reading(path, otherwise, argument, given):
+        _require_file(path)
         content: dict[str, Any] = json.loads(path.read_text())
-        _require_kinds(content, kinds)
+        require(content, kinds)
         return content
 
 
@@ -175,17 +178,10 @@ def why(error: Exception) -> str:
     return error.strerror or first if isinstance(error, OSError) else first
 
 
-def _require_kinds(content: object, kinds: Kinds, name: str = "it") -> None:
-    """Raise ValueError unless this is a dictionary with entries of these kinds; it may have others."""
-    if not isinstance(content, dict):
-        raise ValueError(f"{name} is not a dictionary but of type {type(content).__name__}")
-    for key, kind in kinds.items():
-        if key not in content:
-            raise ValueError(f"{key} is missing")
-        if isinstance(kind, dict):
-            _require_kinds(content[key], kind, key)
-        elif not isinstance(content[key], kind):
-            raise ValueError(f"{key} is of type {type(content[key]).__name__}")
+def _require_file(path: Path) -> None:
+    """Raise ValueError for a pipe, which would be waited for."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError("not a file")
 
 
 def require_same(

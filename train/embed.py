@@ -16,10 +16,11 @@ from . import checkpoint, terminal
 from .about import file_path, folder_path
 from .config import ConfigError
 from .data import DataError, folder, images
+from .kinds import Kinds
 from .program import called
 from .trained import Trained, add_weights_of
 
-ABOUT: checkpoint.Kinds = {"run": str, "step": int, "network": str, "folder": str, "paths": list, "bytes": list}
+ABOUT: Kinds = {"run": str, "step": int, "network": str, "folder": str, "paths": list, "bytes": list}
 AGAIN = "write them with the command embed"
 
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
-from . import logs
+from . import logs, scoring
 from .config import Config
 from .data import Dataset
 from .drift import Staleness
 from .evaluate import Scores
+from .kinds import NUMBER, Each, Kinds, Numbers
 from .loading import Rates
 from .logs import Logs
 from .scoring import TEST, VALIDATION
@@ -32,8 +33,8 @@ class Journal:
     def __init__(self, config: Config, data: Dataset, stats: Sequence[str]) -> None:
         """``stats`` are the names of what is noted of the memory."""
         self.config, self.data, self.stats = config, data, tuple(stats)
-        validated = [] if data.validation is None else [HISTORY[VALIDATION]]
-        names = ("loss", "evaluation", "drift", "memory", *validated)
+        self.scored, self.validated = scoring.names(data), data.validation is not None
+        names = ("loss", "evaluation", "drift", "memory", *[HISTORY[VALIDATION]] * self.validated)
         self.history: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         self.recent_losses: list[float] = []
         self.identity = uuid4().hex[:8]
@@ -52,16 +53,35 @@ class Journal:
         if "identity" in state:
             self.identity, self.is_identified = state["identity"], True
 
+    def kinds(self, state: dict[str, Any]) -> Kinds:
+        """What a checkpoint of this run holds of steps and scores, where it has begun to have some."""
+        point = Each(Numbers("step", "seconds", *self.scored))
+        points = {
+            "loss": Each(Numbers("step", "loss")),
+            "evaluation": point,
+            "drift": Each(Numbers("step", "age", *DRIFT)),
+            "memory": Each(Numbers("step")),
+            HISTORY[VALIDATION]: point,
+        }
+        untrained = dict.fromkeys(("frozen", "untrained_head"), Numbers(*self.scored))
+        before = (untrained if self.data.tested else {}) | ({VALIDATION: untrained} if self.validated else {})
+        best = state.get("best", {}).get("step") is not None
+        return {
+            "recent_losses": Each(NUMBER),
+            "history": {name: points[name] for name in self.history},
+            "before": before if state["before"] else {},
+            **({"best": {"scores": Numbers(*self.scored)}} if best else {}),
+        }
+
     def begin(self, done: int, *, silent: bool) -> None:
         """Begin the logs after so many steps, if not ``silent``; like the others raises ConfigError if that fails."""
         if not silent:
             self.logs = logs.begin(self.config, self._columns(), done, self.identity)
 
     def _columns(self) -> list[str]:
-        scores = [*(f"recall@{k}" for k in self.data.recalls), "map@r"]
-        validated = self.data.validation is not None
-        parts = [TEST] * self.data.tested + [VALIDATION] * validated
-        chosen = ["step", *scores] if validated and self.data.tested else []
+        scores = self.scored
+        parts = [TEST] * self.data.tested + [VALIDATION] * self.validated
+        chosen = ["step", *scores] if self.validated and self.data.tested else []
         return [
             "seconds", *(f"train/{name}" for name in ("loss", "lr", *SPEEDS)),
             *(f"drift/{name}" for name in DRIFT), *(f"memory/{name}" for name in self.stats),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, compiling, features, heap, loading, terminal
+from . import checkpoint, compiling, features, heap, kinds, loading, terminal
 from .augment import TrainingBatches, evaluation_view, training_view
 from .averaged import Averaged
 from .best import Best
@@ -100,9 +100,10 @@ class Trainer:
         return self.journal.history
 
     @property
-    def _optional(self) -> list[str]:
-        """Parts that only some runs have."""
-        return [name for name in ("best", "average", "oracle") if getattr(self, name) is not None]
+    def _parts(self) -> list[str]:
+        """Those with a state; some runs lack the last three."""
+        names = ("model", "criterion", "optimizer", "scaler", "drift", "best", "average", "oracle")
+        return [name for name in names if getattr(self, name) is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings, lists and dicts only."""
@@ -114,22 +115,20 @@ class Trainer:
             "seconds": self.seconds,
             "before": self.before,
             **self.journal.state_dict(),
-            "model": self.model.state_dict(),
             "start": self.model.start(),
-            "criterion": self.criterion.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),  # empty except with float16
-            "drift": self.drift.state_dict(),
-            **{name: getattr(self, name).state_dict() for name in self._optional},
+            **{name: getattr(self, name).state_dict() for name in self._parts},  # the scaler has some in float16 only
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint was written."""
+        """Go on where a checkpoint was written; raises ValueError and the like if it is not one of such a run."""
+        kinds.require(state, self.journal.kinds(state))
         self.step, self.seconds, self.before = state["step"], state["seconds"], state["before"]
         self.bad_steps = state.get("bad_steps", 0)  # older checkpoints lack it
         self.journal.load_state_dict(state)
-        for name in ("model", "criterion", "optimizer", "scaler", "drift", *self._optional):
+        for name in self._parts:
             getattr(self, name).load_state_dict(state[name])
+        if self.step > self.bad_steps and not self.scaler.is_enabled() and not self.optimizer.state:
+            raise ValueError("the optimizer's state is missing")
 
     def save(self) -> None:
         """Write the checkpoint. Nothing in it is of one process, so that any number of them can go on."""

@@ -36,8 +36,9 @@ def look(config: Config) -> Found:
     folder = config.folder  # asked through os.path: Path.exists raises where a folder may not be entered
     check_place(config, folder)
     for name in (*REPLACED, EVENTS):
-        if os.path.exists(folder / name) and os.path.isdir(folder / name) != (name == EVENTS):
-            kind = "a file" if name == EVENTS else "a folder"
+        is_file, is_folder = os.path.isfile(folder / name), os.path.isdir(folder / name)
+        if os.path.exists(folder / name) and not (is_folder if name == EVENTS else is_file):
+            kind = "a file" if is_file else "a folder" if is_folder else "a pipe or a device"
             raise ConfigError(f"--out {folder}: {name} in it is {kind}, which no run makes: move it, or choose another")
     finished, started = folder / METRICS, folder / CHECKPOINT
     if os.path.exists(finished) and not config.overwrite:

@@ -22,6 +22,11 @@ def tested_on(settings: dict[str, Any]) -> str:
     return "test images" if settings.get("test_of") == split.IMAGES else "test classes"
 
 
+def names(data: Dataset) -> list[str]:
+    """Of the scores of every part."""
+    return [*(f"recall@{k}" for k in data.recalls), "map@r"]
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says what to change."""
 

@@ -30,16 +30,18 @@ from ..augment import evaluation_view
 from ..config import Config, ConfigError
 from ..data import Dataset, validation
 from ..data.fingerprint import Fingerprint
+from ..kinds import NUMBER, Each, Kinds, Numbers, require
 from ..making import make_sampler
 from ..run import make_trainer
-from .plan import VALIDATION, Run
+from .plan import SCORE, VALIDATION, Run
 
 Result = dict[str, Any]
 """``scores`` (None: training broke down), ``failure``, ``drift`` and ``memory`` over time, ``seconds``, ``config``, and
 ``network``, with the weights that it began from, which older results lack."""
 
-RESULT: checkpoint.Kinds = {
-    "config": dict, "scores": (dict, type(None)), "failure": (str, type(None)), "drift": list, "seconds": (int, float),
+RESULT: Kinds = {
+    "config": dict, "scores": (dict, type(None)), "failure": (str, type(None)), "seconds": NUMBER,
+    "drift": Each(Numbers("step", "age")),
 }  # fmt: skip
 DELETE = "delete it"
 DATA = "data.json"
@@ -84,6 +86,9 @@ def read(workshop: Workshop, run: Run) -> Result | None:
     if not path.exists():
         return None
     result = checkpoint.read_json(path, RESULT, DELETE)
+    with checkpoint.reading(path, DELETE):
+        if result["scores"] is not None:
+            require(result["scores"], Numbers("recall@1", SCORE))
     checkpoint.require_same(run.config, path, result["config"], "a run", DELETE)
     return result
 
