@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import checkpoint, terminal
+from . import checkpoint, outputs, terminal
 from .about import file_path, folder_path
 from .config import ConfigError
 from .data import DataError, folder, images
@@ -21,6 +21,8 @@ from .program import called
 from .trained import Trained, add_weights_of
 
 ABOUT: Kinds = {"run": str, "step": int, "network": str, "folder": str, "paths": list, "bytes": list}
+OWN: Kinds = {"run": str, "paths": list}
+"""Of every version."""
 AGAIN = "write them with the command embed"
 
 
@@ -77,9 +79,11 @@ def embed(
     """Write ``out``.npy, float32 [N, D], and ``out``.json with the N paths below ``pictures``; returns N and D.
 
     Raises:
-        ConfigError: there is no such run, or it cannot be written.
+        ConfigError: there is no such run, or it cannot be written; or it would replace what is not of this command.
         DataError: there are no pictures, or some cannot be read.
     """
+    array, names = _places(out)
+    outputs.require_own(out, (array, names), names, OWN, "embed")
     trained = Trained(run, weights_of)
     files = folder.pictures(pictures)
     about = {
@@ -90,7 +94,6 @@ def embed(
         **_listing(files, pictures),
     }
     rows = of_pictures(trained, files, device, workers)
-    array, names = _places(out)
 
     def write(path: Path) -> None:  # neither of the two without the other, if there is no room
         path.write_text(checkpoint.json_text(about))

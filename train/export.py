@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from . import augment, checkpoint, terminal
+from . import augment, checkpoint, outputs, terminal
 from .about import folder_path
 from .config import ConfigError
 from .program import called
@@ -50,8 +50,11 @@ def export(run: Path, out: Path, weights_of: str | None = None) -> None:
     ``image_size`` of either side.
 
     Raises:
-        ConfigError: there is no such run, torch cannot export its network, or the folder cannot be written.
+        ConfigError: there is no such run, torch cannot export its network, or the folder cannot be written; or that
+            would replace what is not of this command.
     """
+    files = [out / name for name in checkpoint.EXPORTED]
+    outputs.require_own(out, files, out / ABOUT, {"input": str, "output": str, "run": str}, "export")
     trained = Trained(run, weights_of)
     settings = trained.settings
     network = trained.digest()

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint, losses, page, results, terminal
+from . import checkpoint, losses, outputs, page, results, terminal
 from .about import file_path, folder_path
 from .config import Config, ConfigError
 from .program import called
@@ -41,9 +41,11 @@ def write(run: Path, out: Path) -> None:
     """Write the page.
 
     Raises:
-        ConfigError: there is no such run, or it is not finished; or the page cannot be written.
+        ConfigError: there is no such run, or it is not finished; or the page cannot be written, or would replace
+            what is no page.
     """
     require_finished(run)
+    outputs.require_page(out)
     metrics = checkpoint.read_metrics(run, NO_RUN, "RUN")
     with checkpoint.reading(run / checkpoint.METRICS, NO_RUN, "RUN"):
         values = _values(metrics)

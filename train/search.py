@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import checkpoint, embed, evaluate, page, terminal
+from . import checkpoint, embed, evaluate, outputs, page, terminal
 from .about import file_path
 from .config import ConfigError
 from .data import DataError, folder, images
@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=file_path, default=Path("search.html"), help="the page (default: %(default)s)")
     given = parser.parse_args(arguments)
     try:
+        outputs.require_page(given.out)
         trained = Trained(given.run, given.weights_of)
         _check_queries(given.queries)
         if given.embeddings is None:

@@ -1,0 +1,79 @@
+"""A command replaces what it has written itself, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from train import embed, export, report, search
+
+PICTURE = "corners-03/red.png"
+
+
+@pytest.fixture
+def here(trained: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a copy of a run and of pictures: run, pictures."""
+    shutil.copytree(shapes, tmp_path / "pictures")
+    shutil.copytree(trained, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
+    "embed": (embed.main, ["run", "pictures"]),
+    "search": (search.main, ["run", "pictures", f"pictures/{PICTURE}"]),
+    "report": (report.main, ["run"]),
+    "export": (export.main, ["run"]),
+}
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("command", "out", "said"),
+    [
+        ("embed", "run/metrics", "would replace metrics.json, which the command embed has not written: move it, or"),
+        ("embed", "mine", "would replace mine.npy, which the command embed has not written"),
+        ("embed", "both", "would replace both.npy and both.json, which the command embed has not written"),
+        ("search", f"pictures/{PICTURE}", "is there and is no page of HTML: move it, or choose another"),
+        ("search", "run/checkpoint.pt", "is there and is no page of HTML"),
+        ("report", "run/metrics.json", "is there and is no page of HTML"),
+        ("export", "others", "would replace network.json, which the command export has not written"),
+    ],
+)
+def test_what_is_not_its_own_stays(
+    command: str, out: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "others").mkdir()
+    for name in ("mine.npy", "both.npy", "both.json", "others/network.json"):
+        (here / name).write_text('{"mine": 1}')
+    before = contents(here)
+    main, words = COMMANDS[command]
+    assert main([*words, "--out", out]) == 2
+    assert f"--out {out}: {said}" in capsys.readouterr().err
+    assert contents(here) == before
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_its_own_is_replaced(command: str, here: Path) -> None:
+    main, words = COMMANDS[command]
+    (here / "empty").touch()  # as mktemp makes it
+    out = {"embed": "rows", "export": "exported"}.get(command, "empty")
+    assert main([*words, "--out", out]) == 0
+    first = {path for path in here.rglob("*") if path.is_file()}
+    assert main([*words, "--out", out]) == 0
+    assert {path for path in here.rglob("*") if path.is_file()} == first
+
+
+def test_embeddings_of_another_version_are_replaced(here: Path) -> None:
+    assert embed.main(["run", "pictures", "--out", "rows"]) == 0
+    about = json.loads((here / "rows.json").read_text())
+    (here / "rows.json").write_text(json.dumps({name: about[name] for name in ("run", "step", "folder", "paths")}))
+    assert embed.main(["run", "pictures", "--out", "rows"]) == 0
+    assert json.loads((here / "rows.json").read_text()) == about
