@@ -33,7 +33,8 @@ def final(path: Path, findings: Findings) -> None:
     tested = findings.tested()
     rows = {"own": "each at its own\nlearning rate", "common": f"all at learning\nrate {findings.plan.base.lr:g}"}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12, 3.2 * len(tested)), layout="constrained")
+        width = max(12, 2 * len(findings.plan.methods))  # names beside one another have room
+        figure = Figure(figsize=(width, 3.2 * len(tested)), layout="constrained")
         grid = figure.subplots(len(tested), len(TITLES), squeeze=False, sharey="col")
         for row, (which, by_method) in zip(grid, tested.items(), strict=True):
             for axes, (name, title) in zip(row, TITLES.items(), strict=True):
