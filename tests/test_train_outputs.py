@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,30 @@ def test_what_is_its_own_is_replaced(command: str, here: Path) -> None:
     first = {path for path in here.rglob("*") if path.is_file()}
     assert main([*words, "--out", out]) == 0
     assert {path for path in here.rglob("*") if path.is_file()} == first
+
+
+@pytest.mark.parametrize("command", ["embed", "export"])
+def test_what_a_process_that_was_killed_has_left_is_replaced(
+    command: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never files of one network beside those of another."""
+    main, words = COMMANDS[command]
+    (here / "out").mkdir()
+    words = [*words, "--out", "out" if command == "export" else "out/rows"]
+    replace, renamed = os.replace, []
+
+    def rename(source: str, target: Path) -> None:
+        if renamed:
+            raise KeyboardInterrupt
+        replace(source, target)
+        renamed.append(target)
+
+    for _ in range(2):  # the second time over whole ones
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(os, "replace", rename)
+            main(words)
+        assert list((here / "out").iterdir()) == [here / renamed.pop()]
+        assert main(words) == 0
 
 
 def test_embeddings_of_another_version_are_replaced(here: Path) -> None:

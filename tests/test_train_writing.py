@@ -104,6 +104,10 @@ def test_nor_where_a_link_below_a_class_leads(link: str, shapes: Path, tmp_path:
     (images / link).unlink()
     (images / "corners-03/.hidden").symlink_to(other / "kept")
     assert not tree.would_read(images, other / "kept")
+    (images / ".store").mkdir()
+    assert not tree.would_read(images, images / ".store" / "run")
+    (images / link).symlink_to(images / ".store")
+    assert tree.would_read(images, images / ".store" / "run")
 
 
 @pytest.fixture

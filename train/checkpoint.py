@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,13 +109,34 @@ def write_whole(path: Path, write: Callable[[Path], object], temporary: Path | N
     Raises:
         ConfigError: it cannot be written.
     """
-    temporary = temporary or path.with_name(f".{path.name}-{os.getpid()}.tmp")  # several processes may write one file
-    with writing(path):
-        try:
-            write(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    write_together({path: write}, {} if temporary is None else {path: temporary})
+
+
+def write_together(
+    files: Mapping[Path, Callable[[Path], object]], temporary: Mapping[Path, Path] | None = None
+) -> None:
+    """The same of several: none is renamed before all are written. A process that is killed in between leaves the old
+    ones, or the first alone.
+
+    Raises:
+        ConfigError: one cannot be written.
+    """
+    # Several processes may write one file.
+    named = {path: path.with_name(f".{path.name}-{os.getpid()}.tmp") for path in files} | dict(temporary or {})
+    _, *others = files
+    try:
+        for path, write in files.items():
+            with writing(path):
+                write(named[path])
+        for path in others:
+            with writing(path):
+                path.unlink(missing_ok=True)
+        for path in files:
+            with writing(path):
+                os.replace(named[path], path)
+    finally:
+        for path in named.values():
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

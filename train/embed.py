@@ -95,11 +95,9 @@ def embed(
     }
     rows = of_pictures(trained, files, device, workers)
 
-    def write(path: Path) -> None:  # neither of the two without the other, if there is no room
-        path.write_text(checkpoint.json_text(about))
-        checkpoint.write_whole(array, lambda path: _save(path, rows))
-
-    checkpoint.write_whole(names, write)
+    checkpoint.write_together(
+        {names: lambda path: path.write_text(checkpoint.json_text(about)), array: lambda path: _save(path, rows)}
+    )
     return len(rows), rows.shape[1]
 
 

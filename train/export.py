@@ -68,7 +68,6 @@ def export(run: Path, out: Path, weights_of: str | None = None) -> None:
         raise ConfigError(f"RUN {run}: {reason}") from error
     with checkpoint.writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_whole(out / PROGRAM, lambda path: _save(path, program))
     # Copies: some networks use a tensor in two places.
     weights = {name: tensor.clone().contiguous() for name, tensor in trained.network.state_dict().items()}
     about = {
@@ -85,8 +84,13 @@ def export(run: Path, out: Path, weights_of: str | None = None) -> None:
         "settings": settings.settings(),
     }
     metadata = {name: json.dumps(value) for name, value in about.items()}
-    checkpoint.write_whole(out / WEIGHTS, lambda path: path.write_bytes(save(weights, metadata)))
-    checkpoint.write_json(out / ABOUT, about)
+    checkpoint.write_together(
+        {
+            out / ABOUT: lambda path: path.write_text(checkpoint.json_text(about)),
+            out / PROGRAM: lambda path: _save(path, program),
+            out / WEIGHTS: lambda path: path.write_bytes(save(weights, metadata)),
+        }
+    )
 
 
 def _save(path: Path, program: torch.export.ExportedProgram) -> None:

@@ -165,12 +165,11 @@ _NO_IMAGES = "files that Pillow does not decode here"
 def would_read(root: Path, place: Path) -> bool:
     """Whether images in the folder ``place``, which need not be there, would be images of a class of ``root``."""
     place, root = place.resolve(), root.resolve()
-    if place != root and place.is_relative_to(root):
-        return not any(map(hidden, place.relative_to(root).parts))
-    return any(
-        place.is_relative_to(linked) and not any(map(hidden, place.relative_to(linked).parts))
-        for linked in _linked(root)
-    )
+
+    def shows(folder: Path) -> bool:
+        return place.is_relative_to(folder) and not any(map(hidden, place.relative_to(folder).parts))
+
+    return (place != root and shows(root)) or any(map(shows, _linked(root)))
 
 
 def _linked(root: Path) -> Iterator[Path]:
