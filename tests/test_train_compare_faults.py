@@ -88,6 +88,9 @@ def test_a_study_does_not_go_on_with_other_data(
         (RESULT % ('{"recall@1": 1, "map@r": "x"}', ""), "map@r is of type str"),
         (RESULT % ("null", "1"), "drift is not a dictionary but of type int"),
         (RESULT % ("null", '{"step": 1}'), "age is missing"),
+        (RESULT % ('{"recall@1": 1, "map@r": 1, "recall@x": 1}', ""), "recall@x is no score"),
+        (RESULT % (f'{{"recall@1": {10**400}, "map@r": 1}}', ""), "recall@1 is a number of 1329 bits"),
+        ((RESULT % ("null", "")).replace("{", '{"network": 1, ', 1), "network is of type int"),
     ],
 )
 def test_a_damaged_result_is_named(content: str, why: str, tmp_path: Path) -> None:
@@ -95,6 +98,15 @@ def test_a_damaged_result_is_named(content: str, why: str, tmp_path: Path) -> No
     workshop.path(run).write_text(content)
     with pytest.raises(ConfigError, match=rf"cannot read {workshop.path(run).name} \({why}\); delete it"):
         work.read(workshop, run)
+
+
+def test_results_with_other_scores_than_others_are_named(tmp_path: Path) -> None:
+    workshop = work.Workshop(tmp_path, 1, 1, "cpu")
+    scores = {"recall@1": 1.0, "recall@10": 2.0, "map@r": 3.0}
+    whole, without = {"scores": scores}, {"scores": {name: scores[name] for name in ("recall@1", "map@r")}}
+    work._require_same_scores(workshop, {"a": whole, "b": {"scores": None}, "c": whole})
+    with pytest.raises(ConfigError, match=r"b.json has no recall@10, which others have; delete it"):
+        work._require_same_scores(workshop, {"a": whole, "b": without})
 
 
 @pytest.mark.parametrize(

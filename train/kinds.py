@@ -45,3 +45,5 @@ def require(content: object, kinds: Any, name: str = "it") -> None:
             require(content[key], kind, str(key))
     elif not isinstance(content, kinds):
         raise ValueError(f"{name} is of type {type(content).__name__}")
+    elif isinstance(content, int) and content.bit_length() > 63:
+        raise ValueError(f"{name} is a number of {content.bit_length()} bits")

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -87,10 +88,26 @@ def read(workshop: Workshop, run: Run) -> Result | None:
         return None
     result = checkpoint.read_json(path, RESULT, DELETE)
     with checkpoint.reading(path, DELETE):
+        require(result, {"network": str} if "network" in result else {})
         if result["scores"] is not None:
             require(result["scores"], Numbers("recall@1", SCORE))
+            unknown = [name for name in result["scores"] if not re.fullmatch(rf"{SCORE}|recall@\d{{1,9}}", name)]
+            if unknown:
+                raise ValueError(f"{unknown[0]} is no score")
     checkpoint.require_same(run.config, path, result["config"], "a run", DELETE)
     return result
+
+
+def _require_same_scores(workshop: Workshop, results: Mapping[str, Result]) -> None:
+    """Raise ConfigError if some results lack scores that others have."""
+    names = {name: result["scores"].keys() for name, result in results.items() if result["scores"]}
+    every = set().union(*names.values())
+    lacking = {name: every - its for name, its in names.items() if every - its}
+    if lacking:
+        name, missing = next(iter(lacking.items()))
+        raise ConfigError(
+            f"--out {workshop.folder}: {name}.json has no {', '.join(sorted(missing))}, which others have; {DELETE}"
+        )
 
 
 class Workers:
@@ -130,6 +147,7 @@ class Workers:
         """
         runs = list({run.name: run for run in runs}.values())
         results = {run.name: found for run in runs if (found := read(self.workshop, run)) is not None}
+        _require_same_scores(self.workshop, results)
         with checkpoint.writing(self.workshop.folder):
             self.workshop.folder.mkdir(parents=True, exist_ok=True)
         for name in results:  # of a run that was killed between its result and the end of its folder
