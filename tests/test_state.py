@@ -277,6 +277,7 @@ def test_functional_call_takes_no_state_of_another_shape(name):
         ("bank", lambda t: t.T.contiguous().T, ValueError, "contiguous"),
         ("scale", lambda t: torch.zeros(2 * D, dtype=t.dtype)[::2], ValueError, "contiguous"),
         ("bank", torch.Tensor.to_sparse, TypeError, "dense, got torch.float32, torch.sparse_coo"),
+        ("bank", torch._neg_view, ValueError, "the tensor of its own numbers"),
     ],
 )
 def test_state_is_replaced_by_nothing_that_a_step_does_not_take(name, change, error, message):

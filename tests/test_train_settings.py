@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import xbn_ext
-from train import losses, making, recipes, run
+from train import data, losses, making, recipes, run
 from train.arguments import parse
 from train.config import Config
 from train.cores import cores
@@ -158,6 +158,8 @@ def test_parameters_of_losses_say_in_help_which_losses_have_them(capsys: pytest.
     ("arguments", "message"),
     [
         ("--data folder:/nowhere", "--data folder:/nowhere: no such folder"),
+        *((f"--data {kind}:{{circle}}{below}", "--data " + kind) for kind in data.KINDS for below in ("", "/x")),
+        ("--out {circle}", "circle is a link that leads to nothing"),
         ("--data sop:/x --test-share 0", "error: --test-share 0: --data sop:/x has a split of its own, that of the"),
         ("--backbone resnet19", "--backbone resnet19: must be"),
         ("--device tpu7", "--device tpu7: "),
@@ -193,14 +195,15 @@ def test_parameters_of_losses_say_in_help_which_losses_have_them(capsys: pytest.
 def test_errors_come_before_any_work(
     arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = {name: tmp_path / name for name in ("file", "link", "new")}
+    places = {name: tmp_path / name for name in ("file", "link", "new", "circle")}
     places["file"].touch()
     places["link"].symlink_to("nothing")
+    places["circle"].symlink_to("circle")
     out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
     assert run.main(["--image-size", "32", *arguments.format(**places).split(), *out]) == 2
     error = capsys.readouterr().err
     assert error.startswith("python -m train: error: ") and message in error
-    assert set(tmp_path.iterdir()) == {places["file"], places["link"]}, "nothing was written"
+    assert set(tmp_path.iterdir()) == {places[name] for name in ("file", "link", "circle")}, "nothing was written"
 
 
 @pytest.mark.parametrize("name", recipes.NAMES)

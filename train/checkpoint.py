@@ -16,7 +16,7 @@ import torch
 from .config import Config, ConfigError
 from .data.fingerprint import Fingerprint, differences
 from .data.folder import EVENTS as EVENTS
-from .kinds import NUMBER, Kinds, require
+from .kinds import NUMBER, Each, Kinds, require
 from .losses import PARAMETERS
 
 METRICS, CHECKPOINT, BEST, SETTINGS, LOG = "metrics.json", "checkpoint.pt", "best.pt", "config.yaml", "log.csv"
@@ -28,7 +28,8 @@ FINGERPRINT: Kinds = dict.fromkeys(("summary", "class names", "labels", "image n
 STATE: Kinds = {
     "config": dict, "step": int, "seconds": NUMBER, "recent_losses": list, "before": dict,
     "history": dict.fromkeys(("loss", "evaluation", "drift", "memory"), list),
-    **dict.fromkeys(("model", "criterion", "optimizer", "scaler", "drift"), dict),
+    **dict.fromkeys(("model", "criterion", "optimizer", "scaler"), dict),
+    "drift": {"probes": Each({"step": int} | dict.fromkeys(("slots", "images", "stored"), torch.Tensor))},
 }  # fmt: skip
 WEIGHTS: Kinds = {name: STATE[name] for name in ("config", "step", "model")}
 """Of BEST: a part of STATE."""

@@ -83,6 +83,8 @@ class StatefulModule(nn.Module):
                 raise TypeError(f"{its} dense, got {checks.kind(value)}")
             if not value.is_contiguous():
                 raise ValueError(f"{its} contiguous")
+            if value.is_neg():  # a view whose numbers count as their negatives, which no op writes
+                raise ValueError(f"{its} the tensor of its own numbers: resolve_neg() it")
             for other, tensor in self.named_state():
                 if other != name and _shares_memory(value, tensor):
                     raise ValueError(f"{its} apart from {other}, with which it shares memory")

@@ -37,7 +37,8 @@ OF_EACH_MEMORY = ("update", "warmup_steps", "eps")
 
 
 class Together(NamedTuple):
-    """A `load_state_dict` of both memories, which are in step: if one refuses its state, so does the other."""
+    """A `load_state_dict` of both memories, which are in step: if one refuses its state, so does the other. They
+    take it when the second has looked at its own: a post hook of the first sees what was there before."""
 
     errors: list[str]
     """By which it is known."""

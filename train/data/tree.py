@@ -164,7 +164,7 @@ _NO_IMAGES = "files that Pillow does not decode here"
 
 def would_read(root: Path, place: Path) -> bool:
     """Whether images in the folder ``place``, which need not be there, would be images of a class of ``root``."""
-    place, root = place.resolve(), root.resolve()
+    place, root = (Path(os.path.realpath(path)) for path in (place, root))  # a circle of links: Path.resolve raises
 
     def shows(folder: Path) -> bool:
         return place.is_relative_to(folder) and not any(map(hidden, place.relative_to(folder).parts))
