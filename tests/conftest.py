@@ -244,3 +244,12 @@ def trained(shapes, tmp_path_factory):
     from miniatures import make_run
 
     return make_run(shapes, tmp_path_factory.mktemp("trained") / "run")
+
+
+@pytest.fixture
+def here(trained, shapes, tmp_path, monkeypatch):
+    """The current folder, with a copy of the run and of the pictures: run, pictures."""
+    shutil.copytree(shapes, tmp_path / "pictures")
+    shutil.copytree(trained, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,15 +12,6 @@ import pytest
 from train import embed, export, report, search
 
 PICTURE = "corners-03/red.png"
-
-
-@pytest.fixture
-def here(trained: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with a copy of a run and of pictures: run, pictures."""
-    shutil.copytree(shapes, tmp_path / "pictures")
-    shutil.copytree(trained, tmp_path / "run")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {

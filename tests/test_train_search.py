@@ -23,15 +23,6 @@ from train.data import images
 from train.trained import Trained
 
 
-@pytest.fixture
-def here(trained: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with a copy of the run and of the pictures: run, pictures."""
-    shutil.copytree(shapes, tmp_path / "pictures")
-    shutil.copytree(trained, tmp_path / "run")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def rows_of(out: str) -> list[list[str]]:
     """Query, rank, similarity and file of each line of the table; names have no spaces."""
     return [line.split() for line in out.splitlines()[1:-1]]
