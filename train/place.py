@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
@@ -151,7 +152,7 @@ def _read(path: Path) -> str:
 
 def _otherwise(folder: Path, what: str, *words: str) -> str:
     """What to do with a run of other settings, except for going elsewhere."""
-    own = " ".join(["--config", str(folder / SETTINGS), *words])
+    own = shlex.join(["--config", str(folder / SETTINGS), *words])
     return f"{what} with {own}, or --overwrite it" if os.path.exists(folder / SETTINGS) else "--overwrite it"
 
 
