@@ -37,7 +37,8 @@ def machine(workshop: Workshop) -> str:
     found = machine_of(torch.device(workshop.device))
     device = "CPU" if workshop.device == "cpu" else found["device"]
     versions = ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "torchvision", "faiss", "xbn_ext"))
-    return f"{device}, {workshop.jobs} run{'s' * (workshop.jobs > 1)} at a time, threads of each: {workshop.threads}; {versions}"
+    runs = f"{workshop.jobs} run{'s' * (workshop.jobs > 1)} at a time"
+    return f"{device}, {runs}, threads of each: {workshop.threads}; {versions}"
 
 
 def write(out: Path, findings: Findings) -> None:
