@@ -222,12 +222,12 @@ XBN_FORMULA RowResult finish(const LossSpec& loss, const RowSums (&sums)[kSlots]
       return r;
     }
     case LossKind::multi_similarity: {
-      const double push = -loss.b * loss.c, pull = loss.a * loss.c;
+      const double push = log_sum(first) - loss.b * loss.c, pull = log_sum(second) + loss.a * loss.c;
       r.positives = second.pairs;
       r.negatives = first.pairs;
-      r.value[0] = softplus(log_sum(first) + push) / loss.b + softplus(log_sum(second) + pull) / loss.a;
-      r.factor[0] = softplus_factor(first, push) / loss.b;
-      r.factor[1] = softplus_factor(second, pull) / loss.a;
+      r.value[0] = softplus(push) / loss.b + softplus(pull) / loss.a;
+      r.factor[0] = first.pairs == 0 ? 0 : sigmoid(push) / (loss.b * first.value);
+      r.factor[1] = second.pairs == 0 ? 0 : sigmoid(pull) / (loss.a * second.value);
       return r;
     }
     case LossKind::circle: {

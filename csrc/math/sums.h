@@ -31,11 +31,6 @@ XBN_FORMULA double log_sum(const RowSums& sums) {
   return sums.pairs == 0 ? -INFINITY : std::log(sums.value) + sums.shift;
 }
 
-// The factor of a slot of exponents in the derivative of log(1 + sum of e^(x + offset)).
-XBN_FORMULA double softplus_factor(const RowSums& sums, double offset) {
-  return sums.pairs == 0 ? 0.0 : 1.0 / (std::exp(-sums.shift - offset) + sums.value);
-}
-
 // Adds up the sums of two parts of the bank.
 XBN_FORMULA RowSums add(Formula formula, const RowSums& left, const RowSums& right) {
   const double pairs = left.pairs + right.pairs;

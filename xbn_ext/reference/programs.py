@@ -242,10 +242,9 @@ def finish(loss: PairLoss, sums: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
         case MultiSimilarity():
             count[0] = 1
             for k, a in enumerate((loss.beta, -loss.alpha)):
-                by, offset = abs(a), -a * loss.base
-                value[0] += softplus(log_sum(sums[k]) + offset) / by
-                largest = sums[k, :, 3] + offset
-                factor[k] = torch.where(sums[k, :, 2] == 0, 0, 1 / ((-largest).exp() + sums[k, :, 0]) / by)
+                x = log_sum(sums[k]) - a * loss.base
+                value[0] += softplus(x) / abs(a)
+                factor[k] = torch.where(sums[k, :, 2] == 0, 0, x.sigmoid() / (abs(a) * sums[k, :, 0]))
         case Circle():
             both = (positives > 0) & (negatives > 0)
             x = torch.where(both, log_sum(first) + log_sum(second), -torch.inf)
