@@ -223,7 +223,8 @@ class CrossBatchMemory(WithLoss, MemoryState):
 
         Args:
             embeddings: `[B, D]`, any floating dtype (16-bit ones are computed in float32), on the module's device.
-            labels: `[B]` integers, any values, but not uint64; with `no_class`, from -2^62 on.
+            labels: `[B]` integers, any values, but not uint64; with `no_class`, from -2^62 on (not checked: the host
+                would wait for it).
             indices_tuple: must be None; it is here for the argument order of pytorch-metric-learning.
             enqueue_mask: `[B]` bool. Rows marked True enter the memory and are not anchors; the others are
                 anchors and stay out (pytorch-metric-learning's meaning). None: every row is an anchor and is stored.
