@@ -7,7 +7,7 @@ from op_calls import ARGUMENTS, WRITING, written_by
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from xbn_ext import Contrastive, CrossBatchMemory, SupCon, ops
+from xbn_ext import Contrastive, CrossBatchMemory, SmoothAP, SupCon, ops
 
 B, D, M = 8, 16, 32
 REFUSED = "called during a backward pass, as activation checkpointing does"
@@ -41,6 +41,17 @@ def checkpointed(use_reentrant, compiled, backend="aot_eager", **options):
 def test_a_recomputed_criterion_raises(use_reentrant):
     with pytest.raises(RuntimeError, match=REFUSED):
         checkpointed(use_reentrant, compiled=None)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_loss_whose_backward_runs_in_forward_is_not_recomputed_there(use_reentrant):
+    """Else the step would end with the memory moved and nothing stored."""
+    criterion = CrossBatchMemory(SmoothAP(), D, M)
+    criterion(torch.randn(2 * B, D), torch.arange(2 * B) % 4)
+    value = checkpoint(criterion, torch.randn(B, D, requires_grad=True), labels(), use_reentrant=use_reentrant)
+    assert int(criterion.count) == 3 * B
+    with pytest.raises(RuntimeError, match=REFUSED):
+        value.backward()
 
 
 @pytest.mark.parametrize(

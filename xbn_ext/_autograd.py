@@ -40,6 +40,19 @@ def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     return torch.autocast(device_type, enabled=False) if known or _has_autocast(device_type) else nullcontext()
 
 
+def without_saved_tensors_hooks() -> AbstractContextManager[Any]:
+    """For a graph whose backward runs within the forward pass: hooks on what autograd saves are for the graphs of the
+    caller. Those of activation checkpointing would compute what it wraps a second time."""
+    hooks = torch._C._autograd
+    if not hooks._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]  # then none can be added
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
+
+
+def _itself(saved: Tensor) -> Tensor:
+    return saved
+
+
 def _has_autocast(device_type: str) -> bool:
     """Meta and some backends have none. torch.amp.is_autocast_available says yes of any backend that is not torch's."""
     try:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from .._autograd import needs_grad, with_gradient, without_autocast
+from .._autograd import needs_grad, with_gradient, without_autocast, without_saved_tensors_hooks
 from ..dtypes import compute_dtype
 from ..losses import CustomLoss, InChunks, OwnLoss, SelectPairs
 from ..plain import custom, in_chunks, select_pairs
@@ -45,7 +45,7 @@ def memory_loss(
     if told.count is not None:
         c.value("count", told.count, len(bank))
     need_grad = _needs_grad(loss, z)
-    with without_autocast(z.device.type), torch.no_grad():
+    with without_autocast(z.device.type), torch.no_grad(), without_saved_tensors_hooks():
         similarities = BankSimilarities(z.detach(), labels, bank.detach(), bank_labels, told)
         result = _runner(loss).over_bank(loss, similarities, need_grad)
     return _with_gradients(result, loss, z), result.pairs
@@ -58,7 +58,7 @@ def batch_loss(
 ) -> Tensor:  # fmt: skip
     """As `batch_loss`."""
     rows, need_grad = z.detach(), _needs_grad(loss, z)
-    with without_autocast(z.device.type), torch.no_grad():
+    with without_autocast(z.device.type), torch.no_grad(), without_saved_tensors_hooks():
         dots = rows @ rows.T
         c = Contract("batch_loss", dots)
         check_batch(c, dots, labels, ids, anchors, None)
