@@ -36,6 +36,9 @@ def contents(folder: Path) -> dict[Path, bytes]:
         ("search", "run/checkpoint.pt", "is there and is no page of HTML"),
         ("report", "run/metrics.json", "is there and is no page of HTML"),
         ("export", "others", "would replace network.json, which the command export has not written"),
+        ("embed", "y" * 251, "File name too long"),
+        ("search", "y" * 256, "File name too long"),
+        ("report", "y" * 256, "File name too long"),
     ],
 )
 def test_what_is_not_its_own_stays(
@@ -92,3 +95,15 @@ def test_embeddings_of_another_version_are_replaced(here: Path) -> None:
     (here / "rows.json").write_text(json.dumps({name: about[name] for name in ("run", "step", "folder", "paths")}))
     assert embed.main(["run", "pictures", "--out", "rows"]) == 0
     assert json.loads((here / "rows.json").read_text()) == about
+
+
+def test_a_name_may_be_as_long_as_the_system_takes(here: Path) -> None:
+    out = "y" * 255
+    assert report.main(["run", "--out", out]) == 0
+    assert (here / out).read_bytes().startswith(b"<!doctype html>")
+
+
+def test_what_a_name_holds_that_cannot_be_seen_is_escaped(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main(["run", "--out", "two\nlines.html"]) == 0
+    assert capsys.readouterr().out == "two\\nlines.html\n"
+    assert (here / "two\nlines.html").exists()

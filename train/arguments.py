@@ -12,6 +12,7 @@ from . import losses, place, recipes, settings_file
 from .about import file_path
 from .config import Config, ConfigError
 from .program import called
+from .terminal import printable
 
 DESCRIPTION = (
     "Train an image embedding against a cross-batch memory and say how good it became. '{program} COMMAND', with the "
@@ -73,7 +74,7 @@ def parse(arguments: Sequence[str] | None = None, *, allow_abbrev: bool = True) 
             place.require_kept(config, file)
         return config
     except ConfigError as error:
-        parser.error(str(error))
+        parser.error(printable(str(error)))
 
 
 def _with_file(parser: argparse.ArgumentParser, file: Path, arguments: Sequence[str]) -> list[str]:

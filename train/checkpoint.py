@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import terminal
 from .config import Config, ConfigError
 from .data.fingerprint import Fingerprint, differences
 from .data.folder import EVENTS as EVENTS
@@ -122,8 +122,9 @@ def write_together(
     Raises:
         ConfigError: one cannot be written.
     """
-    # Several processes may write one file.
-    named = {path: path.with_name(f".{path.name}-{os.getpid()}.tmp") for path in files} | dict(temporary or {})
+    # Several processes may write one file, and a name may be as long as the system takes.
+    named = {path: path.with_name(f".{path.name[:32]}-{os.getpid()}-{n}.tmp") for n, path in enumerate(files)}
+    named |= temporary or {}
     _, *others = files
     try:
         for path, write in files.items():
@@ -137,7 +138,8 @@ def write_together(
                 os.replace(named[path], path)
     finally:
         for path in named.values():
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # why it could not be written is what is said
+                path.unlink()
 
 
 @contextmanager
@@ -252,10 +254,9 @@ def require_same_data(
         otherwise: what to do except for restoring the data, or going elsewhere.
     """
     if stored is None:
-        print(
+        terminal.note(
             f"{place} holds {what} of an earlier version, which did not store what data it had: "
-            f"make sure that --data {spec} has not changed since",
-            file=sys.stderr,
+            f"make sure that --data {spec} has not changed since"
         )
         return
     different = differences(stored, now)

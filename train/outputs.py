@@ -12,13 +12,14 @@ from .kinds import Kinds
 
 
 def require_page(out: Path) -> None:
-    """Raise ConfigError if there is something at ``out`` that is no page of HTML."""
+    """Raise ConfigError if there is something at ``out`` that is no page of HTML, or if no file can be there."""
+    _require_possible(out, [out])
     if _holds_something(out) and not _begins_like_a_page(out):
         raise ConfigError(f"--out {out}: is there and is no page of HTML: move it, or choose another")
 
 
 def require_own(out: Path, files: Sequence[Path], about: Path, kinds: Kinds, command: str) -> None:
-    """Raise ConfigError if one of some files is there and the command has not written it.
+    """Raise ConfigError if one of some files is there and the command has not written it, or cannot be there.
 
     Args:
         out: what was given.
@@ -27,6 +28,7 @@ def require_own(out: Path, files: Sequence[Path], about: Path, kinds: Kinds, com
         kinds: what is in that.
         command: its name.
     """
+    _require_possible(out, files)
     there = [path for path in files if _holds_something(path)]
     try:
         if there:
@@ -35,6 +37,17 @@ def require_own(out: Path, files: Sequence[Path], about: Path, kinds: Kinds, com
         names = " and ".join(path.name for path in there)
         which = f"would replace {names}, which the command {command} has not written"
         raise ConfigError(f"--out {out}: {which}: move it, or choose another") from error
+
+
+def _require_possible(out: Path, files: Sequence[Path]) -> None:
+    """Raise ConfigError if the name or the path of a file is too long, or cannot be looked at."""
+    for path in files:
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ConfigError(f"--out {out}: {error.strerror}: choose another") from error
 
 
 def _holds_something(path: Path) -> bool:

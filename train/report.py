@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         write(given.run, out)
     except ConfigError as error:
         return terminal.refuse("report", error)
-    terminal.say(terminal.printable(str(out)))
+    terminal.say(out)
     return 0
 
 

@@ -109,11 +109,11 @@ def show(folder: Path) -> dict[str, Any]:
     """
     metrics = checkpoint.read_metrics(folder)
     with checkpoint.reading(folder / checkpoint.METRICS):
-        lines = [f"\n{metrics['not_tested']}"] if "not_tested" in metrics else []
+        lines = ["", metrics["not_tested"]] if "not_tested" in metrics else []
         for title, rows in tables(metrics).items():
             names = list(next(iter(rows.values())))
             width = max(24, *(len(row) + 2 for row in rows))
-            lines.append(f"\n{f'{title}, %':{width}}" + "".join(f"{name:>12}" for name in names))
+            lines += ["", f"{f'{title}, %':{width}}" + "".join(f"{name:>12}" for name in names)]
             lines += [
                 f"{row:{width}}" + "".join(f"{found[name]:12.1f}" for name in names) for row, found in rows.items()
             ]

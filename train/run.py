@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -49,7 +48,7 @@ def _main(config: Config, ranks: Ranks) -> int:
     except (ConfigError, data.DataError, loop.TrainingError, Elsewhere) as error:
         if isinstance(error, Elsewhere) and error.status == STOPPED:
             return _stopped(config, before)
-        print(f"{called()}: error: {error}", file=sys.stderr)
+        terminal.note(f"{called()}: error: {error}")
         return FAILED
     return 0
 
@@ -59,7 +58,7 @@ def _stopped(config: Config, before: lock.State) -> int:
     begun = checkpoint.begun(config.folder) and not (config.overwrite and lock.state(config.folder) == before)
     instead = " in place of --overwrite" * config.overwrite
     goes_on = f"; the same command with --resume{instead} continues from {config.folder}"
-    print("stopped" + goes_on * begun, file=sys.stderr)
+    terminal.note("stopped" + goes_on * begun)
     return STOPPED
 
 
@@ -172,7 +171,7 @@ def _load(config: Config) -> data.Dataset:
     by = dataset.credit
     if len(by) > CREDIT_SHOWN:
         by = (f"by {len(by)} makers; metrics.json will name them and their licences",)
-    terminal.say("\n  ".join((f"{dataset.name}, {dataset.summary()}", *by)))
+    terminal.say(f"{dataset.name}, {dataset.summary()}", *(f"  {each}" for each in by))
     return dataset
 
 

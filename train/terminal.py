@@ -27,10 +27,11 @@ def prepare() -> None:
 
 
 def say(*lines: object) -> None:
-    """Print, above the bar if there is one. Once the output is closed nothing is printed any more, and the run goes on:
-    Ctrl-C ends the ``tee`` behind it, too, and the run still has a checkpoint to write."""
+    """Print, above the bar if there is one. What cannot be seen, such as a line break in a name, is escaped. Once the
+    output is closed nothing is printed any more, and the run goes on: Ctrl-C ends the ``tee`` behind it, too, and the
+    run still has a checkpoint to write."""
     try:
-        tqdm.write("\n".join(map(str, lines)))
+        tqdm.write("\n".join(printable(str(line)) for line in lines))
         sys.stdout.flush()
     except OSError:
         _forget(sys.stdout)
@@ -88,9 +89,14 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+def note(line: str) -> None:
+    """Print beside the output, on standard error."""
+    print(printable(line), file=sys.stderr)
+
+
 def refuse(command: str, error: Exception) -> int:
     """Say in one line why a command ends; returns its exit status."""
-    print(f"{called(command)}: error: {printable(str(error).removeprefix('--data: '))}", file=sys.stderr)
+    note(f"{called(command)}: error: {str(error).removeprefix('--data: ')}")
     return FAILED
 
 

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     terminal.prepare()
     if ranks.expected() > 1:
         if ranks.is_first():
-            print(f"{called('compare')}: error: {NOT_SHARED}", file=sys.stderr)
+            terminal.note(f"{called('compare')}: error: {NOT_SHARED}")
         return FAILED
     out, plan, workshop = parse(arguments)
     command = f"{called('compare')} {shlex.join(arguments)}"
@@ -75,13 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seconds = time.monotonic() - started
             terminal.say(f"{len(findings.results)} runs, {seconds:.0f} s just now; the report is in {out}")
     except (ConfigError, DataError) as error:
-        print(f"{called('compare')}: error: {error}", file=sys.stderr)
+        terminal.note(f"{called('compare')}: error: {error}")
         return FAILED
     except WorkerLost as error:
-        print(f"{called('compare')}: error: {error}", file=sys.stderr)
+        terminal.note(f"{called('compare')}: error: {error}")
         return 1
     except (loop.Interrupted, KeyboardInterrupt):
-        print("stopped; the same command continues from here", file=sys.stderr)
+        terminal.note("stopped; the same command continues from here")
         return STOPPED
     return 0
 

@@ -9,13 +9,13 @@ challenge also has them detected.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from .. import terminal
 from . import benchmark, deepfashion2_index, images
 from .benchmark import Source
 from .dataset import Dataset
@@ -106,4 +106,4 @@ def _part(path: Path, garments: Sequence[Garment]) -> Part:
 
 
 def _note(text: str) -> None:
-    print(f"DeepFashion2, {text}", file=sys.stderr)
+    terminal.note(f"DeepFashion2, {text}")

@@ -9,13 +9,13 @@ import hashlib
 import json
 import math
 import os
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from tqdm import tqdm
 
+from .. import terminal
 from . import cache, images
 from .images import Box
 from .part import DataError
@@ -71,7 +71,7 @@ def read(folder: Path, cache_dir: Path | None) -> Index:
     try:
         stored = cache.read(path)
     except cache.CorruptCache as error:
-        print(f"the stored index is damaged and will be made again: {error}", file=sys.stderr)
+        terminal.note(f"the stored index is damaged and will be made again: {error}")
         stored = None
     if stored is not None and str(stored["state"]) == state:
         return _unpack(stored)
@@ -79,7 +79,7 @@ def read(folder: Path, cache_dir: Path | None) -> Index:
     try:
         cache.save(path, _pack(index, state))
     except OSError as error:
-        print(f"the index could not be stored and will be made again next time: {error}", file=sys.stderr)
+        terminal.note(f"the index could not be stored and will be made again next time: {error}")
     return index
 
 

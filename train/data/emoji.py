@@ -7,7 +7,6 @@ across styles. The sets come from npm as SVG, are drawn once at 64 x 64 on white
 from __future__ import annotations
 
 import hashlib
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import terminal
 from . import cache, emoji_names, iconify, npm, split, svg
 from .dataset import Dataset
 from .emoji_names import IconSet
@@ -83,7 +83,7 @@ def _cached(folder: Path, max_classes: int | None) -> cache.Arrays:
         try:
             arrays = cache.read(path)
         except cache.CorruptCache as error:
-            print(f"cached emoji are damaged and will be made again: {error}", file=sys.stderr)
+            terminal.note(f"cached emoji are damaged and will be made again: {error}")
             continue
         if arrays is not None:
             return arrays
@@ -91,13 +91,13 @@ def _cached(folder: Path, max_classes: int | None) -> cache.Arrays:
     try:
         cache.save(wanted, arrays)
     except OSError as error:
-        print(f"the emoji could not be cached and will be made again next time: {error}", file=sys.stderr)
+        terminal.note(f"the emoji could not be cached and will be made again next time: {error}")
     return arrays
 
 
 def _make(max_classes: int | None) -> cache.Arrays:
     """Fetch the packages, find out which icon draws which emoji, and draw those of the chosen classes."""
-    print(f"fetching {len(PACKAGES)} emoji sets from npm", file=sys.stderr)
+    terminal.note(f"fetching {len(PACKAGES)} emoji sets from npm")
     with tempfile.TemporaryDirectory(prefix="xbn-emoji-") as folder:
         specs = [f"@iconify-json/{vendor}@{version}" for vendor, version in PACKAGES.items()]
         files = [npm.read_json(tgz, ("icons", "chars", "info")) for tgz in npm.pack(specs, Path(folder))]

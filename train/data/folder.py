@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
+from .. import terminal
 from . import images, own, split
 from .dataset import Dataset
 from .formats import SUFFIXES
@@ -49,7 +49,7 @@ def load(path: Path, *, max_classes: int | None = None, test: Test = DEFAULT) ->
     few = [name for name in tree.classes if name not in set(usable)]
     if few:
         named = f"{len(few)} sub-folders with fewer than {MIN_IMAGES} images left out: {images.few(few)}"
-        print(f"{path}: {named}", file=sys.stderr)
+        terminal.note(f"{path}: {named}")
     chosen = split.choose(usable, max_classes)
     files = [(name, file) for name in chosen for file in tree.classes[name]]
     images.check_all(file for _, file in files)
@@ -94,7 +94,7 @@ def pictures(path: Path) -> list[Path]:
 def _tree(path: Path) -> Tree:
     tree = Tree(path)
     for note in tree.notes():
-        print(note, file=sys.stderr)
+        terminal.note(note)
     return tree
 
 
@@ -105,7 +105,7 @@ def _divided(path: Path) -> tuple[Path, Path] | None:
     if not tested_on or names - set(TESTED_ON) != {"train"}:
         return None
     if tested_on[1:]:
-        print(f"{path}: {' and '.join(tested_on[1:])} left out, {tested_on[0]} is tested on", file=sys.stderr)
+        terminal.note(f"{path}: {' and '.join(tested_on[1:])} left out, {tested_on[0]} is tested on")
     return path / "train", path / tested_on[0]
 
 

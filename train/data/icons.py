@@ -7,7 +7,6 @@ take part. Drawn once in grey, at 64 x 64 on white, they are kept in one file th
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import terminal
 from . import cache, icon_names, iconify, npm, parts, split, svg
 from .dataset import Dataset
 from .icon_names import Name
@@ -132,7 +132,7 @@ def _whole(path: Path) -> cache.Arrays | None:
         if arrays is not None:
             check(path.with_suffix(".npy"), str(arrays["sha256 of images"]))
     except cache.CorruptCache as error:
-        print(f"cached icons are damaged and will be made again: {error}", file=sys.stderr)
+        terminal.note(f"cached icons are damaged and will be made again: {error}")
         return None
     return arrays
 
@@ -140,7 +140,7 @@ def _whole(path: Path) -> cache.Arrays | None:
 def _make(folder: Path, path: Path, max_classes: int | None) -> cache.Arrays:
     """Fetch the package, find out which icon shows what, draw those of the chosen classes, and store all that."""
     tgz = npm.fetch(PACKAGE, INTEGRITY, folder)
-    print("reading icon sets", file=sys.stderr)
+    terminal.note("reading icon sets")
     survey = look(iconify.sets(tgz))
     titles, drawings = choose_drawings(survey, max_classes)
     images = path.with_suffix(".npy")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import terminal
 from .part import DataError
 
 TIMEOUT_SECONDS = 600
@@ -63,7 +64,7 @@ def fetch(spec: str, integrity: str, folder: Path) -> Path:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".npm-", dir=folder) as place:
-        print(f"fetching {spec} from npm", file=sys.stderr)
+        terminal.note(f"fetching {spec} from npm")
         (tgz,) = pack([spec], Path(place))
         found = _integrity(tgz)
         if found != integrity:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import terminal
 from . import benchmark, images
 from .dataset import Dataset
 from .part import DataError, Part
@@ -106,4 +106,4 @@ def _part(given: Sequence[Image]) -> Part:
 
 
 def _note(spec: str, what: str, names: Sequence[str]) -> None:
-    print(f"{spec}: {what}: {images.few(names)}", file=sys.stderr)
+    terminal.note(f"{spec}: {what}: {images.few(names)}")

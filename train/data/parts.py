@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import terminal
 from . import cache, mapped, svg
 
 PART = 2048
@@ -34,7 +34,7 @@ def draw(sketches: Sequence[svg.Sketch], size: int, path: Path) -> str:
     files = [place / f"{_digest(part, size)}.npz" for part in parts]
     todo = [(file, part) for file, part in zip(files, parts, strict=True) if _stored(file) is None]
     if 0 < len(todo) < len(parts):
-        print(f"{len(parts) - len(todo)} of {len(parts)} parts are drawn already", file=sys.stderr)
+        terminal.note(f"{len(parts) - len(todo)} of {len(parts)} parts are drawn already")
     images = svg.drawn([sketch for _, part in todo for sketch in part], size, grey=True)
     for file, part in todo:
         cache.save(file, {_NAME: np.stack(list(islice(images, len(part))))})

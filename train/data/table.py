@@ -15,12 +15,12 @@ import csv
 import io
 import math
 import os
-import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from .. import terminal
 from . import benchmark, images, own, split
 from .dataset import Dataset
 from .own import FAR, WHOLE, Image
@@ -62,7 +62,7 @@ def load(path: Path, *, max_classes: int | None = None, test: Test = DEFAULT) ->
         train, tested_on = ([row.image for row in rows if row.trained_on == side] for side in (True, False))
         return own.dataset(spec, name, train, tested_on, max_classes)
     if "split" in columns and not test.given:
-        print(f"{spec}: no line is of validation, so half of the classes are tested on", file=sys.stderr)
+        terminal.note(f"{spec}: no line is of validation, so half of the classes are tested on")
     usable = own.seen_often(spec, [row.image for row in rows])
     chosen = set(split.choose(sorted({image.label for image in usable}), max_classes))
     usable = [image for image in usable if image.label in chosen]
