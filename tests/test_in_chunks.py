@@ -217,6 +217,29 @@ def test_pairs_that_are_none(case):
     compare(loss, value, z, one_by_one(again, labels, may), again)
 
 
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16])
+def test_the_default_dtype_does_not_round_counts(default):
+    """Lightning sets it to 16 bits for a whole step; in float16 more than 65,504 triplets would count as infinite."""
+
+    def step():
+        x = torch.randn(96, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float32).requires_grad_()
+        criterion = CrossBatchMemory(InChunks(losses.TripletMarginLoss(margin=1)), 8, 192, drift="none")
+        for _ in range(2):
+            value = criterion(x, torch.arange(96) % 4)
+        value.backward()
+        return value.detach(), x.grad
+
+    expected = step()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = step()
+    finally:
+        torch.set_default_dtype(before)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    assert expected[0] > 0
+
+
 def test_every_loss_is_in_the_list():
     named = {name for name in dir(losses) if isinstance(getattr(losses, name), type)}
     of_one = {name for name in named if issubclass(getattr(losses, name), losses.BaseMetricLossFunction)}

@@ -58,7 +58,10 @@ class _Total:
             sums += [grad * share for grad in _gradients(part, self.by, more)]
             before = self.sums.get(name)
             self.sums[name] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
-            self.numbers[name] = None if part.number is None else part.number * share + (self.numbers.get(name) or 0.0)
+            number = part.number
+            if isinstance(number, Tensor):
+                number = number.double()  # a whole number times a float would be of the default dtype
+            self.numbers[name] = None if number is None else number * share + (self.numbers.get(name) or 0.0)
 
     def add_free(self, anchors: int) -> None:
         """Anchors that pay nothing, and count where the loss is the mean over anchors."""
