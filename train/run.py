@@ -19,7 +19,7 @@ from .cores import bytes_of_memory
 from .data import validation
 from .data.fingerprint import differences
 from .place import Found
-from .program import FAILED, STOPPED, called
+from .program import FAILED, STOPPED
 from .ranks import ALONE, Elsewhere, Ranks, join
 
 CREDIT_SHOWN = 12
@@ -48,7 +48,7 @@ def _main(config: Config, ranks: Ranks) -> int:
     except (ConfigError, data.DataError, loop.TrainingError, Elsewhere) as error:
         if isinstance(error, Elsewhere) and error.status == STOPPED:
             return _stopped(config, before)
-        terminal.note(f"{called()}: error: {error}")
+        terminal.complain("", error)
         return FAILED
     return 0
 

@@ -90,13 +90,19 @@ def printable(text: str) -> str:
 
 
 def note(line: str) -> None:
-    """Print beside the output, on standard error."""
+    """Print a line on standard error, which is not part of the output. What cannot be seen is escaped."""
     print(printable(line), file=sys.stderr)
+
+
+def complain(command: str, why: object) -> None:
+    """Say why a command ends, in the lines that it is given in; "" is training."""
+    for line in f"{called(command)}: error: {why}".split("\n"):
+        note(line)
 
 
 def refuse(command: str, error: Exception) -> int:
     """Say in one line why a command ends; returns its exit status."""
-    note(f"{called(command)}: error: {str(error).removeprefix('--data: ')}")
+    complain(command, printable(str(error).removeprefix("--data: ")))
     return FAILED
 
 

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     terminal.prepare()
     if ranks.expected() > 1:
         if ranks.is_first():
-            terminal.note(f"{called('compare')}: error: {NOT_SHARED}")
+            terminal.complain("compare", NOT_SHARED)
         return FAILED
     out, plan, workshop = parse(arguments)
     command = f"{called('compare')} {shlex.join(arguments)}"
@@ -75,10 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seconds = time.monotonic() - started
             terminal.say(f"{len(findings.results)} runs, {seconds:.0f} s just now; the report is in {out}")
     except (ConfigError, DataError) as error:
-        terminal.note(f"{called('compare')}: error: {error}")
+        terminal.complain("compare", error)
         return FAILED
     except WorkerLost as error:
-        terminal.note(f"{called('compare')}: error: {error}")
+        terminal.complain("compare", error)
         return 1
     except (loop.Interrupted, KeyboardInterrupt):
         terminal.note("stopped; the same command continues from here")
