@@ -76,6 +76,9 @@ struct TransformParams {
   double* shift;         // [D] in; becomes 0
   const int64_t* count;  // [1]
   int64_t M, D;          //
+  // [1] of a training step: on a GPU the sums may be those of the map, with the rows counted again on a set period; or
+  // null, and they are counted.
+  const int64_t* step;
 };
 
 // Of a bank whose rows are rewritten if their coordinates are off standard; the map changes so that they stand for what

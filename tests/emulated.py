@@ -58,12 +58,13 @@ ops = torch.ops.xbn_emu  # for `xbn_ext.ops.over`
 
 def screen(
     z, labels, bank, bank_labels, margin, *, count=None, scale=None, shift=None, anchors=None, renormalize=True,
-    eps=1e-6, bounded=True,
+    eps=1e-6, bounded=True, moved=None,
 ):  # fmt: skip
-    """Which pairs may have a weight, `[B, M]` bool, and how many it counted. Not `bounded`: as if fp16 were exact."""
+    """Which pairs may have a weight, `[B, M]` bool, and how many it counted. Not `bounded`: as if fp16 were exact.
+    `moved`: how many rows of the bank the map is written into."""
     (B, D), M = z.shape, len(bank)
     mask = torch.full((B, (M + 31) // 32), -1, dtype=torch.int32)  # of rows beyond the count it stays so
-    tensors = (z, labels, bank, bank_labels, count, scale, shift, anchors)
+    tensors = (z, labels, bank, bank_labels, count, scale, shift, anchors, moved)
     assert all(t is None or t.is_contiguous() for t in tensors)
     addresses = (0 if t is None else t.data_ptr() for t in tensors)
     of_dtype = getattr(executor, f"screen_{str(bank.dtype).removeprefix('torch.')}")

@@ -121,7 +121,7 @@ def test_accesses_are_as_wide_as_the_kernels_say(architecture, tmp_path):
         assert len(re.findall(r"\bFFMA\b", body)) >= 256
     for width in ("IfLi4E", "IdLi2E", "7Float16ELi8E", "8BFloat16ELi8E"):
         rewrites = [body for name, body in code.items() if "rewrite_kernel" in name and width in name]
-        assert len(rewrites) == 2  # transform_ and standardize_
+        assert len(rewrites) == (3 if "IfLi4E" in width else 2)  # transform_, standardize_; of float32 to count, too
         for body in rewrites:
             assert len(re.findall(r"LDG\.E\.128", body)) >= 4 and len(re.findall(r"STG\.E\.128", body)) >= 4
     for kernel, reads in (("usable_kernelIfLi4E", 4), ("moments_kernelIfLb1ELi4E", 8), ("storable_kernelIffLi4E", 4),
@@ -164,14 +164,14 @@ def test_the_screen_waits_for_memory_only(architecture, tmp_path):
     no more other instructions than a multiprocessor issues while such rows come from memory."""
     code = machine_code(architecture, ["screen_kernel", "pair_kernel"], tmp_path)
     screens = {name: body for name, body in code.items() if "screen_kernel" in name}
-    assert len(screens) == 12
+    assert len(screens) == 16
     for name, body in screens.items():
         loop = innermost_loop(body, "HMMA")
-        times = {what: sum(bool(re.search(rf"\b{what}", text)) for text in loop)
-                 for what in (r"HMMA\.16816\.F32\b", r"LDG\.E\.128", "FFMA", "BAR", "LDL", "STL")}  # fmt: skip
-        products = 16 if "Li1024E" in name else 32
-        assert list(times.values()) == [products, 4 if is_narrow(name) else 8, 64, 0, 0, 0], times
-        assert len(loop) <= (350 if is_narrow(name) else 300)  # with the conversions
+        counted = r"HMMA\.16816\.F32\b", r"LDG\.E\.128", r"STG\.E\.128", "FFMA", "BAR", "LDL", "STL"
+        times = {what: sum(bool(re.search(rf"\b{what}", text)) for text in loop) for what in counted}
+        products, moves = 16 if "Li1024E" in name else 32, "Lb1E" in name
+        assert list(times.values()) == [products, 4 if is_narrow(name) else 8, 8 * moves, 64, 0, 0, 0], times
+        assert len(loop) <= (350 if is_narrow(name) else 330 if moves else 300)  # with the conversions, or the stores
     for name, body in code.items():
         if "pair_kernel" not in name:
             continue

@@ -2,6 +2,7 @@
 and the loss behind it is right on both sides of the share of pairs from which on the sweep runs instead."""
 
 import pytest
+import state
 import torch
 from conftest import HAS_EMULATOR
 from loss_cases import assert_right
@@ -166,6 +167,43 @@ def test_a_pending_map_with_cancellation():
     assert missed == 0
     missed, _ = missed_and_kept(z, labels, bank, bank_labels, MARGIN, scale=scale, shift=shift, bounded=False)
     assert missed > 0
+
+
+@pytest.mark.parametrize("B, M, D", [(1, 33, 4), (64, 500, 128), (65, 999, 132), (200, 300, 512), (70, 200, 1000)])
+def test_rows_are_moved_as_they_are_screened(B, M, D):
+    """By the bits of `transform_`, and screened as they would be with the map; others are left alone."""
+    m = state.filled(M, D, M, pending=True)
+    z, labels = random_rows(B, D), torch.arange(B)
+    truth = state.clone(m)
+    given = truth.scale.clone(), truth.shift.clone()
+    for moved, ranked in ((M, M), (M - 5, M - 5), (M - 5, 0), (1, 1), (0, 0)):
+        truth.bank[:], truth.count[...] = m.bank, moved
+        truth.scale[:], truth.shift[:] = given
+        ops.transform_(truth.bank, truth.sums, truth.scale, truth.shift, truth.count)
+        ours, count = m.bank.clone(), torch.tensor(ranked)
+        options = {"scale": m.scale, "shift": m.shift, "count": count}
+        expected, found = emulated.screen(z, labels, ours, m.bank_labels, 0.1, **options)
+        assert torch.equal(ours, m.bank)
+        bits, counted = emulated.screen(z, labels, ours, m.bank_labels, 0.1, moved=truth.count, **options)
+        assert torch.equal(ours, truth.bank) and torch.equal(ours[moved:], m.bank[moved:])
+        assert torch.equal(bits[:64, :ranked], expected[:64, :ranked])  # the other anchors read what has been moved
+        active = weighted(z, labels, truth.bank, m.bank_labels, 0.1, count=count)
+        assert not (active & ~bits).any()
+        assert counted == int(bits[:, :ranked].sum()) and abs(counted - found) <= 0.02 * B * M
+
+
+@pytest.mark.parametrize("B", [9, 70])
+@pytest.mark.parametrize("way, follows", [("screen", True), ("pairs", True), ("tensor", False)])
+def test_in_a_step_the_sums_follow_the_screen(way, follows, B):
+    """They are mapped as the rows are, and counted in every 1,024th step; with other ways in each."""
+    torch.ops.xbn_emu.set_loss_way(way)
+    for step in (1023, 1024, 1025):
+        m = state.filled(200, 16, 190, pending=True)
+        m.step.fill_(step)
+        m.sums += 0.1  # which counting mends
+        ops.step_(m, random_rows(B, 16), torch.arange(B), Contrastive(neg_margin=0.9))
+        off = (m.sums - reference.sums_of(m.bank[: int(m.count)])).abs().max()
+        assert (off > 1e-3) == (follows and step != 1024)
 
 
 def test_only_anchors_that_rank_have_bits():

@@ -69,6 +69,24 @@ def test_float32_follows_float64(drift, steps, device):
     assert row_error["deferred"] <= row_error["inplace"], row_error
 
 
+@pytest.mark.parametrize("steps", [1100])
+def test_sums_that_follow_the_map(steps, ops, device):
+    """On a GPU the sums are mapped as the rows are, and counted at every 1,024th step: what rounds each row is not in
+    them, and must not add up to more than a random walk of so many steps."""
+    m = state.to(reference.Memory.empty(64, D, torch.float32), device)
+    largest, counted = 0.0, []
+    for t, (x, labels) in enumerate(drifting_embeddings(steps)):
+        with torch.no_grad():
+            ops.step_(m, x.to(device), labels.to(device), Contrastive(neg_margin=0.4), normalize_embeddings=False)
+        rows = m.bank[: int(m.count)].double()
+        off = float((m.sums - reference.sums_of(rows)).abs().max() / reference.sums_of(rows).abs().max())
+        largest = max(largest, off)
+        if t == 1024:
+            counted.append(off)
+    assert largest < 4 * 2.0**-25 * (1024 / 64) ** 0.5
+    assert counted[0] < 1e-13
+
+
 @only(compiled=True)
 @pytest.mark.parametrize("steps", [12_000])
 @pytest.mark.parametrize("drift", ["axbn", "ema"])

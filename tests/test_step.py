@@ -146,6 +146,23 @@ def test_the_memory_has_the_bits_that_the_ops_give_it(deferred, enqueue, ops, de
     assert torch.equal(m.drift_stats, stats) and torch.equal(m.pairs, pairs)
 
 
+@only(dtype="f32")
+@pytest.mark.parametrize("n", [B, 70])
+def test_in_place_the_sums_follow_the_rows(n, ops, device, dtype):
+    """They are those of the rows, up to the rounding of single rows, whether they are counted in a step or mapped: on a
+    GPU they are counted in every 1,024th."""
+    m = memory(dtype, device)
+    for step in range(1022, 1027):
+        m.step.fill_(step)
+        if step == 1024:
+            m.sums += 0.1  # which counting mends
+        x, labels = torch.randn(n, D, device=device), torch.arange(n, device=device) % 4
+        ops.step_(m, x, labels, Contrastive(0.9, 0.2))
+        rows = m.bank[: int(m.count)].double()
+        torch.testing.assert_close(m.sums, reference.sums_of(rows), rtol=1e-6, atol=1e-6)
+        assert torch.equal(m.scale, torch.ones_like(m.scale)) and not m.shift.any()
+
+
 def test_what_shares_memory_with_the_state_is_copied(ops, device):
     for normalizes in (True, False):
         m, other = memory(torch.float32, device), memory(torch.float32, device)

@@ -1,8 +1,9 @@
-// The pass over the bank that transform_ and standardize_ share: rows [0, count) become a * row + b in place, and their
+// The pass over the bank that transform_, standardize_ and a recount of sums share: rows [0, count) become a * row + b in place, and their
 // sums are taken in the same pass.
 //
 //   in, out  bank [M, D]
-//   in       a Map: whether the pass is needed at all, and (a, b) of a column
+//   in       a Map: whether the pass is needed at all, and (a, b) of a column; it finishes a column, or leaves it where
+//            no pass is needed
 //   out      sums [2, D] in double: sum and sum of squares of the rows as rounded to the bank's dtype
 //   grid     rewrite_kernel: (runs of rows, tiles of columns) x 256 threads, a thread to one 16-byte vector of columns;
 //            sums_kernel: a block to 8 columns, every run by one of 32 threads
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(kRewriteThreads, kWidth <= 4 ? 3 : 2)
         if (j + q * lanes >= end) break;
 #pragma unroll
         for (int c = 0; c < kWidth; ++c) {
-          rows[q].value[c] = static_cast<S>(a[c] * static_cast<C>(rows[q].value[c]) + b[c]);
+          rows[q].value[c] = static_cast<S>(std::fma(a[c], static_cast<C>(rows[q].value[c]), b[c]));
           const double r = static_cast<double>(static_cast<C>(rows[q].value[c]));
           sum[c] += r;
           sum_squares[c] += r * r;
@@ -102,9 +103,13 @@ __global__ void __launch_bounds__(kRewriteThreads, kWidth <= 4 ? 3 : 2)
 template <typename Map>
 __global__ void __launch_bounds__(kThreads, 2)
     sums_kernel(const Map map, double* sums, int64_t M, int64_t D, const RewriteWorkspace w) {
-  if (!*w.needed) return;
   constexpr int kDeep = Tile<1>::kDeep;
   const int64_t d = Tile<1>::first_column(), mine = column_of_warp(), count = stored_rows(map.count, M);
+  const bool reports = threadIdx.x % kWarp == 0 && mine < D;
+  if (!*w.needed) {
+    if (reports) map.leave(mine, count);
+    return;
+  }
   double sum[1] = {}, sum_squares[1] = {};
   if (d < D) {
     for (int64_t first = Tile<1>::first_row(); first < w.runs; first += kSumBatch * kDeep) {
@@ -122,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
   }
   const ColumnSums all = sum_columns(sum, sum_squares);
-  if (threadIdx.x % kWarp != 0 || mine >= D) return;
+  if (!reports) return;
   map.finish(mine, count);  // reads the old sums of its column
   sums[mine] = all.sum;
   sums[D + mine] = all.sum_squares;

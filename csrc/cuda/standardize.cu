@@ -41,6 +41,8 @@ struct StandardMap {
     scale[d] /= affine.scale;
     shift[d] -= scale[d] * affine.shift;
   }
+
+  __device__ void leave(int64_t, int64_t) const {}
 };
 
 }  // namespace

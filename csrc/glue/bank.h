@@ -35,6 +35,7 @@ struct MappedBank {
     p.count = count.const_data_ptr<int64_t>();
     p.M = bank.size(0);
     p.D = bank.size(1);
+    p.step = nullptr;
     return p;
   }
 

@@ -161,7 +161,8 @@ std::tuple<Tensor, Tensor> step(
     using S = typename decltype(bank_type)::type;
     const auto run = [&](const auto& kernel) { device.run(kernel); };
     const bool ranks_memory = memory_weight != 0, ranks_own = own_weight != 0;
-    const TransformParams<S> pending = mapped.params(bank_type);
+    TransformParams<S> pending = mapped.params(bank_type);
+    pending.step = step.template const_data_ptr<int64_t>();
     MemoryLossParams<T, S> against = ranking.params(type, bank_type);
     if (ranks_memory) device.check_way(against, spec);
 

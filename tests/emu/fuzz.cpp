@@ -465,7 +465,10 @@ class MemoryRound {
         return TransformParams<R>{s.bank, s.sums, s.scale, s.shift, s.count, n_.M, n_.D};
       };
       transform(params(truth), kCpu);
+      const State<S> screened = ours_.copied();
       launch([&](const cuda::Gpu& gpu) { return cuda::transform(params(ours_), gpu); });
+      if constexpr (std::is_same_v<T, float> && std::is_same_v<S, float>)
+        if (n_.D % 4 == 0) move_in_screen(screened, params(screened), terms);
     } else {
       for (int64_t d = 0; d < n_.D && *truth.count > 0; ++d) {
         const Moments stored = bank_moments(truth.sums[d], truth.sums[n_.D + d], *truth.count);
@@ -479,6 +482,33 @@ class MemoryRound {
     }
     const double computing = 100 * kUnit<typename Compute<S>::type> * terms;
     same(in_place_ ? "transform" : "standardize", ours_, truth, computing + kUnit<S>, computing, n_);
+  }
+
+  // A step's rows are moved by the screen: as transform_ has moved them, and the loss is the same.
+  void move_in_screen(const State<S>& s, TransformParams<S> moving, double terms) const {
+    const LossSpec loss{LossKind::contrastive, Average::pairs, 0.9, 0.1};
+    Exactly<int64_t> step(1);
+    *step = up_to(1) ? 1024 : 5;
+    moving.step = step;
+    const auto params = [&](const State<S>& of, const auto& value, const auto& grad, const auto& pairs) {
+      MemoryLossParams<T, S> p{};
+      p.renormalize = true, p.eps = kEps;
+      return loss_params(z_, y_, of, n_, p, value, grad, pairs);
+    };
+    const Exactly<T> value(1), grad(n_.B * n_.D), expected(1), expected_grad(n_.B * n_.D);
+    const Exactly<double> pairs(2), expected_pairs(2);
+    const auto p = params(s, value, grad, pairs);
+    launch([&](const cuda::Gpu& gpu) {
+      return n_.B > 0 ? cuda::screened_in_place(moving, p, loss, 1.0, gpu) : cuda::transform(moving, gpu);
+    });
+    require(std::memcmp(s.bank, ours_.bank, n_.M * n_.D * sizeof(S)) == 0, "moved rows", n_.B, n_.M, n_.D);
+    same("moved by the screen", s, ours_, 1000 * kUnit<S> * terms, 0, n_);
+    if (n_.B == 0) return;
+    const auto other = params(ours_, expected, expected_grad, expected_pairs);
+    launch([&](const cuda::Gpu& gpu) { return cuda::screened(other, loss, 1.0, gpu); });
+    close("moved by the screen, loss", difference(value, expected, 1), 100 * kUnit<T>, n_);
+    close("moved by the screen, gradient", difference(grad, expected_grad, 1), 100 * kUnit<T>, n_);
+    close("moved by the screen, pairs", difference(pairs, expected_pairs, 1), 0, n_);
   }
 
   // In all of the ring or in a part. A row that does not fit the bank's dtype is left out, so the truth stores in that

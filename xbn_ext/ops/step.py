@@ -57,7 +57,8 @@ def step_(
     """One training step of a memory by one op: `normalize`, `track_`, `transform_` or `standardize_`, `batch_loss`,
     `memory_loss`, `enqueue_` in turn. All arguments are checked before anything is written.
 
-    The gradient is computed along with the loss; the backward pass multiplies it.
+    The gradient is computed along with the loss; the backward pass multiplies it. On a GPU the rows may be moved as
+    they are ranked; then `sums` are mapped as they are, and counted in every 1,024th step.
 
     Args:
         memory: has the tensors of `xbn_ext.reference.Memory` as attributes; the op writes all of them. If it has

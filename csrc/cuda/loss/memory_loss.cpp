@@ -49,11 +49,13 @@ LossWay way_of(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Gpu&
   return wanted == LossWay::simt || multiplies ? wanted : otherwise;
 }
 
+// Of all pairs, how many the screen may leave.
+double most_of(LossWay way) { return way == LossWay::pairs ? 1.0 : kFew; }
+
 template <typename T, typename S>
 int go(LossWay way, const MemoryLossParams<T, S>& p, const LossSpec& loss, const Gpu& gpu) {
   if constexpr (kInFloat<T, S>) {
-    if (way == LossWay::screen) return screened(p, loss, kFew, gpu);
-    if (way == LossWay::pairs) return screened(p, loss, 1.0, gpu);
+    if (way == LossWay::screen || way == LossWay::pairs) return screened(p, loss, most_of(way), gpu);
     if (way != LossWay::composite) return sweep(p, loss, way == LossWay::tensor, gpu);
   }
   return composite(p, loss, plan_chunks(p.B, p.M, p.D, sizeof(T), loss), gpu);
@@ -72,10 +74,16 @@ int memory_loss(const MemoryLossParams<T, S>& p, const LossSpec& loss, const Gpu
 }
 
 // One after the other: the transform also adds up every value that it writes, so it would not be free inside the sweep.
+// Where the sums need not be counted, the screen moves the rows.
 template <typename T, typename S>
 int transform_memory_loss(const TransformParams<S>& t, const MemoryLossParams<T, S>& p, const LossSpec& loss,
                           const Gpu& gpu) {
   const LossWay way = way_of(p, loss, gpu);  // throws before anything is written
+  if constexpr (std::is_same_v<T, float> && std::is_same_v<S, float>) {
+    const bool screens = way == LossWay::screen || way == LossWay::pairs;
+    if (screens && t.step != nullptr && p.B > 0 && p.M > 0 && p.M <= INT32_MAX)
+      return screened_in_place(t, p, loss, most_of(way), gpu);
+  }
   const int error = transform(t, gpu);
   return error != 0 ? error : go(way, p, loss, gpu);
 }

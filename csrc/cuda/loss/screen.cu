@@ -2,7 +2,8 @@
 //
 //   in     z [B, D], labels [B]; bank [M, D], bank_labels [M]; rows [0, count) count; z in float32, bank in
 //          that or 16 bits; D <= 1024, rows of a multiple of 16 bytes and aligned to that
-//   out    mask [B, words]: a bit for each pair; found [1]: how many are set
+//   out    mask [B, words]: a bit for each pair; found [1]: how many are set. Where the rows are moved, the bank: rows
+//          [0, moving.count) become r below, by moving.scale and moving.shift
 //   math   r_j = scale * u_j + shift.  A negative pair has a weight where z_i . r_j > margin max(|r_j|, eps) (without
 //          renormalize: > margin). Of an s that is off by at most `error`, the bit is clear where
 //              s < margin max(|r_j|, eps) - error,
@@ -32,7 +33,8 @@
 //          all D columns of them against the block's anchors; no warp waits for another. A lane's 16 bytes of a row are
 //          what it needs of a product's operand, of two products' where they hold eight values: the columns of a step
 //          are taken in an order of their own, the same for anchors and rows. Some loads are on their way, the next
-//          rows' when these end.
+//          rows' when these end. Where the rows are moved, the first block of anchors comes first, in a launch of its
+//          own: it writes each row that it has read, and the others read what it wrote.
 //   keeps  the anchors as operands in fp16, and the map: in shared memory, 69 KB at D = 512
 //   needs  compute capability 8.0; fewer than 2^31 bank rows; no spills
 //   order  sums of integers only: the same bits every run, whatever the grid
@@ -122,12 +124,20 @@ __device__ __forceinline__ float sum_of_four_lanes(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
+// What a launch does: the blocks of anchors from `first` on; and it may move rows.
+template <typename S>
+struct ScreenPart {
+  int first;
+  S* moved;              // the bank, if it does
+  const int64_t* count;  // [1] of its rows
+};
+
 // The block's anchors, and the map, to shared memory; by all threads.
 template <int kDim, typename S>
-__device__ __forceinline__ void load_operands(const RankParams<float>& p, const ScreenLimit& limit_of,
+__device__ __forceinline__ void load_operands(const RankParams<float>& p, int first_block, const ScreenLimit& limit_of,
                                               ScreenMemory<kDim>& shared) {
   using Shape = ScreenShape<kDim>;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * Shape::kAnchors;
+  const int64_t first = (first_block + static_cast<int64_t>(blockIdx.x)) * Shape::kAnchors;
   const int thread = threadIdx.x, warp = thread / kWarp, lane = thread % kWarp, g = lane / 4, t = lane % 4;
   const int band = warp % Shape::kBands, team = warp / Shape::kBands;
   float square[2] = {};
@@ -234,9 +244,11 @@ class ScreenRows {
   int tile_, rows_, column_;
 };
 
-template <int kDim, typename S>
+// kMoves: the rows of a float32 bank become what the map makes of them.
+template <int kDim, typename S, bool kMoves>
 __global__ void __launch_bounds__(kScreenThreads, 1)
-    screen_kernel(const MemoryLossParams<float, S> p, const ScreenLimit limit_of, const Screen screen) {
+    screen_kernel(const MemoryLossParams<float, S> p, const ScreenLimit limit_of, const Screen screen,
+                  const ScreenPart<S> part) {
   using Shape = ScreenShape<kDim>;
   using Rows = ScreenRows<kDim, S>;
   constexpr int kBands = Shape::kBands, kEights = Shape::kEights, kRows = Shape::kRows, kAhead = Shape::kAhead;
@@ -245,19 +257,25 @@ __global__ void __launch_bounds__(kScreenThreads, 1)
   ScreenMemory<kDim>& shared = dynamic_shared_memory<ScreenMemory<kDim>>();
   const int lane = threadIdx.x % kWarp, t = lane % 4, D = static_cast<int>(p.D);
   const int columns = (D + 16 * kAhead - 1) / (16 * kAhead) * (16 * kAhead);  // beyond D zeros
-  const int count = static_cast<int>(stored_rows(p.count, p.M));
+  const int count = static_cast<int>(stored_rows(kMoves ? part.count : p.count, p.M));
   Rows coming(p, count);
   typename Rows::Columns ahead[kLoads][kEights];
 #pragma unroll
   for (int q = 0; q < kLoads; ++q) coming.load(q, D, ahead[q]);
   coming.go_on(p, count, columns);
-  load_operands<kDim, S>(p, limit_of, shared);  // while the first rows are on their way
+  load_operands<kDim, S>(p, part.first, limit_of, shared);  // while the first rows are on their way
   unsigned found = 0;
 #pragma unroll 1
   for (int tile = Rows::first(); Rows::rows_of(count, tile) > 0; tile += Rows::apart()) {
     const uint32_t label =
         lane < Rows::rows_of(count, tile) ? hash_of(p.bank_labels[static_cast<int64_t>(tile) * kRows + lane]) : 0;
     float sum[kBands][kEights][4] = {}, square[kEights] = {};
+    S* to = nullptr;
+    int rows_to = 0;  // from this lane's first on
+    if constexpr (kMoves) {
+      to = part.moved + (static_cast<int64_t>(tile) * kRows + lane / 4) * D + 4 * t;
+      rows_to = Rows::rows_of(count, tile) - lane / 4;
+    }
 #pragma unroll 1
     for (int k = 0; k < columns; k += 16 * kAhead) {
 #pragma unroll
@@ -270,6 +288,8 @@ __global__ void __launch_bounds__(kScreenThreads, 1)
           for (int n = 0; n < kEights; ++n) {
             const float4 r =
                 affine4(shared.scale, shared.shift, k + ScreenLoad<S>::column(step, t), four_of(ahead[q][n], four));
+            if constexpr (kMoves)
+              if (8 * n < rows_to && k + 16 * step + 4 * t < D) store4(to + 8 * n * D + k + 16 * step, r);
             square[n] = dot4(r, r, square[n]);
             operand[n] = make_uint2(pack_f16(r.x, r.y), pack_f16(r.z, r.w));
           }
@@ -288,8 +308,8 @@ __global__ void __launch_bounds__(kScreenThreads, 1)
     // A lane has the sums of rows 8 n + 2 t + c with anchors 16 band + 8 half + g. Its place is computed again: it
     // needs no registers in the loop above.
     const int lane = hidden(static_cast<int>(threadIdx.x)) % kWarp, g = lane / 4, t = lane % 4;
-    const int64_t first = static_cast<int64_t>(blockIdx.x) * Shape::kAnchors;
-    const int rows = Rows::rows_of(count, tile);
+    const int64_t first = (part.first + static_cast<int64_t>(blockIdx.x)) * Shape::kAnchors;
+    const int rows = Rows::rows_of(kMoves ? static_cast<int>(stored_rows(p.count, p.M)) : count, tile);
     float limit[kEights][2];
     uint32_t row_label[kEights][2], exists = 0;
 #pragma unroll
@@ -338,15 +358,29 @@ __global__ void __launch_bounds__(kScreenThreads, 1)
 }
 
 template <int kDim, typename S>
-int launch_of(const MemoryLossParams<float, S>& p, float margin, const ScreenBound& bound, const Screen& screen,
-              const Gpu& gpu) {
+int launch_of(const TransformParams<S>* moving, const MemoryLossParams<float, S>& p, float margin,
+              const ScreenBound& bound, const Screen& screen, const Gpu& gpu) {
   using Shape = ScreenShape<kDim>;
-  const int64_t blocks = ceil_div(p.B, Shape::kAnchors);
-  const int64_t shares = larger(1, smaller(gpu.multiprocessors / blocks, ceil_div(p.M, Shape::kRows)));
-  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(shares));
   const ScreenLimit limit = {bound, margin, static_cast<float>(p.eps), p.renormalize};
-  return run_with_memory(sizeof(ScreenMemory<kDim>), screen_kernel<kDim, S>, grid, kScreenThreads, gpu, p, limit,
-                         screen);
+  const auto launch = [&](auto kernel, const MemoryLossParams<float, S>& of, int64_t blocks,
+                          const ScreenPart<S>& part) -> int {
+    if (blocks == 0) return cudaSuccess;
+    const int64_t shares = larger(1, smaller(gpu.multiprocessors / blocks, ceil_div(p.M, Shape::kRows)));
+    const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(shares));
+    return run_with_memory(sizeof(ScreenMemory<kDim>), kernel, grid, kScreenThreads, gpu, of, limit, screen, part);
+  };
+  int64_t blocks = ceil_div(p.B, Shape::kAnchors);
+  ScreenPart<S> part = {};
+  if constexpr (std::is_same_v<S, float>) {
+    if (moving != nullptr) {
+      MemoryLossParams<float, S> mapped = p;
+      mapped.scale = moving->scale, mapped.shift = moving->shift;
+      const int error = launch(screen_kernel<kDim, S, true>, mapped, 1, {0, moving->bank, moving->count});
+      if (error != cudaSuccess) return error;
+      --blocks, part.first = 1;
+    }
+  }
+  return launch(screen_kernel<kDim, S, false>, p, blocks, part);
 }
 
 }  // namespace
@@ -358,18 +392,19 @@ ScreenBound screen_bound(int64_t D) {
 }
 
 template <typename S>
-int launch_screen(const MemoryLossParams<float, S>& p, float margin, const ScreenBound& bound, const Screen& screen,
-                  const Gpu& gpu) {
+int launch_screen(const TransformParams<S>* moving, const MemoryLossParams<float, S>& p, float margin,
+                  const ScreenBound& bound, const Screen& screen, const Gpu& gpu) {
   const int error = cudaMemsetAsync(screen.found, 0, sizeof(*screen.found), static_cast<cudaStream_t>(gpu.stream));
   if (error != cudaSuccess) return error;
-  if (p.D <= 128) return launch_of<128>(p, margin, bound, screen, gpu);
-  if (p.D <= 256) return launch_of<256>(p, margin, bound, screen, gpu);
-  if (p.D <= 512) return launch_of<512>(p, margin, bound, screen, gpu);
-  return launch_of<1024>(p, margin, bound, screen, gpu);
+  if (p.D <= 128) return launch_of<128>(moving, p, margin, bound, screen, gpu);
+  if (p.D <= 256) return launch_of<256>(moving, p, margin, bound, screen, gpu);
+  if (p.D <= 512) return launch_of<512>(moving, p, margin, bound, screen, gpu);
+  return launch_of<1024>(moving, p, margin, bound, screen, gpu);
 }
 
-#define XBN_INSTANTIATE(S, ...) \
-  template int launch_screen(const MemoryLossParams<float, S>&, float, const ScreenBound&, const Screen&, const Gpu&);
+#define XBN_INSTANTIATE(S, ...)                                                                                       \
+  template int launch_screen(const TransformParams<S>*, const MemoryLossParams<float, S>&, float, const ScreenBound&, \
+                             const Screen&, const Gpu&);
 XBN_FOR_EACH_FLOAT_BANK(XBN_INSTANTIATE)
 #undef XBN_INSTANTIATE
 

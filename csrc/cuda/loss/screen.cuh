@@ -33,10 +33,11 @@ struct Screen {
   }
 };
 
-// B, M > 0; z and bank can be read by 16 bytes. `margin` is that of negatives.
+// B, M > 0; z and bank can be read by 16 bytes. `margin` is that of negatives. `moving`, or null: the float32 bank, in
+// which rows [0, count) become scale * row + shift; neither map nor sums change. `p` then has no map.
 template <typename S>
-int launch_screen(const MemoryLossParams<float, S>& p, float margin, const ScreenBound& bound, const Screen& screen,
-                  const Gpu& gpu);
+int launch_screen(const TransformParams<S>* moving, const MemoryLossParams<float, S>& p, float margin,
+                  const ScreenBound& bound, const Screen& screen, const Gpu& gpu);
 
 // Says whether the screen has left few pairs, at most a share of `most`, and then fills the splits of partial.screened.
 template <typename S>

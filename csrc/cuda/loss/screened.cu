@@ -53,11 +53,10 @@ struct ScreenWorkspace {
   }
 };
 
-}  // namespace
-
+// moving: the bank, where the screen is to move its rows; `p` is of the moved rows.
 template <typename S>
-int screened(const MemoryLossParams<float, S>& p, const LossSpec& loss, double most, const Gpu& gpu) {
-  if (p.B == 0 || p.M == 0 || p.M > INT32_MAX) return sweep(p, loss, true, gpu);
+int screened_of(const TransformParams<S>* moving, const MemoryLossParams<float, S>& p, const LossSpec& loss,
+                double most, const Gpu& gpu) {
   const bool need_grad = p.grad_z != nullptr;
   auto w = make_workspace<ScreenWorkspace>(gpu, p.B, p.M, p.D, loss, need_grad, gpu.multiprocessors);
   PartialLoss<float>& partial = w.partial;
@@ -66,11 +65,28 @@ int screened(const MemoryLossParams<float, S>& p, const LossSpec& loss, double m
   const Pass& pass = program.pass[0];
   PartialLoss<float> of_pass = partial;
   of_pass.given = nullptr;
-  int error = launch_screen(p, static_cast<float>(pass.slot[0].b), screen_bound(p.D), w.screen, gpu);
+  const float margin = static_cast<float>(pass.slot[0].b);
+  int error = launch_screen(moving, p, margin, screen_bound(p.D), w.screen, gpu);
   if (error == cudaSuccess) error = launch_pairs(p, pass, w.screen, most, of_pass, gpu);
   if (error == cudaSuccess) error = launch_sweep_pass(p, pass, of_pass, w.grid, true, gpu);
   if (error == cudaSuccess) error = launch_settle(p, loss, program, 0, partial, gpu);
   return error;
+}
+
+}  // namespace
+
+template <typename S>
+int screened(const MemoryLossParams<float, S>& p, const LossSpec& loss, double most, const Gpu& gpu) {
+  if (p.B == 0 || p.M == 0 || p.M > INT32_MAX) return sweep(p, loss, true, gpu);
+  return screened_of<S>(nullptr, p, loss, most, gpu);
+}
+
+int screened_in_place(const TransformParams<float>& t, const MemoryLossParams<float, float>& p, const LossSpec& loss,
+                      double most, const Gpu& gpu) {
+  MemoryLossParams<float, float> moved = p;
+  moved.scale = moved.shift = nullptr;
+  const int error = screened_of(&t, moved, loss, most, gpu);
+  return error != cudaSuccess ? error : follow(t, gpu);
 }
 
 #define XBN_INSTANTIATE(S, ...) \

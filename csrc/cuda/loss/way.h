@@ -34,6 +34,13 @@ inline bool takes_screen(const LossSpec& loss) { return loss.kind == LossKind::c
 template <typename S>
 int screened(const MemoryLossParams<float, S>& p, const LossSpec& loss, double most, const Gpu& gpu);
 
+// Of a training step: the screen moves the rows as it reads them. B, M > 0; fewer than 2^31 rows.
+int screened_in_place(const TransformParams<float>& t, const MemoryLossParams<float, float>& p, const LossSpec& loss,
+                      double most, const Gpu& gpu);
+
+// Of rows that were moved so (../transform.cu): the sums, and the map becomes the identity.
+int follow(const TransformParams<float>& t, const Gpu& gpu);
+
 // composite (composite.cu): two library products for each chunk of the bank. Any dtypes, dimension and loss.
 struct Chunks {
   int64_t rows;        // of the bank at a time; the last chunk is padded with rows that count for nothing
