@@ -1,5 +1,5 @@
-// The pass over the bank that transform_, standardize_ and a recount of sums share: rows [0, count) become a * row + b in place, and their
-// sums are taken in the same pass.
+// The pass over the bank that transform_, standardize_ and a recount of its sums share: rows [0, count) become a * row + b
+// in place, and their sums are taken in the same pass.
 //
 //   in, out  bank [M, D]
 //   in       a Map: whether the pass is needed at all, and (a, b) of a column; it finishes a column, or leaves it where
