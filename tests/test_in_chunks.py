@@ -8,16 +8,15 @@ import pytest
 import state
 import torch
 import torch.nn.functional as F
-from torch import nn
+from chunk_cases import Around, B, D, M, Own, compare, rows
 
 import xbn_ext
-from xbn_ext import CrossBatchMemory, InChunks, SmoothAP, ops
+from xbn_ext import CrossBatchMemory, InChunks, ops
 from xbn_ext.losses import few_pairs
 
 pml = pytest.importorskip("pytorch_metric_learning")
 from pytorch_metric_learning import distances, losses, miners, reducers, regularizers  # noqa: E402
 
-B, M, D = 11, 60, 8
 NOT_WITH_REFERENCES = {  # they say so, or do not use them, or have no formula
     "FastAPLoss", "HistogramLoss", "InstanceLoss", "ManifoldLoss", "NPairsLoss", "P2SGradLoss", "PNPLoss",
     "RankedListLoss", "SmoothAPLoss", "BaseMetricLossFunction", "GenericPairLoss",
@@ -59,21 +58,6 @@ MINERS = {
     "pair margin miner": lambda: miners.PairMarginMiner(0.6, 1.1),
     "triplet margin miner": lambda: miners.TripletMarginMiner(0.2),
 }
-
-
-def rows(n):
-    return F.normalize(torch.randn(n, D, dtype=torch.float64)), torch.randint(5, (n,))
-
-
-def compare(loss, value, z, expected, again):
-    """Values, and gradients by the embeddings and by what the loss learns."""
-    learned = list(loss.parameters())
-    of_z, *own = torch.autograd.grad(value, [z, *learned])
-    its, *theirs = torch.autograd.grad(expected, [again, *learned], retain_graph=True)
-    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(of_z, its, rtol=1e-9, atol=1e-12)
-    for a, b in zip(own, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
 FEW = ("contrastive", "triplet", "margin", "nca", "multi similarity")  # with each miner; the others in `make test-all`
@@ -294,19 +278,6 @@ def test_an_anchor_that_is_not_finite_has_no_gradient_and_the_others_theirs():
     assert ops.batch_loss(z, labels, loss).isnan()
 
 
-class Own(nn.Module):
-    """No loss of pytorch-metric-learning, but called like one."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(3.0))
-
-    def forward(self, embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None):
-        if ref_emb is None:
-            ref_emb = embeddings
-        return F.softplus(self.scale * embeddings @ ref_emb.T).mean()
-
-
 def test_a_loss_without_a_reducer_is_a_mean_over_anchors():
     loss = Own().double()
     (z, labels), (bank, of_bank) = rows(B), rows(M)
@@ -403,44 +374,6 @@ def test_a_sum_and_a_number_of_one_element_each_are_scalars():
     assert ops.memory_loss(z, labels, bank, of_bank, loss).shape == ()
 
 
-def smooth_ap(s, positive, temperature):
-    """Of similarities [B, n], pair by pair."""
-    costs = []
-    for i in range(len(s)):
-        ratios = []
-        for p in positive[i].nonzero()[:, 0].tolist():
-            ranks = [1.0, 1.0]
-            for j in range(s.shape[1]):
-                if j != p and s[i, j].isfinite():
-                    ahead = torch.sigmoid((s[i, j] - s[i, p]) / temperature)
-                    ranks = [ranks[0] + ahead * positive[i, j], ranks[1] + ahead]
-            ratios.append(ranks[0] / ranks[1])
-        if ratios:
-            costs.append(1 - torch.stack(ratios).mean())
-    return torch.stack(costs).mean()
-
-
-def test_smooth_average_precision():
-    loss = SmoothAP(temperature=0.3)
-    (z, labels), (bank, of_bank) = rows(B), rows(M)
-    labels[0] = 7  # no other row is of this class
-    z, again = z.requires_grad_(), z.detach().clone().requires_grad_()
-    value = ops.memory_loss(z, labels, bank, of_bank, loss)
-    unit = F.normalize(again)
-    compare(loss, value, z, smooth_ap(unit @ bank.T, labels[:, None] == of_bank, 0.3), again)
-    s = (unit @ unit.T).masked_fill(torch.eye(B, dtype=torch.bool), torch.inf)
-    same = (labels[:, None] == labels) & ~torch.eye(B, dtype=torch.bool)
-    compare(loss, ops.batch_loss(z, labels, loss), z, smooth_ap(s, same, 0.3), again)
-    memory = CrossBatchMemory(SmoothAP(), D, 50)
-    for _ in range(2):
-        x, labels = torch.randn(20, D, requires_grad=True), torch.randint(5, (20,))
-        with torch.device("meta"):  # another default device
-            value = memory(x, labels)
-        value.backward()
-    with pytest.raises(ValueError, match="temperature must be"):
-        SmoothAP(0)
-
-
 class Counting(Own):
     """Keeps how many anchors it has seen."""
 
@@ -478,153 +411,3 @@ def test_no_rows_no_pairs():
     assert value == 0 and not z.grad.any()
     assert CrossBatchMemory(loss, D, 50)(z[:0].float(), labels[:0]) == 0
     assert CrossBatchMemory(loss, D, 50)(z[:1].float(), labels[:1]) == 0
-
-
-class OfThree(reducers.MeanReducer):
-    def triplet_reduction(self, losses, *_):
-        return losses.topk(3).values.mean()
-
-
-class Around(nn.Module):
-    def __init__(self, loss):
-        super().__init__()
-        self.inner = loss
-
-    def forward(self, *args):
-        return self.inner(*args)
-
-
-class Doubled(losses.SupConLoss):
-    def forward(self, *args):
-        return 2 * super().forward(*args)
-
-
-class OverItsWeight(Own):
-    def forward(self, embeddings, *args):
-        return super().forward(embeddings, *args) * self.scale, self.scale
-
-
-class Writing(Own):
-    """Its references: the memory's rows, and its labels."""
-
-    def __init__(self, which):
-        super().__init__()
-        self.which = which
-
-    def forward(self, embeddings, labels, indices_tuple=None, *references):
-        value = super().forward(embeddings, labels, indices_tuple, *references)
-        for t in references[self.which : self.which + 1]:
-            t.mul_(2)
-        return value
-
-
-class OfAnother(Own):
-    def forward(self, *args):
-        return super().forward(*args) * SCALES.sum()
-
-
-SCALES = nn.Parameter(torch.ones(3))
-
-
-class Twice(losses.SupConLoss):
-    def forward(self, *args):
-        super().forward(*args)
-        return super().forward(*args)
-
-
-def test_what_is_wrong_is_named():
-    for loss in [kind() for name in xbn_ext.losses.in_chunks.BY_BATCH if (kind := getattr(losses, name, None))]:
-        with pytest.raises(ValueError, match=f"by {type(loss).__name__} what an anchor pays depends on the others"):
-            InChunks(loss)
-    for loss in (xbn_ext.Contrastive(), losses.ContrastiveLoss, InChunks(Own()), None):
-        with pytest.raises(TypeError, match="loss must be a loss of pytorch-metric-learning"):
-            InChunks(loss)
-    with pytest.raises(TypeError, match=r"one of MeanReducer, .*, got PerAnchorReducer"):
-        InChunks(losses.ContrastiveLoss(reducer=reducers.PerAnchorReducer()))
-    with pytest.raises(TypeError, match="ContrastiveLoss in it has a reducer of its own, MultipleReducers"):
-        InChunks(losses.MultipleLosses([losses.ContrastiveLoss()]))
-    for inner in (reducers.SumReducer(), reducers.AvgNonZeroReducer()):
-        regularizer = regularizers.LpRegularizer(reducer=inner)
-        with pytest.raises(TypeError, match=f"LpRegularizer in it has a reducer of its own, {type(inner).__name__}"):
-            InChunks(losses.ContrastiveLoss(embedding_regularizer=regularizer))
-    with pytest.raises(TypeError, match=r"its reducer must be one of MeanReducer, .*, got OfThree"):
-        InChunks(losses.TripletMarginLoss(reducer=OfThree()))
-    for miner in (miners.HDCMiner(), miners.UniformHistogramMiner()):
-        with pytest.raises(ValueError, match=f"what {type(miner).__name__} picks for an anchor depends on the others"):
-            InChunks(losses.ContrastiveLoss(), miner)
-    for regularizer in (regularizers.CenterInvariantRegularizer(), regularizers.RegularFaceRegularizer()):
-        for loss in (losses.NCALoss, losses.MarginLoss):
-            with pytest.raises(ValueError, match=f"by {type(regularizer).__name__} what an anchor pays depends on the"):
-                InChunks(loss(embedding_regularizer=regularizer))
-    for loss in (losses.TripletMarginLoss(swap=True), Around(losses.TripletMarginLoss(swap=True))):
-        with pytest.raises(ValueError, match="TripletMarginLoss with swap takes no references"):
-            InChunks(loss)
-    for loss in (losses.IntraPairVarianceLoss(), losses.VICRegLoss()):
-        with pytest.raises(ValueError, match=f"by {type(loss).__name__} what an anchor pays depends on the others"):
-            InChunks(Around(loss))
-    with pytest.raises(ValueError, match="miner: NCALoss weighs an anchor by how often"):
-        InChunks(Around(losses.NCALoss()), miners.PairMarginMiner())
-    with pytest.raises(TypeError, match="miner must be None or a miner"):
-        InChunks(losses.ContrastiveLoss(), miners.BatchHardMiner)
-    with pytest.raises(ValueError, match="anchors must be an integer >= 1, got 0"):
-        InChunks(losses.ContrastiveLoss(), anchors=0)
-    with pytest.raises(TypeError, match="got ContrastiveLoss, which InChunks takes"):
-        CrossBatchMemory(losses.ContrastiveLoss(), D)
-    with pytest.raises(TypeError, match="InChunks is not called itself"):
-        InChunks(losses.ContrastiveLoss())(torch.zeros(2, D), torch.arange(2))
-
-
-@pytest.mark.parametrize(
-    "loss, error",
-    [
-        (losses.FastAPLoss(), "ref_emb is not supported"),
-        (lambda *args: torch.zeros(3), "without a reducer it must return a scalar, or a sum and a number, got"),
-        (Around(losses.NTXentLoss()), "NTXentLoss in it averages over pairs or triplets"),
-        (lambda e, *_: (e.sum(1), 1), r"a scalar, or a sum and a number, got \[4\] and int"),
-        (lambda e, *_: (float(e.sum()), 1), "a scalar, or a sum and a number, got float and int"),
-        (lambda e, *_: (e.sum(), e.sum(1)), r"a scalar, or a sum and a number, got \[\] and \[4\]"),
-        (lambda e, *_: (e.sum(), "4"), r"a scalar, or a sum and a number, got \[\] and str"),
-        (lambda e, *_: (e.sum(), -4), "the number that its sum is divided by must not be negative, got -4"),
-        (lambda e, *_: (e.sum(), torch.tensor([-0.5])), "divided by must not be negative, got -0.5"),
-        (OverItsWeight(), "the number that its sum is divided by must not require a gradient"),
-        (
-            losses.MultiSimilarityLoss(reducer=reducers.ClassWeightedReducer(torch.rand(5))),
-            r"weights of all: .* \[4, 1\]",
-        ),
-        (losses.CircleLoss(reducer=reducers.ClassWeightedReducer(torch.rand(5))), r"weights of all: .* \[4, 1\]"),
-        (Writing(0), "it, or its miner, writes ref_emb or ref_labels in place"),
-        (Writing(1), "it, or its miner, writes ref_emb or ref_labels in place"),
-        (Doubled(), "it must call its reducer once, and return what that returns"),
-        (Twice(), "it must call its reducer once, and return what that returns"),
-        (OfAnother(), r"it depends on a tensor \[3\] that requires a gradient and would get none"),
-    ],
-)
-def test_a_loss_that_raises_leaves_the_memory_as_it_was(loss, error):
-    memory = CrossBatchMemory(InChunks(loss), D, 50)
-    before = copy.deepcopy(memory.state_dict())
-    with pytest.raises((ValueError, TypeError), match=error):
-        memory(torch.randn(6, D), torch.arange(6) % 2)
-    assert all(torch.equal(t, before[name]) for name, t in memory.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    "name, value, error",
-    [
-        ("anchors", 0, "anchors must be an integer >= 1, got 0"),
-        ("loss", losses.VICRegLoss(), "by VICRegLoss what an anchor pays depends on the others"),
-        ("miner", miners.HDCMiner(), "what HDCMiner picks for an anchor depends on the others"),
-    ],
-)
-def test_what_is_set_later_raises_before_the_memory_moves(name, value, error):
-    loss = InChunks(losses.ContrastiveLoss(), miners.PairMarginMiner())
-    memory, batch = CrossBatchMemory(loss, D, 50), (torch.randn(6, D), torch.arange(6) % 2)
-    memory(*batch)
-    before = copy.deepcopy(dict(memory.named_state()))
-    setattr(loss, name, value)
-    with pytest.raises(ValueError, match=error):
-        memory(*batch)
-    torch.testing.assert_close(dict(memory.named_state()), before, rtol=0, atol=0, equal_nan=True)
-
-
-def test_it_says_what_it_is():
-    assert "anchors=8" in repr(SmoothAP(0.05)) and "temperature=0.05" in repr(SmoothAP(0.05))
