@@ -14,11 +14,11 @@ from benchmarks.table import Row
 from .run import ROOT, Runner, Section, command, tail
 
 TESTS = ["test_normalize", "test_moments", "test_track", "test_transform", "test_standardize", "test_enqueue",
-         "test_step", "test_transform_memory_loss", "test_memory_sums", "test_memory_loss", "test_losses_reference", "test_losses_distances", "test_losses_triplets",
-         "test_losses_learned", "test_losses_training", "test_batch_loss", "test_batch_sums",
-         "test_memory_reference", "test_memory_training", "test_memory_not_finite", "test_memory_checkpoints",
-         "test_memory_fill", "test_memory_batches", "test_memory_arguments", "test_memory_stats",
-         "test_distributed_cuda", "test_cuda"]  # fmt: skip
+         "test_step", "test_transform_memory_loss", "test_memory_sums", "test_memory_loss", "test_losses_reference",
+         "test_losses_distances", "test_losses_triplets", "test_losses_learned", "test_losses_training",
+         "test_batch_loss", "test_batch_sums", "test_memory_reference", "test_memory_training",
+         "test_memory_not_finite", "test_memory_checkpoints", "test_memory_fill", "test_memory_batches",
+         "test_memory_arguments", "test_memory_stats", "test_distributed_cuda", "test_cuda"]  # fmt: skip
 
 
 def architecture(capability: str) -> str:
