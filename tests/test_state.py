@@ -237,6 +237,10 @@ def test_a_subclass_does_not_replace_the_state_by_a_name_of_its_own(name, value)
         setattr(criterion, name, value)
     with pytest.raises(KeyError, match=f"attribute '{name}' already exists"):
         criterion.register_state(name, torch.zeros(3))
+    for wrong in (None, 3.0, nn.Parameter(torch.zeros(3))):
+        with pytest.raises(TypeError, match=f"register_state: own must be a tensor, got {type(wrong).__name__}"):
+            criterion.register_state("own", wrong)
+    assert not hasattr(criterion, "own")
     assert_state(criterion, before)
 
 
