@@ -59,7 +59,7 @@ class StatefulModule(nn.Module):
         """Adds a state tensor as the attribute `name`. One that is not persistent is a measurement: floating point, not
         in `state_dict()`, and NaN where there is nothing that it was measured on.
 
-        Raises KeyError, as for a buffer, if the module has an attribute of that name; TypeError if it is no tensor, or a
+        Raises KeyError, as for a buffer, if the module has an attribute of that name; TypeError for no tensor, or a
         Parameter.
         """
         if not isinstance(tensor, Tensor) or isinstance(tensor, nn.Parameter):  # which a module would train
