@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -105,6 +106,20 @@ def test_an_empty_file_or_a_link_to_nothing_is_missing(sop_folder: Path) -> None
     files[1].unlink()
     files[1].symlink_to(sop_folder / "nowhere.JPG")
     with pytest.raises(DataError, match=rf"2 of 56 files are missing or empty: .*{files[0].name}, .*{files[1].name}"):
+        load(f"sop:{sop_folder}")
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named(sop_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are not missing. The tests' user may be root, who may all."""
+    closed, real = sop_folder / "mug_final", os.scandir
+
+    def scandir(folder: Any) -> Any:
+        if Path(folder) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=rf"--data: cannot look at {closed}: Permission denied"):
         load(f"sop:{sop_folder}")
 
 

@@ -26,6 +26,9 @@ from xbn_ext import ClassBalancedSampler
 ROOT = Path(__file__).parent.parent
 
 
+NO_SPACE = "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+
+
 class Broken(Dataset[torch.Tensor]):
     """Stands for images; a working process cannot read one."""
 
@@ -38,13 +41,28 @@ class Broken(Dataset[torch.Tensor]):
     def __getitem__(self, index: int) -> torch.Tensor:
         if self.how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.how in (NO_SPACE, "a bug"):
+            return Lost(self.how)  # type: ignore[return-value]
         raise DataError("--data: cannot read image a.png: cut short\n  or worse")
+
+
+class Lost:
+    """Does not get into the queue."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+    def __reduce__(self) -> str:
+        raise RuntimeError(self.why)
 
 
 def load(how: str) -> None:
     """Asks for the images in a process of its own."""
     with plain_errors():
-        list(DataLoader(Broken(how), None, num_workers=1, multiprocessing_context="fork"))
+        loader = DataLoader(
+            Broken(how), None, num_workers=1, multiprocessing_context="fork", worker_init_fn=loading.begin
+        )
+        list(loading.batches(loader))
 
 
 def test_an_unreadable_image_is_named_without_a_traceback() -> None:
@@ -56,6 +74,16 @@ def test_an_unreadable_image_is_named_without_a_traceback() -> None:
 def test_a_killed_process_is_told_with_advice() -> None:
     with pytest.raises(DataError, match=r"--workers: the system has ended a process .* fewer --workers need less"):
         load("killed")
+
+
+def test_a_batch_that_does_not_arrive_is_not_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
+    """The queue prints a traceback, and the process lives on."""
+    with pytest.raises(DataError, match=r"^--workers: there is no room left in /dev/shm, .* --workers 0 needs none$"):
+        load(NO_SPACE)
+    assert not capfd.readouterr().err
+    with pytest.raises(DataError, match="--workers: the system has ended a process"):
+        load("a bug")
+    assert "RuntimeError: a bug" in capfd.readouterr().err
 
 
 def test_other_errors_stay_what_they_are() -> None:

@@ -39,6 +39,11 @@ def contents(folder: Path) -> dict[Path, bytes]:
         ("embed", "y" * 251, "File name too long"),
         ("search", "y" * 256, "File name too long"),
         ("report", "y" * 256, "File name too long"),
+        ("embed", "none/mine", "there is no folder none: make it, or choose another"),
+        ("search", "none/page.html", "there is no folder none: make it, or choose another"),
+        ("search", "others", "others is a folder: choose another"),
+        ("report", "mine.npy/page.html", "Not a directory: choose another"),
+        ("export", "mine.npy/folder", "Not a directory: choose another"),
     ],
 )
 def test_what_is_not_its_own_stays(

@@ -90,7 +90,7 @@ def no_machine(folder: Path) -> None:
         (no_machine, r"cannot read metrics.json \(there is no 'machine' in it\)"),
         (lambda run: change(run, before=[]), "cannot read metrics.json"),
         (lambda run: change(run, **{"recall@1": "many"}), "cannot read metrics.json"),
-        (lambda run: (run / REPORT).mkdir(), "writing .*report.html failed"),
+        (lambda run: (run / REPORT).mkdir(), "report.html: .*report.html is a folder: choose another"),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_said_in_a_line(

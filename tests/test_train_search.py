@@ -200,7 +200,7 @@ def refused(capsys: pytest.CaptureFixture[str], said: str) -> None:
         (lambda: hollow("q.bmp"), ["run", "pictures", "q.bmp"], "cannot read image q.bmp"),
         (lambda: alone(), ["run", "one", "one/q.png"], "FOLDER one: has no picture except one/q.png"),
         (lambda: None, ["run", "pictures", "q.png", "--device", "abacus"], "--device abacus: "),
-        (lambda: None, ["run", "pictures", "q.png", "--out", "none/page.html"], "writing none/page.html failed"),
+        (lambda: None, ["run", "pictures", "q.png", "--out", "none/page.html"], "there is no folder none: make it"),
         (lambda: infinite(), ["run", "pictures", "q.png"], "RUN: its network gives embeddings that are not finite"),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from full_disk import files_end_after
 from tiny_runs import settings
 
 from train import checkpoint, events, results, run
+from train.arguments import parse
 from train.config import Config, ConfigError
 from train.data import tree
 
@@ -41,6 +43,28 @@ def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path, monkeypatch: 
     for out in (tmp_path / "private" / "out", tmp_path / "private"):
         with pytest.raises(ConfigError, match=rf"--out {out}: {tmp_path / 'private'} may not be written to"):
             run.run(Config(out=out))
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the settings come from a file, which is compared with what is in it, or not."""
+    (tmp_path / "own.yaml").write_text("steps: 2")
+
+    def glob(folder: Path, files: str) -> list[Path]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "glob", glob)
+    out = tmp_path / "private"
+    out.mkdir()
+    for words in (
+        [],
+        ["--config", str(tmp_path / "own.yaml")],
+        ["--overwrite", "--config", str(tmp_path / "own.yaml")],
+    ):
+        config = parse([*words, "--out", str(out)])
+        for not_allowed, said in ((os.W_OK, "written to"), (os.R_OK, "read")):
+            monkeypatch.setattr(os, "access", lambda path, mode, no=not_allowed: not mode & no)
+            with pytest.raises(ConfigError, match=f"--out {out}: {out} may not be {said}; choose another"):
+                run.run(config)
 
 
 def shut_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

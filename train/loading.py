@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import os
 import signal
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import queues
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 from weakref import WeakSet
@@ -24,6 +27,9 @@ MOST = 8
 """Processes, where nothing else is said: each takes some 200 MB."""
 WORTHWHILE = 20
 """Per cent of the time that preparing images takes from which on a process for it is worth a try."""
+
+NO_ROOM = 28
+"""How a working process ends that has no room in shared memory for what it has prepared."""
 
 T = TypeVar("T")
 
@@ -114,6 +120,11 @@ def plain_errors() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
             raise
+        if any(process.exitcode == NO_ROOM for process in list(_started)):
+            raise DataError(
+                "--workers: there is no room left in /dev/shm, through which images come from the processes that "
+                "prepare them: make it larger (docker run --shm-size), or have fewer --workers; --workers 0 needs none"
+            ) from error
         raise DataError(
             "--workers: the system has ended a process that prepares images, most likely because memory ran out; "
             f"fewer --workers need less ({error})"
@@ -155,3 +166,13 @@ def begin(worker: int) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, only_once)
+    queues.Queue._on_queue_feeder_error = staticmethod(_end_of_lost)  # type: ignore[attr-defined]
+
+
+def _end_of_lost(error: BaseException, lost: object) -> None:
+    """What a process has prepared does not get to the one that trains, which would wait for it for ever: the queue
+    only prints a traceback."""
+    if "shared memory" in str(error):
+        os._exit(NO_ROOM)
+    traceback.print_exception(error)
+    os._exit(1)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import checkpoint
+from . import checkpoint, place
 from .config import ConfigError
 from .kinds import Kinds
 
@@ -40,14 +40,20 @@ def require_own(out: Path, files: Sequence[Path], about: Path, kinds: Kinds, com
 
 
 def _require_possible(out: Path, files: Sequence[Path]) -> None:
-    """Raise ConfigError if the name or the path of a file is too long, or cannot be looked at."""
+    """Raise ConfigError if a file cannot be written: its name is too long, it is a folder, or there is none for it and
+    ``out`` is not the one that is to be made; as far as that can be known before."""
     for path in files:
         try:
             os.lstat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
+        except FileNotFoundError:
+            pass
         except OSError as error:
             raise ConfigError(f"--out {out}: {error.strerror}: choose another") from error
+        if os.path.isdir(path):
+            raise ConfigError(f"--out {out}: {path} is a folder: choose another")
+        if path.parent != out and not os.path.isdir(path.parent):
+            raise ConfigError(f"--out {out}: there is no folder {path.parent}: make it, or choose another")
+        place.require_writable(path.parent)
 
 
 def _holds_something(path: Path) -> bool:

@@ -67,7 +67,7 @@ def require_free(config: Config) -> None:
     """
     folder = config.folder
     there = [name for name in REPLACED if os.path.lexists(folder / name)]
-    there += [EVENTS] * any(any(folder.glob(files)) for files in OF_EVENTS)
+    there += [EVENTS] * bool(_events(folder))
     if settings_file.is_of(_read(folder / SETTINGS), config.settings()):
         may_go = {SETTINGS, EVENTS, *([LOG] if _read(folder / LOG).startswith(OF_LOG) else [])}
         there = [name for name in there if name not in may_go]
@@ -84,8 +84,8 @@ def require_kept(config: Config, file: Path) -> None:
 
     The settings of the run that is there may go, and what the new run writes again.
     """
-    folder, names = config.folder, [path.name for path in _replaced(config.folder, file)]
-    if not config.overwrite or not names:
+    folder, names = config.folder, [path.name for path in _replaced(config.folder, file)] if config.overwrite else []
+    if not names:
         return
     written = [config.settings()]
     for name, read in ((METRICS, checkpoint.read_json), (CHECKPOINT, checkpoint.load)):
@@ -139,7 +139,14 @@ def _real(path: Path, folders: dict[str, str]) -> str:
 def _in_the_way(folder: Path) -> list[Path]:
     """All that there is and a run replaces."""
     there = [folder / name for name in REPLACED if os.path.lexists(folder / name)]
-    return [*there, *(events for files in OF_EVENTS for events in folder.glob(files))]
+    return [*there, *_events(folder)]
+
+
+def _events(folder: Path) -> list[Path]:
+    """TensorBoard's files; none where the folder may not be looked into, which `require_writable` says."""
+    with suppress(PermissionError):
+        return [events for files in OF_EVENTS for events in folder.glob(files)]
+    return []
 
 
 def _read(path: Path) -> str:
@@ -182,10 +189,13 @@ def check_place(config: Config, folder: Path) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Raise ConfigError if ``folder``, or where it is to be made, is known to be read-only; writes nothing."""
-    there, _ = _nearest(folder)
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"--out {folder}: {there} may not be written to; choose another, or change its permissions")
+    """Raise ConfigError if ``folder`` is known not to be readable, or it, or where it is to be made, to be read-only;
+    writes nothing."""
+    there, missing = _nearest(folder)
+    written = os.access(there, os.W_OK | os.X_OK)
+    if not written or not (missing or os.access(there, os.R_OK)):
+        what = "read" if written else "written to"
+        raise ConfigError(f"--out {folder}: {there} may not be {what}; choose another, or change its permissions")
 
 
 def _nearest(folder: Path) -> tuple[Path, list[str]]:

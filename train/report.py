@@ -45,8 +45,8 @@ def write(run: Path, out: Path) -> None:
             what is no page.
     """
     require_finished(run)
-    outputs.require_page(out)
     metrics = checkpoint.read_metrics(run, NO_RUN, "RUN")
+    outputs.require_page(out)
     with checkpoint.reading(run / checkpoint.METRICS, NO_RUN, "RUN"):
         values = _values(metrics)
     pictures = {name: page.png(run / name) for name in (checkpoint.CURVES, checkpoint.NEIGHBOURS)}

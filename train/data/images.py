@@ -228,7 +228,10 @@ def clip(box: Box, size: tuple[int, int]) -> Box | None:
 
 
 def missing(paths: Iterable[Path]) -> list[Path]:
-    """Those that are not there, or empty, in order: each folder is listed once, so 100,000 files take a second."""
+    """Those that are not there, or empty, in order: each folder is listed once, so 100,000 files take a second.
+
+    Raises DataError if a folder may not be looked into.
+    """
     by_folder: dict[Path, dict[str, Path]] = defaultdict(dict)
     for path in paths:
         by_folder[path.parent][path.name] = path
@@ -237,6 +240,8 @@ def missing(paths: Iterable[Path]) -> list[Path]:
         try:
             with os.scandir(folder) as entries:
                 there = {entry.name for entry in entries if entry.name in wanted and _has_content(entry)}
+        except PermissionError as error:
+            raise DataError(f"--data: cannot look at {error.filename}: {error.strerror}") from error
         except OSError:
             there = set()
         absent += [path for name, path in wanted.items() if name not in there]
@@ -246,6 +251,8 @@ def missing(paths: Iterable[Path]) -> list[Path]:
 def _has_content(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.stat().st_size > 0
+    except PermissionError:
+        raise
     except OSError:  # a link to nothing
         return False
 
