@@ -51,6 +51,23 @@ def test_files_in_a_folder_without_a_run_are_not_replaced_unasked(
     assert contents(tmp_path) == {str(tmp_path / name): b"mine"}
 
 
+def test_where_the_events_cannot_go_the_run_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a run's")
+    before, real = contents(tmp_path), Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if "events" in path.name:
+            raise PermissionError(13, "Permission denied", str(path))
+        real(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(ConfigError, match=rf"writing {tmp_path} failed \(Permission denied\)"):
+        place.prepare(tmp_path)
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize("name", [name for name in OTHER if "events" not in name])
 def test_beside_settings_that_a_killed_run_has_left_other_files_stay(name: str, shapes: Path, tmp_path: Path) -> None:
     config = settings(shapes, tmp_path)

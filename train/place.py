@@ -137,9 +137,9 @@ def _real(path: Path, folders: dict[str, str]) -> str:
 
 
 def _in_the_way(folder: Path) -> list[Path]:
-    """All that there is and a run replaces."""
+    """All that there is and a run replaces, in the order in which it goes."""
     there = [folder / name for name in REPLACED if os.path.lexists(folder / name)]
-    return [*there, *_events(folder)]
+    return [*_events(folder), *there]
 
 
 def _events(folder: Path) -> list[Path]:
