@@ -40,8 +40,8 @@ def require_own(out: Path, files: Sequence[Path], about: Path, kinds: Kinds, com
 
 
 def _require_possible(out: Path, files: Sequence[Path]) -> None:
-    """Raise ConfigError if a file cannot be written: its name is too long, it is a folder, or there is none for it and
-    ``out`` is not the one that is to be made; as far as that can be known before."""
+    """Raise ConfigError if it is known beforehand that a file cannot be written: its name is too long, it is a folder,
+    or the folder it belongs in does not exist or may not be written to. ``out`` itself may be a folder to be made."""
     for path in files:
         try:
             os.lstat(path)
