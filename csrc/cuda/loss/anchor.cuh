@@ -17,13 +17,13 @@ namespace cuda {
 constexpr uint8_t kRanks = 1;   // it is one of the anchors
 constexpr uint8_t kFinite = 2;  // so is every value of it
 
-// Which of two kernels, the sweep's or the exact pairs', fills the sums of a loss, where the device decides it: each
-// kernel reads the answer, and the host does not wait for it.
-struct Screened {
-  const unsigned* few;  // [1] whether a screen has left few pairs; null: there was none
-  int64_t segments;     // of the bank, whose sums are there if so; else those of all splits are
+// Kernels that fill the sums of a loss in place of the sweep's, unless the device finds that they cannot: each kernel
+// reads the answer, and the host does not wait for it.
+struct Shortcut {
+  const unsigned* closed;  // [1] not 0: they cannot; null: there is none
+  int64_t splits;          // of the bank, that they fill
 
-  __device__ __forceinline__ bool leaves_few() const { return few != nullptr && *few != 0; }
+  __device__ __forceinline__ bool is_taken() const { return closed != nullptr && *closed == 0; }
 };
 
 template <typename T>
@@ -38,10 +38,10 @@ struct PartialLoss {
   T* average;         // [kSlots]
   T* given;           // [B] to the next pass; null in the first of a sweep
   uint8_t* state;     // [B]
-  Screened screened;
+  Shortcut shortcut;
 
   // The splits that have sums.
-  __device__ __forceinline__ int64_t filled() const { return screened.leaves_few() ? screened.segments : splits; }
+  __device__ __forceinline__ int64_t filled() const { return shortcut.is_taken() ? shortcut.splits : splits; }
 
   // All but the gradient.
   static PartialLoss carve(Carver& carve, int64_t splits, int64_t slots, int64_t B) {
@@ -57,7 +57,7 @@ struct PartialLoss {
     partial.average = carve.take<T>(kSlots);
     partial.given = carve.take<T>(B);
     partial.state = carve.take<uint8_t>(B);
-    partial.screened = {};
+    partial.shortcut = {};
     return partial;
   }
 };

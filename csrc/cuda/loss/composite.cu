@@ -5,8 +5,7 @@
 //   out    loss [1], grad_z [B, D], pairs [2]
 //   math   as sweep.cu, a chunk of the bank at a time: rows r_j, similarities s = z r^T, weights, grad += weights r
 //          (the products are torch's: ../gpu.h, ../backend.cpp)
-//   grid   begin_kernel: a warp to an anchor;  rows_kernel: a warp to a bank row;  score_kernel: a block to 4 anchors,
-//          score_block.cuh;  rescale_kernel: a block to an anchor
+//   grid   rows_kernel: a warp to a bank row;  rescale_kernel: a block to an anchor;  those of scores.cu
 //   keeps  one chunk of rows [chunk, D] and similarities [slots * B, chunk], small enough for a second-level cache, and
 //          the gradient [slots * B, D]. A small B x M may be one chunk; of a large one it is 24 MB, or 256 rows.
 //   needs  all M rows are processed whatever the count, since the number of products is decided before the count is
@@ -15,13 +14,12 @@
 //          as the library's products are
 #include "composite.cuh"
 
-#include "chunk.cuh"
+#include "score_block.cuh"
+#include "scores.cuh"
 #include "triplets.cuh"
 
 namespace xbn::cuda {
 namespace {
-
-constexpr int kAnchors = 4;  // that a block scores at a time, for one reading of the bank's labels
 
 template <typename T>
 struct CompositeWorkspace {
@@ -46,34 +44,6 @@ struct CompositeWorkspace {
   }
 };
 
-// Whether a pass is given its numbers as it begins, as the first is, or has what was settled before it.
-struct Given {
-  bool now;
-  const double* values;  // [B], null: zeros
-};
-
-template <typename T>
-__global__ void __launch_bounds__(kBlockThreads)
-    begin_kernel(const MemoryLossParams<T, T> p, const Pass pass, const Given given, const CompositeWorkspace<T> w) {
-  const int64_t warp = blockIdx.x * kBlockWarps + threadIdx.x / kWarp, warps = gridDim.x * kBlockWarps;
-  if (blockIdx.x == 0 && threadIdx.x == 0) *w.partial.ticket = 0;
-  for (int64_t i = warp; i < p.B; i += warps) {
-    const uint8_t state = anchor_state(p, i);
-    if (threadIdx.x % kWarp != 0) continue;
-    w.partial.state[i] = state;
-    if (given.now) w.partial.given[i] = given.values != nullptr ? static_cast<T>(given.values[i]) : T(0);
-#pragma unroll
-    for (int k = 0; k < kSlots; ++k)
-      if (pass.slot[k].pairs != Pairs::none &&
-          pass.slot[k].formula != Formula::weigh)  // that goes on with its thresholds'
-        w.partial.sums[k * p.B + i] = no_sums(pass.slot[k].formula);
-  }
-  for (int64_t d = blockIdx.x * kBlockThreads + threadIdx.x; d < p.D; d += gridDim.x * kBlockThreads) {
-    w.map[d] = p.scale != nullptr ? static_cast<T>(p.scale[d]) : T(1);
-    w.map[p.D + d] = p.scale != nullptr ? static_cast<T>(p.shift[d]) : T(0);
-  }
-}
-
 template <typename T, typename S>
 __global__ void __launch_bounds__(kBlockThreads)
     rows_kernel(const MemoryLossParams<T, S> p, const CompositeWorkspace<T> w, int64_t first, int64_t chunk, T* rows) {
@@ -94,32 +64,6 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
 #pragma unroll 4
   for (int64_t d = threadIdx.x % kWarp; d < p.D; d += kWarp) out[d] = row(d) * inverse;  // again: it is in cache
-}
-
-// Keeps the weights of a slot. They may take the place of the similarities.
-template <typename T>
-struct ChunkWeights {
-  T* weights;  // [kAnchors, chunk]
-  int64_t chunk;
-  T* factors;  // [kAnchors] for the gradient so far
-
-  __device__ __forceinline__ void weight(int a, int64_t j, T weight) const { weights[a * chunk + j] = weight; }
-  __device__ __forceinline__ void rescale(int a, T factor) const { factors[a] = factor; }
-};
-
-template <typename T>
-__global__ void __launch_bounds__(kBlockThreads, 2)
-    score_kernel(const MemoryLossParams<T, T> p, const Pass pass, const CompositeWorkspace<T> w, int64_t first,
-                 int64_t chunk, T* s) {
-  const ChunkPairs<T, kAnchors> block(p, w.partial, first, chunk, s);
-  // The second slot first: the weights of the first take the place of the similarities.
-#pragma unroll
-  for (int k = kSlots - 1; k >= 0; --k) {
-    if (pass.slot[k].pairs == Pairs::none) continue;
-    const int64_t at = k * p.B + block.first_anchor;  // in [kSlots, B]
-    const ChunkWeights<T> kept = {s + at * chunk, chunk, w.rescale + at};
-    score_pairs<T>(block, pass.slot[k], w.partial.sums + at, kept);
-  }
 }
 
 // grad [B, D] of a slot of exponents *= rescale, where they have grown.
@@ -159,11 +103,7 @@ int clear_gradient(const MemoryLossParams<T, T>& p, const CompositeWorkspace<T>&
 template <typename T>
 int begin_pass(const MemoryLossParams<T, T>& p, const Pass& pass, const Given& given, int64_t round,
                const Chunks& chunks, const CompositeWorkspace<T>& w, const Gpu& gpu) {
-  int error = cudaSuccess;
-  if (round == 0) {
-    const int64_t blocks = larger(1, smaller(larger(ceil_div(p.B, kBlockWarps), ceil_div(p.D, kBlockThreads)), 1024));
-    error = run(begin_kernel<T>, dim3(static_cast<unsigned>(blocks)), kBlockThreads, gpu, p, pass, given, w);
-  }
+  const int error = round == 0 ? launch_begin<T>(p, pass, given, w.partial, w.map, gpu) : cudaSuccess;
   if (pass.slot[1].formula != Formula::threshold || p.B == 0 || error != cudaSuccess) return error;
   return launch_triplets_begin(p, round, chunks.rounds, w.thresholds, gpu);
 }
@@ -174,8 +114,8 @@ int weigh_chunk(const MemoryLossParams<T, T>& p, const Pass& pass, int64_t first
                 const CompositeWorkspace<T>& w, const Gpu& gpu) {
   if (chunks.thresholds > 0)
     return launch_triplets_score(p, pass, w.partial, w.thresholds, first, chunks.rows, w.s, gpu);
-  int error = run(score_kernel<T>, dim3(static_cast<unsigned>(ceil_div(p.B, kAnchors))), kBlockThreads, gpu, p, pass, w,
-                  first, chunks.rows, w.s);
+  ChunkScores<T> chunk = {w.s, first, chunks.rows, chunks.rows, w.rescale};
+  int error = launch_scores<T>(p, pass, w.partial, chunk, gpu);
   for (int k = 0; k < kSlots && error == cudaSuccess; ++k)
     if (pass.weighs(k) && is_exponential(pass.slot[k].formula) && w.partial.grad != nullptr && first > 0)
       error = run(rescale_kernel<T>, dim3(static_cast<unsigned>(p.B)), kBlockThreads, gpu, w.rescale + k * p.B, p.D,

@@ -3,7 +3,7 @@
 //   in     z [B, D], labels [B]; bank [M, D], bank_labels [M], bank_ids [M] or null; mask [B, words], found [1] of the
 //          screen. z in float32, bank in that or 16 bits; D <= 1024, rows of a multiple of 16 bytes and aligned to that
 //   out    of every segment of the bank, slot and anchor the sums, [segments, slots, B], and the sum of weight * row,
-//          [segments, slots, B, D]; state [B] of the anchors. Nothing if the screen has left too many; few [1]
+//          [segments, slots, B, D]; state [B] of the anchors. Nothing if the screen has left too many; many [1]
 //   math   as sweep.cu. Labels and ids are compared in full: a pair the screen has kept for its hash is dropped.
 //   grid   a warp to an anchor, a segment and a slot. It lists the bits of the segment, looks at labels and ids of 32
 //          listed rows at a time, and reads those that are left into registers: for the product, and while they are
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
   __shared__ PairMemory<kDim> shared;
   const int64_t count = stored_rows(p.count, p.M);
   const bool few = static_cast<double>(*screen.found) <= most * static_cast<double>(p.B * count);
-  if (blockIdx.x == 0 && threadIdx.x == 0) *screen.few = few;
+  if (blockIdx.x == 0 && threadIdx.x == 0) *screen.many = !few;
   if (!few) return;
   for (int d = threadIdx.x; d < kDim; d += kPairThreads) {
     shared.scale[d] = p.scale != nullptr && d < p.D ? static_cast<float>(p.scale[d]) : 1.0f;
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, D = static_cast<int>(p.D);
   const int task = static_cast<int>(blockIdx.x) * kPairWarps + warp, B = static_cast<int>(p.B);
   const int slots = static_cast<int>(partial.slots), slice = task / B, i = task % B, segment = slice / slots;
-  if (segment >= partial.screened.segments) return;
+  if (segment >= partial.shortcut.splits) return;
   const Slot& slot = slice % slots == 0 ? pass.slot[0] : pass.slot[1];
   const MarginFormula<float> formula = {static_cast<float>(slot.a), static_cast<float>(slot.b)};
   const Pairs pairs = slot.pairs;
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
   if (slice == 0 && lane == 0) partial.state[i] = state;
   const Anchor<float> anchor = {p.labels[i], excluded_id(p, i), 0, state};
 
-  const int64_t words = ceil_div(ceil_div(count, 32), partial.screened.segments);
+  const int64_t words = ceil_div(ceil_div(count, 32), partial.shortcut.splits);
   const int64_t first = smaller(segment * words * 32, count);
   const int rows = static_cast<int>(smaller(words * 32, count - first));
   const S* bank = p.bank + first * p.D + 4 * lane;
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(kPairThreads, PairShape<kDim>::kBlocks)
 template <typename S>
 int launch_pairs(const MemoryLossParams<float, S>& p, const Pass& pass, const Screen& screen, double most,
                  const PartialLoss<float>& partial, const Gpu& gpu) {
-  const int64_t segments = partial.screened.segments, tasks = segments * partial.slots * p.B;
+  const int64_t segments = partial.shortcut.splits, tasks = segments * partial.slots * p.B;
   const dim3 grid(static_cast<unsigned>(ceil_div(tasks, kPairWarps)));
   const auto with = [&](auto kernel) { return run(kernel, grid, kPairThreads, gpu, p, pass, screen, most, partial); };
   if (p.D <= 128) return with(pair_kernel<128, S>);

@@ -1,5 +1,5 @@
 // The block scorer: all threads of a block score the pairs of its anchors, whose similarities are in memory, a row of
-// columns to an anchor. Columns are rows of a chunk of the bank (composite.cu) or of the batch (batch_loss.cu).
+// columns to an anchor. Columns are rows of a chunk of the bank (scores.cu) or of the batch (batch_loss.cu).
 //
 // A kind of sum (of scores, of exponents, an extreme) is written here and in score.cuh, which has the similarities of a
 // sweep's tiles in registers; that of margins also in pairs.cu, for single pairs.
@@ -70,11 +70,10 @@ struct NoWeights {
 
 // Adds the pairs of a slot to the sums of their anchors; by all threads of the block. Thread a writes what anchor a
 // has.
-//   kept.weight(anchor, column, weight)  for every pair, by its thread; not of extremes
+//   kept.weight(anchor, column, weight)  for every pair, by its thread, columns of a warp together; not of extremes
 //   kept.rescale(anchor, factor)         of exponents, what weights that were kept before are to be multiplied by
 template <typename T, typename BlockPairs, typename Kept>
-__device__ __forceinline__ void score_pairs(const BlockPairs& block, const Slot& slot, RowSums* sums,
-                                            const Kept& kept) {
+__device__ __forceinline__ void score_pairs(const BlockPairs& block, const Slot& slot, RowSums* sums, Kept&& kept) {
   constexpr int kAnchors = BlockPairs::kAnchors;
   const int mine = static_cast<int>(threadIdx.x);  // the first threads, one to an anchor
   T value[kAnchors] = {}, weight[kAnchors] = {}, shift[kAnchors] = {};

@@ -42,6 +42,7 @@
 
 #include "../vectors.cuh"
 #include "mma.cuh"
+#include "row_tiles.cuh"
 
 namespace xbn::cuda {
 namespace {
@@ -61,18 +62,6 @@ struct ScreenShape {
   static constexpr int kTeams = kScreenWarps / kBands;  // of a warp to each band, while the anchors are brought
   static_assert(kRows == 16 || kRows == 32);
   static_assert(kSteps % kAhead == 0 && kScreenWarps % kBands == 0);
-};
-
-// A lane's load of a row is its part of as many steps as it has fours of columns.
-template <typename S>
-struct ScreenLoad {
-  static constexpr int kWidth = 16 / sizeof(S);
-  static constexpr int kFours = kWidth / 4;
-
-  // The first of lane t's four columns in a step.
-  static __device__ __forceinline__ int column(int step, int t) {
-    return (step / kFours * 4 + t) * kWidth + step % kFours * 4;
-  }
 };
 
 // Below which a pair of different labels has no weight.
@@ -119,11 +108,6 @@ __device__ __forceinline__ float4 fitting4(float4 x) {
   return make_float4(fitting(x.x), fitting(x.y), fitting(x.z), fitting(x.w));
 }
 
-__device__ __forceinline__ float sum_of_four_lanes(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-
 // What a launch does: the blocks of anchors from `first` on; and it may move rows.
 template <typename S>
 struct ScreenPart {
@@ -143,7 +127,7 @@ __device__ __forceinline__ void load_operands(const RankParams<float>& p, int fi
   float square[2] = {};
 #pragma unroll 4
   for (int step = team; step < Shape::kSteps; step += Shape::kTeams) {
-    const int column = ScreenLoad<S>::column(step, t);
+    const int column = RowLoad<S>::column(step, t);
     float4 x[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -190,79 +174,25 @@ __device__ __forceinline__ void load_operands(const RankParams<float>& p, int fi
   __syncthreads();
 }
 
-// Sixteen rows after the other, from one warp's to the next that are its own, as a lane loads them.
-template <int kDim, typename S>
-class ScreenRows {
-  using Shape = ScreenShape<kDim>;
-  static constexpr int kEights = Shape::kEights, kRows = Shape::kRows, kWidth = ScreenLoad<S>::kWidth;
-
- public:
-  using Columns = Vector<S, kWidth>;
-
-  __device__ __forceinline__ explicit ScreenRows(const MemoryLossParams<float, S>& p, int count) : tile_(first()) {
-    begin(p, count);
-  }
-
-  // Tiles of rows: this warp's first, and how far apart its others are.
-  static __device__ __forceinline__ int first() {
-    return static_cast<int>(threadIdx.x) / kWarp * static_cast<int>(gridDim.y) + static_cast<int>(blockIdx.y);
-  }
-  static __device__ __forceinline__ int apart() { return static_cast<int>(gridDim.y) * kScreenWarps; }
-  static __device__ __forceinline__ int rows_of(int count, int tile) {
-    const int left = count - tile * kRows;
-    return left < 0 ? 0 : left < kRows ? left : kRows;
-  }
-
-  // Load q of those at hand: this lane's columns of rows g, 8 + g …, zeros beyond the matrix.
-  __device__ __forceinline__ void load(int q, int D, Columns (&to)[kEights]) const {
-    const int further = 4 * kWidth * q;
-#pragma unroll
-    for (int n = 0; n < kEights; ++n)
-      to[n] = 8 * n + g() < rows_ && column_ + further < D
-                  ? *reinterpret_cast<const Columns*>(at_ + 8 * n * D + further)
-                  : Columns{};
-  }
-
-  // To the loads that follow; after the last, to the first of the next rows.
-  __device__ __forceinline__ void go_on(const MemoryLossParams<float, S>& p, int count, int columns) {
-    column_ += 16 * Shape::kAhead, at_ += 16 * Shape::kAhead;
-    if (column_ < columns) return;
-    tile_ += apart();
-    begin(p, count);
-  }
-
- private:
-  static __device__ __forceinline__ int g() { return static_cast<int>(threadIdx.x) % kWarp / 4; }
-
-  __device__ __forceinline__ void begin(const MemoryLossParams<float, S>& p, int count) {
-    column_ = static_cast<int>(threadIdx.x) % 4 * kWidth;
-    rows_ = rows_of(count, tile_);
-    at_ = p.bank + (static_cast<int64_t>(tile_) * kRows + g()) * p.D + column_;
-  }
-
-  const S* at_;
-  int tile_, rows_, column_;
-};
-
 // kMoves: the rows of a float32 bank become what the map makes of them.
 template <int kDim, typename S, bool kMoves>
 __global__ void __launch_bounds__(kScreenThreads, 1)
     screen_kernel(const MemoryLossParams<float, S> p, const ScreenLimit limit_of, const Screen screen,
                   const ScreenPart<S> part) {
   using Shape = ScreenShape<kDim>;
-  using Rows = ScreenRows<kDim, S>;
+  using Rows = RowTiles<Shape::kEights, Shape::kAhead, kScreenWarps, S>;
   constexpr int kBands = Shape::kBands, kEights = Shape::kEights, kRows = Shape::kRows, kAhead = Shape::kAhead;
-  constexpr int kFours = ScreenLoad<S>::kFours, kLoads = kAhead / kFours;
+  constexpr int kFours = RowLoad<S>::kFours, kLoads = kAhead / kFours;
   if constexpr (!kHasTensorCores) return;
   ScreenMemory<kDim>& shared = dynamic_shared_memory<ScreenMemory<kDim>>();
   const int lane = threadIdx.x % kWarp, t = lane % 4, D = static_cast<int>(p.D);
   const int columns = (D + 16 * kAhead - 1) / (16 * kAhead) * (16 * kAhead);  // beyond D zeros
   const int count = static_cast<int>(stored_rows(kMoves ? part.count : p.count, p.M));
-  Rows coming(p, count);
+  Rows coming(p.bank, D, count);
   typename Rows::Columns ahead[kLoads][kEights];
 #pragma unroll
   for (int q = 0; q < kLoads; ++q) coming.load(q, D, ahead[q]);
-  coming.go_on(p, count, columns);
+  coming.go_on(p.bank, D, count, columns);
   load_operands<kDim, S>(p, part.first, limit_of, shared);  // while the first rows are on their way
   unsigned found = 0;
 #pragma unroll 1
@@ -287,7 +217,7 @@ __global__ void __launch_bounds__(kScreenThreads, 1)
 #pragma unroll
           for (int n = 0; n < kEights; ++n) {
             const float4 r =
-                affine4(shared.scale, shared.shift, k + ScreenLoad<S>::column(step, t), four_of(ahead[q][n], four));
+                affine4(shared.scale, shared.shift, k + RowLoad<S>::column(step, t), four_of(ahead[q][n], four));
             if constexpr (kMoves)
               if (8 * n < rows_to && k + 16 * step + 4 * t < D) store4(to + 8 * n * D + k + 16 * step, r);
             square[n] = dot4(r, r, square[n]);
@@ -302,7 +232,7 @@ __global__ void __launch_bounds__(kScreenThreads, 1)
           }
         }
       }
-      coming.go_on(p, count, columns);
+      coming.go_on(p.bank, D, count, columns);
     }
 
     // A lane has the sums of rows 8 n + 2 t + c with anchors 16 band + 8 half + g. Its place is computed again: it

@@ -20,7 +20,7 @@ ScreenBound screen_bound(int64_t D);
 struct Screen {
   uint32_t* mask;  // [B, words] bit j % 32 of word j / 32: row j may have a weight; beyond the count, anything
   unsigned long long* found;  // [1] how many may
-  unsigned* few;              // [1] whether they are few
+  unsigned* many;             // [1] whether they are too many
 
   __host__ __device__ static int64_t words(int64_t M) { return ceil_div(M, 32); }
 
@@ -28,7 +28,7 @@ struct Screen {
     Screen screen;
     screen.mask = carve.take<uint32_t>(B * words(M));
     screen.found = carve.take<unsigned long long>(1);
-    screen.few = carve.take<unsigned>(1);
+    screen.many = carve.take<unsigned>(1);
     return screen;
   }
 };
@@ -39,7 +39,7 @@ template <typename S>
 int launch_screen(const TransformParams<S>* moving, const MemoryLossParams<float, S>& p, float margin,
                   const ScreenBound& bound, const Screen& screen, const Gpu& gpu);
 
-// Says whether the screen has left few pairs, at most a share of `most`, and then fills the splits of partial.screened.
+// Says whether the screen has left many pairs, more than a share of `most`; if not, fills the splits of the shortcut.
 template <typename S>
 int launch_pairs(const MemoryLossParams<float, S>& p, const Pass& pass, const Screen& screen, double most,
                  const PartialLoss<float>& partial, const Gpu& gpu);

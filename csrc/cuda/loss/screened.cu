@@ -48,7 +48,7 @@ struct ScreenWorkspace {
     partial = PartialLoss<float>::carve(carve, most, slots, B);
     if (need_grad) partial.grad = carve.take<float>(most * slots * B * D);
     partial.splits = grid.splits;
-    partial.screened.segments = segments;
+    partial.shortcut.splits = segments;
     bytes = carve.bytes();
   }
 };
@@ -60,7 +60,7 @@ int screened_of(const TransformParams<S>* moving, const MemoryLossParams<float, 
   const bool need_grad = p.grad_z != nullptr;
   auto w = make_workspace<ScreenWorkspace>(gpu, p.B, p.M, p.D, loss, need_grad, gpu.multiprocessors);
   PartialLoss<float>& partial = w.partial;
-  partial.screened.few = w.screen.few;
+  partial.shortcut.closed = w.screen.many;
   const Program program = make_program(loss, need_grad);
   const Pass& pass = program.pass[0];
   PartialLoss<float> of_pass = partial;

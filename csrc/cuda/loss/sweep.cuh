@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads, Shape<kDim>::kBlocks)
   using Products = std::conditional_t<kTensor, TensorProducts<kDim>, SimtProducts<kDim>>;
   if constexpr (kTensor && !kHasTensorCores) return;
   __shared__ Shared<kDim> shared;
-  if (partial.screened.leaves_few()) return;
+  if (partial.shortcut.is_taken()) return;
   const int thread = threadIdx.x;
   const int64_t first_anchor = static_cast<int64_t>(blockIdx.x) * Sizes::kAnchors;
   const int k = pass.slot[0].pairs == Pairs::none ? 1 : static_cast<int>(blockIdx.z);
