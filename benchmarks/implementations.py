@@ -62,7 +62,7 @@ BASELINES: dict[str, type[TorchMemory]] = {
     "chunked": Chunked,
     "eager": Eager,
 }
-WAYS: list[Way] = ["screen", "tensor", "simt", "composite"]
+WAYS: list[Way] = ["screen", "halves", "tensor", "simt", "composite"]
 ON_CUDA = [*(f"{OURS} {way}" for way in WAYS), f"{OURS} composite{TF32}", *(name + TF32 for name in BASELINES)]
 ROUNDS = 21  # whose pairs with a weight are counted
 NAMES = [OURS, DEFERRED, PLAIN, CUSTOM, RELATED, IN_CHUNKS, ALL_PAIRS, *BASELINES, THEIRS, *ON_CUDA]
@@ -148,11 +148,11 @@ def why_not(name: str, problem: Problem) -> str | None:
     if in_place and problem.kernel == "step" and problem.drift != "none" and is_narrow(problem.dtype):
         return "a 16-bit bank is deferred"
     way = name.removeprefix(OURS).strip()
-    if way in ("screen", "tensor", "simt") and (
+    if way in ("screen", "halves", "tensor", "simt") and (
         problem.dtype != torch.float32 or problem.dim > 1024 or problem.loss == "triplet_all"
     ):
         return "takes float32, D <= 1024 and not all triplets"
-    if way in ("screen", "tensor") and problem.dim % 4:
+    if way in ("screen", "halves", "tensor") and problem.dim % 4:
         return "takes a multiple of four as D"
     if way == "screen" and not problem.pair_loss.takes_screen:
         return "takes contrastive and margin losses"

@@ -8,7 +8,7 @@
 namespace xbn {
 namespace {
 
-constexpr const char* kNames[] = {"auto", "simt", "tensor", "screen", "composite", "pairs"};
+constexpr const char* kNames[] = {"auto", "simt", "tensor", "screen", "halves", "composite", "pairs"};
 std::atomic<LossWay> way{LossWay::automatic};
 
 }  // namespace

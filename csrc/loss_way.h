@@ -7,7 +7,7 @@
 namespace xbn {
 
 // Named in loss_way.cpp, in this order. pairs, for tests and measurements: as screen, however much that leaves.
-enum class LossWay { automatic, simt, tensor, screen, composite, pairs };
+enum class LossWay { automatic, simt, tensor, screen, halves, composite, pairs };
 
 LossWay loss_way();
 

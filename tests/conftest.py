@@ -138,7 +138,7 @@ def device(implementation):
 @pytest.fixture
 def width(implementation):
     """A number of columns that fills no tile; the tensor cores take multiples of four only."""
-    return 36 if implementation.way in ("tensor", "screen", "pairs") else 33
+    return 36 if implementation.way in ("tensor", "screen", "halves", "pairs") else 33
 
 
 @pytest.fixture(autouse=True)

@@ -41,10 +41,10 @@ def goes_this_way(item):
     """False where the loss would silently go another way."""
     params = parameters(item)
     path = params.get("implementation", ("", ""))[1]
-    if path in ("tensor", "simt") and getattr(params.get("loss"), "formula", None) == "triplet_all":
+    if path in ("tensor", "simt", "halves") and getattr(params.get("loss"), "formula", None) == "triplet_all":
         return False
     by_fours = params.get("D", 4) % 4 == 0 and params.get("shape", (4,))[-1] % 4 == 0
-    return by_fours or path not in ("tensor", "screen", "pairs")
+    return by_fours or path not in ("tensor", "screen", "halves", "pairs")
 
 
 def together(item):

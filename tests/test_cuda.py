@@ -126,7 +126,7 @@ def test_a_bank_that_no_vector_load_can_read(bank_dtype, way, executor):
         assert n == {"sweep": 3, "composite": 5}[way]
 
 
-@pytest.mark.parametrize("way", ["tensor", "simt"])
+@pytest.mark.parametrize("way", ["tensor", "simt", "halves"])
 def test_all_triplets_go_by_products_only(way, executor):
     args = (torch.randn(5, 8), torch.zeros(5, dtype=torch.int64), torch.randn(9, 8), torch.arange(9))
     before = torch.ops.xbn_emu.set_loss_way(way)

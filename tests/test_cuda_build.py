@@ -177,3 +177,29 @@ def test_the_screen_waits_for_memory_only(architecture, tmp_path):
             continue
         assert has_wide_reads(name, body, 8)
         assert re.search(r"STG\.E\.128", body)
+
+
+@pytest.mark.parametrize("architecture", [name for name in ("80", "86", "90a", "120") if name in ARCHITECTURES])
+def test_products_of_halves_wait_for_memory_only(architecture, tmp_path):
+    """Similarities: of a warp's 16 rows x 64 columns against 64 anchors, or 32. The gradient: of its 32 rows x 32
+    columns for 64 anchors, with one barrier, after which there are the weights of the next rows."""
+    code = machine_code(architecture, ["similarity_kernel", "weighted_rows_kernel"], tmp_path)
+    counted = r"HMMA\.16816\.F32\b", r"LDG\.E\.128", r"LDG\.E\.64", "FFMA", "BAR", "LDL", "STL"
+    found = {"similarity": 0, "weighted_rows": 0}
+    for name, body in code.items():
+        kernel = next((kernel for kernel in found if f"{kernel}_kernel" in name), None)
+        if kernel is None:
+            continue
+        found[kernel] += 1
+        loop = innermost_loop(body, "HMMA")
+        times = [sum(bool(re.search(rf"\b{what}", text)) for text in loop) for what in counted]
+        if kernel == "similarity":
+            products = 96 if "kernelILi4E" in name else 48  # kBands
+            assert times == [products, 4 if is_narrow(name) else 8, 0, 64, 0, 0, 0], (name, times)
+            assert len(loop) <= (530 if is_narrow(name) else 460), (name, len(loop))
+        else:
+            of_weights = 4 if "Li8E" in name else 8  # kWarps
+            rows = [0, 8 + of_weights] if is_narrow(name) else [8, of_weights]
+            assert times == [96, *rows, 32, 1, 0, 0], (name, times)
+            assert len(loop) <= (660 if is_narrow(name) else 590), (name, len(loop))
+    assert found == {"similarity": 6, "weighted_rows": 6}

@@ -22,15 +22,19 @@ class loss_way:
     - `"screen"`: one product in fp16 per pair, with a bound on its error, finds the pairs that may have a weight; these
       are then computed in float32. If they are more than 5 %, the sweep of "tensor" runs. `Margin`, and
       `Contrastive` unless its distance is Euclidean; takes what "tensor" takes.
+    - `"halves"`: similarities and weights of a chunk of the bank are stored, about 32 MB; both products are on tensor
+      cores and as precise as float32 (from three fp16 products each). For losses in which every pair weighs, with up to
+      some hundred anchors; takes what "tensor" takes. Where a bank row's norm is not within [2^-10, 255], or the GPU
+      has too little shared memory for D, the sweep of "tensor" runs.
     - `"composite"`: two library products per chunk of the bank with a kernel between them; takes everything, and its
       products follow `torch.backends.cuda.matmul` (TF32 or not).
     - `"auto"`: the default. "screen" where it can, D is a multiple of four and B x M at most 2^31; else "tensor" or,
       where that can't, "simt", both with fewer than 512 anchors; else "composite".
 
-    On a CPU "simt", "tensor" and "composite" are the same: all similarities are computed. "auto" and "screen" are the
-    same, too: products of bytes find the negatives that may have a weight, and if they are few, only these and the
-    positives are computed in float32. This takes `Contrastive`, `Margin`, `Triplet`, `MultiSimilarity` with mining, or
-    of `NTXent` and `DCLW` the pass over the positives; float32 embeddings with D >= 64; and AVX2 or aarch64's dot
+    On a CPU "simt", "tensor", "halves" and "composite" are the same: all similarities are computed. "auto" and "screen"
+    are the same, too: products of bytes find the negatives that may have a weight, and if they are few, only these and
+    the positives are computed in float32. This takes `Contrastive`, `Margin`, `Triplet`, `MultiSimilarity` with mining,
+    or of `NTXent` and `DCLW` the pass over the positives; float32 embeddings with D >= 64; and AVX2 or aarch64's dot
     products. The others compute all similarities. Loss and gradient have the same bits either way (of `NTXent` and
     `DCLW` the loss may differ in the last one).
 

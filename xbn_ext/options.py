@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from torch import Tensor
 
-Way = Literal["auto", "simt", "tensor", "screen", "composite"]  # what they are: `xbn_ext.loss_way`
+Way = Literal["auto", "simt", "tensor", "screen", "halves", "composite"]  # what they are: `xbn_ext.loss_way`
 WAYS: tuple[Way, ...] = get_args(Way)
 WAYS_FOR_TESTS = (*WAYS, "pairs")  # as "screen", however many pairs that leaves
 

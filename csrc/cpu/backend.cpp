@@ -34,6 +34,7 @@ Screening screening() {
     case LossWay::pairs: return Screening::always;
     case LossWay::simt:
     case LossWay::tensor:
+    case LossWay::halves:
     case LossWay::composite: break;
   }
   return Screening::never;

@@ -29,6 +29,7 @@ class Gpu {
   void* stream = nullptr;   // cudaStream_t
   int multiprocessors = 0;  // of the device
   int capability = 0;       // major * 10 + minor
+  int shared_memory = 0;    // bytes that a block may ask for
 
  protected:
   struct Product {

@@ -16,6 +16,8 @@ int use_device(int device, Gpu* gpu) {
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   gpu->capability = 10 * major + minor;
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&gpu->shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   return error;
 }
 

@@ -25,7 +25,7 @@ const Cpu kCpu{Isa::baseline, [](int64_t units, int64_t, const std::function<voi
 
 // Gives temporary memory of exactly the size asked for, full of NaN.
 struct ExactGpu : cuda::Gpu {
-  ExactGpu() { multiprocessors = emu::settings().multiprocessors; }
+  ExactGpu() { multiprocessors = emu::settings().multiprocessors, shared_memory = emu::settings().shared_memory; }
 
   void* workspace(int64_t bytes) const override {
     kept.emplace_back(static_cast<char*>(std::aligned_alloc(256, static_cast<std::size_t>(bytes))), std::free);
@@ -73,11 +73,13 @@ MemoryLossParams<T, S> loss_params(const Exactly<T>& z, const Exactly<int64_t>& 
   return p;
 }
 
-// Up to three: as planned, one would hold all of these small banks.
+// Up to three chunks: as planned, one would hold all of these small banks.
+int64_t rows_of_chunk(int64_t M) { return 64 * std::max<int64_t>(1, ceil_div(M, 64 * (1 + up_to(2)))); }
+
 template <typename T, typename S>
 cuda::Chunks some_chunks(const MemoryLossParams<T, S>& p, const LossSpec& loss) {
   cuda::Chunks chunks = cuda::plan_chunks(p.B, p.M, p.D, sizeof(T), loss);
-  chunks.rows = 64 * std::max<int64_t>(1, ceil_div(p.M, 64 * (1 + up_to(2))));
+  chunks.rows = rows_of_chunk(p.M);
   return chunks;
 }
 
@@ -415,6 +417,10 @@ class MemoryRound {
           check(tensor ? "tensor" : "simt", [&](const auto& p) {
             launch([&](const cuda::Gpu& gpu) { return cuda::sweep(p, loss, tensor, gpu); });
           });
+      if (!goes_in_rounds(loss) && wide)
+        check("halves", [&](const auto& p) {
+          launch([&](const cuda::Gpu& gpu) { return cuda::halves(p, loss, rows_of_chunk(p.M), gpu); });
+        });
       // Of the pairs the screen may leave as many as it may, then none and all: the sweep runs, then the exact pairs.
       for (const double most : {cuda::kFew, 0.0, 1.0})
         if (cuda::takes_screen(loss) && wide)
@@ -583,6 +589,7 @@ int main(int argc, char** argv) {
   const auto vary = [&] {
     emu::settings().seed = static_cast<std::uint64_t>(round++);  // the very first in order of index
     emu::settings().multiprocessors = static_cast<int>(1 + up_to(5));
+    emu::settings().shared_memory = (up_to(1) == 0 ? 227 : 99) << 10;
   };
 #define XBN_ONE(...) +1
   constexpr int kBankDtypes = 0 XBN_FOR_EACH_BANK(XBN_ONE);

@@ -48,6 +48,9 @@ PYBIND11_MODULE(xbn_emu, m) {
       "set_multiprocessors", [](int n) { emu::settings().multiprocessors = n; }, pybind11::arg("n"),
       "How many multiprocessors the device says it has.");
   m.def(
+      "set_shared_memory", [](int bytes) { emu::settings().shared_memory = bytes; }, pybind11::arg("bytes"),
+      "How much of it the device says a block may ask for.");
+  m.def(
       "set_launch_error", [](int error) { emu::settings().launch_error = error; }, pybind11::arg("error"),
       "The CUDA error that every launch fails with; 0: none.");
 #define XBN_DEFINE(S, dtype, name) \

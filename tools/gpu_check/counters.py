@@ -12,7 +12,7 @@ from benchmarks.table import Row
 from .run import Runner, Section, command, tail
 
 SHAPE = (64, 60_000, 512)
-KERNELS = "(sweep|screen|pair|rewrite|moments|storable|store|settle|gradient)_kernel"
+KERNELS = "(sweep|screen|pair|similarity|score|weighted_rows|rewrite|moments|storable|store|settle|gradient)_kernel"
 METRICS = {
     "gpu__time_duration.sum": "us",
     "dram__bytes_read.sum": "dram read MB",

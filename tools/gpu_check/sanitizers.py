@@ -22,6 +22,8 @@ CASES: list[tuple[int, int, int, Way, Reduction]] = [
     (33, 65, 1000, "tensor", "mean"),
     (70, 300, 128, "screen", "mean"),
     (64, 257, 512, "screen", "avg_nonzero"),
+    (70, 300, 128, "halves", "mean"),
+    (64, 257, 512, "halves", "avg_nonzero"),
     (70, 300, 128, "simt", "mean"),
     (64, 257, 512, "tensor", "avg_nonzero"),
     (64, 257, 512, "simt", "mean"),
@@ -33,7 +35,7 @@ CASES: list[tuple[int, int, int, Way, Reduction]] = [
     (127, 129, 4, "simt", "avg_nonzero"),
     (1, 5000, 31, "simt", "mean"),
 ]
-CASES_OF = {"memcheck": CASES, "racecheck": CASES[:8]}
+CASES_OF = {"memcheck": CASES, "racecheck": CASES[:10]}
 
 
 def drive(tool: str) -> None:

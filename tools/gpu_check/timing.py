@@ -59,12 +59,13 @@ def case_of(kernel: str, shape: Shape, way: str, **more: Any) -> Row:
 
 def loss_cases(shapes: list[Shape], ways: list[str]) -> list[Row]:
     """memory_loss and its gradient. How many pairs are active makes a difference to some ways: all densities of two
-    shapes. Ordinary arithmetic is slow and known: one shape. Library products need a large batch."""
+    shapes. Ordinary arithmetic is slow and known: one shape. Library products need a large batch. Halves are for losses
+    in which every pair weighs."""
     rows = []
     for shape in shapes:
         all_densities = shape in shapes[:2]
         for way in ways:
-            if way == "simt" and shape != shapes[0]:
+            if way in ("simt", "halves") and shape != shapes[0]:
                 continue
             if way == "composite":
                 if shape[0] >= 256 or shape in SMALL:
@@ -72,7 +73,8 @@ def loss_cases(shapes: list[Shape], ways: list[str]) -> list[Row]:
                 continue
             rows += [case_of("loss", shape, way, density=x) for x in DENSITIES if all_densities or x == TRAINED]
     for name in OTHER_LOSSES:
-        rows += [case_of(name, shapes[0], way) for way in ways if way in ("simt", "tensor")]
+        rows += [case_of(name, shapes[0], way) for way in ways if way in ("simt", "tensor", "halves")]
+    rows += [case_of("supcon", shape, way) for shape in shapes[1:4] for way in ways if way in ("tensor", "halves")]
     rows += [case_of("loss", shapes[0], f"{way} float16", density=TRAINED) for way in ways if way != "simt"]
     return rows
 
@@ -89,7 +91,7 @@ def step_cases(shapes: list[Shape], ways: list[str]) -> list[Row]:
     """Every way in place; and what it would be if the memory were not written."""
     rows = []
     for shape in shapes:
-        wanted = [way for way in ("auto", *ways) if way not in ("simt", "composite")]
+        wanted = [way for way in ("auto", *ways) if way not in ("simt", "halves", "composite")]
         for way in wanted:
             densities = DENSITIES if shape == shapes[0] else (TRAINED,)
             rows += [case_of("step", shape, way, density=x) for x in densities]

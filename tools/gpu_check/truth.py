@@ -24,7 +24,7 @@ from .run import Job
 BATCHES = [1, 2, 63, 64, 65, 127, 200, 1024]
 MEMORIES = [1, 15, 64, 65, 1000, 60007]
 DIMS = [1, 7, 64, 100, 128, 257, 512, 768, 1024, 1500]
-WAYS = ["simt", "tensor", "screen", "composite", "composite tf32", "composite float64"]
+WAYS = ["simt", "tensor", "screen", "halves", "composite", "composite tf32", "composite float64"]
 SWEEP_MAX_DIM = 1024
 BANKS = ["", "", "float16", "bfloat16"]  # dtype of the bank; "": that of the anchors
 TF32_UNIT = 2.0**-10  # of an operand whose lower bits are cut off
@@ -40,7 +40,7 @@ def cases(small: bool = False, n: int = 400, seed: int = 0) -> list[Row]:
     for i in range(n):
         row: Row = {"seed": i, "way": draw.choice(WAYS)}
         row |= {"B": draw.choice(batches), "M": draw.choice(memories), "D": draw.choice(dims)}
-        if row["way"] in ("simt", "tensor", "screen") and row["D"] > SWEEP_MAX_DIM:
+        if row["way"] in ("simt", "tensor", "screen", "halves") and row["D"] > SWEEP_MAX_DIM:
             row["way"] = "composite"
         row |= {
             "reduction": draw.choice(["mean", "avg_nonzero"]),

@@ -27,7 +27,8 @@ def memory_loss(
     """Loss of a batch against a bank of embeddings, differentiable in `z`, in one sweep over the bank.
 
     The similarity is `z_i · r_j / max(|r_j|, eps)`; neither the B×M similarities nor a second bank is ever stored. (On
-    a GPU the composite way stores a chunk of them, about 24 MB, the screen a bit for each pair: `xbn_ext.loss_way`.)
+    a GPU the ways "halves" and "composite" store a chunk of them, 24 to 32 MB, and "screen" a bit for each pair:
+    `xbn_ext.loss_way`.)
 
     Args:
         z: `[B, D]` embeddings, usually of unit length. A loss of distances takes them to be.

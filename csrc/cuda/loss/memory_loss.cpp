@@ -1,5 +1,5 @@
 // memory_loss and memory_sums on a GPU: which way they go. simt, tensor: sweep.cu. screen, pairs: screened.cu.
-// composite: composite.cu, and of sums memory_sums.cu. way.h has their interfaces.
+// halves: halves.cu. composite: composite.cu, and of sums memory_sums.cu. way.h has their interfaces.
 #include "../../check.h"
 #include "../gpu.h"
 #include "way.h"
@@ -56,6 +56,7 @@ template <typename T, typename S>
 int go(LossWay way, const MemoryLossParams<T, S>& p, const LossSpec& loss, const Gpu& gpu) {
   if constexpr (kInFloat<T, S>) {
     if (way == LossWay::screen || way == LossWay::pairs) return screened(p, loss, most_of(way), gpu);
+    if (way == LossWay::halves) return halves(p, loss, plan_chunk(p.B, p.M, loss), gpu);
     if (way != LossWay::composite) return sweep(p, loss, way == LossWay::tensor, gpu);
   }
   return composite(p, loss, plan_chunks(p.B, p.M, p.D, sizeof(T), loss), gpu);

@@ -1,8 +1,11 @@
-// The tensor cores' products of a warp, in fp16 and in TF32, and how float32 products are made from the latter.
+// The tensor cores' products of a warp, in fp16 and in TF32, and how float32 products are made from either.
 //
 // In TF32 they read ten of a float's 23 fraction bits. A float is therefore split into two such numbers,
 // x = high + low up to 2^-22 |x|, and a product is high high + high low + low high; low low is below 2^-22. So the
 // digits are those of float, at three products each ("3xTF32").
+//
+// fp16 has as many fraction bits, at twice the speed, but few exponents: x = high + low up to 2^-22 |x| where |x| is in
+// [2^-3, 65504], and up to 2^-25 below, where `low` has fixed steps. So numbers are scaled by powers of two before.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -63,6 +66,52 @@ __device__ __forceinline__ void multiply_add_f16(float (&c)[4], const uint4& a, 
   mma_m16n8k16_f16(c, a, b);
 #endif
 }
+
+__device__ __forceinline__ float2 unpack_f16(uint32_t both) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float2 x;
+  asm("{.reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+      : "=f"(x.x), "=f"(x.y)
+      : "r"(both));
+  return x;
+#elif !defined(__CUDACC__)
+  return make_float2(cvt_f32_f16(both & 0xffffu), cvt_f32_f16(both >> 16));
+#else
+  return {};
+#endif
+}
+
+// Two floats as their two fp16 parts, packed.
+struct Halves {
+  uint32_t high, low;
+
+  __device__ __forceinline__ Halves(float x, float y) {
+    high = pack_f16(x, y);
+    const float2 rounded = unpack_f16(high);
+    low = pack_f16(x - rounded.x, y - rounded.y);
+  }
+};
+
+// c += a b to the digits of float, from the parts, the small ones first.
+__device__ __forceinline__ void multiply_add_halves(float (&c)[4], const uint4& high_a, const uint4& low_a,
+                                                    const uint2& high_b, const uint2& low_b) {
+  multiply_add_f16(c, low_a, high_b);
+  multiply_add_f16(c, high_a, low_b);
+  multiply_add_f16(c, high_a, high_b);
+}
+
+// A power of two, and its reciprocal, that brings numbers up to `largest` to below 2^15, or nowhere near it if they are
+// zeros, subnormal or not finite.
+struct PowerOfTwo {
+  float times, back;
+
+  __device__ __forceinline__ explicit PowerOfTwo(float largest) {
+    const int exponent = static_cast<int>(__float_as_uint(largest) >> 23 & 0xffu), wanted = 2 * 127 + 14 - exponent;
+    const unsigned bits = static_cast<unsigned>(wanted < 1 ? 1 : wanted > 253 ? 253 : wanted);
+    times = __uint_as_float(bits << 23);
+    back = __uint_as_float((254 - bits) << 23);
+  }
+};
 
 // Floats as their two TF32 parts.
 template <int kCount>

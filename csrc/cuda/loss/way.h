@@ -41,6 +41,15 @@ int screened_in_place(const TransformParams<float>& t, const MemoryLossParams<fl
 // Of rows that were moved so (../transform.cu): the sums, and the map becomes the identity.
 int follow(const TransformParams<float>& t, const Gpu& gpu);
 
+// halves (halves.cu): similarities and weights of a chunk of the bank at a time, by products of fp16 halves. All losses
+// without rounds, with D, z and bank as for the sweep on tensor cores. Compute capability >= 8.0.
+// `chunk` rows of the bank at a time, a multiple of 64.
+template <typename S>
+int halves(const MemoryLossParams<float, S>& p, const LossSpec& loss, int64_t chunk, const Gpu& gpu);
+
+// One whose similarities, or weights, stay in a GPU's second-level cache.
+int64_t plan_chunk(int64_t B, int64_t M, const LossSpec& loss);
+
 // composite (composite.cu): two library products for each chunk of the bank. Any dtypes, dimension and loss.
 struct Chunks {
   int64_t rows;        // of the bank at a time; the last chunk is padded with rows that count for nothing

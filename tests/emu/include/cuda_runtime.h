@@ -77,6 +77,7 @@ enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
 };
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
@@ -85,6 +86,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
     case cudaDevAttrMultiProcessorCount: *value = emu::settings().multiprocessors; return cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor: *value = 9; return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor: *value = 0; return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = emu::settings().shared_memory; return cudaSuccess;
   }
   return emu::report(cudaErrorInvalidValue);
 }
@@ -103,7 +105,7 @@ namespace [[gnu::visibility("hidden")]] emu {
 
 // How much dynamic shared memory a kernel may have in each block: 48 KB, unless it has asked for more.
 inline std::unordered_map<const void*, std::size_t> asked_dynamic_bytes;
-inline constexpr std::size_t kUsualDynamicBytes = 48 << 10, kMostDynamicBytes = 227 << 10;
+inline constexpr std::size_t kUsualDynamicBytes = 48 << 10;
 
 inline std::size_t dynamic_bytes_of(const void* kernel) {
   const auto found = asked_dynamic_bytes.find(kernel);
@@ -114,8 +116,7 @@ inline std::size_t dynamic_bytes_of(const void* kernel) {
 
 template <class Function>
 cudaError_t cudaFuncSetAttribute(Function* kernel, cudaFuncAttribute attribute, int value) {
-  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
-      static_cast<std::size_t>(value) > emu::kMostDynamicBytes)
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 || value > emu::settings().shared_memory)
     return emu::report(cudaErrorInvalidValue);
   emu::asked_dynamic_bytes[reinterpret_cast<const void*>(kernel)] = static_cast<std::size_t>(value);
   return cudaSuccess;

@@ -79,14 +79,17 @@ inline void mma_m16n8k8_tf32(float (&c)[4], const float (&a)[4], const float (&b
   emu::executor.multiply(c, a, b, place);
 }
 
-// For mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32, and for cvt.rn.f16x2.f32, whose first operand is the upper
-// half.
+// For mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32, for cvt.rn.f16x2.f32, whose first operand is the upper half,
+// and for cvt.f32.f16.
 inline void mma_m16n8k16_f16(float (&c)[4], const uint4& a, const uint2& b, emu::Place place = emu::Place::current()) {
   emu::executor.multiply(c, {a.x, a.y, a.z, a.w}, {b.x, b.y}, place);
 }
 inline unsigned cvt_rn_f16x2_f32(float high, float low) {
   const auto bits = [](float x) { return unsigned{__builtin_bit_cast(unsigned short, static_cast<_Float16>(x))}; };
   return bits(high) << 16 | bits(low);
+}
+inline float cvt_f32_f16(unsigned x) {
+  return static_cast<float>(__builtin_bit_cast(_Float16, static_cast<unsigned short>(x)));
 }
 
 inline void __threadfence() {

@@ -24,11 +24,12 @@
 namespace [[gnu::visibility("hidden")]] emu {
 
 struct Settings {
-  std::uint64_t seed = 0;      // 0: blocks and threads in order of index; else the order is drawn from it
-  int multiprocessors = 4;     // cudaDevAttrMultiProcessorCount
-  std::uint64_t launches = 0;  // counts the launches of kernels
-  std::uint64_t products = 0;  // and those of library products
-  int launch_error = 0;        // a cudaError_t that every launch fails with; 0: none
+  std::uint64_t seed = 0;         // 0: blocks and threads in order of index; else the order is drawn from it
+  int multiprocessors = 4;        // cudaDevAttrMultiProcessorCount
+  int shared_memory = 227 << 10;  // cudaDevAttrMaxSharedMemoryPerBlockOptin
+  std::uint64_t launches = 0;     // counts the launches of kernels
+  std::uint64_t products = 0;     // and those of library products
+  int launch_error = 0;           // a cudaError_t that every launch fails with; 0: none
   // Under ThreadSanitizer, what a barrier takes grows with the square of the number of threads it knows of. With fewer
   // than a warp has lanes, each launch deals the lanes to them again, and a race of two lanes that got the same one
   // goes unseen. A race between warps never does.
