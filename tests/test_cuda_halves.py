@@ -98,6 +98,18 @@ def test_digits_of_weights_of_all_sizes(softmax_scale):
         torch.testing.assert_close(a.double(), b, rtol=1e-6 * softmax_scale, atol=1e-6 * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("n", [1, 7, 70])
+def test_rows_that_have_a_weight_of_one_anchor_only(n):
+    """Those of 32 rows that none has a weight of are left out."""
+    z, _, bank, _ = problem(n)
+    labels, bank_labels = torch.arange(n), torch.full((M,), -1)
+    bank_labels[torch.randperm(M)[:n]] = labels  # a positive for each
+    args = (labels, bank, bank_labels, Contrastive(1.0, 1.0))  # no negative costs anything
+    _, grad = loss_and_gradient("halves", z, *args)
+    _, expected = loss_and_gradient("simt", z, *args)
+    torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_an_anchor_that_is_not_finite_spoils_its_own_gradient_only():
     z, labels, bank, bank_labels = problem()
     args = (labels, bank, bank_labels, NCA(1.0))

@@ -16,7 +16,7 @@ __device__ __forceinline__ float4 four_of(const Vector<S, kWidth>& u, int k) {
 
 // By one access. To nvcc a struct's copy may be one for each of its parts, if it stands under a condition.
 template <typename S>
-__device__ __forceinline__ float4 four_at(const S* values) {
+__device__ __forceinline__ Vector<S, 4> stored_four_at(const S* values) {
   Vector<S, 4> u;
 #ifdef __CUDA_ARCH__
   const auto word = *reinterpret_cast<const std::conditional_t<sizeof(S) == 4, uint4, uint2>*>(values);
@@ -24,7 +24,11 @@ __device__ __forceinline__ float4 four_at(const S* values) {
 #else
   u = *reinterpret_cast<const Vector<S, 4>*>(values);
 #endif
-  return four_of(u, 0);
+  return u;
+}
+template <typename S>
+__device__ __forceinline__ float4 four_at(const S* values) {
+  return four_of(stored_four_at(values), 0);
 }
 
 // By one access, for the same reason by an intrinsic.
