@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from miniatures import PER_CLASS, TEST_CLASSES, TRAIN_CLASSES
 from PIL import Image
 
 from train import evaluate, loop, run
-from train.data import DataError, Dataset, deepfashion2, deepfashion2_index, images, inshop, load, sop
+from train.data import DataError, Dataset, deepfashion2, deepfashion2_index, fingerprint, images, inshop, load, sop
 
 Edit = Callable[[str], str]
 
@@ -259,6 +260,19 @@ def test_deepfashion2_is_read_by_its_annotations(
     seen = data.test.images[data.test.sources.index("validation/image/000002.jpg item1")]
     assert seen.shape == drawn.shape and np.abs(seen.astype(int) - drawn).mean() < 8, "cut out by its box"
     assert capsys.readouterr().err == ""
+
+
+def test_names_that_are_not_utf8(df2_folder: Path) -> None:
+    """A file's of a garment that is a class of its own, which has its name; and a garment's."""
+    file = annotation(df2_folder, 1)
+    image = file.parent.parent / "image" / "000001.jpg"
+    content = json.loads(file.read_text())
+    strange = file.with_name(os.fsdecode(b"\xff.json"))
+    strange.write_text(json.dumps(content | {"item1": content["item1"] | {"style": 0}, "item\ud800": content["item1"]}))
+    shutil.copy(image, image.with_name(os.fsdecode(b"\xff.jpg")))
+    data = load(f"deepfashion2:{df2_folder}")
+    assert any(r", \udcff item1 (" in name for name in data.test.classes)
+    assert fingerprint.of("", [data.train, data.test], [data.queries, data.gallery])["class names"]
 
 
 def test_boxes_are_clipped_and_those_outside_are_left_out(df2_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

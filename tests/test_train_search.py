@@ -69,7 +69,8 @@ def test_a_query_finds_neither_itself_nor_links_to_itself(here: Path, capsys: py
     shutil.copy(folder / "a.png", folder / "copy.png")
     (folder / "link.png").symlink_to("a.png")
     (here / "from-outside.png").symlink_to(folder / "a.png")
-    for query in ("few/a.png", "few/link.png", "from-outside.png", "few/../few/a.png"):
+    (here / "hard.png").hardlink_to(folder / "a.png")
+    for query in ("few/a.png", "few/link.png", "from-outside.png", "hard.png", "few/../few/a.png"):
         assert search.main(["run", "few", query]) == 0
         found = rows_of(capsys.readouterr().out)
         assert found[0][2:] == ["1.000", "copy.png"] and sorted(row[3] for row in found[1:]) == ["b.png", "c.png"]
@@ -103,7 +104,8 @@ def test_a_query_that_is_the_only_picture_of_the_folder_does_not_end_the_search_
     shutil.copy(here / "pictures" / "corners-03" / "red.png", here / "one" / "q.png")
     other = "pictures/corners-04/red.png"
     assert search.main(["run", "one", "one/q.png", other]) == 0
-    [row] = rows_of(capsys.readouterr().out)
+    itself, row = rows_of(capsys.readouterr().out)
+    assert itself == ["one/q.png", "-", "-", "(no", "other", "picture)"]
     assert row[:2] == [other, "1"] and row[3] == "q.png"
     assert Page(here / "search.html").titles == ["one/q.png", other, "q.png"]
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from . import checkpoint, embed, evaluate, outputs, page, terminal
 from .about import file_path
 from .config import ConfigError
-from .data import DataError, folder, images
+from .data import DataError, folder, images, tree
 from .embed import Embeddings
 from .program import called
 from .trained import Trained
@@ -112,7 +112,7 @@ def search(
 
     Raises:
         ConfigError: the network gives embeddings that are not finite.
-        DataError: a query cannot be read.
+        DataError: a query, or a picture that is to be found, cannot be read.
     """
     files, own = there.files, _own(there.files, queries)
     rows = torch.cat([there.rows, _embedded(trained, there, queries, own, device, workers)])
@@ -128,11 +128,18 @@ def search(
 
 
 def _own(files: Sequence[Path], queries: Sequence[Path]) -> list[set[int]]:
-    """Which of the files each query is: none, one, or several that are links to one."""
+    """Which of the files each query is: none, one, or several that are links to one, symbolic or hard.
+
+    Raises:
+        DataError: one of them is not there any more.
+    """
     positions = defaultdict(set)
-    for i, file in enumerate(files):
-        positions[os.path.realpath(file)].add(i)
-    return [positions.get(os.path.realpath(query), set()) for query in queries]
+    try:
+        for i, file in enumerate(files):
+            positions[tree.identity(os.stat(file))].add(i)
+        return [positions.get(tree.identity(os.stat(query)), set()) for query in queries]
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename} ({error.strerror})") from error
 
 
 def _embedded(
@@ -150,7 +157,8 @@ def _embedded(
 
 
 def table(answers: Sequence[Found], pictures: Path) -> list[str]:
-    """A line for each picture that was found; its file is named by its path below ``pictures``."""
+    """A line for each picture that was found; its file is named by its path below ``pictures``. And one for a query
+    that is the only picture there."""
     names = [terminal.printable(str(answer.query)) for answer in answers]
     width = max(map(len, [*names, "query"]))
     lines = [f"{'query':{width}}  rank  similarity  file"]
@@ -158,6 +166,8 @@ def table(answers: Sequence[Found], pictures: Path) -> list[str]:
         for rank, (file, similarity) in enumerate(answer.neighbours, 1):
             shown = terminal.printable(file.relative_to(pictures).as_posix())
             lines.append(f"{name:{width}}  {rank:4}  {similarity:10.3f}  {shown}")
+        if not answer.neighbours:
+            lines.append(f"{name:{width}}  {'-':>4}  {'-':>10}  (no other picture)")
     return lines
 
 

@@ -28,7 +28,8 @@ def words(path: Path) -> list[str]:
     """
     try:
         settings = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a date that there is not
+    # ValueError: no UTF-8. KeyError: no word for true or false after `!!bool`.
+    except (OSError, ValueError, KeyError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"--config {path}: cannot be read: {' '.join(str(error).split())}") from error
     if settings is None:  # an empty file
         return []
@@ -41,7 +42,7 @@ def words(path: Path) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Refuses a name that is there twice."""
+    """Refuses a name that is there twice, and leaves numbers and dates as they are written: 1.10 may be a folder."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -49,6 +50,10 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         if twice is not None:
             raise yaml.constructor.ConstructorError(problem=f"{twice} is there twice")
         return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
+
+
+for _kind in ("int", "float", "timestamp"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", yaml.SafeLoader.construct_yaml_str)
 
 
 def _field(name: object) -> str:
@@ -69,7 +74,7 @@ def _words(path: Path, name: object, value: object) -> list[str]:
             raise ConfigError(f"--config {path}: {name} must be true or false, got {value!r}")
         no = [f"--no-{argument[2:]}"] if FLAGS[field] else []
         return [argument] if value else no
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if not isinstance(value, str):
         raise ConfigError(f"--config {path}: {name} must be a number or a text, got {value!r}")
     return [f"{argument}={value}"]
 

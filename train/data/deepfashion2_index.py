@@ -46,7 +46,7 @@ class Garment(NamedTuple):
         """Its class: pair and style, which start again in each folder; or itself if it has no style."""
         side = self.image.partition("/")[0]
         own = "" if self.style else f", {Path(self.image).stem} {self.item}"
-        return f"{side} pair {self.pair} style {self.style}{own}"
+        return _in_utf8(f"{side} pair {self.pair} style {self.style}{own}")
 
 
 class Index(NamedTuple):
@@ -127,6 +127,11 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
+def _in_utf8(text: str) -> str:
+    """Half a character, which JSON allows, or a byte of a file's name is what Python shows of it."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _no_number(word: str) -> None:
     raise ValueError(f"{word} is no number")
 
@@ -155,9 +160,9 @@ def _garments(path: Path, content: dict[str, Any]) -> list[Garment]:
         if not all(map(math.isfinite, box)):  # 1e400, which JSON allows
             raise DataError(f"--data: {path}: bounding_box {box!r} of {item} is not finite")
         whole = (math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3]))
-        category = str(values.get("category_name", "?")).encode(errors="backslashreplace").decode()  # half a character
+        category = _in_utf8(str(values.get("category_name", "?")))
         if source == "shop" or style > 0:
-            garments.append(Garment(image, item, whole, source == "shop", pair, style, category))
+            garments.append(Garment(image, _in_utf8(item), whole, source == "shop", pair, style, category))
     return garments
 
 

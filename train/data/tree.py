@@ -37,7 +37,7 @@ class Tree:
         """By name, NFC: the paths of its files below ``root``, in the order of their names."""
         self.left_out: dict[str, list[Path]] = defaultdict(list)
         """By reason; also of a class with too few images."""
-        self._seen = {_identity(os.stat(root))}
+        self._seen = {identity(os.stat(root))}
         self._linked_folders: deque[tuple[str, Path]] = deque()
         self._linked_files: list[tuple[str, Path]] = []
         own = []
@@ -49,7 +49,7 @@ class Tree:
                 self._linked_folders.append((self._add_class(path), path))
             else:
                 own.append((self._add_class(path), path))
-        self._seen |= {_identity(os.stat(path)) for _, path in own}
+        self._seen |= {identity(os.stat(path)) for _, path in own}
         for name, path in own:
             self._walk(name, path)
         while self._linked_folders:
@@ -148,9 +148,9 @@ class Tree:
             self.left_out["files that are read already under another name"].append(path)
 
     def _first_time(self, found: os.stat_result) -> bool:
-        identity = _identity(found)
-        new = identity not in self._seen
-        self._seen.add(identity)
+        file = identity(found)
+        new = file not in self._seen
+        self._seen.add(file)
         return new
 
     def _order(self, path: Path) -> list[str]:
@@ -202,6 +202,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
-def _identity(found: os.stat_result) -> tuple[int, int]:
+def identity(found: os.stat_result) -> tuple[int, int]:
     """Of a real file or folder, the same through every link."""
     return found.st_dev, found.st_ino
