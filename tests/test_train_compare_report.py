@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,17 @@ def test_a_report_names_the_weights_that_the_networks_began_from() -> None:
     assert named(before, before, before) == study.base.backbone
     assert named(of_a_file, of_a_file, of_a_file) == "lite0, weights of a: b"
     assert named(of_a_file, random, of_a_file) == "lite0, random weights; lite0, weights of a: b"
+
+
+@pytest.mark.parametrize(
+    "name", ["folder:/we|ird <b>x`*_/__x__ _y_", "`", "``a` b", r"back\slash \* `", "a&lt;b", "[x](y) ![z](w)", "emoji"]
+)
+def test_names_are_shown_as_they_are(name: str) -> None:
+    """On the page, whatever Markdown and HTML would make of them."""
+    for shown in (f"Data: {report._plain(name)}. ", report._code(name)):
+        html = report.page(shown).partition("</style>")[2]
+        text = unescape(re.sub("<[^>]*>", "", html)).strip()
+        assert text == (name.strip() if shown == report._code(name) else f"Data: {name}.")
 
 
 def test_a_report_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

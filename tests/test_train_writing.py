@@ -36,6 +36,19 @@ def test_a_folder_that_is_read_only_is_named_before_any_work(
             run.run(replace(config, out=out))
 
 
+def test_a_run_stays_where_its_events_may_not_be_looked_into(
+    shapes: Path, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(shapes, tmp_path, steps=1)
+    run.run(config)
+    before = {path.name for path in tmp_path.iterdir()}
+    closed = tmp_path / "tensorboard"
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed or not mode & os.R_OK)
+    with pytest.raises(ConfigError, match=rf"--out {closed}: {closed} may not be read; choose another"):
+        run.run(replace(config, overwrite=True))
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
 def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "private").mkdir()
     shut_off(tmp_path / "private", monkeypatch)

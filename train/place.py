@@ -46,7 +46,9 @@ def look(config: Config) -> Found:
         stored = checkpoint.read_metrics(folder)["config"]
         checkpoint.require_same(config, folder, stored, "a finished run", _otherwise(folder, "show it"))
         return Found.FINISHED
-    require_writable(folder)
+    for written in (folder, folder / EVENTS):  # else the first may be empty when the second cannot be written
+        if written == folder or os.path.isdir(written):
+            require_writable(written)
     if config.overwrite:
         require_data_kept(config)
         return Found.NOTHING

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -156,15 +158,27 @@ def _opening(findings: Findings) -> list[str]:
         f"classes, held out for that ({_seeds(plan.map_seeds)}){momentum}. The test "
         f"classes are used once, with the chosen settings ({_seeds(plan.seeds)}; ± is half of the {CONFIDENCE:.0%} "
         "interval, Student's).",
-        f"Data: {base.data}. Network: {_networks(findings)}. Loss: {base.loss}{reduction}. Memory of "
+        f"Data: {_plain(base.data)}. Network: {_plain(_networks(findings))}. Loss: {base.loss}{reduction}. Memory of "
         f"{base.memory_size:,}, batches of {base.batch_size}, unless stated otherwise.",
-        f"`{findings.command}`",
+        _code(findings.command),
         f"{counts[VALIDATION]} + {counts[TEST]} runs, {seconds / 60:.0f} minutes of training in all; {broken} broke "
         f"down{counted}. {findings.machine}.",
         "## In short",
         *([rule(_comparisons(findings))] if _pairs(findings) else []),
         "\n".join(f"- {sentence}" for sentence in conclusions(findings)),
     ]
+
+
+def _plain(text: str) -> str:
+    """A text that Markdown and HTML leave as it is."""
+    return re.sub(r"[\\`*\[\]]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", html.escape(text, quote=False))
+
+
+def _code(text: str) -> str:
+    """As code, between more backticks than the text has side by side."""
+    most = max(map(len, re.findall("`+", text)), default=0)
+    fence, space = "`" * (most + 1), " " * (most > 0)
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def _networks(findings: Findings) -> str:
