@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from studies import SMALL_METHODS, small_plan
 
-from train.compare import drift, findings, plan, report, work
+from train.compare import drift, findings, pictures, plan, report, work
 from train.compare.plan import TEST
 from train.config import ConfigError
 
@@ -134,6 +134,16 @@ def test_a_report_names_the_weights_that_the_networks_began_from() -> None:
     assert named(before, before, before) == study.base.backbone
     assert named(of_a_file, of_a_file, of_a_file) == "lite0, weights of a: b"
     assert named(of_a_file, random, of_a_file) == "lite0, random weights; lite0, weights of a: b"
+
+
+def test_a_study_without_a_memory_has_no_drift_and_leaves_no_picture_of_another(tmp_path: Path) -> None:
+    study = small_plan(methods=("batch",), memory_sizes=(), batch_sizes=())
+    found = findings.Findings(study, "", {}, {"batch": {"lr": 1e-3}}, "")
+    assert report._drift(found) == [] == report._effects(found)
+    for draw in (pictures.drift, pictures.effects):
+        (tmp_path / "old.png").write_bytes(b"another's")
+        draw(tmp_path / "old.png", found)
+        assert not (tmp_path / "old.png").exists()
 
 
 @pytest.mark.parametrize(

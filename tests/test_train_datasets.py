@@ -326,6 +326,13 @@ def test_a_broken_annotation(values: dict[str, Any], item: str | None, message: 
         load(f"deepfashion2:{df2_folder}")
 
 
+def test_an_annotation_that_is_a_pipe_is_not_waited_for(df2_folder: Path) -> None:
+    annotation(df2_folder, 2).unlink()
+    os.mkfifo(annotation(df2_folder, 2))
+    with pytest.raises(DataError, match=r"cannot read .*annos/000002\.json: it is a pipe"):
+        load(f"deepfashion2:{df2_folder}")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -79,6 +79,8 @@ def drift(path: Path, findings: Findings) -> None:
     """Distance to the current network, a panel for each phase: as stored, and as it is in the memory."""
     plan = findings.plan
     methods = [method for method in plan.methods if method != "batch"]
+    if not methods:
+        return path.unlink(missing_ok=True)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.4 * len(PHASES), 3.6), layout="constrained")
         panels = figure.subplots(1, len(PHASES), squeeze=False)[0]
@@ -107,7 +109,7 @@ def effects(path: Path, findings: Findings) -> None:
     plan = findings.plan
     found = findings.effects()
     if not found:
-        return
+        return path.unlink(missing_ok=True)  # that of a larger study
     columns = min(len(found), 3)  # more would be too small on a page
     lines_of_panels = -(-len(found) // columns)
     with matplotlib.rc_context(STYLE):

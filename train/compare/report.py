@@ -284,6 +284,8 @@ def _adds(method: str, other: str) -> bool:
 
 
 def _drift(findings: Findings) -> list[str]:
+    if findings.plan.methods == ("batch",):  # it has no memory
+        return []
     of_oracle = ""
     if "oracle" in findings.plan.methods:
         of_oracle = " The oracle's rows are a step old, and were embedded beside other images."

@@ -119,6 +119,8 @@ def _image_of(annotation: Path) -> Path:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
+        if path.is_fifo():
+            raise OSError("it is a pipe")  # to open it would wait for a writer
         content = json.loads(path.read_bytes(), parse_constant=_no_number)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"--data: cannot read {path}: {error}") from error
